@@ -1,0 +1,1 @@
+//! Supervised actors with three bounded priority lanes, on ractor.

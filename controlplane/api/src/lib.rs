@@ -1,0 +1,1 @@
+//! What a runtime asks of a control plane: who may speak for a session.

@@ -1,0 +1,292 @@
+//! What events carry: audio, text, speech marks, metrics, debug notes and errors.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{NodeId, SampleIndex, SampleRate};
+
+/// The six event types by which consumers subscribe (F-022).
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum EventType {
+    /// Audio chunks and the end of a stream.
+    Audio,
+    /// Transcripts and generated text.
+    Text,
+    /// Control signals.
+    Control,
+    /// Measurements, speech activity among them.
+    Metrics,
+    /// Notes for a developer; off unless a session turns them on (F-027).
+    Debug,
+    /// Normalised failures (F-131).
+    Error,
+}
+
+/// How audio samples are encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Codec {
+    /// Signed 16-bit little-endian samples, channels interleaved.
+    Pcm16,
+    /// One Opus packet.
+    Opus,
+    /// G.711 mu-law, one byte a sample.
+    Pcmu,
+}
+
+/// Rate, channels and codec of a chunk (F-023).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AudioFormat {
+    /// Samples per second and channel.
+    pub sample_rate: SampleRate,
+    /// Interleaved channels, at least 1.
+    pub channels: u8,
+    /// Encoding of the samples.
+    pub codec: Codec,
+}
+
+impl AudioFormat {
+    /// Mono 16-bit PCM: what flows inside the runtime.
+    pub const fn pcm16(sample_rate: SampleRate) -> Self {
+        Self {
+            sample_rate,
+            channels: 1,
+            codec: Codec::Pcm16,
+        }
+    }
+}
+
+/// A stretch of audio; 20 ms unless a node says otherwise. Cloning shares the samples.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AudioChunk {
+    /// How to read `data`.
+    pub format: AudioFormat,
+    /// The encoded samples.
+    #[schemars(with = "Vec<u8>")]
+    pub data: Bytes,
+}
+
+impl AudioChunk {
+    /// A mono PCM chunk.
+    pub fn pcm16(sample_rate: SampleRate, data: Bytes) -> Self {
+        Self {
+            format: AudioFormat::pcm16(sample_rate),
+            data,
+        }
+    }
+
+    /// Samples per channel; 0 for codecs whose packets do not tell.
+    pub fn samples(&self) -> u64 {
+        let channels = u64::from(self.format.channels.max(1));
+        match self.format.codec {
+            Codec::Pcm16 => self.data.len() as u64 / 2 / channels,
+            Codec::Pcmu => self.data.len() as u64 / channels,
+            Codec::Opus => 0,
+        }
+    }
+
+    /// How long the chunk plays; zero for codecs whose packets do not tell.
+    pub fn duration(&self) -> Duration {
+        self.format.sample_rate.duration_of(self.samples())
+    }
+}
+
+/// Who said a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Speaker {
+    /// The person on the line.
+    User,
+    /// The voice agent.
+    Agent,
+}
+
+/// A piece of text: a transcript, a token, a clause.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TextChunk {
+    /// Whose words.
+    pub speaker: Speaker,
+    /// The words. For a partial transcript the whole segment so far; for generated text the
+    /// piece since the last chunk.
+    #[schemars(with = "String")]
+    pub text: Arc<str>,
+    /// Counts segments (utterances, clauses) within the turn, from 0.
+    pub segment: u32,
+    /// Rises with each partial of a segment (F-024).
+    pub revision: u32,
+    /// Final text appears once for a segment and never changes (F-024).
+    pub is_final: bool,
+    /// The recogniser's confidence, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<f32>,
+    /// BCP 47 tag, when known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub language: Option<Arc<str>>,
+}
+
+/// What voice activity and turn detection found in the user's audio.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "mark", rename_all = "snake_case", deny_unknown_fields)]
+pub enum SpeechMark {
+    /// Speech began at this sample of the user's audio.
+    Started {
+        /// First sample of speech.
+        at: SampleIndex,
+    },
+    /// Speech stopped at this sample; the detector waited `hangover` more to be sure.
+    Stopped {
+        /// First sample after speech.
+        at: SampleIndex,
+    },
+    /// The user has finished the turn.
+    EndOfTurn {
+        /// First sample after the turn's last speech.
+        at: SampleIndex,
+        /// How sure the detector is, 0 to 1.
+        confidence: f32,
+    },
+}
+
+/// A measurement published in band (F-026).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MetricSample {
+    /// Metric name, e.g. `node_latency_ms`.
+    pub name: String,
+    /// The value, in the unit that the name ends with.
+    pub value: f64,
+    /// Bounded labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A note for a developer (F-027).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DebugNote {
+    /// What to know.
+    pub message: String,
+    /// Details.
+    #[serde(default)]
+    pub fields: BTreeMap<String, String>,
+}
+
+/// The closed error taxonomy (F-131, providers.md §3).
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// An event or spec broke its schema: refused, never retried.
+    SchemaValidationError,
+    /// A writer of another epoch: refused, never retried.
+    AuthorityEpochMismatch,
+    /// A provider was too slow.
+    ProviderTimeout,
+    /// A provider had no capacity.
+    ProviderOverload,
+    /// Something of ours broke.
+    RuntimeInternalError,
+}
+
+/// A failure that consumers may see; holds no payload and no secret (F-131, F-136).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ErrorNote {
+    /// Which failure.
+    pub error_code: ErrorCode,
+    /// Where it happened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
+    /// What happened and what helps.
+    pub message: String,
+    /// Whether trying again may help.
+    pub retryable: bool,
+}
+
+/// Namespaced data of a transport or custom node, e.g. `telephony.dtmf` (F-089).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Extension {
+    /// Dotted name with at least one dot.
+    pub name: String,
+    /// Its own fields.
+    #[schemars(with = "serde_json::Value")]
+    pub fields: serde_json::Value,
+}
+
+/// What one event carries. Large and rare variants are boxed: audio stays small to move.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", content = "body", rename_all = "snake_case")]
+pub enum Payload {
+    /// Some audio.
+    AudioChunk(AudioChunk),
+    /// The turn's audio stream is complete (F-023).
+    AudioEnd,
+    /// Some text.
+    Text(Box<TextChunk>),
+    /// The turn's text stream is complete.
+    TextEnd,
+    /// Speech activity.
+    Speech(SpeechMark),
+    /// A measurement.
+    Metrics(Box<MetricSample>),
+    /// A developer's note.
+    Debug(Box<DebugNote>),
+    /// A failure.
+    Error(Box<ErrorNote>),
+    /// Data this runtime does not interpret.
+    Extension(Box<Extension>),
+}
+
+impl Payload {
+    /// The type that consumers filter by.
+    pub fn event_type(&self) -> EventType {
+        match self {
+            Self::AudioChunk(_) | Self::AudioEnd => EventType::Audio,
+            Self::Text(_) | Self::TextEnd => EventType::Text,
+            // A mark is a measurement of the audio; what follows from it is a control signal.
+            Self::Speech(_) | Self::Metrics(_) => EventType::Metrics,
+            Self::Debug(_) | Self::Extension(_) => EventType::Debug,
+            Self::Error(_) => EventType::Error,
+        }
+    }
+
+    /// Bytes that count against an edge's `max_queue_bytes`.
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::AudioChunk(chunk) => chunk.data.len(),
+            Self::Text(chunk) => chunk.text.len(),
+            Self::AudioEnd | Self::TextEnd | Self::Speech(_) => 0,
+            Self::Metrics(sample) => sample.name.len() + 8,
+            Self::Debug(note) => note.message.len(),
+            Self::Error(note) => note.message.len(),
+            Self::Extension(extension) => extension.name.len() + 64,
+        }
+    }
+
+    /// How long it plays; zero for what is not audio.
+    pub fn duration(&self) -> Duration {
+        match self {
+            Self::AudioChunk(chunk) => chunk.duration(),
+            Self::AudioEnd
+            | Self::Text(_)
+            | Self::TextEnd
+            | Self::Speech(_)
+            | Self::Metrics(_)
+            | Self::Debug(_)
+            | Self::Error(_)
+            | Self::Extension(_) => Duration::ZERO,
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! How long things may take.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Resolved time budgets of a turn, in milliseconds, each at least 1 (turn-plan.md §2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Budgets {
+    /// From turn open to the first output heard.
+    pub turn_budget_ms: u64,
+    /// Soft budget of one node's work on one event or turn.
+    pub node_budget_ms_default: u64,
+    /// From a path's first node to its last.
+    pub path_budget_ms_default: u64,
+    /// How long an event may wait on one edge.
+    pub edge_budget_ms_default: u64,
+    /// From a provider call to its first byte.
+    pub provider_first_byte_ms: u64,
+    /// Between two chunks of a provider's stream.
+    pub provider_inter_chunk_ms: u64,
+    /// From a cancel to the forced stop of a node that ignores it.
+    pub cancel_grace_ms: u64,
+    /// Longest a turn may run, speech included.
+    pub max_turn_duration_ms: u64,
+}
+
+/// Budgets as authored: what is absent comes from the profile.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BudgetsSpec {
+    /// See [`Budgets::turn_budget_ms`].
+    pub turn_budget_ms: Option<u64>,
+    /// See [`Budgets::node_budget_ms_default`].
+    pub node_budget_ms_default: Option<u64>,
+    /// See [`Budgets::path_budget_ms_default`].
+    pub path_budget_ms_default: Option<u64>,
+    /// See [`Budgets::edge_budget_ms_default`].
+    pub edge_budget_ms_default: Option<u64>,
+    /// See [`Budgets::provider_first_byte_ms`].
+    pub provider_first_byte_ms: Option<u64>,
+    /// See [`Budgets::provider_inter_chunk_ms`].
+    pub provider_inter_chunk_ms: Option<u64>,
+    /// See [`Budgets::cancel_grace_ms`].
+    pub cancel_grace_ms: Option<u64>,
+    /// See [`Budgets::max_turn_duration_ms`].
+    pub max_turn_duration_ms: Option<u64>,
+}

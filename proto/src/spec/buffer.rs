@@ -1,0 +1,200 @@
+//! How much an edge may hold, and what gives when it is full.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What an edge does with an item that finds it full (F-044).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// The sender waits, at most `max_block_time_ms`, then the item is shed.
+    Block,
+    /// The oldest item makes room.
+    DropOldest,
+    /// The new item is refused.
+    DropNewest,
+    /// The new item is folded into the newest of its kind (partials of one segment).
+    Merge,
+    /// Every second item is thinned out.
+    Sample,
+    /// Only the newest item is kept.
+    LatestOnly,
+}
+
+/// Data-lane handling when an edge is full; the authored `drop` means drop-oldest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DataHandling {
+    /// See [`Strategy::Block`].
+    Block,
+    /// See [`Strategy::DropOldest`].
+    #[serde(alias = "drop")]
+    DropOldest,
+    /// See [`Strategy::DropNewest`].
+    DropNewest,
+    /// See [`Strategy::Merge`].
+    Merge,
+    /// See [`Strategy::Sample`].
+    Sample,
+    /// See [`Strategy::LatestOnly`].
+    LatestOnly,
+}
+
+/// Telemetry-lane handling when an edge is full; it never blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TelemetryHandling {
+    /// The item is dropped.
+    Drop,
+    /// Items are thinned out.
+    Sample,
+    /// Dropped, with a drop notice.
+    BestEffortDrop,
+}
+
+/// Handling by lane; the control lane is always served and never shed (design §4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LaneHandling {
+    /// Audio and text.
+    #[serde(rename = "DataLane")]
+    pub data: DataHandling,
+    /// Metrics and debug events.
+    #[serde(rename = "TelemetryLane")]
+    pub telemetry: TelemetryHandling,
+}
+
+/// A pair of marks: crossing `high` asserts back-pressure, falling to `low` releases it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Marks {
+    /// At least 1.
+    pub high: u64,
+    /// Less than `high`.
+    pub low: u64,
+}
+
+/// At least one of the two is present.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Watermarks {
+    /// In items.
+    pub queue_items: Option<Marks>,
+    /// In milliseconds of waiting.
+    pub queue_ms: Option<Marks>,
+}
+
+/// Where an edge's policy came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DefaultingSource {
+    /// The pipeline says so on this edge.
+    ExplicitEdgeConfig,
+    /// The execution profile's default.
+    ExecutionProfileDefault,
+}
+
+/// How synchronised items are grouped when some must be dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncGroup {
+    /// By `sync_id`.
+    SyncId,
+    /// By event id.
+    EventId,
+    /// By a key of the node's own.
+    Custom,
+}
+
+/// What happens to the rest of a group when one item is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncPolicy {
+    /// The whole group goes.
+    AtomicDrop,
+    /// The item goes and downstream is told to reset.
+    DropWithDiscontinuity,
+    /// Items are independent.
+    NoSync,
+}
+
+/// How far a drop reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncScope {
+    /// This edge.
+    EdgeLocal,
+    /// Every edge of the domain.
+    PlanWide,
+}
+
+/// Dropping in groups (turn-plan.md §2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SyncDropPolicy {
+    /// Mandatory for `atomic_drop` and `drop_with_discontinuity`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_by: Option<SyncGroup>,
+    /// What happens to the group.
+    pub policy: SyncPolicy,
+    /// How far it reaches.
+    pub scope: SyncScope,
+    /// Mandatory for `drop_with_discontinuity`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sync_domain: Option<String>,
+}
+
+/// An edge's resolved buffer (turn-plan.md §2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EdgeBufferPolicy {
+    /// What gives when the edge is full.
+    pub strategy: Strategy,
+    /// At least 1.
+    pub max_queue_items: u64,
+    /// Oldest item's age in milliseconds, at least 1.
+    pub max_queue_ms: u64,
+    /// Sum of payload bytes, at least 1.
+    pub max_queue_bytes: u64,
+    /// How much latency the edge may add, in milliseconds, at least 1.
+    pub max_latency_contribution_ms: u64,
+    /// Mandatory with `block`, at least 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_block_time_ms: Option<u64>,
+    /// When back-pressure starts and ends.
+    pub watermarks: Watermarks,
+    /// By lane.
+    pub lane_handling: LaneHandling,
+    /// Who shares: tenant, session, turn or a custom key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fairness_key: Option<String>,
+    /// Where this policy came from.
+    pub defaulting_source: DefaultingSource,
+    /// Dropping in groups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sync_drop_policy: Option<SyncDropPolicy>,
+}
+
+/// An edge's buffer as authored: what is absent comes from the profile.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BufferSpec {
+    /// See [`EdgeBufferPolicy::strategy`].
+    pub strategy: Option<DataHandling>,
+    /// See [`EdgeBufferPolicy::max_queue_items`].
+    pub max_queue_items: Option<u64>,
+    /// See [`EdgeBufferPolicy::max_queue_ms`].
+    pub max_queue_ms: Option<u64>,
+    /// See [`EdgeBufferPolicy::max_queue_bytes`].
+    pub max_queue_bytes: Option<u64>,
+    /// See [`EdgeBufferPolicy::max_latency_contribution_ms`].
+    pub max_latency_contribution_ms: Option<u64>,
+    /// See [`EdgeBufferPolicy::max_block_time_ms`].
+    pub max_block_time_ms: Option<u64>,
+    /// See [`EdgeBufferPolicy::watermarks`].
+    pub watermarks: Option<Watermarks>,
+    /// See [`EdgeBufferPolicy::fairness_key`].
+    pub fairness_key: Option<String>,
+    /// See [`EdgeBufferPolicy::sync_drop_policy`].
+    pub sync_drop_policy: Option<SyncDropPolicy>,
+}

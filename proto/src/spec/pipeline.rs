@@ -1,0 +1,211 @@
+//! A pipeline as people write it.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{BudgetsSpec, BufferSpec, NodeExecutionPolicy, TurnPolicy};
+use crate::{EdgeId, NodeId, PipelineVersion, ProviderId};
+
+/// The pseudo-node where the user's audio and text enter.
+pub const INGRESS: &str = "ingress";
+/// The pseudo-node where audio and text leave for the user.
+pub const EGRESS: &str = "egress";
+
+/// A named, versioned set of defaults; only `simple/v1` exists (F-078).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum ProfileName {
+    /// The one profile; `simple` and `simple-v1` are accepted and normalised.
+    #[serde(rename = "simple/v1", alias = "simple", alias = "simple-v1")]
+    SimpleV1,
+}
+
+impl ProfileName {
+    /// The canonical name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SimpleV1 => "simple/v1",
+        }
+    }
+}
+
+/// What flows through a port.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum PortType {
+    /// Audio chunks and their end.
+    Audio,
+    /// Text chunks and their end.
+    Text,
+    /// Speech marks.
+    Speech,
+    /// Anything; only custom and pass-through nodes have such ports.
+    Any,
+}
+
+/// What a node does.
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeKind {
+    /// Voice activity: audio in, speech marks out.
+    Vad,
+    /// End of turn: audio, marks and transcripts in; marks and the user's finished text out.
+    TurnDetector,
+    /// Speech recognition: audio and marks in, transcripts out.
+    Stt,
+    /// Language model: the user's text in, generated text out.
+    Llm,
+    /// Cuts generated text into clauses that can be spoken.
+    Segmenter,
+    /// Speech synthesis: clauses in, audio out.
+    Tts,
+    /// Forwards what it gets; for measurements and tests.
+    Passthrough,
+    /// Folds several inputs into one ordered stream (F-005).
+    Merge,
+    /// Forwards one of several inputs (F-006).
+    Select,
+    /// A node registered by name (F-011).
+    Custom(String),
+}
+
+/// How a merge node orders its inputs (F-005).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MergeOrder {
+    /// By the time an event was made, then by source.
+    #[default]
+    Timestamp,
+    /// By the source's place in the spec, then by arrival.
+    SourcePriority,
+}
+
+/// How a condition compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Comparison {
+    /// Equal.
+    Eq,
+    /// Not equal.
+    Ne,
+    /// Less than.
+    Lt,
+    /// At most.
+    Le,
+    /// Greater than.
+    Gt,
+    /// At least.
+    Ge,
+}
+
+/// A test of an event's attribute that an edge or select node makes (F-018), e.g.
+/// `{attribute: confidence, is: lt, value: 0.6}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Condition {
+    /// `confidence`, `language`, `speaker`, `is_final` or a session attribute.
+    pub attribute: String,
+    /// How to compare.
+    pub is: Comparison,
+    /// What to compare with: a number, a text or a truth value.
+    pub value: serde_json::Value,
+}
+
+/// What a node's unrecoverable error leads to (F-132).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorAction {
+    /// The turn aborts.
+    #[default]
+    Abort,
+    /// The event goes to the dead-letter stream and the node goes on.
+    DeadLetter,
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSpec {
+    /// Unique within the pipeline.
+    pub id: NodeId,
+    /// What it does.
+    pub kind: NodeKind,
+    /// The provider that serves it; absent means the policy's binding for its modality.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<ProviderId>,
+    /// Tried in order after the first (F-007, F-133).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fallback_providers: Vec<ProviderId>,
+    /// A node that takes over when this one fails or overruns (F-007).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<NodeId>,
+    /// Soft budget of this node, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_ms: Option<u64>,
+    /// Concurrency and fairness.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execution: Option<NodeExecutionPolicy>,
+    /// What an unrecoverable error leads to.
+    #[serde(default)]
+    pub on_error: ErrorAction,
+    /// The node's own settings.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub config: BTreeMap<String, serde_json::Value>,
+    /// For people; never alters execution (F-082).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+}
+
+/// One edge: `from` and `to` name nodes, `ingress` or `egress`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EdgeSpec {
+    /// Unique; absent means `<from>-><to>:<carries>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<EdgeId>,
+    /// Where events come from.
+    pub from: NodeId,
+    /// Where they go.
+    pub to: NodeId,
+    /// What flows; must be among the types that both ends declare (F-003).
+    pub carries: PortType,
+    /// Only events that pass flow here (F-018).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<Condition>,
+    /// The buffer at the receiving end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buffer: Option<BufferSpec>,
+}
+
+/// A pipeline, as authored and published (F-001).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PipelineSpec {
+    /// `rspp.pipeline.v1`.
+    pub schema: String,
+    /// Immutable once published (F-015).
+    pub version: PipelineVersion,
+    /// Defaults for everything not said here.
+    pub profile: ProfileName,
+    /// What the agent is told it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<String>,
+    /// The nodes.
+    pub nodes: Vec<NodeSpec>,
+    /// The edges.
+    pub edges: Vec<EdgeSpec>,
+    /// Time budgets.
+    #[serde(default)]
+    pub budgets: BudgetsSpec,
+    /// When a turn may open, be interrupted and be resumed.
+    #[serde(default)]
+    pub turns: TurnPolicy,
+    /// For people; never alters execution (F-082).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}

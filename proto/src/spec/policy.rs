@@ -1,0 +1,242 @@
+//! What may be decided while a session runs, and by whom.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Budgets, EdgeBufferPolicy, Marks, NodeKind};
+use crate::ProviderId;
+
+/// What a provider does.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Modality {
+    /// Speech to text.
+    Stt,
+    /// Language model.
+    Llm,
+    /// Text to speech.
+    Tts,
+    /// Voice activity.
+    Vad,
+    /// End of turn.
+    EndOfTurn,
+    /// A node outside the process.
+    External,
+}
+
+impl Modality {
+    /// The modality's name, as ids and labels write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stt => "stt",
+            Self::Llm => "llm",
+            Self::Tts => "tts",
+            Self::Vad => "vad",
+            Self::EndOfTurn => "end_of_turn",
+            Self::External => "external",
+        }
+    }
+
+    /// What a node of this kind needs a provider for.
+    pub fn of(kind: &NodeKind) -> Option<Self> {
+        match kind {
+            NodeKind::Vad => Some(Self::Vad),
+            NodeKind::TurnDetector => Some(Self::EndOfTurn),
+            NodeKind::Stt => Some(Self::Stt),
+            NodeKind::Llm => Some(Self::Llm),
+            NodeKind::Tts => Some(Self::Tts),
+            NodeKind::Segmenter
+            | NodeKind::Passthrough
+            | NodeKind::Merge
+            | NodeKind::Select
+            | NodeKind::Custom(_) => None,
+        }
+    }
+}
+
+/// A change of course that a plan authorises beforehand; canonical order as written.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum AdaptiveAction {
+    /// Ask the same provider again.
+    Retry,
+    /// Ask the next provider.
+    ProviderSwitch,
+    /// Lower the quality.
+    Degrade,
+    /// Take the alternative path.
+    Fallback,
+}
+
+/// How a lane's senders are held back (turn-plan.md §2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowMode {
+    /// Send until `flow_xoff`.
+    Signal,
+    /// Send only with granted credit.
+    Credit,
+    /// Coarse signal plus burst credit.
+    Hybrid,
+}
+
+/// Flow control by lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FlowControl {
+    /// Mode of the data lane.
+    pub data_mode: FlowMode,
+    /// Marks of the data lane, in items.
+    pub data_marks: Marks,
+    /// Marks of the control lane, in items.
+    pub control_marks: Marks,
+    /// Marks of the telemetry lane, in items.
+    pub telemetry_marks: Marks,
+}
+
+/// Concurrency and fairness of one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeExecutionPolicy {
+    /// Most invocations at once; 0 means no limit.
+    pub concurrency_limit: u32,
+    /// Who shares.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fairness_key: Option<String>,
+}
+
+/// How much a recording holds (observability.md §3).
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+pub enum RecordingLevel {
+    /// Baseline evidence and summaries.
+    L0,
+    /// And sampled partials and chosen chunks.
+    L1,
+    /// And full capture in approved scopes.
+    L2,
+}
+
+/// How a recording may be replayed; the list is closed (design §7).
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplayMode {
+    /// Run the nodes again.
+    ReSimulateNodes,
+    /// Run with the providers' recorded answers.
+    PlaybackRecordedProviderOutputs,
+    /// Compare recorded decisions.
+    ReplayDecisions,
+    /// Decide again from recorded inputs.
+    RecomputeDecisions,
+}
+
+/// What is recorded of a turn.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RecordingPolicy {
+    /// How much.
+    pub recording_level: RecordingLevel,
+    /// At least one, unique.
+    pub allowed_replay_modes: BTreeSet<ReplayMode>,
+}
+
+/// What a failed plan leads to, before any turn opened (T5a).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PlanFailurePolicy {
+    /// Ask again later.
+    #[default]
+    Defer,
+    /// Refuse.
+    Reject,
+}
+
+/// What becomes of an event for a closed turn (T11).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LateEventPolicy {
+    /// Nothing.
+    #[default]
+    Drop,
+    /// It proposes a new turn.
+    Repropose,
+    /// It is noted.
+    Diagnostics,
+}
+
+/// When a turn may open, be interrupted and be resumed. All times in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TurnPolicy {
+    /// Whether the user's speech interrupts the agent.
+    pub barge_in: bool,
+    /// Speech shorter than this does not interrupt (P11: a cough).
+    pub barge_in_min_speech_ms: u64,
+    /// Silence after which speech counts as stopped.
+    pub vad_hangover_ms: u64,
+    /// Longest silence inside a turn that the end-of-turn model calls unfinished.
+    pub max_turn_silence_ms: u64,
+    /// An utterance without a transcript after this long is given up (P11).
+    pub transcript_timeout_ms: u64,
+    /// Late events of a closed turn.
+    pub late_events: LateEventPolicy,
+    /// A plan that cannot be built.
+    pub plan_failure: PlanFailurePolicy,
+    /// Messages of the conversation that the model is shown.
+    pub max_context_messages: usize,
+}
+
+impl Default for TurnPolicy {
+    fn default() -> Self {
+        Self {
+            barge_in: true,
+            barge_in_min_speech_ms: 200,
+            vad_hangover_ms: 240,
+            max_turn_silence_ms: 1_500,
+            transcript_timeout_ms: 4_000,
+            late_events: LateEventPolicy::Drop,
+            plan_failure: PlanFailurePolicy::Defer,
+            max_context_messages: 64,
+        }
+    }
+}
+
+/// Overrides for a tenant or session: the five surfaces all together or none (design §7).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyBundle {
+    /// `rspp.policy.bundle.v1`.
+    pub schema: String,
+    /// Names this version of the policy, e.g. `policy/2026-11-01`.
+    pub policy_resolution_snapshot: String,
+    /// What the plan may do on its own.
+    pub allowed_adaptive_actions: BTreeSet<AdaptiveAction>,
+    /// Surface 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budgets: Option<Budgets>,
+    /// Surface 2: modality to providers, preferred first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_bindings: Option<BTreeMap<Modality, Vec<ProviderId>>>,
+    /// Surface 3: by edge id; `default` stands for all others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edge_buffer_policies: Option<BTreeMap<String, EdgeBufferPolicy>>,
+    /// Surface 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow_control: Option<FlowControl>,
+    /// Surface 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recording_policy: Option<RecordingPolicy>,
+    /// Optional: by node id.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_execution_policies: BTreeMap<String, NodeExecutionPolicy>,
+}

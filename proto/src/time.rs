@@ -1,0 +1,182 @@
+//! Three times that must not be mixed: runtime, wall and media.
+
+use std::{fmt, num::NonZeroU32, ops, time::Duration};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Time since the node's clock began; serializable, so that recordings can hold it.
+///
+/// Nanosecond resolution. On the wire and in files it is written in whole microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Monotonic(Duration);
+
+impl Monotonic {
+    /// The clock's beginning.
+    pub const ZERO: Self = Self(Duration::ZERO);
+
+    /// A time `since` the clock's beginning.
+    pub const fn from_duration(since: Duration) -> Self {
+        Self(since)
+    }
+
+    /// A time in whole milliseconds since the clock's beginning.
+    pub const fn from_millis(ms: u64) -> Self {
+        Self(Duration::from_millis(ms))
+    }
+
+    /// Time since the clock's beginning.
+    pub const fn as_duration(self) -> Duration {
+        self.0
+    }
+
+    /// Whole milliseconds since the clock's beginning, as the Event ABI writes it.
+    pub const fn as_millis(self) -> u64 {
+        self.0.as_millis() as u64
+    }
+
+    /// Milliseconds since the clock's beginning, with fraction.
+    pub fn as_millis_f64(self) -> f64 {
+        self.0.as_secs_f64() * 1e3
+    }
+
+    /// Time elapsed since `earlier`; zero if that is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl ops::Add<Duration> for Monotonic {
+    type Output = Self;
+    fn add(self, after: Duration) -> Self {
+        Self(self.0.saturating_add(after))
+    }
+}
+
+impl Serialize for Monotonic {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0.as_micros() as u64)
+    }
+}
+
+impl<'de> Deserialize<'de> for Monotonic {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        u64::deserialize(deserializer).map(|us| Self(Duration::from_micros(us)))
+    }
+}
+
+impl JsonSchema for Monotonic {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Monotonic".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "integer", "minimum": 0,
+            "description": "microseconds since the node's clock began"
+        })
+    }
+}
+
+/// Milliseconds since the Unix epoch, as people and other machines read time.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[serde(transparent)]
+pub struct WallClock(pub u64);
+
+/// Samples per second; never zero.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(transparent)]
+pub struct SampleRate(NonZeroU32);
+
+impl SampleRate {
+    /// 8 kHz: telephony.
+    pub const HZ_8000: Self = Self(NonZeroU32::new(8_000).expect("not zero"));
+    /// 16 kHz: what speech recognition runs on, and the runtime's own rate for user audio.
+    pub const HZ_16000: Self = Self(NonZeroU32::new(16_000).expect("not zero"));
+    /// 22.05 kHz: Piper voices.
+    pub const HZ_22050: Self = Self(NonZeroU32::new(22_050).expect("not zero"));
+    /// 24 kHz: web clients and most vendor voices.
+    pub const HZ_24000: Self = Self(NonZeroU32::new(24_000).expect("not zero"));
+    /// 48 kHz: Opus and browsers.
+    pub const HZ_48000: Self = Self(NonZeroU32::new(48_000).expect("not zero"));
+
+    /// A rate in hertz; `None` for zero.
+    pub fn new(hertz: u32) -> Option<Self> {
+        NonZeroU32::new(hertz).map(Self)
+    }
+
+    /// The rate in hertz.
+    pub const fn hertz(self) -> u32 {
+        self.0.get()
+    }
+
+    /// How many samples last `duration`, rounded down.
+    pub fn samples_in(self, duration: Duration) -> u64 {
+        (duration.as_nanos() * u128::from(self.hertz()) / 1_000_000_000) as u64
+    }
+
+    /// How long `samples` last.
+    pub fn duration_of(self, samples: u64) -> Duration {
+        Duration::from_nanos(
+            (u128::from(samples) * 1_000_000_000 / u128::from(self.hertz())) as u64,
+        )
+    }
+}
+
+impl fmt::Display for SampleRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} Hz", self.hertz())
+    }
+}
+
+/// A position in a media stream, counted in its own samples (the canonical audio timeline).
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[serde(transparent)]
+pub struct SampleIndex(pub u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_and_durations_convert_both_ways() {
+        let frame = Duration::from_millis(20);
+        assert_eq!(SampleRate::HZ_16000.samples_in(frame), 320);
+        assert_eq!(SampleRate::HZ_22050.samples_in(frame), 441);
+        assert_eq!(SampleRate::HZ_16000.duration_of(320), frame);
+    }
+
+    #[test]
+    fn monotonic_time_is_written_in_microseconds() {
+        let at = Monotonic::from_millis(1500);
+        assert_eq!(serde_json::to_string(&at).unwrap(), "1500000");
+        assert_eq!(serde_json::from_str::<Monotonic>("1500000").unwrap(), at);
+    }
+}

@@ -1,0 +1,222 @@
+//! How a call can go wrong: a closed, normalised taxonomy (F-131, F-160; providers.md §2).
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutcomeClass {
+    /// The whole answer came.
+    Success,
+    /// Too slow.
+    Timeout,
+    /// No capacity, or a rate limit.
+    Overload,
+    /// Refused: credentials, policy, or a request that cannot work.
+    Blocked,
+    /// Broken: connection, server, model.
+    InfrastructureFailure,
+    /// Stopped by us; never the provider's fault.
+    Cancelled,
+}
+
+/// Why a call did not succeed. Its text holds no payload and no secret.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{reason}: {message}")]
+pub struct Fault {
+    /// The class; never `Success`.
+    pub class: OutcomeClass,
+    /// Whether another attempt may succeed.
+    pub retryable: bool,
+    /// A stable code, e.g. `provider_overload`.
+    pub reason: &'static str,
+    /// What happened, for people.
+    pub message: String,
+    /// The provider asked not to be called for a while.
+    pub circuit_open: bool,
+    /// How long to wait before the next attempt.
+    pub backoff: Option<Duration>,
+    /// HTTP status, where there was one.
+    pub status: Option<u16>,
+}
+
+impl Fault {
+    fn new(
+        class: OutcomeClass,
+        retryable: bool,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            class,
+            retryable,
+            reason,
+            message: message.into(),
+            circuit_open: false,
+            backoff: None,
+            status: None,
+        }
+    }
+
+    /// The provider was too slow.
+    pub fn timeout(message: impl Into<String>) -> Self {
+        Self::new(OutcomeClass::Timeout, true, "provider_timeout", message)
+    }
+
+    /// The provider has no capacity; 500 ms of backoff unless it said otherwise.
+    pub fn overload(message: impl Into<String>, backoff: Option<Duration>) -> Self {
+        Self {
+            circuit_open: true,
+            backoff: Some(backoff.unwrap_or(Duration::from_millis(500))),
+            ..Self::new(OutcomeClass::Overload, true, "provider_overload", message)
+        }
+    }
+
+    /// The call was stopped by us.
+    pub fn cancelled() -> Self {
+        Self::new(
+            OutcomeClass::Cancelled,
+            false,
+            "provider_cancelled",
+            "the call was cancelled",
+        )
+    }
+
+    /// The connection broke.
+    pub fn transport(message: impl Into<String>) -> Self {
+        Self::new(
+            OutcomeClass::InfrastructureFailure,
+            true,
+            "provider_transport_error",
+            message,
+        )
+    }
+
+    /// The stream broke after it had begun.
+    pub fn stream(message: impl Into<String>) -> Self {
+        Self::new(
+            OutcomeClass::InfrastructureFailure,
+            true,
+            "provider_stream_error",
+            message,
+        )
+    }
+
+    /// The provider's server failed.
+    pub fn server(message: impl Into<String>) -> Self {
+        Self {
+            circuit_open: true,
+            ..Self::new(
+                OutcomeClass::InfrastructureFailure,
+                true,
+                "provider_server_error",
+                message,
+            )
+        }
+    }
+
+    /// A local model failed.
+    pub fn model(message: impl Into<String>) -> Self {
+        Self::new(
+            OutcomeClass::InfrastructureFailure,
+            false,
+            "adapter_invoke_error",
+            message,
+        )
+    }
+
+    /// The request was refused and would be again.
+    pub fn blocked(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::new(OutcomeClass::Blocked, false, reason, message)
+    }
+
+    /// What an HTTP error status means (providers.md §2). `status` is not a success.
+    pub fn from_http(
+        status: u16,
+        retry_after: Option<Duration>,
+        message: impl Into<String>,
+    ) -> Self {
+        let fault = match status {
+            429 => Self::overload(message, retry_after),
+            408 | 504 => Self::timeout(message),
+            401 | 403 => Self::blocked("provider_auth_or_policy_block", message),
+            500..=599 => Self::server(message),
+            _ => Self::blocked("provider_client_error", message),
+        };
+        Self {
+            status: Some(status),
+            ..fault
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// providers.md §2, row by row.
+    #[test]
+    fn http_statuses_map_to_the_taxonomy() {
+        #[track_caller]
+        fn check(status: u16, class: OutcomeClass, retryable: bool, opens: bool, reason: &str) {
+            let fault = Fault::from_http(status, None, "");
+            assert_eq!(
+                (
+                    fault.class,
+                    fault.retryable,
+                    fault.circuit_open,
+                    fault.reason
+                ),
+                (class, retryable, opens, reason)
+            );
+            assert_eq!(fault.status, Some(status));
+        }
+        check(429, OutcomeClass::Overload, true, true, "provider_overload");
+        check(408, OutcomeClass::Timeout, true, false, "provider_timeout");
+        check(504, OutcomeClass::Timeout, true, false, "provider_timeout");
+        check(
+            401,
+            OutcomeClass::Blocked,
+            false,
+            false,
+            "provider_auth_or_policy_block",
+        );
+        check(
+            403,
+            OutcomeClass::Blocked,
+            false,
+            false,
+            "provider_auth_or_policy_block",
+        );
+        check(
+            404,
+            OutcomeClass::Blocked,
+            false,
+            false,
+            "provider_client_error",
+        );
+        check(
+            503,
+            OutcomeClass::InfrastructureFailure,
+            true,
+            true,
+            "provider_server_error",
+        );
+    }
+
+    #[test]
+    fn overload_honours_retry_after() {
+        let backoff = Duration::from_secs(3);
+        assert_eq!(
+            Fault::from_http(429, Some(backoff), "").backoff,
+            Some(backoff)
+        );
+        assert_eq!(
+            Fault::from_http(429, None, "").backoff,
+            Some(Duration::from_millis(500))
+        );
+    }
+}

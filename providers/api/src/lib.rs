@@ -1,0 +1,24 @@
+//! What a speech, language or voice provider promises, and the suites that check it.
+//!
+//! Adapters know this crate and their vendor; the runtime knows this crate and no vendor.
+//! A call is a stream: dropping it aborts the call at the provider, its first error ends it.
+
+mod call;
+mod fault;
+mod llm;
+mod pool;
+mod registry;
+mod stt;
+mod tts;
+mod voice;
+
+pub use call::{Attempt, Call, ChunkStream, Deadlines, Description};
+pub use fault::{Fault, OutcomeClass};
+pub use llm::{
+    FinishReason, LanguageModel, LlmChunk, LlmRequest, Message, Role, ToolCall, ToolSpec, Usage,
+};
+pub use pool::{InferencePool, PoolClosed};
+pub use registry::{Providers, RegistryError};
+pub use stt::{AudioStream, SpeechToText, SttChunk, SttRequest};
+pub use tts::{TextToSpeech, TtsChunk, TtsRequest};
+pub use voice::{Cost, EndOfTurn, EndOfTurnModel, VoiceActivity, VoiceDetector};

@@ -1,0 +1,116 @@
+//! Where inference runs: a bounded pool of blocking threads, never an async worker.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+/// The runtime is shutting down, or the work panicked.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PoolClosed {
+    /// No more work is taken.
+    #[error("the inference pool is closed")]
+    Closed,
+    /// The work panicked; the pool lives on.
+    #[error("inference panicked: {0}")]
+    Panicked(String),
+}
+
+/// Runs blocking work on at most `size` threads at once; more waits its turn.
+///
+/// In virtual time (a paused tokio clock) the work is charged at what it really cost: the clock
+/// stands still while it runs and is then moved on by its duration, so that latencies measured in
+/// virtual time are those of this machine.
+#[derive(Clone, Debug)]
+pub struct InferencePool {
+    slots: Arc<Semaphore>,
+    virtual_time: bool,
+}
+
+impl InferencePool {
+    /// A pool for real time.
+    pub fn new(size: usize) -> Self {
+        Self {
+            slots: Arc::new(Semaphore::new(size.max(1))),
+            virtual_time: false,
+        }
+    }
+
+    /// A pool for a paused clock.
+    pub fn in_virtual_time(size: usize) -> Self {
+        Self {
+            virtual_time: true,
+            ..Self::new(size)
+        }
+    }
+
+    /// Runs `work` on the pool and waits for it. Dropping the future gives up the wait; work that
+    /// has begun runs to its end and keeps its slot until then.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, PoolClosed> {
+        let slot = Arc::clone(&self.slots)
+            .acquire_owned()
+            .await
+            .map_err(|_| PoolClosed::Closed)?;
+        let joined = tokio::task::spawn_blocking(move || {
+            let _slot = slot;
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "measures what the work really cost, whatever the virtual clock says"
+            )]
+            let began = std::time::Instant::now();
+            let result = work();
+            (result, began.elapsed())
+        })
+        .await;
+        let (result, took) = joined.map_err(|error| match error.try_into_panic() {
+            Ok(panic) => PoolClosed::Panicked(panic_text(panic.as_ref())),
+            Err(_) => PoolClosed::Closed,
+        })?;
+        if self.virtual_time {
+            tokio::time::sleep_until(Instant::now() + took).await;
+        }
+        Ok(result)
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn virtual_time_is_charged_for_real_work() {
+        let pool = InferencePool::in_virtual_time(1);
+        let began = Instant::now();
+        #[expect(clippy::disallowed_methods, reason = "real work on a pool thread")]
+        pool.run(|| std::thread::sleep(Duration::from_millis(20)))
+            .await
+            .unwrap();
+        let charged = began.elapsed();
+        assert!(charged >= Duration::from_millis(20), "{charged:?}");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer_and_frees_its_slot() {
+        let pool = InferencePool::new(1);
+        let outcome = pool.run(|| panic!("bad weights")).await;
+        assert_eq!(
+            outcome,
+            Err::<(), _>(PoolClosed::Panicked("bad weights".into()))
+        );
+        assert_eq!(pool.run(|| 7).await, Ok(7));
+    }
+}

@@ -1,0 +1,103 @@
+//! The providers that a process offers, by id and in a fixed order.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use rspp_proto::{ProviderId, spec::Modality};
+use thiserror::Error;
+
+use crate::{EndOfTurn, LanguageModel, SpeechToText, TextToSpeech, VoiceActivity};
+
+/// Why a provider cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RegistryError {
+    /// No provider of that id serves that modality.
+    #[error("unknown {} provider `{id}`; known: {}", modality.as_str(), known.join(", "))]
+    Unknown {
+        /// What was looked for.
+        modality: Modality,
+        /// The id asked for.
+        id: ProviderId,
+        /// What there is.
+        known: Vec<String>,
+    },
+}
+
+/// A process's providers. Ids are unique within a modality; order is by id.
+#[derive(Clone, Default)]
+pub struct Providers {
+    stt: BTreeMap<ProviderId, Arc<dyn SpeechToText>>,
+    llm: BTreeMap<ProviderId, Arc<dyn LanguageModel>>,
+    tts: BTreeMap<ProviderId, Arc<dyn TextToSpeech>>,
+    voice: BTreeMap<ProviderId, Arc<dyn VoiceActivity>>,
+    end_of_turn: BTreeMap<ProviderId, Arc<dyn EndOfTurn>>,
+}
+
+macro_rules! modality {
+    ($add:ident, $get:ident, $field:ident, $trait:ident, $modality:expr) => {
+        /// Adds a provider; one with the same id is replaced.
+        pub fn $add(&mut self, provider: Arc<dyn $trait>) -> &mut Self {
+            self.$field.insert(provider.describe().id.clone(), provider);
+            self
+        }
+
+        /// The provider of that id.
+        pub fn $get(&self, id: &ProviderId) -> Result<Arc<dyn $trait>, RegistryError> {
+            self.$field
+                .get(id)
+                .cloned()
+                .ok_or_else(|| self.unknown($modality, id))
+        }
+    };
+}
+
+impl Providers {
+    /// No providers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    modality!(add_stt, stt, stt, SpeechToText, Modality::Stt);
+    modality!(add_llm, llm, llm, LanguageModel, Modality::Llm);
+    modality!(add_tts, tts, tts, TextToSpeech, Modality::Tts);
+    modality!(add_voice, voice, voice, VoiceActivity, Modality::Vad);
+    modality!(
+        add_end_of_turn,
+        end_of_turn,
+        end_of_turn,
+        EndOfTurn,
+        Modality::EndOfTurn
+    );
+
+    /// The ids that serve a modality, in order.
+    pub fn ids(&self, modality: Modality) -> Vec<ProviderId> {
+        match modality {
+            Modality::Stt => self.stt.keys().cloned().collect(),
+            Modality::Llm => self.llm.keys().cloned().collect(),
+            Modality::Tts => self.tts.keys().cloned().collect(),
+            Modality::Vad => self.voice.keys().cloned().collect(),
+            Modality::EndOfTurn => self.end_of_turn.keys().cloned().collect(),
+            Modality::External => Vec::new(),
+        }
+    }
+
+    fn unknown(&self, modality: Modality, id: &ProviderId) -> RegistryError {
+        let known = self.ids(modality);
+        RegistryError::Unknown {
+            modality,
+            id: id.clone(),
+            known: known.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl fmt::Debug for Providers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Providers")
+            .field("stt", &self.ids(Modality::Stt))
+            .field("llm", &self.ids(Modality::Llm))
+            .field("tts", &self.ids(Modality::Tts))
+            .field("voice", &self.ids(Modality::Vad))
+            .field("end_of_turn", &self.ids(Modality::EndOfTurn))
+            .finish()
+    }
+}

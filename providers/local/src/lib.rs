@@ -1,0 +1,1 @@
+//! Speech models that run on this machine: voice activity, end of turn, recognition, synthesis.

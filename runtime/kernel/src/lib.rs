@@ -1,0 +1,1 @@
+//! Session and turn decisions as plain values, free of clocks, tasks and I/O.

@@ -1,0 +1,1 @@
+//! The record of every accepted turn: its file format, recorder and reader.

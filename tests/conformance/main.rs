@@ -1,0 +1,1 @@
+//! Behaviour that the specification fixes, driven through real actors.

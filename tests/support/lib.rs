@@ -1,0 +1,1 @@
+//! Scripted calls, fixtures and helpers that the suites share.
