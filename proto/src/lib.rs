@@ -6,6 +6,7 @@
 mod epoch;
 mod id;
 mod lane;
+mod outcome;
 mod payload;
 pub mod spec;
 mod time;
@@ -16,6 +17,7 @@ pub use id::{
     SessionId, TenantId, TurnId, TurnNumber, sanitize_part,
 };
 pub use lane::Lane;
+pub use outcome::OutcomeClass;
 pub use payload::{
     AudioChunk, AudioFormat, Codec, DebugNote, ErrorCode, ErrorNote, EventType, Extension,
     MetricSample, Payload, Speaker, SpeechMark, TextChunk,

@@ -1,1 +1,5 @@
 //! What a runtime asks of a control plane: who may speak for a session.
+
+mod lease;
+
+pub use lease::{Lease, LeaseError, Leases, LocalLeases};

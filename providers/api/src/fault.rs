@@ -2,26 +2,8 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use rspp_proto::OutcomeClass;
 use thiserror::Error;
-
-/// How a call ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OutcomeClass {
-    /// The whole answer came.
-    Success,
-    /// Too slow.
-    Timeout,
-    /// No capacity, or a rate limit.
-    Overload,
-    /// Refused: credentials, policy, or a request that cannot work.
-    Blocked,
-    /// Broken: connection, server, model.
-    InfrastructureFailure,
-    /// Stopped by us; never the provider's fault.
-    Cancelled,
-}
 
 /// Why a call did not succeed. Its text holds no payload and no secret.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

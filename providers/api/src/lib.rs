@@ -13,12 +13,13 @@ mod tts;
 mod voice;
 
 pub use call::{Attempt, Call, ChunkStream, Deadlines, Description};
-pub use fault::{Fault, OutcomeClass};
+pub use fault::Fault;
 pub use llm::{
     FinishReason, LanguageModel, LlmChunk, LlmRequest, Message, Role, ToolCall, ToolSpec, Usage,
 };
 pub use pool::{InferencePool, PoolClosed};
 pub use registry::{Providers, RegistryError};
+pub use rspp_proto::OutcomeClass;
 pub use stt::{AudioStream, SpeechToText, SttChunk, SttRequest};
 pub use tts::{TextToSpeech, TtsChunk, TtsRequest};
 pub use voice::{Cost, EndOfTurn, EndOfTurnModel, VoiceActivity, VoiceDetector};
