@@ -1,9 +1,14 @@
 //! Typed identifiers: two of different kinds cannot be swapped.
 
-use std::{borrow::Borrow, fmt, sync::Arc};
+use std::{
+    borrow::Borrow,
+    fmt::{self, Write as _},
+    sync::Arc,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
+use sha2::{Digest, Sha256};
 
 /// Why a text is not an identifier.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,6 +113,18 @@ ids! {
     TenantId = "tenant id";
     /// A provider in the registry, e.g. `stt-deepgram`.
     ProviderId = "provider id";
+    /// Names one effect over retry, reconnect and failover, so that it happens once.
+    IdempotencyKey = "idempotency key";
+    /// Ties what belongs to one turn together in logs; canonical form `corr/<session>/<turn>`.
+    CorrelationId = "correlation id";
+    /// Events that belong to one moment.
+    SyncId = "sync id";
+    /// Streams that are kept in step, e.g. `agent_av`.
+    SyncDomain = "sync domain";
+    /// A break that a sync domain resets at.
+    DiscontinuityId = "discontinuity id";
+    /// One merge of several events into one.
+    MergeGroupId = "merge group id";
 }
 
 /// Replaces what would break an id's structure: `/` and blanks become `_`.
@@ -145,6 +162,30 @@ impl InvocationId {
         let event = sanitize_part(event.as_str());
         let modality = sanitize_part(modality);
         Self(format!("pvi/{session}/{turn}/{event}/{modality}").into())
+    }
+}
+
+impl CorrelationId {
+    /// The canonical correlation id of a turn.
+    pub fn canonical(session: &SessionId, turn: &TurnId) -> Self {
+        let session = sanitize_part(session.as_str());
+        let turn = sanitize_part(turn.as_str());
+        Self(format!("corr/{session}/{turn}").into())
+    }
+}
+
+impl IdempotencyKey {
+    /// The canonical key of an event: the SHA-256 of `session/turn/event`, in hexadecimal.
+    pub fn canonical(session: &SessionId, turn: Option<&TurnId>, event: &EventId) -> Self {
+        let session = sanitize_part(session.as_str());
+        let turn = turn.map_or_else(|| "session".to_owned(), |t| sanitize_part(t.as_str()));
+        let digest = Sha256::digest(format!("{session}/{turn}/{event}"));
+        let mut hex = String::with_capacity(2 * digest.len());
+        for byte in digest {
+            // Writing to a `String` cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+        }
+        Self(hex.into())
     }
 }
 
@@ -190,6 +231,24 @@ mod tests {
         assert_eq!(
             call.as_str(),
             "pvi/call_7_a/session/evt_call_7_a_turn-0001_000042/stt"
+        );
+    }
+
+    #[test]
+    fn idempotency_keys_follow_the_event_and_nothing_else() {
+        let session = SessionId::new("s").unwrap();
+        let turn = TurnId::new("t").unwrap();
+        let event = EventId::canonical(&session, Some(&turn), 1);
+        let key = IdempotencyKey::canonical(&session, Some(&turn), &event);
+        // printf 's/t/evt/s/t/000001' | sha256sum
+        assert_eq!(
+            key.as_str(),
+            "535aebfb59976fed6a2945dbf1e462efc59d3ce5bcd47336a9b6681358df5f3a"
+        );
+        let other = EventId::canonical(&session, Some(&turn), 2);
+        assert_ne!(
+            key,
+            IdempotencyKey::canonical(&session, Some(&turn), &other)
         );
     }
 

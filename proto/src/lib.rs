@@ -3,18 +3,21 @@
 //! Knows nothing of tasks, sockets or clocks. Everything here is refused when it is wrong, never
 //! repaired: a clamped number hides the fault that made it.
 
+pub mod abi;
 mod epoch;
 mod id;
 mod lane;
 mod outcome;
 mod payload;
+pub mod reason;
 pub mod spec;
 mod time;
 
-pub use epoch::Epoch;
+pub use epoch::{Epoch, LeaseToken, LeaseTokenError, MAX_LEASE_TOKEN_BYTES};
 pub use id::{
-    EdgeId, EventId, IdError, InvocationId, MAX_ID_BYTES, NodeId, PipelineVersion, ProviderId,
-    SessionId, TenantId, TurnId, TurnNumber, sanitize_part,
+    CorrelationId, DiscontinuityId, EdgeId, EventId, IdError, IdempotencyKey, InvocationId,
+    MAX_ID_BYTES, MergeGroupId, NodeId, PipelineVersion, ProviderId, SessionId, SyncDomain, SyncId,
+    TenantId, TurnId, TurnNumber, sanitize_part,
 };
 pub use lane::Lane;
 pub use outcome::OutcomeClass;
@@ -22,4 +25,5 @@ pub use payload::{
     AudioChunk, AudioFormat, Codec, DebugNote, ErrorCode, ErrorNote, EventType, Extension,
     MetricSample, Payload, Speaker, SpeechMark, TextChunk,
 };
+pub use reason::{MAX_REASON_BYTES, Reason, ReasonError};
 pub use time::{Monotonic, SampleIndex, SampleRate, WallClock};
