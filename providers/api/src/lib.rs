@@ -8,6 +8,7 @@ mod fault;
 mod llm;
 mod pool;
 mod registry;
+pub mod scripted;
 mod stt;
 mod tts;
 mod voice;
