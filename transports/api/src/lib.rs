@@ -1,5 +1,7 @@
 //! What a transport promises the runtime: frames in, paced and fenced audio out.
 
+pub mod audio;
 mod transport;
+pub mod wav;
 
 pub use transport::{Ingress, Outgoing, Sink, SinkError, Source, Transport, TransportKind};
