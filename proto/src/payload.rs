@@ -250,6 +250,19 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// The wire names of the payloads that this build knows.
+    pub const TYPES: [&str; 9] = [
+        "audio_chunk",
+        "audio_end",
+        "text",
+        "text_end",
+        "speech",
+        "metrics",
+        "debug",
+        "error",
+        "extension",
+    ];
+
     /// The type that consumers filter by.
     pub fn event_type(&self) -> EventType {
         match self {

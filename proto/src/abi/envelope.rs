@@ -82,7 +82,6 @@ macro_rules! with_envelope {
             pub merge_group_id: Option<MergeGroupId>,
             /// The events folded into it: 1 to 64, unique.
             #[serde(default, skip_serializing_if = "Option::is_none")]
-            #[schemars(length(min = 1, max = 64), extend("uniqueItems" = true))]
             pub merged_from_event_ids: Option<Vec<EventId>>,
             /// Whether it was made after its turn's cancel was accepted.
             #[serde(default, skip_serializing_if = "std::ops::Not::not")]

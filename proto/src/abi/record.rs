@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CancelScope, Emitter, Envelope, EventScope, MediaTime, PayloadClass, SchemaVersion, Signal,
-    Stamp,
+    CancelScope, Emitter, Envelope, EventScope, MediaTime, PayloadClass, SchemaVersion, ScopeRule,
+    Signal, Stamp,
     envelope::{envelope_of, with_envelope},
 };
 use crate::{
@@ -64,10 +64,43 @@ pub struct ControlSignal {
     pub amount: Option<u64>,
 }
 
+/// Either kind, for what holds both: timelines, batches, the wire.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, try_from = "FlatRecord")]
+pub enum Record {
+    /// An event on the data or telemetry lane.
+    Event(EventRecord),
+    /// A signal on the control lane.
+    Signal(ControlSignal),
+}
+
+impl Record {
+    /// What the record says about itself.
+    pub fn envelope(&self) -> &Envelope {
+        match self {
+            Self::Event(event) => &event.envelope,
+            Self::Signal(signal) => &signal.envelope,
+        }
+    }
+}
+
+impl From<EventRecord> for Record {
+    fn from(event: EventRecord) -> Self {
+        Self::Event(event)
+    }
+}
+
+impl From<ControlSignal> for Record {
+    fn from(signal: ControlSignal) -> Self {
+        Self::Signal(signal)
+    }
+}
+
 impl ControlSignal {
     /// A signal on the control lane; in a turn if the stamp is and the signal may be.
     pub fn new(signal: Signal, emitter: Emitter, stamp: Stamp) -> Self {
-        let scope = if stamp.turn_id.is_some() && !signal.is_session_scoped() {
+        let scope = if stamp.turn_id.is_some() && !matches!(signal.scope_rule(), ScopeRule::Session)
+        {
             EventScope::Turn
         } else {
             EventScope::Session
@@ -197,7 +230,7 @@ with_envelope! {
     #[derive(Deserialize, JsonSchema)]
     #[serde(deny_unknown_fields)]
     #[schemars(rename = "EventRecord")]
-    struct FlatEvent {
+    pub(super) struct FlatEvent {
         /// What it carries; absent when it was redacted or never recorded.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         payload: Option<Payload>,
@@ -218,7 +251,7 @@ with_envelope! {
     #[derive(Deserialize, JsonSchema)]
     #[serde(deny_unknown_fields)]
     #[schemars(rename = "ControlSignal")]
-    struct FlatSignal {
+    pub(super) struct FlatSignal {
         /// What is said.
         signal: Signal,
         /// Who says it.
@@ -237,7 +270,6 @@ with_envelope! {
         target_lane: Option<Lane>,
         /// Items of credit, at least 1.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        #[schemars(range(min = 1))]
         amount: Option<u64>,
     }
 }
@@ -254,5 +286,77 @@ impl From<FlatSignal> for ControlSignal {
             target_lane: flat.target_lane,
             amount: flat.amount,
         }
+    }
+}
+
+with_envelope! {
+    /// Either kind: read in one pass, then told apart by whether it says a signal.
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct FlatRecord {
+        #[serde(default)]
+        payload: Option<Payload>,
+        #[serde(default)]
+        signal: Option<Signal>,
+        #[serde(default)]
+        emitted_by: Option<Emitter>,
+        #[serde(default)]
+        reason: Option<Reason>,
+        #[serde(default)]
+        seq_range: Option<SeqRange>,
+        #[serde(default)]
+        scope: Option<CancelScope>,
+        #[serde(default)]
+        target_lane: Option<Lane>,
+        #[serde(default)]
+        amount: Option<u64>,
+    }
+}
+
+/// A record that is neither an event nor a signal, but something of both.
+#[derive(Debug, thiserror::Error)]
+enum Mixed {
+    #[error("signal `{0}` without emitted_by")]
+    NoEmitter(Signal),
+    #[error("signal `{0}` with a payload; a control signal carries none")]
+    Payload(Signal),
+    #[error("field `{0}` without a signal; only control signals have it")]
+    NoSignal(&'static str),
+}
+
+impl TryFrom<FlatRecord> for Record {
+    type Error = Mixed;
+
+    fn try_from(flat: FlatRecord) -> Result<Self, Mixed> {
+        let Some(signal) = flat.signal else {
+            let stray = [
+                ("emitted_by", flat.emitted_by.is_some()),
+                ("reason", flat.reason.is_some()),
+                ("seq_range", flat.seq_range.is_some()),
+                ("scope", flat.scope.is_some()),
+                ("target_lane", flat.target_lane.is_some()),
+                ("amount", flat.amount.is_some()),
+            ];
+            if let Some((field, _)) = stray.into_iter().find(|(_, present)| *present) {
+                return Err(Mixed::NoSignal(field));
+            }
+            return Ok(Self::Event(EventRecord {
+                envelope: envelope_of!(flat),
+                payload: flat.payload,
+            }));
+        };
+        if flat.payload.is_some() {
+            return Err(Mixed::Payload(signal));
+        }
+        Ok(Self::Signal(ControlSignal {
+            signal,
+            emitted_by: flat.emitted_by.ok_or(Mixed::NoEmitter(signal))?,
+            reason: flat.reason,
+            seq_range: flat.seq_range,
+            scope: flat.scope,
+            target_lane: flat.target_lane,
+            amount: flat.amount,
+            envelope: envelope_of!(flat),
+        }))
     }
 }

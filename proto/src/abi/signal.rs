@@ -1,42 +1,10 @@
 //! The closed vocabulary: signals, who emits them, and what they are about.
 
-use std::fmt;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::vocabulary::vocabulary;
 use crate::Payload;
-
-macro_rules! vocabulary {
-    ($(#[$enum_doc:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)* }) => {
-        $(#[$enum_doc])*
-        #[derive(
-            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-            JsonSchema,
-        )]
-        pub enum $name {
-            $($(#[$doc])* #[serde(rename = $text)] $variant,)*
-        }
-
-        impl $name {
-            /// Every member, in the order of the vocabulary.
-            pub const ALL: &[Self] = &[$(Self::$variant,)*];
-
-            /// The member's name on the wire.
-            pub const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $text,)*
-                }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-    };
-}
 
 vocabulary! {
     /// A control signal (event-abi §4). The list is closed: a new one is a new schema version.
@@ -211,16 +179,6 @@ vocabulary! {
         DerivedSummary = "derived_summary",
         /// Nothing of what was said.
         Metadata = "metadata",
-    }
-}
-
-impl Signal {
-    /// Whether the signal always speaks of the session, even while a turn runs.
-    pub const fn is_session_scoped(self) -> bool {
-        matches!(
-            self,
-            Self::TurnOpenProposed | Self::Admit | Self::Reject | Self::Defer
-        )
     }
 }
 

@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::{AbiRule, AbiViolation};
+
 /// A version of the Event ABI: `v1.0` or `v1.0.3`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SchemaVersion {
@@ -31,6 +33,59 @@ impl fmt::Display for SchemaVersion {
         match self.patch {
             Some(patch) => write!(f, ".{patch}"),
             None => Ok(()),
+        }
+    }
+}
+
+/// The versions that a reader understands: one major, any minor up to a highest.
+///
+/// A higher minor may hold fields and signals that this build does not know, and unknown fields are
+/// refused everywhere, so the window ends at what was known when it was built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VersionWindow {
+    /// The only major that is read.
+    pub major: u32,
+    /// The lowest minor that is read.
+    pub min_minor: u32,
+    /// The highest minor that is read.
+    pub max_minor: u32,
+}
+
+impl VersionWindow {
+    /// What this build reads.
+    pub const CURRENT: Self = Self {
+        major: SchemaVersion::CURRENT.major,
+        min_minor: 0,
+        max_minor: SchemaVersion::CURRENT.minor,
+    };
+
+    /// Refuses a version outside the window and says what to do (F-021).
+    pub fn check(self, found: SchemaVersion) -> Result<(), AbiViolation> {
+        let hint = if (found.major, found.minor) > (self.major, self.max_minor) {
+            format!("upgrade this reader, or have the writer write {self}")
+        } else if (found.major, found.minor) < (self.major, self.min_minor) {
+            format!("convert the recording to {self}, or read it with a build of its time")
+        } else {
+            return Ok(());
+        };
+        Err(AbiViolation {
+            path: "schema_version".into(),
+            rule: AbiRule::UnsupportedVersion { found, hint },
+        })
+    }
+}
+
+impl fmt::Display for VersionWindow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            major,
+            min_minor,
+            max_minor,
+        } = self;
+        if min_minor == max_minor {
+            write!(f, "v{major}.{max_minor}")
+        } else {
+            write!(f, "v{major}.{min_minor} to v{major}.{max_minor}")
         }
     }
 }
