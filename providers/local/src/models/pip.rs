@@ -22,7 +22,7 @@ const PREPARE_PYTHON: (u32, u32) = (3, 11);
 pub(super) struct Pip {
     python: PathBuf,
     version: (u32, u32),
-    pip: Vec<OsString>,
+    command: Vec<OsString>,
 }
 
 impl Pip {
@@ -53,7 +53,7 @@ impl Pip {
         Ok(Self {
             python,
             version,
-            pip,
+            command: pip,
         })
     }
 
@@ -118,8 +118,8 @@ impl Pip {
     }
 
     fn pip(&self, verb: &str) -> Command {
-        let mut command = Command::new(&self.pip[0]);
-        command.args(&self.pip[1..]).arg(verb);
+        let mut command = Command::new(&self.command[0]);
+        command.args(&self.command[1..]).arg(verb);
         command.arg("--disable-pip-version-check");
         command.env("PYTHONUNBUFFERED", "1");
         command

