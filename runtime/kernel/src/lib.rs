@@ -1,1 +1,21 @@
 //! Session and turn decisions as plain values, free of clocks, tasks and I/O.
+//!
+//! Inputs and the time go in; effects and a deadline come out. The host runs this inside actors and
+//! carries the effects out; replay and simulation feed the same code from a recording or a seed.
+
+mod effect;
+mod input;
+
+pub mod turn;
+
+pub mod session;
+
+pub mod conversation;
+
+pub mod fence;
+
+pub mod edge;
+
+pub use effect::{Effect, Emission, SessionState};
+pub use input::{CancelReason, Gates, Input, PlanFacts};
+pub use session::{Exchange, Session};

@@ -1,0 +1,202 @@
+//! The output fence: the one place where an output becomes accepted, and where a dead turn stops.
+//!
+//! Accepting and fencing are compare-and-swaps of the same word, so that they have one order: an
+//! output is accepted before the fence falls or never (event-abi.md §5 rules 2 and 3). Silence does
+//! not wait for a message to be delivered (design §2).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rspp_proto::{Epoch, TurnNumber};
+
+/// What became of an output at the fence.
+#[must_use = "an output that was not accepted must not be played"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// It may be played; it is this many outputs into its turn, counted from 1.
+    Accepted {
+        /// Outputs accepted of the turn so far, this one included.
+        ordinal: u32,
+    },
+    /// Its turn is over or was cancelled.
+    Fenced,
+    /// It was made under another epoch than the session's (T12): refused and reported.
+    StaleEpoch {
+        /// The session's epoch; `None` when authority is lost altogether.
+        current: Option<Epoch>,
+    },
+}
+
+/// Guards everything that a session lets out.
+///
+/// The word holds the first live turn (upper half) and how many outputs of it were accepted
+/// (lower half). At 50 outputs a second the lower half lasts 2.7 years of one turn.
+#[derive(Debug)]
+pub struct OutputFence {
+    word: AtomicU64,
+    /// 0 when nobody may write.
+    epoch: AtomicU64,
+}
+
+const NO_TURN_LIVES: u32 = u32::MAX;
+
+fn pack(first_live: u32, accepted: u32) -> u64 {
+    u64::from(first_live) << 32 | u64::from(accepted)
+}
+
+fn unpack(word: u64) -> (u32, u32) {
+    ((word >> 32) as u32, word as u32)
+}
+
+impl OutputFence {
+    /// A fence that lets out turns from the first on, made under `epoch`.
+    pub fn new(epoch: Epoch) -> Self {
+        Self {
+            word: AtomicU64::new(pack(TurnNumber::FIRST.0, 0)),
+            epoch: AtomicU64::new(epoch.get()),
+        }
+    }
+
+    /// Asks whether one output of `turn`, made under `epoch`, may leave.
+    pub fn accept(&self, turn: TurnNumber, epoch: Epoch) -> Passage {
+        let current = self.epoch.load(Ordering::Acquire);
+        if current != epoch.get() {
+            return Passage::StaleEpoch {
+                current: Epoch::new(current),
+            };
+        }
+        let mut word = self.word.load(Ordering::Acquire);
+        loop {
+            let (first_live, accepted) = unpack(word);
+            if turn.0 < first_live {
+                return Passage::Fenced;
+            }
+            // A later turn's first output ends the count of the turn before it.
+            let ordinal = if turn.0 == first_live {
+                accepted.saturating_add(1)
+            } else {
+                1
+            };
+            match self.word.compare_exchange_weak(
+                word,
+                pack(turn.0, ordinal),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return Passage::Accepted { ordinal },
+                Err(changed) => word = changed,
+            }
+        }
+    }
+
+    /// Whether outputs of `turn` may still leave; for work that would be in vain.
+    pub fn is_live(&self, turn: TurnNumber) -> bool {
+        turn.0 >= unpack(self.word.load(Ordering::Acquire)).0
+    }
+
+    /// Fences `turn` and every turn before it. Returns how many outputs of `turn` were accepted:
+    /// exactly those that were heard or are being heard.
+    pub fn raise(&self, turn: TurnNumber) -> u32 {
+        let next = turn.next().0;
+        let before = self
+            .word
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                (unpack(word).0 < next).then(|| pack(next, 0))
+            });
+        match before.map(unpack) {
+            Ok((first_live, accepted)) if first_live == turn.0 => accepted,
+            Ok(_) | Err(_) => 0,
+        }
+    }
+
+    /// Fences everything: authority is lost (T8). Returns the accepted outputs of the live turn.
+    pub fn revoke(&self) -> u32 {
+        self.epoch.store(0, Ordering::Release);
+        unpack(self.word.swap(pack(NO_TURN_LIVES, 0), Ordering::AcqRel)).1
+    }
+
+    /// Moves to a newer epoch: outputs made under the older one are refused from here on.
+    pub fn rotate(&self, epoch: Epoch) {
+        self.epoch.fetch_max(epoch.get(), Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    const E1: Epoch = Epoch::FIRST;
+    const T1: TurnNumber = TurnNumber(1);
+    const T2: TurnNumber = TurnNumber(2);
+
+    /// CF-001, CF-002, P1.
+    #[test]
+    fn nothing_of_a_turn_is_accepted_after_its_fence() {
+        let fence = OutputFence::new(E1);
+        assert_eq!(fence.accept(T1, E1), Passage::Accepted { ordinal: 1 });
+        assert_eq!(fence.accept(T1, E1), Passage::Accepted { ordinal: 2 });
+        assert_eq!(fence.raise(T1), 2);
+        assert_eq!(fence.accept(T1, E1), Passage::Fenced);
+        assert_eq!(fence.accept(T2, E1), Passage::Accepted { ordinal: 1 });
+        assert_eq!(
+            fence.raise(T1),
+            0,
+            "an older fence does not disturb the live turn"
+        );
+        assert_eq!(fence.accept(T2, E1), Passage::Accepted { ordinal: 2 });
+    }
+
+    /// P4: a turn can be fenced before its first output.
+    #[test]
+    fn a_turn_that_never_spoke_can_be_fenced() {
+        let fence = OutputFence::new(E1);
+        assert_eq!(fence.raise(T1), 0);
+        assert_eq!(fence.accept(T1, E1), Passage::Fenced);
+    }
+
+    /// F-156, T12: epochs are compared exactly.
+    #[test]
+    fn other_epochs_are_refused_lower_and_higher() {
+        let fence = OutputFence::new(E1.next());
+        let current = Some(E1.next());
+        assert_eq!(fence.accept(T1, E1), Passage::StaleEpoch { current });
+        assert_eq!(
+            fence.accept(T1, E1.next().next()),
+            Passage::StaleEpoch { current }
+        );
+        fence.rotate(E1.next().next());
+        assert_eq!(
+            fence.accept(T1, E1.next().next()),
+            Passage::Accepted { ordinal: 1 }
+        );
+        assert_eq!(fence.revoke(), 1);
+        assert_eq!(
+            fence.accept(T1, E1.next().next()),
+            Passage::StaleEpoch { current: None }
+        );
+    }
+
+    /// Invariant: what `raise` reports is exactly what was accepted, under contention.
+    #[test]
+    fn accepted_outputs_and_the_cut_agree_under_contention() {
+        for _ in 0..50 {
+            let fence = Arc::new(OutputFence::new(E1));
+            let workers: Vec<_> = (0..2)
+                .map(|_| {
+                    let fence = Arc::clone(&fence);
+                    std::thread::spawn(move || {
+                        (0..10_000)
+                            .take_while(|_| {
+                                matches!(fence.accept(T1, E1), Passage::Accepted { .. })
+                            })
+                            .count()
+                    })
+                })
+                .collect();
+            let cut = fence.raise(T1) as usize;
+            let accepted: usize = workers.into_iter().map(|w| w.join().unwrap()).sum();
+            assert_eq!(accepted, cut);
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Everything that can happen to a session.
+
+use rspp_proto::{Epoch, SampleIndex, TurnNumber, spec::Budgets};
+
+use crate::turn::Ending;
+
+/// Why somebody cancels (F-035).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CancelReason {
+    /// The user spoke over the agent.
+    BargeIn,
+    /// The user or an operator asked for it.
+    UserCancel,
+    /// Something took too long.
+    Timeout,
+    /// A provider failed for good.
+    ProviderError,
+}
+
+impl CancelReason {
+    /// The reason as the signal carries it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BargeIn => "barge_in",
+            Self::UserCancel => "user_cancel",
+            Self::Timeout => "timeout",
+            Self::ProviderError => "provider_error",
+        }
+    }
+}
+
+/// What must hold before a turn may open, judged in this order (lifecycle.md §3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gates {
+    /// The control plane's snapshots are present and fresh enough.
+    pub snapshot_valid: bool,
+    /// There is room for one more turn.
+    pub capacity: bool,
+    /// The epoch that the caller of the turn carries.
+    pub epoch: Epoch,
+    /// Whether this placement still holds the session's lease.
+    pub authorized: bool,
+}
+
+/// What the kernel needs to know of a resolved plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanFacts {
+    /// 64 lowercase hex digits.
+    pub hash: String,
+    /// Time limits of the turn.
+    pub budgets: Budgets,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// The transport is up.
+    Connected,
+    /// The transport is gone, or the user hung up.
+    Disconnected,
+    /// The session shall end once its turn has.
+    Drain,
+
+    /// The user began to speak.
+    SpeechStarted {
+        /// First sample of speech.
+        at: SampleIndex,
+    },
+    /// The user stopped speaking.
+    SpeechStopped {
+        /// First sample after speech.
+        at: SampleIndex,
+    },
+    /// The user has said something that wants an answer: the intent to open a turn.
+    UserTurn {
+        /// The words.
+        text: String,
+    },
+
+    /// Somebody cancels the running turn.
+    Cancel(CancelReason),
+    /// The lease moved on; this placement may go on under `epoch`.
+    Rotated {
+        /// The newer epoch.
+        epoch: Epoch,
+    },
+    /// This placement may no longer speak for the session.
+    Revoked,
+
+    /// Answers [`Effect::Judge`](crate::Effect::Judge).
+    Gates {
+        /// The turn being opened.
+        turn: TurnNumber,
+        /// What was found.
+        gates: Gates,
+    },
+    /// Answers [`Effect::Resolve`](crate::Effect::Resolve); `None` if the plan cannot be built.
+    Plan {
+        /// The turn being opened.
+        turn: TurnNumber,
+        /// What the plan says.
+        facts: Option<PlanFacts>,
+    },
+    /// Answers [`Effect::Fence`](crate::Effect::Fence).
+    Fenced {
+        /// The turn.
+        turn: TurnNumber,
+        /// Output frames that were accepted of it.
+        accepted: u32,
+    },
+    /// Answers [`Effect::Seal`](crate::Effect::Seal).
+    Sealed {
+        /// The turn.
+        turn: TurnNumber,
+        /// Whether the evidence is kept.
+        stored: bool,
+    },
+
+    /// The model produced something for the turn.
+    Progress {
+        /// The turn.
+        turn: TurnNumber,
+    },
+    /// A clause is about to be spoken.
+    ClauseBegun {
+        /// The turn.
+        turn: TurnNumber,
+        /// Counts clauses within the turn.
+        segment: u32,
+        /// Its words.
+        text: String,
+    },
+    /// Audio of a clause was made.
+    FramesMade {
+        /// The turn.
+        turn: TurnNumber,
+        /// Which clause.
+        segment: u32,
+        /// How many output frames.
+        frames: u32,
+    },
+    /// All audio of a clause was made.
+    ClauseMade {
+        /// The turn.
+        turn: TurnNumber,
+        /// Which clause.
+        segment: u32,
+    },
+    /// The turn's first frame was accepted at egress.
+    PlaybackStarted {
+        /// The turn.
+        turn: TurnNumber,
+    },
+    /// The turn's last frame was accepted at egress, or it ended without any.
+    PlaybackFinished {
+        /// The turn.
+        turn: TurnNumber,
+    },
+    /// Nothing legal is left for the turn.
+    TurnFailed {
+        /// The turn.
+        turn: TurnNumber,
+        /// What ended it.
+        ending: Ending,
+    },
+    /// A deadline has passed.
+    Tick,
+}

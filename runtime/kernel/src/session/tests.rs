@@ -1,0 +1,494 @@
+//! The session machine against the truth table and the bugs of others.
+
+use rspp_proto::SampleIndex;
+
+use super::*;
+use crate::turn::AbortReason;
+
+const T1: TurnNumber = TurnNumber::FIRST;
+
+/// A session and a host that answers at once.
+struct Rig {
+    session: Session,
+    now: Monotonic,
+    gates: Gates,
+    plan: bool,
+    stored: bool,
+    accepted: u32,
+    log: Vec<String>,
+}
+
+fn budgets() -> Budgets {
+    Budgets {
+        turn_budget_ms: 2_000,
+        node_budget_ms_default: 800,
+        path_budget_ms_default: 1_800,
+        edge_budget_ms_default: 250,
+        provider_first_byte_ms: 1_000,
+        provider_inter_chunk_ms: 700,
+        cancel_grace_ms: 75,
+        max_turn_duration_ms: 60_000,
+    }
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self::with(TurnPolicy::default())
+    }
+
+    fn with(policy: TurnPolicy) -> Self {
+        let mut rig = Self {
+            session: Session::new(policy, Epoch::FIRST),
+            now: Monotonic::ZERO,
+            gates: Gates {
+                snapshot_valid: true,
+                capacity: true,
+                epoch: Epoch::FIRST,
+                authorized: true,
+            },
+            plan: true,
+            stored: true,
+            accepted: 0,
+            log: Vec::new(),
+        };
+        rig.take(Input::Connected);
+        rig.log.clear();
+        rig
+    }
+
+    /// A session with an active turn.
+    fn talking() -> Self {
+        let mut rig = Self::new();
+        rig.say("hello");
+        rig.log.clear();
+        rig
+    }
+
+    fn say(&mut self, text: &str) {
+        self.take(Input::UserTurn { text: text.into() });
+    }
+
+    fn after(&mut self, ms: u64) -> &mut Self {
+        self.now = self.now + Duration::from_millis(ms);
+        self
+    }
+
+    /// One message, settled.
+    fn take(&mut self, input: Input) {
+        self.session.handle(self.now, input);
+        self.carry_out();
+        self.session.settle();
+        self.carry_out();
+    }
+
+    /// Several messages that were pending at one arbitration point.
+    fn take_together(&mut self, inputs: impl IntoIterator<Item = Input>) {
+        for input in inputs {
+            self.session.handle(self.now, input);
+            self.carry_out();
+        }
+        self.session.settle();
+        self.carry_out();
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(effect) = self.session.poll_effect() {
+            let answer = match effect {
+                Effect::Signal(emission) => {
+                    let reason = emission.reason.map_or(String::new(), |r| format!("({r})"));
+                    self.log.push(format!("{}{reason}", emission.signal));
+                    None
+                }
+                Effect::Judge { turn } => Some(Input::Gates {
+                    turn,
+                    gates: self.gates,
+                }),
+                Effect::Resolve { turn, .. } => Some(Input::Plan {
+                    turn,
+                    facts: self.plan.then(|| PlanFacts {
+                        hash: "0".repeat(64),
+                        budgets: budgets(),
+                    }),
+                }),
+                Effect::Fence { turn } => {
+                    self.log.push("FENCE".into());
+                    Some(Input::Fenced {
+                        turn,
+                        accepted: std::mem::take(&mut self.accepted),
+                    })
+                }
+                Effect::Seal { turn, .. } => Some(Input::Sealed {
+                    turn,
+                    stored: self.stored,
+                }),
+                Effect::Revoke => self.session.current_turn().map(|turn| Input::Fenced {
+                    turn,
+                    accepted: std::mem::take(&mut self.accepted),
+                }),
+                Effect::Start { user_text, .. } => {
+                    self.log.push(format!("START {user_text}"));
+                    None
+                }
+                Effect::Cancel { reason, .. } => {
+                    self.log.push(format!("STOP WORK {}", reason.as_str()));
+                    None
+                }
+                Effect::Late { .. } => {
+                    self.log.push("LATE".into());
+                    None
+                }
+                Effect::Session(state) => {
+                    self.log.push(format!("{state:?}"));
+                    None
+                }
+                Effect::Refused { .. }
+                | Effect::Transition { .. }
+                | Effect::Stop { .. }
+                | Effect::Rotate { .. } => None,
+            };
+            if let Some(answer) = answer {
+                self.session.handle(self.now, answer);
+            }
+        }
+    }
+
+    fn speak(&mut self, frames: u32) {
+        self.take(Input::ClauseBegun {
+            turn: T1,
+            segment: 0,
+            text: "one two three four".into(),
+        });
+        self.take(Input::FramesMade {
+            turn: T1,
+            segment: 0,
+            frames: 100,
+        });
+        self.take(Input::ClauseMade {
+            turn: T1,
+            segment: 0,
+        });
+        self.take(Input::PlaybackStarted { turn: T1 });
+        self.accepted = frames;
+    }
+
+    fn heard(&self) -> Vec<String> {
+        use crate::conversation::Said;
+        self.session
+            .conversation()
+            .iter()
+            .filter_map(|said| match said {
+                Said::User { .. } => None,
+                Said::Agent { text, .. } => Some(text.clone()),
+            })
+            .collect()
+    }
+}
+
+/// T1, T5, T6, F-139, NF-029.
+#[test]
+fn a_turn_opens_speaks_and_commits() {
+    let mut rig = Rig::new();
+    rig.say("hello");
+    rig.speak(100);
+    rig.take(Input::PlaybackFinished { turn: T1 });
+    assert_eq!(
+        rig.log,
+        [
+            "turn_open_proposed(session_turn_intent)",
+            "admit(admission_capacity_allow)",
+            "turn_open",
+            "START hello",
+            "output_accepted(output_accepted)",
+            "playback_started",
+            "playback_completed",
+            "FENCE",
+            "commit",
+            "close",
+        ]
+    );
+    assert_eq!(rig.heard(), ["one two three four"]);
+}
+
+/// T2, T3, T4, T5a, AE-001, AE-005: judged in order, and nothing is aborted or closed.
+#[test]
+fn refusals_are_judged_in_order_and_stay_pre_turn() {
+    #[track_caller]
+    fn check(break_it: impl Fn(&mut Rig), outcome: &str) {
+        let mut rig = Rig::new();
+        break_it(&mut rig);
+        rig.say("hello");
+        assert_eq!(
+            rig.log,
+            ["turn_open_proposed(session_turn_intent)", outcome]
+        );
+        assert_eq!(rig.session.current_turn(), None);
+    }
+    check(
+        |rig| {
+            rig.gates.snapshot_valid = false;
+            rig.gates.capacity = false;
+        },
+        "defer(snapshot_invalid_or_missing)",
+    );
+    check(
+        |rig| rig.gates.capacity = false,
+        "reject(admission_capacity_reject)",
+    );
+    check(
+        |rig| {
+            rig.gates.epoch = Epoch::FIRST.next();
+            rig.gates.authorized = false;
+        },
+        "stale_epoch_reject(authority_epoch_mismatch)",
+    );
+    check(
+        |rig| rig.gates.authorized = false,
+        "deauthorized_drain(authority_revoked_before_open)",
+    );
+    check(|rig| rig.plan = false, "defer(plan_materialization_failed)");
+}
+
+/// CF-001, CF-003, F-025, F-033: the fence falls first, then everybody is told.
+#[test]
+fn speech_over_the_agent_interrupts_it() {
+    let mut rig = Rig::talking();
+    rig.speak(50);
+    rig.log.clear();
+    rig.take(Input::SpeechStarted { at: SampleIndex(0) });
+    assert!(rig.log.is_empty(), "one edge is not an interruption (P28)");
+    rig.after(200).take(Input::Tick);
+    assert_eq!(
+        rig.log,
+        [
+            "FENCE",
+            "barge_in",
+            "cancel(barge_in)",
+            "STOP WORK barge_in",
+            "playback_cancelled(cancel_fence_applied)",
+            "FENCE",
+            "abort(cancelled)",
+            "close",
+        ]
+    );
+    assert_eq!(rig.heard(), ["one two"], "P2, P3: only what was heard");
+}
+
+/// P11: a cough is over before it counts.
+#[test]
+fn a_cough_does_not_interrupt() {
+    let mut rig = Rig::talking();
+    rig.take(Input::SpeechStarted { at: SampleIndex(0) });
+    rig.after(120)
+        .take(Input::SpeechStopped { at: SampleIndex(0) });
+    rig.after(500).take(Input::Tick);
+    assert!(rig.log.is_empty(), "{:?}", rig.log);
+    assert_eq!(rig.session.current_turn(), Some(T1));
+}
+
+/// P4: interrupted before the first audio frame, nothing was heard and nothing is kept of it.
+#[test]
+fn an_interruption_before_the_first_frame_leaves_nothing() {
+    let mut rig = Rig::talking();
+    rig.take(Input::ClauseBegun {
+        turn: T1,
+        segment: 0,
+        text: "never heard".into(),
+    });
+    rig.take(Input::Cancel(CancelReason::UserCancel));
+    assert_eq!(
+        rig.log,
+        [
+            "FENCE",
+            "cancel(user_cancel)",
+            "STOP WORK user_cancel",
+            "FENCE",
+            "abort(cancelled)",
+            "close"
+        ]
+    );
+    assert!(rig.heard().is_empty());
+}
+
+/// F-025: cancel, the old turn's end, then the new turn.
+#[test]
+fn words_said_over_the_agent_open_the_next_turn() {
+    let mut rig = Rig::talking();
+    rig.say("stop that");
+    let of_interest: Vec<_> = rig
+        .log
+        .iter()
+        .filter(|line| {
+            ["cancel(barge_in)", "abort(cancelled)", "close", "turn_open"].contains(&line.as_str())
+        })
+        .collect();
+    assert_eq!(
+        of_interest,
+        ["cancel(barge_in)", "abort(cancelled)", "close", "turn_open"]
+    );
+    assert_eq!(rig.session.current_turn(), Some(T1.next()));
+}
+
+#[test]
+fn without_barge_in_words_wait_for_the_turn_to_end() {
+    let mut rig = Rig::with(TurnPolicy {
+        barge_in: false,
+        ..TurnPolicy::default()
+    });
+    rig.say("one");
+    rig.log.clear();
+    rig.say("two");
+    rig.say("three");
+    assert!(rig.log.is_empty());
+    rig.take(Input::PlaybackFinished { turn: T1 });
+    assert!(
+        rig.log.contains(&"START two three".to_owned()),
+        "{:?}",
+        rig.log
+    );
+}
+
+/// T8, AE-002, CF-001: revoke and cancel at one arbitration point: authority wins, either way round.
+#[test]
+fn a_simultaneous_cancel_and_revoke_is_an_authority_loss() {
+    let cancel = Input::Cancel(CancelReason::UserCancel);
+    for together in [[cancel.clone(), Input::Revoked], [Input::Revoked, cancel]] {
+        let mut rig = Rig::talking();
+        rig.take_together(together);
+        let ends: Vec<_> = rig
+            .log
+            .iter()
+            .filter(|l| l.starts_with("abort") || l.starts_with("deauth") || *l == "close")
+            .collect();
+        assert_eq!(
+            ends,
+            [
+                "deauthorized_drain(authority_revoked_in_turn)",
+                "abort(authority_loss)",
+                "close"
+            ]
+        );
+    }
+}
+
+/// F-156: a turn of the older epoch ends when the lease rotates; the next one opens under the newer.
+#[test]
+fn a_rotated_lease_ends_the_turn() {
+    let mut rig = Rig::talking();
+    rig.take(Input::Rotated {
+        epoch: Epoch::FIRST.next(),
+    });
+    assert!(rig.log.contains(&"abort(authority_loss)".to_owned()));
+    rig.gates.epoch = Epoch::FIRST.next();
+    rig.say("again");
+    assert_eq!(rig.session.current_turn(), Some(T1.next()));
+    rig.take(Input::Rotated {
+        epoch: Epoch::FIRST,
+    });
+    assert_eq!(rig.session.epoch(), Epoch::FIRST.next(), "epochs only rise");
+}
+
+/// T9: evidence that cannot be kept aborts the turn that was about to commit.
+#[test]
+fn a_turn_without_evidence_is_not_committed() {
+    let mut rig = Rig::talking();
+    rig.stored = false;
+    rig.take(Input::PlaybackFinished { turn: T1 });
+    let reason = AbortReason::RecordingEvidenceUnavailable.as_str();
+    assert!(
+        rig.log.contains(&format!("abort({reason})")),
+        "{:?}",
+        rig.log
+    );
+    assert_eq!(rig.log.last().map(String::as_str), Some("close"));
+}
+
+/// T10, F-045: silence past the turn's budget ends it; a late but living answer goes on.
+#[test]
+fn the_turn_budget_runs_to_the_first_output() {
+    let mut dead = Rig::talking();
+    dead.after(2_000).take(Input::Tick);
+    assert!(
+        dead.log
+            .contains(&"budget_exhausted(turn_first_output)".to_owned())
+    );
+    assert!(dead.log.contains(&"abort(budget_exhausted)".to_owned()));
+
+    let mut late = Rig::talking();
+    late.take(Input::Progress { turn: T1 });
+    late.after(2_000).take(Input::Tick);
+    assert_eq!(late.log, ["budget_warning(turn_first_output_late)"]);
+    late.after(58_000).take(Input::Tick);
+    assert!(late.log.contains(&"abort(budget_exhausted)".to_owned()));
+}
+
+/// T11: what arrives for a turn that is over changes nothing, and is noted if policy says so.
+#[test]
+fn late_events_never_reopen_a_turn() {
+    let mut rig = Rig::with(TurnPolicy {
+        late_events: LateEventPolicy::Diagnostics,
+        ..TurnPolicy::default()
+    });
+    rig.say("hello");
+    rig.take(Input::PlaybackFinished { turn: T1 });
+    rig.log.clear();
+    rig.take(Input::PlaybackStarted { turn: T1 });
+    rig.take(Input::TurnFailed {
+        turn: T1,
+        ending: Ending::ProviderFailed,
+    });
+    assert_eq!(rig.log, ["LATE", "LATE"]);
+    assert_eq!(rig.session.current_turn(), None);
+}
+
+/// F-138, as a table: CONNECTING, ACTIVE, DRAINING, ENDED; ENDED is for good.
+#[test]
+fn the_session_goes_one_way() {
+    use SessionState as S;
+    let mut session = Session::new(TurnPolicy::default(), Epoch::FIRST);
+    let mut check = |input: Input, state: S| {
+        session.handle(Monotonic::ZERO, input);
+        session.settle();
+        assert_eq!(session.state(), state);
+    };
+    check(Input::Tick, S::Connecting);
+    check(
+        Input::UserTurn {
+            text: "too early".into(),
+        },
+        S::Connecting,
+    );
+    check(Input::Connected, S::Active);
+    check(Input::Drain, S::Ended); // nothing runs
+    check(Input::Connected, S::Ended);
+    check(Input::Drain, S::Ended);
+
+    let mut rig = Rig::talking();
+    rig.take(Input::Drain);
+    assert_eq!(rig.session.state(), S::Draining);
+    rig.say("too late");
+    rig.take(Input::PlaybackFinished { turn: T1 });
+    assert_eq!(rig.session.state(), S::Ended);
+    assert_eq!(
+        rig.log,
+        ["Draining", "FENCE", "commit", "close", "ended", "Ended"]
+    );
+}
+
+/// F6: hanging up in the middle of a turn aborts it and ends the session.
+#[test]
+fn a_lost_transport_aborts_the_turn() {
+    let mut rig = Rig::talking();
+    rig.take(Input::Disconnected);
+    assert_eq!(
+        rig.log,
+        [
+            "disconnected",
+            "Draining",
+            "FENCE",
+            "abort(transport_disconnect_or_stall)",
+            "close",
+            "ended",
+            "Ended"
+        ]
+    );
+}
