@@ -1,6 +1,7 @@
 //! What a transport promises the runtime: frames in, paced and fenced audio out.
 
 pub mod audio;
+pub mod loopback;
 mod transport;
 pub mod wav;
 
