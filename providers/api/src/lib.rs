@@ -4,6 +4,8 @@
 //! A call is a stream: dropping it aborts the call at the provider, its first error ends it.
 
 mod call;
+#[cfg(feature = "testing")]
+pub mod conformance;
 mod fault;
 mod llm;
 mod pool;
