@@ -1,1 +1,39 @@
 //! The record of every accepted turn: its file format, recorder and reader.
+//!
+//! Entries go in through a [`Recorder`] that never waits, are written by the [`Recording`] that owns
+//! the file, and come out through a [`Timeline`]. [`verify`] says whether a recording keeps the
+//! invariants, [`show`] renders it for people, [`Waterfall`] says where a turn's time went.
+
+mod entry;
+mod evidence;
+mod fidelity;
+mod format;
+mod invocation;
+mod queue;
+mod recorder;
+mod redact;
+mod sampling;
+mod scan;
+mod waterfall;
+
+pub use entry::{
+    DropNote, Entry, EntryClass, EntryKind, EventEntry, FileHeader, PlanEntry, PlayoutEntry,
+    Summary, TransitionEntry,
+};
+pub use evidence::{
+    CancelEvidence, NondeterminismSource, NondeterministicInput, OR02_EVIDENCE_SCHEMA_VERSION,
+    SnapshotRefs, TerminalOutcome, TurnBaseline,
+};
+pub use fidelity::{Fidelity, FidelityPolicy, LevelChange, LevelTrigger, Pressure, Threshold};
+pub use format::{
+    FRAME_HEADER_BYTES, FormatVersion, FrameTooLong, MAGIC, MAX_PAYLOAD_BYTES, PREAMBLE_BYTES,
+    PreambleError, VERSION, preamble, write_frame,
+};
+pub use invocation::{
+    AttemptRecord, HandoffAction, HandoffRecord, InvocationOutcome, RetryDecision,
+};
+pub use queue::{Capacity, Room};
+pub use recorder::{AppendError, MemoryRecording, Options, Recorder, RecorderStats, SyncPolicy};
+pub use redact::{Redacted, Redaction, RedactionAction, RedactionDecision};
+pub use scan::{Damage, DamagedPart, Torn};
+pub use waterfall::{Anchor, Anchors, CHART_COLUMNS, Segment, Waterfall};

@@ -1,0 +1,175 @@
+//! What providers did: attempts, outcomes and hand-overs between stages (observability.md §2).
+
+use std::time::Duration;
+
+use rspp_proto::{
+    EdgeId, Epoch, InvocationId, Monotonic, OutcomeClass, ProviderId, TurnId, spec::Modality,
+};
+use serde::{Deserialize, Serialize};
+
+/// What followed a failed attempt (providers.md §4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RetryDecision {
+    /// Nothing: it succeeded, or nothing was left to try.
+    None,
+    /// The same provider again.
+    Retry,
+    /// The next provider.
+    ProviderSwitch,
+    /// The alternative path.
+    Fallback,
+}
+
+impl RetryDecision {
+    /// The decision's name, as reports write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Retry => "retry",
+            Self::ProviderSwitch => "provider_switch",
+            Self::Fallback => "fallback",
+        }
+    }
+}
+
+/// One attempt of a provider call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttemptRecord {
+    /// The call, over all its attempts.
+    pub provider_invocation_id: InvocationId,
+    /// The turn it worked for; `None` for session-scoped work such as recognition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn_id: Option<TurnId>,
+    /// What the provider does.
+    pub modality: Modality,
+    /// Who was asked.
+    pub provider_id: ProviderId,
+    /// Counts the attempts at this provider, from 1.
+    pub attempt: u32,
+    /// How it ended.
+    pub outcome_class: OutcomeClass,
+    /// A stable code such as `provider_timeout`; empty on success.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Whether another attempt might have succeeded.
+    pub retryable: bool,
+    /// What followed.
+    pub retry_decision: RetryDecision,
+    /// The authority under which the call was made.
+    pub authority_epoch: Epoch,
+    /// When the request was made.
+    pub started_at: Monotonic,
+    /// When the attempt ended.
+    pub ended_at: Monotonic,
+    /// When the first chunk came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_chunk_at: Option<Monotonic>,
+    /// Whether the answer came in pieces.
+    pub streaming_used: bool,
+    /// Chunks received.
+    pub chunk_count: u64,
+    /// Bytes received.
+    pub bytes_out: u64,
+    /// The provider asked not to be called for a while.
+    pub circuit_open: bool,
+    /// How long the runtime waited before the next attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff_ms: Option<u64>,
+    /// HTTP or gRPC status, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_status_code: Option<u16>,
+    /// Request as captured; absent unless capture is on (providers.md §2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_payload: Option<String>,
+    /// Answer as captured; absent unless capture is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_payload: Option<String>,
+    /// Whether a captured payload was cut at the capture limit.
+    #[serde(default)]
+    pub payload_truncated: bool,
+}
+
+impl AttemptRecord {
+    /// From request to end.
+    pub fn latency(&self) -> Duration {
+        self.ended_at.since(self.started_at)
+    }
+
+    /// From request to the first chunk.
+    pub fn first_chunk_latency(&self) -> Option<Duration> {
+        self.first_chunk_at.map(|at| at.since(self.started_at))
+    }
+}
+
+/// How a provider call ended, over all its attempts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InvocationOutcome {
+    /// The call.
+    pub provider_invocation_id: InvocationId,
+    /// The turn it worked for; `None` for session-scoped work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn_id: Option<TurnId>,
+    /// What the provider does.
+    pub modality: Modality,
+    /// Who answered last.
+    pub provider_id: ProviderId,
+    /// How the last attempt ended.
+    pub outcome_class: OutcomeClass,
+    /// Whether another attempt might have succeeded.
+    pub retryable: bool,
+    /// What the last decision was.
+    pub retry_decision: RetryDecision,
+    /// Attempts over all providers, at least 1.
+    pub attempt_count: u32,
+    /// How long the last attempt took.
+    pub final_attempt_latency_ms: u64,
+    /// How long all of them took, waits included; at least the final attempt's.
+    pub total_invocation_latency_ms: u64,
+    /// When the call ended.
+    pub ended_at: Monotonic,
+}
+
+impl InvocationOutcome {
+    /// Whether the counts and latencies agree with each other.
+    pub fn is_valid(&self) -> bool {
+        self.attempt_count >= 1 && self.final_attempt_latency_ms <= self.total_invocation_latency_ms
+    }
+}
+
+/// What a stage did with a new revision of its input (turn-plan.md §7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HandoffAction {
+    /// Passed it on.
+    Forward,
+    /// Replaced what was waiting.
+    Coalesce,
+    /// Replaced what had been passed on.
+    Supersede,
+    /// Passed on the final text only, since nothing had gone before.
+    FinalFallback,
+}
+
+/// A partial result handed from one stage to the next.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HandoffRecord {
+    /// Names the hand-over.
+    pub handoff_id: String,
+    /// The turn it belongs to.
+    pub turn_id: TurnId,
+    /// The edge it went over.
+    pub edge_id: EdgeId,
+    /// Revision of the upstream result, from 1.
+    pub upstream_revision: u32,
+    /// What was done with it.
+    pub action: HandoffAction,
+    /// When the partial was accepted.
+    pub partial_accepted_at: Monotonic,
+    /// When the next stage began with it; never before it was accepted.
+    pub downstream_started_at: Monotonic,
+    /// Items waiting on the edge.
+    pub queue_depth: u32,
+    /// Whether the edge was over its high mark.
+    pub watermark_high: bool,
+}

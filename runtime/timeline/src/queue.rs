@@ -1,0 +1,186 @@
+//! Entries that wait to be written: bounded, with reserved room for what may not be lost.
+
+use std::collections::VecDeque;
+
+use rspp_proto::spec::RecordingLevel;
+
+use crate::{Entry, EntryClass};
+
+/// Some entries and their bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// How many.
+    pub entries: usize,
+    /// How large together.
+    pub bytes: usize,
+}
+
+/// How much may wait to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Everything together.
+    pub total: Room,
+    /// Of that, what details may not use.
+    pub baseline_reserve: Room,
+    /// Of that, what neither details nor baseline may use.
+    pub terminal_reserve: Room,
+}
+
+impl Default for Capacity {
+    /// Two seconds of full capture in both directions, and 128 turns' worth of endings.
+    fn default() -> Self {
+        Self {
+            total: Room {
+                entries: 2_048,
+                bytes: 4 << 20,
+            },
+            baseline_reserve: Room {
+                entries: 256,
+                bytes: 512 << 10,
+            },
+            terminal_reserve: Room {
+                entries: 128,
+                bytes: 1 << 20,
+            },
+        }
+    }
+}
+
+impl Capacity {
+    /// What entries of `class` and all dearer ones may use together.
+    fn limit(&self, class: EntryClass) -> Room {
+        let minus = |a: Room, b: Room| Room {
+            entries: a.entries.saturating_sub(b.entries),
+            bytes: a.bytes.saturating_sub(b.bytes),
+        };
+        let baseline = minus(self.total, self.terminal_reserve);
+        match class {
+            EntryClass::Terminal => self.total,
+            EntryClass::Baseline => baseline,
+            EntryClass::Detail => minus(baseline, self.baseline_reserve),
+        }
+    }
+}
+
+/// An entry and the level it was recorded at.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) entry: Entry,
+    pub(crate) class: EntryClass,
+    pub(crate) level: RecordingLevel,
+    weight: usize,
+}
+
+/// What became of an offered entry.
+#[derive(Debug, PartialEq)]
+#[must_use = "a displaced or refused entry is evidence; count it"]
+pub(crate) enum Offer {
+    Queued,
+    /// Queued in the place of these details.
+    Displaced(Room),
+    /// There is no room for its class.
+    Full(Room),
+}
+
+/// The waiting entries, in order.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    capacity: Capacity,
+    slots: VecDeque<Slot>,
+    bytes: usize,
+    details: usize,
+}
+
+impl Queue {
+    pub(crate) fn new(capacity: Capacity) -> Self {
+        Self {
+            capacity,
+            slots: VecDeque::new(),
+            bytes: 0,
+            details: 0,
+        }
+    }
+
+    pub(crate) fn offer(
+        &mut self,
+        entry: Entry,
+        class: EntryClass,
+        level: RecordingLevel,
+    ) -> Offer {
+        let weight = entry.weight();
+        let mut displaced = Room {
+            entries: 0,
+            bytes: 0,
+        };
+        while !self.fits(class, weight) {
+            if class == EntryClass::Detail || !self.displace(&mut displaced) {
+                return Offer::Full(Room {
+                    entries: 1,
+                    bytes: weight,
+                });
+            }
+        }
+        self.bytes += weight;
+        self.details += usize::from(class == EntryClass::Detail);
+        self.slots.push_back(Slot {
+            entry,
+            class,
+            level,
+            weight,
+        });
+        if displaced.entries == 0 {
+            Offer::Queued
+        } else {
+            Offer::Displaced(displaced)
+        }
+    }
+
+    /// Takes everything that waits.
+    pub(crate) fn take(&mut self) -> VecDeque<Slot> {
+        self.bytes = 0;
+        self.details = 0;
+        std::mem::take(&mut self.slots)
+    }
+
+    /// Share of the room for details that is in use: at 1 details are dropped, so the thresholds
+    /// of the recording level lie before any loss.
+    pub(crate) fn fill(&self) -> f64 {
+        let limit = self.capacity.limit(EntryClass::Detail);
+        let share = |used: usize, limit: usize| used as f64 / limit.max(1) as f64;
+        share(self.slots.len(), limit.entries)
+            .max(share(self.bytes, limit.bytes))
+            .min(1.0)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter()
+    }
+
+    fn fits(&self, class: EntryClass, weight: usize) -> bool {
+        let limit = self.capacity.limit(class);
+        self.slots.len() < limit.entries && self.bytes + weight <= limit.bytes
+    }
+
+    /// Drops the oldest detail; `false` if none waits.
+    fn displace(&mut self, displaced: &mut Room) -> bool {
+        if self.details == 0 {
+            return false;
+        }
+        let oldest = self
+            .slots
+            .iter()
+            .position(|slot| slot.class == EntryClass::Detail);
+        let Some(slot) = oldest.and_then(|index| self.slots.remove(index)) else {
+            return false;
+        };
+        self.details -= 1;
+        self.bytes -= slot.weight;
+        displaced.entries += 1;
+        displaced.bytes += slot.weight;
+        true
+    }
+}

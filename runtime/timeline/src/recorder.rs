@@ -1,0 +1,529 @@
+//! Takes entries without ever waiting, and holds less when the storage cannot keep up.
+//!
+//! What reaches the storage and when is the [`writer`](crate::Recording)'s business: between the
+//! two lies one bounded queue under a lock that is only held to push or take.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rspp_proto::{Monotonic, spec::RecordingLevel};
+use thiserror::Error;
+use tokio::sync::Notify;
+
+use crate::{
+    Capacity, DropNote, Entry, EntryClass, Fidelity, FidelityPolicy, LevelChange, Pressure,
+    Redaction,
+    queue::{Offer, Queue, Room, Slot},
+    sampling,
+};
+
+/// How a recording is kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How much may wait to be written.
+    pub capacity: Capacity,
+    /// The level that the plan asks for.
+    pub level: RecordingLevel,
+    /// When to record less.
+    pub fidelity: FidelityPolicy,
+    /// What of a payload is kept.
+    pub redaction: Redaction,
+    /// When the storage has to have everything.
+    pub sync: SyncPolicy,
+    /// How long entries may wait to be written together; endings of turns do not wait.
+    pub linger: Duration,
+}
+
+impl Default for Options {
+    /// L0, as production records.
+    fn default() -> Self {
+        Self {
+            capacity: Capacity::default(),
+            level: RecordingLevel::L0,
+            fidelity: FidelityPolicy::default(),
+            redaction: Redaction::default(),
+            sync: SyncPolicy::AtTurnEnd,
+            linger: Duration::from_millis(20),
+        }
+    }
+}
+
+/// When written bytes are forced to the storage (`fsync`); the runtime never waits for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncPolicy {
+    /// When the recording is closed: a power cut may cost the session.
+    OnClose,
+    /// When a turn's evidence is written: a power cut costs the running turn at most.
+    AtTurnEnd,
+    /// After each batch: costs at most what had not been written.
+    EachBatch,
+}
+
+/// Evidence could not be kept: the turn has to end with `recording_evidence_unavailable` (T9).
+///
+/// Only for baseline and terminal entries. Details that find no room are dropped and counted, which
+/// is no error.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum AppendError {
+    /// The room for this class of entries is used up: the storage is too slow.
+    #[error(
+        "no room for a {kind} entry: {waiting} entries wait for the storage; use a faster one or \
+         raise the recorder's capacity"
+    )]
+    Full {
+        /// The entry's kind.
+        kind: &'static str,
+        /// Entries that wait.
+        waiting: usize,
+    },
+    /// The storage failed, now or before; nothing more is written.
+    #[error("the recording could not be written: {reason}; free space or fix the storage")]
+    Storage {
+        /// What the storage said.
+        reason: Arc<str>,
+    },
+    /// The recording was closed.
+    #[error("the recording is closed")]
+    Closed,
+}
+
+/// How a recorder fares.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RecorderStats {
+    /// What it holds now.
+    pub level: RecordingLevel,
+    /// Share of the queue in use (`timeline_queue_fill_ratio`).
+    pub fill: f64,
+    /// Details dropped for want of room, in all.
+    pub details_dropped: u64,
+    /// Details that the level does not hold, in all.
+    pub details_omitted: u64,
+    /// How often the level went down (`recording_downgrade_total`).
+    pub downgrades: u64,
+    /// Whether the storage has failed.
+    pub has_failed: bool,
+}
+
+/// Where entries go; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    shared: Option<Arc<Shared>>,
+}
+
+impl Recorder {
+    /// Records nothing, at no cost.
+    pub fn null() -> Self {
+        Self { shared: None }
+    }
+
+    /// Records into memory, within the same bounds as into a file.
+    pub fn in_memory(options: Options) -> (Self, MemoryRecording) {
+        let shared = Arc::new(Shared::new(options));
+        (
+            Self {
+                shared: Some(Arc::clone(&shared)),
+            },
+            MemoryRecording { shared },
+        )
+    }
+
+    pub(crate) fn of(shared: Arc<Shared>) -> Self {
+        Self {
+            shared: Some(shared),
+        }
+    }
+
+    /// Whether anything is recorded at all.
+    pub fn is_recording(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// Adds `entry`, never waits.
+    ///
+    /// An error means that evidence was lost (T9). Details that find no room, or that the recording
+    /// level does not hold, are counted and not an error.
+    pub fn append(&self, entry: impl Into<Entry>) -> Result<(), AppendError> {
+        self.append_with(|| entry.into())
+    }
+
+    /// Adds what `entry` makes; it is not called if nothing is recorded.
+    pub fn append_with(&self, entry: impl FnOnce() -> Entry) -> Result<(), AppendError> {
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        let entry = entry();
+        let class = entry.class();
+        shared.append(entry, class)
+    }
+
+    /// Adds an entry that ends something, into the room reserved for endings (invariant 16): a
+    /// turn's evidence, its last transitions and signals.
+    pub fn append_terminal(&self, entry: impl Into<Entry>) -> Result<(), AppendError> {
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        shared.append(entry.into(), EntryClass::Terminal)
+    }
+
+    /// Says that a turn begins: the one moment when more may be recorded again.
+    pub fn turn_boundary(&self, now: Monotonic) -> Option<LevelChange> {
+        self.shared.as_ref()?.turn_boundary(now)
+    }
+
+    /// Says how far the durable export lags.
+    pub fn set_export_lag(&self, now: Monotonic, lag: Duration) {
+        if let Some(shared) = &self.shared {
+            shared.set_export_lag(now, lag);
+        }
+    }
+
+    /// The next step down of the recording level that OR-02 has not yet announced with
+    /// `recording_level_downgraded`.
+    pub fn poll_downgrade(&self) -> Option<LevelChange> {
+        self.shared.as_ref()?.lock().unannounced.pop_front()
+    }
+
+    /// The level that entries are recorded at now; a null recorder's is the lowest.
+    pub fn level(&self) -> RecordingLevel {
+        self.shared
+            .as_ref()
+            .map_or(RecordingLevel::L0, |shared| shared.lock().fidelity.level())
+    }
+
+    /// How the recorder fares; `None` if it records nothing.
+    pub fn stats(&self) -> Option<RecorderStats> {
+        Some(self.shared.as_ref()?.lock().stats())
+    }
+}
+
+/// What an in-memory recorder holds.
+#[derive(Debug)]
+pub struct MemoryRecording {
+    shared: Arc<Shared>,
+}
+
+impl MemoryRecording {
+    /// Everything recorded so far, as a file would hold it.
+    pub fn entries(&self) -> Vec<Entry> {
+        let redaction = &self.shared.options.redaction;
+        let state = self.shared.lock();
+        let slots = state.queue.iter();
+        slots
+            .map(|slot| prepare(slot.entry.clone(), slot.level, redaction))
+            .collect()
+    }
+
+    /// Takes everything recorded so far, which makes room.
+    pub fn take(&self) -> Vec<Entry> {
+        let batch = self.shared.take();
+        let redaction = &self.shared.options.redaction;
+        let notes = batch.note.map(Entry::from);
+        let slots = batch.slots.into_iter();
+        slots
+            .map(|slot| prepare(slot.entry, slot.level, redaction))
+            .chain(notes)
+            .collect()
+    }
+}
+
+/// Makes an entry fit to be written: payloads by level, no secrets.
+pub(crate) fn prepare(mut entry: Entry, level: RecordingLevel, redaction: &Redaction) -> Entry {
+    match &mut entry {
+        Entry::Event(event) => {
+            event.record.envelope.lease_token = None;
+            if event.redacted.is_none() {
+                event.redacted = redaction.apply(&mut event.record, level);
+            }
+        }
+        Entry::Signal(signal) => signal.envelope.lease_token = None,
+        Entry::Attempt(attempt) => {
+            let salt = attempt.provider_invocation_id.as_str();
+            redaction.apply_to_text(&mut attempt.input_payload, salt, level);
+            redaction.apply_to_text(&mut attempt.output_payload, salt, level);
+        }
+        Entry::Turn(turn) => {
+            if let Some(envelope) = &mut turn.envelope_snapshot {
+                envelope.lease_token = None;
+            }
+        }
+        Entry::Header(_)
+        | Entry::Plan(_)
+        | Entry::Outcome(_)
+        | Entry::Transition(_)
+        | Entry::Invocation(_)
+        | Entry::Handoff(_)
+        | Entry::Playout(_)
+        | Entry::Level(_)
+        | Entry::Dropped(_)
+        | Entry::Footer(_) => {}
+    }
+    entry
+}
+
+/// What recorder and writer share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    state: Mutex<State>,
+    /// Something waits to be written.
+    pub(crate) work: Notify,
+    /// Something must not wait for more.
+    pub(crate) hurry: Notify,
+}
+
+/// Most steps of the level that wait to be announced; there are two at most between two turns.
+const MAX_UNANNOUNCED: usize = 16;
+
+#[derive(Debug)]
+struct State {
+    queue: Queue,
+    fidelity: Fidelity,
+    unannounced: VecDeque<LevelChange>,
+    life: Life,
+    export_lag: Duration,
+    /// The latest time seen: entries of several emitters may come slightly out of order.
+    latest: Monotonic,
+    unnoted: Room,
+    dropped: u64,
+    omitted: u64,
+    downgrades: u64,
+}
+
+/// Whether a recorder still takes entries.
+#[derive(Clone, Debug)]
+enum Life {
+    Open,
+    Closed,
+    Failed(Arc<str>),
+}
+
+/// Entries on their way to the storage.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) slots: VecDeque<Slot>,
+    pub(crate) note: Option<DropNote>,
+    /// Whether no other batch follows.
+    pub(crate) is_last: bool,
+}
+
+impl Shared {
+    pub(crate) fn new(options: Options) -> Self {
+        let state = State {
+            queue: Queue::new(options.capacity),
+            fidelity: Fidelity::new(options.fidelity.clone(), options.level),
+            unannounced: VecDeque::new(),
+            life: Life::Open,
+            export_lag: Duration::ZERO,
+            latest: Monotonic::ZERO,
+            unnoted: Room {
+                entries: 0,
+                bytes: 0,
+            },
+            dropped: 0,
+            omitted: 0,
+            downgrades: 0,
+        };
+        Self {
+            options,
+            state: Mutex::new(state),
+            work: Notify::new(),
+            hurry: Notify::new(),
+        }
+    }
+
+    fn append(&self, entry: Entry, class: EntryClass) -> Result<(), AppendError> {
+        let mut state = self.lock();
+        let outcome = state.append(entry, class);
+        let hurry = class == EntryClass::Terminal || state.queue.fill() >= 0.5;
+        drop(state);
+        self.work.notify_one();
+        if hurry {
+            self.hurry.notify_one();
+        }
+        outcome
+    }
+
+    fn turn_boundary(&self, now: Monotonic) -> Option<LevelChange> {
+        let mut state = self.lock();
+        state.latest = state.latest.max(now);
+        state.observe();
+        let now = state.latest;
+        let change = state.fidelity.turn_boundary(now)?;
+        state.mark(change.clone());
+        drop(state);
+        self.work.notify_one();
+        Some(change)
+    }
+
+    fn set_export_lag(&self, now: Monotonic, lag: Duration) {
+        let mut state = self.lock();
+        state.latest = state.latest.max(now);
+        state.export_lag = lag;
+        state.observe();
+        drop(state);
+        self.work.notify_one();
+    }
+
+    /// Takes what waits; the pressure is gone with it.
+    pub(crate) fn take(&self) -> Batch {
+        let mut state = self.lock();
+        let slots = state.queue.take();
+        let note = state.take_note();
+        state.observe();
+        let is_last = match state.life {
+            Life::Open => false,
+            Life::Closed | Life::Failed(_) => state.queue.is_empty(),
+        };
+        Batch {
+            slots,
+            note,
+            is_last,
+        }
+    }
+
+    /// Takes nothing more; what waits is still written.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.life = match &state.life {
+            Life::Open | Life::Closed => Life::Closed,
+            Life::Failed(reason) => Life::Failed(Arc::clone(reason)),
+        };
+        drop(state);
+        self.work.notify_one();
+        self.hurry.notify_one();
+    }
+
+    /// Takes nothing more, and what waits is lost.
+    pub(crate) fn fail(&self, reason: &Arc<str>) {
+        let mut state = self.lock();
+        state.life = Life::Failed(Arc::clone(reason));
+        let _ = state.queue.take();
+    }
+
+    /// A detail that was taken and then could not be written.
+    pub(crate) fn count_dropped(&self, details: u64) {
+        let mut state = self.lock();
+        state.dropped += details;
+        state.unnoted.entries += details as usize;
+    }
+
+    pub(crate) fn stats(&self) -> (RecorderStats, Monotonic) {
+        let state = self.lock();
+        (state.stats(), state.latest)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn append(&mut self, entry: Entry, class: EntryClass) -> Result<(), AppendError> {
+        match (&self.life, class) {
+            (Life::Open, _) => {}
+            (Life::Closed | Life::Failed(_), EntryClass::Detail) => {
+                self.drop_detail(Room {
+                    entries: 1,
+                    bytes: entry.weight(),
+                });
+                return Ok(());
+            }
+            (Life::Closed, EntryClass::Baseline | EntryClass::Terminal) => {
+                return Err(AppendError::Closed);
+            }
+            (Life::Failed(reason), EntryClass::Baseline | EntryClass::Terminal) => {
+                return Err(AppendError::Storage {
+                    reason: Arc::clone(reason),
+                });
+            }
+        }
+        self.latest = self.latest.max(entry.at());
+        let level = self.fidelity.level();
+        if let Entry::Event(event) = &entry
+            && class == EntryClass::Detail
+            && !sampling::holds(level, &event.record)
+        {
+            self.omitted += 1;
+            return Ok(());
+        }
+        let kind = entry.kind();
+        let offer = self.queue.offer(entry, class, level);
+        self.observe();
+        match (offer, class) {
+            (Offer::Queued, _) => Ok(()),
+            (Offer::Displaced(room), _) | (Offer::Full(room), EntryClass::Detail) => {
+                self.drop_detail(room);
+                Ok(())
+            }
+            (Offer::Full(_), EntryClass::Baseline | EntryClass::Terminal) => {
+                let waiting = self.queue.iter().count();
+                Err(AppendError::Full {
+                    kind: kind.as_str(),
+                    waiting,
+                })
+            }
+        }
+    }
+
+    fn observe(&mut self) {
+        let pressure = Pressure {
+            fill: self.queue.fill(),
+            export_lag: self.export_lag,
+        };
+        if let Some(change) = self.fidelity.observe(self.latest, pressure) {
+            self.downgrades += 1;
+            if self.unannounced.len() < MAX_UNANNOUNCED {
+                self.unannounced.push_back(change.clone());
+            }
+            self.mark(change);
+        }
+    }
+
+    /// Records a change of level; from the room for endings, since it comes when room is short.
+    fn mark(&mut self, change: LevelChange) {
+        let level = change.to;
+        match self
+            .queue
+            .offer(Entry::Level(change), EntryClass::Terminal, level)
+        {
+            Offer::Queued => {}
+            Offer::Displaced(room) => self.drop_detail(room),
+            Offer::Full(_) => tracing::warn!("no room for a change of the recording level"),
+        }
+    }
+
+    fn drop_detail(&mut self, room: Room) {
+        self.dropped += room.entries as u64;
+        self.unnoted.entries += room.entries;
+        self.unnoted.bytes += room.bytes;
+    }
+
+    fn take_note(&mut self) -> Option<DropNote> {
+        let Room { entries, bytes } = std::mem::replace(
+            &mut self.unnoted,
+            Room {
+                entries: 0,
+                bytes: 0,
+            },
+        );
+        (entries > 0).then_some(DropNote {
+            at: self.latest,
+            details: entries as u64,
+            bytes: bytes as u64,
+        })
+    }
+
+    fn stats(&self) -> RecorderStats {
+        RecorderStats {
+            level: self.fidelity.level(),
+            fill: self.queue.fill(),
+            details_dropped: self.dropped,
+            details_omitted: self.omitted,
+            downgrades: self.downgrades,
+            has_failed: matches!(self.life, Life::Failed(_)),
+        }
+    }
+}
