@@ -3,6 +3,7 @@
 //! Inputs and the time go in; effects and a deadline come out. The host runs this inside actors and
 //! carries the effects out; replay and simulation feed the same code from a recording or a seed.
 
+mod canonical;
 mod effect;
 mod input;
 
@@ -15,6 +16,8 @@ pub mod conversation;
 pub mod fence;
 
 pub mod edge;
+
+pub mod graph;
 
 pub use effect::{Effect, Emission, SessionState};
 pub use input::{CancelReason, Gates, Input, PlanFacts};

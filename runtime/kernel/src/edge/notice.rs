@@ -339,6 +339,10 @@ impl Notices {
         match newest {
             Some(at) if self.list[at] == *flow => {
                 self.list.remove(at);
+                // A stop is announced by the watermark just before it.
+                if *flow == EdgeNotice::FlowXoff && at > 0 {
+                    self.list.remove(at - 1);
+                }
                 true
             }
             Some(_) | None => false,
