@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use rspp_proto::{
-    Epoch, Monotonic, NodeId, PipelineVersion, SessionId, TenantId, TurnId, WallClock,
-    abi::{ControlSignal, DecisionOutcome, EventRecord, SchemaVersion, TurnTransition},
+    Epoch, EventType, Lane, Monotonic, NodeId, Payload, PipelineVersion, SessionId, TenantId, TurnId,
+    WallClock,
+    abi::{ControlSignal, DecisionOutcome, Envelope, EventRecord, PayloadClass, SchemaVersion, Signal, TurnTransition},
     spec::RecordingLevel,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -334,9 +335,26 @@ impl Entry {
 
     /// The graph node that made it or that it is about.
     pub fn node_id(&self) -> Option<&NodeId> {
+        self.envelope()?.node_id.as_ref()
+    }
+
+    /// The type of the event; a signal's is `control`.
+    pub fn event_type(&self) -> Option<EventType> {
         match self {
-            Self::Signal(signal) => signal.envelope.node_id.as_ref(),
-            Self::Event(event) => event.record.envelope.node_id.as_ref(),
+            Self::Signal(_) => Some(EventType::Control),
+            Self::Event(event) => {
+                // Of a payload that is gone, its class still tells what it was.
+                let class = event.record.envelope.payload_class;
+                let payload = event.record.payload.as_ref();
+                payload.map(Payload::event_type).or(match class {
+                    PayloadClass::AudioRaw => Some(EventType::Audio),
+                    PayloadClass::TextRaw => Some(EventType::Text),
+                    PayloadClass::Pii
+                    | PayloadClass::Phi
+                    | PayloadClass::DerivedSummary
+                    | PayloadClass::Metadata => None,
+                })
+            }
             Self::Header(_)
             | Self::Plan(_)
             | Self::Outcome(_)
@@ -350,6 +368,51 @@ impl Entry {
             | Self::Turn(_)
             | Self::Footer(_) => None,
         }
+    }
+
+    /// The control signal it is.
+    pub fn signal(&self) -> Option<Signal> {
+        match self {
+            Self::Signal(signal) => Some(signal.signal),
+            Self::Header(_)
+            | Self::Plan(_)
+            | Self::Event(_)
+            | Self::Outcome(_)
+            | Self::Transition(_)
+            | Self::Attempt(_)
+            | Self::Invocation(_)
+            | Self::Handoff(_)
+            | Self::Playout(_)
+            | Self::Level(_)
+            | Self::Dropped(_)
+            | Self::Turn(_)
+            | Self::Footer(_) => None,
+        }
+    }
+
+    /// The envelope of a signal or event.
+    pub fn envelope(&self) -> Option<&Envelope> {
+        match self {
+            Self::Signal(signal) => Some(&signal.envelope),
+            Self::Event(event) => Some(&event.record.envelope),
+            Self::Header(_)
+            | Self::Plan(_)
+            | Self::Outcome(_)
+            | Self::Transition(_)
+            | Self::Attempt(_)
+            | Self::Invocation(_)
+            | Self::Handoff(_)
+            | Self::Playout(_)
+            | Self::Level(_)
+            | Self::Dropped(_)
+            | Self::Turn(_)
+            | Self::Footer(_) => None,
+        }
+    }
+
+    /// The lane it rode.
+    pub fn lane(&self) -> Option<Lane> {
+        self.envelope().map(|envelope| envelope.lane)
     }
 
     /// How dear it is when room runs out.
@@ -375,12 +438,7 @@ impl Entry {
         const ENVELOPE: usize = 512;
         match self {
             Self::Event(event) => {
-                ENVELOPE
-                    + event
-                        .record
-                        .payload
-                        .as_ref()
-                        .map_or(0, rspp_proto::Payload::weight)
+                ENVELOPE + event.record.payload.as_ref().map_or(0, Payload::weight)
             }
             Self::Signal(_) | Self::Outcome(_) | Self::Header(_) => ENVELOPE,
             Self::Plan(plan) => json_weight(&plan.plan) + ENVELOPE,

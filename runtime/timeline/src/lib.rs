@@ -10,11 +10,13 @@ mod fidelity;
 mod format;
 mod invocation;
 mod queue;
+mod reader;
 mod recorder;
 mod redact;
 mod sampling;
 mod scan;
 mod waterfall;
+mod writer;
 
 pub use entry::{
     DropNote, Entry, EntryClass, EntryKind, EventEntry, FileHeader, PlanEntry, PlayoutEntry,
@@ -33,7 +35,9 @@ pub use invocation::{
     AttemptRecord, HandoffAction, HandoffRecord, InvocationOutcome, RetryDecision,
 };
 pub use queue::{Capacity, Room};
+pub use reader::{Filter, Item, ReadError, Report, Timeline};
 pub use recorder::{AppendError, MemoryRecording, Options, Recorder, RecorderStats, SyncPolicy};
 pub use redact::{Redacted, Redaction, RedactionAction, RedactionDecision};
 pub use scan::{Damage, DamagedPart, Torn};
 pub use waterfall::{Anchor, Anchors, CHART_COLUMNS, Segment, Waterfall};
+pub use writer::{CloseError, OpenError, Recording, Recovered, Storage};
