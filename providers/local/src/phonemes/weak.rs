@@ -1,0 +1,193 @@
+//! Function words: how they are said inside a phrase, where they are weak and run together.
+
+/// How a function word is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Weak {
+    /// Inside a phrase.
+    pub(super) inside: &'static str,
+    /// Inside a phrase, before a vowel.
+    pub(super) before_vowel: &'static str,
+    /// Where the phrase ends.
+    pub(super) last: &'static str,
+}
+
+/// One form for all places.
+const fn always(form: &'static str) -> Weak {
+    Weak {
+        inside: form,
+        before_vowel: form,
+        last: form,
+    }
+}
+
+/// Weak inside, stressed where the phrase ends.
+const fn stranded(inside: &'static str, last: &'static str) -> Weak {
+    Weak {
+        inside,
+        before_vowel: inside,
+        last,
+    }
+}
+
+/// The weak forms of a word in lower case, if it is a function word.
+pub(super) fn forms(word: &str) -> Option<Weak> {
+    Some(match word {
+        "the" => Weak {
+            inside: "ðə",
+            before_vowel: "ðɪ",
+            last: "ðə",
+        },
+        "to" => Weak {
+            inside: "tə",
+            before_vowel: "tʊ",
+            last: "tuː",
+        },
+        "a" => always("ɐ"),
+        "an" => always("ɐn"),
+        "and" => always("ænd"),
+        "are" => always("ɑːɹ"),
+        "as" => always("æz"),
+        "at" => Weak {
+            inside: "æt",
+            before_vowel: "æɾ",
+            last: "æt",
+        },
+        "am" => always("æm"),
+        "be" => stranded("biː", "bˈiː"),
+        "been" => always("bˌɪn"),
+        "but" => always("bˌʌt"),
+        "by" => stranded("baɪ", "bˈaɪ"),
+        "for" => always("fɔːɹ"),
+        "from" => always("fɹʌm"),
+        "he" => always("hiː"),
+        "he's" => always("hiːz"),
+        "her" => always("hɜː"),
+        "him" => always("hˌɪm"),
+        "i" => stranded("aɪ", "ˈaɪ"),
+        "i'd" => always("aɪd"),
+        "i'll" => always("aɪl"),
+        "i'm" => always("aɪm"),
+        "i've" => always("aɪv"),
+        "if" => always("ɪf"),
+        "in" => stranded("ɪn", "ˈɪn"),
+        "is" => always("ɪz"),
+        "it" => Weak {
+            inside: "ɪt",
+            before_vowel: "ɪɾ",
+            last: "ɪt",
+        },
+        "it's" | "its" => always("ɪts"),
+        "me" => always("mˌiː"),
+        "of" => always("ʌv"),
+        "on" => stranded("ˌɔn", "ˈɔn"),
+        "or" => always("ɔːɹ"),
+        "our" => always("ˌaʊɚ"),
+        "per" => always("pɜː"),
+        "she" => always("ʃiː"),
+        "she's" => always("ʃiːz"),
+        "some" => always("sˌʌm"),
+        "than" => always("ðɐn"),
+        "their" => always("ðɛɹ"),
+        "them" => always("ðˌɛm"),
+        "they" => always("ðeɪ"),
+        "they're" => always("ðeɪɚ"),
+        "us" => always("ˌʌs"),
+        "was" => always("wʌz"),
+        "we" => always("wiː"),
+        "we'll" => always("wiːl"),
+        "we're" => always("wɪɹ"),
+        "we've" => always("wiːv"),
+        "were" => always("wɜː"),
+        "with" => always("wɪð"),
+        "you" => always("juː"),
+        "you'll" => always("juːl"),
+        "you've" => always("juːv"),
+        "you're" | "your" => always("jʊɹ"),
+        "about" => stranded("ɐbˌaʊt", "ɐbˈaʊt"),
+        "any" => always("ˌɛni"),
+        "before" => stranded("bᵻfˌoːɹ", "bᵻfˈoːɹ"),
+        "being" => stranded("bˌiːɪŋ", "bˈiːɪŋ"),
+        "between" => stranded("bᵻtwˌiːn", "bᵻtwˈiːn"),
+        "can" => stranded("kæn", "kˈæn"),
+        "could" => stranded("kʊd", "kˈʊd"),
+        "down" => stranded("dˌaʊn", "dˈaʊn"),
+        "get" => stranded("ɡɛt", "ɡˈɛt"),
+        "go" => stranded("ɡˌoʊ", "ɡˈoʊ"),
+        "going" => stranded("ɡˌoʊɪŋ", "ɡˈoʊɪŋ"),
+        "got" => stranded("ɡɑːt", "ɡˈɑːt"),
+        "had" => stranded("hæd", "hˈæd"),
+        "has" => stranded("hɐz", "hˈæz"),
+        "have" => stranded("hæv", "hˈæv"),
+        "having" => stranded("hˌævɪŋ", "hˈævɪŋ"),
+        "his" => stranded("hɪz", "hˈɪz"),
+        "how" => stranded("hˌaʊ", "hˈaʊ"),
+        "into" => always("ˌɪntʊ"),
+        "might" => stranded("mˌaɪt", "mˈaɪt"),
+        "my" => stranded("maɪ", "mˈaɪ"),
+        "near" => stranded("nˌɪɹ", "nˈɪɹ"),
+        "not" => stranded("nˌɑːt", "nˈɑːt"),
+        "off" => stranded("ˌɔf", "ˈɔf"),
+        "out" => stranded("ˌaʊt", "ˈaʊt"),
+        "over" => stranded("ˌoʊvɚ", "ˈoʊvɚ"),
+        "put" => stranded("pˌʊt", "pˈʊt"),
+        "shall" => stranded("ʃˌæl", "ʃˈæl"),
+        "should" => stranded("ʃˌʊd", "ʃˈʊd"),
+        "so" => stranded("sˌoʊ", "sˈoʊ"),
+        "that" => stranded("ðæt", "ðˈæt"),
+        "there" => stranded("ðɛɹ", "ðˈɛɹ"),
+        "these" => stranded("ðiːz", "ðˈiːz"),
+        "this" => stranded("ðɪs", "ðˈɪs"),
+        "those" => stranded("ðoʊz", "ðˈoʊz"),
+        "though" => always("ðˌoʊ"),
+        "through" => stranded("θɹuː", "θɹˈuː"),
+        "under" => stranded("ˌʌndɚ", "ˈʌndɚ"),
+        "up" => stranded("ˌʌp", "ˈʌp"),
+        "what" => stranded("wˌʌt", "wˈʌt"),
+        "when" => stranded("wˌɛn", "wˈɛn"),
+        "where" => stranded("wˌɛɹ", "wˈɛɹ"),
+        "which" => stranded("wˌɪtʃ", "wˈɪtʃ"),
+        "while" => stranded("wˌaɪl", "wˈaɪl"),
+        "who" => stranded("hˌuː", "hˈuː"),
+        "whose" => always("hˌuːz"),
+        "why" => stranded("wˌaɪ", "wˈaɪ"),
+        "will" => stranded("wɪl", "wˈɪl"),
+        "within" => stranded("wɪðˌɪn", "wɪðˈɪn"),
+        "without" => stranded("wɪðˌaʊt", "wɪðˈaʊt"),
+        "would" => stranded("wʊd", "wˈʊd"),
+        _ => return None,
+    })
+}
+
+/// Two function words that run into one.
+pub(super) fn run_together(first: &str, second: &str) -> Option<&'static str> {
+    Some(match (first, second) {
+        ("at", "once") => "ɐtwˈʌns",
+        ("did", "not") => "dɪdnˌɑːt",
+        ("do", "not") => "duːnˌɑːt",
+        ("does", "not") => "dʌznˌɑːt",
+        ("for", "a") => "fɚɹə",
+        ("for", "an") => "fɚɹən",
+        ("for", "the") => "fɚðə",
+        ("from", "the") => "fɹʌmðə",
+        ("had", "been") => "hɐdbɪn",
+        ("has", "been") => "hɐzbɪn",
+        ("have", "been") => "hɐvbɪn",
+        ("i", "am") => "aɪɐm",
+        ("in", "the") => "ɪnðə",
+        ("not", "a") => "nˌɑːɾə",
+        ("of", "a") => "əvə",
+        ("of", "the") => "ʌvðə",
+        ("on", "the") => "ɔnðə",
+        ("out", "of") => "ˌaʊɾəv",
+        ("that", "it") => "ðˌɐɾɪt",
+        ("that", "the") => "ðætðə",
+        ("there", "are") => "ðɛɹˌɑːɹ",
+        ("there", "was") => "ðɛɹwˌʌz",
+        ("to", "a") => "tʊɐ",
+        ("to", "be") => "təbi",
+        ("was", "a") => "wʌzɐ",
+        ("was", "the") => "wʌzðə",
+        ("with", "the") => "wɪððə",
+        _ => return None,
+    })
+}
