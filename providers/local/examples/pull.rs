@@ -3,7 +3,7 @@
 
 use std::{env, error::Error};
 
-use rspp_local::models::{ModelId, Progress, Store};
+use rspp_local::models::{ModelId, Store};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut ids = env::args()

@@ -59,9 +59,9 @@ impl EndOfTurnModel for Rule {
         SampleRate::HZ_16000
     }
 
-    /// It does not listen.
+    /// It does not listen; one sample is the least that may be asked for.
     fn window(&self) -> usize {
-        0
+        1
     }
 
     fn cost(&self) -> Cost {

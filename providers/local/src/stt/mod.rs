@@ -1,0 +1,10 @@
+//! Speech recognition.
+
+mod decoder;
+mod moonshine;
+mod quiet;
+mod recognition;
+mod resample;
+mod vocabulary;
+
+pub use moonshine::Moonshine;
