@@ -286,7 +286,7 @@ impl Core {
 
     /// Ends children and tasks: gently, or at once after a panic.
     ///
-    /// Three quarters of the time left are for the children, half of the rest for tasks, the remainder for `stopped`.
+    /// Seven eighths of the time left are for the children, half of the rest for tasks, the remainder for `stopped`.
     pub(crate) async fn wind_down(&mut self, reason: &ExitReason, deadline: Instant) {
         self.alarm = Alarm::default();
         match reason {
@@ -295,10 +295,10 @@ impl Core {
                 let left = deadline.saturating_duration_since(Instant::now());
                 let parent_ends = format!("its parent {reason}");
                 self.children
-                    .stop_all(&parent_ends, deadline - left / 4)
+                    .stop_all(&parent_ends, deadline - left / 8)
                     .await;
                 self.tasks
-                    .wind_down(&self.life.node.path, deadline - left / 8)
+                    .wind_down(&self.life.node.path, deadline - left / 16)
                     .await;
             }
         }

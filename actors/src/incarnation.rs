@@ -107,12 +107,10 @@ impl Running {
         self.cell.stop(None);
     }
 
-    /// Waits for the end, and kills at `deadline`; bounded even for what cannot be killed.
-    pub(crate) async fn ended_by(&mut self, path: &str, deadline: Instant) {
-        if tokio::time::timeout_at(deadline, &mut self.join)
-            .await
-            .is_err()
-        {
+    /// Waits for the end, and kills at `deadline`; bounded even for what cannot be killed. `true` if no kill was needed.
+    pub(crate) async fn ended_by(&mut self, path: &str, deadline: Instant) -> bool {
+        let ended = tokio::time::timeout_at(deadline, &mut self.join).await;
+        if ended.is_err() {
             warn!(actor = path, "did not stop within its grace: killed");
             self.kill();
             if !self.gone().await {
@@ -122,6 +120,7 @@ impl Running {
                 );
             }
         }
+        ended.is_ok()
     }
 
     pub(crate) fn kill(&self) {
@@ -172,13 +171,17 @@ pub(crate) struct Incarnation {
     pub(crate) node: Arc<Node>,
     pub(crate) line: Arc<Line>,
     grace: Duration,
-    _counted: TaskTrackerToken,
+    /// The guardian is not counted: it is no actor of the user's.
+    _counted: Option<TaskTrackerToken>,
 }
 
 impl Incarnation {
     pub(crate) fn new(start: Start, line: Arc<Line>) -> Self {
         Self {
-            _counted: start.system.count_actor(),
+            _counted: start
+                .supervisor
+                .is_some()
+                .then(|| start.system.count_actor()),
             system: start.system,
             node: start.node,
             line,

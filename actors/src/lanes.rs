@@ -183,3 +183,165 @@ impl<C, D: Buffer, T> Lanes<C, D, T> {
         (self.data_displaced, self.telemetry_dropped)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::lane::{Bounded, Overflow};
+
+    const CONTROL: usize = 3;
+    const RESERVE: usize = 2;
+    const DATA: usize = 4;
+    const TELEMETRY: usize = 3;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Control,
+        ControlReserved,
+        Data,
+        Telemetry,
+        Take,
+        TakeControl,
+        Pause(bool),
+        Close,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            4 => Just(Op::Control),
+            2 => Just(Op::ControlReserved),
+            6 => Just(Op::Data),
+            4 => Just(Op::Telemetry),
+            8 => Just(Op::Take),
+            1 => Just(Op::TakeControl),
+            2 => any::<bool>().prop_map(Op::Pause),
+            1 => Just(Op::Close),
+        ]
+    }
+
+    /// The lanes as one would explain them: three lists.
+    #[derive(Default)]
+    struct Model {
+        control: Vec<u32>,
+        data: Vec<u32>,
+        telemetry: Vec<u32>,
+        paused: bool,
+        closed: bool,
+        lost: (u64, u64),
+    }
+
+    impl Model {
+        fn take(&mut self) -> Option<Item<u32, u32, u32>> {
+            if !self.control.is_empty() {
+                Some(Item::Control(self.control.remove(0)))
+            } else if !self.paused && !self.data.is_empty() {
+                Some(Item::Data(self.data.remove(0)))
+            } else if !self.telemetry.is_empty() {
+                Some(Item::Telemetry(self.telemetry.remove(0)))
+            } else {
+                None
+            }
+        }
+
+        fn control(&mut self, n: u32, places: usize) -> Result<(), ControlRefused<u32>> {
+            if self.closed {
+                Err(ControlRefused::Closed(n))
+            } else if self.control.len() >= places {
+                Err(ControlRefused::Overflow(n))
+            } else {
+                self.control.push(n);
+                Ok(())
+            }
+        }
+
+        fn data(&mut self, n: u32, overflow: Overflow) -> Offer<u32> {
+            if self.closed {
+                return Offer::Closed(n);
+            }
+            if self.data.len() < DATA {
+                self.data.push(n);
+                return Offer::Queued;
+            }
+            match overflow {
+                Overflow::Refuse => Offer::Full(n),
+                Overflow::DropOldest => {
+                    self.data.push(n);
+                    self.lost.0 += 1;
+                    Offer::Displaced(self.data.remove(0))
+                }
+            }
+        }
+
+        fn telemetry(&mut self, n: u32) -> Offer<u32> {
+            if self.closed {
+                return Offer::Closed(n);
+            }
+            self.telemetry.push(n);
+            if self.telemetry.len() <= TELEMETRY {
+                return Offer::Queued;
+            }
+            self.lost.1 += 1;
+            Offer::Displaced(self.telemetry.remove(0))
+        }
+    }
+
+    fn at_most(count: usize) -> NonZeroUsize {
+        NonZeroUsize::new(count).expect("not zero")
+    }
+
+    proptest! {
+        #[test]
+        fn the_lanes_do_what_three_lists_would(
+            ops in proptest::collection::vec(op(), 0..200),
+            drops in any::<bool>(),
+        ) {
+            let overflow = if drops { Overflow::DropOldest } else { Overflow::Refuse };
+            let limits = LaneLimits {
+                control: at_most(CONTROL),
+                control_reserve: at_most(RESERVE),
+                telemetry: at_most(TELEMETRY),
+            };
+            let mut lanes = Lanes::new(limits, Bounded::new(at_most(DATA), overflow));
+            let mut model = Model::default();
+            for (n, op) in (0..).zip(ops) {
+                match op {
+                    Op::Control => prop_assert_eq!(
+                        lanes.send_control(n, Standing::Ordinary),
+                        model.control(n, CONTROL)
+                    ),
+                    Op::ControlReserved => prop_assert_eq!(
+                        lanes.send_control(n, Standing::Reserved),
+                        model.control(n, CONTROL + RESERVE)
+                    ),
+                    Op::Data => prop_assert_eq!(lanes.offer_data(n), model.data(n, overflow)),
+                    Op::Telemetry => prop_assert_eq!(lanes.offer_telemetry(n), model.telemetry(n)),
+                    Op::Take => prop_assert_eq!(lanes.take(), model.take()),
+                    Op::TakeControl => {
+                        let first = (!model.control.is_empty()).then(|| model.control.remove(0));
+                        prop_assert_eq!(lanes.take_control(), first);
+                    }
+                    Op::Pause(paused) => {
+                        lanes.pause_data(paused);
+                        model.paused = paused;
+                    }
+                    Op::Close => {
+                        let (control, data, telemetry) = lanes.close();
+                        model.closed = true;
+                        prop_assert_eq!(control, std::mem::take(&mut model.control));
+                        prop_assert_eq!(data, std::mem::take(&mut model.data));
+                        prop_assert_eq!(telemetry, std::mem::take(&mut model.telemetry));
+                    }
+                }
+                prop_assert_eq!(
+                    lanes.depths(),
+                    (model.control.len(), model.data.len(), model.telemetry.len())
+                );
+                prop_assert_eq!(lanes.losses(), model.lost);
+            }
+        }
+    }
+}

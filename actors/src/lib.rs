@@ -12,12 +12,23 @@
 //! The lanes and the wake protocol are model-checked with loom:
 //! `RUSTFLAGS="--cfg loom" cargo test -p rspp-actors --lib --target-dir target/loom`.
 
+#![cfg_attr(
+    loom,
+    allow(
+        dead_code,
+        reason = "under loom only the protocol is built, without those who use it"
+    )
+)]
+
 mod id;
 mod lane;
 mod lanes;
 mod mailbox;
 mod refs;
 mod sync;
+
+#[cfg(all(test, loom))]
+mod models;
 
 #[cfg(not(loom))]
 mod actor;

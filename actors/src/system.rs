@@ -120,14 +120,15 @@ impl System {
         let deadline = Instant::now() + grace;
         self.inner.closed.store(true, Ordering::SeqCst);
         let guardian = self.inner.guardian.lock().await.take();
+        let mut orderly = true;
         if let Some(mut guardian) = guardian {
             guardian.ask_to_stop("the system shuts down", deadline);
-            guardian.ended_by("the system's guardian", deadline).await;
+            orderly = guardian.ended_by("the system's guardian", deadline).await;
         }
         self.inner.guardian_mailbox.close();
         self.inner.actors.close();
-        let in_time = tokio::time::timeout_at(deadline, self.inner.actors.wait());
-        in_time.await.is_ok() && Instant::now() <= deadline
+        let all_ended = tokio::time::timeout_at(deadline, self.inner.actors.wait()).await;
+        orderly && all_ended.is_ok()
     }
 
     /// All actors, parents before children, siblings in start order.
