@@ -15,6 +15,8 @@ mod recorder;
 mod redact;
 mod sampling;
 mod scan;
+pub mod show;
+pub mod verify;
 mod waterfall;
 mod writer;
 

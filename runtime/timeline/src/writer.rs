@@ -221,8 +221,9 @@ impl<S: Storage> Writer<S> {
                 Err(error) => return Err(error),
             }
         }
-        if let Some(note) = batch.note {
-            let entry = Entry::from(note);
+        // The last batch also notes what it could not encode itself.
+        let unwritten = if is_last { self.shared.take().note } else { None };
+        for entry in batch.note.into_iter().chain(unwritten).map(Entry::from) {
             encode(&mut self.buffer, &entry)?;
             self.summary.count(&entry);
         }
