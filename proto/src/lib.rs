@@ -10,6 +10,7 @@ mod lane;
 mod outcome;
 mod payload;
 pub mod reason;
+pub mod schema;
 pub mod spec;
 mod time;
 

@@ -8,20 +8,28 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct Budgets {
     /// From turn open to the first output heard.
+    #[schemars(range(min = 1))]
     pub turn_budget_ms: u64,
     /// Soft budget of one node's work on one event or turn.
+    #[schemars(range(min = 1))]
     pub node_budget_ms_default: u64,
     /// From a path's first node to its last.
+    #[schemars(range(min = 1))]
     pub path_budget_ms_default: u64,
     /// How long an event may wait on one edge.
+    #[schemars(range(min = 1))]
     pub edge_budget_ms_default: u64,
     /// From a provider call to its first byte.
+    #[schemars(range(min = 1))]
     pub provider_first_byte_ms: u64,
     /// Between two chunks of a provider's stream.
+    #[schemars(range(min = 1))]
     pub provider_inter_chunk_ms: u64,
     /// From a cancel to the forced stop of a node that ignores it.
+    #[schemars(range(min = 1))]
     pub cancel_grace_ms: u64,
     /// Longest a turn may run, speech included.
+    #[schemars(range(min = 1))]
     pub max_turn_duration_ms: u64,
 }
 
@@ -30,19 +38,27 @@ pub struct Budgets {
 #[serde(deny_unknown_fields, default)]
 pub struct BudgetsSpec {
     /// See [`Budgets::turn_budget_ms`].
+    #[schemars(range(min = 1))]
     pub turn_budget_ms: Option<u64>,
     /// See [`Budgets::node_budget_ms_default`].
+    #[schemars(range(min = 1))]
     pub node_budget_ms_default: Option<u64>,
     /// See [`Budgets::path_budget_ms_default`].
+    #[schemars(range(min = 1))]
     pub path_budget_ms_default: Option<u64>,
     /// See [`Budgets::edge_budget_ms_default`].
+    #[schemars(range(min = 1))]
     pub edge_budget_ms_default: Option<u64>,
     /// See [`Budgets::provider_first_byte_ms`].
+    #[schemars(range(min = 1))]
     pub provider_first_byte_ms: Option<u64>,
     /// See [`Budgets::provider_inter_chunk_ms`].
+    #[schemars(range(min = 1))]
     pub provider_inter_chunk_ms: Option<u64>,
     /// See [`Budgets::cancel_grace_ms`].
+    #[schemars(range(min = 1))]
     pub cancel_grace_ms: Option<u64>,
     /// See [`Budgets::max_turn_duration_ms`].
+    #[schemars(range(min = 1))]
     pub max_turn_duration_ms: Option<u64>,
 }

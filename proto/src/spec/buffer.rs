@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::also_accept;
+
 /// What an edge does with an item that finds it full (F-044).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -24,6 +26,7 @@ pub enum Strategy {
 /// Data-lane handling when an edge is full; the authored `drop` means drop-oldest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(transform = accept_aliases)]
 pub enum DataHandling {
     /// See [`Strategy::Block`].
     Block,
@@ -38,6 +41,10 @@ pub enum DataHandling {
     Sample,
     /// See [`Strategy::LatestOnly`].
     LatestOnly,
+}
+
+fn accept_aliases(schema: &mut schemars::Schema) {
+    also_accept(schema, &["drop"]);
 }
 
 /// Telemetry-lane handling when an edge is full; it never blocks.
@@ -69,6 +76,7 @@ pub struct LaneHandling {
 #[serde(deny_unknown_fields)]
 pub struct Marks {
     /// At least 1.
+    #[schemars(range(min = 1))]
     pub high: u64,
     /// Less than `high`.
     pub low: u64,
@@ -151,15 +159,20 @@ pub struct EdgeBufferPolicy {
     /// What gives when the edge is full.
     pub strategy: Strategy,
     /// At least 1.
+    #[schemars(range(min = 1))]
     pub max_queue_items: u64,
     /// Oldest item's age in milliseconds, at least 1.
+    #[schemars(range(min = 1))]
     pub max_queue_ms: u64,
     /// Sum of payload bytes, at least 1.
+    #[schemars(range(min = 1))]
     pub max_queue_bytes: u64,
     /// How much latency the edge may add, in milliseconds, at least 1.
+    #[schemars(range(min = 1))]
     pub max_latency_contribution_ms: u64,
     /// Mandatory with `block`, at least 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub max_block_time_ms: Option<u64>,
     /// When back-pressure starts and ends.
     pub watermarks: Watermarks,
@@ -182,14 +195,19 @@ pub struct BufferSpec {
     /// See [`EdgeBufferPolicy::strategy`].
     pub strategy: Option<DataHandling>,
     /// See [`EdgeBufferPolicy::max_queue_items`].
+    #[schemars(range(min = 1))]
     pub max_queue_items: Option<u64>,
     /// See [`EdgeBufferPolicy::max_queue_ms`].
+    #[schemars(range(min = 1))]
     pub max_queue_ms: Option<u64>,
     /// See [`EdgeBufferPolicy::max_queue_bytes`].
+    #[schemars(range(min = 1))]
     pub max_queue_bytes: Option<u64>,
     /// See [`EdgeBufferPolicy::max_latency_contribution_ms`].
+    #[schemars(range(min = 1))]
     pub max_latency_contribution_ms: Option<u64>,
     /// See [`EdgeBufferPolicy::max_block_time_ms`].
+    #[schemars(range(min = 1))]
     pub max_block_time_ms: Option<u64>,
     /// See [`EdgeBufferPolicy::watermarks`].
     pub watermarks: Option<Watermarks>,

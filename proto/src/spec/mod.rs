@@ -2,14 +2,22 @@
 
 mod budget;
 mod buffer;
+mod diagnostic;
+mod parse;
 mod pipeline;
 mod policy;
+mod report;
+mod rules;
+mod shape;
+mod source;
 
 pub use budget::{Budgets, BudgetsSpec};
 pub use buffer::{
     BufferSpec, DataHandling, DefaultingSource, EdgeBufferPolicy, LaneHandling, Marks, Strategy,
     SyncDropPolicy, SyncGroup, SyncPolicy, SyncScope, TelemetryHandling, Watermarks,
 };
+pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use parse::{Mode, PIPELINE_SCHEMA, POLICY_SCHEMA, Parsed};
 pub use pipeline::{
     Comparison, Condition, EGRESS, EdgeSpec, ErrorAction, INGRESS, MergeOrder, NodeKind, NodeSpec,
     PipelineSpec, PortType, ProfileName,
@@ -18,3 +26,17 @@ pub use policy::{
     AdaptiveAction, FlowControl, FlowMode, LateEventPolicy, Modality, NodeExecutionPolicy,
     PlanFailurePolicy, PolicyBundle, RecordingLevel, RecordingPolicy, ReplayMode, TurnPolicy,
 };
+
+/// Lets a schema accept words that are read but never written.
+fn also_accept(schema: &mut schemars::Schema, words: &[&str]) {
+    if let Some(choices) = schema
+        .get_mut("oneOf")
+        .and_then(serde_json::Value::as_array_mut)
+    {
+        choices.extend(
+            words
+                .iter()
+                .map(|word| serde_json::json!({ "type": "string", "const": word })),
+        );
+    }
+}

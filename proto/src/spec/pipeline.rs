@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BudgetsSpec, BufferSpec, NodeExecutionPolicy, TurnPolicy};
-use crate::{EdgeId, NodeId, PipelineVersion, ProviderId};
+use super::{BudgetsSpec, BufferSpec, NodeExecutionPolicy, TurnPolicy, also_accept};
+use crate::{EdgeId, IdError, NodeId, PipelineVersion, ProviderId};
 
 /// The pseudo-node where the user's audio and text enter.
 pub const INGRESS: &str = "ingress";
@@ -15,10 +15,15 @@ pub const EGRESS: &str = "egress";
 
 /// A named, versioned set of defaults; only `simple/v1` exists (F-078).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = accept_aliases)]
 pub enum ProfileName {
     /// The one profile; `simple` and `simple-v1` are accepted and normalised.
     #[serde(rename = "simple/v1", alias = "simple", alias = "simple-v1")]
     SimpleV1,
+}
+
+fn accept_aliases(schema: &mut schemars::Schema) {
+    also_accept(schema, &["simple", "simple-v1"]);
 }
 
 impl ProfileName {
@@ -44,6 +49,23 @@ pub enum PortType {
     Speech,
     /// Anything; only custom and pass-through nodes have such ports.
     Any,
+}
+
+impl PortType {
+    /// The type's name, as specs write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Audio => "audio",
+            Self::Text => "text",
+            Self::Speech => "speech",
+            Self::Any => "any",
+        }
+    }
+
+    /// Whether a port that declares `ports` can carry this.
+    pub fn fits(self, ports: &[Self]) -> bool {
+        ports.contains(&self) || ports.contains(&Self::Any)
+    }
 }
 
 /// What a node does.
@@ -72,6 +94,46 @@ pub enum NodeKind {
     Select,
     /// A node registered by name (F-011).
     Custom(String),
+}
+
+impl NodeKind {
+    /// What nodes of this kind take in (F-003).
+    pub fn inputs(&self) -> &'static [PortType] {
+        match self {
+            Self::Vad => &[PortType::Audio],
+            Self::TurnDetector => &[PortType::Audio, PortType::Speech, PortType::Text],
+            Self::Stt => &[PortType::Audio, PortType::Speech],
+            Self::Llm | Self::Segmenter | Self::Tts => &[PortType::Text],
+            Self::Passthrough | Self::Merge | Self::Select | Self::Custom(_) => &[PortType::Any],
+        }
+    }
+
+    /// What nodes of this kind give out (F-003).
+    pub fn outputs(&self) -> &'static [PortType] {
+        match self {
+            Self::Vad => &[PortType::Speech],
+            Self::TurnDetector => &[PortType::Speech, PortType::Text],
+            Self::Stt | Self::Llm | Self::Segmenter => &[PortType::Text],
+            Self::Tts => &[PortType::Audio],
+            Self::Passthrough | Self::Merge | Self::Select | Self::Custom(_) => &[PortType::Any],
+        }
+    }
+
+    /// The kind's name, as specs write it; a custom node's own name.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Vad => "vad",
+            Self::TurnDetector => "turn_detector",
+            Self::Stt => "stt",
+            Self::Llm => "llm",
+            Self::Segmenter => "segmenter",
+            Self::Tts => "tts",
+            Self::Passthrough => "passthrough",
+            Self::Merge => "merge",
+            Self::Select => "select",
+            Self::Custom(name) => name,
+        }
+    }
 }
 
 /// How a merge node orders its inputs (F-005).
@@ -146,6 +208,7 @@ pub struct NodeSpec {
     pub fallback: Option<NodeId>,
     /// Soft budget of this node, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub budget_ms: Option<u64>,
     /// Concurrency and fairness.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -180,6 +243,21 @@ pub struct EdgeSpec {
     /// The buffer at the receiving end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buffer: Option<BufferSpec>,
+}
+
+impl EdgeSpec {
+    /// The edge's own id, or `<from>-><to>:<carries>`.
+    pub fn edge_id(&self) -> Result<EdgeId, IdError> {
+        match &self.id {
+            Some(id) => Ok(id.clone()),
+            None => EdgeId::new(format!(
+                "{}->{}:{}",
+                self.from,
+                self.to,
+                self.carries.as_str()
+            )),
+        }
+    }
 }
 
 /// A pipeline, as authored and published (F-001).

@@ -147,6 +147,7 @@ pub struct RecordingPolicy {
     /// How much.
     pub recording_level: RecordingLevel,
     /// At least one, unique.
+    #[schemars(length(min = 1))]
     pub allowed_replay_modes: BTreeSet<ReplayMode>,
 }
 
@@ -226,6 +227,9 @@ pub struct PolicyBundle {
     pub budgets: Option<Budgets>,
     /// Surface 2: modality to providers, preferred first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("propertyNames" = {
+        "enum": ["stt", "llm", "tts", "vad", "end_of_turn", "external"]
+    }))]
     pub provider_bindings: Option<BTreeMap<Modality, Vec<ProviderId>>>,
     /// Surface 3: by edge id; `default` stands for all others.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,0 +1,597 @@
+//! What a spec has to mean, beyond its shape. Every rule reports all that break it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    BufferSpec, Comparison, Condition, DataHandling, EGRESS, EdgeBufferPolicy, EdgeSpec, INGRESS,
+    Marks, Modality, NodeKind, NodeSpec, PipelineSpec, PolicyBundle, PortType, Strategy,
+    SyncDropPolicy, SyncPolicy, Watermarks, diagnostic::nearest, parse::Check,
+};
+use crate::{NodeId, ProviderId};
+
+/// What the pseudo-nodes carry: the user's audio and text in, the agent's out.
+const OUTSIDE: &[PortType] = &[PortType::Audio, PortType::Text];
+
+/// The rules of a pipeline.
+pub(super) fn pipeline(spec: &PipelineSpec, check: &mut Check<'_, '_>) {
+    let graph = Graph::new(spec, check);
+    for (index, node) in spec.nodes.iter().enumerate() {
+        graph.node(&format!("nodes[{index}]"), node, check);
+    }
+    let mut ids = BTreeMap::new();
+    for (index, edge) in spec.edges.iter().enumerate() {
+        let path = format!("edges[{index}]");
+        graph.edge(&path, edge, check);
+        match edge.edge_id() {
+            Ok(id) => {
+                if let Some(first) = ids.insert(id.clone(), index) {
+                    let line = check.line(&format!("edges[{first}]"));
+                    check.error(
+                        "duplicate_edge",
+                        &path,
+                        format!("edge `{id}` stands twice, first on line {line}"),
+                        "remove one, or give each an `id`".to_owned(),
+                    );
+                }
+            }
+            Err(error) => check.error(
+                "edge_id",
+                &path,
+                error.to_string(),
+                "give the edge an `id`".to_owned(),
+            ),
+        }
+    }
+    connected(spec, check);
+    graph.acyclic(spec, check);
+    if spec.turns.max_context_messages == 0 {
+        check.error(
+            "out_of_range",
+            "turns.max_context_messages",
+            "must be at least 1",
+            None,
+        );
+    }
+}
+
+/// The nodes by name, with their places in the list.
+struct Graph<'a> {
+    nodes: BTreeMap<&'a str, (usize, &'a NodeKind)>,
+}
+
+impl<'a> Graph<'a> {
+    fn new(spec: &'a PipelineSpec, check: &mut Check<'_, '_>) -> Self {
+        if spec.nodes.is_empty() {
+            check.error("no_nodes", "nodes", "a pipeline needs nodes", None);
+        }
+        let mut nodes = BTreeMap::new();
+        for (index, node) in spec.nodes.iter().enumerate() {
+            let path = format!("nodes[{index}].id");
+            let id = node.id.as_str();
+            if id == INGRESS || id == EGRESS {
+                check.error(
+                    "reserved_name",
+                    &path,
+                    format!("`{id}` is where the user is, not a node"),
+                    "choose another id".to_owned(),
+                );
+            } else if let Some((first, _)) = nodes.get(id) {
+                let line = check.line(&format!("nodes[{first}].id"));
+                check.error(
+                    "duplicate_node",
+                    &path,
+                    format!("node `{id}` stands twice, first on line {line}"),
+                    "every node needs an id of its own".to_owned(),
+                );
+            } else {
+                nodes.insert(id, (index, &node.kind));
+            }
+        }
+        Self { nodes }
+    }
+
+    /// What is wrong with a name that is no node.
+    fn unknown(&self, path: &str, found: &str, pseudo: &'static str, check: &mut Check<'_, '_>) {
+        let known = self.nodes.keys().copied().chain([pseudo]);
+        let hint = match nearest(found, known.clone()) {
+            Some(name) => format!("did you mean `{name}`?"),
+            None => format!("there are {}", known.collect::<Vec<_>>().join(", ")),
+        };
+        check.error(
+            "unknown_node",
+            path,
+            format!("there is no node `{found}`"),
+            hint,
+        );
+    }
+
+    fn node(&self, path: &str, node: &NodeSpec, check: &mut Check<'_, '_>) {
+        let takes_provider =
+            Modality::of(&node.kind).is_some() || matches!(node.kind, NodeKind::Custom(_));
+        if !takes_provider {
+            let kind = node.kind.as_str();
+            let message = format!("a {kind} node works without a provider");
+            if node.provider.is_some() {
+                check.error(
+                    "no_provider",
+                    &format!("{path}.provider"),
+                    message.clone(),
+                    None,
+                );
+            }
+            if !node.fallback_providers.is_empty() {
+                check.error(
+                    "no_provider",
+                    &format!("{path}.fallback_providers"),
+                    message,
+                    None,
+                );
+            }
+        }
+        let mut seen: BTreeSet<&ProviderId> = node.provider.iter().collect();
+        for (index, provider) in node.fallback_providers.iter().enumerate() {
+            if !seen.insert(provider) {
+                check.error(
+                    "duplicate",
+                    &format!("{path}.fallback_providers[{index}]"),
+                    format!("provider `{provider}` is tried twice"),
+                    None,
+                );
+            }
+        }
+        if let Some(fallback) = &node.fallback {
+            let path = format!("{path}.fallback");
+            if fallback == &node.id {
+                check.error(
+                    "self_fallback",
+                    &path,
+                    "a node cannot stand in for itself",
+                    None,
+                );
+            } else if !self.nodes.contains_key(fallback.as_str()) {
+                self.unknown(&path, fallback.as_str(), INGRESS, check);
+            }
+        }
+        if let NodeKind::Custom(name) = &node.kind
+            && name.trim().is_empty()
+        {
+            check.error(
+                "blank",
+                &format!("{path}.kind.custom"),
+                "must not be blank",
+                None,
+            );
+        }
+        if let Some(execution) = &node.execution {
+            fairness(
+                &format!("{path}.execution"),
+                execution.fairness_key.as_deref(),
+                check,
+            );
+        }
+    }
+
+    fn edge(&self, path: &str, edge: &EdgeSpec, check: &mut Check<'_, '_>) {
+        let (from, to) = (edge.from.as_str(), edge.to.as_str());
+        let outputs = match from {
+            INGRESS => Some(OUTSIDE),
+            EGRESS => {
+                let hint = "the user speaks at `ingress`".to_owned();
+                check.error(
+                    "direction",
+                    &format!("{path}.from"),
+                    "nothing comes from `egress`",
+                    hint,
+                );
+                None
+            }
+            name => {
+                let ports = self.nodes.get(name).map(|(_, kind)| kind.outputs());
+                if ports.is_none() {
+                    self.unknown(&format!("{path}.from"), name, INGRESS, check);
+                }
+                ports
+            }
+        };
+        let inputs = match to {
+            EGRESS => Some(OUTSIDE),
+            INGRESS => {
+                let hint = "the user hears at `egress`".to_owned();
+                check.error(
+                    "direction",
+                    &format!("{path}.to"),
+                    "nothing goes to `ingress`",
+                    hint,
+                );
+                None
+            }
+            name => {
+                let ports = self.nodes.get(name).map(|(_, kind)| kind.inputs());
+                if ports.is_none() {
+                    self.unknown(&format!("{path}.to"), name, EGRESS, check);
+                }
+                ports
+            }
+        };
+        if from == to {
+            check.error("self_edge", path, format!("`{from}` leads to itself"), None);
+        }
+        let carries = edge.carries;
+        let ends = [(from, "gives out", outputs), (to, "takes in", inputs)];
+        for (name, verb, ports) in ends {
+            if let Some(ports) = ports
+                && !carries.fits(ports)
+            {
+                let names: Vec<&str> = ports.iter().map(|port| port.as_str()).collect();
+                check.error(
+                    "port_type",
+                    &format!("{path}.carries"),
+                    format!("`{name}` {verb} no {}", carries.as_str()),
+                    format!("it {verb} {}", names.join(", ")),
+                );
+            }
+        }
+        if let Some(when) = &edge.when {
+            condition(&format!("{path}.when"), when, check);
+        }
+        if let Some(buffer) = &edge.buffer {
+            authored_buffer(&format!("{path}.buffer"), buffer, check);
+        }
+    }
+
+    /// Events only ever move forward.
+    fn acyclic(&self, spec: &PipelineSpec, check: &mut Check<'_, '_>) {
+        let mut incoming: BTreeMap<&str, usize> =
+            self.nodes.keys().map(|name| (*name, 0)).collect();
+        let inner: Vec<(&str, &str)> = spec
+            .edges
+            .iter()
+            .map(|edge| (edge.from.as_str(), edge.to.as_str()))
+            .filter(|(from, to)| {
+                from != to && incoming.contains_key(from) && incoming.contains_key(to)
+            })
+            .collect();
+        for (_, to) in &inner {
+            if let Some(count) = incoming.get_mut(to) {
+                *count += 1;
+            }
+        }
+        // Takes away, again and again, the nodes that nothing goes to; a cycle is what stays.
+        while let Some(free) = incoming
+            .iter()
+            .find_map(|(name, count)| (*count == 0).then_some(*name))
+        {
+            incoming.remove(free);
+            for (_, to) in inner.iter().filter(|(from, _)| *from == free) {
+                if let Some(count) = incoming.get_mut(to) {
+                    *count -= 1;
+                }
+            }
+        }
+        let Some(start) = incoming.keys().next().copied() else {
+            return;
+        };
+        // Every node that is left has a predecessor that is left, so walking back meets itself.
+        let mut walk = vec![start];
+        let cycle = loop {
+            let here = walk[walk.len() - 1];
+            let before = inner
+                .iter()
+                .find(|(from, to)| *to == here && incoming.contains_key(from));
+            let Some((before, _)) = before else {
+                return;
+            };
+            if let Some(at) = walk.iter().position(|name| name == before) {
+                let mut cycle = walk.split_off(at);
+                cycle.push(before);
+                cycle.reverse();
+                break cycle;
+            }
+            walk.push(before);
+        };
+        let closing = spec
+            .edges
+            .iter()
+            .position(|edge| edge.from.as_str() == cycle[0] && edge.to.as_str() == cycle[1]);
+        let path = closing.map_or_else(|| "edges".to_owned(), |index| format!("edges[{index}]"));
+        check.error(
+            "cycle",
+            &path,
+            format!("events would go round: {}", cycle.join(" -> ")),
+            "remove one of these edges".to_owned(),
+        );
+    }
+}
+
+/// Something goes in, something comes out, and every node has a part in it.
+fn connected(spec: &PipelineSpec, check: &mut Check<'_, '_>) {
+    if !spec.edges.iter().any(|edge| edge.from.as_str() == INGRESS) {
+        check.error("no_ingress", "edges", "nothing comes from `ingress`", None);
+    }
+    if !spec.edges.iter().any(|edge| edge.to.as_str() == EGRESS) {
+        check.error("no_egress", "edges", "nothing goes to `egress`", None);
+    }
+    // A stand-in works on the edges of the node that it stands in for.
+    let stand_ins: BTreeSet<&str> = spec
+        .nodes
+        .iter()
+        .filter_map(|node| node.fallback.as_ref().map(NodeId::as_str))
+        .collect();
+    for (index, node) in spec.nodes.iter().enumerate() {
+        let id = node.id.as_str();
+        if stand_ins.contains(id) {
+            continue;
+        }
+        let path = format!("nodes[{index}].id");
+        if !spec.edges.iter().any(|edge| edge.to.as_str() == id) {
+            check.warn("unconnected", &path, format!("nothing goes to `{id}`"));
+        }
+        if !spec.edges.iter().any(|edge| edge.from.as_str() == id) {
+            check.warn("unconnected", &path, format!("nothing comes from `{id}`"));
+        }
+    }
+}
+
+fn condition(path: &str, when: &Condition, check: &mut Check<'_, '_>) {
+    use serde_json::Value;
+
+    if when.attribute.trim().is_empty() {
+        check.error(
+            "blank",
+            &format!("{path}.attribute"),
+            "must not be blank",
+            None,
+        );
+    }
+    let is_order = match when.is {
+        Comparison::Lt | Comparison::Le | Comparison::Gt | Comparison::Ge => true,
+        Comparison::Eq | Comparison::Ne => false,
+    };
+    let wanted = match (when.attribute.as_str(), is_order) {
+        ("confidence", _) | (_, true) => "a number",
+        ("is_final", false) => "true or false",
+        ("language" | "speaker", false) => "text",
+        (_, false) => "a number, a text, true or false",
+    };
+    let fits = match (&when.value, wanted) {
+        (Value::Number(_), "a number")
+        | (Value::Bool(_), "true or false")
+        | (Value::String(_), "text") => true,
+        (Value::Number(_) | Value::Bool(_) | Value::String(_), wanted) => {
+            wanted.starts_with("a number,")
+        }
+        (Value::Null | Value::Array(_) | Value::Object(_), _) => false,
+    };
+    if !fits {
+        let message = format!("`{}` is compared with {wanted}", when.attribute);
+        check.error("wrong_type", &format!("{path}.value"), message, None);
+    }
+}
+
+fn authored_buffer(path: &str, buffer: &BufferSpec, check: &mut Check<'_, '_>) {
+    let blocks = buffer
+        .strategy
+        .map(|strategy| strategy == DataHandling::Block);
+    block_time(path, blocks, buffer.max_block_time_ms, check);
+    if let Some(marks) = &buffer.watermarks {
+        watermarks(
+            path,
+            marks,
+            buffer.max_queue_items,
+            buffer.max_queue_ms,
+            check,
+        );
+    }
+    if let Some(sync) = &buffer.sync_drop_policy {
+        sync_drop(&format!("{path}.sync_drop_policy"), sync, check);
+    }
+    fairness(path, buffer.fairness_key.as_deref(), check);
+}
+
+fn resolved_buffer(path: &str, buffer: &EdgeBufferPolicy, check: &mut Check<'_, '_>) {
+    let blocks =
+        buffer.strategy == Strategy::Block || buffer.lane_handling.data == DataHandling::Block;
+    block_time(path, Some(blocks), buffer.max_block_time_ms, check);
+    watermarks(
+        path,
+        &buffer.watermarks,
+        Some(buffer.max_queue_items),
+        Some(buffer.max_queue_ms),
+        check,
+    );
+    if let Some(sync) = &buffer.sync_drop_policy {
+        sync_drop(&format!("{path}.sync_drop_policy"), sync, check);
+    }
+    fairness(path, buffer.fairness_key.as_deref(), check);
+}
+
+/// Waiting has an end: `block` goes with a time, and the time with `block`.
+fn block_time(path: &str, blocks: Option<bool>, time: Option<u64>, check: &mut Check<'_, '_>) {
+    match (blocks, time) {
+        (Some(true), None) => check.error(
+            "missing_block_time",
+            path,
+            "strategy `block` needs max_block_time_ms",
+            "e.g. `max_block_time_ms: 40`; without it a full edge would stall its sender"
+                .to_owned(),
+        ),
+        (Some(false), Some(_)) => check.error(
+            "stray_block_time",
+            &format!("{path}.max_block_time_ms"),
+            "only strategy `block` waits",
+            "remove it, or write `strategy: block`".to_owned(),
+        ),
+        // Without a strategy the profile's applies, and it may be `block`.
+        (Some(true) | None, Some(_)) | (Some(false) | None, None) => {}
+    }
+}
+
+fn watermarks(
+    path: &str,
+    both: &Watermarks,
+    most_items: Option<u64>,
+    most_ms: Option<u64>,
+    check: &mut Check<'_, '_>,
+) {
+    let path = format!("{path}.watermarks");
+    if both.queue_items.is_none() && both.queue_ms.is_none() {
+        let hint = "e.g. `queue_items: {high: 48, low: 24}`".to_owned();
+        check.error(
+            "missing_marks",
+            &path,
+            "needs queue_items or queue_ms",
+            hint,
+        );
+    }
+    let named = [
+        (
+            "queue_items",
+            both.queue_items,
+            "max_queue_items",
+            most_items,
+        ),
+        ("queue_ms", both.queue_ms, "max_queue_ms", most_ms),
+    ];
+    for (name, marks, limit_name, limit) in named {
+        let Some(marks) = marks else { continue };
+        let path = format!("{path}.{name}");
+        low_below_high(&path, marks, check);
+        if let Some(limit) = limit.filter(|limit| marks.high > *limit) {
+            check.error(
+                "marks",
+                &format!("{path}.high"),
+                format!(
+                    "{} is above {limit_name}, {limit}, so it is never reached",
+                    marks.high
+                ),
+                None,
+            );
+        }
+    }
+}
+
+fn low_below_high(path: &str, marks: Marks, check: &mut Check<'_, '_>) {
+    let Marks { high, low } = marks;
+    if low >= high {
+        check.error(
+            "marks",
+            &format!("{path}.low"),
+            format!("{low} is not below high, {high}"),
+            format!("e.g. `low: {}`", high / 2),
+        );
+    }
+}
+
+fn sync_drop(path: &str, sync: &SyncDropPolicy, check: &mut Check<'_, '_>) {
+    let (needs_group, needs_domain) = match sync.policy {
+        SyncPolicy::AtomicDrop => (true, false),
+        SyncPolicy::DropWithDiscontinuity => (true, true),
+        SyncPolicy::NoSync => (false, false),
+    };
+    if needs_group && sync.group_by.is_none() {
+        let hint = "one of sync_id, event_id, custom".to_owned();
+        check.error("missing_field", path, "this policy needs group_by", hint);
+    }
+    let has_domain = sync
+        .sync_domain
+        .as_ref()
+        .is_some_and(|domain| !domain.trim().is_empty());
+    if needs_domain && !has_domain {
+        let hint = "name the streams that have to reset together".to_owned();
+        check.error("missing_field", path, "this policy needs sync_domain", hint);
+    }
+}
+
+fn fairness(path: &str, key: Option<&str>, check: &mut Check<'_, '_>) {
+    if key.is_some_and(|key| key.trim().is_empty()) {
+        let hint = "tenant, session, turn or a name of your own".to_owned();
+        check.error(
+            "blank",
+            &format!("{path}.fairness_key"),
+            "must not be blank",
+            hint,
+        );
+    }
+}
+
+/// The rules of a policy bundle.
+pub(super) fn policy(bundle: &PolicyBundle, check: &mut Check<'_, '_>) {
+    if bundle.policy_resolution_snapshot.trim().is_empty() {
+        let hint = "name this version of the policy, e.g. `policy/2026-11-01`".to_owned();
+        check.error(
+            "blank",
+            "policy_resolution_snapshot",
+            "must not be blank",
+            hint,
+        );
+    }
+    let surfaces = [
+        ("budgets", bundle.budgets.is_some()),
+        ("provider_bindings", bundle.provider_bindings.is_some()),
+        (
+            "edge_buffer_policies",
+            bundle.edge_buffer_policies.is_some(),
+        ),
+        ("flow_control", bundle.flow_control.is_some()),
+        ("recording_policy", bundle.recording_policy.is_some()),
+    ];
+    let names = |given: bool| -> Vec<&str> {
+        let of = surfaces.iter().filter(|(_, is_given)| *is_given == given);
+        of.map(|(name, _)| *name).collect()
+    };
+    let (given, missing) = (names(true), names(false));
+    if let Some(first) = given.first().filter(|_| !missing.is_empty()) {
+        check.error(
+            "partial_override",
+            first,
+            format!("without {}", missing.join(", ")),
+            "the five surfaces are overridden all together or not at all".to_owned(),
+        );
+    }
+    if let Some(bindings) = &bundle.provider_bindings {
+        if bindings.is_empty() {
+            check.error(
+                "too_few",
+                "provider_bindings",
+                "needs at least 1 entry",
+                None,
+            );
+        }
+        for (modality, providers) in bindings {
+            let path = format!("provider_bindings.{}", modality.as_str());
+            if providers.is_empty() {
+                check.error("too_few", &path, "needs at least 1 provider", None);
+            }
+            let mut seen = BTreeSet::new();
+            for (index, provider) in providers.iter().enumerate() {
+                if !seen.insert(provider) {
+                    let message = format!("provider `{provider}` is listed twice");
+                    check.error("duplicate", &format!("{path}[{index}]"), message, None);
+                }
+            }
+        }
+    }
+    if let Some(policies) = &bundle.edge_buffer_policies {
+        if policies.is_empty() {
+            let hint = "`default` stands for every edge".to_owned();
+            check.error(
+                "too_few",
+                "edge_buffer_policies",
+                "needs at least 1 entry",
+                hint,
+            );
+        }
+        for (edge, policy) in policies {
+            resolved_buffer(&format!("edge_buffer_policies.{edge}"), policy, check);
+        }
+    }
+    if let Some(flow) = &bundle.flow_control {
+        low_below_high("flow_control.data_marks", flow.data_marks, check);
+        low_below_high("flow_control.control_marks", flow.control_marks, check);
+        low_below_high("flow_control.telemetry_marks", flow.telemetry_marks, check);
+    }
+    for (node, execution) in &bundle.node_execution_policies {
+        let path = format!("node_execution_policies.{node}");
+        fairness(&path, execution.fairness_key.as_deref(), check);
+    }
+}
