@@ -1,0 +1,2 @@
+//! A conversation partner without a network.
+pub(crate) struct Placeholder;
