@@ -267,7 +267,7 @@ impl Wire {
     fn read<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, DecodeError> {
         match self.encoding {
             Encoding::MessagePack => {
-                let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
+                let mut reader = rmp_serde::Deserializer::new(bytes);
                 reader.set_max_depth(MAX_DEPTH);
                 let value = serde_path_to_error::deserialize(&mut reader).map_err(malformed)?;
                 let trailing = reader.get_ref().len();
