@@ -19,6 +19,12 @@ pub mod edge;
 
 pub mod graph;
 
+pub mod plan;
+
+pub mod authority;
+
+pub mod determinism;
+
 pub use effect::{Effect, Emission, SessionState};
 pub use input::{CancelReason, Gates, Input, PlanFacts};
 pub use session::{Exchange, Session};

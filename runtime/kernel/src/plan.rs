@@ -1,0 +1,374 @@
+//! The plan a turn runs: resolved once, frozen, hashed, recorded.
+//!
+//! Everything that policy, profile and layers say about a turn ends here; nothing that runs a turn
+//! looks anywhere else. How providers are called and edges filled under it is for others.
+
+mod error;
+pub mod profile;
+mod resolve;
+mod settings;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rspp_proto::{
+    EdgeId, Epoch, NodeId, PipelineVersion, ProviderId, TurnId,
+    spec::{
+        AdaptiveAction, Budgets, EdgeBufferPolicy, FlowControl, Modality, NodeExecutionPolicy,
+        ProfileName, RecordingPolicy,
+    },
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::{canonical, determinism::DeterminismContext};
+
+pub use error::PlanError;
+pub use resolve::{PlanInputs, normalize_profile, resolve};
+pub use settings::{Layer, LayeredSettings, Settings};
+
+/// The control plane's snapshots that a plan rests on; none is blank.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotProvenance {
+    /// Who serves the session.
+    pub routing_view_snapshot: String,
+    /// Who is let in.
+    pub admission_policy_snapshot: String,
+    /// Which ABI versions go together.
+    pub abi_compatibility_snapshot: String,
+    /// Which pipeline version a name means.
+    pub version_resolution_snapshot: String,
+    /// Which policy holds.
+    pub policy_resolution_snapshot: String,
+    /// Which providers are well.
+    pub provider_health_snapshot: String,
+}
+
+impl SnapshotProvenance {
+    /// References of a process that stands alone, without a control plane.
+    pub fn local() -> Self {
+        let local = |what: &str| format!("local/{what}");
+        Self {
+            routing_view_snapshot: local("routing"),
+            admission_policy_snapshot: local("admission"),
+            abi_compatibility_snapshot: local("abi"),
+            version_resolution_snapshot: local("version"),
+            policy_resolution_snapshot: local("policy"),
+            provider_health_snapshot: local("provider-health"),
+        }
+    }
+
+    /// The references by name.
+    pub fn refs(&self) -> [(&'static str, &str); 6] {
+        [
+            ("routing_view_snapshot", &self.routing_view_snapshot),
+            ("admission_policy_snapshot", &self.admission_policy_snapshot),
+            (
+                "abi_compatibility_snapshot",
+                &self.abi_compatibility_snapshot,
+            ),
+            (
+                "version_resolution_snapshot",
+                &self.version_resolution_snapshot,
+            ),
+            (
+                "policy_resolution_snapshot",
+                &self.policy_resolution_snapshot,
+            ),
+            ("provider_health_snapshot", &self.provider_health_snapshot),
+        ]
+    }
+}
+
+/// When the next stage starts before the one above it is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamingHandoff {
+    /// Whether there is any; then at least one of the two is enabled.
+    pub enabled: bool,
+    /// From transcripts to the model.
+    pub stt_to_llm: Handoff,
+    /// From generated text to speech.
+    pub llm_to_tts: Handoff,
+}
+
+/// One hand-over of partial results. The four numbers are at least 1 if enabled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four independent switches, named by the recorded plan's schema"
+)]
+pub struct Handoff {
+    /// Whether partial results are handed over.
+    pub enabled: bool,
+    /// Shortest partial worth handing over, in characters.
+    pub min_partial_chars: u64,
+    /// Whether the end of a sentence hands over at once.
+    pub trigger_on_punctuation: bool,
+    /// Longest that a partial waits for more, in milliseconds.
+    pub max_partial_age_ms: u64,
+    /// Revisions of a partial that may wait.
+    pub max_pending_revisions: u64,
+    /// Segments that may wait.
+    pub max_pending_segments: u64,
+    /// Whether a newer revision replaces a waiting one.
+    pub coalesce_latest_only: bool,
+    /// Whether the stages tell each other to stop and go.
+    pub emit_flow_control_signals: bool,
+    /// Whether full queues make the runtime go stage by stage.
+    pub degrade_on_threshold_breach: bool,
+}
+
+/// Where a value of the plan came from (F-078, F-080).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// The layer that had the last word.
+    pub layer: Layer,
+    /// The layer's own name, e.g. `execution_profile/simple/v1`.
+    pub source: String,
+}
+
+/// A turn's plan. Never changes; a change of policy waits for the next turn.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResolvedTurnPlan {
+    /// The turn.
+    pub turn_id: TurnId,
+    /// The pipeline's version.
+    pub pipeline_version: PipelineVersion,
+    /// Names the compiled graph: `graph/sha256:<fingerprint>`.
+    pub graph_definition_ref: String,
+    /// The profile that the defaults are from.
+    pub execution_profile: ProfileName,
+    /// SHA-256 over everything that decides how this turn runs.
+    pub plan_hash: String,
+    /// The same without turn and epoch: equal policy, equal hash.
+    pub policy_hash: String,
+    /// The authority under which the turn runs.
+    pub authority_epoch: Epoch,
+    /// Time budgets.
+    pub budgets: Budgets,
+    /// Soft budgets of nodes that have their own, in milliseconds.
+    pub node_budgets_ms: BTreeMap<NodeId, u64>,
+    /// Providers by modality, preferred first.
+    pub provider_bindings: BTreeMap<Modality, Vec<ProviderId>>,
+    /// Providers of each node that needs one, preferred first.
+    pub node_bindings: BTreeMap<NodeId, Vec<ProviderId>>,
+    /// Buffers of every edge.
+    pub edge_buffer_policies: BTreeMap<EdgeId, EdgeBufferPolicy>,
+    /// Concurrency and fairness of nodes that have such limits.
+    pub node_execution_policies: BTreeMap<NodeId, NodeExecutionPolicy>,
+    /// Flow control by lane.
+    pub flow_control: FlowControl,
+    /// What may be changed in mid-turn, in canonical order.
+    pub allowed_adaptive_actions: BTreeSet<AdaptiveAction>,
+    /// The snapshots it rests on.
+    pub snapshot_provenance: SnapshotProvenance,
+    /// What is recorded.
+    pub recording_policy: RecordingPolicy,
+    /// When stages overlap.
+    pub streaming_handoff: StreamingHandoff,
+    /// What makes the turn repeatable. Not part of the hash: its seed follows from it.
+    pub determinism: DeterminismContext,
+    /// Where each value came from, by field path. Not part of the hash.
+    pub provenance: BTreeMap<String, Origin>,
+}
+
+/// Why a plan is not the one to run (turn-plan.md §5 rule 6).
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PlanMismatch {
+    /// It is another turn's.
+    #[error("the plan is for turn {planned}, not {asked}")]
+    Turn {
+        /// What the plan says.
+        planned: TurnId,
+        /// What was asked for.
+        asked: TurnId,
+    },
+    /// It is another pipeline's.
+    #[error("the plan is for pipeline version {planned}, not {asked}")]
+    Version {
+        /// What the plan says.
+        planned: PipelineVersion,
+        /// What was asked for.
+        asked: PipelineVersion,
+    },
+    /// It was made under another authority.
+    #[error("the plan was made at {planned}, not {asked}")]
+    Epoch {
+        /// What the plan says.
+        planned: Epoch,
+        /// What was asked for.
+        asked: Epoch,
+    },
+    /// It was changed since it was made.
+    #[error("the plan's content hashes to {content}, but it says {stated}")]
+    Hash {
+        /// What it hashes to.
+        content: String,
+        /// What it says.
+        stated: String,
+    },
+}
+
+/// Whether `plan` is the one to run that turn with. Compares exactly.
+pub fn matches(
+    plan: &ResolvedTurnPlan,
+    turn: &TurnId,
+    version: &PipelineVersion,
+    epoch: Epoch,
+) -> Result<(), PlanMismatch> {
+    if plan.turn_id != *turn {
+        return Err(PlanMismatch::Turn {
+            planned: plan.turn_id.clone(),
+            asked: turn.clone(),
+        });
+    }
+    if plan.pipeline_version != *version {
+        return Err(PlanMismatch::Version {
+            planned: plan.pipeline_version.clone(),
+            asked: version.clone(),
+        });
+    }
+    if plan.authority_epoch != epoch {
+        return Err(PlanMismatch::Epoch {
+            planned: plan.authority_epoch,
+            asked: epoch,
+        });
+    }
+    Ok(())
+}
+
+impl ResolvedTurnPlan {
+    /// Checks that a plan read from a recording is what was hashed, e.g. that no profile default
+    /// was changed since (F-078).
+    pub fn verify(&self) -> Result<(), PlanMismatch> {
+        let content = self.content_hash();
+        if content == self.plan_hash {
+            return Ok(());
+        }
+        Err(PlanMismatch::Hash {
+            content,
+            stated: self.plan_hash.clone(),
+        })
+    }
+
+    /// The soft budget of a node, in milliseconds.
+    pub fn node_budget_ms(&self, node: &NodeId) -> u64 {
+        let own = self.node_budgets_ms.get(node);
+        own.copied().unwrap_or(self.budgets.node_budget_ms_default)
+    }
+
+    /// The share of resolved values whose origin is known, 0 to 1; anything below 1 is a fault
+    /// (AC-078-1).
+    pub fn provenance_coverage(&self) -> f64 {
+        let leaves = self.resolved_values();
+        let known = leaves
+            .iter()
+            .filter(|path| self.origin(path).is_some())
+            .count();
+        if leaves.is_empty() {
+            1.0
+        } else {
+            known as f64 / leaves.len() as f64
+        }
+    }
+
+    /// Where the value at a field path came from: its own origin, or that of what it is part of.
+    pub fn origin(&self, path: &str) -> Option<&Origin> {
+        let mut path = path;
+        loop {
+            if let Some(origin) = self.provenance.get(path) {
+                return Some(origin);
+            }
+            path = &path[..path.rfind('/')?];
+        }
+    }
+
+    /// The paths of all values that some layer decided, `/` between the parts.
+    pub fn resolved_values(&self) -> Vec<String> {
+        let mut paths = Vec::new();
+        for (name, value) in self.policy() {
+            leaves(name, &value, &mut paths);
+        }
+        paths
+    }
+
+    fn content_hash(&self) -> String {
+        let mut fields = self.policy_fields();
+        fields.insert("turn_id".to_owned(), text(&self.turn_id));
+        fields.insert("authority_epoch".to_owned(), text(self.authority_epoch));
+        hash(&Value::Object(fields))
+    }
+
+    fn content_policy_hash(&self) -> String {
+        hash(&Value::Object(self.policy_fields()))
+    }
+
+    /// What decides how the turn runs, whichever turn it is.
+    fn policy_fields(&self) -> serde_json::Map<String, Value> {
+        let mut fields = serde_json::Map::new();
+        for (name, value) in self.policy() {
+            fields.insert(name.to_owned(), value);
+        }
+        for (name, value) in [
+            ("pipeline_version", text(&self.pipeline_version)),
+            ("graph_definition_ref", text(&self.graph_definition_ref)),
+            ("execution_profile", text(self.execution_profile)),
+            ("snapshot_provenance", text(&self.snapshot_provenance)),
+        ] {
+            fields.insert(name.to_owned(), value);
+        }
+        fields
+    }
+
+    /// The values that layers decide.
+    fn policy(&self) -> [(&'static str, Value); 10] {
+        [
+            ("budgets", text(&self.budgets)),
+            ("node_budgets_ms", text(&self.node_budgets_ms)),
+            ("provider_bindings", text(&self.provider_bindings)),
+            ("node_bindings", text(&self.node_bindings)),
+            ("edge_buffer_policies", text(&self.edge_buffer_policies)),
+            (
+                "node_execution_policies",
+                text(&self.node_execution_policies),
+            ),
+            ("flow_control", text(self.flow_control)),
+            (
+                "allowed_adaptive_actions",
+                text(&self.allowed_adaptive_actions),
+            ),
+            ("recording_policy", text(&self.recording_policy)),
+            ("streaming_handoff", text(&self.streaming_handoff)),
+        ]
+    }
+}
+
+fn text(value: impl Serialize) -> Value {
+    serde_json::to_value(value).expect("every key of a plan is a text")
+}
+
+fn hash(value: &Value) -> String {
+    canonical::hash(value).expect("a JSON value is JSON")
+}
+
+fn leaves(path: &str, value: &Value, paths: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                leaves(&format!("{path}/{name}"), value, paths);
+            }
+        }
+        // A list is one decision: its order is.
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            paths.push(path.to_owned());
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Settings by layer: defaults, environment, tenant, session; later wins (F-080).
+
+use std::collections::BTreeMap;
+
+use rspp_proto::{
+    ProviderId,
+    spec::{BudgetsSpec, BufferSpec, FlowControl, Modality, NodeExecutionPolicy, RecordingPolicy},
+};
+use serde::{Deserialize, Serialize};
+
+use super::StreamingHandoff;
+
+/// Who decided a value, weakest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layer {
+    /// The execution profile.
+    ExecutionProfile,
+    /// The product's own settings, such as which providers it comes with.
+    Defaults,
+    /// The pipeline as authored.
+    Pipeline,
+    /// The process's environment.
+    Environment,
+    /// The tenant.
+    Tenant,
+    /// The session.
+    Session,
+    /// A policy that overrides all surfaces at once.
+    PolicyBundle,
+}
+
+/// One layer's settings: what is absent is left to the layer before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Time budgets.
+    pub budgets: BudgetsSpec,
+    /// Providers by modality, preferred first.
+    pub provider_bindings: BTreeMap<Modality, Vec<ProviderId>>,
+    /// Buffers by edge id; `default` stands for every edge that this layer does not name.
+    pub edge_buffers: BTreeMap<String, BufferSpec>,
+    /// Concurrency and fairness by node id.
+    pub node_execution: BTreeMap<String, NodeExecutionPolicy>,
+    /// Flow control, as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow_control: Option<FlowControl>,
+    /// What is recorded, as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recording_policy: Option<RecordingPolicy>,
+    /// When stages overlap, as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streaming_handoff: Option<StreamingHandoff>,
+}
+
+/// The settings of the four layers. The pipeline's own come between defaults and environment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LayeredSettings {
+    /// The product's.
+    pub defaults: Settings,
+    /// The process's.
+    pub environment: Settings,
+    /// The tenant's.
+    pub tenant: Settings,
+    /// The session's.
+    pub session: Settings,
+}
