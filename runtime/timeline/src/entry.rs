@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use rspp_proto::{
-    Epoch, EventType, Lane, Monotonic, NodeId, Payload, PipelineVersion, SessionId, TenantId, TurnId,
-    WallClock,
-    abi::{ControlSignal, DecisionOutcome, Envelope, EventRecord, PayloadClass, SchemaVersion, Signal, TurnTransition},
+    Epoch, EventType, Lane, Monotonic, NodeId, Payload, PipelineVersion, SessionId, TenantId,
+    TurnId, WallClock,
+    abi::{
+        ControlSignal, DecisionOutcome, Envelope, EventRecord, PayloadClass, SchemaVersion, Signal,
+        TurnTransition,
+    },
     spec::RecordingLevel,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};

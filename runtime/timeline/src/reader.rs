@@ -87,7 +87,10 @@ impl Report {
             problems.push(format!("unreadable: the entry at byte {offset}: {reason}"));
         }
         if self.unreadable_not_listed > 0 {
-            problems.push(format!("unreadable: {} more entries", self.unreadable_not_listed));
+            problems.push(format!(
+                "unreadable: {} more entries",
+                self.unreadable_not_listed
+            ));
         }
         if self.skipped_unknown > 0 {
             let skipped = self.skipped_unknown;
@@ -95,12 +98,19 @@ impl Report {
                 "newer: {skipped} entries of kinds that this build does not know were skipped"
             ));
         }
-        if let Some(Torn { offset, lost, missing }) = self.torn {
+        if let Some(Torn {
+            offset,
+            lost,
+            missing,
+        }) = self.torn
+        {
             let of = match missing {
                 Some(missing) => format!("; the frame lacks {missing} more"),
                 None => String::new(),
             };
-            problems.push(format!("cut: {lost} bytes after byte {offset} are lost{of}"));
+            problems.push(format!(
+                "cut: {lost} bytes after byte {offset} are lost{of}"
+            ));
         }
         if self.footer.is_none() {
             problems.push("open: the recording was not closed, or is still being written".into());
@@ -145,7 +155,11 @@ impl<R: Read + Seek> Timeline<R> {
         };
         timeline.report.whole_bytes = timeline.scan.position().min(PREAMBLE_BYTES as u64);
         timeline.first = timeline.advance()?;
-        if let Some(Item { entry: Entry::Header(header), .. }) = &timeline.first {
+        if let Some(Item {
+            entry: Entry::Header(header),
+            ..
+        }) = &timeline.first
+        {
             timeline.header = Some((**header).clone());
         }
         Ok(timeline)
@@ -173,9 +187,15 @@ impl<R: Read + Seek> Timeline<R> {
 
     fn advance(&mut self) -> io::Result<Option<Item>> {
         loop {
-            let Some(scanned) = self.scan.next()? else { return Ok(None) };
+            let Some(scanned) = self.scan.next()? else {
+                return Ok(None);
+            };
             let (offset, kind, payload) = match scanned {
-                Scanned::Frame { offset, kind, payload } => (offset, kind, payload),
+                Scanned::Frame {
+                    offset,
+                    kind,
+                    payload,
+                } => (offset, kind, payload),
                 Scanned::Damage(damage) => {
                     self.note_damage(damage);
                     continue;
@@ -198,7 +218,11 @@ impl<R: Read + Seek> Timeline<R> {
                     }
                     let index = self.read;
                     self.read += 1;
-                    return Ok(Some(Item { offset, index, entry }));
+                    return Ok(Some(Item {
+                        offset,
+                        index,
+                        entry,
+                    }));
                 }
                 Err(error) => self.note_unreadable(offset, format!("{}: {error}", kind.as_str())),
             }

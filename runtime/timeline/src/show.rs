@@ -26,11 +26,20 @@ pub fn text<R: Read + Seek>(
     filter: &Filter,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    let began = timeline.header().map_or(Monotonic::ZERO, |header| header.started_at);
+    let began = timeline
+        .header()
+        .map_or(Monotonic::ZERO, |header| header.started_at);
     for item in timeline {
         let Item { entry, .. } = item?;
         if filter.passes(&entry) {
-            writeln!(out, "{}", Line { entry: &entry, began })?;
+            writeln!(
+                out,
+                "{}",
+                Line {
+                    entry: &entry,
+                    began
+                }
+            )?;
         }
     }
     Ok(())
@@ -44,7 +53,11 @@ pub fn json_lines<R: Read + Seek>(
     out: &mut impl Write,
 ) -> io::Result<()> {
     for item in timeline {
-        let Item { offset, index, entry } = item?;
+        let Item {
+            offset,
+            index,
+            entry,
+        } = item?;
         if !filter.passes(&entry) {
             continue;
         }
@@ -82,17 +95,28 @@ impl fmt::Display for Line<'_> {
             None => "-",
         };
         let who = who(entry);
-        write!(f, "{seconds:>9.3}  {turn:<9}  {lane:<9}  {who:<14}  {}", what(entry))
+        write!(
+            f,
+            "{seconds:>9.3}  {turn:<9}  {lane:<9}  {who:<14}  {}",
+            what(entry)
+        )
     }
 }
 
 /// The graph node, the emitting module, or the provider.
 fn who(entry: &Entry) -> &str {
     match entry {
-        Entry::Signal(signal) => {
-            signal.envelope.node_id.as_ref().map_or(signal.emitted_by.as_str(), NodeId::as_str)
-        }
-        Entry::Event(event) => event.record.envelope.node_id.as_ref().map_or("-", NodeId::as_str),
+        Entry::Signal(signal) => signal
+            .envelope
+            .node_id
+            .as_ref()
+            .map_or(signal.emitted_by.as_str(), NodeId::as_str),
+        Entry::Event(event) => event
+            .record
+            .envelope
+            .node_id
+            .as_ref()
+            .map_or("-", NodeId::as_str),
         Entry::Outcome(outcome) => outcome.emitted_by.as_str(),
         Entry::Attempt(attempt) => attempt.provider_id.as_str(),
         Entry::Invocation(outcome) => outcome.provider_id.as_str(),
@@ -123,15 +147,23 @@ fn what(entry: &Entry) -> String {
         ),
         Entry::Transition(moved) => {
             let step = moved.step;
-            format!("{} -> {} on {}", step.from_state, step.to_state, step.trigger)
+            format!(
+                "{} -> {} on {}",
+                step.from_state, step.to_state, step.trigger
+            )
         }
         Entry::Attempt(attempt) => attempt_text(attempt),
         Entry::Invocation(outcome) => invocation_text(outcome),
         Entry::Handoff(handoff) => {
-            let waited = handoff.downstream_started_at.since(handoff.partial_accepted_at);
+            let waited = handoff
+                .downstream_started_at
+                .since(handoff.partial_accepted_at);
             let waited = waited.as_millis();
             let revision = handoff.upstream_revision;
-            format!("handed over revision {revision} after {waited} ms ({:?})", handoff.action)
+            format!(
+                "handed over revision {revision} after {waited} ms ({:?})",
+                handoff.action
+            )
         }
         Entry::Playout(playout) => {
             let ms = |us: u64| us / 1_000;
@@ -143,10 +175,15 @@ fn what(entry: &Entry) -> String {
             let fill = (change.fill * 100.0).round();
             let lag = change.export_lag_ms;
             let (from, to, trigger) = (change.from, change.to, change.trigger);
-            format!("recording level {from:?} -> {to:?}, {trigger}: queue {fill} % full, export {lag} ms behind")
+            format!(
+                "recording level {from:?} -> {to:?}, {trigger}: queue {fill} % full, export {lag} ms behind"
+            )
         }
         Entry::Dropped(note) => {
-            format!("{} details dropped, about {} bytes", note.details, note.bytes)
+            format!(
+                "{} details dropped, about {} bytes",
+                note.details, note.bytes
+            )
         }
         Entry::Turn(turn) => turn_text(turn),
         Entry::Footer(summary) => format!(
@@ -260,8 +297,13 @@ fn invocation_text(outcome: &InvocationOutcome) -> String {
 }
 
 fn turn_text(turn: &TurnBaseline) -> String {
-    let outcome = turn.terminal_outcome.map_or("no end", |outcome| outcome.as_str());
-    let reason = turn.terminal_reason.as_ref().map(|reason| format!("({reason})"));
+    let outcome = turn
+        .terminal_outcome
+        .map_or("no end", |outcome| outcome.as_str());
+    let reason = turn
+        .terminal_reason
+        .as_ref()
+        .map(|reason| format!("({reason})"));
     let missing = turn.missing();
     let state = if missing.is_empty() {
         "evidence complete".to_owned()

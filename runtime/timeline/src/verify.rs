@@ -88,9 +88,18 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rule, turn_id, at, detail } = self;
+        let Self {
+            rule,
+            turn_id,
+            at,
+            detail,
+        } = self;
         let turn = turn_id.as_ref().map_or("-", TurnId::as_str);
-        write!(f, "{rule}  {turn}  at {:.3} s: {detail}", at.as_millis_f64() / 1e3)
+        write!(
+            f,
+            "{rule}  {turn}  at {:.3} s: {detail}",
+            at.as_millis_f64() / 1e3
+        )
     }
 }
 
@@ -141,7 +150,9 @@ impl Verifier {
             Entry::Event(event) => self.event(&event.record, entry.at()),
             Entry::Transition(moved) => self.transition(&moved.turn_id, moved.step, moved.at),
             Entry::Plan(plan) => {
-                self.turn(&plan.turn_id).plan_hashes.push(plan.plan_hash.clone());
+                self.turn(&plan.turn_id)
+                    .plan_hashes
+                    .push(plan.plan_hash.clone());
             }
             Entry::Turn(evidence) => self.evidence(evidence, entry.at()),
             Entry::Header(_)
@@ -169,10 +180,20 @@ impl Verifier {
                 self.report(Rule::TerminalOnce, id, at, "the turn never ended");
             }
             if turn.closes == 0 {
-                self.report(Rule::CloseAfterTerminal, id, at, "the turn was never closed");
+                self.report(
+                    Rule::CloseAfterTerminal,
+                    id,
+                    at,
+                    "the turn was never closed",
+                );
             }
             if !turn.has_evidence {
-                self.report(Rule::EvidencePresent, id, at, "the accepted turn left no evidence");
+                self.report(
+                    Rule::EvidencePresent,
+                    id,
+                    at,
+                    "the accepted turn left no evidence",
+                );
             }
         }
         self.violations
@@ -195,7 +216,10 @@ impl Verifier {
             let last = *known;
             *known = last.max(found);
             if found < last {
-                let detail = format!("{} was written under {found} after {last}", envelope.event_id);
+                let detail = format!(
+                    "{} was written under {found} after {last}",
+                    envelope.event_id
+                );
                 self.report(Rule::EpochRises, turn, at, detail);
             }
         }
@@ -252,7 +276,9 @@ impl Verifier {
     }
 
     fn boundary(&mut self, signal: &ControlSignal, at: Monotonic) {
-        let Some(id) = &signal.envelope.turn_id else { return };
+        let Some(id) = &signal.envelope.turn_id else {
+            return;
+        };
         let name = signal.signal;
         let turn = self.turn(id);
         let before = (turn.opens, turn.terminals.len(), turn.closes);
@@ -275,9 +301,19 @@ impl Verifier {
             let detail = format!("{name} for a turn that never opened");
             self.report(Rule::EndWithoutOpen, Some(id), at, detail);
         } else if name == Signal::Close && terminals == 0 {
-            self.report(Rule::CloseAfterTerminal, Some(id), at, "close before commit or abort");
+            self.report(
+                Rule::CloseAfterTerminal,
+                Some(id),
+                at,
+                "close before commit or abort",
+            );
         } else if name == Signal::Close && closes > 0 {
-            self.report(Rule::CloseAfterTerminal, Some(id), at, "the turn is closed again");
+            self.report(
+                Rule::CloseAfterTerminal,
+                Some(id),
+                at,
+                "the turn is closed again",
+            );
         } else if name != Signal::Close && terminals > 0 {
             let detail = format!("{name} after the turn had ended");
             self.report(Rule::TerminalOnce, Some(id), at, detail);
@@ -292,7 +328,9 @@ impl Verifier {
         match signal.scope {
             Some(CancelScope::Session) => {
                 // What had been opened; a later turn is not cancelled by it.
-                self.turns.values_mut().for_each(|turn| turn.is_fenced = true);
+                self.turns
+                    .values_mut()
+                    .for_each(|turn| turn.is_fenced = true);
             }
             Some(CancelScope::Turn) | None => {
                 if let Some(turn) = &envelope.turn_id {
@@ -301,10 +339,12 @@ impl Verifier {
             }
             Some(CancelScope::Node) => {
                 let node = envelope.node_id.clone();
-                self.nodes_fenced.extend(node.map(|node| (envelope.turn_id.clone(), node)));
+                self.nodes_fenced
+                    .extend(node.map(|node| (envelope.turn_id.clone(), node)));
             }
             Some(CancelScope::ProviderInvocation) => {
-                self.calls_fenced.extend(envelope.provider_invocation_id.clone());
+                self.calls_fenced
+                    .extend(envelope.provider_invocation_id.clone());
             }
         }
     }
@@ -316,7 +356,10 @@ impl Verifier {
             return;
         }
         let Some(id) = &envelope.turn_id else { return };
-        let has_ended = self.turns.get(id).is_some_and(|turn| !turn.terminals.is_empty());
+        let has_ended = self
+            .turns
+            .get(id)
+            .is_some_and(|turn| !turn.terminals.is_empty());
         if has_ended && !envelope.late_after_cancel {
             let detail = format!("{} is output of an ended turn", envelope.event_id);
             self.report(Rule::NothingAfterTerminal, Some(id), at, detail);
@@ -330,7 +373,9 @@ impl Verifier {
             return;
         }
         let turn = envelope.turn_id.as_ref();
-        let turn_fenced = turn.and_then(|id| self.turns.get(id)).is_some_and(|turn| turn.is_fenced);
+        let turn_fenced = turn
+            .and_then(|id| self.turns.get(id))
+            .is_some_and(|turn| turn.is_fenced);
         let node_fenced = envelope
             .node_id
             .as_ref()
@@ -404,7 +449,12 @@ impl Verifier {
     ) {
         if self.violations.len() < MAX_LISTED {
             let (turn_id, detail) = (turn.cloned(), detail.into());
-            self.violations.push(Violation { rule, turn_id, at, detail });
+            self.violations.push(Violation {
+                rule,
+                turn_id,
+                at,
+                detail,
+            });
         }
     }
 }

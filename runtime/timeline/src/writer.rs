@@ -142,13 +142,20 @@ impl Recording {
         let writer = self.writer.take().expect("only `close` takes it");
         match writer.await {
             Ok(outcome) => outcome,
-            Err(error) => Err(CloseError { reason: format!("the writer died: {error}").into() }),
+            Err(error) => Err(CloseError {
+                reason: format!("the writer died: {error}").into(),
+            }),
         }
     }
 
     fn start<S: Storage>(storage: S, summary: Summary, options: Options) -> (Recorder, Self) {
         let shared = Arc::new(Shared::new(options));
-        let writer = Writer { storage, summary, shared: Arc::clone(&shared), buffer: Vec::new() };
+        let writer = Writer {
+            storage,
+            summary,
+            shared: Arc::clone(&shared),
+            buffer: Vec::new(),
+        };
         let writer = Some(tokio::spawn(writer.run()));
         (Recorder::of(Arc::clone(&shared)), Self { shared, writer })
     }
@@ -222,7 +229,11 @@ impl<S: Storage> Writer<S> {
             }
         }
         // The last batch also notes what it could not encode itself.
-        let unwritten = if is_last { self.shared.take().note } else { None };
+        let unwritten = if is_last {
+            self.shared.take().note
+        } else {
+            None
+        };
         for entry in batch.note.into_iter().chain(unwritten).map(Entry::from) {
             encode(&mut self.buffer, &entry)?;
             self.summary.count(&entry);
@@ -283,7 +294,10 @@ impl Summary {
 
 fn encode(out: &mut Vec<u8>, entry: &Entry) -> Result<(), WriteError> {
     let kind = entry.kind();
-    let failed = |error: String| WriteError::Encode { kind: kind.as_str(), error };
+    let failed = |error: String| WriteError::Encode {
+        kind: kind.as_str(),
+        error,
+    };
     let payload = entry.encode().map_err(|error| failed(error.to_string()))?;
     write_frame(out, kind.number(), &payload)
         .map_err(|error: FrameTooLong| failed(error.to_string()))
@@ -297,7 +311,10 @@ fn write_start(storage: &mut impl Storage, header: FileHeader) -> io::Result<()>
 }
 
 fn recover(path: PathBuf) -> Result<(File, Recovered, Summary), OpenError> {
-    let io = |source| OpenError::Io { path: path.clone(), source };
+    let io = |source| OpenError::Io {
+        path: path.clone(),
+        source,
+    };
     let mut timeline = match Timeline::open(&path) {
         Ok(timeline) => timeline,
         Err(crate::ReadError::Preamble(source)) => {
@@ -324,7 +341,16 @@ fn recover(path: PathBuf) -> Result<(File, Recovered, Summary), OpenError> {
     file.set_len(whole).map_err(io)?;
     file.seek(SeekFrom::End(0)).map_err(io)?;
     file.sync_data().map_err(io)?;
-    Ok((file, Recovered { header, entries, torn, damaged }, summary))
+    Ok((
+        file,
+        Recovered {
+            header,
+            entries,
+            torn,
+            damaged,
+        },
+        summary,
+    ))
 }
 
 /// Recordings hold what people said.
