@@ -192,7 +192,9 @@ impl Children {
             let deadline = latest.map_or(own, |latest| latest.min(own));
             child.place.node.set_state(ActorState::Stopping);
             running.ask_to_stop(reason, deadline);
-            running.ended_by(&child.info.path, deadline).await;
+            if !running.ended_by(&child.info.path, deadline).await {
+                self.system.count_killed();
+            }
             self.by_cell.remove(&running.cell.get_id());
             child.last_exit = Some(running.line.exit());
             child.running = None;

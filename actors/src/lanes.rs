@@ -1,6 +1,7 @@
 //! The three lanes of one actor as a plain value: ranks, bounds and answers, without locks or wake-ups.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use thiserror::Error;
 
@@ -18,7 +19,7 @@ pub enum Item<C, I, T> {
 }
 
 /// Why a control message was not taken; it comes back inside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, PartialEq, Eq, Error)]
 pub enum ControlRefused<C> {
     /// The lane is full. Control is never shed: the sender has to fail what depended on this message.
     #[error(
@@ -36,6 +37,16 @@ impl<C> ControlRefused<C> {
         match self {
             Self::Overflow(message) | Self::Closed(message) => message,
         }
+    }
+}
+
+// A derive would ask that the message be `Debug`, and then `?` and `expect` would too.
+impl<C> fmt::Debug for ControlRefused<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Overflow(_) => "Overflow(..)",
+            Self::Closed(_) => "Closed(..)",
+        })
     }
 }
 

@@ -42,6 +42,8 @@ struct Inner {
     actors: TaskTracker,
     chance: Mutex<StdRng>,
     closed: AtomicBool,
+    /// Actors that did not stop within the time they had.
+    killed: AtomicU64,
     /// Started with the first root.
     guardian: tokio::sync::Mutex<Option<Running>>,
     guardian_control: ControlRef<Order>,
@@ -75,6 +77,7 @@ impl System {
                 actors: TaskTracker::new(),
                 chance: Mutex::new(StdRng::seed_from_u64(seed)),
                 closed: AtomicBool::new(false),
+                killed: AtomicU64::new(0),
                 guardian: tokio::sync::Mutex::new(None),
                 guardian_control: ControlRef::new(Arc::clone(&mailbox)),
                 guardian_mailbox: mailbox,
@@ -113,13 +116,14 @@ impl System {
         told.await.unwrap_or(Err(stopping))
     }
 
-    /// Stops everything, the last started root first; `true` if all of it ended within `grace`.
+    /// Stops everything, the last started root first; `true` if all of it ended by itself within `grace`.
     ///
-    /// What is left then is killed. The system starts nothing afterwards.
+    /// What does not end within its own grace, or within this one, is killed. The system starts nothing afterwards.
     pub async fn shut_down(&self, grace: Duration) -> bool {
         let deadline = Instant::now() + grace;
         self.inner.closed.store(true, Ordering::SeqCst);
         let guardian = self.inner.guardian.lock().await.take();
+        let killed_before = self.inner.killed.load(Ordering::Relaxed);
         let mut orderly = true;
         if let Some(mut guardian) = guardian {
             guardian.ask_to_stop("the system shuts down", deadline);
@@ -128,7 +132,7 @@ impl System {
         self.inner.guardian_mailbox.close();
         self.inner.actors.close();
         let all_ended = tokio::time::timeout_at(deadline, self.inner.actors.wait()).await;
-        orderly && all_ended.is_ok()
+        orderly && all_ended.is_ok() && self.inner.killed.load(Ordering::Relaxed) == killed_before
     }
 
     /// All actors, parents before children, siblings in start order.
@@ -149,6 +153,11 @@ impl System {
 
     pub(crate) fn count_actor(&self) -> TaskTrackerToken {
         self.inner.actors.token()
+    }
+
+    /// Counts an actor that had to be killed.
+    pub(crate) fn count_killed(&self) {
+        self.inner.killed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A number from 0 to 1.

@@ -107,6 +107,11 @@ pub(crate) fn system() -> System {
     System::seeded(Clock::start(), 7)
 }
 
+/// How long ago it was that the system's clock read `from`.
+pub(crate) fn since(system: &System, from: Duration) -> Duration {
+    system.clock().now().saturating_sub(from)
+}
+
 pub(crate) fn count(n: usize) -> NonZeroUsize {
     NonZeroUsize::new(n).expect("not zero")
 }

@@ -53,7 +53,7 @@ async fn control_overtakes_a_full_data_lane_between_any_two_items() {
         )
         .await
         .unwrap();
-    let mut batch = (0..ITEMS + 1).collect();
+    let mut batch = (0..=ITEMS).collect();
     assert_eq!(echo.data.offer_all(&mut batch), ITEMS as usize);
     assert_eq!(batch, [ITEMS], "the lane is full");
 
@@ -160,7 +160,7 @@ async fn paused_data_waits_while_the_other_lanes_are_served() {
     assert_eq!(log.wait_for(2).await, ["w started", "w telemetry 2"]);
     assert_eq!(handle.data.depth(), 1);
     ask(&handle, |ctx| {
-        assert_eq!(ctx.with_data(|data| data.take_all()), [1]);
+        assert_eq!(ctx.with_data(Bounded::take_all), [1]);
         Box::pin(async {})
     })
     .await;
@@ -217,7 +217,7 @@ async fn a_waiting_sender_goes_on_when_data_is_cleared_and_when_the_receiver_end
     tokio::task::yield_now().await;
     assert!(waiting.iter().all(|wait| !wait.is_finished()));
     tell_to(&handle, |ctx| {
-        ctx.with_data(|data| data.take_all());
+        ctx.with_data(Bounded::take_all);
         Box::pin(async { Ok(()) })
     });
     drop(let_go);

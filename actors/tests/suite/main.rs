@@ -1,10 +1,10 @@
 //! What the crate promises, tried on whole trees of actors.
 #![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "all of this is a test, its helpers too")]
 
 mod kit;
 
 mod lanes;
-mod leaks;
 mod pumps;
 mod stopping;
 mod stress;

@@ -8,7 +8,7 @@ use rspp_actors::{
 };
 use tokio::sync::mpsc;
 
-use crate::kit::{Log, Worker, ask, at_once, lane, root, system};
+use crate::kit::{Log, Worker, ask, at_once, lane, root, since, system};
 
 /// Selects between its lanes and a stream that stands for I/O.
 struct Player {
@@ -155,7 +155,7 @@ async fn a_pump_that_ignores_stop_is_killed_after_its_grace() {
         Box::pin(async move { ctx.stop_child(pump.id, "enough").await })
     })
     .await;
-    assert_eq!(system.clock().now() - from, Duration::from_millis(250));
+    assert_eq!(since(&system, from), Duration::from_millis(250));
     assert_eq!(log.wait_for(1).await, ["p heard: pump killed, Ended"]);
 }
 
