@@ -3,12 +3,12 @@
 
 use rspp_proto::{
     Epoch, TurnNumber,
-    abi::{CancelScope, Emitter, Signal},
+    abi::{CancelScope, Emitter, Signal, TurnTransition},
 };
 
 use crate::{
     input::CancelReason,
-    turn::{Refusal, Terminal, TurnState},
+    turn::{Refusal, Terminal},
 };
 
 /// A session's life (F-138).
@@ -56,10 +56,8 @@ pub enum Effect {
     Transition {
         /// The turn.
         turn: TurnNumber,
-        /// From where.
-        from: TurnState,
-        /// To where.
-        to: TurnState,
+        /// From where to where, and why.
+        step: TurnTransition,
     },
     /// Look at snapshots, capacity and authority; answer with `Input::Gates`.
     Judge {
@@ -84,6 +82,8 @@ pub enum Effect {
     Fence {
         /// The turn; it and all before it are dead.
         turn: TurnNumber,
+        /// Whether a cancel asked for it; else the turn has ended.
+        cancelled: bool,
     },
     /// Stop the turn's nodes and provider calls and drop what is queued for the user.
     Cancel {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rspp_proto::{
     Epoch, Monotonic, TurnNumber,
-    abi::{CancelScope, Emitter, Signal},
+    abi::{CancelScope, Emitter, Signal, TurnTransition, TurnTrigger},
     spec::{Budgets, LateEventPolicy, PlanFailurePolicy, TurnPolicy},
 };
 
@@ -124,6 +124,19 @@ impl Session {
         self.effects.pop_front()
     }
 
+    /// Takes the fence out of turn if it is what is to be done next, so that it need not wait for
+    /// whoever carries effects out.
+    pub fn take_fence(&mut self) -> Option<TurnNumber> {
+        match self.effects.front() {
+            Some(Effect::Fence { turn, cancelled: true }) => {
+                let turn = *turn;
+                self.effects.pop_front();
+                Some(turn)
+            }
+            Some(_) | None => None,
+        }
+    }
+
     /// When to call [`handle`](Self::handle) with [`Input::Tick`] at the latest.
     pub fn next_deadline(&self) -> Option<Monotonic> {
         let budget = self.running.as_ref().and_then(Running::next_deadline);
@@ -192,7 +205,8 @@ impl Session {
         };
         if running.turn.state() == TurnState::Active {
             let turn = running.number;
-            self.effects.push_back(Effect::Fence { turn });
+            let cancelled = false;
+            self.effects.push_back(Effect::Fence { turn, cancelled });
             self.step(TurnInput::Ended(ending));
         }
     }
@@ -282,7 +296,8 @@ impl Session {
         let turn = running.number;
         let audible = running.audible;
         running.end(Ending::Cancelled);
-        self.effects.push_back(Effect::Fence { turn });
+        let cancelled = true;
+        self.effects.push_back(Effect::Fence { turn, cancelled });
         if reason == CancelReason::BargeIn {
             self.signal(Signal::BargeIn, Emitter::CancellationManager, Some(turn));
         }
@@ -516,23 +531,21 @@ impl Session {
         let mut out = Vec::new();
         running.turn = running.turn.step(input, &mut out);
         let to = running.turn.state();
+        if from == TurnState::Idle && to == TurnState::Opening {
+            self.transition(turn, from, TurnTrigger::TurnOpenProposed);
+        }
         for effect in out {
             self.turn_effect(turn, effect);
         }
-        if from == to {
-            return;
-        }
-        match to {
-            // Reported by way of Terminal.
-            TurnState::Closed => self.closed(turn),
-            // A refused intent leaves no turn behind.
-            TurnState::Idle => {
-                self.transition(turn, from, to);
-                self.running = None;
-                self.turn_is_over();
-            }
-            TurnState::Opening | TurnState::Active | TurnState::Terminal => {
-                self.transition(turn, from, to);
+        if from != to {
+            match to {
+                TurnState::Closed => self.closed(turn),
+                // A refused intent leaves no turn behind.
+                TurnState::Idle => {
+                    self.running = None;
+                    self.turn_is_over();
+                }
+                TurnState::Opening | TurnState::Active | TurnState::Terminal => {}
             }
         }
     }
@@ -550,28 +563,37 @@ impl Session {
             TurnEffect::Seal(terminal) => self.effects.push_back(Effect::Seal { turn, terminal }),
             TurnEffect::End(Terminal::Commit) => {
                 self.signal(Signal::Commit, Emitter::TurnArbiter, Some(turn));
+                self.transition(turn, TurnState::Active, TurnTrigger::Commit);
             }
             TurnEffect::End(Terminal::Abort(reason)) => {
-                self.signal_because(
-                    Signal::Abort,
-                    Emitter::TurnArbiter,
-                    Some(turn),
-                    reason.as_str(),
-                );
+                let reason = reason.as_str();
+                self.signal_because(Signal::Abort, Emitter::TurnArbiter, Some(turn), reason);
+                self.transition(turn, TurnState::Active, TurnTrigger::Abort);
             }
-            TurnEffect::Close => self.signal(Signal::Close, Emitter::TurnArbiter, Some(turn)),
+            TurnEffect::Close => {
+                self.signal(Signal::Close, Emitter::TurnArbiter, Some(turn));
+                self.transition(turn, TurnState::Terminal, TurnTrigger::Close);
+            }
             TurnEffect::Late => self.late(turn),
         }
     }
 
     fn refuse(&mut self, turn: TurnNumber, refusal: Refusal) {
-        let (signal, emitter) = match refusal {
-            Refusal::Defer(_) => (Signal::Defer, Emitter::LocalAdmission),
-            Refusal::Reject(_) => (Signal::Reject, Emitter::LocalAdmission),
-            Refusal::StaleEpoch => (Signal::StaleEpochReject, Emitter::ContractGuard),
-            Refusal::Deauthorized => (Signal::DeauthorizedDrain, Emitter::ContractGuard),
+        use TurnTrigger as T;
+        let (signal, emitter, trigger) = match refusal {
+            Refusal::Defer(_) => (Signal::Defer, Emitter::LocalAdmission, T::Defer),
+            Refusal::Reject(_) => (Signal::Reject, Emitter::LocalAdmission, T::Reject),
+            Refusal::StaleEpoch => {
+                let guard = Emitter::ContractGuard;
+                (Signal::StaleEpochReject, guard, T::StaleEpochReject)
+            }
+            Refusal::Deauthorized => {
+                let guard = Emitter::ContractGuard;
+                (Signal::DeauthorizedDrain, guard, T::DeauthorizedDrain)
+            }
         };
         self.signal_because(signal, emitter, None, refusal.as_str());
+        self.transition(turn, TurnState::Opening, trigger);
         self.effects.push_back(Effect::Refused { turn, refusal });
     }
 
@@ -583,6 +605,7 @@ impl Session {
             "admission_capacity_allow",
         );
         self.signal(Signal::TurnOpen, Emitter::TurnArbiter, Some(turn));
+        self.transition(turn, TurnState::Opening, TurnTrigger::TurnOpen);
         let Some(running) = &self.running else {
             return;
         };
@@ -591,14 +614,13 @@ impl Session {
         self.effects.push_back(Effect::Start { turn, user_text });
     }
 
-    fn transition(&mut self, turn: TurnNumber, from: TurnState, to: TurnState) {
-        self.effects
-            .push_back(Effect::Transition { turn, from, to });
+    fn transition(&mut self, turn: TurnNumber, from: TurnState, trigger: TurnTrigger) {
+        let step = TurnTransition::new(from, trigger)
+            .expect("the turn machine makes the moves of the table and no others");
+        self.effects.push_back(Effect::Transition { turn, step });
     }
 
     fn closed(&mut self, turn: TurnNumber) {
-        self.transition(turn, TurnState::Active, TurnState::Terminal);
-        self.transition(turn, TurnState::Terminal, TurnState::Closed);
         self.effects.push_back(Effect::Stop { turn });
         if let Some(running) = self.running.take() {
             let heard = running.reply.heard(running.accepted.unwrap_or(0));

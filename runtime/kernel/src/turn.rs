@@ -5,20 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Where a turn stands (F-139).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum TurnState {
-    /// No authoritative turn.
-    Idle,
-    /// An intent is being judged; belongs to the session, has no authority yet.
-    Opening,
-    /// Authoritative, with a frozen plan.
-    Active,
-    /// Committed or aborted.
-    Terminal,
-    /// Over for good.
-    Closed,
-}
+pub use rspp_proto::abi::TurnState;
 
 /// Why an intent did not become a turn; never leads to an abort or a close (lifecycle.md §3 rule 8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

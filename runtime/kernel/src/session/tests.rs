@@ -110,7 +110,7 @@ impl Rig {
                         budgets: budgets(),
                     }),
                 }),
-                Effect::Fence { turn } => {
+                Effect::Fence { turn, .. } => {
                     self.log.push("FENCE".into());
                     Some(Input::Fenced {
                         turn,
