@@ -97,7 +97,11 @@ const ENTRIES: [Entry; 7] = [
         needs: &[ModelId::OnnxRuntime, ModelId::PiperJoe],
         add: |providers, context| {
             let (runtime, pool) = (context.runtime.clone(), context.pool.clone());
-            let piper = Arc::new(Piper::new(PiperFiles::in_store(context.store), runtime, pool));
+            let piper = Arc::new(Piper::new(
+                PiperFiles::in_store(context.store),
+                runtime,
+                pool,
+            ));
             providers.add_tts(Arc::clone(&piper) as _);
             Some(Box::new(move || piper.warm_up()))
         },

@@ -165,7 +165,8 @@ fn error_rate(pairs: &[(String, String)]) -> f64 {
 fn every_model_in_the_store_is_whole() {
     let store = Store::open(None).unwrap();
     for id in ModelId::ALL {
-        assert!(store.verify(id).unwrap() > 1_000_000, "{id}");
+        let bytes = store.verify(id).unwrap_or_else(|error| panic!("{error}"));
+        assert!(bytes > 1_000_000, "{id}");
     }
 }
 
@@ -376,6 +377,7 @@ async fn everything_is_offered_and_warms_up() {
     assert_eq!(ids(Modality::Vad), ["earshot", "energy", "silero"]);
     assert_eq!(ids(Modality::EndOfTurn), ["pause", "smart-turn"]);
     assert_eq!(ids(Modality::Stt), ["moonshine"]);
+    assert_eq!(ids(Modality::Tts), ["piper"]);
 }
 
 conformance_tests! {

@@ -11,9 +11,8 @@ use ort::{
     value::{DynValue, Tensor},
 };
 use rspp_provider_api::Fault;
-use tokio_util::sync::CancellationToken;
 
-use super::{quiet, resample::RATE, vocabulary::Vocabulary};
+use super::{quiet, resample::RATE, stop::Stop, vocabulary::Vocabulary};
 use crate::{OnnxRuntime, models::files, onnx};
 
 /// Layers of the decoder.
@@ -71,13 +70,13 @@ impl Decoder {
         })
     }
 
-    /// Understands samples at 16 kHz. `None` if `stop` fired; it is looked at between steps.
+    /// Understands samples at 16 kHz. `None` if `stop` fired.
     pub(super) fn transcribe(
         &self,
         samples: &[f32],
-        stop: &CancellationToken,
+        stop: &Stop,
     ) -> Result<Option<Transcript>, Fault> {
-        if stop.is_cancelled() {
+        if stop.fired() {
             return Ok(None);
         }
         if !quiet::holds_speech(samples) {
@@ -88,28 +87,28 @@ impl Decoder {
 
     /// Runs all networks once.
     pub(super) fn warm_up(&self) -> Result<(), Fault> {
-        self.decode(&vec![0.0; RATE as usize / 2], &CancellationToken::new())
+        self.decode(&vec![0.0; RATE as usize / 2], &Stop::default())
             .map(drop)
     }
 
-    fn decode(
-        &self,
-        samples: &[f32],
-        stop: &CancellationToken,
-    ) -> Result<Option<Transcript>, Fault> {
-        self.run(samples, stop)
-            .map_err(|error| onnx::fault("running moonshine", error))
+    fn decode(&self, samples: &[f32], stop: &Stop) -> Result<Option<Transcript>, Fault> {
+        match self.run(samples, stop) {
+            Ok(transcript) => Ok(transcript),
+            // A stopped network says so with an error.
+            Err(_) if stop.fired() => Ok(None),
+            Err(error) => Err(onnx::fault("running moonshine", error)),
+        }
     }
 
-    fn run(&self, samples: &[f32], stop: &CancellationToken) -> ort::Result<Option<Transcript>> {
-        let heard = self.encode(samples)?;
+    fn run(&self, samples: &[f32], stop: &Stop) -> ort::Result<Option<Transcript>> {
+        let heard = self.encode(samples, stop)?;
         let seconds = samples.len() as f32 / RATE as f32;
         let most = (seconds * TOKENS_PER_SECOND) as usize + SPARE_TOKENS;
         let mut state = Vec::with_capacity(self.caches.len());
         let mut tokens = Vec::with_capacity(most);
         let mut log_probability = 0.0;
         while tokens.len() < most {
-            if stop.is_cancelled() {
+            if stop.fired() {
                 return Ok(None);
             }
             let best = match tokens.last() {
@@ -129,10 +128,11 @@ impl Decoder {
         }))
     }
 
-    fn encode(&self, samples: &[f32]) -> ort::Result<DynValue> {
+    fn encode(&self, samples: &[f32], stop: &Stop) -> ort::Result<DynValue> {
         let input = Tensor::from_array(([1, samples.len()], samples.to_vec()))?;
         let mut encoder = hold(&self.encoder);
-        let mut outputs = encoder.run(ort::inputs!["input_values" => input])?;
+        let mut outputs =
+            encoder.run_with_options(ort::inputs!["input_values" => input], stop.run_options()?)?;
         take(&mut outputs, "last_hidden_state")
     }
 

@@ -5,6 +5,7 @@ mod moonshine;
 mod quiet;
 mod recognition;
 mod resample;
+mod stop;
 mod vocabulary;
 
 pub use moonshine::Moonshine;

@@ -8,12 +8,12 @@ use rspp_proto::SampleRate;
 use rspp_provider_api::{
     AudioStream, Call, Fault, InferencePool, PoolClosed, SttChunk, SttRequest,
 };
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     decoder::{Decoder, Transcript},
     quiet,
     resample::{RATE, resample},
+    stop::{Stop, StopOnDrop},
 };
 use crate::lazy::Lazy;
 
@@ -51,8 +51,8 @@ struct Job {
     /// Samples it covers.
     samples: usize,
     outcome: Pin<Box<dyn Future<Output = Outcome> + Send>>,
-    /// Stops the work when the job is dropped, between two steps of the decoder.
-    _stop: DropGuard,
+    /// Stops the work when the job is dropped.
+    _stop: StopOnDrop,
 }
 
 /// What a piece of work is for.
@@ -217,13 +217,13 @@ impl Recognition {
             Goal::Partial | Goal::Final => pcm.len(),
             Goal::Head => self.heard.cut(),
         };
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
+        let stop = Arc::new(Stop::default());
+        let stopped = Arc::clone(&stop);
         let decoder = Arc::clone(&self.decoder);
         let pool = self.pool.clone();
         let outcome = async move {
             let work = move || {
-                if stopped.is_cancelled() {
+                if stopped.fired() {
                     return Ok(None);
                 }
                 let audio = resample(&pcm[..samples], rate);
@@ -238,7 +238,7 @@ impl Recognition {
             goal,
             samples,
             outcome: Box::pin(outcome),
-            _stop: stop.drop_guard(),
+            _stop: StopOnDrop(stop),
         });
     }
 
