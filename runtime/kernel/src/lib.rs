@@ -21,6 +21,10 @@ pub mod graph;
 
 pub mod plan;
 
+pub mod budget;
+
+pub mod invocation;
+
 pub mod authority;
 
 pub mod determinism;
