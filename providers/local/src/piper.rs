@@ -20,7 +20,8 @@ use std::{
 
 use futures::{StreamExt, stream};
 use rspp_provider_api::{
-    Call, ChunkStream, Description, Fault, InferencePool, TextToSpeech, TtsChunk, TtsRequest,
+    Call, ChunkStream, Description, Fault, InferencePool, PoolClosed, TextToSpeech, TtsChunk,
+    TtsRequest,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
@@ -256,24 +257,29 @@ impl Speech {
     }
 }
 
-fn pool_fault(error: rspp_provider_api::PoolClosed) -> Fault {
-    Fault::model(error.to_string())
+fn pool_fault(error: PoolClosed) -> Fault {
+    match error {
+        PoolClosed::Closed => Fault::cancelled(),
+        PoolClosed::Panicked(panic) => Fault::model(format!("the voice panicked: {panic}")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use rspp_proto::{Epoch, InvocationId, SessionId};
+    use rspp_proto::{Epoch, EventId, InvocationId, SessionId};
     use rspp_provider_api::{Attempt, Deadlines, OutcomeClass};
 
     use super::*;
 
     fn call() -> Call {
+        let session = SessionId::new("s-1").unwrap();
+        let event = EventId::canonical(&session, None, 1);
         Call {
-            invocation: InvocationId::new("inv-1").unwrap(),
+            invocation: InvocationId::canonical(&session, None, &event, "tts"),
             attempt: Attempt::FIRST,
-            session: SessionId::new("s-1").unwrap(),
+            session,
             turn: None,
             epoch: Epoch::FIRST,
             idempotency_key: "key".into(),

@@ -66,13 +66,26 @@ impl Writer<'_> {
         let phone = self.phones[index];
         let next = self.sound(index + 1);
         let before_r = next == Some(Sound::R);
+        // "nobody", "library": a last i is never more than weak.
+        let last_i = phone.sound == Sound::Iy && next.is_none();
+        let secondary = phone.stress == Stress::Secondary;
+        let subdued = secondary && (last_i || !self.is_far_from_primary(index));
         match phone.stress {
             Stress::Primary => out.push('ˈ'),
-            Stress::Secondary if self.is_far_from_primary(index) => out.push('ˌ'),
+            Stress::Secondary if !subdued => out.push('ˌ'),
             Stress::Secondary | Stress::None => {}
         }
-        let subdued = phone.stress == Stress::Secondary && !self.is_far_from_primary(index);
-        let unstressed = phone.stress == Stress::None || subdued && phone.sound == Sound::Ih;
+        let may_weaken = matches!(phone.sound, Sound::Ih | Sound::Iy);
+        let unstressed = phone.stress == Stress::None || subdued && may_weaken;
+        // "actual", "usually": what some write as a schwa and a w.
+        if phone.sound == Sound::Ah
+            && unstressed
+            && next == Some(Sound::W)
+            && self.is_vowel(index + 2)
+        {
+            out.push_str("uː");
+            return 2;
+        }
         let before_vowel = self.is_vowel(index + 1);
         let ipa = match phone.sound {
             // A schwa and an r become one vowel, and the r stays as a link.

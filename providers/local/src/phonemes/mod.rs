@@ -55,7 +55,7 @@ impl Phonemizer {
             match spoken {
                 Spoken::Word(word) if word == "'s" => add_s(&mut phrase),
                 Spoken::Word(word) => phrase.push(self.utter(word)),
-                Spoken::Letters(letters) => phrase.extend(self.spell(&letters)),
+                Spoken::Letters(letters) => phrase.extend(spell(&letters)),
                 Spoken::Mark(mark) => {
                     finish_phrase(&mut phrase, &mut out);
                     if out.ends_with(char::is_alphabetic) || out.ends_with(['ː', '̩']) {
@@ -74,33 +74,6 @@ impl Phonemizer {
             ipa: ipa::word(&phones, &word),
             word,
         }
-    }
-
-    /// Names letters one by one, the last with the stress.
-    fn spell(&self, letters: &str) -> Option<Uttered> {
-        let mut phones: Vec<Phone> = letters
-            .chars()
-            .filter_map(letter_name)
-            .flat_map(|name| Phone::parse_all(name).unwrap_or_default())
-            .collect();
-        let last = phones.iter().rposition(|p| p.stress == Stress::Primary)?;
-        let mut first = true;
-        for phone in &mut phones[..last] {
-            if phone.stress == Stress::Primary {
-                // Names are of equal weight; marks far from the last are heard as secondary.
-                phone.stress = if first {
-                    Stress::Secondary
-                } else {
-                    Stress::None
-                };
-                first = !first;
-            }
-        }
-        let ipa = ipa::letters(&phones);
-        Some(Uttered {
-            ipa,
-            word: String::new(),
-        })
     }
 
     /// The sounds of a word in lower case.
@@ -136,6 +109,33 @@ impl Phonemizer {
         }
         stress::place(&word, &drafts)
     }
+}
+
+/// Names letters one by one, the last with the stress.
+fn spell(letters: &str) -> Option<Uttered> {
+    let mut phones: Vec<Phone> = letters
+        .chars()
+        .filter_map(letter_name)
+        .flat_map(|name| Phone::parse_all(name).unwrap_or_default())
+        .collect();
+    let last = phones.iter().rposition(|p| p.stress == Stress::Primary)?;
+    let mut first = true;
+    for phone in &mut phones[..last] {
+        if phone.stress == Stress::Primary {
+            // Names are of equal weight; marks far from the last are heard as secondary.
+            phone.stress = if first {
+                Stress::Secondary
+            } else {
+                Stress::None
+            };
+            first = !first;
+        }
+    }
+    let ipa = ipa::letters(&phones);
+    Some(Uttered {
+        ipa,
+        word: String::new(),
+    })
 }
 
 /// Of several primary stresses the last stays one, as in compounds read letter by letter.
@@ -236,3 +236,6 @@ fn letter_name(letter: char) -> Option<&'static str> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests;

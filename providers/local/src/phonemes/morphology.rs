@@ -151,7 +151,10 @@ fn prefixed(word: &str, lookup: &dyn Fn(&str) -> Option<Vec<Phone>>) -> Option<V
         let Some(rest) = word.strip_prefix(prefix).filter(|rest| rest.len() > 2) else {
             continue;
         };
-        if let Some(rest) = lookup(rest) {
+        let known = lookup(rest)
+            .or_else(|| inflection(rest, lookup))
+            .or_else(|| derivation(rest, lookup));
+        if let Some(rest) = known {
             let mut phones = Phone::parse_all(sounds)?;
             phones.extend(rest);
             return Some(phones);

@@ -161,10 +161,9 @@ fn stressed_vowel(spelling: &str, drafts: &[Draft], vowels: &[usize]) -> Option<
 /// What a vowel becomes without stress.
 fn weakened(sound: Sound, letter: u8, last: bool, ends_word: bool) -> Sound {
     match sound {
-        Sound::Ae | Sound::Ah => Sound::Ah,
         Sound::Aa if !last => Sound::Ah,
         Sound::Eh if letter == b'e' && !last => Sound::Ih,
-        Sound::Eh => Sound::Ah,
+        Sound::Ae | Sound::Ah | Sound::Eh => Sound::Ah,
         Sound::Ow if !ends_word && !last => Sound::Ah,
         other => other,
     }

@@ -50,7 +50,11 @@ fn to_pcm(samples: &[f32]) -> Bytes {
         .iter()
         .filter(|sample| sample.is_finite())
         .fold(0.0_f32, |peak, sample| peak.max(sample.abs()));
-    let gain = if peak * GAIN > CEILING { CEILING / peak } else { GAIN };
+    let gain = if peak * GAIN > CEILING {
+        CEILING / peak
+    } else {
+        GAIN
+    };
     let mut pcm = Vec::with_capacity(samples.len() * 2);
     for sample in samples {
         let sample = if sample.is_finite() {
@@ -88,7 +92,7 @@ mod tests {
         let margin = RATE.samples_in(MARGIN) as usize;
         assert_eq!(trimmed(&samples, margin).len(), 2205 + 2 * margin);
         assert_eq!(trimmed(&samples[22_050..24_255], margin).len(), 2205);
-        assert_eq!(trimmed(&[0.0; 9000], margin).len(), margin);
+        assert_eq!(trimmed(&vec![0.0; 9000], margin).len(), margin);
     }
 
     #[test]

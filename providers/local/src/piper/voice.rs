@@ -92,7 +92,7 @@ impl Voice {
         };
         let inputs = ort::inputs![
             "input" => Tensor::from_array(([1, length], ids))?,
-            "input_lengths" => Tensor::from_array(([1], vec![length as i64]))?,
+            "input_lengths" => Tensor::from_array(([1], vec![i64::try_from(length).unwrap_or(i64::MAX)]))?,
             "scales" => Tensor::from_array(([3], scales))?,
         ];
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);

@@ -417,7 +417,7 @@ fn range(body: &str, out: &mut Vec<Spoken>) -> bool {
         }
         match figures.parse() {
             Ok(year) if figures.len() == 4 && (1100..2100).contains(&year) => {
-                say(&number::year(year), out)
+                say(&number::year(year), out);
             }
             _ => say(&number::integer(figures), out),
         }

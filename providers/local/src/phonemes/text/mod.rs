@@ -146,13 +146,14 @@ impl Reader<'_> {
             .or_else(|| word.strip_suffix('s'))
             .filter(|stem| stem.len() > 1 && stem.bytes().all(|b| b.is_ascii_uppercase()));
         let capitals = word.bytes().all(|b| b.is_ascii_uppercase());
+        let is_acronym =
+            capitals && letters > 1 && !self.shouting && abbreviation::is_spelled(word);
+        let is_letter = letters == 1 && !word.eq_ignore_ascii_case("i") && !self.is_article(word);
         if let Some(stem) = stem.filter(|stem| abbreviation::is_spelled(stem)) {
             self.out.push(Spoken::Letters(stem.to_ascii_lowercase()));
             // The s joins the last letter's name when the phrase is put together.
             self.out.push(Spoken::Word("'s".to_owned()));
-        } else if capitals && letters > 1 && !self.shouting && abbreviation::is_spelled(word) {
-            self.out.push(Spoken::Letters(word.to_ascii_lowercase()));
-        } else if letters == 1 && !word.eq_ignore_ascii_case("i") && !self.is_article(word) {
+        } else if is_acronym || is_letter {
             self.out.push(Spoken::Letters(word.to_ascii_lowercase()));
         } else {
             self.say_camel_case(word);
@@ -191,12 +192,8 @@ impl Reader<'_> {
     /// Adds a pause; of several, the strongest stays.
     fn mark(&mut self, mark: char) {
         match self.out.last_mut() {
-            None => {}
-            Some(Spoken::Mark(last)) => {
-                if strength(mark) > strength(*last) {
-                    *last = mark;
-                }
-            }
+            Some(Spoken::Mark(last)) if strength(mark) > strength(*last) => *last = mark,
+            None | Some(Spoken::Mark(_)) => {}
             Some(Spoken::Word(_) | Spoken::Letters(_)) => self.out.push(Spoken::Mark(mark)),
         }
     }
