@@ -303,3 +303,62 @@ impl Payload {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// F-020: what is called unknown is unknown.
+    #[test]
+    fn the_list_of_types_is_the_list_of_payloads() {
+        let text = TextChunk {
+            speaker: Speaker::User,
+            text: "hello".into(),
+            segment: 0,
+            revision: 0,
+            is_final: true,
+            confidence: None,
+            language: None,
+        };
+        let payloads = [
+            Payload::AudioChunk(AudioChunk::pcm16(SampleRate::HZ_16000, Bytes::new())),
+            Payload::AudioEnd,
+            Payload::Text(Box::new(text)),
+            Payload::TextEnd,
+            Payload::Speech(SpeechMark::Started { at: SampleIndex(0) }),
+            Payload::Metrics(Box::new(MetricSample {
+                name: "node_latency_ms".to_owned(),
+                value: 1.0,
+                labels: BTreeMap::new(),
+            })),
+            Payload::Debug(Box::new(DebugNote {
+                message: String::new(),
+                fields: BTreeMap::new(),
+            })),
+            Payload::Error(Box::new(ErrorNote {
+                error_code: ErrorCode::ProviderTimeout,
+                node_id: None,
+                message: String::new(),
+                retryable: true,
+            })),
+            Payload::Extension(Box::new(Extension {
+                name: "telephony.dtmf".to_owned(),
+                fields: serde_json::Value::Null,
+            })),
+        ];
+        let types: Vec<String> = payloads
+            .iter()
+            .map(|payload| {
+                let value = serde_json::to_value(payload).unwrap();
+                value["type"].as_str().unwrap().to_owned()
+            })
+            .collect();
+        assert_eq!(types, Payload::TYPES);
+        let schema = serde_json::to_value(schemars::schema_for!(Payload)).unwrap();
+        assert_eq!(
+            schema["oneOf"].as_array().unwrap().len(),
+            Payload::TYPES.len(),
+            "a variant is missing in this test"
+        );
+    }
+}

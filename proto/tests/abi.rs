@@ -1,4 +1,8 @@
 //! The Event ABI's rules, against the typed validator and against the published schema.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, where a panic is the answer"
+)]
 
 use std::sync::LazyLock;
 

@@ -1,13 +1,14 @@
 //! Records as bytes: MessagePack between machines, JSON for people.
 //!
-//! MessagePack is written with field names, not as positional arrays. Names cost about 300 bytes a
-//! record, a third of a 20 ms audio frame, but absent fields then cost nothing, older bytes decode
-//! after a field is added, and a reader can say which field it does not know. Records are encoded
+//! MessagePack is written with field names, not as positional arrays. 20 ms of 16 kHz audio, 640 bytes
+//! of samples, measure 1029 bytes with names and 773 without. For the difference absent fields cost
+//! nothing, older bytes decode after a field is added, and a reader can say which field it does not
+//! know. Records are encoded
 //! where they leave the process or enter a file, never between two nodes of one process.
 
 use bytes::Bytes;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
 use super::{
     AbiRule, AbiViolation, Envelope, EventScope, MediaTime, PayloadClass, Record, SchemaVersion,
@@ -264,36 +265,48 @@ impl Wire {
         }
     }
 
+    /// Reads all of `bytes` as one value.
     fn read<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, DecodeError> {
+        // Keeping track of the path takes longer than reading, so only an error is traced.
         match self.encoding {
             Encoding::MessagePack => {
-                let mut reader = rmp_serde::Deserializer::new(bytes);
-                reader.set_max_depth(MAX_DEPTH);
-                let value = serde_path_to_error::deserialize(&mut reader).map_err(malformed)?;
-                let trailing = reader.get_ref().len();
-                if trailing > 0 {
-                    return Err(trailing_bytes(&format!(
-                        "{trailing} bytes follow the record"
-                    )));
+                let reader = || {
+                    let mut reader = rmp_serde::Deserializer::new(bytes);
+                    reader.set_max_depth(MAX_DEPTH);
+                    reader
+                };
+                let mut rest = reader();
+                let Ok(value) = T::deserialize(&mut rest) else {
+                    return Err(trace::<T, _>(&mut reader()));
+                };
+                match rest.get_ref().len() {
+                    0 => Ok(value),
+                    more => Err(trailing_bytes(&format!("{more} bytes follow the record"))),
                 }
-                Ok(value)
             }
             Encoding::Json => {
-                let mut reader = serde_json::Deserializer::from_slice(bytes);
-                let value = serde_path_to_error::deserialize(&mut reader).map_err(malformed)?;
-                reader
-                    .end()
-                    .map_err(|error| trailing_bytes(&error.to_string()))?;
-                Ok(value)
+                let mut rest = serde_json::Deserializer::from_slice(bytes);
+                let Ok(value) = T::deserialize(&mut rest) else {
+                    let mut again = serde_json::Deserializer::from_slice(bytes);
+                    return Err(trace::<T, _>(&mut again));
+                };
+                match rest.end() {
+                    Ok(()) => Ok(value),
+                    Err(error) => Err(trailing_bytes(&error.to_string())),
+                }
             }
         }
     }
 }
 
-fn malformed<E: std::error::Error>(error: serde_path_to_error::Error<E>) -> DecodeError {
-    DecodeError::Malformed {
-        path: error.path().to_string(),
-        message: error.into_inner().to_string(),
+/// Reads what could not be read once more, to say where it broke.
+fn trace<'de, T: Deserialize<'de>, D: Deserializer<'de>>(reader: D) -> DecodeError {
+    match serde_path_to_error::deserialize::<D, T>(reader) {
+        Ok(_) => trailing_bytes("not readable"),
+        Err(error) => DecodeError::Malformed {
+            path: error.path().to_string(),
+            message: error.into_inner().to_string(),
+        },
     }
 }
 

@@ -162,7 +162,7 @@ impl Shape<'_> {
     ) {
         let least = schema.get("minItems").and_then(Value::as_u64).unwrap_or(0);
         if (items.len() as u64) < least {
-            let message = format!("needs at least {least} entries");
+            let message = format!("needs {least} or more entries");
             report.error("too_few", at, path, message, None);
         }
         if schema.get("uniqueItems") == Some(&Value::Bool(true)) {
@@ -253,7 +253,12 @@ fn word(words: &[&str], node: &Node, path: &str, report: &mut Report<'_>) {
     };
     // A profile is refused by a code of its own (F-078).
     if path == "profile" {
-        let message = format!("unknown profile `{found}`");
+        let message = match &node.kind {
+            Kind::Text(_) => format!("unknown profile `{found}`"),
+            Kind::Null | Kind::Bool(_) | Kind::Number(_) | Kind::List(_) | Kind::Map(_) => {
+                format!("expected a profile's name, found {}", node.describe())
+            }
+        };
         let hint = "only `simple/v1` exists".to_owned();
         report.error("unknown_profile", node.at, path, message, Some(hint));
         return;
@@ -309,5 +314,67 @@ fn join(path: &str, key: &str) -> String {
         key.to_owned()
     } else {
         format!("{path}.{key}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        schema,
+        spec::{PipelineSpec, PolicyBundle},
+    };
+
+    use super::*;
+
+    /// A keyword that the types begin to use must not go unchecked.
+    #[test]
+    fn every_keyword_of_our_schemas_is_understood() {
+        const CHECKED: &[&str] = &[
+            "$ref",
+            "oneOf",
+            "anyOf",
+            "enum",
+            "const",
+            "type",
+            "properties",
+            "required",
+            "additionalProperties",
+            "propertyNames",
+            "items",
+            "minItems",
+            "uniqueItems",
+            "minimum",
+            "maximum",
+            "minLength",
+            "maxLength",
+        ];
+        // `format` only repeats the integer's width, which `maximum` and serde check.
+        const SAID: &[&str] = &[
+            "$schema",
+            "$defs",
+            "title",
+            "description",
+            "default",
+            "format",
+        ];
+        fn walk(schema: &Value) {
+            let Value::Object(fields) = schema else {
+                return;
+            };
+            for (keyword, value) in fields {
+                assert!(
+                    CHECKED.contains(&keyword.as_str()) || SAID.contains(&keyword.as_str()),
+                    "nobody checks `{keyword}`"
+                );
+                match (keyword.as_str(), value) {
+                    ("properties" | "$defs", Value::Object(parts)) => parts.values().for_each(walk),
+                    ("oneOf" | "anyOf", Value::Array(parts)) => parts.iter().for_each(walk),
+                    ("items" | "additionalProperties" | "propertyNames", part) => walk(part),
+                    _ => {}
+                }
+            }
+        }
+        walk(&schema::of::<PipelineSpec>());
+        walk(&schema::of::<PolicyBundle>());
     }
 }

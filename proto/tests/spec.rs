@@ -1,0 +1,422 @@
+//! Specs from text: what is good passes in silence, what is bad is named with its place.
+
+use insta::assert_snapshot;
+use rspp_proto::{
+    schema,
+    spec::{
+        Diagnostic, Modality, Mode, PipelineSpec, PolicyBundle, PortType, ProfileName, Severity,
+    },
+};
+use serde_json::json;
+
+fn errors(text: &str) -> String {
+    PipelineSpec::parse("pipeline.yaml", text, Mode::Strict)
+        .expect_err("is accepted")
+        .to_string()
+}
+
+fn policy_errors(text: &str) -> String {
+    PolicyBundle::parse("policy.yaml", text, Mode::Strict)
+        .expect_err("is accepted")
+        .to_string()
+}
+
+/// The template with one piece of text replaced.
+fn changed(from: &str, to: &str) -> String {
+    let template = PipelineSpec::simple_template();
+    assert!(template.contains(from), "the template has no `{from}`");
+    template.replacen(from, to, 1)
+}
+
+/// F-001, F-079: the template passes strict mode without a warning, and the published schema.
+#[test]
+fn the_template_is_good() {
+    let text = PipelineSpec::simple_template();
+    let parsed = PipelineSpec::parse("simple.yaml", text, Mode::Strict).unwrap();
+    assert_eq!(parsed.warnings, []);
+    let spec = parsed.spec;
+    assert_eq!(spec, PipelineSpec::simple());
+    assert_eq!(spec.profile, ProfileName::SimpleV1);
+    assert!(spec.nodes.iter().all(|node| node.provider.is_none()));
+
+    let edges: Vec<String> = spec
+        .edges
+        .iter()
+        .map(|edge| edge.edge_id().unwrap().to_string())
+        .collect();
+    assert_eq!(
+        edges,
+        [
+            "ingress->vad:audio",
+            "ingress->stt:audio",
+            "ingress->turn:audio",
+            "vad->stt:speech",
+            "vad->turn:speech",
+            "stt->turn:text",
+            "stt->egress:text",
+            "turn->llm:text",
+            "llm->segmenter:text",
+            "segmenter->tts:text",
+            "tts->egress:audio",
+            "segmenter->egress:text",
+        ]
+    );
+
+    let published = schema::published();
+    let pipeline = published
+        .iter()
+        .find(|schema| schema.name == "pipeline")
+        .unwrap();
+    let validator = jsonschema::validator_for(&pipeline.schema).unwrap();
+    let value = serde_json::to_value(&spec).unwrap();
+    assert!(
+        validator.is_valid(&value),
+        "the schema refuses the template"
+    );
+}
+
+/// F-082: what is for people never alters execution.
+#[test]
+fn a_spec_reads_back_from_json() {
+    let spec = PipelineSpec::simple();
+    let text = serde_json::to_string_pretty(&spec).unwrap();
+    let parsed = PipelineSpec::parse("simple.json", &text, Mode::Strict).unwrap();
+    assert_eq!(parsed.spec, spec);
+    assert_eq!(parsed.warnings, []);
+}
+
+/// F-078: any other profile is refused by a code that never changes.
+#[test]
+fn only_the_simple_profile_exists() {
+    for name in ["simple/v1", "simple", "simple-v1"] {
+        let text = changed("profile: simple/v1", &format!("profile: {name}"));
+        let spec = PipelineSpec::parse("p.yaml", &text, Mode::Strict)
+            .unwrap()
+            .spec;
+        assert_eq!(spec.profile, ProfileName::SimpleV1);
+    }
+    for name in ["balanced", "aggressive", "simple/v2", "bogus"] {
+        for mode in [Mode::Strict, Mode::Relaxed] {
+            let text = changed("profile: simple/v1", &format!("profile: {name}"));
+            let found = PipelineSpec::parse("p.yaml", &text, mode).unwrap_err().0;
+            let codes: Vec<&str> = found.iter().map(|d| d.code).collect();
+            assert_eq!(codes, ["unknown_profile"]);
+        }
+    }
+    assert_snapshot!(
+        errors(&changed("profile: simple/v1", "profile: balanced")),
+        @"pipeline.yaml:11:10: profile: unknown profile `balanced`; only `simple/v1` exists"
+    );
+}
+
+/// F-001
+#[test]
+fn shapes_that_do_not_fit_are_all_named_at_once() {
+    let text = "\
+schema: rspp.pipeline.v1
+version: 7
+profle: simple/v1
+nodes:
+  - id: stt
+    kind: stt
+    proivder: stt-local
+  - id: llm
+    kind: llmm
+    budget_ms: 0
+  - kind: tts
+edges:
+  - { from: ingress, to: stt, carries: sound }
+  - from: stt
+    to: 5
+    carries: text
+    buffer: { max_queue_items: many }
+turns: no
+";
+    assert_snapshot!(errors(text), @r#"
+pipeline.yaml:1:1: missing field `profile`
+pipeline.yaml:2:10: version: expected text, found `7`; put it in quotes
+pipeline.yaml:3:1: profle: unknown field `profle`; did you mean `profile`?
+pipeline.yaml:7:5: nodes[0].proivder: unknown field `proivder`; did you mean `provider`?
+pipeline.yaml:9:11: nodes[1].kind: text `llmm` is not possible here; did you mean `llm`?
+pipeline.yaml:10:16: nodes[1].budget_ms: `0` must be at least 1
+pipeline.yaml:11:5: nodes[2]: missing field `id`
+pipeline.yaml:13:40: edges[0].carries: text `sound` is not possible here; expected one of: audio, text, speech, any
+pipeline.yaml:15:9: edges[1].to: expected text, found `5`; put it in quotes
+pipeline.yaml:17:32: edges[1].buffer.max_queue_items: expected a whole number, found text `many`
+pipeline.yaml:18:8: turns: expected a map, found text `no`
+"#);
+}
+
+/// F-001, F-003
+#[test]
+fn meanings_that_do_not_hold_are_all_named_at_once() {
+    let text = "\
+schema: rspp.pipeline.v1
+version: p-1
+profile: simple/v1
+nodes:
+  - { id: stt, kind: stt, fallback_providers: [a, a] }
+  - { id: llm, kind: llm, fallback: lmm }
+  - { id: stt, kind: stt }
+  - { id: egress, kind: tts }
+  - { id: cut, kind: segmenter, provider: x, fallback: cut }
+  - { id: mine, kind: { custom: echo } }
+edges:
+  - { from: ingress, to: sst, carries: audio }
+  - { from: stt, to: llm, carries: audio }
+  - { from: llm, to: llm, carries: text }
+  - { from: egress, to: ingress, carries: text }
+  - from: stt
+    to: llm
+    carries: text
+    when: { attribute: confidence, is: lt, value: high }
+    buffer:
+      strategy: block
+      watermarks:
+        queue_items: { high: 4, low: 8 }
+  - { from: stt, to: llm, carries: text }
+  - from: ingress
+    to: stt
+    carries: audio
+    buffer:
+      strategy: drop
+      max_queue_items: 4
+      max_block_time_ms: 10
+      watermarks: { queue_items: { high: 8, low: 1 } }
+      sync_drop_policy: { policy: drop_with_discontinuity, scope: edge_local }
+      fairness_key: ' '
+turns: { max_context_messages: 0 }
+";
+    assert_snapshot!(errors(text), @r#"
+pipeline.yaml:5:51: nodes[0].fallback_providers[1]: provider `a` is tried twice
+pipeline.yaml:6:37: nodes[1].fallback: there is no node `lmm`; did you mean `llm`?
+pipeline.yaml:7:11: nodes[2].id: node `stt` stands twice, first on line 5; every node needs an id of its own
+pipeline.yaml:8:11: nodes[3].id: `egress` is where the user is, not a node; choose another id
+pipeline.yaml:8:11: warning: nodes[3].id: nothing goes to `egress`
+pipeline.yaml:9:43: nodes[4].provider: a segmenter node works without a provider
+pipeline.yaml:9:56: nodes[4].fallback: a node cannot stand in for itself
+pipeline.yaml:10:11: warning: nodes[5].id: nothing goes to `mine`
+pipeline.yaml:10:11: warning: nodes[5].id: nothing comes from `mine`
+pipeline.yaml:12:3: edges: nothing goes to `egress`
+pipeline.yaml:12:26: edges[0].to: there is no node `sst`; did you mean `stt`?
+pipeline.yaml:13:36: edges[1].carries: `stt` gives out no audio; it gives out text
+pipeline.yaml:13:36: edges[1].carries: `llm` takes in no audio; it takes in text
+pipeline.yaml:14:5: edges[2]: `llm` leads to itself
+pipeline.yaml:15:13: edges[3].from: nothing comes from `egress`; the user speaks at `ingress`
+pipeline.yaml:15:25: edges[3].to: nothing goes to `ingress`; the user hears at `egress`
+pipeline.yaml:19:51: edges[4].when.value: `confidence` is compared with a number
+pipeline.yaml:21:7: edges[4].buffer: strategy `block` needs max_block_time_ms; e.g. `max_block_time_ms: 40`; without it a full edge would stall its sender
+pipeline.yaml:23:38: edges[4].buffer.watermarks.queue_items.low: 8 is not below high, 4; e.g. `low: 2`
+pipeline.yaml:24:5: edges[5]: edge `stt->llm:text` stands twice, first on line 16; remove one, or give each an `id`
+pipeline.yaml:31:26: edges[6].buffer.max_block_time_ms: only strategy `block` waits; remove it, or write `strategy: block`
+pipeline.yaml:32:42: edges[6].buffer.watermarks.queue_items.high: 8 is above max_queue_items, 4, so it is never reached
+pipeline.yaml:33:25: edges[6].buffer.sync_drop_policy: this policy needs group_by; one of sync_id, event_id, custom
+pipeline.yaml:33:25: edges[6].buffer.sync_drop_policy: this policy needs sync_domain; name the streams that have to reset together
+pipeline.yaml:34:21: edges[6].buffer.fairness_key: must not be blank; tenant, session, turn or a name of your own
+pipeline.yaml:35:32: turns.max_context_messages: must be at least 1
+"#);
+}
+
+#[test]
+fn events_cannot_go_round() {
+    let text = changed(
+        "  - { from: llm, to: segmenter, carries: text }",
+        "  - { from: llm, to: segmenter, carries: text }\n  - { from: segmenter, to: llm, carries: text }",
+    );
+    assert_snapshot!(errors(&text), @"pipeline.yaml:55:5: edges[8]: events would go round: llm -> segmenter -> llm; remove one of these edges");
+}
+
+/// F-003: every edge between incompatible types is refused, on the side that does not fit.
+#[test]
+fn ports_accept_what_they_declare_and_nothing_else() {
+    let kinds = [
+        "vad",
+        "turn_detector",
+        "stt",
+        "llm",
+        "segmenter",
+        "tts",
+        "merge",
+    ];
+    let types = ["audio", "text", "speech"];
+    let takes = |kind: &str| -> &[&str] {
+        match kind {
+            "vad" => &["audio"],
+            "turn_detector" => &["audio", "speech", "text"],
+            "stt" => &["audio", "speech"],
+            "merge" => &["audio", "speech", "text", "any"],
+            _ => &["text"],
+        }
+    };
+    let gives = |kind: &str| -> &[&str] {
+        match kind {
+            "vad" => &["speech"],
+            "turn_detector" => &["speech", "text"],
+            "tts" => &["audio"],
+            "merge" => &["audio", "speech", "text", "any"],
+            _ => &["text"],
+        }
+    };
+    for from in kinds {
+        for to in kinds {
+            for carries in types.into_iter().chain(["any"]) {
+                let text = json!({
+                    "schema": "rspp.pipeline.v1", "version": "p", "profile": "simple",
+                    "nodes": [{ "id": "a", "kind": from }, { "id": "b", "kind": to }],
+                    "edges": [
+                        { "from": "ingress", "to": "x", "carries": "audio" },
+                        { "from": "a", "to": "b", "carries": carries },
+                    ]
+                });
+                let found = PipelineSpec::parse("p", &text.to_string(), Mode::Strict).unwrap_err();
+                let bad = found.0.iter().filter(|d| d.code == "port_type").count();
+                let expected = usize::from(!gives(from).contains(&carries))
+                    + usize::from(!takes(to).contains(&carries));
+                assert_eq!(bad, expected, "{from} -> {to}: {carries}");
+            }
+        }
+    }
+    assert!(PortType::Any.fits(&[PortType::Any]) && !PortType::Any.fits(&[PortType::Text]));
+}
+
+#[test]
+fn text_that_is_no_spec_is_refused_with_its_place() {
+    assert_snapshot!(errors(""), @"pipeline.yaml:1:1: the document is empty");
+    assert_snapshot!(errors("nodes: [a, b\nedges: ]"), @"pipeline.yaml:2:6: not readable as YAML: illegal placement of ':' indicator");
+    assert_snapshot!(errors("version: 1\nversion: 2\n"), @"pipeline.yaml:2:1: field `version` stands twice, first on line 1");
+    assert_snapshot!(errors("- a\n- b\n"), @"pipeline.yaml:1:1: expected a map, found a list");
+    assert_snapshot!(errors("{\"schema\": \"rspp.pipeline.v1\", }"), @r#"
+pipeline.yaml:1:1: missing field `version`
+pipeline.yaml:1:1: missing field `profile`
+pipeline.yaml:1:1: missing field `nodes`
+pipeline.yaml:1:1: missing field `edges`
+"#);
+}
+
+/// gates.md §4: strict wants the exact version and knows every field; relaxed looks past both.
+#[test]
+fn relaxed_mode_reads_what_strict_mode_refuses() {
+    let text = changed(
+        "schema: rspp.pipeline.v1",
+        "schema: rspp.pipeline.v2\ncolour: blue",
+    );
+    assert_snapshot!(errors(&text), @r#"
+pipeline.yaml:5:9: schema: schema `rspp.pipeline.v2` is not read here; write `schema: rspp.pipeline.v1`
+pipeline.yaml:6:1: colour: unknown field `colour`; known fields: budgets, edges, instructions, metadata, nodes, profile, schema, turns, version
+"#);
+    let parsed = PipelineSpec::parse("pipeline.yaml", &text, Mode::Relaxed).unwrap();
+    assert_eq!(parsed.spec.nodes, PipelineSpec::simple().nodes);
+    let warnings: Vec<String> = parsed.warnings.iter().map(Diagnostic::to_string).collect();
+    assert_snapshot!(warnings.join("\n"), @"pipeline.yaml:6:1: warning: colour: unknown field `colour`; known fields: budgets, edges, instructions, metadata, nodes, profile, schema, turns, version");
+
+    let foreign = changed("schema: rspp.pipeline.v1", "schema: other.v1");
+    assert!(PipelineSpec::parse("p.yaml", &foreign, Mode::Relaxed).is_err());
+}
+
+#[test]
+fn a_node_without_a_part_is_a_warning() {
+    let text = changed(
+        "  - id: vad\n",
+        "  - { id: idle, kind: tts }\n  - id: vad\n",
+    );
+    let parsed = PipelineSpec::parse("pipeline.yaml", &text, Mode::Strict).unwrap();
+    assert!(
+        parsed
+            .warnings
+            .iter()
+            .all(|d| d.severity == Severity::Warning)
+    );
+    let warnings: Vec<String> = parsed.warnings.iter().map(Diagnostic::to_string).collect();
+    assert_snapshot!(warnings.join("\n"), @r#"
+pipeline.yaml:22:11: warning: nodes[0].id: nothing goes to `idle`
+pipeline.yaml:22:11: warning: nodes[0].id: nothing comes from `idle`
+"#);
+}
+
+const POLICY: &str = "\
+schema: rspp.policy.bundle.v1
+policy_resolution_snapshot: policy/2026-11-01
+allowed_adaptive_actions: [retry, provider_switch]
+budgets:
+  turn_budget_ms: 2000
+  node_budget_ms_default: 800
+  path_budget_ms_default: 1800
+  edge_budget_ms_default: 250
+  provider_first_byte_ms: 1000
+  provider_inter_chunk_ms: 500
+  cancel_grace_ms: 75
+  max_turn_duration_ms: 120000
+provider_bindings:
+  stt: [stt-a, stt-b]
+edge_buffer_policies:
+  default: &edge
+    strategy: drop_oldest
+    max_queue_items: 64
+    max_queue_ms: 300
+    max_queue_bytes: 262144
+    max_latency_contribution_ms: 120
+    watermarks: { queue_items: { high: 48, low: 24 } }
+    lane_handling: { DataLane: drop, TelemetryLane: best_effort_drop }
+    defaulting_source: explicit_edge_config
+  'llm->segmenter:text': *edge
+flow_control:
+  data_mode: signal
+  data_marks: { high: 100, low: 50 }
+  control_marks: { high: 20, low: 10 }
+  telemetry_marks: { high: 200, low: 100 }
+recording_policy:
+  recording_level: L0
+  allowed_replay_modes: [replay_decisions]
+";
+
+#[test]
+fn a_good_policy_passes_in_silence() {
+    let parsed = PolicyBundle::parse("policy.yaml", POLICY, Mode::Strict).unwrap();
+    assert_eq!(parsed.warnings, []);
+    let bindings = parsed.spec.provider_bindings.unwrap();
+    assert_eq!(bindings[&Modality::Stt].len(), 2);
+    assert_eq!(parsed.spec.edge_buffer_policies.unwrap().len(), 2);
+}
+
+/// turn-plan.md §2, design §7
+#[test]
+fn policies_that_do_not_hold_are_named() {
+    let bad = |from: &str, to: &str| {
+        assert!(POLICY.contains(from), "the policy has no `{from}`");
+        policy_errors(&POLICY.replacen(from, to, 1))
+    };
+    assert_snapshot!(bad("replay_decisions", "regression"), @"policy.yaml:33:26: recording_policy.allowed_replay_modes[0]: text `regression` is not possible here; expected one of: re_simulate_nodes, playback_recorded_provider_outputs, replay_decisions, recompute_decisions");
+    assert_snapshot!(bad("[replay_decisions]", "[]"), @"policy.yaml:33:25: recording_policy.allowed_replay_modes: needs 1 or more entries");
+    assert_snapshot!(bad("retry, provider_switch", "retry, retry"), @"policy.yaml:3:35: allowed_adaptive_actions[1]: text `retry` is listed twice");
+    assert_snapshot!(bad("[stt-a, stt-b]", "[]\n  ttts: [x]"), @"policy.yaml:15:3: provider_bindings.ttts: `ttts` is not possible here; did you mean `tts`?");
+    assert_snapshot!(bad("cancel_grace_ms: 75", "cancel_grace_ms: 0"), @"policy.yaml:11:20: budgets.cancel_grace_ms: `0` must be at least 1");
+    assert_snapshot!(bad("high: 100, low: 50", "high: 100, low: 100"), @"policy.yaml:28:33: flow_control.data_marks.low: 100 is not below high, 100; e.g. `low: 50`");
+    assert_snapshot!(bad("strategy: drop_oldest", "strategy: block"), @r#"
+policy.yaml:16:12: edge_buffer_policies.default: strategy `block` needs max_block_time_ms; e.g. `max_block_time_ms: 40`; without it a full edge would stall its sender
+policy.yaml:16:12: edge_buffer_policies.llm->segmenter:text: strategy `block` needs max_block_time_ms; e.g. `max_block_time_ms: 40`; without it a full edge would stall its sender
+"#);
+    assert_snapshot!(bad("TelemetryLane", "ControlLane: drop, TelemetryLane"), @r#"
+policy.yaml:23:38: edge_buffer_policies.default.lane_handling.ControlLane: unknown field `ControlLane`; known fields: DataLane, TelemetryLane
+policy.yaml:23:38: edge_buffer_policies.llm->segmenter:text.lane_handling.ControlLane: unknown field `ControlLane`; known fields: DataLane, TelemetryLane
+"#);
+    let (most, _) = POLICY.split_once("flow_control").unwrap();
+    assert_snapshot!(policy_errors(most), @"policy.yaml:5:3: budgets: without flow_control, recording_policy; the five surfaces are overridden all together or not at all");
+}
+
+proptest::proptest! {
+    /// Whatever is taken out of the template, the answer is a spec or diagnostics with a place.
+    #[test]
+    fn a_mangled_template_never_panics(from in 0_usize..2_000, length in 0_usize..400) {
+        let mut text = PipelineSpec::simple_template().to_owned();
+        let from = from.min(text.len());
+        let to = (from + length).min(text.len());
+        text.replace_range(from..to, "");
+        if let Err(found) = PipelineSpec::parse("p.yaml", &text, Mode::Strict) {
+            let lines = text.lines().count() + 1;
+            for diagnostic in found.0 {
+                proptest::prop_assert!((1..=lines).contains(&diagnostic.line));
+                proptest::prop_assert!(diagnostic.column >= 1);
+            }
+        }
+    }
+}
