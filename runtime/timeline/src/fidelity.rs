@@ -41,12 +41,12 @@ impl Default for FidelityPolicy {
             leave_l2: Threshold {
                 fill: 0.80,
                 hold,
-                export_lag: Duration::from_millis(2_000),
+                export_lag: Duration::from_secs(2),
             },
             leave_l1: Threshold {
                 fill: 0.90,
                 hold,
-                export_lag: Duration::from_millis(5_000),
+                export_lag: Duration::from_secs(5),
             },
             stable_window: Duration::from_secs(10),
         }

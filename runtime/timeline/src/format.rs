@@ -149,9 +149,9 @@ pub fn write_frame(out: &mut Vec<u8>, kind: u8, payload: &[u8]) -> Result<(), Fr
     let mut head = [0; 8];
     head[..4].copy_from_slice(&(length as u32).to_le_bytes());
     head[4] = kind;
-    let check = head_check(&head);
+    let check = head_check(head);
     head[5..].copy_from_slice(&check);
-    let crc = frame_crc(&head, payload);
+    let crc = frame_crc(head, payload);
     out.reserve(FRAME_HEADER_BYTES + length);
     out.extend_from_slice(&head);
     out.extend_from_slice(&crc.to_le_bytes());
@@ -174,7 +174,7 @@ impl FrameHeader {
         let [l0, l1, l2, l3, kind, k0, k1, k2, c0, c1, c2, c3] = *bytes;
         let head = [l0, l1, l2, l3, kind, k0, k1, k2];
         let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-        let sound = head_check(&head) == [k0, k1, k2] && length <= MAX_PAYLOAD_BYTES;
+        let sound = head_check(head) == [k0, k1, k2] && length <= MAX_PAYLOAD_BYTES;
         sound.then_some(Self {
             kind,
             length,
@@ -185,18 +185,18 @@ impl FrameHeader {
 
     /// Whether `payload` is what was written.
     pub(crate) fn matches(&self, payload: &[u8]) -> bool {
-        frame_crc(&self.head, payload) == self.crc
+        frame_crc(self.head, payload) == self.crc
     }
 }
 
-fn head_check(head: &[u8; 8]) -> [u8; 3] {
+fn head_check(head: [u8; 8]) -> [u8; 3] {
     let [a, b, c, _] = crc32fast::hash(&head[..5]).to_le_bytes();
     [a, b, c]
 }
 
-fn frame_crc(head: &[u8; 8], payload: &[u8]) -> u32 {
+fn frame_crc(head: [u8; 8], payload: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
-    hasher.update(head);
+    hasher.update(&head);
     hasher.update(payload);
     hasher.finalize()
 }

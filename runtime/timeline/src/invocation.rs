@@ -34,6 +34,10 @@ impl RetryDecision {
 }
 
 /// One attempt of a provider call.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts of the specification's record"
+)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AttemptRecord {
     /// The call, over all its attempts.

@@ -87,7 +87,7 @@ impl Redaction {
             return Allow;
         }
         match (class, level) {
-            (PayloadClass::AudioRaw, L0) | (PayloadClass::Phi, L0) => Drop,
+            (PayloadClass::AudioRaw | PayloadClass::Phi, L0) => Drop,
             (PayloadClass::AudioRaw, L1) | (PayloadClass::TextRaw, L1 | L2) => Mask,
             (PayloadClass::AudioRaw, L2)
             | (PayloadClass::TextRaw, L0)
@@ -176,7 +176,7 @@ fn has_content(payload: &Payload) -> bool {
 /// The payload's shape without its content; `None` where the shape cannot be kept.
 fn masked(payload: Payload) -> Option<Payload> {
     match payload {
-        Payload::AudioChunk(chunk) => silence(chunk).map(Payload::AudioChunk),
+        Payload::AudioChunk(chunk) => silence(&chunk).map(Payload::AudioChunk),
         Payload::Text(mut chunk) => {
             chunk.text = Arc::from(mask(&chunk.text));
             Some(Payload::Text(chunk))
@@ -224,7 +224,7 @@ fn stand_in(payload: Payload, sha256: &str) -> Option<Payload> {
 }
 
 /// Silence of the same length; Opus packets do not tell theirs.
-fn silence(chunk: AudioChunk) -> Option<AudioChunk> {
+fn silence(chunk: &AudioChunk) -> Option<AudioChunk> {
     let quiet = match chunk.format.codec {
         Codec::Pcm16 => 0,
         // Mu-law is inverted: all ones is the smallest positive step.
@@ -232,7 +232,10 @@ fn silence(chunk: AudioChunk) -> Option<AudioChunk> {
         Codec::Opus => return None,
     };
     let data = Bytes::from(vec![quiet; chunk.data.len()]);
-    Some(AudioChunk { data, ..chunk })
+    Some(AudioChunk {
+        data,
+        format: chunk.format,
+    })
 }
 
 /// Every character but blanks becomes an asterisk.

@@ -246,7 +246,7 @@ fn bar(start: Duration, length: Duration, total: Duration) -> String {
     let eighths = eighths.min((BAR_COLUMNS - columns) * 8);
     let mut bar = " ".repeat(columns);
     bar.extend(std::iter::repeat_n('█', eighths / 8));
-    if eighths % 8 > 0 {
+    if !eighths.is_multiple_of(8) {
         bar.push(EIGHTHS[eighths % 8]);
     }
     bar

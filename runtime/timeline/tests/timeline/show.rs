@@ -28,20 +28,21 @@ async fn a_timeline_is_a_line_an_entry() {
     ));
 }
 
+#[track_caller]
+fn check(bytes: &[u8], filter: &Filter, lines: usize) {
+    let shown = shown(bytes.to_vec(), filter);
+    assert_eq!(shown.lines().count(), lines, "{filter:?}\n{shown}");
+}
+
 /// F-074.
 #[tokio::test]
 async fn filters_choose_entries() {
     let bytes = recorded(RecordingLevel::L2).await;
-    #[track_caller]
-    fn check(bytes: &[u8], filter: Filter, lines: usize) {
-        let shown = shown(bytes.to_vec(), &filter);
-        assert_eq!(shown.lines().count(), lines, "{filter:?}\n{shown}");
-    }
     let node = NodeId::from_str("stt").unwrap();
     let ms = |ms| Some(Monotonic::from_millis(STARTED_MS + ms));
     check(
         &bytes,
-        Filter {
+        &Filter {
             nodes: vec![node],
             ..Filter::default()
         },
@@ -49,7 +50,7 @@ async fn filters_choose_entries() {
     );
     check(
         &bytes,
-        Filter {
+        &Filter {
             event_types: vec![EventType::Audio],
             ..Filter::default()
         },
@@ -57,7 +58,7 @@ async fn filters_choose_entries() {
     );
     check(
         &bytes,
-        Filter {
+        &Filter {
             signals: vec![Signal::TurnOpen, Signal::Cancel],
             ..Filter::default()
         },
@@ -65,7 +66,7 @@ async fn filters_choose_entries() {
     );
     check(
         &bytes,
-        Filter {
+        &Filter {
             kinds: vec![EntryKind::Turn],
             ..Filter::default()
         },
@@ -73,7 +74,7 @@ async fn filters_choose_entries() {
     );
     check(
         &bytes,
-        Filter {
+        &Filter {
             lanes: vec![Lane::Telemetry],
             ..Filter::default()
         },
@@ -81,7 +82,7 @@ async fn filters_choose_entries() {
     );
     check(
         &bytes,
-        Filter {
+        &Filter {
             since: ms(2_300),
             until: ms(2_302),
             ..Filter::default()
@@ -93,7 +94,7 @@ async fn filters_choose_entries() {
         lanes: vec![Lane::Data],
         ..Filter::default()
     };
-    check(&bytes, both, 2);
+    check(&bytes, &both, 2);
 }
 
 #[tokio::test]
