@@ -279,7 +279,6 @@ async fn throughput(stages: usize, batch_size: usize) -> f64 {
 /// One of two actors that pass a ball to each other.
 struct Player {
     other: Option<ControlRef<Ball>>,
-    watch: Option<Stopwatch>,
     pause: Option<Duration>,
     left: u64,
     hops: Histogram<u64>,
@@ -320,7 +319,6 @@ impl Actor for Player {
         }
         if let Some(other) = &self.other {
             let now = Stopwatch::start();
-            self.watch = Some(now);
             other
                 .send(Ball::Hit(now))
                 .map_err(|_| Failure::new("the other has left"))?;
@@ -344,7 +342,6 @@ async fn hop(pause: Option<Duration>, rounds: u64) -> Histogram<u64> {
         let player = system
             .spawn_root(ChildSpec::temporary("player"), NoData, move || Player {
                 other: None,
-                watch: None,
                 pause,
                 left: rounds,
                 hops: histogram(),

@@ -162,7 +162,7 @@ impl<A: Actor> ractor::Actor for Coordinator<A> {
                 return Ok(());
             }
         };
-        let told = guarded(live.child_ended(ended)).await;
+        let told = Box::pin(guarded(live.child_ended(ended))).await;
         match live.settle(told) {
             Drained::Dry | Drained::Budget => {}
             Drained::Ending => myself.stop(None),
@@ -204,8 +204,9 @@ impl<A: Actor> Live<A> {
                         }
                     }
                 }
+                // Boxed, as is the other rare path below: what a handler's future has room for, each actor has room for.
                 Taken::Nudge => {
-                    if let Some(now) = self.ctx.core.alarm_rang().await {
+                    if let Some(now) = Box::pin(self.ctx.core.alarm_rang()).await {
                         self.actor.on_deadline(&mut self.ctx, now).await?;
                     }
                 }
