@@ -11,7 +11,10 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use rspp_proto::{
     EdgeId, Epoch, NodeId, PipelineVersion, ProviderId, TurnId,
@@ -24,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::{canonical, determinism::DeterminismContext};
+use crate::{PlanFacts, canonical, determinism::DeterminismContext, invocation::InvocationPolicy};
 
 pub use error::PlanError;
 pub use resolve::{PlanInputs, normalize_profile, resolve};
@@ -257,6 +260,24 @@ impl ResolvedTurnPlan {
             content,
             stated: self.plan_hash.clone(),
         })
+    }
+
+    /// What the session machine needs to know of it.
+    pub fn facts(&self) -> PlanFacts {
+        PlanFacts {
+            hash: self.plan_hash.clone(),
+            budgets: self.budgets.clone(),
+        }
+    }
+
+    /// How calls to providers may be repeated and moved under this plan.
+    pub fn invocation_policy(&self) -> InvocationPolicy {
+        InvocationPolicy {
+            actions: self.allowed_adaptive_actions.clone(),
+            first_byte: Duration::from_millis(self.budgets.provider_first_byte_ms),
+            inter_chunk: Duration::from_millis(self.budgets.provider_inter_chunk_ms),
+            ..InvocationPolicy::default()
+        }
     }
 
     /// The soft budget of a node, in milliseconds.

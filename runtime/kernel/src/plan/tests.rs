@@ -643,6 +643,25 @@ fn a_doctored_plan_is_found_out() {
     assert!(matches!(plan.verify(), Err(PlanMismatch::Hash { .. })));
 }
 
+/// F-046, F-059: what runs a turn takes its limits from the frozen plan.
+#[test]
+fn limits_come_from_the_plan() {
+    let mut case = Case::new();
+    case.policy = Some(bundle());
+    case.settings.session.budgets.provider_first_byte_ms = Some(432);
+    case.settings.session.budgets.provider_inter_chunk_ms = Some(321);
+    case.spec.nodes[2].budget_ms = Some(600);
+    let plan = case.resolve().unwrap();
+    let calls = plan.invocation_policy();
+    assert_eq!(calls.first_byte.as_millis(), 432);
+    assert_eq!(calls.inter_chunk.as_millis(), 321);
+    assert_eq!(calls.actions, BTreeSet::from([AdaptiveAction::Degrade]));
+    assert_eq!(plan.node_budget_ms(&NodeId::new("llm").unwrap()), 600);
+    assert_eq!(plan.node_budget_ms(&NodeId::new("tts").unwrap()), 800);
+    let facts = plan.facts();
+    assert_eq!((facts.hash, facts.budgets), (plan.plan_hash, plan.budgets));
+}
+
 /// F-161, turn-plan §5 rule 6: turn, version and epoch are compared exactly.
 #[test]
 fn only_its_own_turn_may_run_a_plan() {
