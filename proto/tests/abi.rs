@@ -634,8 +634,7 @@ fn outcomes_follow_every_rule_and_no_other() {
                             _ => scope == "turn" || points.contains(&scope),
                         }
                         && match (kind, phase) {
-                            ("stale_epoch_reject", "pre_turn")
-                            | ("deauthorized_drain", "pre_turn") => scope != "tenant",
+                            _ if authority && phase == "pre_turn" => scope != "tenant",
                             ("stale_epoch_reject", phase) => phase == "scheduling_point",
                             ("deauthorized_drain", phase) => {
                                 phase == "active_turn" && scope == "turn"

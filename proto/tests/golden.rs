@@ -4,6 +4,8 @@
     reason = "helpers of tests, where a panic is the answer"
 )]
 
+use std::fmt::Write as _;
+
 use rspp_proto::{
     AudioChunk, EdgeId, Epoch, Extension, Lane, Monotonic, Payload, SampleIndex, SampleRate,
     Speaker, TextChunk, TurnNumber, WallClock,
@@ -61,7 +63,11 @@ fn drop_notice() -> Record {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::new();
+    for byte in bytes {
+        write!(text, "{byte:02x}").unwrap();
+    }
+    text
 }
 
 fn unhex(text: &str) -> Vec<u8> {
