@@ -4,6 +4,11 @@
 //! sentences (`apt-get install pocketsphinx-testdata`); then
 //! `cargo test -p rspp-local -- --include-ignored`.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a missing model or recording should stop the test where it is noticed"
+)]
+
 use std::{
     fs,
     path::PathBuf,
@@ -219,7 +224,7 @@ fn smart_turn_computes_what_its_reference_computes() {
     }
 }
 
-/// F-009: at most 5 % of words wrong.
+/// F-010: at most 5 % of words wrong.
 #[tokio::test]
 #[ignore = "needs models: rspp models pull"]
 async fn moonshine_understands_read_sentences() {
@@ -295,7 +300,7 @@ async fn moonshine_invents_no_words_for_silence_noise_or_hum() {
     }
 }
 
-/// F-024: partials grow while the audio runs; the final comes once it has ended.
+/// F-009: partials grow while the audio runs; the final comes once it has ended.
 #[tokio::test]
 #[ignore = "needs models: rspp models pull"]
 async fn moonshine_gives_partials_while_the_user_speaks() {
@@ -327,7 +332,7 @@ async fn moonshine_gives_partials_while_the_user_speaks() {
     );
 }
 
-/// F-045: recognition stops between two steps, not at its end.
+/// F-036: recognition stops between two steps, not at its end.
 #[tokio::test]
 #[ignore = "needs models: rspp models pull"]
 async fn a_cancelled_recognition_ends_at_once_and_frees_the_model() {

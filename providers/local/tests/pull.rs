@@ -1,6 +1,10 @@
 //! Pulling models with a Python that misbehaves: each fault is named, with its fix.
 
 #![cfg(unix)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up should stop where it is noticed"
+)]
 
 use std::{
     fs::{self, File, Permissions},
