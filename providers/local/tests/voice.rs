@@ -118,7 +118,7 @@ async fn recognise(speech: &Speech) -> String {
 fn words(text: &str) -> Vec<String> {
     let lower = text
         .to_lowercase()
-        .replace("'", "")
+        .replace('\'', "")
         .replace("to-morrow", "tomorrow");
     let words = lower.split(|c: char| !c.is_alphanumeric());
     words
@@ -153,7 +153,7 @@ const SENTENCES: [&str; 8] = [
     "My brother lives in a small village near the mountains.",
 ];
 
-/// F-064: what is said is understood.
+/// What is said is understood.
 #[tokio::test]
 #[ignore = "needs models: rspp models pull"]
 async fn the_recogniser_understands_the_voice() {
@@ -224,6 +224,7 @@ async fn speech_is_loud_enough_never_clipped_and_as_long_as_people_take() {
     }
 }
 
+/// F-064, the part that is the voice's: sound comes before all of it is made.
 #[tokio::test]
 #[ignore = "needs models: rspp models pull"]
 async fn the_first_sound_of_a_long_clause_comes_before_the_rest_is_made() {
