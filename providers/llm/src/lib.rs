@@ -4,6 +4,8 @@
 //! [`Dialogue`] answers by rules, reproducibly and without a network, so that a pipeline can be
 //! tried, tested and replayed on any machine.
 
+mod dialogue;
 mod openai;
 
+pub use dialogue::{Dialogue, DialogueError, Rule, Rules};
 pub use openai::{OpenAi, OpenAiConfig, OpenAiError, SecretError, SecretRef, SecretStore};

@@ -22,7 +22,7 @@ use crate::server::{Server, Step, chunked, end, event, response, says, send, str
 
 const CANARY: &str = "canary-key-1234";
 
-fn call() -> Call {
+pub(crate) fn call() -> Call {
     Call {
         invocation: InvocationId::new("pvi/s/t/e/llm").unwrap(),
         attempt: Attempt::FIRST,
