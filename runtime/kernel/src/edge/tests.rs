@@ -661,9 +661,10 @@ proptest! {
         ]),
         items in prop::collection::vec((prop::bool::weighted(0.2), 0u64..3, 0u64..200), 1..200),
     ) {
-        let mut edge = EdgeBuffer::new(&policy(strategy, 64));
+        let mut edge = EdgeBuffer::new(&policy(strategy, 8));
         let mut now = Monotonic::ZERO;
         let (mut sent, mut got) = (Vec::new(), Vec::new());
+        let mut waiting = 0;
         for (n, (is_final, key, wait)) in items.into_iter().enumerate() {
             now = now + Duration::from_millis(wait);
             let item = Item { keep: is_final, arrived: now, ..partial(n as u64, key) };
@@ -671,8 +672,10 @@ proptest! {
                 sent.push(item.sequence);
             }
             let _ = edge.offer(now, item);
-            if sent.len() % 32 == 31 || n % 50 == 49 {
+            waiting += u32::from(is_final);
+            if waiting == 7 {
                 got.extend(std::iter::from_fn(|| edge.pop(now)));
+                waiting = 0;
             }
         }
         got.extend(std::iter::from_fn(|| edge.pop(now)));
