@@ -1,1 +1,33 @@
 //! Runs voice sessions: drives the kernel with supervised actors and carries out its effects.
+//!
+//! A [`Runtime`] is one node: the root of a supervision tree with a session actor for each
+//! conversation, a turn actor for its turn, a host for each pipeline node, an actor for each
+//! provider call and one for each connection (design §2). What is decided is the kernel's; here it
+//! is done.
+
+mod runtime;
+
+pub mod report;
+
+mod session;
+
+mod turn;
+
+mod assembly;
+
+pub mod node;
+
+mod invoke;
+
+mod connection;
+
+mod event;
+
+mod overhead;
+
+pub use assembly::Pools;
+pub use event::{Arrival, CallEnd, CallKey, Chunk, Event, Port, Stamp};
+pub use node::builtin::{NodeFactory, NodeRegistry};
+pub use overhead::{Overhead, Percentiles};
+pub use runtime::{Config, OpenError, Runtime, SessionHandle, SessionRequest};
+pub use session::{CancelReceipt, Notice};

@@ -1,0 +1,309 @@
+//! Putting nodes together: from a place in the graph and a frozen plan to a node host's setup.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicU32},
+    time::Duration,
+};
+
+use rspp_actors::{
+    Backoff, CancellationToken, ChildSpec, Clock, ControlRef, DataRef, Failure, Intensity,
+    TelemetryRef,
+};
+use rspp_kernel::{
+    conversation::Said,
+    fence::OutputFence,
+    graph::{EdgeIx, Graph, NodeIx, Scope},
+    plan::ResolvedTurnPlan,
+};
+use rspp_proto::{
+    Epoch, Monotonic, SessionId, TurnNumber,
+    spec::{EdgeBufferPolicy, NodeKind, NodeSpec, TurnPolicy},
+};
+use rspp_provider_api::{InferencePool, Providers};
+
+use crate::{
+    event::{Arrival, Event, Port},
+    node::{
+        Inputs, NodeHost, NodeMaker, NodeSettings, NodeSetup, OutEdge, Standby,
+        builtin::NodeRegistry,
+    },
+    overhead::Overhead,
+    session::SessionControl,
+    turn::HostHandle,
+};
+
+/// What all nodes of one session or one turn share.
+#[derive(Clone)]
+pub(crate) struct Assembly {
+    pub(crate) graph: Arc<Graph>,
+    pub(crate) plan: Arc<ResolvedTurnPlan>,
+    pub(crate) nodes: Arc<NodeRegistry>,
+    pub(crate) providers: Arc<Providers>,
+    pub(crate) pools: Pools,
+    pub(crate) session_id: SessionId,
+    pub(crate) turn: Option<TurnNumber>,
+    pub(crate) epoch: Epoch,
+    pub(crate) turns: Arc<TurnPolicy>,
+    pub(crate) instructions: Option<Arc<str>>,
+    pub(crate) conversation: Arc<[Said]>,
+    pub(crate) attributes: Arc<BTreeMap<String, serde_json::Value>>,
+    pub(crate) clock: Clock,
+    pub(crate) fence: Arc<OutputFence>,
+    pub(crate) session: ControlRef<SessionControl>,
+    pub(crate) telemetry: TelemetryRef<Event>,
+    pub(crate) overhead: Arc<Overhead>,
+    /// Fires when what is put together is no longer wanted.
+    pub(crate) cancel: CancellationToken,
+    /// Where audio and text for the user go.
+    pub(crate) egress: DataRef<Arrival>,
+}
+
+/// Where inference runs. Listening has a thread of its own, so that it never waits for thinking.
+#[derive(Clone, Debug)]
+pub struct Pools {
+    /// Recognition, synthesis, language.
+    pub work: InferencePool,
+    /// Voice activity and end of turn.
+    pub listening: InferencePool,
+}
+
+impl Pools {
+    /// Pools for real time.
+    pub fn new(size: usize) -> Self {
+        Self {
+            work: InferencePool::new(size),
+            listening: InferencePool::new(1),
+        }
+    }
+
+    /// Pools for a paused clock; see [`InferencePool::in_virtual_time`].
+    pub fn in_virtual_time(size: usize) -> Self {
+        Self {
+            work: InferencePool::in_virtual_time(size),
+            listening: InferencePool::in_virtual_time(1),
+        }
+    }
+}
+
+/// The node hosts that are there.
+#[derive(Default)]
+pub(crate) struct Hosts {
+    by_node: BTreeMap<NodeIx, HostHandle>,
+}
+
+impl Hosts {
+    pub(crate) fn add(&mut self, ix: NodeIx, handle: HostHandle) {
+        self.by_node.insert(ix, handle);
+    }
+
+    pub(crate) fn get(&self, ix: NodeIx) -> Option<&HostHandle> {
+        self.by_node.get(&ix)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &HostHandle> {
+        self.by_node.values()
+    }
+}
+
+/// A node host that is ready to be started.
+pub(crate) struct Made<F> {
+    pub(crate) spec: ChildSpec,
+    pub(crate) inputs: Inputs,
+    pub(crate) make: F,
+}
+
+impl Assembly {
+    pub(crate) fn now(&self) -> Monotonic {
+        Monotonic::from_duration(self.clock.now())
+    }
+
+    /// The policy of an edge in the frozen plan.
+    pub(crate) fn policy(&self, ix: EdgeIx) -> &EdgeBufferPolicy {
+        self.plan
+            .edge_buffer_policies
+            .get(&self.graph.edge(ix).id)
+            .expect("a plan has a policy for every edge of its graph")
+    }
+
+    /// The data lane of a place in the graph, by its input edges.
+    pub(crate) fn inputs(&self, ix: NodeIx) -> Inputs {
+        let edges = &self.graph.node(ix).inputs;
+        Inputs::new(self.clock, edges.iter().map(|edge| self.policy(*edge)))
+    }
+
+    /// Everything for the host of `ix`; `None` for places where no node of ours stands: ingress,
+    /// egress, and nodes that only stand by for another.
+    pub(crate) fn node(
+        &self,
+        ix: NodeIx,
+        hosts: &Hosts,
+    ) -> Result<Option<Made<impl FnMut() -> NodeHost + Send + 'static>>, Failure> {
+        let node = self.graph.node(ix);
+        let Some(spec) = node.spec() else {
+            return Ok(None);
+        };
+        if self.stands_by(ix) {
+            return Ok(None);
+        }
+        let setup = NodeSetup {
+            settings: self.settings(spec),
+            graph: Arc::clone(&self.graph),
+            make: self.maker(ix, spec)?,
+            outputs: self.outputs(&node.outputs, hosts),
+            standby: match node.fallback {
+                Some(standby) => self.standby(standby, ix, hosts)?,
+                None => None,
+            },
+            clock: self.clock,
+            fence: Arc::clone(&self.fence),
+            session: self.session.clone(),
+            telemetry: self.telemetry.clone(),
+            overhead: Arc::clone(&self.overhead),
+            cancel: self.cancel.child_token(),
+            input_edges: node
+                .inputs
+                .iter()
+                .map(|edge| self.graph.edge(*edge).id.clone())
+                .collect(),
+            lives: Arc::new(AtomicU32::new(0)),
+            journal: Arc::default(),
+        };
+        Ok(Some(Made {
+            spec: self.child_spec(spec, node.scope, node.fallback.is_some()),
+            inputs: self.inputs(ix),
+            make: move || NodeHost::new(setup.clone()),
+        }))
+    }
+
+    /// A node that listens is restarted as often as is reasonable; a node of a turn only to let its
+    /// standby take over, since what it had been told is gone with it.
+    fn child_spec(&self, spec: &NodeSpec, scope: Scope, has_standby: bool) -> ChildSpec {
+        let mut child = match scope {
+            Scope::Session => ChildSpec::transient(spec.id.as_str()),
+            Scope::Turn if has_standby => ChildSpec::transient(spec.id.as_str()),
+            Scope::Turn => ChildSpec::temporary(spec.id.as_str()),
+        };
+        child.intensity = Intensity {
+            restarts: if scope == Scope::Session { 5 } else { 1 },
+            within: Duration::from_secs(30),
+        };
+        child.backoff = Backoff::none();
+        child.grace = Duration::from_millis(self.plan.budgets.cancel_grace_ms);
+        child
+    }
+
+    fn stands_by(&self, ix: NodeIx) -> bool {
+        self.graph
+            .nodes()
+            .any(|(_, node)| node.fallback == Some(ix))
+    }
+
+    fn standby(
+        &self,
+        standby: NodeIx,
+        primary: NodeIx,
+        hosts: &Hosts,
+    ) -> Result<Option<Standby>, Failure> {
+        let Some(spec) = self.graph.node(standby).spec() else {
+            return Ok(None);
+        };
+        let edges = self.graph.outputs_in_place_of(standby, primary);
+        Ok(Some(Standby {
+            settings: self.settings(spec),
+            make: self.maker(standby, spec)?,
+            outputs: self.outputs(edges, hosts),
+        }))
+    }
+
+    fn maker(&self, ix: NodeIx, spec: &NodeSpec) -> Result<NodeMaker, Failure> {
+        let registry = Arc::clone(&self.nodes);
+        let graph = Arc::clone(&self.graph);
+        let spec = spec.clone();
+        if !registry.knows(&spec.kind) {
+            return Err(Failure::new(format!(
+                "no node of kind {:?} is registered",
+                spec.kind
+            )));
+        }
+        Ok(Arc::new(move || {
+            registry
+                .make(&graph, ix, &spec)
+                .expect("the kind is registered, and kinds are never removed")
+        }))
+    }
+
+    fn settings(&self, spec: &NodeSpec) -> NodeSettings {
+        let pool = match spec.kind {
+            NodeKind::Vad | NodeKind::TurnDetector => &self.pools.listening,
+            NodeKind::Stt
+            | NodeKind::Llm
+            | NodeKind::Segmenter
+            | NodeKind::Tts
+            | NodeKind::Passthrough
+            | NodeKind::Merge
+            | NodeKind::Select
+            | NodeKind::Custom(_) => &self.pools.work,
+        };
+        NodeSettings {
+            spec: Arc::new(spec.clone()),
+            session: self.session_id.clone(),
+            turn: self.turn,
+            epoch: self.epoch,
+            turns: Arc::clone(&self.turns),
+            budgets: Arc::new(self.plan.budgets.clone()),
+            budget: Duration::from_millis(
+                self.plan
+                    .node_budgets_ms
+                    .get(&spec.id)
+                    .copied()
+                    .unwrap_or(self.plan.budgets.node_budget_ms_default),
+            ),
+            providers: self
+                .plan
+                .node_bindings
+                .get(&spec.id)
+                .map_or_else(Arc::default, |ids| ids.as_slice().into()),
+            registry: Arc::clone(&self.providers),
+            pool: pool.clone(),
+            instructions: self.instructions.clone(),
+            conversation: Arc::clone(&self.conversation),
+            attributes: Arc::clone(&self.attributes),
+        }
+    }
+
+    fn outputs(&self, edges: &[EdgeIx], hosts: &Hosts) -> Vec<OutEdge> {
+        let mut outputs = Vec::with_capacity(edges.len());
+        for ix in edges {
+            let edge = self.graph.edge(*ix);
+            let to = if edge.to == self.graph.egress() {
+                self.egress.clone()
+            } else if let Some(handle) = hosts.get(edge.to) {
+                handle.data.clone()
+            } else {
+                continue; // Into a turn that is not there: the session hands the words over itself.
+            };
+            let inputs = &self.graph.node(edge.to).inputs;
+            let port = inputs.iter().position(|input| input == ix).unwrap_or(0);
+            outputs.push(OutEdge {
+                ix: *ix,
+                to,
+                port: Port(port as u16),
+                max_block_time: Duration::from_millis(
+                    self.policy(*ix).max_block_time_ms.unwrap_or(0),
+                ),
+            });
+        }
+        outputs
+    }
+
+    /// Where the user's audio goes.
+    pub(crate) fn ingress(&self, hosts: &Hosts) -> Vec<(DataRef<Arrival>, Port)> {
+        let edges = &self.graph.node(self.graph.ingress()).outputs;
+        let outputs = self.outputs(edges, hosts);
+        outputs
+            .into_iter()
+            .map(|edge| (edge.to, edge.port))
+            .collect()
+    }
+}

@@ -1,0 +1,512 @@
+//! The connection actor: between a transport's two ends and the session's nodes.
+//!
+//! What comes in is cut into frames, stamped and handed to the listening nodes. What goes out leaves
+//! on one clock of 20 ms, each frame through the output fence, so that a dead turn falls silent
+//! whatever is queued (F-033, P5, P29).
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use rspp_actors::{
+    Clock, ControlRef, DataRef, ExitReason, Item, NoTelemetry, Offer, Pump, PumpContext,
+};
+use rspp_kernel::fence::{OutputFence, Passage};
+use rspp_proto::{
+    AudioChunk, Epoch, Monotonic, Payload, SampleIndex, SampleRate, TextChunk, TurnNumber,
+};
+use rspp_transport_api::{
+    Ingress, Outgoing, Sink, SinkError, Source, Transport,
+    audio::{Framer, Resampler, samples, to_bytes},
+};
+use tokio::time::Instant;
+
+use crate::{
+    event::{Arrival, Event, Port, Stamp},
+    node::Inputs,
+    session::{Playback, SessionControl, TransportEvent},
+};
+
+/// Length of a frame, in and out.
+pub(crate) const FRAME: Duration = Duration::from_millis(20);
+/// The runtime's own rate for the user's audio.
+pub(crate) const INGRESS_RATE: SampleRate = SampleRate::HZ_16000;
+/// Frames taken off the data lane ahead of the clock; the rest waits on its edge, which holds
+/// synthesis back.
+const AHEAD: usize = 5;
+/// Frames whose time of arrival is remembered: 20 s.
+const REMEMBERED: usize = 1_024;
+
+/// What a connection is told.
+pub(crate) enum ConnectionControl {
+    /// Begin: this is the session.
+    Attach(Box<Attachment>),
+    /// Forget what is queued of this turn and all before it, and tell the peer to.
+    Clear(TurnNumber),
+    /// The session is over: hang up.
+    Close,
+}
+
+/// What ties a connection to its session.
+pub(crate) struct Attachment {
+    pub(crate) session: ControlRef<SessionControl>,
+    pub(crate) fence: Arc<OutputFence>,
+    pub(crate) epoch: Epoch,
+    pub(crate) ingress: Vec<(DataRef<Arrival>, Port)>,
+    pub(crate) line: Arc<LineStats>,
+}
+
+/// What a session may ask about its connection at any time.
+#[derive(Debug, Default)]
+pub(crate) struct LineStats {
+    /// Output frames refused at the fence.
+    pub(crate) fenced: AtomicU64,
+    /// Output frames refused for their epoch.
+    pub(crate) stale: AtomicU64,
+    /// Output frames that the peer was too slow for.
+    pub(crate) unplayed: AtomicU64,
+    /// Ticks of the output clock that found nothing to play in the middle of a reply.
+    pub(crate) underruns: AtomicU64,
+    /// When the newest frames came in, by the position after their last sample.
+    arrivals: Mutex<VecDeque<(SampleIndex, Monotonic)>>,
+}
+
+impl LineStats {
+    /// When the frame that holds the sample before `position` came in; the newest if it is not
+    /// remembered any more.
+    pub(crate) fn arrival_of(&self, position: SampleIndex) -> Option<Monotonic> {
+        let arrivals = self.arrivals.lock().expect("no code panics while locked");
+        arrivals
+            .iter()
+            .find(|(end, _)| *end >= position)
+            .or_else(|| arrivals.back())
+            .map(|(_, at)| *at)
+    }
+
+    fn arrived(&self, end: SampleIndex, at: Monotonic) {
+        let mut arrivals = self.arrivals.lock().expect("no code panics while locked");
+        if arrivals.len() == REMEMBERED {
+            arrivals.pop_front();
+        }
+        arrivals.push_back((end, at));
+    }
+}
+
+/// The actor.
+pub(crate) struct Connection {
+    transport: Option<Transport>,
+}
+
+impl Connection {
+    pub(crate) fn new(transport: Option<Transport>) -> Self {
+        Self { transport }
+    }
+}
+
+impl Pump for Connection {
+    type Control = ConnectionControl;
+    type Data = Inputs;
+    type Telemetry = NoTelemetry;
+    const KIND: &'static str = "connection";
+
+    async fn run(&mut self, ctx: &mut PumpContext<Self>) -> ExitReason {
+        let Some(transport) = self.transport.take() else {
+            return ExitReason::Failed("a connection is not reopened".to_owned());
+        };
+        let stopped = ctx.cancellation().clone();
+        let attachment = tokio::select! {
+            biased;
+            () = stopped.cancelled() => return ExitReason::Finished,
+            attachment = attached(ctx) => attachment,
+        };
+        let Some(attachment) = attachment else {
+            return ExitReason::Finished;
+        };
+        let clock = ctx.clock();
+        let mut line = match Line::new(*attachment, transport.sink, transport.source_rate, clock) {
+            Ok(line) => line,
+            Err(error) => return ExitReason::Failed(error),
+        };
+        line.tell(TransportEvent::Connected);
+        let reason = line.serve(ctx, transport.source).await;
+        line.tell(TransportEvent::Disconnected);
+        reason
+    }
+}
+
+async fn attached(ctx: &mut PumpContext<Connection>) -> Option<Box<Attachment>> {
+    loop {
+        match ctx.next_control().await {
+            ConnectionControl::Attach(attachment) => return Some(attachment),
+            ConnectionControl::Clear(_) => {}
+            ConnectionControl::Close => return None,
+        }
+    }
+}
+
+/// A connection in operation.
+struct Line {
+    attachment: Attachment,
+    clock: Clock,
+    sink: Box<dyn Sink>,
+    inbound: Inbound,
+    outbound: Outbound,
+}
+
+/// The user's audio on its way in.
+struct Inbound {
+    resampler: Option<Resampler>,
+    converted: Vec<i16>,
+    framer: Framer,
+    position: u64,
+    sequence: u64,
+}
+
+/// The agent's audio on its way out.
+struct Outbound {
+    queue: VecDeque<Event>,
+    /// When the next frame is due; `None` while nothing plays.
+    due: Option<Instant>,
+    resampler: Option<(SampleRate, Resampler)>,
+    converted: Vec<i16>,
+    framer: Framer,
+}
+
+impl Line {
+    fn new(
+        attachment: Attachment,
+        sink: Box<dyn Sink>,
+        source_rate: SampleRate,
+        clock: Clock,
+    ) -> Result<Self, String> {
+        let resampler = (source_rate != INGRESS_RATE)
+            .then(|| Resampler::new(source_rate, INGRESS_RATE))
+            .transpose()
+            .map_err(|error| error.to_string())?;
+        let out_rate = sink.sample_rate();
+        Ok(Self {
+            attachment,
+            clock,
+            sink,
+            inbound: Inbound {
+                resampler,
+                converted: Vec::new(),
+                framer: Framer::new(INGRESS_RATE),
+                position: 0,
+                sequence: 0,
+            },
+            outbound: Outbound {
+                queue: VecDeque::new(),
+                due: None,
+                resampler: None,
+                converted: Vec::new(),
+                framer: Framer::new(out_rate),
+            },
+        })
+    }
+
+    fn now(&self) -> Monotonic {
+        Monotonic::from_duration(self.clock.now())
+    }
+
+    fn tell(&self, event: TransportEvent) {
+        let message = SessionControl::Transport { event };
+        if self.attachment.session.send_reserved(message).is_err() {
+            tracing::debug!("the session is gone before its connection");
+        }
+    }
+
+    fn tell_playback(&self, turn: TurnNumber, playback: Playback) {
+        let at = self.now();
+        let message = SessionControl::Playback { turn, playback, at };
+        if self.attachment.session.send(message).is_err() {
+            tracing::debug!("the session is gone before its connection");
+        }
+    }
+
+    /// Carries frames both ways until the user hangs up, the peer is gone or the session is over.
+    async fn serve(&mut self, ctx: &mut PumpContext<Connection>, mut source: Source) -> ExitReason {
+        let stopped = ctx.cancellation().clone();
+        loop {
+            let due = self.outbound.due;
+            let room = self.outbound.queue.len() < AHEAD;
+            let inbox = ctx.inbox();
+            let next = async {
+                if room {
+                    inbox.next().await
+                } else {
+                    Item::Control(inbox.next_control().await)
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stopped.cancelled() => return ExitReason::Finished,
+                () = at(due), if due.is_some() => {
+                    if self.play_due().is_err() {
+                        return ExitReason::Finished;
+                    }
+                }
+                item = next => match item {
+                    Item::Control(ConnectionControl::Clear(turn)) => self.clear(ctx, turn),
+                    Item::Control(ConnectionControl::Close) => return ExitReason::Finished,
+                    // A connection belongs to one session for good.
+                    Item::Control(ConnectionControl::Attach(_)) => {}
+                    Item::Data(arrival) => self.take(arrival),
+                    Item::Telemetry(none) => match none {},
+                },
+                ingress = source.next() => match ingress {
+                    Some(ingress) => self.come_in(ingress),
+                    None => return ExitReason::Finished,
+                },
+            }
+        }
+    }
+
+    // --- in ----------------------------------------------------------------------------------
+
+    fn come_in(&mut self, ingress: Ingress) {
+        match ingress {
+            Ingress::Audio(pcm) => self.hear(pcm),
+            Ingress::EndOfUtterance => self.tell(TransportEvent::EndOfUtterance),
+            Ingress::Cancel => self.tell(TransportEvent::Cancel),
+            Ingress::Text(text) => self.tell(TransportEvent::Text(text)),
+        }
+    }
+
+    fn hear(&mut self, pcm: Bytes) {
+        let now = self.now();
+        let Inbound {
+            resampler,
+            converted,
+            framer,
+            position,
+            sequence,
+        } = &mut self.inbound;
+        let pcm = match resampler {
+            Some(resampler) => convert(resampler, &pcm, converted),
+            None => pcm,
+        };
+        let attachment = &self.attachment;
+        framer.push(pcm, |frame| {
+            *sequence += 1;
+            let samples = frame.len() as u64 / 2;
+            let stamp = Stamp {
+                turn: None,
+                epoch: attachment.epoch,
+                sequence: *sequence,
+                made: now,
+                media: SampleIndex(*position),
+                segment: 0,
+            };
+            *position += samples;
+            attachment.line.arrived(SampleIndex(*position), now);
+            let payload = Payload::AudioChunk(AudioChunk::pcm16(INGRESS_RATE, frame));
+            let event = Event { stamp, payload };
+            for (to, port) in &attachment.ingress {
+                let arrival = Arrival::Event {
+                    port: *port,
+                    event: event.clone(),
+                    arrived: now,
+                };
+                match to.offer(arrival) {
+                    // The edge counts and reports what it displaces; a microphone cannot wait, so
+                    // what a blocking edge has no room for is lost there too.
+                    Offer::Queued | Offer::Displaced(_) | Offer::Full(_) | Offer::Closed(_) => {}
+                }
+            }
+        });
+    }
+
+    // --- out ---------------------------------------------------------------------------------
+
+    fn take(&mut self, arrival: Arrival) {
+        let Arrival::Event { event, .. } = arrival else {
+            return; // A connection calls no provider.
+        };
+        match event.payload {
+            Payload::Text(ref text) => self.send_text(text),
+            Payload::AudioChunk(_) | Payload::AudioEnd => {
+                self.outbound.queue.push_back(event);
+                self.outbound.due.get_or_insert_with(Instant::now);
+            }
+            Payload::TextEnd
+            | Payload::Speech(_)
+            | Payload::Metrics(_)
+            | Payload::Debug(_)
+            | Payload::Error(_)
+            | Payload::Extension(_) => {}
+        }
+    }
+
+    fn send_text(&mut self, text: &TextChunk) {
+        if let Err(error) = self.sink.send(Outgoing::Text(text.clone())) {
+            tracing::trace!(%error, "a text was not sent");
+        }
+    }
+
+    /// Plays the frame that is due. The clock runs while a reply plays; ends of turns and refused
+    /// frames take no time.
+    fn play_due(&mut self) -> Result<(), SinkError> {
+        while let Some(event) = self.outbound.queue.pop_front() {
+            let Some(turn) = event.stamp.turn else {
+                continue; // Only turns speak.
+            };
+            match event.payload {
+                Payload::AudioChunk(chunk) => {
+                    if self.play(turn, event.stamp.epoch, &chunk)? {
+                        let due = self.outbound.due.unwrap_or_else(Instant::now);
+                        self.outbound.due = Some(due + FRAME);
+                        return Ok(());
+                    }
+                }
+                Payload::AudioEnd => self.finish(turn)?,
+                Payload::Text(_)
+                | Payload::TextEnd
+                | Payload::Speech(_)
+                | Payload::Metrics(_)
+                | Payload::Debug(_)
+                | Payload::Error(_)
+                | Payload::Extension(_) => {}
+            }
+        }
+        // Nothing left: the clock starts anew with the next frame.
+        self.outbound.due = None;
+        self.attachment
+            .line
+            .underruns
+            .fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Asks the fence, and plays. `false` if the frame was refused.
+    fn play(
+        &mut self,
+        turn: TurnNumber,
+        epoch: Epoch,
+        chunk: &AudioChunk,
+    ) -> Result<bool, SinkError> {
+        match self.attachment.fence.accept(turn, epoch) {
+            Passage::Accepted { ordinal } => {
+                if ordinal == 1 {
+                    self.tell_playback(turn, Playback::Started);
+                }
+            }
+            Passage::Fenced => {
+                self.attachment.line.fenced.fetch_add(1, Ordering::Relaxed);
+                return Ok(false);
+            }
+            Passage::StaleEpoch { .. } => {
+                let before = self.attachment.line.stale.fetch_add(1, Ordering::Relaxed);
+                if before == 0 {
+                    self.tell_playback(turn, Playback::Stale);
+                }
+                return Ok(false);
+            }
+        }
+        self.convert_and_play(turn, chunk)?;
+        Ok(true)
+    }
+
+    fn convert_and_play(&mut self, turn: TurnNumber, chunk: &AudioChunk) -> Result<(), SinkError> {
+        let from = chunk.format.sample_rate;
+        let to = self.sink.sample_rate();
+        if from == to {
+            return played(self.sink.play(turn, chunk), &self.attachment.line);
+        }
+        let Outbound {
+            resampler,
+            converted,
+            framer,
+            ..
+        } = &mut self.outbound;
+        if resampler.as_ref().is_none_or(|(rate, _)| *rate != from) {
+            *resampler = Resampler::new(from, to).ok().map(|fresh| (from, fresh));
+        }
+        let Some((_, resampler)) = resampler else {
+            return Ok(()); // A rate that no voice has: checked where providers are made.
+        };
+        let pcm = convert(resampler, &chunk.data, converted);
+        let mut outcome = Ok(());
+        framer.push(pcm, |frame| {
+            let chunk = AudioChunk::pcm16(to, frame);
+            outcome = outcome.and(played(self.sink.play(turn, &chunk), &self.attachment.line));
+        });
+        outcome
+    }
+
+    /// The turn's audio is complete: what the converter holds back is played too.
+    fn finish(&mut self, turn: TurnNumber) -> Result<(), SinkError> {
+        if !self.attachment.fence.is_live(turn) {
+            return Ok(());
+        }
+        let to = self.sink.sample_rate();
+        if let Some((_, mut resampler)) = self.outbound.resampler.take() {
+            self.outbound.converted.clear();
+            resampler.finish(&mut self.outbound.converted);
+            let rest = to_bytes(&self.outbound.converted);
+            let mut frames = Vec::new();
+            self.outbound.framer.push(rest, |frame| frames.push(frame));
+            frames.extend(self.outbound.framer.finish());
+            for frame in frames {
+                let chunk = AudioChunk::pcm16(to, frame);
+                played(self.sink.play(turn, &chunk), &self.attachment.line)?;
+            }
+        }
+        if let Err(error) = self.sink.send(Outgoing::AudioEnd(turn)) {
+            tracing::trace!(%error, "the end of the audio was not sent");
+        }
+        self.tell_playback(turn, Playback::Finished);
+        Ok(())
+    }
+
+    fn clear(&mut self, ctx: &mut PumpContext<Connection>, turn: TurnNumber) {
+        let stale = |event: &Event| event.stamp.turn.is_some_and(|of| of <= turn);
+        self.outbound.queue.retain(|event| !stale(event));
+        // What is on the edge is of the same turn: a later one has not begun while this is cleared.
+        let dropped = ctx.inbox().with_data(Inputs::clear);
+        self.attachment
+            .line
+            .fenced
+            .fetch_add(dropped, Ordering::Relaxed);
+        self.outbound.resampler = None;
+        self.outbound.framer.clear();
+        self.sink.clear(turn);
+        if self.outbound.queue.is_empty() {
+            self.outbound.due = None;
+        }
+    }
+}
+
+/// Changes the rate of a piece of audio; `scratch` is reused from piece to piece.
+fn convert(resampler: &mut Resampler, pcm: &[u8], scratch: &mut Vec<i16>) -> Bytes {
+    let input: Vec<i16> = samples(pcm).collect();
+    scratch.clear();
+    resampler.push(&input, scratch);
+    to_bytes(scratch)
+}
+
+/// A frame that a slow peer has no room for is lost and counted; a peer that is gone ends the call.
+fn played(outcome: Result<(), SinkError>, line: &LineStats) -> Result<(), SinkError> {
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(SinkError::Full) => {
+            line.unplayed.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+        Err(SinkError::Closed) => Err(SinkError::Closed),
+    }
+}
+
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

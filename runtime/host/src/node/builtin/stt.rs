@@ -1,0 +1,173 @@
+//! Speech recognition: audio and speech marks in, transcripts out. One call is one utterance.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use rspp_proto::{AudioChunk, Payload, SampleIndex, SampleRate, Speaker, SpeechMark, TextChunk};
+use rspp_provider_api::{SttChunk, SttRequest};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{
+    event::{CallEnd, CallKey, Chunk, Event, Port},
+    node::{Node, NodeContext, NodeReport, Step},
+};
+
+/// Audio from before the speech mark that the recogniser is given too, in milliseconds: the mark
+/// comes a little late, and words need their beginning.
+const PRE_ROLL_MS: u64 = 200;
+/// Audio kept while nobody speaks: pre-roll, and the time the detector takes to be sure.
+const KEPT_FRAMES: usize = 40;
+/// Longest utterance in frames; what is longer is cut.
+const MAX_UTTERANCE_FRAMES: usize = 3_000;
+
+/// The node.
+#[derive(Default)]
+pub(super) struct Stt {
+    recent: VecDeque<(SampleIndex, Bytes)>,
+    rate: Option<SampleRate>,
+    /// Where the audio of the utterance in progress goes.
+    speaking: Option<mpsc::Sender<Bytes>>,
+    utterances: BTreeMap<CallKey, Utterance>,
+    next_segment: u32,
+}
+
+struct Utterance {
+    segment: u32,
+    revision: u32,
+    at: SampleIndex,
+    concluded: bool,
+}
+
+impl Stt {
+    fn take(&mut self, chunk: AudioChunk, at: SampleIndex) {
+        self.rate = Some(chunk.format.sample_rate);
+        if let Some(speaking) = &self.speaking {
+            // Full means an utterance beyond its limit: the rest of it is not recognised.
+            let _cut = speaking.try_send(chunk.data.clone());
+        }
+        if self.recent.len() == KEPT_FRAMES {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((at, chunk.data));
+    }
+
+    fn begin(&mut self, cx: &mut NodeContext, at: SampleIndex) {
+        let rate = self.rate.unwrap_or(SampleRate::HZ_16000);
+        let (sender, receiver) = mpsc::channel(MAX_UTTERANCE_FRAMES);
+        let from =
+            at.0.saturating_sub(u64::from(rate.hertz()) * PRE_ROLL_MS / 1000);
+        for (_, data) in self.recent.iter().filter(|(at, _)| at.0 >= from) {
+            let _roomy = sender.try_send(data.clone());
+        }
+        self.speaking = Some(sender);
+        let request = SttRequest {
+            sample_rate: rate,
+            language: cx.settings().text("language").map(ToOwned::to_owned),
+            partials: true,
+        };
+        let call = cx.transcribe(request, Box::pin(ReceiverStream::new(receiver)));
+        let segment = self.next_segment;
+        self.next_segment += 1;
+        self.utterances.insert(
+            call,
+            Utterance {
+                segment,
+                revision: 0,
+                at,
+                concluded: false,
+            },
+        );
+    }
+
+    fn tell(
+        cx: &mut NodeContext,
+        utterance: &mut Utterance,
+        text: &str,
+        is_final: bool,
+        confidence: Option<f32>,
+    ) {
+        let text: Arc<str> = text.trim().into();
+        utterance.revision += 1;
+        utterance.concluded = is_final;
+        cx.report(NodeReport::Transcript {
+            segment: utterance.segment,
+            text: Arc::clone(&text),
+            is_final,
+        });
+        let chunk = TextChunk {
+            speaker: Speaker::User,
+            text,
+            segment: utterance.segment,
+            revision: utterance.revision,
+            is_final,
+            confidence,
+            language: None,
+        };
+        cx.emit_at(
+            Payload::Text(Box::new(chunk)),
+            utterance.at,
+            utterance.segment,
+        );
+    }
+}
+
+impl Node for Stt {
+    fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
+        match event.payload {
+            Payload::AudioChunk(chunk) => self.take(chunk, event.stamp.media),
+            Payload::Speech(SpeechMark::Started { at }) => self.begin(cx, at),
+            // Closing the audio asks for the final text.
+            Payload::Speech(SpeechMark::Stopped { .. } | SpeechMark::EndOfTurn { .. })
+            | Payload::AudioEnd => self.speaking = None,
+            Payload::Text(_)
+            | Payload::TextEnd
+            | Payload::Metrics(_)
+            | Payload::Debug(_)
+            | Payload::Error(_)
+            | Payload::Extension(_) => {}
+        }
+        Step::OK
+    }
+
+    fn on_chunk<'a>(
+        &'a mut self,
+        cx: &'a mut NodeContext,
+        call: CallKey,
+        chunk: Chunk,
+    ) -> Step<'a> {
+        let Some(utterance) = self.utterances.get_mut(&call) else {
+            return Step::OK;
+        };
+        match chunk {
+            Chunk::Stt(SttChunk::Partial { text }) => Self::tell(cx, utterance, &text, false, None),
+            Chunk::Stt(SttChunk::Final { text, confidence }) => {
+                Self::tell(cx, utterance, &text, true, confidence);
+            }
+            Chunk::Llm(_) | Chunk::Tts(_) => {}
+        }
+        Step::OK
+    }
+
+    /// An utterance always gets a final text, blank if recognition failed, so that nobody waits for
+    /// it (P11). The session goes on: the next utterance is a new call.
+    fn on_call_end<'a>(
+        &'a mut self,
+        cx: &'a mut NodeContext,
+        call: CallKey,
+        end: CallEnd,
+    ) -> Step<'a> {
+        if let Some(mut utterance) = self.utterances.remove(&call) {
+            if !utterance.concluded {
+                Self::tell(cx, &mut utterance, "", true, None);
+            }
+            if !end.is_success() {
+                cx.report(NodeReport::CallFailed { end });
+            }
+        }
+        Step::OK
+    }
+}

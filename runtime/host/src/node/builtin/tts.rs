@@ -1,0 +1,172 @@
+//! Speech synthesis: clauses in, audio frames of 20 ms out. One call is one clause (P14).
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use rspp_kernel::CancelReason;
+use rspp_proto::{AudioChunk, Payload, SampleIndex, SampleRate, TextChunk};
+use rspp_provider_api::{TtsChunk, TtsRequest};
+use rspp_transport_api::audio::Framer;
+
+use crate::{
+    event::{CallEnd, CallKey, Chunk, Event, Port},
+    node::{Node, NodeContext, NodeError, NodeReport, Step},
+};
+
+/// The node.
+#[derive(Default)]
+pub(super) struct Tts {
+    waiting: VecDeque<Clause>,
+    speaking: Option<Speaking>,
+    previous: Option<Arc<str>>,
+    text_ended: bool,
+}
+
+struct Clause {
+    segment: u32,
+    text: Arc<str>,
+}
+
+struct Speaking {
+    call: CallKey,
+    segment: u32,
+    framer: Option<(SampleRate, Framer)>,
+}
+
+impl Tts {
+    fn next_clause(&mut self, cx: &mut NodeContext) {
+        if self.speaking.is_some() {
+            return;
+        }
+        let Some(clause) = self.waiting.pop_front() else {
+            if self.text_ended {
+                self.text_ended = false;
+                cx.emit(Payload::AudioEnd);
+            }
+            return;
+        };
+        cx.report(NodeReport::ClauseBegun {
+            segment: clause.segment,
+            text: Arc::clone(&clause.text),
+        });
+        let call = cx.synthesize(TtsRequest {
+            text: clause.text.to_string(),
+            previous_text: self.previous.take().map(|text| text.to_string()),
+            voice: cx.settings().text("voice").map(ToOwned::to_owned),
+        });
+        self.previous = Some(clause.text);
+        self.speaking = Some(Speaking {
+            call,
+            segment: clause.segment,
+            framer: None,
+        });
+    }
+
+    fn take_text(&mut self, chunk: &TextChunk) {
+        if chunk.is_final {
+            self.waiting.push_back(Clause {
+                segment: chunk.segment,
+                text: Arc::clone(&chunk.text),
+            });
+        }
+    }
+}
+
+impl Speaking {
+    /// Cuts what came into frames; whole frames share the provider's buffer.
+    fn take(&mut self, cx: &mut NodeContext, chunk: TtsChunk) {
+        let rate = chunk.sample_rate;
+        let (_, framer) = self.framer.get_or_insert_with(|| (rate, Framer::new(rate)));
+        let mut frames = Vec::with_capacity(chunk.pcm.len() / framer.frame_bytes() + 1);
+        framer.push(chunk.pcm, |frame| frames.push(frame));
+        self.emit(cx, rate, frames);
+    }
+
+    /// Fills the last frame with silence, so that clauses are counted in whole frames.
+    fn finish(mut self, cx: &mut NodeContext) {
+        if let Some((rate, mut framer)) = self.framer.take() {
+            self.emit(cx, rate, framer.finish());
+        }
+        cx.report(NodeReport::ClauseMade {
+            segment: self.segment,
+        });
+        cx.settle_input();
+    }
+
+    fn emit(
+        &self,
+        cx: &mut NodeContext,
+        rate: SampleRate,
+        frames: impl IntoIterator<Item = Bytes>,
+    ) {
+        let mut count = 0;
+        for frame in frames {
+            let chunk = AudioChunk::pcm16(rate, frame);
+            cx.emit_at(Payload::AudioChunk(chunk), SampleIndex(0), self.segment);
+            count += 1;
+        }
+        if count > 0 {
+            cx.report(NodeReport::FramesMade {
+                segment: self.segment,
+                frames: count,
+            });
+        }
+    }
+}
+
+impl Node for Tts {
+    fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
+        match event.payload {
+            Payload::Text(chunk) => self.take_text(&chunk),
+            Payload::TextEnd => self.text_ended = true,
+            Payload::AudioChunk(_)
+            | Payload::AudioEnd
+            | Payload::Speech(_)
+            | Payload::Metrics(_)
+            | Payload::Debug(_)
+            | Payload::Error(_)
+            | Payload::Extension(_) => {}
+        }
+        self.next_clause(cx);
+        Step::OK
+    }
+
+    fn on_chunk<'a>(
+        &'a mut self,
+        cx: &'a mut NodeContext,
+        call: CallKey,
+        chunk: Chunk,
+    ) -> Step<'a> {
+        if let Chunk::Tts(chunk) = chunk
+            && let Some(speaking) = self.speaking.as_mut().filter(|s| s.call == call)
+        {
+            speaking.take(cx, chunk);
+        }
+        Step::OK
+    }
+
+    fn on_call_end<'a>(
+        &'a mut self,
+        cx: &'a mut NodeContext,
+        call: CallKey,
+        end: CallEnd,
+    ) -> Step<'a> {
+        let Some(speaking) = self.speaking.take_if(|speaking| speaking.call == call) else {
+            return Step::OK;
+        };
+        if !end.is_success() {
+            cx.report(NodeReport::CallFailed { end: end.clone() });
+            return Step::Done(Err(NodeError::provider(end.describe())));
+        }
+        speaking.finish(cx);
+        self.next_clause(cx);
+        Step::OK
+    }
+
+    fn on_cancel(&mut self, _cx: &mut NodeContext, _reason: CancelReason) {
+        self.waiting.clear();
+        self.speaking = None;
+        self.previous = None;
+        self.text_ended = false;
+    }
+}

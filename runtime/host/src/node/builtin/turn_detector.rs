@@ -1,0 +1,252 @@
+//! End of turn: decides from speech marks, the last seconds of audio and the transcript when the
+//! user has finished, and says so once, with all that was said.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use rspp_proto::{Payload, SampleIndex, Speaker, SpeechMark, TextChunk};
+use rspp_provider_api::{Cost, EndOfTurnModel};
+
+use crate::{
+    event::{Event, Port},
+    node::{Node, NodeContext, NodeError, NodeReport, Step},
+};
+
+/// Probability from which a pause counts as the end of the turn.
+const COMPLETE_FROM: f64 = 0.5;
+
+/// The node.
+#[derive(Default)]
+pub(super) struct TurnDetector {
+    model: Option<Box<dyn EndOfTurnModel>>,
+    /// The newest audio, as much as the model looks at.
+    audio: VecDeque<i16>,
+    state: State,
+    /// Final texts since the last turn, in order.
+    finals: Vec<Arc<str>>,
+    partial: Option<Arc<str>>,
+    /// Utterances that ended and whose final text has not come.
+    unheard: u32,
+    speech_ended: SampleIndex,
+    confidence: f32,
+    turns: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// Nothing said since the last turn.
+    #[default]
+    Quiet,
+    Speaking,
+    /// Silent, but the model says that more is coming.
+    Pausing,
+    /// Finished; the final text may still be on its way.
+    Finished,
+}
+
+impl TurnDetector {
+    fn load(&mut self, cx: &NodeContext) -> Result<(), NodeError> {
+        if self.model.is_none() {
+            let settings = cx.settings();
+            let model = settings
+                .registry
+                .end_of_turn(settings.provider()?)
+                .map_err(|error| NodeError::new(error.to_string()))?
+                .model()
+                .map_err(|fault| NodeError::provider(fault.to_string()))?;
+            self.model = Some(model);
+        }
+        Ok(())
+    }
+
+    fn take_audio(&mut self, data: &[u8]) {
+        let Some(model) = &self.model else { return };
+        let window = model.window();
+        if window == 0 {
+            return;
+        }
+        let samples = data
+            .chunks_exact(2)
+            .map(|b| i16::from_le_bytes([b[0], b[1]]));
+        self.audio.extend(samples);
+        let excess = self.audio.len().saturating_sub(window);
+        self.audio.drain(..excess);
+    }
+
+    fn take_mark<'a>(&'a mut self, cx: &'a mut NodeContext, mark: SpeechMark) -> Step<'a> {
+        match mark {
+            SpeechMark::Started { .. } => {
+                cx.forget_wake();
+                self.state = State::Speaking;
+                Step::OK
+            }
+            SpeechMark::Stopped { at } => {
+                self.speech_ended = at;
+                self.unheard += 1;
+                self.judge(cx)
+            }
+            // Push to talk (F-042): the user says so; what was being said is still to be understood.
+            SpeechMark::EndOfTurn { at, .. } => {
+                if self.state == State::Speaking {
+                    self.unheard += 1;
+                }
+                self.speech_ended = at;
+                self.finished(cx, 1.0);
+                Step::OK
+            }
+        }
+    }
+
+    /// Asks the model whether the pause is the end.
+    fn judge<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
+        self.state = State::Pausing;
+        let transcript = self.words();
+        let Some(model) = &mut self.model else {
+            self.finished(cx, 1.0);
+            return Step::OK;
+        };
+        match model.cost() {
+            Cost::Inline => {
+                let audio = self.audio.make_contiguous();
+                let p = model.complete(audio, transcript.as_deref());
+                self.judged(cx, p);
+                Step::OK
+            }
+            Cost::Offload => Step::Wait(Box::pin(self.ask(cx, transcript))),
+        }
+    }
+
+    async fn ask(
+        &mut self,
+        cx: &mut NodeContext,
+        transcript: Option<String>,
+    ) -> Result<(), NodeError> {
+        let Some(mut model) = self.model.take() else {
+            return Ok(());
+        };
+        let audio = self.audio.make_contiguous().to_vec();
+        let (model, p) = cx
+            .pool()
+            .run(move || {
+                let p = model.complete(&audio, transcript.as_deref());
+                (model, p)
+            })
+            .await
+            .map_err(|error| NodeError::provider(error.to_string()))?;
+        self.model = Some(model);
+        self.judged(cx, p);
+        Ok(())
+    }
+
+    fn judged(&mut self, cx: &mut NodeContext, p: f32) {
+        let settings = cx.settings();
+        if f64::from(p) >= settings.number("complete_from", COMPLETE_FROM) {
+            self.finished(cx, p);
+        } else {
+            let patience = Duration::from_millis(settings.turns.max_turn_silence_ms);
+            self.confidence = p;
+            cx.wake_in(patience);
+        }
+    }
+
+    fn finished(&mut self, cx: &mut NodeContext, confidence: f32) {
+        self.confidence = confidence;
+        self.state = State::Finished;
+        let patience = Duration::from_millis(cx.settings().turns.transcript_timeout_ms);
+        cx.wake_in(patience);
+        self.conclude(cx, false);
+    }
+
+    /// Says what was said, once the turn is over and all of it is known; `force` does not wait for
+    /// texts that are overdue.
+    fn conclude(&mut self, cx: &mut NodeContext, force: bool) {
+        if self.state != State::Finished || (self.unheard > 0 && !force) {
+            return;
+        }
+        cx.forget_wake();
+        let text = self.finals.join(" ");
+        let text = text.trim();
+        let mark = SpeechMark::EndOfTurn {
+            at: self.speech_ended,
+            confidence: self.confidence,
+        };
+        cx.report(NodeReport::Speech(mark));
+        cx.emit_at(Payload::Speech(mark), self.speech_ended, self.turns);
+        if !text.is_empty() {
+            let text: Arc<str> = text.into();
+            let chunk = TextChunk {
+                speaker: Speaker::User,
+                text: Arc::clone(&text),
+                segment: self.turns,
+                revision: 1,
+                is_final: true,
+                confidence: None,
+                language: None,
+            };
+            cx.emit_at(
+                Payload::Text(Box::new(chunk)),
+                self.speech_ended,
+                self.turns,
+            );
+            cx.report(NodeReport::UserTurn { text });
+            self.turns += 1;
+        }
+        self.finals.clear();
+        self.partial = None;
+        self.unheard = 0;
+        self.state = State::Quiet;
+    }
+
+    fn words(&self) -> Option<String> {
+        let mut words: Vec<&str> = self.finals.iter().map(AsRef::as_ref).collect();
+        words.extend(self.partial.as_deref());
+        let words = words.join(" ");
+        (!words.trim().is_empty()).then_some(words)
+    }
+
+    fn take_text(&mut self, cx: &mut NodeContext, chunk: &TextChunk) {
+        if chunk.speaker != Speaker::User {
+            return;
+        }
+        if !chunk.is_final {
+            self.partial = Some(Arc::clone(&chunk.text));
+            return;
+        }
+        self.partial = None;
+        self.unheard = self.unheard.saturating_sub(1);
+        if !chunk.text.is_empty() {
+            self.finals.push(Arc::clone(&chunk.text));
+        }
+        self.conclude(cx, false);
+    }
+}
+
+impl Node for TurnDetector {
+    fn start(&mut self, cx: &mut NodeContext) -> Result<(), NodeError> {
+        self.load(cx)
+    }
+
+    fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
+        match event.payload {
+            Payload::AudioChunk(chunk) => self.take_audio(&chunk.data),
+            Payload::Speech(mark) => return self.take_mark(cx, mark),
+            Payload::Text(chunk) => self.take_text(cx, &chunk),
+            Payload::AudioEnd
+            | Payload::TextEnd
+            | Payload::Metrics(_)
+            | Payload::Debug(_)
+            | Payload::Error(_)
+            | Payload::Extension(_) => {}
+        }
+        Step::OK
+    }
+
+    fn on_wake<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
+        match self.state {
+            // Silent for long enough, whatever the model expected.
+            State::Pausing => self.finished(cx, self.confidence),
+            State::Finished => self.conclude(cx, true),
+            State::Quiet | State::Speaking => {}
+        }
+        Step::OK
+    }
+}

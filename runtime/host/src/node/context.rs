@@ -1,0 +1,315 @@
+//! What a node may ask for while it is called.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use rspp_actors::Clock;
+use rspp_kernel::{conversation::Said, edge::EdgeNotice, turn::Ending};
+use rspp_proto::{
+    EdgeId, Epoch, Monotonic, NodeId, Payload, ProviderId, SampleIndex, SessionId, SpeechMark,
+    TurnNumber,
+    spec::{Budgets, NodeSpec, TurnPolicy},
+};
+use rspp_provider_api::{
+    AudioStream, InferencePool, LlmRequest, Providers, SttRequest, TtsRequest,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    NodeError,
+    call::{CallRequest, Dictation},
+};
+use crate::event::{CallEnd, CallKey, Event, Stamp};
+
+/// What a node is told when it is made; constant while it lives.
+#[derive(Clone)]
+pub struct NodeSettings {
+    /// Its place in the pipeline, with its own settings.
+    pub spec: Arc<NodeSpec>,
+    /// The session.
+    pub session: SessionId,
+    /// The turn; `None` for session-scoped nodes.
+    pub turn: Option<TurnNumber>,
+    /// The authority under which it works.
+    pub epoch: Epoch,
+    /// When turns open and end.
+    pub turns: Arc<TurnPolicy>,
+    /// Time limits.
+    pub budgets: Arc<Budgets>,
+    /// How long one of its handlers may take before the node is told (F-045).
+    pub budget: Duration,
+    /// Providers for its modality, preferred first, from the frozen plan.
+    pub providers: Arc<[ProviderId]>,
+    /// All providers of the process.
+    pub registry: Arc<Providers>,
+    /// Where inference runs.
+    pub pool: InferencePool,
+    /// What the agent is told it is.
+    pub instructions: Option<Arc<str>>,
+    /// The conversation before this turn, as heard; empty for session-scoped nodes.
+    pub conversation: Arc<[Said]>,
+    /// What conditions may ask of the session.
+    pub attributes: Arc<BTreeMap<String, serde_json::Value>>,
+}
+
+impl NodeSettings {
+    /// The node's id.
+    pub fn node(&self) -> &NodeId {
+        &self.spec.id
+    }
+
+    /// The preferred provider of its modality.
+    pub fn provider(&self) -> Result<&ProviderId, NodeError> {
+        self.providers.first().ok_or_else(|| {
+            NodeError::new(format!("no provider is bound to node `{}`", self.spec.id))
+        })
+    }
+
+    /// A setting of the node's own: a number, or `default` if there is none.
+    pub fn number(&self, key: &str, default: f64) -> f64 {
+        self.spec
+            .config
+            .get(key)
+            .and_then(serde_json::Value::as_f64)
+            .unwrap_or(default)
+    }
+
+    /// A setting of the node's own: a text.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        self.spec
+            .config
+            .get(key)
+            .and_then(serde_json::Value::as_str)
+    }
+}
+
+/// What a node tells the session, beside what it emits on its edges.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NodeReport {
+    /// The user's speech began, stopped, or the turn is over.
+    Speech(SpeechMark),
+    /// The user's words of an utterance; final ones are complete.
+    Transcript {
+        /// Which utterance.
+        segment: u32,
+        /// The words so far.
+        text: Arc<str>,
+        /// Whether they are final.
+        is_final: bool,
+    },
+    /// The user has said something that wants an answer.
+    UserTurn {
+        /// The words.
+        text: Arc<str>,
+    },
+    /// The model's first words of a turn.
+    FirstToken,
+    /// A clause is about to be spoken.
+    ClauseBegun {
+        /// Counts clauses within the turn.
+        segment: u32,
+        /// Its words.
+        text: Arc<str>,
+    },
+    /// Audio of a clause was made, in frames of 20 ms.
+    FramesMade {
+        /// Which clause.
+        segment: u32,
+        /// How many frames.
+        frames: u32,
+    },
+    /// All audio of a clause was made.
+    ClauseMade {
+        /// Which clause.
+        segment: u32,
+    },
+    /// A provider call failed.
+    CallFailed {
+        /// How it ended.
+        end: CallEnd,
+    },
+    /// An edge that leads to this node has something to report, or an event waited in vain.
+    EdgeNotice {
+        /// Which edge.
+        edge: EdgeId,
+        /// What happened.
+        notice: EdgeNotice,
+    },
+    /// A conditional edge was taken or not (F-018).
+    Routed {
+        /// Which edge.
+        edge: EdgeId,
+        /// Whether the event took it.
+        taken: bool,
+    },
+    /// A select node forwards another input (F-006).
+    Selected {
+        /// The edge; `None` if no condition holds.
+        input: Option<Arc<str>>,
+    },
+    /// A handler took longer than the node's budget.
+    OverBudget,
+    /// The node's standby goes on in its place (F-007, F-133).
+    TookOver {
+        /// The node that goes on.
+        standby: NodeId,
+        /// Why the node could not.
+        reason: Arc<str>,
+    },
+    /// The node cannot go on.
+    Failed {
+        /// What this means for the turn.
+        ending: Ending,
+        /// What happened.
+        message: Arc<str>,
+    },
+}
+
+/// Something that a handler asked for; carried out by the host when the handler returns.
+pub(crate) enum Ask {
+    Call(CallKey, CallRequest),
+    Abort(CallKey),
+    Report(NodeReport),
+}
+
+/// What a node may use, and where it leaves what it wants done.
+pub struct NodeContext {
+    settings: NodeSettings,
+    clock: Clock,
+    cancel: CancellationToken,
+    next_sequence: u64,
+    next_call: u32,
+    wake_at: Option<Monotonic>,
+    settled: usize,
+    pub(crate) emitted: VecDeque<Event>,
+    pub(crate) asked: VecDeque<Ask>,
+}
+
+impl NodeContext {
+    /// A context for a node; `cancel` fires when its work is no longer wanted.
+    pub(crate) fn new(settings: NodeSettings, clock: Clock, cancel: CancellationToken) -> Self {
+        Self {
+            settings,
+            clock,
+            cancel,
+            next_sequence: 0,
+            next_call: 0,
+            wake_at: None,
+            settled: 0,
+            emitted: VecDeque::new(),
+            asked: VecDeque::new(),
+        }
+    }
+
+    /// What the node was told when it was made.
+    pub fn settings(&self) -> &NodeSettings {
+        &self.settings
+    }
+
+    /// The node's clock.
+    pub fn now(&self) -> Monotonic {
+        Monotonic::from_duration(self.clock.now())
+    }
+
+    /// Where blocking work runs.
+    pub fn pool(&self) -> InferencePool {
+        self.settings.pool.clone()
+    }
+
+    /// Fires when the node's work is no longer wanted; for long work that polls it (F-036).
+    pub fn cancellation(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
+    /// Says that the oldest text that it was given is dealt with: should the node fail, its standby
+    /// need not be told it again.
+    pub fn settle_input(&mut self) {
+        self.settled += 1;
+    }
+
+    pub(crate) fn take_settled(&mut self) -> usize {
+        std::mem::take(&mut self.settled)
+    }
+
+    /// Emits on every edge that leads from this node and carries the payload's type.
+    pub fn emit(&mut self, payload: Payload) {
+        self.emit_at(payload, SampleIndex(0), 0);
+    }
+
+    /// Emits, with a position in the user's audio and the clause or utterance it is part of.
+    pub fn emit_at(&mut self, payload: Payload, media: SampleIndex, segment: u32) {
+        self.next_sequence += 1;
+        let stamp = Stamp {
+            turn: self.settings.turn,
+            epoch: self.settings.epoch,
+            sequence: self.next_sequence,
+            made: self.now(),
+            media,
+            segment,
+        };
+        self.emitted.push_back(Event { stamp, payload });
+    }
+
+    /// Passes an event on as it is, keeping where and when it was made.
+    pub fn forward(&mut self, event: Event) {
+        self.emitted.push_back(event);
+    }
+
+    /// Calls a recogniser; the answer arrives at `on_chunk`, then `on_call_end`.
+    pub fn transcribe(&mut self, request: SttRequest, audio: AudioStream) -> CallKey {
+        self.call(CallRequest::Stt(Box::new(Dictation::new(request, audio))))
+    }
+
+    /// Calls a language model.
+    pub fn generate(&mut self, request: LlmRequest) -> CallKey {
+        self.call(CallRequest::Llm(request))
+    }
+
+    /// Calls a voice.
+    pub fn synthesize(&mut self, request: TtsRequest) -> CallKey {
+        self.call(CallRequest::Tts(request))
+    }
+
+    fn call(&mut self, request: CallRequest) -> CallKey {
+        self.next_call += 1;
+        let key = CallKey(self.next_call);
+        self.asked.push_back(Ask::Call(key, request));
+        key
+    }
+
+    /// Gives a call up: the provider is told, and nothing more of it arrives.
+    pub fn abort(&mut self, call: CallKey) {
+        self.asked.push_back(Ask::Abort(call));
+    }
+
+    /// Tells the session something.
+    pub fn report(&mut self, report: NodeReport) {
+        self.asked.push_back(Ask::Report(report));
+    }
+
+    /// Asks for `on_wake` in `after`; replaces an earlier wish.
+    pub fn wake_in(&mut self, after: Duration) {
+        self.wake_at = Some(self.now() + after);
+    }
+
+    /// No longer wants `on_wake`.
+    pub fn forget_wake(&mut self) {
+        self.wake_at = None;
+    }
+
+    pub(crate) fn wake_at(&self) -> Option<Monotonic> {
+        self.wake_at
+    }
+
+    /// Takes a wish for `on_wake` whose time has come.
+    pub(crate) fn take_due_wake(&mut self) -> bool {
+        let due = self.wake_at.is_some_and(|at| at <= self.now());
+        if due {
+            self.wake_at = None;
+        }
+        due
+    }
+}

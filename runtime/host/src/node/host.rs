@@ -1,0 +1,664 @@
+//! The node host: the actor that one node lives in.
+//!
+//! Events come by the data lane, one at a time; what the node emits goes straight to the hosts
+//! downstream. The control lane is looked at between any two events and at every await of a
+//! handler: a cancel drops the handler where it waits (design §4).
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use rspp_actors::{
+    Actor, ActorId, CancellationToken, ChildExit, ChildSpec, Clock, Context, ControlRef, DataRef,
+    ExitReason, Failure, Offer, TelemetryRef,
+};
+use rspp_kernel::{
+    CancelReason,
+    edge::{DropReason, EdgeNotice, SequenceSpan},
+    fence::OutputFence,
+    graph::{EdgeIx, EventView, Graph, Route},
+    turn::Ending,
+};
+use rspp_proto::{EdgeId, Monotonic, Payload, spec::NodeKind};
+use tokio::time::Instant;
+
+use super::{Inputs, Node, NodeContext, NodeError, NodeReport, NodeSettings, Step, context::Ask};
+use crate::{
+    event::{Arrival, CallKey, Event, Port},
+    invoke::{CallSite, Invocation, InvocationSetup},
+    overhead::Overhead,
+    session::SessionControl,
+};
+
+/// What a node host is told by its supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NodeControl {
+    /// Drop what you are doing, abort your calls, forget what waits.
+    Cancel(CancelReason),
+}
+
+/// An edge that leads away from a node, to a host that exists.
+#[derive(Clone)]
+pub(crate) struct OutEdge {
+    pub(crate) ix: EdgeIx,
+    pub(crate) to: DataRef<Arrival>,
+    pub(crate) port: Port,
+    /// How long to wait for space before an event is given up.
+    pub(crate) max_block_time: Duration,
+}
+
+/// The node that takes over when one fails (F-007, F-133).
+#[derive(Clone)]
+pub(crate) struct Standby {
+    pub(crate) settings: NodeSettings,
+    pub(crate) make: NodeMaker,
+    pub(crate) outputs: Vec<OutEdge>,
+}
+
+/// Text that a node was given and has not settled; what its standby is told again.
+pub(crate) type Journal = Arc<Mutex<VecDeque<Arrival>>>;
+
+/// Texts kept for a standby; a node that leaves more unsettled cannot be stood in for.
+const JOURNAL: usize = 256;
+
+/// Makes a node; called again if it has to be restarted.
+pub(crate) type NodeMaker = Arc<dyn Fn() -> Box<dyn Node> + Send + Sync>;
+
+/// Everything a node host needs; shared by its incarnations.
+#[derive(Clone)]
+pub(crate) struct NodeSetup {
+    pub(crate) settings: NodeSettings,
+    pub(crate) graph: Arc<Graph>,
+    pub(crate) make: NodeMaker,
+    pub(crate) outputs: Vec<OutEdge>,
+    pub(crate) clock: Clock,
+    pub(crate) fence: Arc<OutputFence>,
+    pub(crate) session: ControlRef<SessionControl>,
+    pub(crate) telemetry: TelemetryRef<Event>,
+    pub(crate) overhead: Arc<Overhead>,
+    /// Fires when the session, turn or node is cancelled.
+    pub(crate) cancel: CancellationToken,
+    /// The edges that lead here, by port; for what they have to report.
+    pub(crate) input_edges: Arc<[EdgeId]>,
+    pub(crate) standby: Option<Standby>,
+    /// How many times the host was started.
+    pub(crate) lives: Arc<AtomicU32>,
+    pub(crate) journal: Journal,
+}
+
+/// The actor.
+pub(crate) struct NodeHost {
+    setup: NodeSetup,
+    node: Box<dyn Node>,
+    cx: NodeContext,
+    /// Calls whose answers are still wanted.
+    calls: BTreeMap<CallKey, Running>,
+    /// Control messages that came while a handler ran and did not stop it.
+    deferred: VecDeque<NodeControl>,
+    armed: Option<Monotonic>,
+    /// Whether the last flush had to wait for space.
+    waited: bool,
+    /// What the standby has yet to be told.
+    replay: VecDeque<Arrival>,
+    /// Whether text of the model was passed on: that cannot be said again by another.
+    said: bool,
+    ended: bool,
+}
+
+struct Running {
+    actor: ActorId,
+    cancel: CancellationToken,
+}
+
+/// What a handler came to.
+enum Handled {
+    Done(Result<(), NodeError>),
+    /// A cancel came first.
+    Dropped,
+}
+
+impl NodeHost {
+    pub(crate) fn new(setup: NodeSetup) -> Self {
+        let cx = NodeContext::new(setup.settings.clone(), setup.clock, setup.cancel.clone());
+        Self {
+            node: (setup.make)(),
+            cx,
+            setup,
+            calls: BTreeMap::new(),
+            deferred: VecDeque::new(),
+            armed: None,
+            waited: false,
+            replay: VecDeque::new(),
+            said: false,
+            ended: false,
+        }
+    }
+
+    /// Whether anybody still wants what this node does.
+    fn is_wanted(&self) -> bool {
+        match self.setup.settings.turn {
+            Some(turn) => self.setup.fence.is_live(turn),
+            None => true,
+        }
+    }
+
+    fn report(&self, report: NodeReport) {
+        let message = SessionControl::Node {
+            turn: self.setup.settings.turn,
+            node: self.setup.settings.node().clone(),
+            at: self.cx.now(),
+            report,
+        };
+        // Refused only when the session has ended, and us with it, or when its control lane is
+        // exhausted: then its supervisor ends it, loudly.
+        if self.setup.session.send(message).is_err() {
+            tracing::debug!(node = %self.setup.settings.node(), "the session takes no report");
+        }
+    }
+
+    async fn take(&mut self, ctx: &mut Context<Self>, arrival: Arrival) -> Result<(), Failure> {
+        if !self.is_wanted() {
+            return Ok(()); // The turn is dead: nothing that waits for it is worth doing.
+        }
+        self.note(&arrival);
+        let whole = self.setup.overhead.sample();
+        let budget = self.setup.settings.budget;
+        let step = match arrival {
+            Arrival::Event { port, event, .. } => self.node.on_event(&mut self.cx, port, event),
+            Arrival::Chunk { call, chunk } => {
+                if !self.calls.contains_key(&call) {
+                    return Ok(()); // Of a call that was given up.
+                }
+                self.node.on_chunk(&mut self.cx, call, chunk)
+            }
+            Arrival::CallEnded { call, end } => {
+                if self.calls.remove(&call).is_none() {
+                    return Ok(());
+                }
+                self.node.on_call_end(&mut self.cx, call, end)
+            }
+        };
+        // Only what ran straight through is measured: waiting is not the runtime's own cost.
+        let own = match &step {
+            Step::Done(_) => whole.map(|watch| (watch, watch.elapsed())),
+            Step::Wait(_) => None,
+        };
+        let (handled, overrun) = finish(step, ctx, &mut self.deferred, budget).await;
+        if overrun {
+            self.node.on_budget_exhausted(&mut self.cx);
+            self.report(NodeReport::OverBudget);
+        }
+        self.waited = false;
+        self.conclude(ctx, handled).await?;
+        if let Some((watch, node)) = own
+            && !self.waited
+        {
+            self.setup
+                .overhead
+                .add(watch.elapsed().saturating_sub(node));
+        }
+        Ok(())
+    }
+
+    /// After any handler: what it asked for is done, what it emitted is sent, what came meanwhile
+    /// is heard.
+    async fn conclude(&mut self, ctx: &mut Context<Self>, handled: Handled) -> Result<(), Failure> {
+        match handled {
+            Handled::Done(Ok(())) => {
+                self.carry_out(ctx).await;
+                self.flush(ctx).await;
+                self.forget_settled();
+            }
+            Handled::Done(Err(error)) => self.fail(ctx, &error),
+            Handled::Dropped => {}
+        }
+        while let Some(message) = self.deferred.pop_front() {
+            self.obey(ctx, message);
+        }
+        self.arm(ctx);
+        Ok(())
+    }
+
+    fn fail(&mut self, ctx: &mut Context<Self>, error: &NodeError) {
+        self.cx.emitted.clear();
+        self.cx.asked.clear();
+        if self.take_over(ctx, &error.message) {
+            return;
+        }
+        let ending = if error.provider {
+            Ending::ProviderFailed
+        } else {
+            Ending::NodeFailed
+        };
+        self.report(NodeReport::Failed {
+            ending,
+            message: error.message.as_str().into(),
+        });
+    }
+
+    /// Lets the standby go on with what was not settled; `false` if there is none or it is too late.
+    fn take_over(&mut self, ctx: &mut Context<Self>, reason: &str) -> bool {
+        if self.said {
+            return false;
+        }
+        let Some(standby) = self.setup.standby.take() else {
+            return false;
+        };
+        let calls: Vec<_> = self.calls.keys().copied().collect();
+        for call in calls {
+            self.abort(ctx, call);
+        }
+        self.report(NodeReport::TookOver {
+            standby: standby.settings.node().clone(),
+            reason: reason.into(),
+        });
+        self.setup.settings = standby.settings;
+        self.setup.outputs = standby.outputs;
+        self.node = (standby.make)();
+        self.cx = NodeContext::new(
+            self.setup.settings.clone(),
+            self.setup.clock,
+            self.setup.cancel.clone(),
+        );
+        self.replay = {
+            let mut journal = self
+                .setup
+                .journal
+                .lock()
+                .expect("no code panics while locked");
+            std::mem::take(&mut *journal)
+        };
+        match self.begin() {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(node = %self.setup.settings.node(), %error, "the standby fails too");
+                self.replay.clear();
+                false
+            }
+        }
+    }
+
+    fn begin(&mut self) -> Result<(), NodeError> {
+        self.node.init(&mut self.cx)?;
+        self.node.start(&mut self.cx)
+    }
+
+    /// Tells the standby what its predecessor had been told.
+    async fn catch_up(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
+        while let Some(arrival) = self.replay.pop_front() {
+            self.take(ctx, arrival).await?;
+        }
+        Ok(())
+    }
+
+    fn note(&self, arrival: &Arrival) {
+        if self.setup.standby.is_none() {
+            return;
+        }
+        if let Arrival::Event { event, .. } = arrival
+            && matches!(event.payload, Payload::Text(_) | Payload::TextEnd)
+        {
+            let mut journal = self
+                .setup
+                .journal
+                .lock()
+                .expect("no code panics while locked");
+            if journal.len() < JOURNAL {
+                journal.push_back(arrival.clone());
+            }
+        }
+    }
+
+    fn forget_settled(&mut self) {
+        let settled = self.cx.take_settled();
+        if settled > 0 {
+            let mut journal = self
+                .setup
+                .journal
+                .lock()
+                .expect("no code panics while locked");
+            let settled = settled.min(journal.len());
+            journal.drain(..settled);
+        }
+    }
+
+    async fn carry_out(&mut self, ctx: &mut Context<Self>) {
+        while let Some(ask) = self.cx.asked.pop_front() {
+            match ask {
+                Ask::Report(report) => self.report(report),
+                Ask::Abort(call) => self.abort(ctx, call),
+                Ask::Call(key, request) => {
+                    let cancel = self.setup.cancel.child_token();
+                    let site = CallSite {
+                        key,
+                        settings: self.setup.settings.clone(),
+                        to: ctx.data_ref(),
+                        session: self.setup.session.clone(),
+                        cancel: cancel.clone(),
+                        clock: self.setup.clock,
+                    };
+                    let setup = InvocationSetup::new(site, request);
+                    let name = format!("{}-{}", setup.modality().as_str(), key.0);
+                    let mut spec = ChildSpec::temporary(name);
+                    spec.grace = Duration::from_millis(self.setup.settings.budgets.cancel_grace_ms);
+                    let mut setup = Some(setup);
+                    let started = ctx
+                        .spawn_pump(spec, rspp_actors::NoData, move || {
+                            Invocation::new(setup.take())
+                        })
+                        .await;
+                    match started {
+                        Ok(handle) => {
+                            let actor = handle.id;
+                            self.calls.insert(key, Running { actor, cancel });
+                        }
+                        Err(error) => self.fail(ctx, &NodeError::new(error.to_string())),
+                    }
+                }
+            }
+        }
+    }
+
+    fn abort(&mut self, ctx: &mut Context<Self>, call: CallKey) {
+        if let Some(running) = self.calls.remove(&call) {
+            running.cancel.cancel();
+            ctx.stop_child_soon(running.actor, "aborted");
+        }
+    }
+
+    /// Sends what was emitted along the edges that carry it.
+    async fn flush(&mut self, ctx: &mut Context<Self>) {
+        while let Some(event) = self.cx.emitted.pop_front() {
+            let mut event = Some(event);
+            let mut routed = false;
+            let outputs = self.setup.outputs.len();
+            for at in 0..outputs {
+                let Some(current) = &event else { break };
+                let Some(route) = self.route(at, current) else {
+                    continue;
+                };
+                routed = true;
+                self.said |= self.setup.settings.spec.kind == NodeKind::Llm;
+                if route.is_choice() {
+                    self.report(NodeReport::Routed {
+                        edge: self.setup.graph.edge(route.edge).id.clone(),
+                        taken: route.is_taken(),
+                    });
+                }
+                if !route.is_taken() {
+                    continue;
+                }
+                // The last edge gets the event itself; sharing a payload copies no audio.
+                let shared = if at + 1 == outputs {
+                    event.take()
+                } else {
+                    event.clone()
+                };
+                if let Some(shared) = shared
+                    && !self.deliver(ctx, at, shared).await
+                {
+                    return; // Cancelled while waiting for space.
+                }
+            }
+            if !routed && let Some(event) = event {
+                // Nobody downstream asked for it: an observer may be interested.
+                let _unwatched = self.setup.telemetry.offer(event);
+            }
+        }
+    }
+
+    fn route(&self, at: usize, event: &Event) -> Option<Route> {
+        let ix = self.setup.outputs[at].ix;
+        let view = EventView::new(&event.payload, &self.setup.settings.attributes);
+        self.setup
+            .graph
+            .routes_along(std::slice::from_ref(&ix), &view)
+            .next()
+    }
+
+    /// Offers one event to one edge, waiting for space if the edge blocks. `false` if a cancel came.
+    async fn deliver(&mut self, ctx: &mut Context<Self>, at: usize, event: Event) -> bool {
+        let edge = self.setup.outputs[at].clone_target();
+        let mut arrival = Arrival::Event {
+            port: edge.port,
+            event,
+            arrived: Monotonic::ZERO,
+        };
+        let mut deadline = None;
+        loop {
+            match edge.to.offer(arrival) {
+                // What was displaced or shed is counted and reported by the edge itself.
+                Offer::Queued | Offer::Displaced(_) | Offer::Closed(_) => return true,
+                Offer::Full(back) => arrival = back,
+            }
+            self.waited = true;
+            let until = *deadline.get_or_insert_with(|| Instant::now() + edge.max_block_time);
+            tokio::select! {
+                biased;
+                () = ctx.control_arrived() => {
+                    while let Some(message) = ctx.try_control() {
+                        self.deferred.push_back(message);
+                    }
+                    if self.deferred.iter().any(NodeControl::is_cancel) {
+                        return false;
+                    }
+                }
+                () = edge.to.space() => {}
+                () = tokio::time::sleep_until(until) => {
+                    if let Arrival::Event { event, .. } = arrival {
+                        let ix = self.setup.outputs[at].ix;
+                        self.report(NodeReport::EdgeNotice {
+                            edge: self.setup.graph.edge(ix).id.clone(),
+                            notice: EdgeNotice::Drop {
+                                range: SequenceSpan {
+                                    start: event.stamp.sequence,
+                                    end: event.stamp.sequence,
+                                },
+                                reason: DropReason::BlockTimeout,
+                                count: 1,
+                            },
+                        });
+                    }
+                    return true;
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, ctx: &mut Context<Self>, message: NodeControl) {
+        match message {
+            NodeControl::Cancel(reason) => {
+                let calls: Vec<_> = self.calls.keys().copied().collect();
+                for call in calls {
+                    self.abort(ctx, call);
+                }
+                self.cx.emitted.clear();
+                self.cx.asked.clear();
+                ctx.with_data(Inputs::clear);
+                if reason == CancelReason::BargeIn {
+                    self.node.on_barge_in(&mut self.cx);
+                }
+                self.node.on_cancel(&mut self.cx, reason);
+                // Nothing that a hook of a cancelled node emits is anybody's business.
+                self.cx.emitted.clear();
+                self.cx.asked.clear();
+            }
+        }
+    }
+
+    fn arm(&mut self, ctx: &mut Context<Self>) {
+        let wanted = self.cx.wake_at();
+        if wanted == self.armed {
+            return;
+        }
+        self.armed = wanted;
+        ctx.clear_wake();
+        if let Some(at) = wanted {
+            ctx.wake_at(self.setup.clock.instant_at(at.as_duration()));
+        }
+    }
+
+    fn report_edges(&self, ctx: &Context<Self>) {
+        let notices = ctx.with_data(|inputs| {
+            inputs
+                .has_notices()
+                .then(|| inputs.take_notices())
+                .unwrap_or_default()
+        });
+        for (port, notice) in notices {
+            self.report(NodeReport::EdgeNotice {
+                edge: self.setup.input_edges[usize::from(port.0)].clone(),
+                notice,
+            });
+        }
+    }
+}
+
+impl NodeControl {
+    fn is_cancel(&self) -> bool {
+        match self {
+            Self::Cancel(_) => true,
+        }
+    }
+}
+
+/// The part of an edge that is needed while waiting on it.
+struct Target {
+    to: DataRef<Arrival>,
+    port: Port,
+    max_block_time: Duration,
+}
+
+impl OutEdge {
+    fn clone_target(&self) -> Target {
+        Target {
+            to: self.to.clone(),
+            port: self.port,
+            max_block_time: self.max_block_time,
+        }
+    }
+}
+
+/// Sees a handler through. Says whether it took longer than `budget`.
+async fn finish(
+    step: Step<'_>,
+    ctx: &mut Context<NodeHost>,
+    deferred: &mut VecDeque<NodeControl>,
+    budget: Duration,
+) -> (Handled, bool) {
+    match step {
+        Step::Done(outcome) => (Handled::Done(outcome), false),
+        Step::Wait(work) => preemptible(work, ctx, deferred, budget).await,
+    }
+}
+
+/// Runs a handler's future until it is done or a cancel comes; other control messages are kept for
+/// after it. Says whether it took longer than `budget`.
+async fn preemptible(
+    work: impl Future<Output = Result<(), NodeError>>,
+    ctx: &mut Context<NodeHost>,
+    deferred: &mut VecDeque<NodeControl>,
+    budget: Duration,
+) -> (Handled, bool) {
+    tokio::pin!(work);
+    let began = Instant::now();
+    loop {
+        tokio::select! {
+            biased;
+            () = ctx.control_arrived() => {
+                while let Some(message) = ctx.try_control() {
+                    deferred.push_back(message);
+                }
+                if deferred.iter().any(NodeControl::is_cancel) {
+                    return (Handled::Dropped, false);
+                }
+            }
+            outcome = &mut work => {
+                return (Handled::Done(outcome), began.elapsed() > budget);
+            }
+        }
+    }
+}
+
+impl Actor for NodeHost {
+    type Control = NodeControl;
+    type Data = Inputs;
+    type Telemetry = rspp_actors::NoTelemetry;
+    const KIND: &'static str = "node-host";
+
+    async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
+        let lives = self.setup.lives.fetch_add(1, Ordering::Relaxed);
+        if lives == 0 || !self.take_over(ctx, "its node host crashed") {
+            self.begin()?;
+        }
+        self.conclude(ctx, Handled::Done(Ok(()))).await?;
+        self.catch_up(ctx).await
+    }
+
+    async fn on_control(
+        &mut self,
+        ctx: &mut Context<Self>,
+        message: NodeControl,
+    ) -> Result<(), Failure> {
+        self.obey(ctx, message);
+        self.arm(ctx);
+        Ok(())
+    }
+
+    async fn on_data(&mut self, ctx: &mut Context<Self>, item: Arrival) -> Result<(), Failure> {
+        self.take(ctx, item).await?;
+        self.catch_up(ctx).await
+    }
+
+    async fn on_deadline(&mut self, ctx: &mut Context<Self>, _now: Instant) -> Result<(), Failure> {
+        self.armed = None;
+        if !self.cx.take_due_wake() || !self.is_wanted() {
+            self.arm(ctx);
+            return Ok(());
+        }
+        let budget = self.setup.settings.budget;
+        let step = self.node.on_wake(&mut self.cx);
+        let (handled, _) = finish(step, ctx, &mut self.deferred, budget).await;
+        self.conclude(ctx, handled).await
+    }
+
+    /// A call that panicked never said how it ended: say it for it.
+    async fn on_child_exit(
+        &mut self,
+        ctx: &mut Context<Self>,
+        exit: ChildExit,
+    ) -> Result<(), Failure> {
+        let call = self
+            .calls
+            .iter()
+            .find(|(_, running)| running.actor == exit.child)
+            .map(|(call, _)| *call);
+        if let Some(call) = call
+            && !exit.reason.is_orderly()
+        {
+            let end = crate::invoke::crashed(&exit.reason);
+            self.take(ctx, Arrival::CallEnded { call, end }).await?;
+        }
+        Ok(())
+    }
+
+    async fn on_drained(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
+        self.report_edges(ctx);
+        Ok(())
+    }
+
+    async fn stopped(&mut self, ctx: &mut Context<Self>, _reason: &ExitReason) {
+        if !self.ended {
+            self.ended = true;
+            self.node.stop(&mut self.cx);
+            self.cx.emitted.clear();
+        }
+        self.report_edges(ctx);
+    }
+}

@@ -1,0 +1,141 @@
+//! Nodes: what does the work in a pipeline, and the contract under which it does so.
+//!
+//! A node is called, never calls: its handlers get events and answers, and ask for things through
+//! their context. What takes long is a provider call, work on the inference pool, or a future that
+//! the node host drops when a cancel comes; so control never waits behind a node (P16).
+
+mod call;
+mod context;
+mod host;
+mod inputs;
+
+pub mod builtin;
+
+use std::{future::Future, pin::Pin};
+
+use rspp_kernel::CancelReason;
+use thiserror::Error;
+
+pub(crate) use call::CallRequest;
+pub use context::{NodeContext, NodeReport, NodeSettings};
+pub(crate) use host::{NodeControl, NodeHost, NodeMaker, NodeSetup, OutEdge, Standby};
+pub use inputs::Inputs;
+
+use crate::event::{CallEnd, CallKey, Chunk, Event, Port};
+
+/// A failure that a node cannot deal with itself.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{message}")]
+pub struct NodeError {
+    /// What happened, for people; no payload, no secret.
+    pub message: String,
+    /// Whether a provider is to blame, not the node.
+    pub provider: bool,
+}
+
+impl NodeError {
+    /// The node itself failed.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            provider: false,
+        }
+    }
+
+    /// A provider failed for good.
+    pub fn provider(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            provider: true,
+        }
+    }
+}
+
+/// What a handler comes to: an answer at once, or work that a cancel may interrupt at any await.
+///
+/// `Done` costs nothing; only a node that really waits pays for a boxed future.
+pub enum Step<'a> {
+    /// It is done.
+    Done(Result<(), NodeError>),
+    /// It goes on; dropped when the node is cancelled.
+    Wait(Pin<Box<dyn Future<Output = Result<(), NodeError>> + Send + 'a>>),
+}
+
+impl Step<'_> {
+    /// Done, without a complaint.
+    pub const OK: Self = Self::Done(Ok(()));
+}
+
+/// One node of one session or turn.
+///
+/// Each hook is called by the node's host, one at a time. `init` and `start` once, in this order;
+/// `stop` once, last, however the node ends short of a panic (F-012).
+pub trait Node: Send + 'static {
+    /// Looks at its settings; nothing flows yet.
+    fn init(&mut self, cx: &mut NodeContext) -> Result<(), NodeError> {
+        let _ = cx;
+        Ok(())
+    }
+
+    /// May begin to emit.
+    fn start(&mut self, cx: &mut NodeContext) -> Result<(), NodeError> {
+        let _ = cx;
+        Ok(())
+    }
+
+    /// Takes an event in. Must not block: see [`Step`].
+    fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, port: Port, event: Event) -> Step<'a>;
+
+    /// Takes in a piece of the answer to a call that it made.
+    fn on_chunk<'a>(
+        &'a mut self,
+        cx: &'a mut NodeContext,
+        call: CallKey,
+        chunk: Chunk,
+    ) -> Step<'a> {
+        let _ = (cx, call, chunk);
+        Step::OK
+    }
+
+    /// A call that it made is over. Not called for calls that the node itself aborted.
+    fn on_call_end<'a>(
+        &'a mut self,
+        cx: &'a mut NodeContext,
+        call: CallKey,
+        end: CallEnd,
+    ) -> Step<'a> {
+        let _ = (cx, call);
+        if end.is_success() {
+            Step::OK
+        } else {
+            Step::Done(Err(NodeError::provider(end.describe())))
+        }
+    }
+
+    /// The time that it asked for with [`NodeContext::wake_at`] has come.
+    fn on_wake<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
+        let _ = cx;
+        Step::OK
+    }
+
+    /// Its work is cancelled: what it was doing has been dropped, its calls are aborted, its queues
+    /// are empty. Must forget what belongs to the cancelled work (F-038).
+    fn on_cancel(&mut self, cx: &mut NodeContext, reason: CancelReason) {
+        let _ = (cx, reason);
+    }
+
+    /// The user interrupts: comes before `on_cancel`, so that buffered audio can be let go.
+    fn on_barge_in(&mut self, cx: &mut NodeContext) {
+        let _ = cx;
+    }
+
+    /// One of its handlers took longer than its budget.
+    fn on_budget_exhausted(&mut self, cx: &mut NodeContext) {
+        let _ = cx;
+    }
+
+    /// Ends.
+    fn stop(&mut self, cx: &mut NodeContext) {
+        let _ = cx;
+    }
+}

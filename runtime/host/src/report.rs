@@ -1,0 +1,84 @@
+//! What a session leaves for people and programs: one record a turn, with times and what was said.
+
+use std::collections::BTreeMap;
+
+use rspp_kernel::SessionState;
+use rspp_proto::{Epoch, Lane, Monotonic, PipelineVersion, SessionId, TenantId, TurnId};
+use rspp_timeline::Anchors;
+use serde::{Deserialize, Serialize};
+
+use crate::overhead::Percentiles;
+
+/// One accepted turn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TurnReport {
+    /// The turn.
+    pub turn_id: TurnId,
+    /// Hash of the plan that it ran, 64 hex digits.
+    pub plan_hash: String,
+    /// `commit` or `abort`.
+    pub outcome: String,
+    /// Why, if it was aborted.
+    pub reason: Option<String>,
+    /// What the user said, as understood.
+    pub user_text: String,
+    /// What the agent was to say.
+    pub agent_text: String,
+    /// What was heard of it.
+    pub agent_text_played: String,
+    /// When things happened.
+    pub anchors: Anchors,
+    /// From the end of the user's speech to the reply's first audio, in milliseconds.
+    pub first_audio_ms: Option<f64>,
+    /// From the cancel's acceptance to the fence, in microseconds of real time.
+    pub cancel_fence_us: Option<f64>,
+    /// Items dropped, by lane; those of the data lane include output refused at the fence.
+    pub dropped: BTreeMap<Lane, u64>,
+}
+
+impl TurnReport {
+    /// Anchors in milliseconds from `origin`, by name; for reports.
+    pub fn anchors_ms(&self, origin: Monotonic) -> BTreeMap<String, f64> {
+        let anchors = rspp_timeline::Anchor::ALL.iter();
+        anchors
+            .filter_map(|anchor| {
+                let at = self.anchors.get(*anchor)?;
+                Some((
+                    anchor.as_str().to_owned(),
+                    at.since(origin).as_secs_f64() * 1e3,
+                ))
+            })
+            .collect()
+    }
+}
+
+/// A session that is over.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionReport {
+    /// The session.
+    pub session_id: SessionId,
+    /// Who it is accounted to.
+    pub tenant_id: TenantId,
+    /// The pipeline it ran.
+    pub pipeline_version: PipelineVersion,
+    /// The authority it ended under.
+    pub epoch: Epoch,
+    /// How it stood in the end.
+    pub state: SessionState,
+    /// Why it ended.
+    pub ended: String,
+    /// When it was opened.
+    pub opened_at: Monotonic,
+    /// When it ended.
+    pub ended_at: Monotonic,
+    /// Its accepted turns, in order.
+    pub turns: Vec<TurnReport>,
+    /// Intents that did not become turns.
+    pub refused: u64,
+    /// Node hosts that crashed or gave up.
+    pub node_failures: u64,
+    /// Ticks of the output clock that found nothing to play.
+    pub underruns: u64,
+    /// What the runtime itself cost per event, in microseconds of real time.
+    pub kernel_overhead_us: Percentiles,
+}

@@ -1,0 +1,603 @@
+//! One node: the root of the supervision tree, and the door to it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use rspp_actors::{
+    Actor, ActorId, ActorInfo, ChildExit, ChildSpec, Clock, Context, ControlRef, DataRef,
+    ExitReason, Failure, Handle, NoData, NoTelemetry, PumpHandle, SpawnError, System,
+};
+use rspp_controlplane_api::{Leases, LocalLeases};
+use rspp_kernel::{
+    CancelReason,
+    graph::{Graph, GraphError},
+    plan::{LayeredSettings, PlanError, SnapshotProvenance},
+};
+use rspp_proto::{
+    Epoch, SessionId, TenantId,
+    spec::{NodeKind, PipelineSpec, PolicyBundle},
+};
+use rspp_provider_api::Providers;
+use rspp_timeline::Recorder;
+use rspp_transport_api::Transport;
+use thiserror::Error;
+use tokio::sync::{broadcast, oneshot};
+
+use crate::{
+    assembly::Pools,
+    connection::{Connection, ConnectionControl},
+    event::Arrival,
+    node::{Inputs, builtin::NodeRegistry},
+    overhead::Overhead,
+    report::SessionReport,
+    session::{
+        Blueprint, CancelReceipt, Command, LISTENING, Notice, Session, SessionControl, SessionSetup,
+    },
+};
+
+/// Notices that a slow subscriber may be behind before it misses some.
+const NOTICES: usize = 1_024;
+
+/// What a runtime is made of.
+#[derive(Clone)]
+pub struct Config {
+    /// Who serves speech and language.
+    pub providers: Arc<Providers>,
+    /// Where inference runs.
+    pub pools: Pools,
+    /// Kinds of nodes beside the built-in ones.
+    pub nodes: Arc<NodeRegistry>,
+    /// Who grants leases.
+    pub leases: Arc<dyn Leases>,
+    /// Most sessions at once.
+    pub max_sessions: usize,
+    /// Most turns at once.
+    pub max_turns: usize,
+    /// The node's clock.
+    pub clock: Clock,
+}
+
+impl Config {
+    /// A runtime that stands alone, with the built-in nodes.
+    pub fn new(providers: Providers, pools: Pools) -> Self {
+        Self {
+            providers: Arc::new(providers),
+            pools,
+            nodes: Arc::default(),
+            leases: Arc::new(LocalLeases::default()),
+            max_sessions: 10_000,
+            max_turns: 10_000,
+            clock: Clock::start(),
+        }
+    }
+}
+
+/// A session to open.
+pub struct SessionRequest {
+    /// Who it is accounted to.
+    pub tenant: TenantId,
+    /// Its id.
+    pub session: SessionId,
+    /// What it runs.
+    pub pipeline: PipelineSpec,
+    /// Overrides of the pipeline's defaults.
+    pub policy: Option<PolicyBundle>,
+    /// Settings by layer (F-080).
+    pub settings: LayeredSettings,
+    /// What conditions may ask of the session.
+    pub attributes: BTreeMap<String, serde_json::Value>,
+    /// Its connection.
+    pub transport: Transport,
+    /// Where its timeline goes.
+    pub recorder: Recorder,
+}
+
+/// Why a session did not open. Nothing has been started then.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The node is full.
+    #[error("this node holds {0} sessions and takes no more")]
+    Full(usize),
+    /// The pipeline cannot run.
+    #[error("the pipeline cannot run: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Graph(Vec<GraphError>),
+    /// The pipeline names a kind of node that nobody registered.
+    #[error("node `{node}` is of kind `{kind}`, which is not registered; known: {known}")]
+    UnknownNode {
+        /// The node.
+        node: String,
+        /// Its kind.
+        kind: String,
+        /// What there is.
+        known: String,
+    },
+    /// No plan can be made of pipeline, policy and settings.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A provider that the plan names is not there.
+    #[error("node `{node}`: {error}")]
+    Provider {
+        /// The node.
+        node: String,
+        /// What is wrong.
+        error: String,
+    },
+    /// The session's lease was not granted.
+    #[error(transparent)]
+    Lease(#[from] rspp_controlplane_api::LeaseError),
+    /// An actor did not start.
+    #[error("the session did not start: {0}")]
+    Start(String),
+    /// The runtime is shutting down.
+    #[error("the runtime is shutting down")]
+    Closed,
+}
+
+/// How full a node is.
+#[derive(Debug)]
+pub(crate) struct Gatekeeper {
+    sessions: AtomicUsize,
+    turns: AtomicUsize,
+    max_sessions: usize,
+    max_turns: usize,
+}
+
+impl Gatekeeper {
+    fn enter(&self) -> Result<(), OpenError> {
+        self.sessions
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
+                (held < self.max_sessions).then_some(held + 1)
+            })
+            .map(|_| ())
+            .map_err(OpenError::Full)
+    }
+
+    pub(crate) fn session_ended(&self) {
+        self.sessions.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn has_room_for_turn(&self) -> bool {
+        self.turns.load(Ordering::Acquire) < self.max_turns
+    }
+
+    pub(crate) fn turn_began(&self) {
+        self.turns.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn turn_ended(&self) {
+        self.turns.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// One node.
+pub struct Runtime {
+    config: Config,
+    system: System,
+    root: Handle<Node>,
+    gatekeeper: Arc<Gatekeeper>,
+    overhead: Arc<Overhead>,
+}
+
+impl Runtime {
+    /// Starts the node's supervision tree.
+    pub async fn start(config: Config) -> Result<Self, SpawnError> {
+        let system = System::new(config.clock);
+        let root = system
+            .spawn_root(ChildSpec::permanent("node"), NoData, Node::default)
+            .await?;
+        let gatekeeper = Arc::new(Gatekeeper {
+            sessions: AtomicUsize::new(0),
+            turns: AtomicUsize::new(0),
+            max_sessions: config.max_sessions,
+            max_turns: config.max_turns,
+        });
+        Ok(Self {
+            config,
+            system,
+            root,
+            gatekeeper,
+            overhead: Arc::default(),
+        })
+    }
+
+    /// Opens a session; it runs until its user hangs up, it is drained, or the runtime shuts down.
+    pub async fn open(&self, request: SessionRequest) -> Result<SessionHandle, OpenError> {
+        let graph = Graph::compile(&request.pipeline).map_err(OpenError::Graph)?;
+        self.check_nodes(&request.pipeline)?;
+        let blueprint = Blueprint {
+            spec: request.pipeline,
+            graph: Arc::new(graph),
+            policy: request.policy,
+            settings: request.settings,
+            snapshots: SnapshotProvenance::local(),
+        };
+        let plan = blueprint.plan(LISTENING, Epoch::FIRST)?;
+        self.check_providers(&blueprint, &plan)?;
+        let lease = self.config.leases.acquire(&request.session)?;
+        self.gatekeeper.enter()?;
+
+        let egress = blueprint.graph.node(blueprint.graph.egress());
+        let policies = egress.inputs.iter().map(|edge| {
+            let id = &blueprint.graph.edge(*edge).id;
+            &plan.edge_buffer_policies[id]
+        });
+        let inputs = Inputs::new(self.config.clock, policies);
+        let (notices, _) = broadcast::channel(NOTICES);
+        let (done, report) = oneshot::channel();
+        let (answer, opened) = oneshot::channel();
+        let order = Order {
+            name: request.session.to_string(),
+            transport: request.transport,
+            inputs,
+            session: Box::new({
+                let config = self.config.clone();
+                let overhead = Arc::clone(&self.overhead);
+                let gatekeeper = Arc::clone(&self.gatekeeper);
+                let notices = notices.clone();
+                let tenant = request.tenant;
+                let recorder = request.recorder;
+                let attributes = Arc::new(request.attributes);
+                move |connection, egress| SessionSetup {
+                    lease,
+                    leases: config.leases,
+                    tenant,
+                    blueprint: Arc::new(blueprint),
+                    attributes,
+                    connection,
+                    egress,
+                    nodes: config.nodes,
+                    providers: config.providers,
+                    pools: config.pools,
+                    recorder,
+                    overhead,
+                    gatekeeper,
+                    notices,
+                    done,
+                }
+            }),
+            answer,
+        };
+        let started = match self.root.control.send(NodeOrder::Open(Box::new(order))) {
+            Ok(()) => opened.await.unwrap_or(Err(OpenError::Closed)),
+            Err(_) => Err(OpenError::Closed),
+        };
+        match started {
+            Ok(control) => Ok(SessionHandle {
+                session: request.session,
+                control,
+                notices,
+                report,
+            }),
+            Err(error) => {
+                self.gatekeeper.session_ended();
+                Err(error)
+            }
+        }
+    }
+
+    fn check_nodes(&self, pipeline: &PipelineSpec) -> Result<(), OpenError> {
+        for node in &pipeline.nodes {
+            if let NodeKind::Custom(kind) = &node.kind
+                && !self.config.nodes.knows(&node.kind)
+            {
+                return Err(OpenError::UnknownNode {
+                    node: node.id.to_string(),
+                    kind: kind.clone(),
+                    known: self.config.nodes.names().collect::<Vec<_>>().join(", "),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Every provider that the plan names must be there: better no session than a mute one.
+    fn check_providers(
+        &self,
+        blueprint: &Blueprint,
+        plan: &rspp_kernel::plan::ResolvedTurnPlan,
+    ) -> Result<(), OpenError> {
+        use rspp_proto::spec::Modality;
+        for node in &blueprint.spec.nodes {
+            let Some(modality) = Modality::of(&node.kind) else {
+                continue;
+            };
+            for id in plan.node_bindings.get(&node.id).into_iter().flatten() {
+                let known = self.config.providers.ids(modality);
+                if !known.contains(id) {
+                    let known: Vec<_> = known.iter().map(ToString::to_string).collect();
+                    return Err(OpenError::Provider {
+                        node: node.id.to_string(),
+                        error: format!(
+                            "unknown {} provider `{id}`; known: {}",
+                            modality.as_str(),
+                            known.join(", ")
+                        ),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The supervision tree, parents before children.
+    pub fn tree(&self) -> Vec<ActorInfo> {
+        self.system.tree()
+    }
+
+    /// Sessions that are open.
+    pub fn sessions(&self) -> usize {
+        self.gatekeeper.sessions.load(Ordering::Acquire)
+    }
+
+    /// What the runtime itself has cost so far.
+    pub fn overhead(&self) -> &Overhead {
+        &self.overhead
+    }
+
+    /// Ends all sessions and everything else; `false` if something had to be killed.
+    pub async fn shut_down(&self, grace: Duration) -> bool {
+        self.system.shut_down(grace).await
+    }
+}
+
+/// An open session.
+pub struct SessionHandle {
+    session: SessionId,
+    control: ControlRef<SessionControl>,
+    notices: broadcast::Sender<Notice>,
+    report: oneshot::Receiver<SessionReport>,
+}
+
+impl SessionHandle {
+    /// Its id.
+    pub fn id(&self) -> &SessionId {
+        &self.session
+    }
+
+    /// What it says from now on. A subscriber that falls far behind misses the oldest and is told.
+    pub fn subscribe(&self) -> broadcast::Receiver<Notice> {
+        self.notices.subscribe()
+    }
+
+    /// Cancels the running turn; returns once the fence has fallen. `None` if the session is over.
+    pub async fn cancel(&self, reason: CancelReason) -> Option<CancelReceipt> {
+        let (answer, receipt) = oneshot::channel();
+        let command = Command::Cancel { reason, answer };
+        self.command(command);
+        receipt.await.ok()
+    }
+
+    /// Moves the session to a newer epoch.
+    pub fn rotate(&self, epoch: Epoch) {
+        self.command(Command::Rotate(epoch));
+    }
+
+    /// Takes the session's authority away.
+    pub fn revoke(&self) {
+        self.command(Command::Revoke);
+    }
+
+    /// Lets the running turn end, then ends the session.
+    pub fn drain(&self) {
+        self.command(Command::Drain);
+    }
+
+    fn command(&self, command: Command) {
+        let message = SessionControl::Command(command);
+        if self.control.send_reserved(message).is_err() {
+            tracing::debug!(session = %self.session, "the session takes no command");
+        }
+    }
+
+    /// Waits for the session's end; `None` if it died without a report.
+    pub async fn wait(self) -> Option<SessionReport> {
+        self.report.await.ok()
+    }
+}
+
+/// A session to start, as the tree hands it down.
+struct Order {
+    name: String,
+    transport: Transport,
+    inputs: Inputs,
+    session:
+        Box<dyn FnOnce(ControlRef<ConnectionControl>, DataRef<Arrival>) -> SessionSetup + Send>,
+    answer: oneshot::Sender<Result<ControlRef<SessionControl>, OpenError>>,
+}
+
+enum NodeOrder {
+    Open(Box<Order>),
+}
+
+/// The root: one per process.
+#[derive(Default)]
+struct Node {
+    listener: Option<Handle<Listener>>,
+}
+
+impl Actor for Node {
+    type Control = NodeOrder;
+    type Data = NoData;
+    type Telemetry = NoTelemetry;
+    const KIND: &'static str = "node";
+
+    async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
+        let sessions = ctx
+            .spawn(ChildSpec::permanent("sessions"), NoData, || Sessions)
+            .await?;
+        let sessions = sessions.control;
+        let listener = ctx
+            .spawn(ChildSpec::permanent("listener"), NoData, move || Listener {
+                sessions: sessions.clone(),
+                lines: BTreeMap::new(),
+            })
+            .await?;
+        self.listener = Some(listener);
+        Ok(())
+    }
+
+    async fn on_control(
+        &mut self,
+        _ctx: &mut Context<Self>,
+        message: NodeOrder,
+    ) -> Result<(), Failure> {
+        let NodeOrder::Open(order) = message;
+        let listener = self.listener.as_ref().map(|listener| &listener.control);
+        if let Some(listener) = listener
+            && let Err(refused) = listener.send(ListenerOrder::Open(order))
+        {
+            let ListenerOrder::Open(order) = refused.into_inner();
+            let _caller_is_gone = order.answer.send(Err(OpenError::Closed));
+        }
+        Ok(())
+    }
+
+    async fn on_data(
+        &mut self,
+        _ctx: &mut Context<Self>,
+        item: std::convert::Infallible,
+    ) -> Result<(), Failure> {
+        match item {}
+    }
+}
+
+enum ListenerOrder {
+    Open(Box<Order>),
+}
+
+/// Holds the connections.
+struct Listener {
+    sessions: ControlRef<SessionsOrder>,
+    lines: BTreeMap<ActorId, ()>,
+}
+
+impl Actor for Listener {
+    type Control = ListenerOrder;
+    type Data = NoData;
+    type Telemetry = NoTelemetry;
+    const KIND: &'static str = "listener";
+
+    async fn on_control(
+        &mut self,
+        ctx: &mut Context<Self>,
+        message: ListenerOrder,
+    ) -> Result<(), Failure> {
+        let ListenerOrder::Open(order) = message;
+        let Order {
+            name,
+            transport,
+            inputs,
+            session,
+            answer,
+        } = *order;
+        let mut spec = ChildSpec::temporary(name.as_str());
+        spec.grace = Duration::from_millis(200);
+        let mut transport = Some(transport);
+        let line: PumpHandle<Connection> = match ctx
+            .spawn_pump(spec, inputs, move || Connection::new(transport.take()))
+            .await
+        {
+            Ok(line) => line,
+            Err(error) => {
+                let _caller_is_gone = answer.send(Err(OpenError::Start(error.to_string())));
+                return Ok(());
+            }
+        };
+        self.lines.insert(line.id, ());
+        let setup = session(line.control, line.data);
+        let order = SessionsOrder {
+            name,
+            setup: Box::new(setup),
+            answer,
+        };
+        if let Err(refused) = self.sessions.send(order) {
+            let _caller_is_gone = refused.into_inner().answer.send(Err(OpenError::Closed));
+            ctx.stop_child_soon(line.id, "no session");
+        }
+        Ok(())
+    }
+
+    async fn on_data(
+        &mut self,
+        _ctx: &mut Context<Self>,
+        item: std::convert::Infallible,
+    ) -> Result<(), Failure> {
+        match item {}
+    }
+
+    async fn on_child_exit(
+        &mut self,
+        _ctx: &mut Context<Self>,
+        exit: ChildExit,
+    ) -> Result<(), Failure> {
+        self.lines.remove(&exit.child);
+        Ok(())
+    }
+}
+
+struct SessionsOrder {
+    name: String,
+    setup: Box<SessionSetup>,
+    answer: oneshot::Sender<Result<ControlRef<SessionControl>, OpenError>>,
+}
+
+/// Holds the sessions.
+struct Sessions;
+
+impl Actor for Sessions {
+    type Control = SessionsOrder;
+    type Data = NoData;
+    type Telemetry = NoTelemetry;
+    const KIND: &'static str = "sessions";
+
+    async fn on_control(
+        &mut self,
+        ctx: &mut Context<Self>,
+        order: SessionsOrder,
+    ) -> Result<(), Failure> {
+        let clock = ctx.clock();
+        let mut setup = Some(order.setup);
+        let mut spec = ChildSpec::temporary(order.name);
+        spec.grace = Duration::from_secs(2);
+        let started = ctx
+            .spawn(spec, NoData, move || {
+                let setup = setup.take().expect("a session is never restarted");
+                Session::new(*setup, clock)
+            })
+            .await;
+        let outcome = match started {
+            Ok(handle) => Ok(handle.control),
+            Err(error) => Err(OpenError::Start(error.to_string())),
+        };
+        let _caller_is_gone = order.answer.send(outcome);
+        Ok(())
+    }
+
+    async fn on_data(
+        &mut self,
+        _ctx: &mut Context<Self>,
+        item: std::convert::Infallible,
+    ) -> Result<(), Failure> {
+        match item {}
+    }
+
+    async fn on_child_exit(
+        &mut self,
+        _ctx: &mut Context<Self>,
+        exit: ChildExit,
+    ) -> Result<(), Failure> {
+        match exit.reason {
+            ExitReason::Finished | ExitReason::Stopped(_) => {}
+            ExitReason::Failed(_) | ExitReason::Panicked(_) | ExitReason::Killed => {
+                tracing::error!(session = exit.name, reason = %exit.reason, "a session crashed");
+            }
+        }
+        Ok(())
+    }
+}

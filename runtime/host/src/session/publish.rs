@@ -1,0 +1,378 @@
+//! Stamping, recording and publishing what a session says and does.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rspp_actors::Clock;
+use rspp_kernel::{
+    Emission, SessionState,
+    edge::EdgeNotice,
+    plan::ResolvedTurnPlan,
+    turn::{Ending, Refusal},
+};
+use rspp_proto::{
+    DebugNote, EdgeId, Epoch, ErrorCode, ErrorNote, EventId, Lane, Monotonic, NodeId, Payload,
+    PipelineVersion, Reason, SampleIndex, SessionId, Speaker, TextChunk, TurnNumber, WallClock,
+    abi::{
+        ControlSignal, DecisionOutcome, Emitter, EventRecord, MediaTime, OutcomeKind, OutcomePhase,
+        OutcomeScope, Signal, Stamp, TurnTransition,
+    },
+};
+use rspp_timeline::{
+    AttemptRecord, Entry, EventEntry, InvocationOutcome, PlanEntry, Recorder, TransitionEntry,
+};
+use tokio::sync::broadcast;
+
+use super::SessionSetup;
+use crate::{event::Event, report::TurnReport};
+
+/// What subscribers of a session hear.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// A control signal.
+    Signal(Box<ControlSignal>),
+    /// An event: text, errors, notes, measurements.
+    Event(Box<EventRecord>),
+    /// The session's state changed.
+    State(SessionState),
+    /// A turn is closed.
+    Turn(Box<TurnReport>),
+}
+
+/// Stamps, records and publishes.
+pub(super) struct Publisher {
+    session: SessionId,
+    version: PipelineVersion,
+    epoch: Epoch,
+    clock: Clock,
+    /// The calendar time at the clock's beginning.
+    wall_origin_ms: u64,
+    ordinal: u64,
+    sequence: u64,
+    recorder: Recorder,
+    notices: broadcast::Sender<Notice>,
+}
+
+impl Publisher {
+    pub(super) fn new(setup: &SessionSetup, clock: Clock) -> Self {
+        Self {
+            session: setup.lease.session.clone(),
+            version: setup.blueprint.spec.version.clone(),
+            epoch: setup.lease.epoch,
+            clock,
+            wall_origin_ms: wall_ms().saturating_sub(clock.now().as_millis() as u64),
+            ordinal: 0,
+            sequence: 0,
+            recorder: setup.recorder.clone(),
+            notices: setup.notices.clone(),
+        }
+    }
+
+    pub(super) fn rotated(&mut self, epoch: Epoch) {
+        self.epoch = epoch;
+    }
+
+    fn stamp(&mut self, turn: Option<TurnNumber>, at: Monotonic) -> Stamp {
+        self.ordinal += 1;
+        self.sequence += 1;
+        Stamp {
+            session_id: self.session.clone(),
+            turn_id: turn.map(TurnNumber::id),
+            pipeline_version: self.version.clone(),
+            authority_epoch: self.epoch,
+            ordinal: self.ordinal,
+            runtime_sequence: self.sequence,
+            transport_sequence: None,
+            at,
+            wall: WallClock(self.wall_origin_ms + at.as_millis()),
+        }
+    }
+
+    /// Keeps an entry; what cannot be kept is counted by the recorder, and a turn whose evidence
+    /// cannot be kept learns so when it is sealed (T9).
+    fn record(&self, entry: impl Into<Entry>) {
+        if let Err(error) = self.recorder.append(entry) {
+            tracing::debug!(session = %self.session, %error, "an entry was not recorded");
+        }
+    }
+
+    fn publish(&self, notice: impl FnOnce() -> Notice) {
+        if self.notices.receiver_count() > 0 {
+            let _nobody_listens_any_more = self.notices.send(notice());
+        }
+    }
+
+    fn say(&self, signal: ControlSignal) -> EventId {
+        let id = signal.envelope.event_id.clone();
+        if let Err(error) = signal.validate() {
+            debug_assert!(false, "an invalid signal was made: {error}");
+            tracing::error!(session = %self.session, %error, "an invalid signal was made");
+        }
+        self.publish(|| Notice::Signal(Box::new(signal.clone())));
+        self.record(signal);
+        id
+    }
+
+    /// A signal that the kernel decided on.
+    pub(super) fn emit(&mut self, emission: &Emission, at: Monotonic) -> EventId {
+        let stamp = self.stamp(emission.turn, at);
+        let mut signal = ControlSignal::new(emission.signal, emission.emitter, stamp);
+        if let Some(reason) = emission.reason {
+            signal = signal.because(Reason::from_static(reason));
+        }
+        if let Some(scope) = emission.scope {
+            signal = signal.scoped(scope);
+        }
+        self.say(signal)
+    }
+
+    /// A signal that an actor decided on.
+    pub(super) fn signal(
+        &mut self,
+        signal: Signal,
+        emitter: Emitter,
+        turn: Option<TurnNumber>,
+        reason: Option<&str>,
+        at: Monotonic,
+    ) {
+        let stamp = self.stamp(turn, at);
+        let mut signal = ControlSignal::new(signal, emitter, stamp);
+        if let Some(reason) = reason {
+            signal = signal.because(bounded(reason));
+        }
+        self.say(signal);
+    }
+
+    /// What an edge reports, as the signals that stand for it (event-abi.md §4).
+    pub(super) fn edge(
+        &mut self,
+        turn: Option<TurnNumber>,
+        edge: &EdgeId,
+        notice: &EdgeNotice,
+        at: Monotonic,
+    ) {
+        let stamp = self.stamp(turn, at);
+        let make = |signal, emitter| {
+            ControlSignal::new(signal, emitter, stamp).on_edge(edge.clone(), Lane::Data)
+        };
+        let signal = match notice {
+            EdgeNotice::Watermark { .. } => make(Signal::Watermark, Emitter::WatermarkEngine)
+                .because(Reason::from_static("edge_watermark_high")),
+            EdgeNotice::FlowXoff => make(Signal::FlowXoff, Emitter::FlowControl)
+                .because(Reason::from_static("backpressure_asserted")),
+            EdgeNotice::FlowXon => make(Signal::FlowXon, Emitter::FlowControl),
+            EdgeNotice::Credit { amount } => {
+                make(Signal::CreditGrant, Emitter::FlowControl).granting(*amount)
+            }
+            EdgeNotice::Drop { range, reason, .. } => {
+                make(Signal::DropNotice, Emitter::EdgeBufferManager)
+                    .because(Reason::from_static(reason.signal_reason()))
+                    .dropping(range.start, range.end)
+            }
+            // Domains are declared by edges that synchronise; their resets are the sync engine's.
+            EdgeNotice::Discontinuity { .. } | EdgeNotice::Merge { .. } => return,
+        };
+        self.say(signal);
+    }
+
+    fn event_record(&mut self, record: EventRecord) {
+        self.publish(|| Notice::Event(Box::new(record.clone())));
+        let entry = EventEntry {
+            record,
+            redacted: None,
+        };
+        self.record(entry);
+    }
+
+    /// The user's words of an utterance so far.
+    pub(super) fn transcript(&mut self, segment: u32, text: &str, is_final: bool, at: Monotonic) {
+        self.text(None, Speaker::User, segment, text, is_final, at);
+    }
+
+    /// A clause of the agent.
+    pub(super) fn agent_text(&mut self, turn: TurnNumber, segment: u32, text: &str, at: Monotonic) {
+        self.text(Some(turn), Speaker::Agent, segment, text, true, at);
+    }
+
+    fn text(
+        &mut self,
+        turn: Option<TurnNumber>,
+        speaker: Speaker,
+        segment: u32,
+        text: &str,
+        is_final: bool,
+        at: Monotonic,
+    ) {
+        let chunk = TextChunk {
+            speaker,
+            text: text.into(),
+            segment,
+            revision: 1,
+            is_final,
+            confidence: None,
+            language: None,
+        };
+        let stamp = self.stamp(turn, at);
+        let payload = Payload::Text(Box::new(chunk));
+        self.event_record(EventRecord::new(stamp, Lane::Data, payload));
+    }
+
+    /// Something that nobody downstream of a node asked for.
+    pub(super) fn event(&mut self, event: Event) {
+        let stamp = self.stamp(event.stamp.turn, event.stamp.made);
+        let record = EventRecord::new(stamp, Lane::Telemetry, event.payload)
+            .at(media_time(event.stamp.media));
+        self.event_record(record);
+    }
+
+    /// A choice that a node made (F-006, F-018).
+    pub(super) fn note(
+        &mut self,
+        turn: Option<TurnNumber>,
+        node: &NodeId,
+        message: &str,
+        fields: &[(&str, &str)],
+        at: Monotonic,
+    ) {
+        let fields = fields.iter();
+        let note = DebugNote {
+            message: message.to_owned(),
+            fields: fields
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+        };
+        let stamp = self.stamp(turn, at);
+        let payload = Payload::Debug(Box::new(note));
+        let record = EventRecord::new(stamp, Lane::Telemetry, payload).from_node(node.clone());
+        self.event_record(record);
+    }
+
+    /// A node's failure (F-131).
+    pub(super) fn error(
+        &mut self,
+        turn: Option<TurnNumber>,
+        node: &NodeId,
+        ending: Ending,
+        message: &str,
+        at: Monotonic,
+    ) {
+        let note = ErrorNote {
+            error_code: if ending == Ending::ProviderFailed {
+                ErrorCode::ProviderTimeout
+            } else {
+                ErrorCode::RuntimeInternalError
+            },
+            node_id: Some(node.clone()),
+            message: message.to_owned(),
+            retryable: false,
+        };
+        let stamp = self.stamp(turn, at);
+        let payload = Payload::Error(Box::new(note));
+        let record = EventRecord::new(stamp, Lane::Telemetry, payload).from_node(node.clone());
+        self.event_record(record);
+    }
+
+    pub(super) fn transition(&mut self, turn: TurnNumber, step: TurnTransition, at: Monotonic) {
+        let turn_id = turn.id();
+        self.record(TransitionEntry { at, turn_id, step });
+    }
+
+    /// An intent that did not become a turn.
+    pub(super) fn refused(&mut self, refusal: Refusal, at: Monotonic) {
+        let (kind, emitter) = match refusal {
+            Refusal::Defer(_) => (OutcomeKind::Defer, Emitter::LocalAdmission),
+            Refusal::Reject(_) => (OutcomeKind::Reject, Emitter::LocalAdmission),
+            Refusal::StaleEpoch => (OutcomeKind::StaleEpochReject, Emitter::ContractGuard),
+            Refusal::Deauthorized => (OutcomeKind::DeauthorizedDrain, Emitter::ContractGuard),
+        };
+        let reason = Reason::from_static(refusal.as_str());
+        let outcome = self.outcome(kind, emitter, reason, None, at);
+        self.record(outcome);
+    }
+
+    /// The admission of a turn, as its evidence keeps it.
+    pub(super) fn admission(
+        &mut self,
+        turn: TurnNumber,
+        at: Monotonic,
+    ) -> (DecisionOutcome, Stamp) {
+        let reason = Reason::from_static("admission_capacity_allow");
+        let kind = OutcomeKind::Admit;
+        let outcome = self.outcome(kind, Emitter::LocalAdmission, reason, Some(turn), at);
+        self.record(outcome.clone());
+        let stamp = self.stamp(Some(turn), at);
+        (outcome, stamp)
+    }
+
+    fn outcome(
+        &mut self,
+        kind: OutcomeKind,
+        emitter: Emitter,
+        reason: Reason,
+        turn: Option<TurnNumber>,
+        at: Monotonic,
+    ) -> DecisionOutcome {
+        let scope = if turn.is_some() {
+            OutcomeScope::Turn
+        } else {
+            OutcomeScope::Session
+        };
+        let stamp = self.stamp(turn, at);
+        DecisionOutcome::new(kind, OutcomePhase::PreTurn, scope, emitter, reason, stamp)
+    }
+
+    pub(super) fn plan(&mut self, turn: TurnNumber, plan: &ResolvedTurnPlan, at: Monotonic) {
+        if !self.recorder.is_recording() {
+            return;
+        }
+        match serde_json::to_value(plan) {
+            Ok(value) => self.record(PlanEntry {
+                at,
+                turn_id: turn.id(),
+                plan_hash: plan.plan_hash.clone(),
+                plan: value,
+            }),
+            Err(error) => tracing::error!(%error, "a plan could not be written down"),
+        }
+    }
+
+    pub(super) fn attempt(&mut self, attempt: &AttemptRecord) {
+        self.record(attempt.clone());
+    }
+
+    pub(super) fn invocation(&mut self, outcome: InvocationOutcome) {
+        self.record(outcome);
+    }
+
+    pub(super) fn state(&mut self, state: SessionState) {
+        self.publish(|| Notice::State(state));
+    }
+
+    pub(super) fn turn(&mut self, report: &TurnReport) {
+        self.publish(|| Notice::Turn(Box::new(report.clone())));
+    }
+
+    /// The time of the node's clock.
+    pub(super) fn wall(&self, at: Monotonic) -> WallClock {
+        let _same_origin = self.clock;
+        WallClock(self.wall_origin_ms + at.as_millis())
+    }
+}
+
+fn media_time(position: SampleIndex) -> MediaTime {
+    MediaTime::SampleIndex(position)
+}
+
+/// A reason from elsewhere, cut to what a reason may hold.
+fn bounded(reason: &str) -> Reason {
+    let mut end = reason.len().min(rspp_proto::MAX_REASON_BYTES);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    Reason::new(&reason[..end]).unwrap_or(Reason::from_static("unspecified"))
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}

@@ -1,0 +1,196 @@
+//! The turn actor: starts a turn's nodes under its frozen plan, hands them the user's words, and
+//! takes them down again. What the turn means is the session's to decide.
+
+use std::sync::Arc;
+
+use rspp_actors::{
+    Actor, ChildExit, Context, ControlRef, ExitReason, Failure, Handle, NoData, NoTelemetry,
+    Verdict,
+};
+use rspp_kernel::{
+    CancelReason,
+    graph::{EdgeIx, NodeIx, Scope},
+    turn::Ending,
+};
+use rspp_proto::{Monotonic, Payload, SampleIndex, Speaker, TextChunk, TurnNumber};
+
+use crate::{
+    assembly::{Assembly, Hosts},
+    event::{Arrival, Event, Port, Stamp},
+    node::{NodeControl, NodeReport},
+    session::SessionControl,
+};
+
+/// What a turn is told by its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TurnControl {
+    /// Stop all work; the fence has fallen.
+    Cancel(CancelReason),
+}
+
+/// Everything a turn needs.
+pub(crate) struct TurnSetup {
+    pub(crate) number: TurnNumber,
+    pub(crate) assembly: Assembly,
+    pub(crate) user_text: Arc<str>,
+    pub(crate) session: ControlRef<SessionControl>,
+}
+
+/// The actor. Never restarted: a turn that panics is aborted (design §2).
+pub(crate) struct Turn {
+    setup: Option<TurnSetup>,
+    number: TurnNumber,
+    session: Option<ControlRef<SessionControl>>,
+    hosts: Hosts,
+}
+
+impl Turn {
+    pub(crate) fn new(setup: Option<TurnSetup>) -> Self {
+        let number = setup.as_ref().map_or(TurnNumber(0), |setup| setup.number);
+        Self {
+            setup,
+            number,
+            session: None,
+            hosts: Hosts::default(),
+        }
+    }
+}
+
+impl Actor for Turn {
+    type Control = TurnControl;
+    type Data = NoData;
+    type Telemetry = NoTelemetry;
+    const KIND: &'static str = "turn";
+
+    async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
+        let Some(setup) = self.setup.take() else {
+            return Err(Failure::new("a turn is not begun twice"));
+        };
+        self.session = Some(setup.session.clone());
+        let assembly = setup.assembly;
+        // Downstream first, so that every edge leads to somebody who is there.
+        let order: Vec<NodeIx> = assembly.graph.of_scope(Scope::Turn).collect();
+        for ix in order.into_iter().rev() {
+            let Some(made) = assembly.node(ix, &self.hosts)? else {
+                continue;
+            };
+            let handle = ctx.spawn(made.spec, made.inputs, made.make).await?;
+            self.hosts.add(ix, handle);
+        }
+        self.hand_over(&assembly, &setup.user_text);
+        Ok(())
+    }
+
+    async fn on_control(
+        &mut self,
+        _ctx: &mut Context<Self>,
+        message: TurnControl,
+    ) -> Result<(), Failure> {
+        match message {
+            TurnControl::Cancel(reason) => {
+                for handle in self.hosts.iter() {
+                    // Its own lane has a reserve; a host that has ended needs no cancel.
+                    if handle
+                        .control
+                        .send_reserved(NodeControl::Cancel(reason))
+                        .is_err()
+                    {
+                        tracing::debug!(turn = %self.number, "a node host takes no cancel");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn on_data(
+        &mut self,
+        _ctx: &mut Context<Self>,
+        item: std::convert::Infallible,
+    ) -> Result<(), Failure> {
+        match item {}
+    }
+
+    /// A node host that is gone for good takes the turn with it, and nothing else (F-134).
+    async fn on_child_exit(
+        &mut self,
+        ctx: &mut Context<Self>,
+        exit: ChildExit,
+    ) -> Result<(), Failure> {
+        let gone = match exit.verdict {
+            Verdict::Ended | Verdict::GaveUp => !exit.reason.is_orderly(),
+            Verdict::Restarted { .. } | Verdict::Restarting { .. } => false,
+        };
+        if gone && let Some(session) = &self.session {
+            let at = Monotonic::from_duration(ctx.clock().now());
+            let node = rspp_proto::NodeId::new(exit.name.as_str())?;
+            let message = SessionControl::Node {
+                turn: Some(self.number),
+                node,
+                at,
+                report: NodeReport::Failed {
+                    ending: Ending::NodeFailed,
+                    message: describe(&exit.reason),
+                },
+            };
+            if session.send_reserved(message).is_err() {
+                return Err(Failure::new("the session takes no report of a failed node"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn describe(reason: &ExitReason) -> Arc<str> {
+    format!("the node host {reason}").into()
+}
+
+impl Turn {
+    /// The user's words go to every turn-scoped node that the listening side has an edge to.
+    fn hand_over(&self, assembly: &Assembly, user_text: &Arc<str>) {
+        let graph = &assembly.graph;
+        let boundary = |ix: &EdgeIx| {
+            let edge = graph.edge(*ix);
+            graph.node(edge.from).scope == Scope::Session
+                && graph.node(edge.to).scope == Scope::Turn
+                && edge.to != graph.egress()
+        };
+        let edges = graph.edges().map(|(ix, _)| ix).filter(boundary);
+        for ix in edges {
+            let edge = graph.edge(ix);
+            let Some(handle) = self.hosts.get(edge.to) else {
+                continue;
+            };
+            let inputs = &graph.node(edge.to).inputs;
+            let port = inputs.iter().position(|input| *input == ix).unwrap_or(0);
+            let now = assembly.now();
+            let event = Event {
+                stamp: Stamp {
+                    turn: Some(self.number),
+                    epoch: assembly.epoch,
+                    sequence: 1,
+                    made: now,
+                    media: SampleIndex(0),
+                    segment: 0,
+                },
+                payload: Payload::Text(Box::new(TextChunk {
+                    speaker: Speaker::User,
+                    text: Arc::clone(user_text),
+                    segment: 0,
+                    revision: 1,
+                    is_final: true,
+                    confidence: None,
+                    language: None,
+                })),
+            };
+            let _first_on_an_empty_lane = handle.data.offer(Arrival::Event {
+                port: Port(port as u16),
+                event,
+                arrived: now,
+            });
+        }
+    }
+}
+
+/// A handle on a node host.
+pub(crate) type HostHandle = Handle<crate::node::NodeHost>;
