@@ -1,1 +1,3 @@
 //! Behaviour that the specification fixes, driven through real actors.
+
+mod conversation;

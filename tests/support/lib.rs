@@ -1,1 +1,3 @@
 //! Scripted calls, fixtures and helpers that the suites share.
+
+pub mod call;
