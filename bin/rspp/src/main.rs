@@ -1,1 +1,20 @@
-fn main() {}
+//! Talk to a voice agent from the command line, and look inside it.
+
+mod call;
+mod cli;
+mod cmd;
+mod problem;
+mod report;
+mod specs;
+mod terminal;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::parse();
+    cli::init_tracing(cli.verbose);
+    match cli.command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => problem.report(),
+    }
+}

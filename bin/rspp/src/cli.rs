@@ -1,0 +1,76 @@
+//! The command line: subcommands, and what they share.
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::{cmd, problem::Problem};
+
+/// Talk to a voice agent from the command line, and look inside it.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// Log more, to standard error: -v for what happens, -vv for details. RSPP_LOG takes filters
+    /// such as `rspp_host=debug`.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  rspp doctor                                   Is everything there?
+  rspp loopback --say 'Hello, who are you?'     Talk to the agent, offline
+  rspp loopback question.wav --out reply.wav    The same with a recording
+  rspp validate spec pipeline.yaml              Check a pipeline
+  rspp timeline show call.rspp --turn 1         What happened, event by event
+
+Exit codes: 0 success, 1 failure, 2 bad input or usage.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Loopback(Box<cmd::loopback::Loopback>),
+    Validate(cmd::validate::Validate),
+    Plan(cmd::plan::Plan),
+    Timeline(cmd::timeline::Timeline),
+    Tree(cmd::tree::Tree),
+    Doctor(cmd::doctor::Doctor),
+    Models(cmd::models::Models),
+}
+
+impl Command {
+    /// Runs the subcommand to its end.
+    pub(crate) fn run(self) -> Result<(), Problem> {
+        match self {
+            Self::Loopback(command) => command.run(),
+            Self::Validate(command) => command.run(),
+            Self::Plan(command) => command.run(),
+            Self::Timeline(command) => command.run(),
+            Self::Tree(command) => command.run(),
+            Self::Doctor(command) => command.run(),
+            Self::Models(command) => command.run(),
+        }
+    }
+}
+
+/// The command line of this process; prints usage and exits when it makes no sense.
+pub(crate) fn parse() -> Cli {
+    Cli::parse()
+}
+
+/// Logs go to standard error, so that standard output holds results only.
+pub(crate) fn init_tracing(verbose: u8) {
+    let default = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_env("RSPP_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(verbose > 1)
+        .without_time()
+        .init();
+}

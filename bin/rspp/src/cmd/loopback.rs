@@ -1,0 +1,491 @@
+//! `rspp loopback`: a whole conversation on this machine.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use clap::Args;
+use rspp_actors::{ActorInfo, Stopwatch};
+use rspp_host::{Config, Notice, Pools, Runtime, SessionRequest, report::SessionReport};
+use rspp_local::Registered;
+use rspp_proto::{
+    Monotonic, Payload, ProviderId, SessionId, Speaker, TenantId, WallClock, abi::Signal,
+    spec::Modality,
+};
+use rspp_provider_api::{Description, Providers};
+use rspp_timeline::{FileHeader, OpenError, Options, Recorder, Recording, Timeline};
+use rspp_transport_api::{
+    loopback::{self, Line, Script},
+    wav::StereoWriter,
+};
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+
+use super::{models::StoreOptions, tree};
+use crate::{
+    call::{
+        providers::{self, ProviderOptions},
+        said::Said,
+        transcript,
+        voice::{self, Ready, USER_VOICE},
+    },
+    problem::Problem,
+    report::{Circumstances, Report},
+    specs::Setup,
+    terminal::{self, Live},
+};
+
+/// Talk to the agent on this machine: WAV files or text go in, its spoken reply comes out.
+///
+/// The first run fetches the local models. Without any input a short built-in conversation is held.
+/// Unless told otherwise the conversation runs in virtual time: waiting costs nothing, inference is
+/// charged at what it really takes, so that latencies are those of this machine.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rspp loopback                                       A built-in conversation of two turns
+  rspp loopback --say 'What are your opening hours?'  Speak as text
+  rspp loopback question.wav --out reply.wav          Speak as a recording, keep both sides
+  rspp loopback --say 'Tell me a long story.' --barge-in-at 1.5s 'Stop, thank you.'
+  rspp loopback a.wav --timeline call.rspp --report call.json
+  rspp loopback --llm-url http://127.0.0.1:8080/v1 --llm-model qwen --say 'Hello!'
+
+Turns are spoken in the order given, each when the reply before is over.")]
+pub(crate) struct Loopback {
+    #[command(flatten)]
+    said: Said,
+
+    /// Run in real time, as a call would
+    #[arg(long)]
+    realtime: bool,
+    /// The pipeline; the built-in one without
+    #[arg(long, value_name = "FILE")]
+    pipeline: Option<PathBuf>,
+    /// A policy bundle that overrides it
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+
+    #[command(flatten)]
+    providers: ProviderOptions,
+
+    /// Keep the conversation as a stereo WAV file: left the user, right the agent
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    out: Option<PathBuf>,
+    /// Keep the timeline; see `rspp timeline show`
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    timeline: Option<PathBuf>,
+    /// Keep the report as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    report: Option<PathBuf>,
+    /// Show the supervision tree, caught while the agent speaks
+    #[arg(long, help_heading = "Output")]
+    tree: bool,
+    /// Print the report as JSON instead of the conversation
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+
+    #[command(flatten)]
+    store: StoreOptions,
+    /// Do not fetch missing models
+    #[arg(long)]
+    no_pull: bool,
+}
+
+/// How long the runtime may take to stop.
+const GRACE: Duration = Duration::from_secs(3);
+/// How often the recording is written out.
+const WRITE_EVERY: Duration = Duration::from_millis(500);
+
+impl Loopback {
+    pub(crate) fn run(self) -> Result<(), Problem> {
+        let said = if self.said.0.is_empty() {
+            Said::demo()
+        } else {
+            self.said.clone()
+        };
+        // All that can be wrong with the input is told before anything is fetched or started.
+        let turns = voice::read(&said)?;
+        let settings = self.providers.settings()?;
+        let setup = Setup::load(self.pipeline.as_deref(), self.policy.as_deref(), settings)?;
+        let used = setup.providers()?;
+        for output in [&self.out, &self.timeline, &self.report] {
+            check_output(output.as_deref())?;
+        }
+        self.fetch_models(&used, said.needs_voice())?;
+
+        let networked = self.networked(&used)?;
+        let virtual_time = !self.realtime && networked.is_none();
+        if let (false, Some(provider)) = (self.realtime, networked) {
+            terminal::note(format!(
+                "`{provider}` is reached over a network: running in real time"
+            ));
+        }
+        let mut builder = if virtual_time {
+            tokio::runtime::Builder::new_current_thread()
+        } else {
+            tokio::runtime::Builder::new_multi_thread()
+        };
+        let tokio = builder
+            .enable_all()
+            .start_paused(virtual_time)
+            .build()
+            .map_err(Problem::failure)?;
+        tokio.block_on(self.hold(setup, used, turns, virtual_time))
+    }
+
+    fn fetch_models(
+        &self,
+        used: &BTreeSet<(Modality, ProviderId)>,
+        needs_voice: bool,
+    ) -> Result<(), Problem> {
+        let mut used = used.clone();
+        if needs_voice {
+            let voice = ProviderId::new(USER_VOICE).map_err(Problem::failure)?;
+            used.insert((Modality::Tts, voice));
+        }
+        let store = self.store.open()?;
+        let (offered, registered) = self.register(&Pools::new(1))?;
+        let lacking = providers::lacking(&used, &offered, &registered)?;
+        providers::fetch(&store, &lacking, !self.no_pull)
+    }
+
+    fn register(&self, pools: &Pools) -> Result<(Providers, Registered), Problem> {
+        self.providers.register(&self.store.open()?, &pools.work)
+    }
+
+    /// The first provider in use for which virtual time means nothing.
+    fn networked(
+        &self,
+        used: &BTreeSet<(Modality, ProviderId)>,
+    ) -> Result<Option<ProviderId>, Problem> {
+        let (offered, _) = self.register(&Pools::new(1))?;
+        Ok(used
+            .iter()
+            .find(|(modality, id)| describe(&offered, *modality, id).is_some_and(|it| it.networked))
+            .map(|(_, id)| id.clone()))
+    }
+
+    async fn hold(
+        &self,
+        setup: Setup,
+        used: BTreeSet<(Modality, ProviderId)>,
+        turns: Vec<Ready>,
+        virtual_time: bool,
+    ) -> Result<(), Problem> {
+        let took = Stopwatch::start();
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let pools = if virtual_time {
+            Pools::in_virtual_time(cores)
+        } else {
+            Pools::new(cores)
+        };
+        let (offered, registered) = self.register(&pools)?;
+        let live = Live::new(!self.json);
+        live.say("loading models");
+        registered
+            .warm_up()
+            .await
+            .map_err(|fault| Problem::failure(fault.message))?;
+        let used_models = used
+            .iter()
+            .filter_map(|(modality, id)| {
+                let model = &describe(&offered, *modality, id)?.model;
+                Some((modality.as_str().to_owned(), format!("{id} ({model})")))
+            })
+            .collect();
+        live.say("speaking the user's words");
+        let utterances = voice::utterances(turns, &offered).await?;
+        let plan = setup.plan()?;
+        let (transport, line) = loopback::call(Script {
+            utterances,
+            ..Script::default()
+        })
+        .map_err(Problem::failure)?;
+        let sink_rate = transport.sink.sample_rate();
+
+        let config = Config::new(offered, pools);
+        let clock = config.clock;
+        let session =
+            SessionId::new(format!("loopback-{}", unix_ms())).map_err(Problem::failure)?;
+        let (recorder, recording) = match &self.timeline {
+            Some(path) => {
+                let header = FileHeader::new(
+                    session.clone(),
+                    setup.spec.version.clone(),
+                    "rspp loopback",
+                    plan.recording_policy.recording_level,
+                    Monotonic::from_duration(clock.now()),
+                    WallClock(unix_ms()),
+                );
+                let options = Options {
+                    level: plan.recording_policy.recording_level,
+                    ..Options::default()
+                };
+                let (recorder, recording) = record(path, header, options).await?;
+                (recorder, Some(recording))
+            }
+            None => (Recorder::null(), None),
+        };
+        let mut wav = match &self.out {
+            Some(path) => Some(StereoWriter::create(path, sink_rate).map_err(Problem::input)?),
+            None => None,
+        };
+
+        let runtime = Runtime::start(config).await.map_err(Problem::failure)?;
+        let handle = runtime
+            .open(SessionRequest {
+                tenant: TenantId::new("local").map_err(Problem::failure)?,
+                session,
+                pipeline: setup.spec.clone(),
+                policy: setup.policy.clone(),
+                settings: setup.settings.clone(),
+                attributes: BTreeMap::new(),
+                transport,
+                recorder,
+            })
+            .await
+            .map_err(Problem::input)?;
+        let mut notices = handle.subscribe();
+        let mut watcher = Watcher {
+            live: &live,
+            runtime: &runtime,
+            line: &line,
+            shows_turns: !self.json,
+            tree: None,
+        };
+        let interrupted = hang_up_on_ctrl_c(line.clone());
+        let mut write = tokio::time::interval(WRITE_EVERY);
+        let ended = handle.wait();
+        tokio::pin!(ended);
+        let session = loop {
+            tokio::select! {
+                biased;
+                notice = notices.recv() => match notice {
+                    Ok(notice) => watcher.notice(&notice)?,
+                    Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "notices were missed"),
+                    Err(RecvError::Closed) => break ended.await,
+                },
+                session = &mut ended => break session,
+                _ = write.tick() => keep(&mut wav, &line)?,
+            }
+        };
+        loop {
+            match notices.try_recv() {
+                Ok(notice) => watcher.notice(&notice)?,
+                Err(TryRecvError::Lagged(_)) => {}
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            }
+        }
+        let caught = watcher.tree.take();
+        let was_interrupted = interrupted.is_finished();
+        interrupted.abort();
+        let stopped = runtime.shut_down(GRACE).await;
+        if !stopped {
+            tracing::warn!("some actors had to be killed");
+        }
+
+        let mut files = Vec::new();
+        if let (Some(mut wav), Some(path)) = (wav.take(), &self.out) {
+            let rest = line.take_rest();
+            wav.write(&rest.user, &rest.agent)
+                .map_err(Problem::failure)?;
+            let lasts = wav.duration();
+            wav.finish().map_err(Problem::failure)?;
+            files.push((
+                path,
+                format!("{:.1} s, left user, right agent", lasts.as_secs_f64()),
+            ));
+        }
+        if let (Some(recording), Some(path)) = (recording, &self.timeline) {
+            let summary = recording.close().await.map_err(Problem::failure)?;
+            files.push((path, format!("{} entries", summary.entries)));
+        }
+        live.clear();
+        let session: SessionReport = session
+            .ok_or_else(|| Problem::failure("the session crashed; run with -v to see why"))?;
+        let report = Report::new(
+            &session,
+            Circumstances {
+                providers: used_models,
+                execution_profile: plan.execution_profile.as_str().to_owned(),
+                virtual_time,
+                interrupted: was_interrupted,
+                frames_after_clear: line.leaked(),
+                moments: line.moments(),
+            },
+        );
+        if let Some(path) = &self.report {
+            report
+                .write(path)
+                .map_err(|error| Problem::failure(format!("{}: {error}", path.display())))?;
+            files.push((path, format!("{} turns", report.turns.len())));
+        }
+        self.conclude(&report, caught, &files, took.elapsed())?;
+        if was_interrupted {
+            return Err(Problem::Interrupted);
+        }
+        Ok(())
+    }
+
+    fn conclude(
+        &self,
+        report: &Report,
+        tree: Option<Vec<ActorInfo>>,
+        files: &[(&PathBuf, String)],
+        took: Duration,
+    ) -> Result<(), Problem> {
+        if self.json {
+            return terminal::print_json(report);
+        }
+        if self.tree {
+            terminal::print(match tree {
+                Some(actors) => tree::text(&actors),
+                None => "the agent was never heard, so no tree was caught\n".to_owned(),
+            })?;
+        }
+        terminal::print(transcript::summary(report, took))?;
+        let width = files.iter().map(|(path, _)| path.as_os_str().len()).max();
+        for (path, what) in files {
+            let width = width.unwrap_or(0);
+            terminal::print(format!("{:width$}  {what}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Follows a conversation.
+struct Watcher<'a> {
+    live: &'a Live,
+    runtime: &'a Runtime,
+    line: &'a Line,
+    shows_turns: bool,
+    tree: Option<Vec<ActorInfo>>,
+}
+
+impl Watcher<'_> {
+    fn notice(&mut self, notice: &Notice) -> Result<(), Problem> {
+        match notice {
+            Notice::Signal(signal) => {
+                if signal.signal == Signal::PlaybackStarted && self.tree.is_none() {
+                    self.tree = Some(self.runtime.tree());
+                }
+            }
+            Notice::Event(event) => {
+                if let Some(Payload::Text(text)) = &event.payload {
+                    let speaker = match text.speaker {
+                        Speaker::User => "user",
+                        Speaker::Agent => "agent",
+                    };
+                    self.live.say(&format!("{speaker}: {}", text.text));
+                }
+            }
+            Notice::State(_) => {}
+            Notice::Turn(turn) => {
+                if self.shows_turns {
+                    let heard = crate::report::heard_after(&turn.turn_id, &self.line.moments());
+                    self.live.print_above(&transcript::turn(turn, heard))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Moves what was heard since the last time into the file.
+fn keep(wav: &mut Option<StereoWriter>, line: &Line) -> Result<(), Problem> {
+    let recorded = line.take_recorded();
+    match wav {
+        Some(wav) => wav
+            .write(&recorded.user, &recorded.agent)
+            .map_err(Problem::failure),
+        None => Ok(()),
+    }
+}
+
+/// The first Ctrl-C hangs up, so that everything is kept; a second one ends the process.
+fn hang_up_on_ctrl_c(line: Line) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_err() {
+            return std::future::pending().await;
+        }
+        terminal::note("\nhanging up; Ctrl-C again to stop at once");
+        line.hang_up();
+        tokio::spawn(async {
+            if tokio::signal::ctrl_c().await.is_ok() {
+                std::process::exit(130);
+            }
+        });
+    })
+}
+
+fn describe<'a>(
+    providers: &'a Providers,
+    modality: Modality,
+    id: &ProviderId,
+) -> Option<Description> {
+    match modality {
+        Modality::Stt => Some(providers.stt(id).ok()?.describe().clone()),
+        Modality::Llm => Some(providers.llm(id).ok()?.describe().clone()),
+        Modality::Tts => Some(providers.tts(id).ok()?.describe().clone()),
+        Modality::Vad => Some(providers.voice(id).ok()?.describe().clone()),
+        Modality::EndOfTurn => Some(providers.end_of_turn(id).ok()?.describe().clone()),
+        Modality::External => None,
+    }
+}
+
+/// Refuses a place that cannot be written before the conversation rather than after it.
+fn check_output(path: Option<&Path>) -> Result<(), Problem> {
+    let Some(path) = path else {
+        return Ok(());
+    };
+    let name = path.display();
+    if path.is_dir() {
+        return Err(Problem::input(format!(
+            "{name}: is a directory; name a file"
+        )));
+    }
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    };
+    if !parent.is_dir() {
+        return Err(Problem::input(format!(
+            "{name}: there is no directory {}; create it first",
+            parent.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Begins a timeline. An older one in its place is replaced, anything else is left alone.
+async fn record(
+    path: &Path,
+    header: FileHeader,
+    options: Options,
+) -> Result<(Recorder, Recording), Problem> {
+    let name = path.display();
+    let is_empty = fs::metadata(path).is_ok_and(|it| it.len() == 0);
+    if path.exists() {
+        if !is_empty && Timeline::open(path).is_err() {
+            return Err(Problem::input(format!(
+                "{name}: exists and is no timeline; choose another name"
+            )));
+        }
+        fs::remove_file(path).map_err(|error| Problem::input(format!("{name}: {error}")))?;
+    }
+    Recording::create(path, header, options)
+        .await
+        .map_err(|error| match error {
+            OpenError::Io { source, .. } => {
+                Problem::input(format!("{name}: cannot be written: {source}"))
+            }
+            OpenError::Preamble { .. } | OpenError::NoHeader { .. } => Problem::input(error),
+        })
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
+}

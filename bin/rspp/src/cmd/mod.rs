@@ -1,0 +1,9 @@
+//! One file per subcommand: what it takes and what it does.
+
+pub(crate) mod doctor;
+pub(crate) mod loopback;
+pub(crate) mod models;
+pub(crate) mod plan;
+pub(crate) mod timeline;
+pub(crate) mod tree;
+pub(crate) mod validate;

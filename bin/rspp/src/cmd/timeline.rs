@@ -1,0 +1,258 @@
+//! `rspp timeline`: what happened in a recorded conversation.
+
+use std::{
+    io::{self, BufWriter, Write},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::{Args, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser};
+use rspp_proto::{EventType, Lane, Monotonic, NodeId, TurnId, TurnNumber, abi::Signal};
+use rspp_timeline::{Entry, EntryKind, Filter, ReadError, Timeline as Recording, show, verify};
+use serde::Serialize;
+
+use crate::{call::said::parse_duration, problem::Problem, terminal};
+
+/// Look at the timeline of a recorded conversation.
+#[derive(Debug, Args)]
+pub(crate) struct Timeline {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    Show(Show),
+}
+
+/// Show a timeline's events, one line each.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rspp timeline show call.rspp                        Everything
+  rspp timeline show call.rspp --turn 2 --kind signal  The control signals of turn 2
+  rspp timeline show call.rspp --signal barge_in       Every interruption
+  rspp timeline show call.rspp --waterfall             Where each turn's time went
+  rspp timeline show call.rspp --check                 Does it keep the invariants?
+  rspp timeline show call.rspp --json | jq .kind       For programs, one object a line
+
+Several filters must all hold; several values of one filter are alternatives.")]
+struct Show {
+    /// The recording
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Only these turns: `2` or `turn-0002`
+    #[arg(long = "turn", value_name = "TURN", value_parser = parse_turn)]
+    turns: Vec<TurnId>,
+    /// Only these kinds of entries
+    #[arg(long = "kind", value_name = "KIND", value_parser = kind_parser())]
+    kinds: Vec<EntryKind>,
+    /// Only events of these types
+    #[arg(long = "type", value_name = "TYPE", value_parser = type_parser())]
+    event_types: Vec<EventType>,
+    /// Only these control signals
+    #[arg(long = "signal", value_name = "SIGNAL", value_parser = signal_parser(), hide_possible_values = true)]
+    signals: Vec<Signal>,
+    /// Only what these graph nodes did
+    #[arg(long = "node", value_name = "NODE")]
+    nodes: Vec<NodeId>,
+    /// Only these lanes
+    #[arg(long = "lane", value_name = "LANE", value_parser = lane_parser())]
+    lanes: Vec<Lane>,
+    /// Not before this time since the recording began: `1.5s`, `800ms`
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    since: Option<Duration>,
+    /// Not at or after this time since the recording began
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    until: Option<Duration>,
+    /// Show where each turn's time went, instead of the events
+    #[arg(long, conflicts_with_all = ["check", "json"])]
+    waterfall: bool,
+    /// Check the recording's invariants instead; exit code 1 if one is broken
+    #[arg(long)]
+    check: bool,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl Timeline {
+    pub(crate) fn run(self) -> Result<(), Problem> {
+        match self.action {
+            Action::Show(show) => show.run(),
+        }
+    }
+}
+
+impl Show {
+    fn run(self) -> Result<(), Problem> {
+        let name = self.file.display();
+        let mut recording = Recording::open(&self.file).map_err(|error| match error {
+            ReadError::Io(error) if error.kind() == io::ErrorKind::NotFound => {
+                Problem::input(format!("{name}: no such file"))
+            }
+            ReadError::Io(error) => Problem::input(format!("{name}: cannot be read: {error}")),
+            ReadError::Preamble(error) => Problem::input(format!("{name}: {error}")),
+        })?;
+        let filter = self.filter(&recording);
+        if self.check {
+            return self.check(recording);
+        }
+        let mut out = BufWriter::new(io::stdout().lock());
+        if self.waterfall {
+            waterfalls(&mut recording, &filter, &mut out)?;
+        } else if self.json {
+            show::json_lines(&mut recording, &filter, &mut out)?;
+        } else {
+            show::text(&mut recording, &filter, &mut out)?;
+        }
+        out.flush()?;
+        for problem in recording.report().problems() {
+            terminal::note(format!("{name}: {problem}"));
+        }
+        Ok(())
+    }
+
+    fn filter(&self, recording: &Recording) -> Filter {
+        let began = recording
+            .header()
+            .map_or(Monotonic::ZERO, |header| header.started_at);
+        Filter {
+            kinds: self.kinds.clone(),
+            event_types: self.event_types.clone(),
+            signals: self.signals.clone(),
+            nodes: self.nodes.clone(),
+            turns: self.turns.clone(),
+            lanes: self.lanes.clone(),
+            since: self.since.map(|since| began + since),
+            until: self.until.map(|until| began + until),
+        }
+    }
+
+    fn check(&self, mut recording: Recording) -> Result<(), Problem> {
+        let mut verifier = verify::Verifier::default();
+        let mut entries = 0;
+        for item in &mut recording {
+            verifier.observe(&item.map_err(Problem::failure)?.entry);
+            entries += 1;
+        }
+        let violations = verifier.finish();
+        let problems = recording.report().problems();
+        let holds = violations.is_empty() && problems.is_empty();
+        if self.json {
+            terminal::print_json(&Checked {
+                holds,
+                entries,
+                violations: &violations,
+                problems: &problems,
+            })?;
+        } else {
+            let name = self.file.display();
+            for problem in &problems {
+                terminal::print(format!("{name}: {problem}"))?;
+            }
+            for violation in &violations {
+                terminal::print(format!("{name}: {violation}"))?;
+            }
+            let verdict = if holds {
+                "all invariants hold".to_owned()
+            } else {
+                format!(
+                    "{} violations, {} problems",
+                    violations.len(),
+                    problems.len()
+                )
+            };
+            terminal::print(format!("{name}: {entries} entries, {verdict}"))?;
+        }
+        if holds {
+            Ok(())
+        } else {
+            Err(Problem::Reported)
+        }
+    }
+}
+
+/// What `--check --json` prints.
+#[derive(Serialize)]
+struct Checked<'a> {
+    holds: bool,
+    entries: u64,
+    violations: &'a [verify::Violation],
+    problems: &'a [String],
+}
+
+fn waterfalls(
+    recording: &mut Recording,
+    filter: &Filter,
+    out: &mut impl Write,
+) -> Result<(), Problem> {
+    for item in recording {
+        let Entry::Turn(turn) = item.map_err(Problem::failure)?.entry else {
+            continue;
+        };
+        if !filter.turns.is_empty() && !filter.turns.contains(&turn.turn_id) {
+            continue;
+        }
+        let outcome = turn
+            .terminal_outcome
+            .map_or("no end", |outcome| outcome.as_str());
+        writeln!(
+            out,
+            "{} ({outcome})\n{}",
+            turn.turn_id,
+            turn.anchors.waterfall()
+        )?;
+    }
+    Ok(())
+}
+
+fn parse_turn(text: &str) -> Result<TurnId, String> {
+    match text.parse() {
+        Ok(number) => Ok(TurnNumber(number).id()),
+        Err(_) => text
+            .parse()
+            .map_err(|error: rspp_proto::IdError| error.to_string()),
+    }
+}
+
+fn kind_parser() -> impl TypedValueParser<Value = EntryKind> {
+    one_of(EntryKind::ALL.iter().map(|kind| (kind.as_str(), *kind)))
+}
+
+fn signal_parser() -> impl TypedValueParser<Value = Signal> {
+    one_of(Signal::ALL.iter().map(|signal| (signal.as_str(), *signal)))
+}
+
+fn lane_parser() -> impl TypedValueParser<Value = Lane> {
+    one_of([
+        ("control", Lane::Control),
+        ("data", Lane::Data),
+        ("telemetry", Lane::Telemetry),
+    ])
+}
+
+fn type_parser() -> impl TypedValueParser<Value = EventType> {
+    one_of([
+        ("audio", EventType::Audio),
+        ("text", EventType::Text),
+        ("control", EventType::Control),
+        ("metrics", EventType::Metrics),
+        ("debug", EventType::Debug),
+        ("error", EventType::Error),
+    ])
+}
+
+/// Reads one of a closed list of names.
+fn one_of<T: Copy + Send + Sync + 'static>(
+    names: impl IntoIterator<Item = (&'static str, T)>,
+) -> impl TypedValueParser<Value = T> {
+    let names: Vec<(&'static str, T)> = names.into_iter().collect();
+    PossibleValuesParser::new(names.iter().map(|(name, _)| *name)).map(move |text: String| {
+        names
+            .iter()
+            .find(|(name, _)| *name == text)
+            .map(|(_, value)| *value)
+            .expect("only known names are possible")
+    })
+}

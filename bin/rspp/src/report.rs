@@ -1,0 +1,246 @@
+//! The report of a conversation, as programs read it: `rspp.report.v1`.
+
+use std::{collections::BTreeMap, fs, io, path::Path, time::Duration};
+
+use rspp_host::report::{SessionReport, TurnReport};
+use rspp_proto::{
+    Epoch, Lane, Monotonic, PipelineVersion, SessionId, TenantId, TurnId, abi::SchemaVersion,
+};
+use rspp_timeline::{OR02_EVIDENCE_SCHEMA_VERSION, VERSION as TIMELINE_VERSION};
+use rspp_transport_api::loopback::Moment;
+use serde::{Deserialize, Serialize};
+
+/// What the report calls its own format.
+pub(crate) const SCHEMA: &str = "rspp.report.v1";
+
+/// A conversation that is over.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) schema: String,
+    pub(crate) session: SessionPart,
+    pub(crate) versions: Versions,
+    pub(crate) turns: Vec<TurnPart>,
+    pub(crate) kernel_overhead_us: Overhead,
+}
+
+/// The conversation as a whole. Times are milliseconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SessionPart {
+    pub(crate) session_id: SessionId,
+    pub(crate) tenant_id: TenantId,
+    pub(crate) pipeline_version: PipelineVersion,
+    pub(crate) authority_epoch: Epoch,
+    pub(crate) transport: String,
+    /// Provider and model by modality, e.g. `stt: moonshine (base-en)`.
+    pub(crate) providers: BTreeMap<String, String>,
+    /// Whether the clock was virtual: waiting cost nothing, inference its real time.
+    pub(crate) virtual_time: bool,
+    /// Whether the user of the command line broke it off.
+    pub(crate) interrupted: bool,
+    /// Why it ended.
+    pub(crate) ended: String,
+    pub(crate) duration_ms: f64,
+    /// Intents that did not become turns.
+    pub(crate) refused_turns: u64,
+    /// Node hosts that crashed or gave up.
+    pub(crate) node_failures: u64,
+    /// Ticks of the output clock that found nothing to play in the middle of a reply.
+    pub(crate) underruns: u64,
+    /// Frames of a turn already taken back that still reached the line; must be 0.
+    pub(crate) frames_after_clear: u64,
+}
+
+/// What wrote the report, and in which formats.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Versions {
+    pub(crate) rspp: String,
+    pub(crate) event_abi: String,
+    pub(crate) timeline: String,
+    pub(crate) or02_evidence: String,
+    pub(crate) execution_profile: String,
+}
+
+/// One accepted turn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TurnPart {
+    pub(crate) turn_id: TurnId,
+    pub(crate) plan_hash: String,
+    /// `commit` or `abort`.
+    pub(crate) outcome: String,
+    /// Why, if it was aborted.
+    pub(crate) reason: Option<String>,
+    /// What the user said, as understood.
+    pub(crate) user_text: String,
+    /// What the agent was to say.
+    pub(crate) agent_text: String,
+    /// What was heard of it.
+    pub(crate) agent_text_played: String,
+    /// The canonical anchors, in milliseconds since the session was opened.
+    pub(crate) anchors_ms: BTreeMap<String, f64>,
+    /// From the end of the user's speech to the reply's first audio, as the runtime saw it.
+    pub(crate) first_audio_ms: Option<f64>,
+    /// The same as it could be heard on the line: from the user's last sound to the agent's first.
+    pub(crate) heard_after_ms: Option<f64>,
+    /// From the cancel's acceptance to the fence, in microseconds of real time.
+    pub(crate) cancel_fence_us: Option<f64>,
+    /// Items dropped, by lane.
+    pub(crate) dropped: BTreeMap<Lane, u64>,
+}
+
+/// What the runtime itself cost per event, in microseconds of real time.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Overhead {
+    pub(crate) samples: u64,
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) max: f64,
+}
+
+/// What the session does not know about itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Circumstances {
+    pub(crate) providers: BTreeMap<String, String>,
+    pub(crate) execution_profile: String,
+    pub(crate) virtual_time: bool,
+    pub(crate) interrupted: bool,
+    pub(crate) frames_after_clear: u64,
+    pub(crate) moments: Vec<Moment>,
+}
+
+impl Report {
+    pub(crate) fn new(session: &SessionReport, around: Circumstances) -> Self {
+        let overhead = session.kernel_overhead_us;
+        Self {
+            schema: SCHEMA.to_owned(),
+            turns: session
+                .turns
+                .iter()
+                .map(|turn| TurnPart::new(turn, session.opened_at, &around.moments))
+                .collect(),
+            session: SessionPart {
+                session_id: session.session_id.clone(),
+                tenant_id: session.tenant_id.clone(),
+                pipeline_version: session.pipeline_version.clone(),
+                authority_epoch: session.epoch,
+                transport: "loopback".to_owned(),
+                providers: around.providers,
+                virtual_time: around.virtual_time,
+                interrupted: around.interrupted,
+                ended: session.ended.clone(),
+                duration_ms: ms(session.ended_at.since(session.opened_at)),
+                refused_turns: session.refused,
+                node_failures: session.node_failures,
+                underruns: session.underruns,
+                frames_after_clear: around.frames_after_clear,
+            },
+            versions: Versions {
+                rspp: env!("CARGO_PKG_VERSION").to_owned(),
+                event_abi: SchemaVersion::CURRENT.to_string(),
+                timeline: format!("{}.{}", TIMELINE_VERSION.major, TIMELINE_VERSION.minor),
+                or02_evidence: OR02_EVIDENCE_SCHEMA_VERSION.to_owned(),
+                execution_profile: around.execution_profile,
+            },
+            kernel_overhead_us: Overhead {
+                samples: overhead.samples,
+                p50: overhead.p50,
+                p99: overhead.p99,
+                max: overhead.max,
+            },
+        }
+    }
+
+    /// Writes the report, whole or not at all.
+    pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".part");
+        fs::write(&beside, text)?;
+        fs::rename(&beside, path)
+    }
+}
+
+impl TurnPart {
+    fn new(turn: &TurnReport, opened_at: Monotonic, moments: &[Moment]) -> Self {
+        Self {
+            turn_id: turn.turn_id.clone(),
+            plan_hash: turn.plan_hash.clone(),
+            outcome: turn.outcome.clone(),
+            reason: turn.reason.clone(),
+            user_text: turn.user_text.clone(),
+            agent_text: turn.agent_text.clone(),
+            agent_text_played: turn.agent_text_played.clone(),
+            anchors_ms: turn.anchors_ms(opened_at),
+            first_audio_ms: turn.first_audio_ms,
+            heard_after_ms: heard_after(&turn.turn_id, moments).map(ms),
+            cancel_fence_us: turn.cancel_fence_us,
+            dropped: turn.dropped.clone(),
+        }
+    }
+}
+
+/// From the user's last sound before a reply to the reply's first.
+pub(crate) fn heard_after(turn: &TurnId, moments: &[Moment]) -> Option<Duration> {
+    let mut user_ended = None;
+    for moment in moments {
+        match *moment {
+            Moment::UserEnded { at, .. } => user_ended = Some(at),
+            Moment::ReplyBegan { turn: number, at } if number.id() == *turn => {
+                return Some(at.saturating_sub(user_ended?));
+            }
+            Moment::UserBegan { .. } | Moment::ReplyBegan { .. } | Moment::ReplyEnded { .. } => {}
+        }
+    }
+    None
+}
+
+fn ms(duration: Duration) -> f64 {
+    // A microsecond is as much as anybody can use.
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use rspp_proto::TurnNumber;
+
+    use super::*;
+
+    #[test]
+    fn a_reply_is_timed_from_the_last_sound_before_it() {
+        let at = Duration::from_millis;
+        let moments = [
+            Moment::UserBegan {
+                utterance: 0,
+                at: at(0),
+            },
+            Moment::UserEnded {
+                utterance: 0,
+                at: at(900),
+            },
+            Moment::ReplyBegan {
+                turn: TurnNumber(1),
+                at: at(1_500),
+            },
+            Moment::UserBegan {
+                utterance: 1,
+                at: at(2_000),
+            },
+            Moment::ReplyEnded {
+                turn: TurnNumber(1),
+                at: at(2_200),
+                cut: true,
+            },
+            Moment::UserEnded {
+                utterance: 1,
+                at: at(3_000),
+            },
+            Moment::ReplyBegan {
+                turn: TurnNumber(2),
+                at: at(3_450),
+            },
+        ];
+        assert_eq!(heard_after(&TurnNumber(1).id(), &moments), Some(at(600)));
+        assert_eq!(heard_after(&TurnNumber(2).id(), &moments), Some(at(450)));
+        assert_eq!(heard_after(&TurnNumber(3).id(), &moments), None);
+    }
+}

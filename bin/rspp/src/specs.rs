@@ -1,0 +1,200 @@
+//! Pipelines and policies from files, and the plan that follows from them.
+
+use std::{collections::BTreeSet, fs, io::Read, path::Path};
+
+use rspp_kernel::{
+    graph::Graph,
+    plan::{LayeredSettings, PlanInputs, ResolvedTurnPlan, SnapshotProvenance, resolve},
+};
+use rspp_proto::{
+    Epoch, ProviderId, TurnNumber,
+    spec::{Diagnostic, Diagnostics, Modality, Mode, Parsed, PipelineSpec, PolicyBundle, Severity},
+};
+
+use crate::{problem::Problem, terminal};
+
+/// Longest spec that is read.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// A spec file that cannot be used.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// It cannot be read at all.
+    Unreadable(String),
+    /// It says something wrong; in the order of the file.
+    Wrong(Vec<Diagnostic>),
+}
+
+impl Refused {
+    /// One message, for commands that are about something else.
+    pub(crate) fn into_problem(self, check_with: &str) -> Problem {
+        match self {
+            Self::Unreadable(message) => Problem::Input(message),
+            Self::Wrong(diagnostics) => {
+                let errors: Vec<&Diagnostic> = diagnostics
+                    .iter()
+                    .filter(|it| it.severity == Severity::Error)
+                    .collect();
+                let more = match errors.len() {
+                    0 | 1 => String::new(),
+                    n => format!(" (and {} more: {check_with})", n - 1),
+                };
+                let first = errors.first().map(ToString::to_string).unwrap_or_default();
+                Problem::Input(format!("{first}{more}"))
+            }
+        }
+    }
+}
+
+/// Reads a pipeline, and compiles its graph.
+pub(crate) fn pipeline(path: &Path, mode: Mode) -> Result<(Parsed<PipelineSpec>, Graph), Refused> {
+    let file = path.display().to_string();
+    let parsed = PipelineSpec::parse(&file, &read(path)?, mode)
+        .map_err(|Diagnostics(found)| Refused::Wrong(found))?;
+    let graph = Graph::compile(&parsed.spec).map_err(|errors| {
+        let diagnostic = |error: rspp_kernel::graph::GraphError| Diagnostic {
+            severity: Severity::Error,
+            code: "graph",
+            file: file.clone(),
+            line: 1,
+            column: 1,
+            path: String::new(),
+            message: error.to_string(),
+            hint: None,
+        };
+        Refused::Wrong(errors.into_iter().map(diagnostic).collect())
+    })?;
+    Ok((parsed, graph))
+}
+
+/// Reads a policy bundle.
+pub(crate) fn policy(path: &Path, mode: Mode) -> Result<Parsed<PolicyBundle>, Refused> {
+    PolicyBundle::parse(&path.display().to_string(), &read(path)?, mode)
+        .map_err(|Diagnostics(found)| Refused::Wrong(found))
+}
+
+fn read(path: &Path) -> Result<String, Refused> {
+    let refuse = |what: &str| Refused::Unreadable(format!("{}: {what}", path.display()));
+    let mut text = String::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin()
+            .take(MOST_BYTES + 1)
+            .read_to_string(&mut text)
+    } else {
+        fs::File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_string(&mut text))
+    };
+    match read {
+        Ok(bytes) if bytes as u64 > MOST_BYTES => Err(refuse("is longer than 1 MiB")),
+        Ok(0) => Err(refuse("the file is empty")),
+        Ok(_) => Ok(text),
+        Err(error) => Err(refuse(&match error.kind() {
+            std::io::ErrorKind::NotFound => "no such file".to_owned(),
+            std::io::ErrorKind::InvalidData => "is not UTF-8 text".to_owned(),
+            std::io::ErrorKind::IsADirectory => "is a directory, not a spec".to_owned(),
+            _ => format!("cannot be read: {error}"),
+        })),
+    }
+}
+
+/// What a conversation runs: pipeline, policy and settings.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) spec: PipelineSpec,
+    pub(crate) graph: Graph,
+    pub(crate) policy: Option<PolicyBundle>,
+    pub(crate) settings: LayeredSettings,
+}
+
+impl Setup {
+    /// The pipeline and policy in these files; the built-in pipeline and no policy without.
+    pub(crate) fn load(
+        pipeline_file: Option<&Path>,
+        policy_file: Option<&Path>,
+        settings: LayeredSettings,
+    ) -> Result<Self, Problem> {
+        let (spec, graph) = match pipeline_file {
+            Some(path) => {
+                let check_with = format!("rspp validate spec {}", path.display());
+                let (parsed, graph) = pipeline(path, Mode::Strict)
+                    .map_err(|refused| refused.into_problem(&check_with))?;
+                warn(&parsed.warnings);
+                (parsed.spec, graph)
+            }
+            None => {
+                let spec = PipelineSpec::simple();
+                let graph = Graph::compile(&spec)
+                    .expect("the built-in pipeline compiles, a test sees to it");
+                (spec, graph)
+            }
+        };
+        let policy = match policy_file {
+            Some(path) => {
+                let check_with = format!("rspp validate policy {}", path.display());
+                let parsed = policy(path, Mode::Strict)
+                    .map_err(|refused| refused.into_problem(&check_with))?;
+                warn(&parsed.warnings);
+                Some(parsed.spec)
+            }
+            None => None,
+        };
+        Ok(Self {
+            spec,
+            graph,
+            policy,
+            settings,
+        })
+    }
+
+    /// The plan that a first turn would run.
+    pub(crate) fn plan(&self) -> Result<ResolvedTurnPlan, Problem> {
+        let mut snapshots = SnapshotProvenance::local();
+        if let Some(policy) = &self.policy {
+            snapshots
+                .policy_resolution_snapshot
+                .clone_from(&policy.policy_resolution_snapshot);
+        }
+        let inputs = PlanInputs {
+            spec: &self.spec,
+            graph: &self.graph,
+            graph_fingerprint: self.graph.fingerprint(),
+            profile: self.spec.profile.as_str(),
+            settings: &self.settings,
+            policy: self.policy.as_ref(),
+            snapshots: &snapshots,
+            snapshots_fresh: true,
+        };
+        resolve(&inputs, &TurnNumber::FIRST.id(), Epoch::FIRST).map_err(Problem::input)
+    }
+
+    /// Every provider that some node may call, with what it is called for.
+    pub(crate) fn providers(&self) -> Result<BTreeSet<(Modality, ProviderId)>, Problem> {
+        let plan = self.plan()?;
+        let mut used = BTreeSet::new();
+        for node in &self.spec.nodes {
+            let Some(modality) = Modality::of(&node.kind) else {
+                continue;
+            };
+            for id in plan.node_bindings.get(&node.id).into_iter().flatten() {
+                used.insert((modality, id.clone()));
+            }
+        }
+        Ok(used)
+    }
+}
+
+fn warn(warnings: &[Diagnostic]) {
+    for warning in warnings {
+        terminal::note(warning.to_string());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_pipeline_compiles() {
+        let setup = Setup::load(None, None, LayeredSettings::default()).unwrap();
+        assert_eq!(setup.spec.nodes.len(), 6);
+    }
+}
