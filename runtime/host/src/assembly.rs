@@ -23,6 +23,7 @@ use rspp_proto::{
 use rspp_provider_api::{InferencePool, Providers};
 
 use crate::{
+    circuits::CallRules,
     event::{Arrival, Event, Port},
     node::{
         Inputs, NodeHost, NodeMaker, NodeSettings, NodeSetup, OutEdge, Standby,
@@ -40,6 +41,7 @@ pub(crate) struct Assembly {
     pub(crate) plan: Arc<ResolvedTurnPlan>,
     pub(crate) nodes: Arc<NodeRegistry>,
     pub(crate) providers: Arc<Providers>,
+    pub(crate) calls: Arc<CallRules>,
     pub(crate) pools: Pools,
     pub(crate) session_id: SessionId,
     pub(crate) turn: Option<TurnNumber>,
@@ -252,19 +254,14 @@ impl Assembly {
             epoch: self.epoch,
             turns: Arc::clone(&self.turns),
             budgets: Arc::new(self.plan.budgets.clone()),
-            budget: Duration::from_millis(
-                self.plan
-                    .node_budgets_ms
-                    .get(&spec.id)
-                    .copied()
-                    .unwrap_or(self.plan.budgets.node_budget_ms_default),
-            ),
+            budget: Duration::from_millis(self.plan.node_budget_ms(&spec.id)),
             providers: self
                 .plan
                 .node_bindings
                 .get(&spec.id)
                 .map_or_else(Arc::default, |ids| ids.as_slice().into()),
             registry: Arc::clone(&self.providers),
+            calls: Arc::clone(&self.calls),
             pool: pool.clone(),
             instructions: self.instructions.clone(),
             conversation: Arc::clone(&self.conversation),

@@ -1,13 +1,16 @@
 //! A provider call as an actor: attempts, deadlines, the answer passed on, the cancel passed down.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use rspp_actors::{
     CancellationToken, Clock, ControlRef, DataRef, ExitReason, NoData, NoTelemetry, Offer, Pump,
     PumpContext,
 };
-use rspp_proto::{EventId, InvocationId, Monotonic, OutcomeClass, ProviderId, spec::Modality};
+use rspp_kernel::invocation::{self as kernel, Failure, InvocationSignal, Order};
+use rspp_proto::{
+    EventId, InvocationId, Monotonic, OutcomeClass, ProviderId, abi::Signal, spec::Modality,
+};
 use rspp_provider_api::{Attempt, Call, ChunkStream, Deadlines, Fault, LlmChunk, SttChunk};
 use rspp_timeline::{AttemptRecord, InvocationOutcome, RetryDecision};
 use tokio::time::Instant;
@@ -18,8 +21,6 @@ use crate::{
     session::SessionControl,
 };
 
-/// Attempts at one provider (providers.md §4).
-const ATTEMPTS_PER_PROVIDER: u32 = 2;
 /// How much longer a local model may be silent than a networked provider.
 const LOCAL_PATIENCE: u32 = 5;
 
@@ -100,6 +101,7 @@ struct Work {
     request: CallRequest,
     modality: Modality,
     id: InvocationId,
+    machine: kernel::Invocation,
     began: Monotonic,
     records: Vec<AttemptRecord>,
     running: Option<Running>,
@@ -120,7 +122,6 @@ struct Running {
 /// What all attempts together have passed on.
 #[derive(Default)]
 struct Progress {
-    text: bool,
     audio: Duration,
     concluded: bool,
 }
@@ -134,8 +135,27 @@ impl Work {
         let event = EventId::new(label).expect("a node id and a number are no blank text");
         let id =
             InvocationId::canonical(&settings.session, turn.as_ref(), &event, modality.as_str());
+        let began = Monotonic::from_duration(site.clock.now());
+        let budgets = &settings.budgets;
+        let limit = match modality {
+            // An utterance lasts as long as the user speaks.
+            Modality::Stt => budgets.max_turn_duration_ms * 2,
+            Modality::Llm
+            | Modality::Tts
+            | Modality::Vad
+            | Modality::EndOfTurn
+            | Modality::External => budgets.turn_budget_ms,
+        };
+        let machine = kernel::Invocation::new(
+            id.clone(),
+            settings.providers.to_vec(),
+            settings.calls.policy.clone(),
+            began,
+            began + Duration::from_millis(limit),
+        );
         Self {
-            began: Monotonic::from_duration(site.clock.now()),
+            machine,
+            began,
             site,
             request,
             modality,
@@ -150,56 +170,76 @@ impl Work {
         Monotonic::from_duration(self.site.clock.now())
     }
 
-    /// Goes through the candidates of the frozen plan until one answers.
+    /// Carries out what the kernel's machine orders, until it says that the call is over.
     async fn run(&mut self) -> Result<(), Fault> {
-        let candidates = Arc::clone(&self.site.settings.providers);
+        let rules = Arc::clone(&self.site.settings.calls);
+        let modality = self.modality;
+        let mut verdict = {
+            let now = self.now();
+            self.machine.begin(now, |provider| {
+                rules.circuits.admits(modality, provider, now)
+            })
+        };
         let mut last = Fault::blocked("provider_endpoint_missing", "no provider is bound");
-        for (place, provider) in candidates.iter().enumerate() {
-            let mut attempt = Attempt::FIRST;
-            loop {
-                let Err(fault) = self.attempt(provider, attempt).await else {
-                    return Ok(());
-                };
-                let more = place + 1 < candidates.len();
-                let decision = self.decide(&fault, attempt, more);
-                self.record(Err(&fault), decision);
-                let backoff = fault.backoff.unwrap_or_default();
-                last = fault;
-                match decision {
-                    RetryDecision::None => return Err(last),
-                    RetryDecision::ProviderSwitch | RetryDecision::Fallback => break,
-                    RetryDecision::Retry => {
-                        tokio::time::sleep(backoff).await;
-                        attempt = attempt.next();
-                    }
-                }
+        loop {
+            self.emit(verdict.signals);
+            let (provider, attempt, at) = match verdict.order {
+                Order::Attempt {
+                    provider,
+                    attempt,
+                    at,
+                } => (provider, attempt, at),
+                Order::Finish(outcome) if outcome.class == OutcomeClass::Success => return Ok(()),
+                Order::Finish(_) => return Err(last),
+            };
+            tokio::time::sleep(at.since(self.now())).await;
+            let attempt = NonZeroU32::new(attempt).map_or(Attempt::FIRST, Attempt);
+            let outcome = self.attempt(&provider, attempt).await;
+            let now = self.now();
+            let (class, wish) = match &outcome {
+                Ok(()) => (OutcomeClass::Success, None),
+                Err(fault) => (fault.class, fault.backoff.filter(|_| fault.circuit_open)),
+            };
+            if let Some(change) = rules.circuits.record(modality, &provider, now, class, wish) {
+                self.emit(vec![InvocationSignal {
+                    signal: Signal::CircuitEvent,
+                    reason: format!("{provider} {}", change.reason()),
+                }]);
             }
+            verdict = match outcome {
+                Ok(()) => self.machine.succeeded(now),
+                Err(fault) => {
+                    let failure = Failure {
+                        class: fault.class,
+                        retryable: fault.retryable,
+                        reason: fault.reason,
+                        circuit_open: fault.circuit_open,
+                        backoff: fault.backoff,
+                    };
+                    let admits =
+                        |provider: &ProviderId| rules.circuits.admits(modality, provider, now);
+                    let verdict = self.machine.failed(now, &failure, admits);
+                    let decision = self.machine.attempts().last().map(|last| last.decision);
+                    self.record(Err(&fault), decision.unwrap_or(kernel::RetryDecision::None));
+                    last = fault;
+                    verdict
+                }
+            };
         }
-        Err(last)
     }
 
-    /// What a failure leads to. Words that were passed on cannot be taken back, so a language model
-    /// is asked again only if it has said nothing yet.
-    fn decide(&self, fault: &Fault, attempt: Attempt, more: bool) -> RetryDecision {
-        let spent = self.now().since(self.began);
-        let left =
-            Duration::from_millis(self.site.settings.budgets.turn_budget_ms).saturating_sub(spent);
-        let repeatable = match self.modality {
-            Modality::Llm => !self.progress.text,
-            Modality::Stt => !self.progress.concluded,
-            Modality::Tts | Modality::Vad | Modality::EndOfTurn | Modality::External => true,
-        };
-        if fault.class == OutcomeClass::Cancelled || !repeatable || left.is_zero() {
-            return RetryDecision::None;
-        }
-        let patient = fault.backoff.unwrap_or_default() < left;
-        if fault.retryable && attempt.get() < ATTEMPTS_PER_PROVIDER && patient && !more {
-            RetryDecision::Retry
-        } else if more {
-            // Another provider is at hand: that is quicker than waiting for this one.
-            RetryDecision::ProviderSwitch
-        } else {
-            RetryDecision::None
+    /// Has signals stamped and published by the session.
+    fn emit(&self, signals: Vec<InvocationSignal>) {
+        for InvocationSignal { signal, reason } in signals {
+            let message = SessionControl::ProviderSignal {
+                turn: self.site.settings.turn,
+                signal,
+                reason,
+                at: self.now(),
+            };
+            if self.site.session.send(message).is_err() {
+                tracing::debug!(call = %self.id, "the session takes no signal");
+            }
         }
     }
 
@@ -247,7 +287,7 @@ impl Work {
         if !self.progress.concluded && self.modality != Modality::Tts {
             return Err(Fault::stream("the answer ended before it was complete"));
         }
-        self.record(Ok(()), RetryDecision::None);
+        self.record(Ok(()), kernel::RetryDecision::None);
         Ok(())
     }
 
@@ -317,6 +357,7 @@ impl Work {
     /// Counts a chunk; `None` if it repeats audio that an earlier attempt has passed on.
     fn account(&mut self, chunk: Chunk, skip: &mut Duration) -> Option<Chunk> {
         let now = self.now();
+        self.machine.chunk(now);
         if let Some(running) = &mut self.running {
             running.first_chunk.get_or_insert(now);
             running.chunks += 1;
@@ -334,7 +375,8 @@ impl Work {
                 Some(chunk)
             }
             Chunk::Llm(LlmChunk::Delta(_) | LlmChunk::ToolCall(_)) => {
-                self.progress.text = true;
+                // Words that were passed on cannot be taken back (P6).
+                self.machine.commit();
                 Some(chunk)
             }
             Chunk::Stt(SttChunk::Partial { .. }) => Some(chunk),
@@ -368,7 +410,7 @@ impl Work {
         }
     }
 
-    fn record(&mut self, outcome: Result<(), &Fault>, decision: RetryDecision) {
+    fn record(&mut self, outcome: Result<(), &Fault>, decision: kernel::RetryDecision) {
         let Some(running) = self.running.take() else {
             return; // The attempt never reached a provider.
         };
@@ -382,7 +424,7 @@ impl Work {
             outcome_class: fault.map_or(OutcomeClass::Success, |fault| fault.class),
             reason: fault.map_or_else(String::new, |fault| fault.reason.to_owned()),
             retryable: fault.is_some_and(|fault| fault.retryable),
-            retry_decision: decision,
+            retry_decision: recorded(decision),
             authority_epoch: self.site.settings.epoch,
             started_at: running.began,
             ended_at: self.now(),
@@ -404,7 +446,7 @@ impl Work {
     /// Tells the session how it went, and the node that it is over.
     fn conclude(mut self, end: Result<(), Fault>) {
         if let Err(fault) = &end {
-            self.record(Err(fault), RetryDecision::None);
+            self.record(Err(fault), kernel::RetryDecision::None);
         }
         let ended_at = self.now();
         if let Some(last) = self.records.last() {
@@ -440,5 +482,15 @@ impl Work {
         };
         let call = self.site.key;
         let _node_is_gone = self.site.to.offer(Arrival::CallEnded { call, end });
+    }
+}
+
+/// The decision as the timeline writes it.
+fn recorded(decision: kernel::RetryDecision) -> RetryDecision {
+    match decision {
+        kernel::RetryDecision::None => RetryDecision::None,
+        kernel::RetryDecision::Retry => RetryDecision::Retry,
+        kernel::RetryDecision::ProviderSwitch => RetryDecision::ProviderSwitch,
+        kernel::RetryDecision::Fallback => RetryDecision::Fallback,
     }
 }

@@ -19,6 +19,8 @@ pub mod node;
 
 mod invoke;
 
+mod circuits;
+
 mod connection;
 
 mod event;

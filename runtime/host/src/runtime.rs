@@ -31,6 +31,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use crate::{
     assembly::Pools,
+    circuits::Circuits,
     connection::{Connection, ConnectionControl},
     event::Arrival,
     node::{Inputs, builtin::NodeRegistry},
@@ -181,6 +182,7 @@ pub struct Runtime {
     system: System,
     root: Handle<Node>,
     gatekeeper: Arc<Gatekeeper>,
+    circuits: Arc<Circuits>,
     overhead: Arc<Overhead>,
 }
 
@@ -202,6 +204,7 @@ impl Runtime {
             system,
             root,
             gatekeeper,
+            circuits: Arc::default(),
             overhead: Arc::default(),
         })
     }
@@ -237,6 +240,7 @@ impl Runtime {
             inputs,
             session: Box::new({
                 let config = self.config.clone();
+                let circuits = Arc::clone(&self.circuits);
                 let overhead = Arc::clone(&self.overhead);
                 let gatekeeper = Arc::clone(&self.gatekeeper);
                 let notices = notices.clone();
@@ -253,6 +257,7 @@ impl Runtime {
                     egress,
                     nodes: config.nodes,
                     providers: config.providers,
+                    circuits,
                     pools: config.pools,
                     recorder,
                     overhead,

@@ -15,7 +15,7 @@ use rspp_actors::{
 };
 use rspp_controlplane_api::{Lease, Leases};
 use rspp_kernel::{
-    CancelReason, Effect, Gates, Input, PlanFacts, SessionState,
+    CancelReason, Effect, Gates, Input, SessionState,
     conversation::Said,
     edge::EdgeNotice,
     fence::OutputFence,
@@ -24,7 +24,8 @@ use rspp_kernel::{
     turn::Ending,
 };
 use rspp_proto::{
-    Epoch, Lane, Monotonic, NodeId, Payload, SampleIndex, SpeechMark, TenantId, TurnNumber,
+    Epoch, ErrorCode, Lane, Monotonic, NodeId, OutcomeClass, Payload, SampleIndex, SpeechMark,
+    TenantId, TurnNumber,
     abi::{Emitter, Signal},
     spec::{NodeKind, PipelineSpec, PolicyBundle},
 };
@@ -35,6 +36,7 @@ pub use publish::Notice;
 
 use crate::{
     assembly::{Assembly, Hosts, Pools},
+    circuits::{CallRules, Circuits},
     connection::{Attachment, ConnectionControl, LineStats},
     event::{Arrival, Event, Port, Stamp},
     node::{NodeReport, builtin::NodeRegistry},
@@ -101,6 +103,12 @@ pub(crate) enum SessionControl {
         attempts: Vec<AttemptRecord>,
         outcome: Box<InvocationOutcome>,
     },
+    ProviderSignal {
+        turn: Option<TurnNumber>,
+        signal: Signal,
+        reason: String,
+        at: Monotonic,
+    },
     Playback {
         turn: TurnNumber,
         playback: Playback,
@@ -155,6 +163,7 @@ pub(crate) struct SessionSetup {
     pub(crate) egress: DataRef<Arrival>,
     pub(crate) nodes: Arc<NodeRegistry>,
     pub(crate) providers: Arc<rspp_provider_api::Providers>,
+    pub(crate) circuits: Arc<Circuits>,
     pub(crate) pools: Pools,
     pub(crate) recorder: Recorder,
     pub(crate) overhead: Arc<Overhead>,
@@ -225,6 +234,10 @@ impl Session {
         cancel: CancellationToken,
     ) -> Assembly {
         let blueprint = &self.setup.blueprint;
+        let calls = Arc::new(CallRules {
+            policy: plan.invocation_policy(),
+            circuits: Arc::clone(&self.setup.circuits),
+        });
         let conversation: Arc<[Said]> = match turn {
             // The newest contribution is what the user has just said; the turn is handed it apart.
             Some(_) => {
@@ -239,6 +252,7 @@ impl Session {
             plan,
             nodes: Arc::clone(&self.setup.nodes),
             providers: Arc::clone(&self.setup.providers),
+            calls,
             pools: self.setup.pools.clone(),
             session_id: self.setup.lease.session.clone(),
             turn,
@@ -340,14 +354,8 @@ impl Session {
                 turn.map(|turn| Input::ClauseMade { turn, segment })
             }
             NodeReport::CallFailed { end } => {
-                let reason = format!("{node}: {}", end.describe());
-                self.publisher.signal(
-                    Signal::ProviderError,
-                    Emitter::ProviderInvocationController,
-                    turn,
-                    Some(&reason),
-                    at,
-                );
+                let code = error_code(end.class);
+                self.publisher.error(turn, node, code, end.describe(), at);
                 None
             }
             NodeReport::EdgeNotice { edge, notice } => {
@@ -401,7 +409,8 @@ impl Session {
             NodeReport::Failed { ending, message } => {
                 self.node_failures += 1;
                 tracing::warn!(session = %self.setup.lease.session, %node, %message, "a node failed");
-                self.publisher.error(turn, node, ending, &message, at);
+                let code = ErrorCode::RuntimeInternalError;
+                self.publisher.error(turn, node, code, &message, at);
                 turn.map(|turn| Input::TurnFailed { turn, ending })
             }
         };
@@ -583,10 +592,7 @@ impl Session {
     fn resolve(&mut self, now: Monotonic, turn: TurnNumber, epoch: Epoch) {
         let facts = match self.setup.blueprint.plan(turn, epoch) {
             Ok(plan) => {
-                let facts = PlanFacts {
-                    hash: plan.plan_hash.clone(),
-                    budgets: plan.budgets.clone(),
-                };
+                let facts = plan.facts();
                 self.publisher.plan(turn, &plan, now);
                 self.ledger.planned(turn, &plan);
                 let (outcome, stamp) = self.publisher.admission(turn, now);
@@ -748,6 +754,16 @@ impl Actor for Session {
                 self.ledger.invoked(turn, &outcome);
                 self.publisher.invocation(*outcome);
             }
+            SessionControl::ProviderSignal {
+                turn,
+                signal,
+                reason,
+                at,
+            } => {
+                let emitter = Emitter::ProviderInvocationController;
+                self.publisher
+                    .signal(signal, emitter, turn, Some(&reason), at);
+            }
             SessionControl::Playback { turn, playback, at } => {
                 self.playback(now, turn, playback, at);
             }
@@ -806,7 +822,7 @@ impl Actor for Session {
             let node = NodeId::new(exit.name.as_str())?;
             let message = format!("the node host {}", exit.reason);
             self.publisher
-                .error(None, &node, Ending::NodeFailed, &message, now);
+                .error(None, &node, ErrorCode::RuntimeInternalError, &message, now);
             match exit.verdict {
                 Verdict::Restarted { .. } | Verdict::Restarting { .. } => {}
                 Verdict::Ended | Verdict::GaveUp => {
@@ -857,5 +873,17 @@ impl Actor for Session {
         let (done, _) = oneshot::channel();
         let done = std::mem::replace(&mut self.setup.done, done);
         let _nobody_waits = done.send(report);
+    }
+}
+
+/// The taxonomy's word for how a call ended (F-131).
+fn error_code(class: OutcomeClass) -> ErrorCode {
+    match class {
+        OutcomeClass::Timeout => ErrorCode::ProviderTimeout,
+        OutcomeClass::Overload => ErrorCode::ProviderOverload,
+        OutcomeClass::Success
+        | OutcomeClass::Blocked
+        | OutcomeClass::InfrastructureFailure
+        | OutcomeClass::Cancelled => ErrorCode::RuntimeInternalError,
     }
 }

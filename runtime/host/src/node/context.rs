@@ -22,7 +22,10 @@ use super::{
     NodeError,
     call::{CallRequest, Dictation},
 };
-use crate::event::{CallEnd, CallKey, Event, Stamp};
+use crate::{
+    circuits::CallRules,
+    event::{CallEnd, CallKey, Event, Stamp},
+};
 
 /// What a node is told when it is made; constant while it lives.
 #[derive(Clone)]
@@ -45,6 +48,8 @@ pub struct NodeSettings {
     pub providers: Arc<[ProviderId]>,
     /// All providers of the process.
     pub registry: Arc<Providers>,
+    /// How calls to them may be repeated and moved.
+    pub(crate) calls: Arc<CallRules>,
     /// Where inference runs.
     pub pool: InferencePool,
     /// What the agent is told it is.

@@ -4,10 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rspp_actors::Clock;
 use rspp_kernel::{
-    Emission, SessionState,
-    edge::EdgeNotice,
-    plan::ResolvedTurnPlan,
-    turn::{Ending, Refusal},
+    Emission, SessionState, edge::EdgeNotice, plan::ResolvedTurnPlan, turn::Refusal,
 };
 use rspp_proto::{
     DebugNote, EdgeId, Epoch, ErrorCode, ErrorNote, EventId, Lane, Monotonic, NodeId, Payload,
@@ -251,16 +248,12 @@ impl Publisher {
         &mut self,
         turn: Option<TurnNumber>,
         node: &NodeId,
-        ending: Ending,
+        error_code: ErrorCode,
         message: &str,
         at: Monotonic,
     ) {
         let note = ErrorNote {
-            error_code: if ending == Ending::ProviderFailed {
-                ErrorCode::ProviderTimeout
-            } else {
-                ErrorCode::RuntimeInternalError
-            },
+            error_code,
             node_id: Some(node.clone()),
             message: message.to_owned(),
             retryable: false,

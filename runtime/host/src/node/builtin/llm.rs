@@ -114,7 +114,6 @@ impl Node for Llm {
             cx.emit(Payload::TextEnd);
             return Step::OK;
         }
-        cx.report(NodeReport::CallFailed { end: end.clone() });
         Step::Done(Err(NodeError::provider(end.describe())))
     }
 

@@ -155,7 +155,6 @@ impl Node for Tts {
             return Step::OK;
         };
         if !end.is_success() {
-            cx.report(NodeReport::CallFailed { end: end.clone() });
             return Step::Done(Err(NodeError::provider(end.describe())));
         }
         speaking.finish(cx);
