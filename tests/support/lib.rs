@@ -1,3 +1,6 @@
-//! Scripted calls, fixtures and helpers that the suites share.
+//! Behaviour across crates: one suite, one binary.
+//!
+//! This library holds what the suites share: scripted calls, fixtures, the feature table.
 
 pub mod call;
+pub mod features;

@@ -1,0 +1,7 @@
+//! The repository's own rules: who may know whom, what is shown by which test, what is never said.
+
+mod features;
+mod layers;
+mod samples;
+mod tree;
+mod words;

@@ -1,0 +1,45 @@
+//! Every sample in `deploy/` is a good one.
+
+use rspp_proto::spec::{Mode, PipelineSpec, PolicyBundle};
+
+use crate::tree;
+
+/// Reads a sample strictly: `Err` says what is wrong with it, warnings included.
+fn load(path: &str, text: &str) -> Result<(), String> {
+    let warnings = if path.contains("/policies/") {
+        PolicyBundle::parse(path, text, Mode::Strict).map(|parsed| parsed.warnings)
+    } else {
+        PipelineSpec::parse(path, text, Mode::Strict).map(|parsed| parsed.warnings)
+    };
+    match warnings {
+        Ok(warnings) if warnings.is_empty() => Ok(()),
+        Ok(warnings) => Err(warnings.iter().map(ToString::to_string).collect()),
+        Err(errors) => Err(errors.to_string()),
+    }
+}
+
+#[test]
+fn samples_pass_strict_mode_without_a_warning() {
+    let is_sample = |path: &str| {
+        let is_spec = ["deploy/pipelines/", "deploy/policies/"];
+        is_spec.iter().any(|dir| path.starts_with(dir)) && path.ends_with(".yaml")
+    };
+    for (path, text) in tree::tracked() {
+        if is_sample(&path) {
+            assert_eq!(load(&path, &text), Ok(()), "{path}");
+        }
+    }
+}
+
+#[test]
+fn a_bad_sample_would_be_noticed() {
+    let good = PipelineSpec::simple_template();
+    assert_eq!(load("deploy/pipelines/good.yaml", good), Ok(()));
+    let bad = good.replacen("kind: vad", "kind: vat", 1);
+    let error = load("deploy/pipelines/bad.yaml", &bad).unwrap_err();
+    assert!(error.contains("deploy/pipelines/bad.yaml"), "{error}");
+    assert!(
+        load("deploy/policies/bad.yaml", good).is_err(),
+        "a pipeline is no policy"
+    );
+}
