@@ -111,7 +111,7 @@ ids! {
     PipelineVersion = "pipeline version";
     /// Who a session is accounted to.
     TenantId = "tenant id";
-    /// A provider in the registry, e.g. `stt-deepgram`.
+    /// A provider in the registry, e.g. `stt-local`.
     ProviderId = "provider id";
     /// Names one effect over retry, reconnect and failover, so that it happens once.
     IdempotencyKey = "idempotency key";

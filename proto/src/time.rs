@@ -107,7 +107,7 @@ impl SampleRate {
     pub const HZ_8000: Self = Self(NonZeroU32::new(8_000).expect("not zero"));
     /// 16 kHz: what speech recognition runs on, and the runtime's own rate for user audio.
     pub const HZ_16000: Self = Self(NonZeroU32::new(16_000).expect("not zero"));
-    /// 22.05 kHz: Piper voices.
+    /// 22.05 kHz: many synthesised voices.
     pub const HZ_22050: Self = Self(NonZeroU32::new(22_050).expect("not zero"));
     /// 24 kHz: web clients and most vendor voices.
     pub const HZ_24000: Self = Self(NonZeroU32::new(24_000).expect("not zero"));

@@ -154,6 +154,7 @@ fn invalid_typed(typed: fn(&Value) -> Result<(), String>, value: &Value, why: &s
 
 // === event-abi §8: events ===
 
+/// CT-001
 #[test]
 fn valid_event_fixtures_pass_both_validators() {
     valid(typed_event, &EVENT, &event());
@@ -197,6 +198,7 @@ fn every_field_of_the_envelope_can_be_said() {
     assert_eq!(serde_json::to_value(back).unwrap(), full);
 }
 
+/// CT-001
 #[test]
 fn invalid_event_fixtures_fail_both_validators() {
     let bad = |changes: Value, why: &str| {
@@ -340,7 +342,7 @@ fn every_signal_passes_when_complete() {
     }
 }
 
-/// event-abi §4: nobody says a signal that is not theirs.
+/// CT-002, event-abi §4: nobody says a signal that is not theirs.
 #[test]
 fn every_signal_is_refused_from_every_other_emitter() {
     for &name in Signal::ALL {
@@ -418,7 +420,7 @@ fn every_signal_keeps_to_its_scope() {
     }
 }
 
-/// event-abi §8, control_signal, by the fixtures' names.
+/// CT-001, event-abi §8, control_signal, by the fixtures' names.
 #[test]
 fn signal_fixtures_mean_what_they_say() {
     use Signal as S;
@@ -595,7 +597,7 @@ fn outcome_fixtures_mean_what_they_say() {
     );
 }
 
-/// controlplane §2: the rules, written once more as a predicate, over every combination.
+/// CT-005, controlplane §2: the rules, written once more as a predicate, over every combination.
 #[test]
 fn outcomes_follow_every_rule_and_no_other() {
     let kinds = [

@@ -38,6 +38,7 @@ impl Actor for Echo {
     }
 }
 
+/// F-142
 #[tokio::test(start_paused = true)]
 async fn control_overtakes_a_full_data_lane_between_any_two_items() {
     const ITEMS: u32 = 500;

@@ -187,7 +187,7 @@ impl TurnTransition {
 mod tests {
     use super::{TurnState as S, TurnTrigger as T, *};
 
-    /// lifecycle §1: nine edges are legal, all others are not.
+    /// CT-003, lifecycle §1: nine edges are legal, all others are not.
     #[test]
     fn only_the_edges_of_the_table_are_legal() {
         let legal = [

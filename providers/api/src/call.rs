@@ -80,7 +80,7 @@ pub type ChunkStream<T> = Pin<Box<dyn Stream<Item = Result<T, Fault>> + Send>>;
 /// What a provider is; constant while the process runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
-    /// Its id in the registry, e.g. `stt-deepgram`.
+    /// Its id in the registry, e.g. `stt-local`.
     pub id: ProviderId,
     /// The model or voice, as reports name it.
     pub model: String,

@@ -130,7 +130,7 @@ mod tests {
     const T1: TurnNumber = TurnNumber(1);
     const T2: TurnNumber = TurnNumber(2);
 
-    /// CF-001, CF-002, P1.
+    /// F-175, CF-001, CF-002, P1.
     #[test]
     fn nothing_of_a_turn_is_accepted_after_its_fence() {
         let fence = OutputFence::new(E1);

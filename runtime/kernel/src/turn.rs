@@ -295,7 +295,7 @@ mod tests {
     const KEPT: TurnInput = Sealed { stored: true };
     const LOST: TurnInput = Sealed { stored: false };
 
-    /// T1 to T5a, CT-003, AE-001, AE-005: what is refused before opening is never aborted or closed.
+    /// F-141, T1 to T5a, CT-003, AE-001, AE-005: what is refused before opening is never aborted or closed.
     #[test]
     fn the_way_to_an_open_turn() {
         check(&[Proposed], S::Opening, &[]); // T1

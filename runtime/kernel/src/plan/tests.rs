@@ -230,7 +230,7 @@ fn simple_v1_has_the_documented_numbers() {
     );
 }
 
-/// AC-078-1: every value of every surface says where it came from.
+/// F-078, CT-004, AC-078-1: every value of every surface says where it came from.
 #[test]
 fn every_default_has_its_provenance() {
     for policy in [None, Some(bundle()), Some(full_bundle())] {
@@ -260,7 +260,7 @@ fn every_default_has_its_provenance() {
     assert!(plan.provenance_coverage() < 1.0, "a hole is seen");
 }
 
-/// AC-078-2: any other profile is refused, with or without overrides, by one code.
+/// F-078, AC-078-2: any other profile is refused, with or without overrides, by one code.
 #[test]
 fn other_profiles_are_refused() {
     for profile in ["simple/v1", "simple", "simple-v1"] {
@@ -572,7 +572,7 @@ fn values_that_cannot_work_are_refused() {
     );
 }
 
-/// Invariant 13, F-149: equal inputs, equal plan; each thing that decides changes the hash.
+/// CT-004, invariant 13, F-149: equal inputs, equal plan; each thing that decides changes the hash.
 #[test]
 fn the_hash_covers_what_decides_and_nothing_else() {
     let base = Case::new().resolve().unwrap();

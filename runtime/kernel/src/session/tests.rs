@@ -209,7 +209,7 @@ fn a_turn_opens_speaks_and_commits() {
     assert_eq!(rig.heard(), ["one two three four"]);
 }
 
-/// T2, T3, T4, T5a, AE-001, AE-005: judged in order, and nothing is aborted or closed.
+/// F-141, T2, T3, T4, T5a, AE-001, AE-005: judged in order, and nothing is aborted or closed.
 #[test]
 fn refusals_are_judged_in_order_and_stay_pre_turn() {
     #[track_caller]
