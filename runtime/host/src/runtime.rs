@@ -213,12 +213,18 @@ impl Runtime {
     pub async fn open(&self, request: SessionRequest) -> Result<SessionHandle, OpenError> {
         let graph = Graph::compile(&request.pipeline).map_err(OpenError::Graph)?;
         self.check_nodes(&request.pipeline)?;
+        let mut snapshots = SnapshotProvenance::local();
+        if let Some(policy) = &request.policy {
+            // Standing alone, the policy that was handed over is the one in force.
+            let named = &policy.policy_resolution_snapshot;
+            snapshots.policy_resolution_snapshot.clone_from(named);
+        }
         let blueprint = Blueprint {
             spec: request.pipeline,
             graph: Arc::new(graph),
             policy: request.policy,
             settings: request.settings,
-            snapshots: SnapshotProvenance::local(),
+            snapshots,
         };
         let plan = blueprint.plan(LISTENING, Epoch::FIRST)?;
         self.check_providers(&blueprint, &plan)?;
