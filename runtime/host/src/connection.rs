@@ -174,6 +174,8 @@ struct Outbound {
     queue: VecDeque<Event>,
     /// When the next frame is due; `None` while nothing plays.
     due: Option<Instant>,
+    /// Whether a reply has begun to play and its end has not come.
+    in_reply: bool,
     resampler: Option<(SampleRate, Resampler)>,
     converted: Vec<i16>,
     framer: Framer,
@@ -205,6 +207,7 @@ impl Line {
             outbound: Outbound {
                 queue: VecDeque::new(),
                 due: None,
+                in_reply: false,
                 resampler: None,
                 converted: Vec::new(),
                 framer: Framer::new(out_rate),
@@ -378,10 +381,12 @@ impl Line {
         }
         // Nothing left: the clock starts anew with the next frame.
         self.outbound.due = None;
-        self.attachment
-            .line
-            .underruns
-            .fetch_add(1, Ordering::Relaxed);
+        if self.outbound.in_reply {
+            self.attachment
+                .line
+                .underruns
+                .fetch_add(1, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -410,6 +415,7 @@ impl Line {
                 return Ok(false);
             }
         }
+        self.outbound.in_reply = true;
         self.convert_and_play(turn, chunk)?;
         Ok(true)
     }
@@ -446,6 +452,7 @@ impl Line {
         if !self.attachment.fence.is_live(turn) {
             return Ok(());
         }
+        self.outbound.in_reply = false;
         let to = self.sink.sample_rate();
         if let Some((_, mut resampler)) = self.outbound.resampler.take() {
             self.outbound.converted.clear();
@@ -477,6 +484,7 @@ impl Line {
             .fetch_add(dropped, Ordering::Relaxed);
         self.outbound.resampler = None;
         self.outbound.framer.clear();
+        self.outbound.in_reply = false;
         self.sink.clear(turn);
         if self.outbound.queue.is_empty() {
             self.outbound.due = None;

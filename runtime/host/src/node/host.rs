@@ -406,8 +406,11 @@ impl NodeHost {
                     return; // Cancelled while waiting for space.
                 }
             }
-            if !routed && let Some(event) = event {
-                // Nobody downstream asked for it: an observer may be interested.
+            // Nobody downstream asked for it: an observer may be interested, but not in data.
+            if !routed
+                && let Some(event) = event
+                && is_telemetry(&event.payload)
+            {
                 let _unwatched = self.setup.telemetry.offer(event);
             }
         }
@@ -542,6 +545,17 @@ impl OutEdge {
             port: self.port,
             max_block_time: self.max_block_time,
         }
+    }
+}
+
+fn is_telemetry(payload: &Payload) -> bool {
+    match payload {
+        Payload::Speech(_)
+        | Payload::Metrics(_)
+        | Payload::Debug(_)
+        | Payload::Error(_)
+        | Payload::Extension(_) => true,
+        Payload::AudioChunk(_) | Payload::AudioEnd | Payload::Text(_) | Payload::TextEnd => false,
     }
 }
 
