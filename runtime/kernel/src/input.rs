@@ -1,6 +1,11 @@
 //! Everything that can happen to a session.
 
-use rspp_proto::{Epoch, SampleIndex, TurnNumber, spec::Budgets};
+use std::collections::BTreeSet;
+
+use rspp_proto::{
+    Epoch, SampleIndex, TurnNumber,
+    spec::{AdaptiveAction, Budgets},
+};
 
 use crate::turn::Ending;
 
@@ -50,6 +55,8 @@ pub struct PlanFacts {
     pub hash: String,
     /// Time limits of the turn.
     pub budgets: Budgets,
+    /// What may be done about running out of them.
+    pub actions: BTreeSet<AdaptiveAction>,
 }
 
 /// What happened.

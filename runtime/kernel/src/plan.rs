@@ -267,6 +267,7 @@ impl ResolvedTurnPlan {
         PlanFacts {
             hash: self.plan_hash.clone(),
             budgets: self.budgets.clone(),
+            actions: self.allowed_adaptive_actions.clone(),
         }
     }
 

@@ -9,10 +9,12 @@ use std::time::Duration;
 use rspp_proto::{
     Epoch, Monotonic, TurnNumber,
     abi::{CancelScope, Emitter, Signal, TurnTransition, TurnTrigger},
-    spec::{Budgets, LateEventPolicy, PlanFailurePolicy, TurnPolicy},
+    spec::{LateEventPolicy, PlanFailurePolicy, TurnPolicy},
 };
 
 use crate::{
+    authority::{Authority, AuthorityFault, Checkpoint},
+    budget::{BudgetEvent, BudgetKey, BudgetManager, BudgetVerdict},
     conversation::{Conversation, Reply},
     effect::{Effect, Emission, SessionState},
     input::{CancelReason, Gates, Input, PlanFacts},
@@ -29,13 +31,11 @@ struct Running {
     turn: Turn,
     user_text: String,
     reply: Reply,
-    budgets: Option<Budgets>,
-    opened_at: Monotonic,
+    budget: Option<BudgetManager>,
     /// The strongest ending since the last arbitration point.
     pending: Option<Ending>,
     progressed: bool,
     audible: bool,
-    budget_reported: bool,
     /// Output frames accepted, once the fence has fallen.
     accepted: Option<u32>,
 }
@@ -59,7 +59,7 @@ pub struct Session {
     policy: TurnPolicy,
     state: SessionState,
     epoch: Epoch,
-    authorized: bool,
+    authority: Authority,
     next_turn: TurnNumber,
     running: Option<Running>,
     /// What the user said meanwhile.
@@ -78,7 +78,7 @@ impl Session {
             policy,
             state: SessionState::Connecting,
             epoch,
-            authorized: true,
+            authority: Authority::new(epoch),
             next_turn: TurnNumber::FIRST,
             running: None,
             waiting: None,
@@ -128,7 +128,10 @@ impl Session {
     /// whoever carries effects out.
     pub fn take_fence(&mut self) -> Option<TurnNumber> {
         match self.effects.front() {
-            Some(Effect::Fence { turn, cancelled: true }) => {
+            Some(Effect::Fence {
+                turn,
+                cancelled: true,
+            }) => {
                 let turn = *turn;
                 self.effects.pop_front();
                 Some(turn)
@@ -185,7 +188,7 @@ impl Session {
             Input::ClauseMade { turn, segment } => {
                 self.of_turn(turn, |running| running.reply.complete(segment));
             }
-            Input::PlaybackStarted { turn } => self.playback_started(turn),
+            Input::PlaybackStarted { turn } => self.playback_started(now, turn),
             Input::PlaybackFinished { turn } => self.playback_finished(turn),
             Input::TurnFailed { turn, ending } => {
                 self.of_turn(turn, |running| running.end(ending));
@@ -329,12 +332,10 @@ impl Session {
             turn: Turn::default(),
             user_text,
             reply: Reply::default(),
-            budgets: None,
-            opened_at: Monotonic::ZERO,
+            budget: None,
             pending: None,
             progressed: false,
             audible: false,
-            budget_reported: false,
             accepted: None,
         });
         self.signal_because(
@@ -356,12 +357,15 @@ impl Session {
             Some(Refusal::Defer(RefusalReason::Snapshot)) // T2
         } else if !gates.capacity {
             Some(Refusal::Reject(RefusalReason::Capacity)) // T2
-        } else if gates.epoch != self.epoch {
-            Some(Refusal::StaleEpoch) // T3
-        } else if !gates.authorized || !self.authorized {
-            Some(Refusal::Deauthorized) // T4
         } else {
-            None
+            match self.authority.check(Checkpoint::Dispatch, gates.epoch) {
+                Err(AuthorityFault::Stale { .. } | AuthorityFault::WithoutLease { .. }) => {
+                    Some(Refusal::StaleEpoch) // T3
+                }
+                Err(AuthorityFault::Revoked { .. }) => Some(Refusal::Deauthorized), // T4
+                Ok(()) if !gates.authorized => Some(Refusal::Deauthorized),         // T4
+                Ok(()) => None,
+            }
         };
         match refusal {
             Some(refusal) => self.step(TurnInput::Refused(refusal)),
@@ -377,7 +381,7 @@ impl Session {
             return;
         }
         // Authority may have gone while the plan was built (T4 still holds).
-        if !self.authorized {
+        if self.authority.epoch().is_none() {
             self.step(TurnInput::Refused(Refusal::Deauthorized));
             return;
         }
@@ -390,8 +394,7 @@ impl Session {
             return;
         };
         self.of_turn(turn, |running| {
-            running.budgets = Some(facts.budgets);
-            running.opened_at = now;
+            running.budget = Some(BudgetManager::new(&facts.budgets, facts.actions, now));
         });
         self.step(TurnInput::PlanResolved); // T5
     }
@@ -421,11 +424,14 @@ impl Session {
         }
     }
 
-    fn playback_started(&mut self, turn: TurnNumber) {
+    fn playback_started(&mut self, now: Monotonic, turn: TurnNumber) {
         let mut first = false;
         self.of_turn(turn, |running| {
             first = !running.audible && running.pending.is_none();
             running.audible = true;
+            if let Some(budget) = &mut running.budget {
+                budget.first_output(now);
+            }
         });
         if first {
             self.signal_because(
@@ -461,31 +467,29 @@ impl Session {
         if self.barge_in_at.is_some_and(|at| at <= now) {
             self.cancel(CancelReason::BargeIn);
         }
-        let Some(running) = &mut self.running else {
+        let Some(mut running) = self.running.as_mut() else {
             return;
         };
         let turn = running.number;
-        match running.budget_verdict(now) {
-            BudgetVerdict::Within => {}
-            BudgetVerdict::GoOn => self.signal_because(
-                Signal::BudgetWarning,
-                Emitter::BudgetManager,
-                Some(turn),
-                "turn_first_output_late",
-            ),
-            BudgetVerdict::Terminate(reason) => {
+        while let Some(event) = running.poll_budget(now) {
+            let reason = event.key.as_str();
+            let signals: Vec<_> = event.signals().collect();
+            let ends = running.is_ended_by(&event);
+            if ends {
                 running.end(Ending::BudgetTerminated);
-                self.signal_because(
-                    Signal::BudgetExhausted,
-                    Emitter::BudgetManager,
-                    Some(turn),
-                    reason,
-                );
-                self.effects.push_back(Effect::Cancel {
-                    turn,
-                    reason: CancelReason::Timeout,
-                });
             }
+            for signal in signals {
+                self.signal_because(signal, Emitter::BudgetManager, Some(turn), reason);
+            }
+            if ends {
+                let reason = CancelReason::Timeout;
+                self.effects.push_back(Effect::Cancel { turn, reason });
+                return;
+            }
+            let Some(next) = &mut self.running else {
+                return;
+            };
+            running = next;
         }
     }
 
@@ -493,7 +497,7 @@ impl Session {
 
     /// A turn that opened under the older epoch cannot be continued: what it says would be refused.
     fn rotated(&mut self, epoch: Epoch) {
-        if epoch <= self.epoch {
+        if self.authority.grant(epoch).is_err() {
             return; // Epochs only rise; an older one is stale news.
         }
         self.epoch = epoch;
@@ -504,7 +508,7 @@ impl Session {
     }
 
     fn revoked(&mut self) {
-        self.authorized = false;
+        self.authority.revoke();
         self.waiting = None;
         self.effects.push_back(Effect::Revoke);
         if let Some(running) = &mut self.running {
@@ -668,57 +672,35 @@ impl Session {
 
 // === impl Running ===
 
-/// What a turn's time budget says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum BudgetVerdict {
-    Within,
-    /// Late, but something is on its way: say so and go on.
-    GoOn,
-    Terminate(&'static str),
-}
-
 impl Running {
     fn end(&mut self, ending: Ending) {
         self.pending = self.pending.max(Some(ending));
     }
 
-    fn first_output_deadline(&self) -> Option<Monotonic> {
-        let budgets = self.budgets.as_ref()?;
-        (!self.audible && !self.budget_reported)
-            .then(|| self.opened_at + Duration::from_millis(budgets.turn_budget_ms))
-    }
-
-    fn last_deadline(&self) -> Option<Monotonic> {
-        let budgets = self.budgets.as_ref()?;
-        Some(self.opened_at + Duration::from_millis(budgets.max_turn_duration_ms))
+    fn is_bound(&self) -> bool {
+        self.turn.state() == TurnState::Active && self.pending.is_none()
     }
 
     fn next_deadline(&self) -> Option<Monotonic> {
-        if self.turn.state() != TurnState::Active || self.pending.is_some() {
-            return None;
-        }
-        [self.first_output_deadline(), self.last_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        let budget = self.budget.as_ref().filter(|_| self.is_bound())?;
+        budget.next_deadline()
     }
 
-    fn budget_verdict(&mut self, now: Monotonic) -> BudgetVerdict {
-        if self.turn.state() != TurnState::Active || self.pending.is_some() {
-            return BudgetVerdict::Within;
+    fn poll_budget(&mut self, now: Monotonic) -> Option<BudgetEvent> {
+        if !self.is_bound() {
+            return None;
         }
-        if self.last_deadline().is_some_and(|at| at <= now) {
-            return BudgetVerdict::Terminate("max_turn_duration");
+        // Nodes take their own fallbacks; a whole turn has none.
+        self.budget.as_mut()?.poll(now, |_| false)
+    }
+
+    /// A first output that is late but on its way is waited for: ending the turn would only put
+    /// silence in its place (T10 asks that nothing legal be left).
+    fn is_ended_by(&self, event: &BudgetEvent) -> bool {
+        match event.verdict {
+            BudgetVerdict::Continue | BudgetVerdict::Degrade | BudgetVerdict::Fallback => false,
+            BudgetVerdict::Terminate => event.key != BudgetKey::Turn || !self.progressed,
         }
-        if self.first_output_deadline().is_some_and(|at| at <= now) {
-            self.budget_reported = true;
-            return if self.progressed {
-                BudgetVerdict::GoOn
-            } else {
-                BudgetVerdict::Terminate("turn_first_output")
-            };
-        }
-        BudgetVerdict::Within
     }
 }
 

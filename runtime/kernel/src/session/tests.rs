@@ -3,7 +3,7 @@
 use rspp_proto::SampleIndex;
 
 use super::*;
-use crate::turn::AbortReason;
+use crate::{plan::profile, turn::AbortReason};
 
 const T1: TurnNumber = TurnNumber::FIRST;
 
@@ -16,19 +16,6 @@ struct Rig {
     stored: bool,
     accepted: u32,
     log: Vec<String>,
-}
-
-fn budgets() -> Budgets {
-    Budgets {
-        turn_budget_ms: 2_000,
-        node_budget_ms_default: 800,
-        path_budget_ms_default: 1_800,
-        edge_budget_ms_default: 250,
-        provider_first_byte_ms: 1_000,
-        provider_inter_chunk_ms: 700,
-        cancel_grace_ms: 75,
-        max_turn_duration_ms: 60_000,
-    }
 }
 
 impl Rig {
@@ -107,7 +94,8 @@ impl Rig {
                     turn,
                     facts: self.plan.then(|| PlanFacts {
                         hash: "0".repeat(64),
-                        budgets: budgets(),
+                        budgets: profile::budgets(),
+                        actions: profile::adaptive_actions(),
                     }),
                 }),
                 Effect::Fence { turn, .. } => {
@@ -409,14 +397,14 @@ fn the_turn_budget_runs_to_the_first_output() {
     dead.after(2_000).take(Input::Tick);
     assert!(
         dead.log
-            .contains(&"budget_exhausted(turn_first_output)".to_owned())
+            .contains(&"budget_exhausted(turn_budget)".to_owned())
     );
     assert!(dead.log.contains(&"abort(budget_exhausted)".to_owned()));
 
     let mut late = Rig::talking();
     late.take(Input::Progress { turn: T1 });
     late.after(2_000).take(Input::Tick);
-    assert_eq!(late.log, ["budget_warning(turn_first_output_late)"]);
+    assert_eq!(late.log, ["budget_exhausted(turn_budget)"]);
     late.after(58_000).take(Input::Tick);
     assert!(late.log.contains(&"abort(budget_exhausted)".to_owned()));
 }
