@@ -1,3 +1,4 @@
 //! Behaviour that the specification fixes, driven through real actors.
 
 mod conversation;
+mod interruption;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rspp_kernel::SessionState;
 use rspp_proto::{Epoch, Lane, Monotonic, PipelineVersion, SessionId, TenantId, TurnId};
-use rspp_timeline::Anchors;
+use rspp_timeline::{Anchors, TerminalOutcome};
 use serde::{Deserialize, Serialize};
 
 use crate::overhead::Percentiles;
@@ -37,6 +37,11 @@ pub struct TurnReport {
 }
 
 impl TurnReport {
+    /// Whether the turn ended well.
+    pub fn is_commit(&self) -> bool {
+        self.outcome == TerminalOutcome::Commit.as_str()
+    }
+
     /// Anchors in milliseconds from `origin`, by name; for reports.
     pub fn anchors_ms(&self, origin: Monotonic) -> BTreeMap<String, f64> {
         let anchors = rspp_timeline::Anchor::ALL.iter();

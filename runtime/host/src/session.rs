@@ -24,8 +24,8 @@ use rspp_kernel::{
     turn::Ending,
 };
 use rspp_proto::{
-    Epoch, ErrorCode, Lane, Monotonic, NodeId, OutcomeClass, Payload, SampleIndex, SpeechMark,
-    TenantId, TurnNumber,
+    Epoch, ErrorCode, Lane, Monotonic, NodeId, OutcomeClass, Payload, SampleIndex, Speaker,
+    SpeechMark, TenantId, TurnNumber,
     abi::{Emitter, Signal},
     spec::{NodeKind, PipelineSpec, PolicyBundle},
 };
@@ -41,7 +41,7 @@ use crate::{
     event::{Arrival, Event, Port, Stamp},
     node::{NodeReport, builtin::NodeRegistry},
     overhead::Overhead,
-    report::SessionReport,
+    report::{SessionReport, TurnReport},
     runtime::Gatekeeper,
     turn::{Turn, TurnControl, TurnSetup},
 };
@@ -315,6 +315,9 @@ impl Session {
                     SpeechMark::EndOfTurn { .. } => None,
                 }
             }
+            // Silence that is waited out is not speech: a cough is as long as it sounds (P11).
+            NodeReport::SpeechPaused { at } => Some(Input::SpeechStopped { at }),
+            NodeReport::SpeechResumed { at } => Some(Input::SpeechStarted { at }),
             NodeReport::Transcript {
                 segment,
                 text,
@@ -690,13 +693,17 @@ impl Session {
 
     fn take_down(&mut self, ctx: &mut Context<Self>, turn: TurnNumber) {
         let report = self.ledger.close(turn);
+        let committed = report.is_some_and(TurnReport::is_commit);
         if let Some(report) = report {
             self.publisher.turn(report);
         }
         if let Some(running) = self.turn.take_if(|running| running.number == turn) {
             running.cancel.cancel();
-            // What an aborted turn has queued is of no use; a committed one has played everything.
-            self.clear_line(turn);
+            if !committed {
+                // What it has queued is of no use. The last frames of a committed turn may still
+                // wait at the peer, and are to be heard.
+                self.clear_line(turn);
+            }
             ctx.stop_child_soon(running.actor, "the turn is closed");
             self.setup.gatekeeper.turn_ended();
         }
@@ -781,9 +788,14 @@ impl Actor for Session {
         match item {}
     }
 
-    /// What nobody downstream asked for: an observer may have.
+    /// What nobody downstream asked for: an observer may have. The user's words are no such thing:
+    /// they were published when they were recognised, and a final text is said once (F-024).
     async fn on_telemetry(&mut self, _ctx: &mut Context<Self>, item: Event) -> Result<(), Failure> {
-        self.publisher.event(item);
+        let heard_before =
+            matches!(&item.payload, Payload::Text(text) if text.speaker == Speaker::User);
+        if !heard_before {
+            self.publisher.event(item);
+        }
         Ok(())
     }
 

@@ -96,6 +96,16 @@ impl NodeSettings {
 pub enum NodeReport {
     /// The user's speech began, stopped, or the turn is over.
     Speech(SpeechMark),
+    /// The user has fallen silent; whether speech has stopped is not certain yet.
+    SpeechPaused {
+        /// First sample of the silence.
+        at: SampleIndex,
+    },
+    /// The user goes on after a pause that was none.
+    SpeechResumed {
+        /// First sample of sound.
+        at: SampleIndex,
+    },
     /// The user's words of an utterance; final ones are complete.
     Transcript {
         /// Which utterance.

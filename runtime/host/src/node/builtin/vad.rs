@@ -80,6 +80,18 @@ impl Activity {
             Self::Falling { until } => (Self::Falling { until }, None),
         }
     }
+
+    /// What a step to `next` says about a pause in what may still be speech.
+    fn pause(self, next: Self, at: SampleIndex) -> Option<NodeReport> {
+        match (self, next) {
+            (Self::Speaking, Self::Falling { .. }) => Some(NodeReport::SpeechPaused { at }),
+            (Self::Falling { .. }, Self::Speaking) => Some(NodeReport::SpeechResumed { at }),
+            (
+                Self::Silent | Self::Rising { .. } | Self::Speaking | Self::Falling { .. },
+                Self::Silent | Self::Rising { .. } | Self::Speaking | Self::Falling { .. },
+            ) => None,
+        }
+    }
 }
 
 impl Vad {
@@ -131,8 +143,12 @@ impl Vad {
         for p in probabilities {
             let start = self.position;
             self.position += window as u64;
-            let (activity, mark) = self.activity.step(start, self.position, *p, self.limits);
+            let before = self.activity;
+            let (activity, mark) = before.step(start, self.position, *p, self.limits);
             self.activity = activity;
+            if let Some(report) = before.pause(activity, SampleIndex(start)) {
+                cx.report(report);
+            }
             if let Some(mark) = mark {
                 cx.report(NodeReport::Speech(mark));
                 cx.emit_at(Payload::Speech(mark), SampleIndex(start), 0);
