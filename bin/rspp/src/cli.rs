@@ -1,5 +1,7 @@
 //! The command line: subcommands, and what they share.
 
+use std::io::IsTerminal;
+
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -9,9 +11,8 @@ use crate::{cmd, problem::Problem};
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES, disable_help_subcommand = true)]
 pub(crate) struct Cli {
-    /// Log more, to standard error: -v for what happens, -vv for details. RSPP_LOG takes filters
-    /// such as `rspp_host=debug`.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    /// Log to standard error: -v what happens, -vv details; RSPP_LOG filters
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = 900)]
     pub(crate) verbose: u8,
 
     #[command(subcommand)]
@@ -70,6 +71,7 @@ pub(crate) fn init_tracing(verbose: u8) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(verbose > 1)
         .without_time()
         .init();

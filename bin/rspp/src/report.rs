@@ -161,6 +161,11 @@ impl Report {
 }
 
 impl TurnPart {
+    /// Whether it ended otherwise than by being said or being interrupted.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.outcome != "commit" && self.reason.as_deref() != Some("cancelled")
+    }
+
     fn new(turn: &TurnReport, opened_at: Monotonic, moments: &[Moment]) -> Self {
         Self {
             turn_id: turn.turn_id.clone(),

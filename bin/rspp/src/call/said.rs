@@ -5,14 +5,15 @@ use std::{
     time::Duration,
 };
 
-use clap::{ArgMatches, Args, Command, FromArgMatches, error::ErrorKind};
+use clap::{ArgMatches, Args, Command, FromArgMatches};
 use rspp_transport_api::{audio::resample, loopback::USER_RATE, wav};
 
 use crate::problem::Problem;
 
-/// The user's turns, in the order in which files, `--say` and `--barge-in-at` were given.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Said(pub(crate) Vec<Turn>);
+/// The user's turns, in the order in which files, `--say` and `--barge-in-at` were given; or why
+/// they make no sense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Said(Result<Vec<Turn>, String>);
 
 /// One of the user's turns.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,45 +61,10 @@ impl Args for Said {
 impl FromArgMatches for Said {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let raw = Raw::from_arg_matches(matches)?;
-        let indices = |name: &str| -> Vec<usize> {
-            matches
-                .indices_of(name)
-                .map(Iterator::collect)
-                .unwrap_or_default()
-        };
-        let mut turns: Vec<(usize, Turn)> = Vec::new();
-        for (index, path) in indices("wav").into_iter().zip(raw.wav) {
-            turns.push((index, Turn::new(Voice::File(path))));
-        }
-        for (index, text) in indices("say").into_iter().zip(raw.say) {
-            turns.push((index, Turn::new(Voice::Text(text))));
-        }
-        let pairs = raw.barge_in_at.chunks_exact(2);
-        for (index, pair) in indices("barge_in_at").into_iter().step_by(2).zip(pairs) {
-            let [after, what] = pair else {
-                unreachable!("`num_args` is 2")
-            };
-            let after = parse_duration(after).map_err(|problem| {
-                clap::Error::raw(
-                    ErrorKind::ValueValidation,
-                    format!("invalid value '{after}' for '--barge-in-at <AFTER>': {problem}\n"),
-                )
-            })?;
-            let turn = Turn {
-                source: Voice::guess(what),
-                barge_in: Some(after),
-            };
-            turns.push((index, turn));
-        }
-        turns.sort_by_key(|(index, _)| *index);
-        let turns: Vec<Turn> = turns.into_iter().map(|(_, turn)| turn).collect();
-        if turns.first().is_some_and(|turn| turn.barge_in.is_some()) {
-            return Err(clap::Error::raw(
-                ErrorKind::ValueValidation,
-                "--barge-in-at needs a reply to interrupt: put a WAV file or --say before it\n",
-            ));
-        }
-        Ok(Self(turns))
+        Ok(Self(raw.in_order(|name| {
+            let indices = matches.indices_of(name);
+            indices.map(Iterator::collect).unwrap_or_default()
+        })))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -107,22 +73,60 @@ impl FromArgMatches for Said {
     }
 }
 
-impl Said {
-    /// What is said when the user says nothing: two turns that show that the agent remembers.
-    pub(crate) fn demo() -> Self {
-        Self(
-            ["Hello! My name is Ada.", "Do you remember my name?"]
-                .map(|text| Turn::new(Voice::Text(text.to_owned())))
-                .into(),
-        )
+impl Raw {
+    /// The turns in the order of the command line, by the places of an argument's values in it.
+    fn in_order(self, places: impl Fn(&str) -> Vec<usize>) -> Result<Vec<Turn>, String> {
+        let files = self
+            .wav
+            .into_iter()
+            .map(|path| Turn::new(Voice::File(path)));
+        let texts = self
+            .say
+            .into_iter()
+            .map(|text| Turn::new(Voice::Text(text)));
+        let mut turns: Vec<(usize, Turn)> = places("wav").into_iter().zip(files).collect();
+        turns.extend(places("say").into_iter().zip(texts));
+        let pairs = self.barge_in_at.chunks_exact(2);
+        for (place, pair) in places("barge_in_at").into_iter().step_by(2).zip(pairs) {
+            let [after, what] = pair else {
+                unreachable!("`num_args` is 2")
+            };
+            let barge_in = parse_duration(after)
+                .map_err(|problem| format!("--barge-in-at {after}: {problem}"))?;
+            let turn = Turn {
+                source: Voice::guess(what),
+                barge_in: Some(barge_in),
+            };
+            turns.push((place, turn));
+        }
+        turns.sort_by_key(|(place, _)| *place);
+        let turns: Vec<Turn> = turns.into_iter().map(|(_, turn)| turn).collect();
+        if turns.first().is_some_and(|turn| turn.barge_in.is_some()) {
+            return Err(
+                "--barge-in-at needs a reply to interrupt: put a WAV file or --say before it"
+                    .to_owned(),
+            );
+        }
+        Ok(turns)
     }
+}
 
-    /// Whether any turn has to be synthesised.
-    pub(crate) fn needs_voice(&self) -> bool {
-        self.0
-            .iter()
-            .any(|turn| matches!(turn.source, Voice::Text(_)))
+impl Said {
+    /// The turns; a short demonstration if the user said nothing.
+    pub(crate) fn turns(&self) -> Result<Vec<Turn>, Problem> {
+        let turns = self.0.clone().map_err(Problem::Input)?;
+        if turns.is_empty() {
+            return Ok(demo());
+        }
+        Ok(turns)
     }
+}
+
+/// Two turns that show that the agent remembers.
+fn demo() -> Vec<Turn> {
+    ["Hello! My name is Ada.", "Do you remember my name?"]
+        .map(|text| Turn::new(Voice::Text(text.to_owned())))
+        .into()
 }
 
 impl Turn {
@@ -199,11 +203,10 @@ mod tests {
         said: Said,
     }
 
-    fn parse(words: &[&str]) -> Result<Said, String> {
+    fn parse(words: &[&str]) -> Result<Vec<Turn>, String> {
         let words = std::iter::once("rspp").chain(words.iter().copied());
-        Line::try_parse_from(words)
-            .map(|line| line.said)
-            .map_err(|error| error.to_string())
+        let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
+        line.said.0
     }
 
     fn file(path: &str) -> Turn {
@@ -239,7 +242,7 @@ mod tests {
                 "six.WAV",
                 "seven.wav"
             ]),
-            Ok(Said(vec![
+            Ok(vec![
                 text("one"),
                 file("two.wav"),
                 at(1_200, text("Stop!")),
@@ -247,22 +250,20 @@ mod tests {
                 file("five.wav"),
                 at(800, file("six.WAV")),
                 file("seven.wav"),
-            ]))
+            ])
         );
-        assert_eq!(parse(&[]), Ok(Said::default()));
+        assert_eq!(parse(&[]), Ok(Vec::new()));
     }
 
     #[test]
     fn a_barge_in_needs_something_to_interrupt_and_a_time() {
-        let first = parse(&["--barge-in-at", "1s", "Stop!"]).unwrap_err();
-        assert!(
-            first.contains("put a WAV file or --say before it"),
-            "{first}"
+        assert_eq!(
+            parse(&["--barge-in-at", "1s", "Stop!"]).unwrap_err(),
+            "--barge-in-at needs a reply to interrupt: put a WAV file or --say before it"
         );
-        let blank = parse(&["a.wav", "--barge-in-at", "soon", "Stop!"]).unwrap_err();
-        assert!(
-            blank.contains("'soon' for '--barge-in-at <AFTER>': write a time such as 1.2s"),
-            "{blank}"
+        assert_eq!(
+            parse(&["a.wav", "--barge-in-at", "soon", "Stop!"]).unwrap_err(),
+            "--barge-in-at soon: write a time such as 1.2s or 800ms"
         );
     }
 

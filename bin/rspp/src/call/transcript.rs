@@ -7,7 +7,11 @@ use rspp_host::report::TurnReport;
 use crate::{report::Report, terminal::millis};
 
 /// One turn: what was said, what was heard, and where the time went.
-pub(crate) fn turn(turn: &TurnReport, heard_after: Option<Duration>) -> String {
+pub(crate) fn turn(
+    turn: &TurnReport,
+    heard_after: Option<Duration>,
+    fault: Option<&str>,
+) -> String {
     let mut text = format!("{}  {}", turn.turn_id, turn.outcome);
     if let Some(reason) = &turn.reason {
         text += &format!(" ({reason})");
@@ -21,6 +25,9 @@ pub(crate) fn turn(turn: &TurnReport, heard_after: Option<Duration>) -> String {
     let cut_off = turn.agent_text.trim().strip_prefix(played);
     if let Some(cut_off) = cut_off.map(str::trim).filter(|text| !text.is_empty()) {
         text += &format!("  cut    {cut_off}\n");
+    }
+    if let Some(fault) = fault {
+        text += &format!("  fault  {fault}\n");
     }
     for line in turn.anchors.waterfall().to_string().lines() {
         text += &format!("  {line}\n");
@@ -42,8 +49,8 @@ pub(crate) fn summary(report: &Report, took: Duration) -> String {
         "in real time".to_owned()
     };
     let mut text = format!(
-        "{} turns, {lasted:.1} s of conversation {clock}\n",
-        report.turns.len()
+        "{}, {lasted:.1} s of conversation {clock}\n",
+        counted(report.turns.len() as u64, "turn", "turns")
     );
     let mut first_audio: Vec<f64> = report
         .turns
@@ -63,20 +70,34 @@ pub(crate) fn summary(report: &Report, took: Duration) -> String {
             overhead.p50, overhead.p99
         );
     }
-    for (count, what) in [
-        (session.refused_turns, "turns were refused"),
-        (session.node_failures, "nodes failed"),
-        (session.underruns, "gaps in the agent's speech"),
+    for (count, one, many) in [
+        (
+            session.refused_turns,
+            "turn was refused",
+            "turns were refused",
+        ),
+        (session.node_failures, "node failed", "nodes failed"),
+        (
+            session.underruns,
+            "gap in the agent's speech",
+            "gaps in the agent's speech",
+        ),
         (
             session.frames_after_clear,
+            "frame came after it was taken back",
             "frames came after they were taken back",
         ),
     ] {
         if count > 0 {
-            text += &format!("{count} {what}\n");
+            text += &format!("{}\n", counted(count, one, many));
         }
     }
     text
+}
+
+/// A number and the thing in its number.
+pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 /// The percentile of sorted values by nearest rank (gates.md §1).

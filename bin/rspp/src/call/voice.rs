@@ -1,6 +1,6 @@
 //! The user's side of a call: recordings, and words that the local voice speaks.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use futures::StreamExt;
 use rspp_proto::{Epoch, EventId, InvocationId, ProviderId, SessionId};
@@ -11,7 +11,7 @@ use rspp_transport_api::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::said::{Said, Turn, Voice, read_recording};
+use super::said::{Turn, Voice, read_recording};
 use crate::problem::Problem;
 
 /// Who speaks the user's words: the voice that is always local.
@@ -28,24 +28,26 @@ pub(crate) struct Ready {
     recording: Option<Vec<i16>>,
 }
 
+impl Ready {
+    /// Whether it has to be synthesised.
+    pub(crate) fn needs_voice(&self) -> bool {
+        self.recording.is_none()
+    }
+}
+
 /// Reads all recordings, so that a bad file is told before anything else is done.
-pub(crate) fn read(said: &Said) -> Result<Vec<Ready>, Problem> {
-    said.0
-        .iter()
-        .map(|turn| {
-            let recording = match &turn.source {
-                Voice::File(path) => Some(read_recording(path)?),
-                Voice::Text(text) if text.trim().is_empty() => {
-                    return Err(Problem::input("--say needs words to say"));
-                }
-                Voice::Text(_) => None,
-            };
-            Ok(Ready {
-                turn: turn.clone(),
-                recording,
-            })
-        })
-        .collect()
+pub(crate) fn read(turns: Vec<Turn>) -> Result<Vec<Ready>, Problem> {
+    let read = |turn: Turn| {
+        let recording = match &turn.source {
+            Voice::File(path) => Some(read_recording(path)?),
+            Voice::Text(text) if text.trim().is_empty() => {
+                return Err(Problem::input("--say needs words to say"));
+            }
+            Voice::Text(_) => None,
+        };
+        Ok(Ready { turn, recording })
+    };
+    turns.into_iter().map(read).collect()
 }
 
 /// Synthesises what is not recorded, and puts the turns in time.
@@ -58,7 +60,7 @@ pub(crate) async fn utterances(
         let audio = match (recording, &turn.source) {
             (Some(recording), _) => recording,
             (None, Voice::Text(text)) => speak(text, providers).await?,
-            (None, Voice::File(path)) => read_recording(Path::new(path))?,
+            (None, Voice::File(path)) => read_recording(path)?,
         };
         let start = match (n, turn.barge_in) {
             (0, _) => Start::At(FIRST_WORDS),

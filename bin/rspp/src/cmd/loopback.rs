@@ -12,8 +12,8 @@ use rspp_actors::{ActorInfo, Stopwatch};
 use rspp_host::{Config, Notice, Pools, Runtime, SessionRequest, report::SessionReport};
 use rspp_local::Registered;
 use rspp_proto::{
-    Monotonic, Payload, ProviderId, SessionId, Speaker, TenantId, WallClock, abi::Signal,
-    spec::Modality,
+    Monotonic, NodeId, Payload, ProviderId, SessionId, Speaker, TenantId, TurnId, WallClock,
+    abi::Signal, spec::Modality,
 };
 use rspp_provider_api::{Description, Providers};
 use rspp_timeline::{FileHeader, OpenError, Options, Recorder, Recording, Timeline};
@@ -89,7 +89,7 @@ pub(crate) struct Loopback {
     #[command(flatten)]
     store: StoreOptions,
     /// Do not fetch missing models
-    #[arg(long)]
+    #[arg(long, help_heading = "Models")]
     no_pull: bool,
 }
 
@@ -100,20 +100,15 @@ const WRITE_EVERY: Duration = Duration::from_millis(500);
 
 impl Loopback {
     pub(crate) fn run(self) -> Result<(), Problem> {
-        let said = if self.said.0.is_empty() {
-            Said::demo()
-        } else {
-            self.said.clone()
-        };
         // All that can be wrong with the input is told before anything is fetched or started.
-        let turns = voice::read(&said)?;
+        let turns = voice::read(self.said.turns()?)?;
         let settings = self.providers.settings()?;
         let setup = Setup::load(self.pipeline.as_deref(), self.policy.as_deref(), settings)?;
         let used = setup.providers()?;
         for output in [&self.out, &self.timeline, &self.report] {
             check_output(output.as_deref())?;
         }
-        self.fetch_models(&used, said.needs_voice())?;
+        self.fetch_models(&used, turns.iter().any(Ready::needs_voice))?;
 
         let networked = self.networked(&used)?;
         let virtual_time = !self.realtime && networked.is_none();
@@ -254,6 +249,7 @@ impl Loopback {
             line: &line,
             shows_turns: !self.json,
             tree: None,
+            faults: BTreeMap::new(),
         };
         let interrupted = hang_up_on_ctrl_c(line.clone());
         let mut write = tokio::time::interval(WRITE_EVERY);
@@ -278,7 +274,11 @@ impl Loopback {
                 Err(TryRecvError::Empty | TryRecvError::Closed) => break,
             }
         }
-        let caught = watcher.tree.take();
+        let Watcher {
+            tree: caught,
+            faults,
+            ..
+        } = watcher;
         let was_interrupted = interrupted.is_finished();
         interrupted.abort();
         let stopped = runtime.shut_down(GRACE).await;
@@ -300,7 +300,8 @@ impl Loopback {
         }
         if let (Some(recording), Some(path)) = (recording, &self.timeline) {
             let summary = recording.close().await.map_err(Problem::failure)?;
-            files.push((path, format!("{} entries", summary.entries)));
+            let entries = transcript::counted(summary.entries, "entry", "entries");
+            files.push((path, entries));
         }
         live.clear();
         let session: SessionReport = session
@@ -320,13 +321,26 @@ impl Loopback {
             report
                 .write(path)
                 .map_err(|error| Problem::failure(format!("{}: {error}", path.display())))?;
-            files.push((path, format!("{} turns", report.turns.len())));
+            let turns = transcript::counted(report.turns.len() as u64, "turn", "turns");
+            files.push((path, turns));
         }
         self.conclude(&report, caught, &files, took.elapsed())?;
         if was_interrupted {
             return Err(Problem::Interrupted);
         }
-        Ok(())
+        // An interruption is part of a conversation; anything else that ends a turn is not.
+        let failed = report.turns.iter().find(|turn| turn.has_failed());
+        match failed {
+            Some(turn) => Err(Problem::failure(match faults.get(&turn.turn_id) {
+                Some(fault) => format!("{}: {fault}", turn.turn_id),
+                None => format!(
+                    "{} was aborted: {}",
+                    turn.turn_id,
+                    turn.reason.as_deref().unwrap_or("no reason given")
+                ),
+            })),
+            None => Ok(()),
+        }
     }
 
     fn conclude(
@@ -362,6 +376,8 @@ struct Watcher<'a> {
     line: &'a Line,
     shows_turns: bool,
     tree: Option<Vec<ActorInfo>>,
+    /// The first failure of each turn, in the provider's words.
+    faults: BTreeMap<TurnId, String>,
 }
 
 impl Watcher<'_> {
@@ -372,20 +388,28 @@ impl Watcher<'_> {
                     self.tree = Some(self.runtime.tree());
                 }
             }
-            Notice::Event(event) => {
-                if let Some(Payload::Text(text)) = &event.payload {
+            Notice::Event(event) => match (&event.payload, &event.envelope.turn_id) {
+                (Some(Payload::Text(text)), _) => {
                     let speaker = match text.speaker {
                         Speaker::User => "user",
                         Speaker::Agent => "agent",
                     };
                     self.live.say(&format!("{speaker}: {}", text.text));
                 }
-            }
+                (Some(Payload::Error(note)), Some(turn)) => {
+                    let node = note.node_id.as_ref().map_or("?", NodeId::as_str);
+                    let fault = || format!("node `{node}`: {}", note.message);
+                    self.faults.entry(turn.clone()).or_insert_with(fault);
+                }
+                (_, _) => {}
+            },
             Notice::State(_) => {}
             Notice::Turn(turn) => {
                 if self.shows_turns {
                     let heard = crate::report::heard_after(&turn.turn_id, &self.line.moments());
-                    self.live.print_above(&transcript::turn(turn, heard))?;
+                    let fault = self.faults.get(&turn.turn_id).map(String::as_str);
+                    self.live
+                        .print_above(&transcript::turn(turn, heard, fault))?;
                 }
             }
         }

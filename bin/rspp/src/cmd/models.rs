@@ -43,6 +43,7 @@ pub(crate) struct StoreOptions {
     /// Directory of the models [default: ~/.cache/rspp/models]
     #[arg(
         long,
+        help_heading = "Models",
         value_name = "DIR",
         env = "RSPP_MODEL_DIR",
         hide_env_values = true

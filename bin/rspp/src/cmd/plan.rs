@@ -26,11 +26,11 @@ pub(crate) struct Plan {
     /// A policy bundle that overrides it
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    #[command(flatten)]
-    providers: ProviderOptions,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    providers: ProviderOptions,
 }
 
 impl Plan {

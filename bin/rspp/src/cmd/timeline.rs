@@ -29,7 +29,7 @@ enum Action {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  rspp timeline show call.rspp                        Everything
+  rspp timeline show call.rspp                         Everything
   rspp timeline show call.rspp --turn 2 --kind signal  The control signals of turn 2
   rspp timeline show call.rspp --signal barge_in       Every interruption
   rspp timeline show call.rspp --waterfall             Where each turn's time went
@@ -133,8 +133,11 @@ impl Show {
         let mut verifier = verify::Verifier::default();
         let mut entries = 0;
         for item in &mut recording {
-            verifier.observe(&item.map_err(Problem::failure)?.entry);
-            entries += 1;
+            let entry = item.map_err(Problem::failure)?.entry;
+            verifier.observe(&entry);
+            // As the recording itself counts.
+            let frames_it = matches!(entry, Entry::Header(_) | Entry::Footer(_));
+            entries += u64::from(!frames_it);
         }
         let violations = verifier.finish();
         let problems = recording.report().problems();

@@ -130,8 +130,15 @@ impl Playback {
     /// The runtime has no more audio for `turn`.
     pub(super) fn close(&mut self, now: Duration, turn: TurnNumber) {
         self.advance(now);
-        let newest = self.reply.as_ref().map(|reply| reply.turn);
-        if newest.is_none_or(|newest| newest < turn) {
+        self.know(now, turn);
+        if let Some(reply) = self.reply.as_mut().filter(|reply| reply.turn == turn) {
+            reply.closed.get_or_insert(now);
+        }
+    }
+
+    /// A turn that ends without a sound is a reply too: a mute one.
+    fn know(&mut self, now: Duration, turn: TurnNumber) {
+        if self.reply.is_none_or(|newest| newest.turn < turn) {
             self.reply = Some(Reply {
                 turn,
                 began: None,
@@ -139,9 +146,6 @@ impl Playback {
                 cut: false,
                 audible_until: now,
             });
-        }
-        if let Some(reply) = self.reply.as_mut().filter(|reply| reply.turn == turn) {
-            reply.closed.get_or_insert(now);
         }
     }
 
@@ -156,6 +160,7 @@ impl Playback {
             piece.start = self.end;
             self.end += (piece.pcm.len() / 2) as u64;
         }
+        self.know(now, turn);
         if let Some(reply) = self.reply.as_mut().filter(|reply| reply.turn <= turn) {
             reply.audible_until = reply.audible_until.min(now);
             // Clearing a turn that has already been heard to its end cuts nothing.
@@ -264,7 +269,7 @@ mod tests {
         playback.advance(ms(50));
         assert_eq!(stretches(&playback.take_heard()), [(0, 50)]);
         assert_eq!(playback.leaked(), 1);
-        assert_eq!(playback.reply(), None);
+        assert_eq!(playback.reply().unwrap().began, None);
     }
 
     #[test]
