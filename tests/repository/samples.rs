@@ -1,5 +1,7 @@
 //! Every sample in `deploy/` is a good one.
 
+use std::path::Path;
+
 use rspp_proto::spec::{Mode, PipelineSpec, PolicyBundle};
 
 use crate::tree;
@@ -22,7 +24,8 @@ fn load(path: &str, text: &str) -> Result<(), String> {
 fn samples_pass_strict_mode_without_a_warning() {
     let is_sample = |path: &str| {
         let is_spec = ["deploy/pipelines/", "deploy/policies/"];
-        is_spec.iter().any(|dir| path.starts_with(dir)) && path.ends_with(".yaml")
+        let is_yaml = Path::new(path).extension().is_some_and(|end| end == "yaml");
+        is_yaml && is_spec.iter().any(|dir| path.starts_with(dir))
     };
     for (path, text) in tree::tracked() {
         if is_sample(&path) {

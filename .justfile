@@ -1,0 +1,59 @@
+# Chores, a line each; `just` lists them.
+_:
+    @just --list
+
+# Everything that a change has to pass
+ci:
+    bash .ci/run
+
+# The tests, as the README gives them
+test:
+    cargo test --workspace --locked
+
+# The tests that need the models: `just models` first
+test-models:
+    cargo test --workspace --locked --lib --bins --tests -- --ignored --skip write_the_golden_file --skip few_sounds_differ
+
+# The same tests in parallel processes, for those who have nextest
+nextest:
+    cargo nextest run --workspace --locked
+
+# Format
+fmt:
+    cargo fmt --all
+
+# Lints, warnings denied
+lint:
+    cargo lint
+
+# The API's documents
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+# The wake protocol of the mailbox, model-checked
+loom:
+    RUSTFLAGS="--cfg loom" cargo test -p rspp-actors --lib --target-dir target/loom
+
+# Messages, hops and bytes per actor
+bench:
+    cargo bench -p rspp-actors
+
+# The schemas of specs and events, written anew
+schemas:
+    UPDATE_SCHEMAS=1 cargo test -p rspp-proto --test schema
+
+# Licences, advisories, sources
+deny:
+    cargo deny --config .cargo/deny.toml check
+
+# Spelling
+typos:
+    typos --config .typos.toml
+
+# Fetch the models
+models:
+    cargo run --release --locked -p rspp -- models pull
+
+# A conversation with the agent, offline
+talk *ARGS:
+    cargo run --release --locked -p rspp -- loopback {{ARGS}}
