@@ -48,6 +48,21 @@ impl InvocationSetup {
     pub(crate) fn modality(&self) -> Modality {
         self.request.modality()
     }
+
+    /// The id that the call goes by, over all its attempts (F-160).
+    pub(crate) fn id(&self) -> InvocationId {
+        self.site.invocation_id(self.modality())
+    }
+}
+
+impl CallSite {
+    fn invocation_id(&self, modality: Modality) -> InvocationId {
+        let settings = &self.settings;
+        let turn = settings.turn.map(|turn| turn.id());
+        let label = format!("{}-{}", settings.node(), self.key.0);
+        let event = EventId::new(label).expect("a node id and a number are no blank text");
+        InvocationId::canonical(&settings.session, turn.as_ref(), &event, modality.as_str())
+    }
 }
 
 /// How a call ended whose actor crashed.
@@ -129,12 +144,8 @@ struct Progress {
 impl Work {
     fn new(site: CallSite, request: CallRequest) -> Self {
         let settings = &site.settings;
-        let turn = settings.turn.map(|turn| turn.id());
         let modality = request.modality();
-        let label = format!("{}-{}", settings.node(), site.key.0);
-        let event = EventId::new(label).expect("a node id and a number are no blank text");
-        let id =
-            InvocationId::canonical(&settings.session, turn.as_ref(), &event, modality.as_str());
+        let id = site.invocation_id(modality);
         let began = Monotonic::from_duration(site.clock.now());
         let budgets = &settings.budgets;
         let limit = match modality {

@@ -32,4 +32,4 @@ pub use event::{Arrival, CallEnd, CallKey, Chunk, Event, Port, Stamp};
 pub use node::builtin::{NodeFactory, NodeRegistry};
 pub use overhead::{Overhead, Percentiles};
 pub use runtime::{Config, OpenError, Runtime, SessionHandle, SessionRequest};
-pub use session::{CancelReceipt, Notice};
+pub use session::{CancelReceipt, CancelTarget, Notice};

@@ -38,7 +38,8 @@ use crate::{
     overhead::Overhead,
     report::SessionReport,
     session::{
-        Blueprint, CancelReceipt, Command, LISTENING, Notice, Session, SessionControl, SessionSetup,
+        Blueprint, CancelReceipt, CancelTarget, Command, LISTENING, Notice, Session,
+        SessionControl, SessionSetup,
     },
 };
 
@@ -378,9 +379,22 @@ impl SessionHandle {
 
     /// Cancels the running turn; returns once the fence has fallen. `None` if the session is over.
     pub async fn cancel(&self, reason: CancelReason) -> Option<CancelReceipt> {
+        self.cancel_part(CancelTarget::Turn, reason).await
+    }
+
+    /// Cancels the session, a turn, a node's work or one provider call; returns once it is accepted
+    /// and, where the user would hear it, the fence has fallen. `None` if the session is over.
+    pub async fn cancel_part(
+        &self,
+        target: CancelTarget,
+        reason: CancelReason,
+    ) -> Option<CancelReceipt> {
         let (answer, receipt) = oneshot::channel();
-        let command = Command::Cancel { reason, answer };
-        self.command(command);
+        self.command(Command::Cancel {
+            target,
+            reason,
+            answer,
+        });
         receipt.await.ok()
     }
 

@@ -24,9 +24,9 @@ use rspp_kernel::{
     turn::Ending,
 };
 use rspp_proto::{
-    Epoch, ErrorCode, Lane, Monotonic, NodeId, OutcomeClass, Payload, SampleIndex, Speaker,
-    SpeechMark, TenantId, TurnNumber,
-    abi::{Emitter, Signal},
+    Epoch, ErrorCode, InvocationId, Lane, Monotonic, NodeId, OutcomeClass, Payload, SampleIndex,
+    Speaker, SpeechMark, TenantId, TurnNumber,
+    abi::{CancelScope, Emitter, Signal},
     spec::{NodeKind, PipelineSpec, PolicyBundle},
 };
 use rspp_timeline::{AttemptRecord, InvocationOutcome, Recorder};
@@ -39,7 +39,7 @@ use crate::{
     circuits::{CallRules, Circuits},
     connection::{Attachment, ConnectionControl, LineStats},
     event::{Arrival, Event, Port, Stamp},
-    node::{NodeReport, builtin::NodeRegistry},
+    node::{NodeControl, NodeReport, builtin::NodeRegistry},
     overhead::Overhead,
     report::{SessionReport, TurnReport},
     runtime::Gatekeeper,
@@ -73,12 +73,38 @@ pub(crate) enum TransportEvent {
 #[derive(Debug)]
 pub(crate) enum Command {
     Cancel {
+        target: CancelTarget,
         reason: CancelReason,
         answer: oneshot::Sender<CancelReceipt>,
     },
     Rotate(Epoch),
     Revoke,
     Drain,
+}
+
+/// What to cancel: the four scopes of a cancel (event-abi.md §1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CancelTarget {
+    /// The running turn, and the session with it.
+    Session,
+    /// The running turn.
+    Turn,
+    /// One node's work and everything downstream of it. If the user would hear of it, that is the
+    /// turn.
+    Node(NodeId),
+    /// One provider call; its node goes on without the rest of the answer.
+    Invocation(InvocationId),
+}
+
+impl CancelTarget {
+    fn scope(&self) -> CancelScope {
+        match self {
+            Self::Session => CancelScope::Session,
+            Self::Turn => CancelScope::Turn,
+            Self::Node(_) => CancelScope::Node,
+            Self::Invocation(_) => CancelScope::ProviderInvocation,
+        }
+    }
 }
 
 /// How a cancel went, for whoever asked for it.
@@ -451,8 +477,13 @@ impl Session {
             }
             TransportEvent::EndOfUtterance => self.end_utterance(now),
             TransportEvent::Cancel => {
-                self.kernel
-                    .handle(now, Input::Cancel(CancelReason::UserCancel));
+                self.kernel.handle(
+                    now,
+                    Input::Cancel {
+                        reason: CancelReason::UserCancel,
+                        scope: CancelScope::Turn,
+                    },
+                );
             }
             TransportEvent::Text(text) => self.kernel.handle(now, Input::UserTurn { text }),
         }
@@ -494,21 +525,93 @@ impl Session {
 
     fn command(&mut self, now: Monotonic, command: Command) {
         match command {
-            Command::Cancel { reason, answer } => {
-                let turn = self.kernel.current_turn();
-                self.fence_took = None;
-                self.kernel.handle(now, Input::Cancel(reason));
-                if let Some(turn) = self.kernel.take_fence() {
-                    self.raise_fence(now, turn, true);
-                }
-                let fence = self.fence_took.unwrap_or_default();
-                let _nobody_waits = answer.send(CancelReceipt { turn, fence });
+            Command::Cancel {
+                target,
+                reason,
+                answer,
+            } => {
+                let receipt = self.cancel(now, &target, reason);
+                let _nobody_waits = answer.send(receipt);
             }
             Command::Rotate(epoch) => self.kernel.handle(now, Input::Rotated { epoch }),
             Command::Revoke => self.kernel.handle(now, Input::Revoked),
             Command::Drain => {
                 "the session was drained".clone_into(&mut self.ended);
                 self.kernel.handle(now, Input::Drain);
+            }
+        }
+    }
+
+    /// Carries a cancel out as far as it must not wait; the effects do the rest.
+    fn cancel(
+        &mut self,
+        now: Monotonic,
+        target: &CancelTarget,
+        reason: CancelReason,
+    ) -> CancelReceipt {
+        let turn = self.kernel.current_turn();
+        let scope = target.scope();
+        let reaches_user = match target {
+            CancelTarget::Session | CancelTarget::Turn => true,
+            CancelTarget::Node(node) => self.cancel_node(node, reason),
+            CancelTarget::Invocation(invocation) => {
+                self.cancel_invocation(invocation);
+                false
+            }
+        };
+        self.fence_took = None;
+        if reaches_user {
+            self.kernel.handle(now, Input::Cancel { reason, scope });
+        } else {
+            self.kernel.handle(now, Input::CancelPart { reason, scope });
+        }
+        if let Some(turn) = self.kernel.take_fence() {
+            self.raise_fence(now, turn, true);
+        }
+        let fence = self.fence_took.unwrap_or_default();
+        CancelReceipt { turn, fence }
+    }
+
+    /// Cancels a node's work along its edges (F-034). Whether that silences the turn.
+    fn cancel_node(&self, node: &NodeId, reason: CancelReason) -> bool {
+        let graph = &self.setup.blueprint.graph;
+        let Some(ix) = graph.find(node.as_str()) else {
+            return false;
+        };
+        let reached = graph.downstream(ix);
+        if graph.node(ix).scope == Scope::Turn && reached.contains(&graph.egress()) {
+            return true;
+        }
+        for handle in reached.iter().filter_map(|ix| self.hosts.get(*ix)) {
+            if handle
+                .control
+                .send_reserved(NodeControl::Cancel(reason))
+                .is_err()
+            {
+                tracing::debug!(%node, "a node host takes no cancel");
+            }
+        }
+        if let Some(running) = &self.turn {
+            let part = TurnControl::CancelNodes(reached, reason);
+            if running.control.send_reserved(part).is_err() {
+                tracing::debug!(%node, "the turn takes no cancel");
+            }
+        }
+        false
+    }
+
+    /// Cancels one provider call, wherever it runs.
+    fn cancel_invocation(&self, invocation: &InvocationId) {
+        for handle in self.hosts.iter() {
+            let cancel = NodeControl::CancelCall(invocation.clone());
+            if handle.control.send_reserved(cancel).is_err() {
+                tracing::debug!(%invocation, "a node host takes no cancel");
+            }
+        }
+        if let Some(running) = &self.turn {
+            let cancel = TurnControl::CancelCall(invocation.clone());
+            if running.control.send_reserved(cancel).is_err() {
+                tracing::debug!(%invocation, "the turn takes no cancel");
             }
         }
     }

@@ -12,7 +12,7 @@ use rspp_kernel::{
     graph::{EdgeIx, NodeIx, Scope},
     turn::Ending,
 };
-use rspp_proto::{Monotonic, Payload, SampleIndex, Speaker, TextChunk, TurnNumber};
+use rspp_proto::{InvocationId, Monotonic, Payload, SampleIndex, Speaker, TextChunk, TurnNumber};
 
 use crate::{
     assembly::{Assembly, Hosts},
@@ -22,10 +22,14 @@ use crate::{
 };
 
 /// What a turn is told by its session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TurnControl {
     /// Stop all work; the fence has fallen.
     Cancel(CancelReason),
+    /// Stop the work of these nodes; the turn goes on without it.
+    CancelNodes(Vec<NodeIx>, CancelReason),
+    /// Stop one provider call; its node goes on without the rest of the answer.
+    CancelCall(InvocationId),
 }
 
 /// Everything a turn needs.
@@ -89,14 +93,17 @@ impl Actor for Turn {
         match message {
             TurnControl::Cancel(reason) => {
                 for handle in self.hosts.iter() {
-                    // Its own lane has a reserve; a host that has ended needs no cancel.
-                    if handle
-                        .control
-                        .send_reserved(NodeControl::Cancel(reason))
-                        .is_err()
-                    {
-                        tracing::debug!(turn = %self.number, "a node host takes no cancel");
-                    }
+                    self.tell(handle, NodeControl::Cancel(reason));
+                }
+            }
+            TurnControl::CancelNodes(nodes, reason) => {
+                for handle in nodes.iter().filter_map(|ix| self.hosts.get(*ix)) {
+                    self.tell(handle, NodeControl::Cancel(reason));
+                }
+            }
+            TurnControl::CancelCall(invocation) => {
+                for handle in self.hosts.iter() {
+                    self.tell(handle, NodeControl::CancelCall(invocation.clone()));
                 }
             }
         }
@@ -146,6 +153,13 @@ fn describe(reason: &ExitReason) -> Arc<str> {
 }
 
 impl Turn {
+    /// A control lane has a reserve for this; a host that has ended needs no cancel.
+    fn tell(&self, handle: &HostHandle, message: NodeControl) {
+        if handle.control.send_reserved(message).is_err() {
+            tracing::debug!(turn = %self.number, "a node host takes no cancel");
+        }
+    }
+
     /// The user's words go to every turn-scoped node that the listening side has an edge to.
     fn hand_over(&self, assembly: &Assembly, user_text: &Arc<str>) {
         let graph = &assembly.graph;

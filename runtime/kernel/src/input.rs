@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use rspp_proto::{
     Epoch, SampleIndex, TurnNumber,
+    abi::CancelScope,
     spec::{AdaptiveAction, Budgets},
 };
 
@@ -85,8 +86,20 @@ pub enum Input {
         text: String,
     },
 
-    /// Somebody cancels the running turn.
-    Cancel(CancelReason),
+    /// Somebody cancels the running turn, or something that the turn cannot go on without.
+    Cancel {
+        /// Why.
+        reason: CancelReason,
+        /// What was to be cancelled.
+        scope: CancelScope,
+    },
+    /// Somebody cancels work that the running turn can go on without.
+    CancelPart {
+        /// Why.
+        reason: CancelReason,
+        /// What was cancelled.
+        scope: CancelScope,
+    },
     /// The lease moved on; this placement may go on under `epoch`.
     Rotated {
         /// The newer epoch.

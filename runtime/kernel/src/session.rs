@@ -159,7 +159,13 @@ impl Session {
             Input::SpeechStarted { at: _ } => self.speech_started(now),
             Input::SpeechStopped { at: _ } => self.barge_in_at = None,
             Input::UserTurn { text } => self.user_turn(text),
-            Input::Cancel(reason) => self.cancel(reason),
+            Input::Cancel { reason, scope } => {
+                self.cancel(reason, scope);
+                if scope == CancelScope::Session {
+                    self.drain();
+                }
+            }
+            Input::CancelPart { reason, scope } => self.cancelled(reason, scope),
             Input::Rotated { epoch } => self.rotated(epoch),
             Input::Revoked => self.revoked(),
             Input::Gates { turn, gates } => self.judge(turn, gates),
@@ -282,12 +288,12 @@ impl Session {
             Some(_) | None => self.waiting = Some(text),
         }
         if self.policy.barge_in {
-            self.cancel(CancelReason::BargeIn);
+            self.cancel(CancelReason::BargeIn, CancelScope::Turn);
         }
     }
 
     /// Accepts a cancel: the fence falls before anything else is said or done (lifecycle.md §6).
-    fn cancel(&mut self, reason: CancelReason) {
+    fn cancel(&mut self, reason: CancelReason, scope: CancelScope) {
         self.barge_in_at = None;
         let Some(running) = &mut self.running else {
             return;
@@ -304,13 +310,7 @@ impl Session {
         if reason == CancelReason::BargeIn {
             self.signal(Signal::BargeIn, Emitter::CancellationManager, Some(turn));
         }
-        self.effects.push_back(Effect::Signal(Emission {
-            signal: Signal::Cancel,
-            emitter: Emitter::CancellationManager,
-            turn: Some(turn),
-            reason: Some(reason.as_str()),
-            scope: Some(CancelScope::Turn),
-        }));
+        self.cancelled(reason, scope);
         self.effects.push_back(Effect::Cancel { turn, reason });
         if audible {
             self.signal_because(
@@ -320,6 +320,18 @@ impl Session {
                 "cancel_fence_applied",
             );
         }
+    }
+
+    /// Says that a cancel was accepted, and of what (event-abi.md §4).
+    fn cancelled(&mut self, reason: CancelReason, scope: CancelScope) {
+        let turn = self.current_turn();
+        self.effects.push_back(Effect::Signal(Emission {
+            signal: Signal::Cancel,
+            emitter: Emitter::CancellationManager,
+            turn,
+            reason: Some(reason.as_str()),
+            scope: Some(scope),
+        }));
     }
 
     // --- opening a turn ----------------------------------------------------------------------
@@ -465,7 +477,7 @@ impl Session {
 
     fn tick(&mut self, now: Monotonic) {
         if self.barge_in_at.is_some_and(|at| at <= now) {
-            self.cancel(CancelReason::BargeIn);
+            self.cancel(CancelReason::BargeIn, CancelScope::Turn);
         }
         let Some(mut running) = self.running.as_mut() else {
             return;

@@ -25,7 +25,7 @@ use rspp_kernel::{
     graph::{EdgeIx, EventView, Graph, Route},
     turn::Ending,
 };
-use rspp_proto::{EdgeId, Monotonic, Payload, spec::NodeKind};
+use rspp_proto::{EdgeId, InvocationId, Monotonic, Payload, spec::NodeKind};
 use tokio::time::Instant;
 
 use super::{Inputs, Node, NodeContext, NodeError, NodeReport, NodeSettings, Step, context::Ask};
@@ -37,10 +37,12 @@ use crate::{
 };
 
 /// What a node host is told by its supervisor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NodeControl {
     /// Drop what you are doing, abort your calls, forget what waits.
     Cancel(CancelReason),
+    /// Give up this provider call, if it is yours; what it has brought so far stands.
+    CancelCall(InvocationId),
 }
 
 /// An edge that leads away from a node, to a host that exists.
@@ -113,6 +115,7 @@ pub(crate) struct NodeHost {
 
 struct Running {
     actor: ActorId,
+    id: InvocationId,
     cancel: CancellationToken,
 }
 
@@ -344,6 +347,7 @@ impl NodeHost {
                         clock: self.setup.clock,
                     };
                     let setup = InvocationSetup::new(site, request);
+                    let id = setup.id();
                     let name = format!("{}-{}", setup.modality().as_str(), key.0);
                     let mut spec = ChildSpec::temporary(name);
                     spec.grace = Duration::from_millis(self.setup.settings.budgets.cancel_grace_ms);
@@ -356,7 +360,7 @@ impl NodeHost {
                     match started {
                         Ok(handle) => {
                             let actor = handle.id;
-                            self.calls.insert(key, Running { actor, cancel });
+                            self.calls.insert(key, Running { actor, id, cancel });
                         }
                         Err(error) => self.fail(ctx, &NodeError::new(error.to_string())),
                     }
@@ -476,6 +480,13 @@ impl NodeHost {
 
     fn obey(&mut self, ctx: &mut Context<Self>, message: NodeControl) {
         match message {
+            // The call itself says that it was cancelled, and so the node learns of it in order.
+            NodeControl::CancelCall(invocation) => {
+                let mine = self.calls.values().find(|call| call.id == invocation);
+                if let Some(call) = mine {
+                    call.cancel.cancel();
+                }
+            }
             NodeControl::Cancel(reason) => {
                 let calls: Vec<_> = self.calls.keys().copied().collect();
                 for call in calls {
@@ -527,6 +538,7 @@ impl NodeControl {
     fn is_cancel(&self) -> bool {
         match self {
             Self::Cancel(_) => true,
+            Self::CancelCall(_) => false,
         }
     }
 }

@@ -240,9 +240,11 @@ impl Ledger {
         let Some(turn) = emission.turn else { return };
         match emission.signal {
             Signal::TurnOpen => self.mark(turn, Anchor::TurnOpenEmitted, at),
+            // The fence falls first; a cancel without one was of a part that the turn can spare.
             Signal::Cancel => {
-                if let Some(open) = self.of(turn) {
-                    let cancel = open.baseline.cancel.get_or_insert_with(no_cancel);
+                if let Some(open) = self.of(turn)
+                    && let Some(cancel) = &mut open.baseline.cancel
+                {
                     cancel.cancel_scope = emission.scope.or(Some(CancelScope::Turn));
                     cancel.cancel_sent_at = Some(at);
                 }

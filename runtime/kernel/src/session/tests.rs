@@ -282,7 +282,10 @@ fn an_interruption_before_the_first_frame_leaves_nothing() {
         segment: 0,
         text: "never heard".into(),
     });
-    rig.take(Input::Cancel(CancelReason::UserCancel));
+    rig.take(Input::Cancel {
+        reason: CancelReason::UserCancel,
+        scope: CancelScope::Turn,
+    });
     assert_eq!(
         rig.log,
         [
@@ -338,7 +341,10 @@ fn without_barge_in_words_wait_for_the_turn_to_end() {
 /// T8, AE-002, CF-001: revoke and cancel at one arbitration point: authority wins, either way round.
 #[test]
 fn a_simultaneous_cancel_and_revoke_is_an_authority_loss() {
-    let cancel = Input::Cancel(CancelReason::UserCancel);
+    let cancel = Input::Cancel {
+        reason: CancelReason::UserCancel,
+        scope: CancelScope::Turn,
+    };
     for together in [[cancel.clone(), Input::Revoked], [Input::Revoked, cancel]] {
         let mut rig = Rig::talking();
         rig.take_together(together);

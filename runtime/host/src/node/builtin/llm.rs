@@ -1,7 +1,7 @@
 //! The language model: the user's words in, generated text out, piece by piece.
 
 use rspp_kernel::{CancelReason, conversation::Said};
-use rspp_proto::{Payload, Speaker, TextChunk};
+use rspp_proto::{OutcomeClass, Payload, Speaker, TextChunk};
 use rspp_provider_api::{LlmChunk, LlmRequest, Message, Role};
 
 use crate::{
@@ -110,7 +110,8 @@ impl Node for Llm {
             return Step::OK;
         }
         self.call = None;
-        if end.is_success() {
+        // A cancelled call is no failure: what was said so far is the answer.
+        if end.is_success() || end.class == OutcomeClass::Cancelled {
             cx.emit(Payload::TextEnd);
             return Step::OK;
         }

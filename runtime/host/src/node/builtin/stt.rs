@@ -6,7 +6,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use rspp_proto::{AudioChunk, Payload, SampleIndex, SampleRate, Speaker, SpeechMark, TextChunk};
+use rspp_proto::{
+    AudioChunk, OutcomeClass, Payload, SampleIndex, SampleRate, Speaker, SpeechMark, TextChunk,
+};
 use rspp_provider_api::{SttChunk, SttRequest};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -164,7 +166,7 @@ impl Node for Stt {
             if !utterance.concluded {
                 Self::tell(cx, &mut utterance, "", true, None);
             }
-            if !end.is_success() {
+            if !end.is_success() && end.class != OutcomeClass::Cancelled {
                 cx.report(NodeReport::CallFailed { end });
             }
         }

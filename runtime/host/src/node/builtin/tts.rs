@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use rspp_kernel::CancelReason;
-use rspp_proto::{AudioChunk, Payload, SampleIndex, SampleRate, TextChunk};
+use rspp_proto::{AudioChunk, OutcomeClass, Payload, SampleIndex, SampleRate, TextChunk};
 use rspp_provider_api::{TtsChunk, TtsRequest};
 use rspp_transport_api::audio::Framer;
 
@@ -154,7 +154,8 @@ impl Node for Tts {
         let Some(speaking) = self.speaking.take_if(|speaking| speaking.call == call) else {
             return Step::OK;
         };
-        if !end.is_success() {
+        // A cancelled call costs the rest of its clause, not the reply.
+        if !end.is_success() && end.class != OutcomeClass::Cancelled {
             return Step::Done(Err(NodeError::provider(end.describe())));
         }
         speaking.finish(cx);
