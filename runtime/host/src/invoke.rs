@@ -9,7 +9,8 @@ use rspp_actors::{
 };
 use rspp_kernel::invocation::{self as kernel, Failure, InvocationSignal, Order};
 use rspp_proto::{
-    EventId, InvocationId, Monotonic, OutcomeClass, ProviderId, abi::Signal, spec::Modality,
+    EventId, InvocationId, Monotonic, OutcomeClass, ProviderId, TurnNumber, abi::Signal,
+    spec::Modality,
 };
 use rspp_provider_api::{Attempt, Call, ChunkStream, Deadlines, Fault, LlmChunk, SttChunk};
 use rspp_timeline::{AttemptRecord, InvocationOutcome, RetryDecision};
@@ -58,7 +59,7 @@ impl InvocationSetup {
 impl CallSite {
     fn invocation_id(&self, modality: Modality) -> InvocationId {
         let settings = &self.settings;
-        let turn = settings.turn.map(|turn| turn.id());
+        let turn = settings.turn.map(TurnNumber::id);
         let label = format!("{}-{}", settings.node(), self.key.0);
         let event = EventId::new(label).expect("a node id and a number are no blank text");
         InvocationId::canonical(&settings.session, turn.as_ref(), &event, modality.as_str())
@@ -321,7 +322,7 @@ impl Work {
             invocation: self.id.clone(),
             attempt,
             session: settings.session.clone(),
-            turn: settings.turn.map(|turn| turn.id()),
+            turn: settings.turn.map(TurnNumber::id),
             epoch: settings.epoch,
             idempotency_key: self.id.to_string(),
             deadlines,
@@ -373,8 +374,8 @@ impl Work {
             running.first_chunk.get_or_insert(now);
             running.chunks += 1;
             running.bytes += match &chunk {
-                Chunk::Stt(SttChunk::Partial { text } | SttChunk::Final { text, .. }) => text.len(),
-                Chunk::Llm(LlmChunk::Delta(text)) => text.len(),
+                Chunk::Stt(SttChunk::Partial { text } | SttChunk::Final { text, .. })
+                | Chunk::Llm(LlmChunk::Delta(text)) => text.len(),
                 Chunk::Llm(LlmChunk::ToolCall(call)) => call.arguments.len(),
                 Chunk::Llm(LlmChunk::Finished { .. }) => 0,
                 Chunk::Tts(audio) => audio.pcm.len(),
@@ -399,7 +400,7 @@ impl Work {
                 }
                 let drop = audio.sample_rate.samples_in(*skip) as usize * 2;
                 audio.pcm = audio.pcm.slice(drop..);
-                self.progress.audio += length - *skip;
+                self.progress.audio += length.saturating_sub(*skip);
                 *skip = Duration::ZERO;
                 Some(Chunk::Tts(audio))
             }
@@ -428,7 +429,7 @@ impl Work {
         let fault = outcome.err();
         self.records.push(AttemptRecord {
             provider_invocation_id: self.id.clone(),
-            turn_id: self.site.settings.turn.map(|turn| turn.id()),
+            turn_id: self.site.settings.turn.map(TurnNumber::id),
             modality: self.modality,
             provider_id: running.provider,
             attempt: running.attempt.get(),

@@ -10,8 +10,8 @@ use std::{
 };
 
 use rspp_actors::{
-    Actor, ActorId, ActorInfo, ChildExit, ChildSpec, Clock, Context, ControlRef, DataRef,
-    ExitReason, Failure, Handle, NoData, NoTelemetry, PumpHandle, SpawnError, System,
+    Actor, ActorInfo, ChildExit, ChildSpec, Clock, Context, ControlRef, DataRef, ExitReason,
+    Failure, Handle, NoData, NoTelemetry, PumpHandle, SpawnError, System,
 };
 use rspp_controlplane_api::{Leases, LocalLeases};
 use rspp_kernel::{
@@ -460,7 +460,6 @@ impl Actor for Node {
         let listener = ctx
             .spawn(ChildSpec::permanent("listener"), NoData, move || Listener {
                 sessions: sessions.clone(),
-                lines: BTreeMap::new(),
             })
             .await?;
         self.listener = Some(listener);
@@ -499,7 +498,6 @@ enum ListenerOrder {
 /// Holds the connections.
 struct Listener {
     sessions: ControlRef<SessionsOrder>,
-    lines: BTreeMap<ActorId, ()>,
 }
 
 impl Actor for Listener {
@@ -534,7 +532,6 @@ impl Actor for Listener {
                 return Ok(());
             }
         };
-        self.lines.insert(line.id, ());
         let setup = session(line.control, line.data);
         let order = SessionsOrder {
             name,
@@ -554,15 +551,6 @@ impl Actor for Listener {
         item: std::convert::Infallible,
     ) -> Result<(), Failure> {
         match item {}
-    }
-
-    async fn on_child_exit(
-        &mut self,
-        _ctx: &mut Context<Self>,
-        exit: ChildExit,
-    ) -> Result<(), Failure> {
-        self.lines.remove(&exit.child);
-        Ok(())
     }
 }
 

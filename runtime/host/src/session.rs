@@ -248,10 +248,6 @@ impl Session {
         }
     }
 
-    fn now(&self, ctx: &Context<Self>) -> Monotonic {
-        Monotonic::from_duration(ctx.clock().now())
-    }
-
     fn assembly(
         &self,
         ctx: &Context<Self>,
@@ -633,7 +629,7 @@ impl Session {
 
     async fn carry_out(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         while let Some(effect) = self.kernel.poll_effect() {
-            let now = self.now(ctx);
+            let now = time(ctx);
             match effect {
                 Effect::Fence { turn, cancelled } => self.raise_fence(now, turn, cancelled),
                 Effect::Signal(emission) => {
@@ -715,7 +711,7 @@ impl Session {
     }
 
     async fn start(&mut self, ctx: &mut Context<Self>, turn: TurnNumber, user_text: String) {
-        let now = self.now(ctx);
+        let now = time(ctx);
         let Some(plan) = self.plan.take() else {
             return;
         };
@@ -835,7 +831,7 @@ impl Actor for Session {
     const KIND: &'static str = "session";
 
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
-        self.ledger.opened(self.now(ctx));
+        self.ledger.opened(time(ctx));
         self.listen(ctx).await
     }
 
@@ -845,7 +841,7 @@ impl Actor for Session {
         message: SessionControl,
     ) -> Result<(), Failure> {
         self.handling = Stopwatch::start();
-        let now = self.now(ctx);
+        let now = time(ctx);
         match message {
             SessionControl::Node {
                 turn,
@@ -910,7 +906,7 @@ impl Actor for Session {
 
     async fn on_deadline(&mut self, ctx: &mut Context<Self>, _now: Instant) -> Result<(), Failure> {
         self.handling = Stopwatch::start();
-        let now = self.now(ctx);
+        let now = time(ctx);
         self.kernel.handle(now, Input::Tick);
         self.carry_out(ctx).await?;
         self.kernel.settle();
@@ -926,7 +922,7 @@ impl Actor for Session {
         if exit.reason.is_orderly() {
             return Ok(());
         }
-        let now = self.now(ctx);
+        let now = time(ctx);
         let running = self.turn.as_ref().filter(|turn| turn.actor == exit.child);
         if let Some(running) = running {
             let turn = running.number;
@@ -953,7 +949,7 @@ impl Actor for Session {
 
     async fn stopped(&mut self, ctx: &mut Context<Self>, reason: &ExitReason) {
         self.cancel.cancel();
-        let now = self.now(ctx);
+        let now = time(ctx);
         if self.kernel.state() != SessionState::Ended {
             self.ended = reason.to_string();
             self.kernel.handle(now, Input::Disconnected);
@@ -989,6 +985,10 @@ impl Actor for Session {
         let done = std::mem::replace(&mut self.setup.done, done);
         let _nobody_waits = done.send(report);
     }
+}
+
+fn time(ctx: &Context<Session>) -> Monotonic {
+    Monotonic::from_duration(ctx.clock().now())
 }
 
 /// The taxonomy's word for how a call ended (F-131).

@@ -520,10 +520,11 @@ impl NodeHost {
 
     fn report_edges(&self, ctx: &Context<Self>) {
         let notices = ctx.with_data(|inputs| {
-            inputs
-                .has_notices()
-                .then(|| inputs.take_notices())
-                .unwrap_or_default()
+            if inputs.has_notices() {
+                inputs.take_notices()
+            } else {
+                Vec::new()
+            }
         });
         for (port, notice) in notices {
             self.report(NodeReport::EdgeNotice {

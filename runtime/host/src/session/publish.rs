@@ -40,7 +40,6 @@ pub(super) struct Publisher {
     session: SessionId,
     version: PipelineVersion,
     epoch: Epoch,
-    clock: Clock,
     /// The calendar time at the clock's beginning.
     wall_origin_ms: u64,
     ordinal: u64,
@@ -55,7 +54,6 @@ impl Publisher {
             session: setup.lease.session.clone(),
             version: setup.blueprint.spec.version.clone(),
             epoch: setup.lease.epoch,
-            clock,
             wall_origin_ms: wall_ms().saturating_sub(clock.now().as_millis() as u64),
             ordinal: 0,
             sequence: 0,
@@ -344,9 +342,8 @@ impl Publisher {
         self.publish(|| Notice::Turn(Box::new(report.clone())));
     }
 
-    /// The time of the node's clock.
+    /// A time of the node's clock, on the calendar.
     pub(super) fn wall(&self, at: Monotonic) -> WallClock {
-        let _same_origin = self.clock;
         WallClock(self.wall_origin_ms + at.as_millis())
     }
 }

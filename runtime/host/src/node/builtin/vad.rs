@@ -59,10 +59,8 @@ impl Activity {
                 Self::Rising { since: start }.step(start, end, p, limits)
             }
             Self::Silent => (Self::Silent, None),
-            Self::Rising { since } if p < limits.speech_while => {
-                let _click = since;
-                (Self::Silent, None)
-            }
+            // Too short: a click.
+            Self::Rising { .. } if p < limits.speech_while => (Self::Silent, None),
             Self::Rising { since } if end - since >= limits.min_speech => {
                 let at = SampleIndex(since);
                 (Self::Speaking, Some(SpeechMark::Started { at }))
