@@ -175,7 +175,11 @@ impl TurnPart {
             user_text: turn.user_text.clone(),
             agent_text: turn.agent_text.clone(),
             agent_text_played: turn.agent_text_played.clone(),
-            anchors_ms: turn.anchors_ms(opened_at),
+            anchors_ms: turn
+                .anchors_ms(opened_at)
+                .into_iter()
+                .map(|(anchor, at)| (anchor, rounded(at)))
+                .collect(),
             first_audio_ms: turn.first_audio_ms,
             heard_after_ms: heard_after(&turn.turn_id, moments).map(ms),
             cancel_fence_us: turn.cancel_fence_us,
@@ -200,15 +204,174 @@ pub(crate) fn heard_after(turn: &TurnId, moments: &[Moment]) -> Option<Duration>
 }
 
 fn ms(duration: Duration) -> f64 {
-    // A microsecond is as much as anybody can use.
-    (duration.as_secs_f64() * 1e6).round() / 1e3
+    rounded(duration.as_secs_f64() * 1e3)
+}
+
+/// To the microsecond, which is as much as anybody can use.
+fn rounded(ms: f64) -> f64 {
+    (ms * 1e3).round() / 1e3
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use rspp_host::Percentiles;
+    use rspp_kernel::SessionState;
     use rspp_proto::TurnNumber;
+    use rspp_timeline::{Anchor, Anchors};
 
     use super::*;
+
+    /// A session of one turn that was interrupted.
+    pub(crate) fn session() -> SessionReport {
+        let mut anchors = Anchors::default();
+        for (anchor, ms) in [
+            (Anchor::AudioInputIngress, 1_900),
+            (Anchor::EndOfTurn, 2_300),
+            (Anchor::LlmFirstToken, 2_400),
+            (Anchor::PlaybackStarted, 2_600),
+            (Anchor::CancelAccepted, 3_600),
+            (Anchor::CancelFence, 3_600),
+        ] {
+            anchors.mark(anchor, Monotonic::from_millis(ms));
+        }
+        SessionReport {
+            session_id: SessionId::new("call-7").unwrap(),
+            tenant_id: TenantId::new("local").unwrap(),
+            pipeline_version: PipelineVersion::new("simple-1").unwrap(),
+            epoch: Epoch::FIRST,
+            state: SessionState::Ended,
+            ended: "the user hung up".to_owned(),
+            opened_at: Monotonic::from_millis(100),
+            ended_at: Monotonic::from_millis(5_100),
+            turns: vec![TurnReport {
+                turn_id: TurnNumber::FIRST.id(),
+                plan_hash: "0f".repeat(32),
+                outcome: "abort".to_owned(),
+                reason: Some("cancelled".to_owned()),
+                user_text: "Tell me a story.".to_owned(),
+                agent_text: "Once upon a time there was a lighthouse.".to_owned(),
+                agent_text_played: "Once upon a time".to_owned(),
+                anchors,
+                first_audio_ms: Some(700.0),
+                cancel_fence_us: Some(12.5),
+                dropped: Lane::ALL.map(|lane| (lane, 0)).into(),
+            }],
+            refused: 0,
+            node_failures: 0,
+            underruns: 0,
+            kernel_overhead_us: Percentiles {
+                samples: 10,
+                p50: 0.5,
+                p99: 17.5,
+                max: 20.0,
+            },
+        }
+    }
+
+    pub(crate) fn report() -> Report {
+        let around = Circumstances {
+            providers: [("stt".to_owned(), "moonshine (base-en)".to_owned())].into(),
+            execution_profile: "simple/v1".to_owned(),
+            virtual_time: true,
+            ..Circumstances::default()
+        };
+        Report::new(&session(), around)
+    }
+
+    /// The format is a promise: a changed line here is a changed schema version.
+    #[test]
+    fn the_report_keeps_its_format() {
+        insta::assert_json_snapshot!(report(), @r#"
+        {
+          "schema": "rspp.report.v1",
+          "session": {
+            "session_id": "call-7",
+            "tenant_id": "local",
+            "pipeline_version": "simple-1",
+            "authority_epoch": 1,
+            "transport": "loopback",
+            "providers": {
+              "stt": "moonshine (base-en)"
+            },
+            "virtual_time": true,
+            "interrupted": false,
+            "ended": "the user hung up",
+            "duration_ms": 5000.0,
+            "refused_turns": 0,
+            "node_failures": 0,
+            "underruns": 0,
+            "frames_after_clear": 0
+          },
+          "versions": {
+            "rspp": "0.1.0",
+            "event_abi": "v1.0",
+            "timeline": "1.0",
+            "or02_evidence": "or02/v1.0",
+            "execution_profile": "simple/v1"
+          },
+          "turns": [
+            {
+              "turn_id": "turn-0001",
+              "plan_hash": "0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f",
+              "outcome": "abort",
+              "reason": "cancelled",
+              "user_text": "Tell me a story.",
+              "agent_text": "Once upon a time there was a lighthouse.",
+              "agent_text_played": "Once upon a time",
+              "anchors_ms": {
+                "assistant_audio_playback_started_ts": 2500.0,
+                "audio_input_ingress_ts": 1800.0,
+                "cancel_accepted_ts": 3500.0,
+                "cancel_fence_applied_ts": 3500.0,
+                "end_of_turn_ts": 2200.0,
+                "llm_first_token_ts": 2300.0
+              },
+              "first_audio_ms": 700.0,
+              "heard_after_ms": null,
+              "cancel_fence_us": 12.5,
+              "dropped": {
+                "ControlLane": 0,
+                "DataLane": 0,
+                "TelemetryLane": 0
+              }
+            }
+          ],
+          "kernel_overhead_us": {
+            "samples": 10,
+            "p50": 0.5,
+            "p99": 17.5,
+            "max": 20.0
+          }
+        }
+        "#);
+    }
+
+    #[test]
+    fn a_report_is_written_whole_and_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("call.json");
+        fs::write(&path, "an older and longer report").unwrap();
+        report().write(&path).unwrap();
+        let read: Report = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(read, report());
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            1,
+            "nothing is left beside it"
+        );
+    }
+
+    #[test]
+    fn an_interruption_is_no_failure_and_a_dead_provider_is() {
+        let turn = |outcome: &str, reason: Option<&str>| TurnPart {
+            outcome: outcome.to_owned(),
+            reason: reason.map(str::to_owned),
+            ..report().turns.remove(0)
+        };
+        assert!(!turn("commit", None).has_failed());
+        assert!(!turn("abort", Some("cancelled")).has_failed());
+        assert!(turn("abort", Some("provider_failure")).has_failed());
+    }
 
     #[test]
     fn a_reply_is_timed_from_the_last_sound_before_it() {

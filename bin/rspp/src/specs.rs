@@ -112,30 +112,26 @@ impl Setup {
         policy_file: Option<&Path>,
         settings: LayeredSettings,
     ) -> Result<Self, Problem> {
-        let (spec, graph) = match pipeline_file {
-            Some(path) => {
-                let check_with = format!("rspp validate spec {}", path.display());
-                let (parsed, graph) = pipeline(path, Mode::Strict)
-                    .map_err(|refused| refused.into_problem(&check_with))?;
-                warn(&parsed.warnings);
-                (parsed.spec, graph)
-            }
-            None => {
-                let spec = PipelineSpec::simple();
-                let graph = Graph::compile(&spec)
-                    .expect("the built-in pipeline compiles, a test sees to it");
-                (spec, graph)
-            }
+        let (spec, graph) = if let Some(path) = pipeline_file {
+            let check_with = format!("rspp validate spec {}", path.display());
+            let (parsed, graph) = pipeline(path, Mode::Strict)
+                .map_err(|refused| refused.into_problem(&check_with))?;
+            warn(&parsed.warnings);
+            (parsed.spec, graph)
+        } else {
+            let spec = PipelineSpec::simple();
+            let graph =
+                Graph::compile(&spec).expect("the built-in pipeline compiles, a test sees to it");
+            (spec, graph)
         };
-        let policy = match policy_file {
-            Some(path) => {
-                let check_with = format!("rspp validate policy {}", path.display());
-                let parsed = policy(path, Mode::Strict)
-                    .map_err(|refused| refused.into_problem(&check_with))?;
-                warn(&parsed.warnings);
-                Some(parsed.spec)
-            }
-            None => None,
+        let policy = if let Some(path) = policy_file {
+            let check_with = format!("rspp validate policy {}", path.display());
+            let parsed =
+                policy(path, Mode::Strict).map_err(|refused| refused.into_problem(&check_with))?;
+            warn(&parsed.warnings);
+            Some(parsed.spec)
+        } else {
+            None
         };
         Ok(Self {
             spec,

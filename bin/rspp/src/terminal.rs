@@ -33,6 +33,11 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), Problem> {
     print(text)
 }
 
+/// Text of whole lines.
+pub(crate) fn of_lines(lines: &[String]) -> String {
+    lines.iter().flat_map(|line| [line, "\n"]).collect()
+}
+
 /// A size as downloads count it.
 pub(crate) fn size(bytes: u64) -> String {
     let bytes = bytes as f64;

@@ -2,6 +2,11 @@
 //!
 //! Nothing here needs models or a network; whole conversations are in `conversation.rs`.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose ground gives way should fail"
+)]
+
 use std::{
     fs,
     io::Read,
@@ -281,7 +286,7 @@ fn an_empty_file_is_told_from_one_without_samples() {
 #[test]
 fn a_recording_of_silence_is_told() {
     let place = Place::new();
-    wav(&place.path("quiet.wav"), 16_000, &[3; 16_000]);
+    wav(&place.path("quiet.wav"), 16_000, &vec![3; 16_000]);
     let refusal = place.run(&["loopback", "quiet.wav"]).refusal();
     assert_snapshot!(refusal, @"error: quiet.wav: the recording is silent; check the microphone or its level");
 }

@@ -3,6 +3,11 @@
 //! Needs the models (`rspp models pull`), so all of it is ignored unless asked for:
 //! `cargo test -p rspp --test conversation -- --ignored`.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose ground gives way should fail"
+)]
+
 use std::{
     fs,
     path::PathBuf,

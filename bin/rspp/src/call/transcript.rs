@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use rspp_host::report::TurnReport;
 
-use crate::{report::Report, terminal::millis};
+use crate::{
+    report::Report,
+    terminal::{millis, of_lines},
+};
 
 /// One turn: what was said, what was heard, and where the time went.
 pub(crate) fn turn(
@@ -12,27 +15,30 @@ pub(crate) fn turn(
     heard_after: Option<Duration>,
     fault: Option<&str>,
 ) -> String {
-    let mut text = format!("{}  {}", turn.turn_id, turn.outcome);
-    if let Some(reason) = &turn.reason {
-        text += &format!(" ({reason})");
-    }
-    if let Some(heard_after) = heard_after {
-        text += &format!(", heard {} after the user fell silent", millis(heard_after));
-    }
-    text += &format!("\n  user   {}\n", or_nothing(&turn.user_text));
+    let reason = turn.reason.as_ref().map(|reason| format!(" ({reason})"));
+    let heard = heard_after.map(|it| format!(", heard {} after the user fell silent", millis(it)));
     let played = turn.agent_text_played.trim();
-    text += &format!("  agent  {}\n", or_nothing(played));
-    let cut_off = turn.agent_text.trim().strip_prefix(played);
-    if let Some(cut_off) = cut_off.map(str::trim).filter(|text| !text.is_empty()) {
-        text += &format!("  cut    {cut_off}\n");
-    }
-    if let Some(fault) = fault {
-        text += &format!("  fault  {fault}\n");
-    }
-    for line in turn.anchors.waterfall().to_string().lines() {
-        text += &format!("  {line}\n");
-    }
-    text
+    let cut_off = turn.agent_text.trim().strip_prefix(played).map(str::trim);
+    let mut lines = vec![
+        format!(
+            "{}  {}{}{}",
+            turn.turn_id,
+            turn.outcome,
+            reason.unwrap_or_default(),
+            heard.unwrap_or_default()
+        ),
+        format!("  user   {}", or_nothing(&turn.user_text)),
+        format!("  agent  {}", or_nothing(played)),
+    ];
+    lines.extend(
+        cut_off
+            .filter(|text| !text.is_empty())
+            .map(|text| format!("  cut    {text}")),
+    );
+    lines.extend(fault.map(|fault| format!("  fault  {fault}")));
+    let waterfall = turn.anchors.waterfall().to_string();
+    lines.extend(waterfall.lines().map(|line| format!("  {line}")));
+    of_lines(&lines)
 }
 
 fn or_nothing(text: &str) -> &str {
@@ -42,16 +48,16 @@ fn or_nothing(text: &str) -> &str {
 /// The conversation as a whole.
 pub(crate) fn summary(report: &Report, took: Duration) -> String {
     let session = &report.session;
-    let lasted = session.duration_ms / 1e3;
     let clock = if session.virtual_time {
         format!("in virtual time, which took {:.1} s", took.as_secs_f64())
     } else {
         "in real time".to_owned()
     };
-    let mut text = format!(
-        "{}, {lasted:.1} s of conversation {clock}\n",
-        counted(report.turns.len() as u64, "turn", "turns")
-    );
+    let mut lines = vec![format!(
+        "{}, {:.1} s of conversation {clock}",
+        counted(report.turns.len() as u64, "turn", "turns"),
+        session.duration_ms / 1e3
+    )];
     let mut first_audio: Vec<f64> = report
         .turns
         .iter()
@@ -59,16 +65,16 @@ pub(crate) fn summary(report: &Report, took: Duration) -> String {
         .collect();
     first_audio.sort_by(f64::total_cmp);
     if let (Some(median), Some(worst)) = (nearest_rank(&first_audio, 0.5), first_audio.last()) {
-        text += &format!(
-            "first audio {median:.0} ms after the end of speech (median), {worst:.0} ms at most\n"
-        );
+        lines.push(format!(
+            "first audio {median:.0} ms after the end of speech (median), {worst:.0} ms at most"
+        ));
     }
     let overhead = report.kernel_overhead_us;
     if overhead.samples > 0 {
-        text += &format!(
-            "runtime overhead {:.1} us an event (median), {:.1} us p99\n",
+        lines.push(format!(
+            "runtime overhead {:.1} us an event (median), {:.1} us p99",
             overhead.p50, overhead.p99
-        );
+        ));
     }
     for (count, one, many) in [
         (
@@ -89,10 +95,10 @@ pub(crate) fn summary(report: &Report, took: Duration) -> String {
         ),
     ] {
         if count > 0 {
-            text += &format!("{}\n", counted(count, one, many));
+            lines.push(counted(count, one, many));
         }
     }
-    text
+    of_lines(&lines)
 }
 
 /// A number and the thing in its number.
@@ -109,6 +115,62 @@ fn nearest_rank(sorted: &[f64], share: f64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::tests::{report, session};
+
+    #[test]
+    fn a_turn_reads_as_what_was_heard_and_what_was_cut() {
+        let mut session = session();
+        let turn_report = session.turns.remove(0);
+        let heard = Some(Duration::from_millis(812));
+        insta::assert_snapshot!(turn(&turn_report, heard, None), @r#"
+        turn-0001  abort (cancelled), heard 812 ms after the user fell silent
+          user   Tell me a story.
+          agent  Once upon a time
+          cut    there was a lighthouse.
+          end of turn found     400.0 ms  ███████████▎
+          LLM first token       100.0 ms             ██▉
+          playback started      200.0 ms                █████▋
+          cancel accepted      1000.0 ms                     ████████████████████████████▎
+          cancel fence            0.0 ms                                                 ▏
+          total                1700.0 ms  from user audio in
+        "#);
+        let mute = TurnReport {
+            outcome: "abort".to_owned(),
+            reason: Some("provider_failure".to_owned()),
+            agent_text: String::new(),
+            agent_text_played: String::new(),
+            anchors: rspp_timeline::Anchors::default(),
+            ..turn_report
+        };
+        insta::assert_snapshot!(turn(&mute, None, Some("node `llm`: no answer")), @r#"
+        turn-0001  abort (provider_failure)
+          user   Tell me a story.
+          agent  (nothing)
+          fault  node `llm`: no answer
+          no two anchors of this turn are known
+        "#);
+    }
+
+    #[test]
+    fn the_summary_is_short_unless_something_went_wrong() {
+        let took = Duration::from_millis(1_234);
+        insta::assert_snapshot!(summary(&report(), took), @r#"
+        1 turn, 5.0 s of conversation in virtual time, which took 1.2 s
+        first audio 700 ms after the end of speech (median), 700 ms at most
+        runtime overhead 0.5 us an event (median), 17.5 us p99
+        "#);
+        let mut bad = report();
+        bad.session.virtual_time = false;
+        bad.session.underruns = 1;
+        bad.session.frames_after_clear = 2;
+        insta::assert_snapshot!(summary(&bad, took), @r#"
+        1 turn, 5.0 s of conversation in real time
+        first audio 700 ms after the end of speech (median), 700 ms at most
+        runtime overhead 0.5 us an event (median), 17.5 us p99
+        1 gap in the agent's speech
+        2 frames came after they were taken back
+        "#);
+    }
 
     #[test]
     fn percentiles_are_by_nearest_rank() {

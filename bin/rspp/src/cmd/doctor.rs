@@ -109,19 +109,20 @@ impl Doctor {
 
 fn table(findings: &[Finding]) -> String {
     let width = findings.iter().map(|it| it.check.len()).max().unwrap_or(0);
-    let mut text = String::new();
+    let mut lines = Vec::new();
     for finding in findings {
         let verdict = match finding.verdict {
             Verdict::Ok => "ok",
             Verdict::Warning => "warning",
             Verdict::Missing => "MISSING",
         };
-        text += &format!("{verdict:7}  {:width$}  {}\n", finding.check, finding.found);
+        let (check, found) = (finding.check, &finding.found);
+        lines.push(format!("{verdict:7}  {check:width$}  {found}"));
         if let Some(fix) = &finding.fix {
-            text += &format!("{:7}  {:width$}  fix: {fix}\n", "", "");
+            lines.push(format!("{:7}  {:width$}  fix: {fix}", "", ""));
         }
     }
-    text
+    terminal::of_lines(&lines)
 }
 
 fn processor() -> Finding {

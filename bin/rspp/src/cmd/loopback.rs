@@ -43,6 +43,10 @@ use crate::{
 /// Unless told otherwise the conversation runs in virtual time: waiting costs nothing, inference is
 /// charged at what it really takes, so that latencies are those of this machine.
 #[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the command line"
+)]
 #[command(after_help = "\
 Examples:
   rspp loopback                                       A built-in conversation of two turns
@@ -444,11 +448,7 @@ fn hang_up_on_ctrl_c(line: Line) -> tokio::task::JoinHandle<()> {
     })
 }
 
-fn describe<'a>(
-    providers: &'a Providers,
-    modality: Modality,
-    id: &ProviderId,
-) -> Option<Description> {
+fn describe(providers: &Providers, modality: Modality, id: &ProviderId) -> Option<Description> {
     match modality {
         Modality::Stt => Some(providers.stt(id).ok()?.describe().clone()),
         Modality::Llm => Some(providers.llm(id).ok()?.describe().clone()),

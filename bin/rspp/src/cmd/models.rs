@@ -223,19 +223,19 @@ fn verify(selection: &Selection) -> Result<(), Problem> {
 fn table(rows: &[Row]) -> String {
     let name = rows.iter().map(|row| row.model.len()).max().unwrap_or(0);
     let purpose = rows.iter().map(|row| row.purpose.len()).max().unwrap_or(0);
-    let mut text = String::new();
+    let mut lines = Vec::new();
     for row in rows {
-        text += &format!(
-            "{:name$}  {:7}  {:>9}  {:purpose$}  {}\n",
+        lines.push(format!(
+            "{:name$}  {:7}  {:>9}  {:purpose$}  {}",
             row.model,
             row.state,
             size(row.bytes),
             row.purpose,
             row.licence,
-        );
+        ));
         if let Some(problem) = &row.problem {
-            text += &format!("{:name$}  {problem}\n", "");
+            lines.push(format!("{:name$}  {problem}", ""));
         }
     }
-    text
+    terminal::of_lines(&lines)
 }

@@ -82,21 +82,24 @@ fn text(plan: &ResolvedTurnPlan, only: Option<&str>) -> Result<String, Problem> 
         .map(|row| row.1.chars().count())
         .max()
         .unwrap_or(0);
-    let mut text = String::new();
+    let mut lines = Vec::new();
     if only.is_none() {
-        text += &format!(
-            "plan      {}\npolicy    {}\npipeline  {} ({})\ngraph     {}\n\n",
-            plan.plan_hash,
-            plan.policy_hash,
-            plan.pipeline_version,
-            plan.execution_profile.as_str(),
-            plan.graph_definition_ref,
-        );
+        lines.extend([
+            format!("plan      {}", plan.plan_hash),
+            format!("policy    {}", plan.policy_hash),
+            format!(
+                "pipeline  {} ({})",
+                plan.pipeline_version,
+                plan.execution_profile.as_str()
+            ),
+            format!("graph     {}", plan.graph_definition_ref),
+            String::new(),
+        ]);
     }
-    for (path, value, origin) in rows {
-        text += &format!("{path:path_width$}  {value:value_width$}  {origin}\n");
-    }
-    Ok(text)
+    lines.extend(rows.into_iter().map(|(path, value, origin)| {
+        format!("{path:path_width$}  {value:value_width$}  {origin}")
+    }));
+    Ok(terminal::of_lines(&lines))
 }
 
 fn short(value: &Value) -> String {

@@ -142,36 +142,36 @@ pub(crate) fn text(actors: &[ActorInfo]) -> String {
     for actor in actors {
         children.entry(actor.parent).or_default().push(actor);
     }
-    let mut lines = Vec::new();
+    let mut drawn = Vec::new();
     for root in children.get(&None).into_iter().flatten() {
-        lines.push((name(root).to_owned(), *root));
-        branch(root.id, "", &children, &mut lines);
+        drawn.push((name(root).to_owned(), *root));
+        branch(root.id, "", &children, &mut drawn);
     }
-    let width = lines.iter().map(|(drawn, _)| drawn.chars().count()).max();
+    let width = drawn.iter().map(|(name, _)| name.chars().count()).max();
     let width = width.unwrap_or(0);
-    let mut text = format!(
-        "{:width$}  {:19}  {:10}  restarts  waiting  handled\n",
+    let mut lines = vec![format!(
+        "{:width$}  {:19}  {:10}  restarts  waiting  handled",
         "actor", "kind", "state"
-    );
-    for (drawn, actor) in lines {
+    )];
+    lines.extend(drawn.into_iter().map(|(name, actor)| {
         let depths = actor.depths;
-        text += &format!(
-            "{drawn:width$}  {:19}  {:10}  {:>8}  {:>7}  {:>7}\n",
+        format!(
+            "{name:width$}  {:19}  {:10}  {:>8}  {:>7}  {:>7}",
             actor.kind,
             state(actor.state),
             actor.restarts,
             depths.control + depths.data + depths.telemetry,
             actor.handled
-        );
-    }
-    text
+        )
+    }));
+    terminal::of_lines(&lines)
 }
 
 fn branch<'a>(
     parent: ActorId,
     before: &str,
     children: &BTreeMap<Option<ActorId>, Vec<&'a ActorInfo>>,
-    lines: &mut Vec<(String, &'a ActorInfo)>,
+    drawn: &mut Vec<(String, &'a ActorInfo)>,
 ) {
     let Some(siblings) = children.get(&Some(parent)) else {
         return;
@@ -182,8 +182,8 @@ fn branch<'a>(
         } else {
             ("├─ ", "│  ")
         };
-        lines.push((format!("{before}{arm}{}", name(actor)), *actor));
-        branch(actor.id, &format!("{before}{below}"), children, lines);
+        drawn.push((format!("{before}{arm}{}", name(actor)), *actor));
+        branch(actor.id, &format!("{before}{below}"), children, drawn);
     }
 }
 

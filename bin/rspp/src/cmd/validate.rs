@@ -30,13 +30,13 @@ pub(crate) struct Validate {
 #[derive(Debug, Subcommand)]
 enum What {
     /// Check a pipeline: fields, names, and the graph's ports, cycles and scopes
-    Spec(File),
+    Spec(Target),
     /// Check a policy bundle
-    Policy(File),
+    Policy(Target),
 }
 
 #[derive(Debug, Args)]
-struct File {
+struct Target {
     /// YAML or JSON; `-` reads standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -48,7 +48,7 @@ struct File {
     json: bool,
 }
 
-impl File {
+impl Target {
     fn mode(&self) -> Mode {
         if self.relaxed {
             Mode::Relaxed
@@ -69,8 +69,8 @@ struct Verdict<'a> {
 impl Validate {
     pub(crate) fn run(self) -> Result<(), Problem> {
         match self.what {
-            What::Spec(file) => {
-                let checked = specs::pipeline(&file.file, file.mode()).map(|(parsed, _)| {
+            What::Spec(target) => {
+                let checked = specs::pipeline(&target.file, target.mode()).map(|(parsed, _)| {
                     let spec = parsed.spec;
                     let good = format!(
                         "valid pipeline {}: {} nodes, {} edges",
@@ -80,27 +80,30 @@ impl Validate {
                     );
                     (good, parsed.warnings)
                 });
-                tell(&file, checked)
+                tell(&target, checked)
             }
-            What::Policy(file) => {
-                let checked = specs::policy(&file.file, file.mode()).map(|parsed| {
+            What::Policy(target) => {
+                let checked = specs::policy(&target.file, target.mode()).map(|parsed| {
                     let good = format!("valid policy {}", parsed.spec.policy_resolution_snapshot);
                     (good, parsed.warnings)
                 });
-                tell(&file, checked)
+                tell(&target, checked)
             }
         }
     }
 }
 
-fn tell(file: &File, checked: Result<(String, Vec<Diagnostic>), Refused>) -> Result<(), Problem> {
-    let name = file.file.display().to_string();
+fn tell(
+    target: &Target,
+    checked: Result<(String, Vec<Diagnostic>), Refused>,
+) -> Result<(), Problem> {
+    let name = target.file.display().to_string();
     let (good, diagnostics) = match checked {
         Ok((good, warnings)) => (Some(good), warnings),
         Err(Refused::Wrong(diagnostics)) => (None, diagnostics),
         Err(unreadable @ Refused::Unreadable(_)) => return Err(unreadable.into_problem("")),
     };
-    if file.json {
+    if target.json {
         terminal::print_json(&Verdict {
             file: name,
             valid: good.is_some(),
