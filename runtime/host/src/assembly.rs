@@ -61,7 +61,7 @@ pub(crate) struct Assembly {
     pub(crate) egress: DataRef<Arrival>,
 }
 
-/// Where inference runs. Listening has a thread of its own, so that it never waits for thinking.
+/// Where inference runs. Listening has threads of its own, so that it never waits for thinking.
 #[derive(Clone, Debug)]
 pub struct Pools {
     /// Recognition, synthesis, language.
@@ -70,12 +70,15 @@ pub struct Pools {
     pub listening: InferencePool,
 }
 
+/// One for voice activity, so that it does not wait while an end of turn is being judged.
+const LISTENING_THREADS: usize = 2;
+
 impl Pools {
     /// Pools for real time.
     pub fn new(size: usize) -> Self {
         Self {
             work: InferencePool::new(size),
-            listening: InferencePool::new(1),
+            listening: InferencePool::new(LISTENING_THREADS),
         }
     }
 
@@ -83,7 +86,7 @@ impl Pools {
     pub fn in_virtual_time(size: usize) -> Self {
         Self {
             work: InferencePool::in_virtual_time(size),
-            listening: InferencePool::in_virtual_time(1),
+            listening: InferencePool::in_virtual_time(LISTENING_THREADS),
         }
     }
 }
