@@ -34,6 +34,15 @@ fn samples_pass_strict_mode_without_a_warning() {
     }
 }
 
+/// A newcomer copies it from there.
+#[test]
+fn the_pipeline_in_the_readme_is_a_good_one() {
+    let readme = std::fs::read_to_string(tree::root().join("README.md")).expect("the README");
+    let (_, block) = readme.split_once("```yaml\n").expect("it shows a pipeline");
+    let (pipeline, _) = block.split_once("```").expect("the block ends");
+    assert_eq!(load("README.md", pipeline), Ok(()));
+}
+
 #[test]
 fn a_bad_sample_would_be_noticed() {
     let good = PipelineSpec::simple_template();
