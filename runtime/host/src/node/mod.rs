@@ -112,7 +112,7 @@ pub trait Node: Send + 'static {
         }
     }
 
-    /// The time that it asked for with [`NodeContext::wake_at`] has come.
+    /// The time that it asked for with [`NodeContext::wake_in`] has come.
     fn on_wake<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
         let _ = cx;
         Step::OK
