@@ -229,7 +229,7 @@ impl Line {
     fn tell_playback(&self, turn: TurnNumber, playback: Playback) {
         let at = self.now();
         let message = SessionControl::Playback { turn, playback, at };
-        if self.attachment.session.send(message).is_err() {
+        if self.attachment.session.send_reserved(message).is_err() {
             tracing::debug!("the session is gone before its connection");
         }
     }

@@ -249,7 +249,7 @@ impl Work {
                 reason,
                 at: self.now(),
             };
-            if self.site.session.send(message).is_err() {
+            if self.site.session.send_reserved(message).is_err() {
                 tracing::debug!(call = %self.id, "the session takes no signal");
             }
         }
@@ -480,7 +480,7 @@ impl Work {
                 attempts: std::mem::take(&mut self.records),
                 outcome: Box::new(outcome),
             };
-            if self.site.session.send(message).is_err() {
+            if self.site.session.send_reserved(message).is_err() {
                 tracing::debug!(call = %self.id, "the session takes no invocation record");
             }
         }

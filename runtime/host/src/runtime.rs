@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -45,6 +46,12 @@ use crate::{
 
 /// Notices that a slow subscriber may be behind before it misses some.
 const NOTICES: usize = 1_024;
+
+/// Reports of nodes that may wait for a session; memory is taken as they come. A session that is
+/// further behind than this is lost, and its nodes fail loudly.
+const REPORTS: NonZeroUsize = NonZeroUsize::new(1_024).expect("not zero");
+/// Further ones of its connection and its provider calls, and commands.
+const RESERVED_REPORTS: NonZeroUsize = NonZeroUsize::new(128).expect("not zero");
 
 /// What a runtime is made of.
 #[derive(Clone)]
@@ -578,6 +585,8 @@ impl Actor for Sessions {
         let mut setup = Some(order.setup);
         let mut spec = ChildSpec::temporary(order.name);
         spec.grace = Duration::from_secs(2);
+        spec.limits.control = REPORTS;
+        spec.limits.control_reserve = RESERVED_REPORTS;
         let started = ctx
             .spawn(spec, NoData, move || {
                 let setup = setup.take().expect("a session is never restarted");

@@ -15,8 +15,8 @@ use std::{
 };
 
 use rspp_actors::{
-    Actor, ActorId, CancellationToken, ChildExit, ChildSpec, Clock, Context, ControlRef, DataRef,
-    ExitReason, Failure, Offer, TelemetryRef,
+    Actor, ActorId, CancellationToken, ChildExit, ChildSpec, Clock, Context, ControlRef,
+    ControlRefused, DataRef, ExitReason, Failure, Offer, TelemetryRef,
 };
 use rspp_kernel::{
     CancelReason,
@@ -106,6 +106,8 @@ pub(crate) struct NodeHost {
     armed: Option<Monotonic>,
     /// Whether the last flush had to wait for space.
     waited: bool,
+    /// Whether a report found no room.
+    unheard: bool,
     /// What the standby has yet to be told.
     replay: VecDeque<Arrival>,
     /// Whether text of the model was passed on: that cannot be said again by another.
@@ -137,6 +139,7 @@ impl NodeHost {
             deferred: VecDeque::new(),
             armed: None,
             waited: false,
+            unheard: false,
             replay: VecDeque::new(),
             said: false,
             ended: false,
@@ -151,17 +154,24 @@ impl NodeHost {
         }
     }
 
-    fn report(&self, report: NodeReport) {
+    /// Tells the session. A session that has ended needs no report; one whose control lane is
+    /// exhausted must not miss one silently: this host fails instead (design §4).
+    fn report(&mut self, report: NodeReport) {
+        let last_words = matches!(report, NodeReport::Failed { .. });
         let message = SessionControl::Node {
             turn: self.setup.settings.turn,
             node: self.setup.settings.node().clone(),
             at: self.cx.now(),
             report,
         };
-        // Refused only when the session has ended, and us with it, or when its control lane is
-        // exhausted: then its supervisor ends it, loudly.
-        if self.setup.session.send(message).is_err() {
-            tracing::debug!(node = %self.setup.settings.node(), "the session takes no report");
+        let sent = if last_words {
+            self.setup.session.send_reserved(message)
+        } else {
+            self.setup.session.send(message)
+        };
+        match sent {
+            Ok(()) | Err(ControlRefused::Closed(_)) => {}
+            Err(ControlRefused::Overflow(_)) => self.unheard = true,
         }
     }
 
@@ -225,6 +235,9 @@ impl NodeHost {
             self.obey(ctx, message);
         }
         self.arm(ctx);
+        if self.unheard {
+            return Err(Failure::new("the session's control lane is full"));
+        }
         Ok(())
     }
 
@@ -518,7 +531,7 @@ impl NodeHost {
         }
     }
 
-    fn report_edges(&self, ctx: &Context<Self>) {
+    fn report_edges(&mut self, ctx: &Context<Self>) {
         let notices = ctx.with_data(|inputs| {
             if inputs.has_notices() {
                 inputs.take_notices()
@@ -527,10 +540,8 @@ impl NodeHost {
             }
         });
         for (port, notice) in notices {
-            self.report(NodeReport::EdgeNotice {
-                edge: self.setup.input_edges[usize::from(port.0)].clone(),
-                notice,
-            });
+            let edge = self.setup.input_edges[usize::from(port.0)].clone();
+            self.report(NodeReport::EdgeNotice { edge, notice });
         }
     }
 }
