@@ -2,6 +2,7 @@
 
 mod features;
 mod layers;
+mod readme;
 mod samples;
 mod tree;
 mod words;
