@@ -158,6 +158,8 @@ impl PullDisplay {
         if is_new {
             bar.set_style(style(step));
             bar.set_message(text);
+            bar.reset_elapsed();
+            bar.reset_eta();
         }
         if let Progress::Downloading { bytes, total, .. } = progress {
             bar.set_length(total);

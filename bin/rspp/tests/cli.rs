@@ -435,6 +435,15 @@ fn a_place_that_cannot_be_written_is_told_before_the_call() {
     assert_snapshot!(out, @"error: no/such/reply.wav: there is no directory no/such; create it first");
     let directory = place.run(&["loopback", "--report", "."]).refusal();
     assert_snapshot!(directory, @"error: .: is a directory; name a file");
+    wav(&place.path("a.wav"), 16_000, &[9_000; 1_600]);
+    let input = place
+        .run(&["loopback", "a.wav", "--out", "./a.wav"])
+        .refusal();
+    assert_snapshot!(input, @"error: ./a.wav: is named twice; give every input and output a file of its own");
+    let twice = place
+        .run(&["loopback", "--timeline", "x", "--report", "x"])
+        .refusal();
+    assert_snapshot!(twice, @"error: x: is named twice; give every input and output a file of its own");
 }
 
 #[test]

@@ -170,6 +170,11 @@ pub(crate) fn fetch(
     if models.is_empty() {
         return Ok(());
     }
+    let mut models = models.clone();
+    if may_pull && models.contains(&ModelId::PiperJoe) {
+        // The voice speaks without its dictionary, only worse.
+        models.insert(ModelId::CmuDict);
+    }
     let ids: Vec<ModelId> = ModelId::ALL
         .into_iter()
         .filter(|id| models.contains(id))

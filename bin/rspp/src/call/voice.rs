@@ -1,6 +1,6 @@
 //! The user's side of a call: recordings, and words that the local voice speaks.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use futures::StreamExt;
 use rspp_proto::{Epoch, EventId, InvocationId, ProviderId, SessionId};
@@ -29,6 +29,14 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
+    /// The recording it was read from.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        match &self.turn.source {
+            Voice::File(path) => Some(path),
+            Voice::Text(_) => None,
+        }
+    }
+
     /// Whether it has to be synthesised.
     pub(crate) fn needs_voice(&self) -> bool {
         self.recording.is_none()

@@ -109,9 +109,7 @@ impl Loopback {
         let settings = self.providers.settings()?;
         let setup = Setup::load(self.pipeline.as_deref(), self.policy.as_deref(), settings)?;
         let used = setup.providers()?;
-        for output in [&self.out, &self.timeline, &self.report] {
-            check_output(output.as_deref())?;
-        }
+        self.check_outputs(&turns)?;
         self.fetch_models(&used, turns.iter().any(Ready::needs_voice))?;
 
         let networked = self.networked(&used)?;
@@ -132,6 +130,37 @@ impl Loopback {
             .build()
             .map_err(Problem::failure)?;
         tokio.block_on(self.hold(setup, used, turns, virtual_time))
+    }
+
+    /// Refuses places that cannot be written before the conversation rather than after it.
+    fn check_outputs(&self, turns: &[Ready]) -> Result<(), Problem> {
+        let mut taken: Vec<&Path> = turns.iter().filter_map(Ready::file).collect();
+        let outputs = [&self.out, &self.timeline, &self.report];
+        for path in outputs.into_iter().flatten() {
+            let name = path.display();
+            if path.is_dir() {
+                return Err(Problem::input(format!(
+                    "{name}: is a directory; name a file"
+                )));
+            }
+            let parent = match path.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => parent,
+                Some(_) | None => Path::new("."),
+            };
+            if !parent.is_dir() {
+                return Err(Problem::input(format!(
+                    "{name}: there is no directory {}; create it first",
+                    parent.display()
+                )));
+            }
+            if taken.iter().any(|other| is_same_file(other, path)) {
+                return Err(Problem::input(format!(
+                    "{name}: is named twice; give every input and output a file of its own"
+                )));
+            }
+            taken.push(path);
+        }
+        Ok(())
     }
 
     fn fetch_models(
@@ -459,28 +488,9 @@ fn describe(providers: &Providers, modality: Modality, id: &ProviderId) -> Optio
     }
 }
 
-/// Refuses a place that cannot be written before the conversation rather than after it.
-fn check_output(path: Option<&Path>) -> Result<(), Problem> {
-    let Some(path) = path else {
-        return Ok(());
-    };
-    let name = path.display();
-    if path.is_dir() {
-        return Err(Problem::input(format!(
-            "{name}: is a directory; name a file"
-        )));
-    }
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        Some(_) | None => Path::new("."),
-    };
-    if !parent.is_dir() {
-        return Err(Problem::input(format!(
-            "{name}: there is no directory {}; create it first",
-            parent.display()
-        )));
-    }
-    Ok(())
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    one == other
+        || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Begins a timeline. An older one in its place is replaced, anything else is left alone.
