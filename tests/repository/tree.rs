@@ -77,17 +77,56 @@ fn text(value: &Value) -> String {
 }
 
 /// What the repository consists of: path from the root, and text. What is not text is left out.
+///
+/// Asks git; where there is none, as in an unpacked archive, everything but what is built counts.
 pub(crate) fn tracked() -> Vec<(String, String)> {
+    let root = root();
     let output = Command::new("git")
-        .args(["ls-files", "-z"])
-        .current_dir(root())
-        .output()
-        .expect("git runs: these rules are about what is committed");
-    assert!(output.status.success(), "git ls-files: this is no clone");
-    let names = String::from_utf8(output.stdout).expect("our file names are UTF-8");
-    let read = |name: &str| {
-        let text = std::fs::read_to_string(root().join(name)).ok()?;
-        Some((name.to_owned(), text))
+        .args(["-c", "safe.directory=*", "ls-files", "-z"])
+        .current_dir(&root)
+        .output();
+    let names = match output {
+        Ok(output) if output.status.success() => {
+            let names = String::from_utf8(output.stdout).expect("our file names are UTF-8");
+            names.split_terminator('\0').map(str::to_owned).collect()
+        }
+        Ok(_) | Err(_) => below(&root, &root),
     };
-    names.split_terminator('\0').filter_map(read).collect()
+    assert!(names.len() > 100, "this is not the repository: {names:?}");
+    let read = |name: String| {
+        let text = std::fs::read_to_string(root.join(&name)).ok()?;
+        Some((name, text))
+    };
+    names.into_iter().filter_map(read).collect()
+}
+
+/// All files below `dir`, by their paths from `root`, without git's own and what is built.
+fn below(root: &Path, dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).expect("a directory of ours") {
+        let path = entry.expect("an entry of it").path();
+        let inside = path.strip_prefix(root).expect("it lies below");
+        if path.is_dir() {
+            if !inside.ends_with(".git") && !inside.ends_with("target") {
+                found.extend(below(root, &path));
+            }
+        } else {
+            found.push(inside.to_string_lossy().replace('\\', "/"));
+        }
+    }
+    found
+}
+
+#[test]
+fn without_git_the_same_files_are_found() {
+    let root = root();
+    let found = below(&root, &root);
+    for (name, _) in tracked() {
+        assert!(found.contains(&name), "{name}");
+    }
+    assert!(
+        !found
+            .iter()
+            .any(|name| name.starts_with("target/") || name.starts_with(".git/"))
+    );
 }
