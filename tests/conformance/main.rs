@@ -1,4 +1,7 @@
 //! Behaviour that the specification fixes, driven through real actors.
 
+mod authority;
 mod conversation;
+mod failure;
 mod interruption;
+mod nodes;

@@ -4,3 +4,4 @@
 
 pub mod call;
 pub mod features;
+pub mod nodes;

@@ -803,7 +803,9 @@ impl Session {
                 // wait at the peer, and are to be heard.
                 self.clear_line(turn);
             }
-            ctx.stop_child_soon(running.actor, "the turn is closed");
+            if running.control.send_reserved(TurnControl::Close).is_err() {
+                ctx.stop_child_soon(running.actor, "the turn is closed");
+            }
             self.setup.gatekeeper.turn_ended();
         }
     }

@@ -30,6 +30,9 @@ pub(crate) enum TurnControl {
     CancelNodes(Vec<NodeIx>, CancelReason),
     /// Stop one provider call; its node goes on without the rest of the answer.
     CancelCall(InvocationId),
+    /// The turn is closed: end. Comes by the same lane as the cancel before it, so that the nodes
+    /// are told why before they are stopped.
+    Close,
 }
 
 /// Everything a turn needs.
@@ -87,7 +90,7 @@ impl Actor for Turn {
 
     async fn on_control(
         &mut self,
-        _ctx: &mut Context<Self>,
+        ctx: &mut Context<Self>,
         message: TurnControl,
     ) -> Result<(), Failure> {
         match message {
@@ -106,6 +109,7 @@ impl Actor for Turn {
                     self.tell(handle, NodeControl::CancelCall(invocation.clone()));
                 }
             }
+            TurnControl::Close => ctx.stop(ExitReason::Finished),
         }
         Ok(())
     }

@@ -240,6 +240,9 @@ impl Ledger {
         let Some(turn) = emission.turn else { return };
         match emission.signal {
             Signal::TurnOpen => self.mark(turn, Anchor::TurnOpenEmitted, at),
+            // What was said is what happened: evidence that was not kept has changed the ending (T9).
+            Signal::Commit => self.ended(turn, TerminalOutcome::Commit, None),
+            Signal::Abort => self.ended(turn, TerminalOutcome::Abort, emission.reason),
             // The fence falls first; a cancel without one was of a part that the turn can spare.
             Signal::Cancel => {
                 if let Some(open) = self.of(turn)
@@ -250,6 +253,13 @@ impl Ledger {
                 }
             }
             _others_have_no_anchor => {}
+        }
+    }
+
+    fn ended(&mut self, turn: TurnNumber, outcome: TerminalOutcome, reason: Option<&str>) {
+        if let Some(report) = self.of(turn).and_then(|open| open.report.as_mut()) {
+            outcome.as_str().clone_into(&mut report.outcome);
+            report.reason = reason.map(ToOwned::to_owned);
         }
     }
 

@@ -1,0 +1,157 @@
+//! Custom nodes that count what is done to them, and do what a test tells them to.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering::Relaxed},
+};
+
+use rspp_host::{
+    Config, Event, NodeRegistry, Port,
+    node::{Node, NodeContext, NodeError, Step},
+};
+use rspp_kernel::CancelReason;
+use rspp_proto::spec::{EdgeSpec, NodeSpec, PipelineSpec};
+use serde_json::{Value, json};
+
+/// How often each hook was called, over all nodes of a kind.
+#[derive(Debug, Default)]
+pub struct Hooks {
+    /// `init`.
+    pub init: AtomicU32,
+    /// `start`.
+    pub start: AtomicU32,
+    /// `on_event`.
+    pub events: AtomicU32,
+    /// `on_barge_in`.
+    pub barge_in: AtomicU32,
+    /// `on_cancel`.
+    pub cancel: AtomicU32,
+    /// `on_budget_exhausted`.
+    pub budget: AtomicU32,
+    /// `stop`.
+    pub stop: AtomicU32,
+}
+
+/// Counts one up.
+pub fn add(counter: &AtomicU32) -> u32 {
+    counter.fetch_add(1, Relaxed) + 1
+}
+
+/// Reads a count.
+pub fn get(counter: &AtomicU32) -> u32 {
+    counter.load(Relaxed)
+}
+
+/// What a probe does with an event: its node's n-th, counted from 1.
+type Handle = dyn for<'a> Fn(u32, &'a mut NodeContext, Event) -> Step<'a> + Send + Sync;
+
+/// Passes every event on.
+pub fn forward<'a>(_nth: u32, cx: &'a mut NodeContext, event: Event) -> Step<'a> {
+    cx.forward(event);
+    Step::OK
+}
+
+/// A node that counts and does as it is told.
+struct Probe {
+    hooks: Arc<Hooks>,
+    handle: Arc<Handle>,
+    seen: u32,
+}
+
+impl Node for Probe {
+    fn init(&mut self, _cx: &mut NodeContext) -> Result<(), NodeError> {
+        add(&self.hooks.init);
+        Ok(())
+    }
+
+    fn start(&mut self, _cx: &mut NodeContext) -> Result<(), NodeError> {
+        add(&self.hooks.start);
+        Ok(())
+    }
+
+    fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
+        add(&self.hooks.events);
+        self.seen += 1;
+        (self.handle)(self.seen, cx, event)
+    }
+
+    fn on_cancel(&mut self, _cx: &mut NodeContext, _reason: CancelReason) {
+        add(&self.hooks.cancel);
+    }
+
+    fn on_barge_in(&mut self, _cx: &mut NodeContext) {
+        add(&self.hooks.barge_in);
+    }
+
+    fn on_budget_exhausted(&mut self, _cx: &mut NodeContext) {
+        add(&self.hooks.budget);
+    }
+
+    fn stop(&mut self, _cx: &mut NodeContext) {
+        add(&self.hooks.stop);
+    }
+}
+
+/// Kinds of probes for a runtime.
+#[derive(Default)]
+pub struct Probes {
+    registry: NodeRegistry,
+}
+
+impl Probes {
+    /// Adds a kind.
+    pub fn add(
+        &mut self,
+        kind: &str,
+        handle: impl for<'a> Fn(u32, &'a mut NodeContext, Event) -> Step<'a> + Send + Sync + 'static,
+    ) -> Arc<Hooks> {
+        let hooks = Arc::new(Hooks::default());
+        let handle: Arc<Handle> = Arc::new(handle);
+        let counted = Arc::clone(&hooks);
+        self.registry.register(
+            kind,
+            Arc::new(move |_spec| {
+                Box::new(Probe {
+                    hooks: Arc::clone(&counted),
+                    handle: Arc::clone(&handle),
+                    seen: 0,
+                })
+            }),
+        );
+        hooks
+    }
+
+    /// Lets the runtime make them.
+    pub fn install(self) -> impl FnOnce(&mut Config) + 'static {
+        move |config| config.nodes = Arc::new(self.registry)
+    }
+}
+
+/// A node as a pipeline's author writes it.
+pub fn node(written: Value) -> NodeSpec {
+    serde_json::from_value(written).expect("a test writes valid nodes")
+}
+
+/// An edge as a pipeline's author writes it.
+pub fn edge(written: Value) -> EdgeSpec {
+    serde_json::from_value(written).expect("a test writes valid edges")
+}
+
+/// A custom node.
+pub fn custom(id: &str) -> NodeSpec {
+    node(json!({ "id": id, "kind": { "custom": id } }))
+}
+
+/// Puts a node on the edge between two others.
+pub fn insert(spec: &mut PipelineSpec, from: &str, between: NodeSpec, to: &str) {
+    let found = spec
+        .edges
+        .iter_mut()
+        .find(|edge| edge.from.as_str() == from && edge.to.as_str() == to);
+    let found = found.expect("there is such an edge");
+    let carries = found.carries;
+    found.to = between.id.clone();
+    let onward = json!({ "from": between.id, "to": to, "carries": carries });
+    spec.edges.push(edge(onward));
+    spec.nodes.push(between);
+}
