@@ -95,6 +95,10 @@ pub(crate) struct NodeSetup {
 }
 
 /// The actor.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four facts about the host that hold independently of each other"
+)]
 pub(crate) struct NodeHost {
     setup: NodeSetup,
     node: Box<dyn Node>,
