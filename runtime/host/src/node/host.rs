@@ -610,6 +610,7 @@ async fn preemptible(
 ) -> (Handled, bool) {
     tokio::pin!(work);
     let began = Instant::now();
+    let stopped = ctx.cancellation().clone();
     loop {
         tokio::select! {
             biased;
@@ -621,6 +622,8 @@ async fn preemptible(
                     return (Handled::Dropped, false);
                 }
             }
+            // Asked to stop: what the handler waits for is nobody's business any more.
+            () = stopped.cancelled() => return (Handled::Dropped, false),
             outcome = &mut work => {
                 return (Handled::Done(outcome), began.elapsed() > budget);
             }
@@ -696,6 +699,10 @@ impl Actor for NodeHost {
     }
 
     async fn stopped(&mut self, ctx: &mut Context<Self>, _reason: &ExitReason) {
+        // A cancel that came just before is still to be told (F-012).
+        while let Some(message) = ctx.try_control() {
+            self.obey(ctx, message);
+        }
         if !self.ended {
             self.ended = true;
             self.node.stop(&mut self.cx);
