@@ -9,6 +9,7 @@ use rspp_host::{
     Event,
     node::{NodeContext, NodeError, Step},
 };
+use rspp_kernel::CancelReason;
 use rspp_proto::{Payload, abi::Signal};
 use rspp_provider_api::{
     Fault,
@@ -21,6 +22,8 @@ use rspp_tests::{
 use rspp_transport_api::loopback::Start;
 use serde_json::json;
 
+const LONG: &str = "Well, let me tell you a very long story. It begins in a small town by the sea, where \
+     nobody was ever in a hurry, and it ends a great many years later in the very same place.";
 const REPLY: &str = "Good day to you. How can I help?";
 
 fn counts(hooks: &Hooks) -> [u32; 3] {
@@ -264,4 +267,70 @@ async fn a_standby_takes_over_from_a_node_that_panics() {
     assert_eq!(get(&broken.events), 3);
     assert_eq!(get(&backup.init), 1);
     assert_eq!(ended.log.signals_of(Signal::Fallback).len(), 1);
+}
+
+/// F-012, F-038: an interruption is told to the nodes of the turn once, and they are stopped once.
+#[tokio::test(start_paused = true)]
+async fn an_interruption_is_told_to_every_node_of_the_turn_once() {
+    let mut probes = Probes::default();
+    let hooks = probes.add("probe", forward);
+    let cast = Cast {
+        llm: Arc::new(ScriptedLlm::new("llm").answers([LONG, REPLY])),
+        ..Cast::default()
+    };
+    let ended = with_probe(
+        &cast,
+        probes,
+        &[
+            first(),
+            Start::BargeIn {
+                after_reply_audio: Duration::from_millis(900),
+            },
+        ],
+    )
+    .hold()
+    .await;
+    assert_eq!(ended.endings(), ["cancelled", "commit"]);
+    assert_eq!(counts(&hooks), [2, 2, 2]);
+    assert_eq!(get(&hooks.barge_in), 1);
+    assert_eq!(get(&hooks.cancel), 1);
+}
+
+/// F-036, P16: a handler that waits is dropped where it waits.
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_waits_is_dropped_by_a_cancel() {
+    let dropped = Arc::new(AtomicU32::new(0));
+    struct Guard(Arc<AtomicU32>);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            add(&self.0);
+        }
+    }
+    fn wait(guard: Guard) -> Step<'static> {
+        Step::Wait(Box::pin(async move {
+            let _guard = guard;
+            tokio::time::sleep(Duration::from_secs(3_600)).await;
+            Ok(())
+        }))
+    }
+    let mut probes = Probes::default();
+    let guards = Arc::clone(&dropped);
+    let hooks = probes.add("probe", move |_nth, _cx: &mut NodeContext, _event| {
+        wait(Guard(Arc::clone(&guards)))
+    });
+    let cast = Cast::default();
+    let call = with_probe(&cast, probes, &[first()]).start().await;
+    call.log.until(Signal::TurnOpen, 1).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(get(&hooks.events), 1, "it waits on the first word");
+    assert_eq!(get(&dropped), 0);
+    let receipt = call.session.cancel(CancelReason::UserCancel).await;
+    assert!(receipt.is_some_and(|receipt| receipt.turn.is_some()));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(get(&dropped), 1, "the handler was not dropped");
+    let ended = call.end().await;
+    assert_eq!(ended.endings(), ["cancelled"]);
+    assert_eq!(get(&hooks.cancel), 1);
+    assert_eq!(get(&hooks.events), 1, "what waited for it was not handled");
+    assert_eq!(counts(&hooks), [1, 1, 1]);
 }
