@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rspp_proto::{Speaker, abi::Signal};
+use rspp_proto::{SampleRate, Speaker, abi::Signal};
 use rspp_tests::call::{Builder, Cast, after_reply, first, says};
 
 /// F-002, F-010, F-014, F-130.
@@ -29,7 +29,9 @@ async fn two_turns_are_heard_answered_and_recorded() {
 async fn a_reply_is_heard_to_its_end() {
     let cast = Cast::default();
     let text = "Good day to you. How can I help?";
-    let ended = Builder::new(&cast, vec![says(first())]).hold().await;
+    let mut builder = Builder::new(&cast, vec![says(first())]);
+    builder.script.sink_rate = SampleRate::HZ_24000;
+    let ended = builder.hold().await;
     let [heard] = ended.heard()[..] else {
         panic!("one reply was to be heard: {:?}", ended.heard());
     };

@@ -4,4 +4,7 @@ mod authority;
 mod conversation;
 mod failure;
 mod interruption;
+mod lifecycle;
 mod nodes;
+mod plans;
+mod shutdown;

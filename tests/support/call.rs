@@ -13,7 +13,7 @@ use rspp_host::{
 };
 use rspp_kernel::plan::{LayeredSettings, Settings};
 use rspp_proto::{
-    Payload, ProviderId, SessionId, Speaker, TenantId, TextChunk, TurnNumber,
+    Payload, ProviderId, SampleRate, SessionId, Speaker, TenantId, TextChunk, TurnNumber,
     abi::{ControlSignal, Signal},
     spec::{Modality, PipelineSpec, PolicyBundle},
 };
@@ -294,6 +294,8 @@ impl Builder {
             pipeline: PipelineSpec::simple(),
             script: Script {
                 utterances,
+                // The runtime's own rate: converting costs more than all the rest of a call.
+                sink_rate: SampleRate::HZ_16000,
                 ..Script::default()
             },
             configure: Box::new(|_| {}),

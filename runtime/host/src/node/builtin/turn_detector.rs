@@ -26,6 +26,8 @@ pub(super) struct TurnDetector {
     partial: Option<Arc<str>>,
     /// Utterances that ended and whose final text has not come.
     unheard: u32,
+    /// The user has said that the speech in progress is over: its silence is no news.
+    is_told: bool,
     speech_ended: SampleIndex,
     confidence: f32,
     turns: u32,
@@ -76,7 +78,12 @@ impl TurnDetector {
         match mark {
             SpeechMark::Started { .. } => {
                 cx.forget_wake();
+                self.is_told = false;
                 self.state = State::Speaking;
+                Step::OK
+            }
+            SpeechMark::Stopped { .. } if self.is_told => {
+                self.is_told = false;
                 Step::OK
             }
             SpeechMark::Stopped { at } => {
@@ -88,6 +95,7 @@ impl TurnDetector {
             SpeechMark::EndOfTurn { at, .. } => {
                 if self.state == State::Speaking {
                     self.unheard += 1;
+                    self.is_told = true;
                 }
                 self.speech_ended = at;
                 self.finished(cx, 1.0);
