@@ -1,10 +1,15 @@
 //! Behaviour that the specification fixes, driven through real actors.
 
 mod authority;
+mod budgets;
 mod conversation;
+mod edges;
 mod failure;
 mod interruption;
+mod isolation;
 mod lifecycle;
 mod nodes;
 mod plans;
+mod refusals;
+mod routing;
 mod shutdown;

@@ -582,6 +582,7 @@ impl Actor for Sessions {
         order: SessionsOrder,
     ) -> Result<(), Failure> {
         let clock = ctx.clock();
+        let abandon = order.setup.abandon();
         let mut setup = Some(order.setup);
         let mut spec = ChildSpec::temporary(order.name);
         spec.grace = Duration::from_secs(2);
@@ -595,7 +596,10 @@ impl Actor for Sessions {
             .await;
         let outcome = match started {
             Ok(handle) => Ok(handle.control),
-            Err(error) => Err(OpenError::Start(error.to_string())),
+            Err(error) => {
+                abandon();
+                Err(OpenError::Start(error.to_string()))
+            }
         };
         let _caller_is_gone = order.answer.send(outcome);
         Ok(())

@@ -198,6 +198,20 @@ pub(crate) struct SessionSetup {
     pub(crate) done: oneshot::Sender<SessionReport>,
 }
 
+impl SessionSetup {
+    /// Gives back what was taken for the session, should it not start.
+    pub(crate) fn abandon(&self) -> impl FnOnce() + use<> {
+        let connection = self.connection.clone();
+        let (leases, lease) = (Arc::clone(&self.leases), self.lease.clone());
+        move || {
+            let _hung_up = connection.send_reserved(ConnectionControl::Close);
+            if leases.release(&lease).is_err() {
+                tracing::debug!(session = %lease.session, "the lease had been taken away");
+            }
+        }
+    }
+}
+
 /// The actor. Never restarted: a session that panics ends that call (design §2).
 pub(crate) struct Session {
     setup: SessionSetup,
@@ -951,6 +965,12 @@ impl Actor for Session {
 
     async fn stopped(&mut self, ctx: &mut Context<Self>, reason: &ExitReason) {
         self.cancel.cancel();
+        // What nodes say while they stop belongs to the session too, such as what their edges lost.
+        while let Some(message) = ctx.try_control() {
+            if let Err(error) = self.on_control(ctx, message).await {
+                tracing::warn!(error = %error.message, "a last message could not be handled");
+            }
+        }
         let now = time(ctx);
         if self.kernel.state() != SessionState::Ended {
             self.ended = reason.to_string();
