@@ -48,7 +48,7 @@ async fn a_turn_that_never_ends_is_ended() {
     assert_eq!(ended.log.signals_of(Signal::BudgetExhausted).len(), 1);
     let heard = ended.heard()[0];
     assert!(heard.cut);
-    let lasted = heard.ended - heard.began;
+    let lasted = heard.length();
     assert!(lasted <= ms(1_520), "{lasted:?}");
     let turn = ended.turn(1);
     assert!(turn.agent_text.starts_with(&turn.agent_text_played));

@@ -36,7 +36,7 @@ async fn a_reply_is_heard_to_its_end() {
         panic!("one reply was to be heard: {:?}", ended.heard());
     };
     assert!(!heard.cut, "{heard:?}");
-    let length = heard.ended - heard.began;
+    let length = heard.length();
     let spoken: Duration = text
         .split_inclusive(". ")
         .map(|c| cast.tts.duration_of(c.trim()))

@@ -290,7 +290,7 @@ async fn a_voice_that_breaks_off_is_replaced_in_the_middle_of_a_sentence() {
     // As long as if one voice had said it all.
     let heard = ended.heard()[0];
     let whole = cast.tts.duration_of("Good day to you.") + cast.tts.duration_of("How can I help?");
-    let length = heard.ended - heard.began;
+    let length = heard.length();
     assert!(
         length >= whole && length <= whole + ms(400),
         "{length:?} instead of {whole:?}"

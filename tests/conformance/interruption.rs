@@ -112,7 +112,7 @@ async fn speaking_over_the_agent_silences_it_and_opens_the_next_turn() {
     let heard = ended.heard();
     assert!(heard[0].cut);
     let spoke_over = ended.user_began()[1];
-    let silent_after = heard[0].ended - spoke_over;
+    let silent_after = heard[0].ended.saturating_sub(spoke_over);
     assert!(
         silent_after <= Duration::from_millis(60 + 200 + 20 + 20),
         "{silent_after:?}"

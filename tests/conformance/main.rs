@@ -1,5 +1,10 @@
 //! Behaviour that the specification fixes, driven through real actors.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on says so by its panic"
+)]
+
 mod authority;
 mod budgets;
 mod conversation;

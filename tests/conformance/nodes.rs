@@ -168,7 +168,7 @@ async fn a_detector_that_cannot_be_kept_running_ends_its_session() {
         ..Cast::default()
     };
     let mut builder = Builder::new(&cast, vec![says(first())]);
-    builder.script.hang_up_after = Duration::from_secs(60);
+    builder.script.hang_up_after = Duration::from_mins(1);
     let ended = builder.hold().await;
     assert!(ended.report.ended.contains("vad"), "{}", ended.report.ended);
     assert!(ended.report.turns.is_empty());
@@ -296,23 +296,28 @@ async fn an_interruption_is_told_to_every_node_of_the_turn_once() {
     assert_eq!(get(&hooks.cancel), 1);
 }
 
+/// Counts when it is dropped.
+struct Guard(Arc<AtomicU32>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        add(&self.0);
+    }
+}
+
+/// Waits for an hour, unless it is dropped.
+fn wait(guard: Guard) -> Step<'static> {
+    Step::Wait(Box::pin(async move {
+        let _guard = guard;
+        tokio::time::sleep(Duration::from_hours(1)).await;
+        Ok(())
+    }))
+}
+
 /// F-036, P16: a handler that waits is dropped where it waits.
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_waits_is_dropped_by_a_cancel() {
     let dropped = Arc::new(AtomicU32::new(0));
-    struct Guard(Arc<AtomicU32>);
-    impl Drop for Guard {
-        fn drop(&mut self) {
-            add(&self.0);
-        }
-    }
-    fn wait(guard: Guard) -> Step<'static> {
-        Step::Wait(Box::pin(async move {
-            let _guard = guard;
-            tokio::time::sleep(Duration::from_secs(3_600)).await;
-            Ok(())
-        }))
-    }
     let mut probes = Probes::default();
     let guards = Arc::clone(&dropped);
     let hooks = probes.add("probe", move |_nth, _cx: &mut NodeContext, _event| {

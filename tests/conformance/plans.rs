@@ -90,7 +90,7 @@ async fn another_detector_moves_boundaries_and_nothing_else() {
         let stopped = anchors.speech_end_ts.expect("the user fell silent");
         stopped.since(ended.report.opened_at)
     };
-    let earlier = ended_after(&usual) - ended_after(&other);
+    let earlier = ended_after(&usual).saturating_sub(ended_after(&other));
     assert!(earlier >= ms(280) && earlier <= ms(320), "{earlier:?}");
     assert_eq!(
         usual.turn(1).agent_text_played,

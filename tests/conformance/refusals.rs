@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use rspp_host::{OpenError, Runtime};
-use rspp_proto::{EdgeId, ProviderId, SessionId, spec::Modality};
+use rspp_proto::{
+    EdgeId, ProviderId, SessionId,
+    spec::{BufferSpec, Modality},
+};
 use rspp_provider_api::{
     Fault,
     scripted::{ScriptedEndOfTurn, ScriptedVoice},
@@ -18,9 +21,8 @@ use std::time::Duration;
 /// Tries to open; the refusal, after which the runtime is as empty as before.
 async fn refused(mut builder: Builder) -> OpenError {
     let runtime = builder.runtime().await;
-    let error = match builder.open(&runtime).await {
-        Ok(_) => panic!("the session opened"),
-        Err(error) => error,
+    let Err(error) = builder.open(&runtime).await else {
+        panic!("the session opened");
     };
     empty(&runtime).await;
     error
@@ -103,7 +105,7 @@ async fn a_setting_for_an_unknown_edge_is_refused() {
         .settings
         .session
         .edge_buffers
-        .insert(nowhere, Default::default());
+        .insert(nowhere, BufferSpec::default());
     let error = refused(builder).await.to_string();
     assert!(error.contains("llm->nowhere:text"), "{error}");
 }

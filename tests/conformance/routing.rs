@@ -82,9 +82,8 @@ async fn one_output_reaches_every_node_in_the_same_order() {
     let heard: Vec<Arc<Mutex<Vec<u64>>>> = (0..3).map(|_| Arc::default()).collect();
     for (name, heard) in ["x", "y", "z"].iter().zip(&heard) {
         let heard = Arc::clone(heard);
-        probes.add(name, move |_nth, cx: &mut NodeContext, event| {
+        probes.add(name, move |_nth, _cx: &mut NodeContext, event| {
             heard.lock().unwrap().push(event.stamp.sequence);
-            let _quiet = cx;
             Step::OK
         });
     }
@@ -183,7 +182,7 @@ async fn a_merge_gives_all_of_its_inputs_in_order() {
     // Every word twice, since it took both ways.
     let doubled: String = REPLY
         .split_inclusive(' ')
-        .map(|word| format!("{word}{word}"))
+        .flat_map(|word| [word, word])
         .collect();
     let said: String = ended.turn(1).agent_text_played.split_whitespace().collect();
     let expected: String = doubled.split_whitespace().collect();

@@ -144,7 +144,9 @@ async fn draining_every_session_empties_the_node() {
     }
     tokio::time::sleep(ms(2_500)).await;
     assert_eq!(runtime.sessions(), 5);
-    placed.iter().for_each(|call| call.session.drain());
+    for call in &placed {
+        call.session.drain();
+    }
     for call in placed {
         assert_eq!(call.end().await.endings(), ["commit"]);
     }

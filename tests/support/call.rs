@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt, future::LocalBoxFuture};
 use rspp_host::{
     Config, Notice, OpenError, Pools, Runtime, SessionHandle, SessionRequest,
     report::{SessionReport, TurnReport},
@@ -339,7 +339,11 @@ impl Builder {
     }
 
     /// Asks `runtime` for the session.
-    pub async fn open(self, runtime: &Runtime) -> Result<Placed, OpenError> {
+    pub fn open(self, runtime: &Runtime) -> LocalBoxFuture<'_, Result<Placed, OpenError>> {
+        self.open_now(runtime).boxed_local()
+    }
+
+    async fn open_now(self, runtime: &Runtime) -> Result<Placed, OpenError> {
         let (in_memory, recording) = Recorder::in_memory(Options::default());
         let (mut transport, line) = loopback::call(self.script).expect("usual rates");
         if let Some(injected) = self.injected {
@@ -368,7 +372,11 @@ impl Builder {
     }
 
     /// Places the call; on a paused clock it takes no time.
-    pub async fn start(mut self) -> Call {
+    pub fn start(self) -> LocalBoxFuture<'static, Call> {
+        self.start_now().boxed_local()
+    }
+
+    async fn start_now(mut self) -> Call {
         let runtime = self.runtime().await;
         let placed = self.open(&runtime).await.expect("the session opens");
         Call {
@@ -383,8 +391,8 @@ impl Builder {
     }
 
     /// Places the call and waits until the user hangs up.
-    pub async fn hold(self) -> Ended {
-        self.start().await.end().await
+    pub fn hold(self) -> LocalBoxFuture<'static, Ended> {
+        async { self.start().await.end().await }.boxed_local()
     }
 }
 
@@ -407,7 +415,7 @@ fn with_client(source: Source, injected: mpsc::UnboundedReceiver<Ingress>) -> So
 impl Placed {
     /// Waits until the session is over, and checks what every session has to leave.
     pub async fn end(self) -> Ended {
-        let limit = Duration::from_secs(600);
+        let limit = Duration::from_mins(10);
         let report = tokio::time::timeout(limit, self.session.wait())
             .await
             .expect("the call ends")
@@ -478,6 +486,13 @@ pub struct Heard {
     pub ended: Duration,
     /// Whether there was more to hear.
     pub cut: bool,
+}
+
+impl Heard {
+    /// How long it was heard.
+    pub fn length(&self) -> Duration {
+        self.ended.saturating_sub(self.began)
+    }
 }
 
 impl Ended {

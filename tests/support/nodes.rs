@@ -46,7 +46,7 @@ pub fn get(counter: &AtomicU32) -> u32 {
 type Handle = dyn for<'a> Fn(u32, &'a mut NodeContext, Event) -> Step<'a> + Send + Sync;
 
 /// Passes every event on.
-pub fn forward<'a>(_nth: u32, cx: &'a mut NodeContext, event: Event) -> Step<'a> {
+pub fn forward(_nth: u32, cx: &mut NodeContext, event: Event) -> Step<'_> {
     cx.forward(event);
     Step::OK
 }
