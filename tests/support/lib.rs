@@ -2,6 +2,8 @@
 //!
 //! This library holds what the suites share: scripted calls, fixtures, the feature table.
 
+pub mod bench;
 pub mod call;
 pub mod features;
+pub mod fleet;
 pub mod nodes;
