@@ -18,3 +18,4 @@ mod plans;
 mod refusals;
 mod routing;
 mod shutdown;
+mod sweeps;
