@@ -3,10 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use rspp_controlplane_api::{Leases, LocalLeases};
+use rspp_host::{
+    Event,
+    node::{NodeContext, Step},
+};
 use rspp_kernel::CancelReason;
 use rspp_proto::{Epoch, SessionId, abi::Signal};
 use rspp_provider_api::scripted::ScriptedLlm;
-use rspp_tests::call::{Builder, Call, Cast, Ended, after_reply, first, says};
+use rspp_tests::{
+    call::{Builder, Call, Cast, Ended, after_reply, first, says},
+    nodes::{Probes, custom, insert},
+};
 use rspp_transport_api::Ingress;
 
 const LONG: &str = "Well, let me tell you a very long story. It begins in a small town by the sea, where \
@@ -185,4 +192,39 @@ async fn a_full_node_refuses_turns_before_they_open() {
     for never in ["turn_open", "abort", "close"] {
         assert!(!ended.signals().contains(&never), "{never}");
     }
+}
+
+/// A call whose node between `from` and the user forges a second copy of every event, under an
+/// epoch that nobody here holds a lease for.
+fn forging(from: &str) -> Builder {
+    let mut probes = Probes::default();
+    probes.add("forger", |_nth, cx: &mut NodeContext, event: Event| {
+        let mut forged = event.clone();
+        forged.stamp.epoch = event.stamp.epoch.next();
+        cx.forward(forged);
+        cx.forward(event);
+        Step::OK
+    });
+    let cast = Cast {
+        llm: Arc::new(ScriptedLlm::new("llm").answers(["All right."])),
+        ..Cast::default()
+    };
+    Builder::new(&cast, vec![says(first())])
+        .pipeline(|spec| insert(spec, from, custom("forger"), "egress"))
+        .configure(probes.install())
+}
+
+/// T12, F-156, AE-003: audio of another epoch is refused where it would be heard, and a diagnostic
+/// says so; the turn goes on undisturbed.
+#[tokio::test(start_paused = true)]
+async fn audio_of_another_epoch_is_never_heard() {
+    let ended = forging("tts").hold().await;
+    assert_eq!(ended.endings(), ["commit"]);
+    assert_eq!(ended.turn(1).agent_text_played, "All right.");
+    assert_eq!(
+        ended.log.reasons_of(Signal::StaleEpochReject),
+        ["authority_epoch_mismatch"]
+    );
+    // Ten characters of 60 ms, once.
+    assert_eq!(ended.heard()[0].length(), Duration::from_millis(600));
 }

@@ -95,6 +95,7 @@ async fn an_overflowing_edge_accounts_for_every_frame() {
         (DataHandling::DropNewest, false),
         (DataHandling::LatestOnly, true),
         (DataHandling::Sample, true),
+        (DataHandling::Block, false),
     ] {
         let (seen, ended) = overflow(strategy, 4).await;
         let dropped = dropped(&ended);

@@ -13,7 +13,8 @@ use rspp_host::{
 };
 use rspp_kernel::plan::{LayeredSettings, Settings};
 use rspp_proto::{
-    Payload, ProviderId, SampleRate, SessionId, Speaker, TenantId, TextChunk, TurnNumber,
+    AudioChunk, Payload, ProviderId, SampleRate, SessionId, Speaker, TenantId, TextChunk,
+    TurnNumber,
     abi::{ControlSignal, Signal},
     spec::{Modality, PipelineSpec, PolicyBundle},
 };
@@ -23,7 +24,7 @@ use rspp_provider_api::{
 };
 use rspp_timeline::{Entry, MemoryRecording, Options, Recorder};
 use rspp_transport_api::{
-    Ingress, Source,
+    Ingress, Outgoing, Sink, SinkError, Source,
     loopback::{self, Line, Moment, Script, Start, Utterance},
 };
 use tokio::sync::{broadcast, mpsc};
@@ -284,6 +285,7 @@ pub struct Builder {
     pub recorder: Option<Recorder>,
     cast: Cast,
     injected: Option<mpsc::UnboundedReceiver<Ingress>>,
+    sent: Option<mpsc::UnboundedSender<Outgoing>>,
 }
 
 impl Builder {
@@ -306,6 +308,7 @@ impl Builder {
             recorder: None,
             cast: cast.clone(),
             injected: None,
+            sent: None,
         }
     }
 
@@ -314,6 +317,13 @@ impl Builder {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.injected = Some(receiver);
         sender
+    }
+
+    /// Lets the test see what is sent to the client beside audio.
+    pub fn screen(&mut self) -> mpsc::UnboundedReceiver<Outgoing> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.sent = Some(sender);
+        receiver
     }
 
     /// Changes the pipeline.
@@ -348,6 +358,12 @@ impl Builder {
         let (mut transport, line) = loopback::call(self.script).expect("usual rates");
         if let Some(injected) = self.injected {
             transport.source = with_client(transport.source, injected);
+        }
+        if let Some(sent) = self.sent {
+            transport.sink = Box::new(Screen {
+                sink: transport.sink,
+                sent,
+            });
         }
         let session = runtime
             .open(SessionRequest {
@@ -410,6 +426,36 @@ fn with_client(source: Source, injected: mpsc::UnboundedReceiver<Ingress>) -> So
             next.map(|next| (next, (source, injected)))
         },
     ))
+}
+
+/// A sink that shows what is sent beside audio.
+struct Screen {
+    sink: Box<dyn Sink>,
+    sent: mpsc::UnboundedSender<Outgoing>,
+}
+
+impl Sink for Screen {
+    fn sample_rate(&self) -> SampleRate {
+        self.sink.sample_rate()
+    }
+
+    fn lead(&self) -> Duration {
+        self.sink.lead()
+    }
+
+    fn play(&mut self, turn: TurnNumber, chunk: &AudioChunk) -> Result<(), SinkError> {
+        self.sink.play(turn, chunk)
+    }
+
+    fn clear(&mut self, turn: TurnNumber) {
+        self.sink.clear(turn);
+    }
+
+    fn send(&mut self, outgoing: Outgoing) -> Result<(), SinkError> {
+        // A test that is over does not look any more.
+        let _unseen = self.sent.send(outgoing.clone());
+        self.sink.send(outgoing)
+    }
 }
 
 impl Placed {

@@ -1,6 +1,7 @@
 //! Putting nodes together: from a place in the graph and a frozen plan to a node host's setup.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::{Arc, atomic::AtomicU32},
     time::Duration,
@@ -18,7 +19,7 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     Epoch, Monotonic, SessionId, TurnNumber,
-    spec::{EdgeBufferPolicy, NodeKind, NodeSpec, TurnPolicy},
+    spec::{EdgeBufferPolicy, NodeKind, NodeSpec, Strategy, TurnPolicy},
 };
 use rspp_provider_api::{InferencePool, Providers};
 
@@ -134,7 +135,23 @@ impl Assembly {
     /// The data lane of a place in the graph, by its input edges.
     pub(crate) fn inputs(&self, ix: NodeIx) -> Inputs {
         let edges = &self.graph.node(ix).inputs;
-        Inputs::new(self.clock, edges.iter().map(|edge| self.policy(*edge)))
+        let policies: Vec<_> = edges.iter().map(|edge| self.buffer(*edge)).collect();
+        Inputs::new(self.clock, policies.iter().map(Cow::as_ref))
+    }
+
+    /// An edge's policy as its buffer keeps it. A microphone cannot be made to wait: where a node
+    /// would block, what finds no room is lost at once, and counted.
+    fn buffer(&self, ix: EdgeIx) -> Cow<'_, EdgeBufferPolicy> {
+        let policy = self.policy(ix);
+        let spoken = self.graph.edge(ix).from == self.graph.ingress();
+        if spoken && policy.strategy == Strategy::Block {
+            Cow::Owned(EdgeBufferPolicy {
+                strategy: Strategy::DropNewest,
+                ..policy.clone()
+            })
+        } else {
+            Cow::Borrowed(policy)
+        }
     }
 
     /// Everything for the host of `ix`; `None` for places where no node of ours stands: ingress,

@@ -88,6 +88,12 @@ impl OutputFence {
         }
     }
 
+    /// Whether something of `turn` that was made under `epoch` may still leave. For what is shown,
+    /// not played: it counts nothing.
+    pub fn admits(&self, turn: TurnNumber, epoch: Epoch) -> bool {
+        self.epoch.load(Ordering::Acquire) == epoch.get() && self.is_live(turn)
+    }
+
     /// Whether outputs of `turn` may still leave; for work that would be in vain.
     pub fn is_live(&self, turn: TurnNumber) -> bool {
         turn.0 >= unpack(self.word.load(Ordering::Acquire)).0
@@ -145,6 +151,19 @@ mod tests {
             "an older fence does not disturb the live turn"
         );
         assert_eq!(fence.accept(T2, E1), Passage::Accepted { ordinal: 2 });
+    }
+
+    /// F-156: what is only shown passes the same checks.
+    #[test]
+    fn what_is_shown_is_admitted_by_turn_and_epoch() {
+        let fence = OutputFence::new(E1);
+        assert!(fence.admits(T1, E1));
+        assert!(!fence.admits(T1, E1.next()));
+        assert_eq!(fence.raise(T1), 0, "looking counts nothing");
+        assert!(!fence.admits(T1, E1));
+        assert!(fence.admits(T2, E1));
+        fence.revoke();
+        assert!(!fence.admits(T2, E1));
     }
 
     /// P4: a turn can be fenced before its first output.
