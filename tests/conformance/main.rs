@@ -17,5 +17,6 @@ mod nodes;
 mod plans;
 mod refusals;
 mod routing;
+mod scopes;
 mod shutdown;
 mod sweeps;
