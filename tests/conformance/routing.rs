@@ -6,12 +6,13 @@ use std::{
 };
 
 use rspp_host::node::{NodeContext, Step};
-use rspp_proto::{Payload, spec::PipelineSpec};
+use rspp_proto::{Payload, SessionId, abi::Signal, spec::PipelineSpec};
 use rspp_provider_api::scripted::ScriptedLlm;
 use rspp_tests::{
     call::{Builder, Cast, Ended, first, says},
     nodes::{Probes, custom, edge, forward, get, node},
 };
+use rspp_transport_api::Ingress;
 use serde_json::json;
 
 const REPLY: &str = "Good day to you. How can I help?";
@@ -187,4 +188,40 @@ async fn a_merge_gives_all_of_its_inputs_in_order() {
     let said: String = ended.turn(1).agent_text_played.split_whitespace().collect();
     let expected: String = doubled.split_whitespace().collect();
     assert_eq!(said, expected);
+}
+
+/// F-034: a cancel by the client reaches every node of a diamond once, and no other session.
+#[tokio::test(start_paused = true)]
+async fn a_cancel_reaches_all_of_a_diamond_and_nobody_else() {
+    let mut probes = Probes::default();
+    let hooks = [probes.add("a", forward), probes.add("b", forward)];
+    let llm = ScriptedLlm::new("llm").answers([REPLY]);
+    let cast = Cast {
+        llm: Arc::new(llm.token_every(Duration::from_millis(150))),
+        ..Cast::default()
+    };
+    let diamond = |name: &str| {
+        let mut builder = Builder::new(&cast, vec![says(first())])
+            .pipeline(|spec| branches(spec, "merge", None, None));
+        builder.session = SessionId::new(name).unwrap();
+        builder
+    };
+    let mut host = Builder::new(&cast, vec![]).configure(probes.install());
+    let runtime = host.runtime().await;
+    let mut cancelled = diamond("cancelled");
+    let client = cancelled.client();
+    let cancelled = cancelled.open(&runtime).await.expect("the session opens");
+    let beside = diamond("beside")
+        .open(&runtime)
+        .await
+        .expect("the session opens");
+    cancelled.log.until(Signal::TurnOpen, 1).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    client.send(Ingress::Cancel).unwrap();
+    assert_eq!(cancelled.end().await.endings(), ["cancelled"]);
+    assert_eq!(beside.end().await.endings(), ["commit"]);
+    for hooks in hooks {
+        assert_eq!(get(&hooks.cancel), 1, "one of the two sessions' nodes");
+        assert_eq!((get(&hooks.init), get(&hooks.stop)), (2, 2));
+    }
 }
