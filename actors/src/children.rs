@@ -82,7 +82,8 @@ pub(crate) struct Children {
     system: System,
     supervisor: Option<ActorCell>,
     /// In start order, as ids ascend; a restart keeps the id and so the place.
-    all: BTreeMap<ActorId, Child>,
+    /// Boxed: a map's leaf has room for eleven, and most parents have few.
+    all: BTreeMap<ActorId, Box<Child>>,
     by_cell: BTreeMap<ractor::ActorId, ActorId>,
     restarts: BTreeSet<(Instant, ActorId)>,
     /// Exits the actor has not been told of yet.
@@ -170,7 +171,7 @@ impl Children {
             Ok(cell) => {
                 debug!(actor = path, "started");
                 self.by_cell.insert(cell, id);
-                self.all.insert(id, child);
+                self.all.insert(id, Box::new(child));
                 Ok(())
             }
             Err(ExitReason::Panicked(message)) => Err(SpawnError::Panicked { path, message }),

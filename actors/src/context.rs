@@ -108,10 +108,9 @@ impl<A: Actor> Context<A> {
             mailbox: Arc::clone(&mailbox),
             make,
         };
-        let id = self
-            .core
-            .adopt(spec, B::KIND, Arc::clone(&mailbox) as _, Box::new(respawn))
-            .await?;
+        let post = Arc::clone(&mailbox) as _;
+        // Boxed, here and below: whoever starts children has room for this in its own future all its life.
+        let id = Box::pin(self.core.adopt(spec, B::KIND, post, Box::new(respawn))).await?;
         Ok(Address::new(id, &mailbox))
     }
 
@@ -127,10 +126,8 @@ impl<A: Actor> Context<A> {
             mailbox: Arc::clone(&mailbox),
             make,
         };
-        let id = self
-            .core
-            .adopt(spec, P::KIND, Arc::clone(&mailbox) as _, Box::new(respawn))
-            .await?;
+        let post = Arc::clone(&mailbox) as _;
+        let id = Box::pin(self.core.adopt(spec, P::KIND, post, Box::new(respawn))).await?;
         Ok(Address::new(id, &mailbox))
     }
 

@@ -133,7 +133,8 @@ impl<A: Actor> ractor::Actor for Coordinator<A> {
         };
         let node = Arc::clone(&live.ctx.core.life.node);
         node.set_state(ActorState::Busy);
-        let drained = guarded(live.drain()).await;
+        // Boxed: each layer of ractor around this handler would keep room for the future, and move it.
+        let drained = Box::pin(guarded(live.drain())).await;
         match live.settle(drained) {
             Drained::Dry => node.set_state(ActorState::Idle),
             Drained::Budget => {

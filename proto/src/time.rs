@@ -131,9 +131,12 @@ impl SampleRate {
 
     /// How long `samples` last.
     pub fn duration_of(self, samples: u64) -> Duration {
-        Duration::from_nanos(
-            (u128::from(samples) * 1_000_000_000 / u128::from(self.hertz())) as u64,
-        )
+        // Asked several times for each frame, whose samples fit the short way.
+        let nanos = match samples.checked_mul(1_000_000_000) {
+            Some(scaled) => scaled / u64::from(self.hertz()),
+            None => (u128::from(samples) * 1_000_000_000 / u128::from(self.hertz())) as u64,
+        };
+        Duration::from_nanos(nanos)
     }
 }
 

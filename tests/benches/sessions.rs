@@ -223,7 +223,7 @@ async fn carry(count: usize, args: Args) -> Load {
     meters.counting.store(false, Ordering::Relaxed);
     let took = (meters.watch.nanos() - began) as f64 / 1e9;
     let came = (frames() - frames_before) as f64;
-    let busy = (cpu_time_of(WORKER) - cpu_before).as_secs_f64();
+    let busy = cpu_time_of(WORKER).saturating_sub(cpu_before).as_secs_f64();
     drop(metronome);
 
     let inward = meters.inward.lock().expect("nobody panics").clone();

@@ -3,7 +3,8 @@
 //! `cargo bench -p rspp-tests --bench turn` prints a table, with `-- --json` JSON, with
 //! `-- --quick` hastily. Two worker threads.
 //!
-//! From the user's typed sentence, handed to the transport, to the reply's first frame at the sink:
+//! From the user's typed greeting, handed to the transport, to the first frame of the reply of two
+//! sentences at the sink:
 //! the turn is admitted, its plan resolved and hashed, its actors started, text generated, cut and
 //! spoken, and the first frame fenced. By voice: from the frame by which voice activity can know that
 //! the user has stopped; recognition and turn detection come on top.
@@ -17,9 +18,10 @@ use rspp_proto::TurnNumber;
 use rspp_provider_api::scripted::ScriptedVoice;
 use rspp_tests::{
     bench::{Aim, Args, Table, cpu_time_of, histogram, us},
-    fleet::{self, Caller, Meters, Metronome, Sound},
+    fleet::{self, Caller, GREETING, Meters, Metronome, Sound},
 };
-use rspp_timeline::Anchor;
+use rspp_timeline::{Anchor, Anchors};
+use tokio::sync::broadcast::error::RecvError;
 
 /// What the worker threads are called.
 const WORKER: &str = "rspp-worker";
@@ -48,11 +50,11 @@ async fn measure(args: Args) -> Table {
     table.aim(
         "typed_p99_us",
         "typed sentence to first audio, p99",
-        us(&typed, 0.99),
+        us(&typed.whole, 0.99),
         "us",
         Aim::AtMost(2_000.0),
     );
-    table.note("typed_p50_us", "the same, p50", us(&typed, 0.5), "us");
+    table.note("typed_p50_us", "the same, p50", us(&typed.whole, 0.5), "us");
     let spoken = spoken(args.pick(10, 2)).await;
     table.aim(
         "spoken_p99_us",
@@ -66,9 +68,13 @@ async fn measure(args: Args) -> Table {
     table.note(
         "alone_p50_us",
         "typed sentence to first audio, nobody else calling, p50",
-        us(&spent, 0.5),
+        us(&spent.whole, 0.5),
         "us",
     );
+    for ((_, key, what), steps) in STEPS.iter().zip(&spent.steps) {
+        let what = format!("  of it until {what}, p50");
+        table.note(key, what, us(steps, 0.5), "us");
+    }
     table.note(
         "turn_cpu_us",
         "a whole turn and its cancel: processor time of both workers",
@@ -91,7 +97,7 @@ async fn busy_calls(
 }
 
 /// One call types a sentence, hears the first frame, cancels, and so on.
-async fn typed(rounds: usize, others: usize) -> Histogram<u64> {
+async fn typed(rounds: usize, others: usize) -> Turns {
     let meters = Arc::new(Meters::default());
     let voice = ScriptedVoice::by_timeline("vad", []);
     let providers = fleet::providers(Duration::from_secs(50), voice);
@@ -106,7 +112,7 @@ async fn typed(rounds: usize, others: usize) -> Histogram<u64> {
     spent
 }
 
-async fn lone(rounds: usize) -> (Histogram<u64>, f64) {
+async fn lone(rounds: usize) -> (Turns, f64) {
     let meters = Arc::new(Meters::default());
     let voice = ScriptedVoice::by_timeline("vad", []);
     let providers = fleet::providers(Duration::from_secs(50), voice);
@@ -115,33 +121,85 @@ async fn lone(rounds: usize) -> (Histogram<u64>, f64) {
     turns(&caller, &meters, rounds / 10).await;
     let before = cpu_time_of(WORKER);
     let spent = turns(&caller, &meters, rounds).await;
-    let cpu = cpu_time_of(WORKER) - before;
+    let cpu = cpu_time_of(WORKER).saturating_sub(before);
     fleet::end(runtime, vec![caller]).await;
     (spent, cpu.as_secs_f64() * 1e6 / rounds as f64)
 }
 
 /// Turns of one call, each cancelled as soon as it is heard.
-async fn turns(caller: &Caller, meters: &Meters, rounds: usize) -> Histogram<u64> {
-    let mut spent = histogram();
+async fn turns(caller: &Caller, meters: &Meters, rounds: usize) -> Turns {
+    let mut spent = Turns {
+        whole: histogram(),
+        steps: std::array::from_fn(|_| histogram()),
+    };
     let mut notices = caller.session.subscribe();
     for _ in 0..rounds {
         let last = caller.heard.newest().map_or(TurnNumber(0), |r| r.turn);
         let began = meters.watch.nanos();
-        caller.types("Tell me everything.");
+        caller.types(GREETING);
         let reply = loop {
             tokio::time::sleep(Duration::from_millis(1)).await;
             if let Some(reply) = caller.heard.newest().filter(|reply| reply.turn > last) {
                 break reply;
             }
         };
-        spent.saturating_record(reply.first - began);
+        spent.whole.saturating_record(reply.first - began);
         caller.session.cancel(CancelReason::UserCancel).await;
         // The next turn begins when this one is closed.
-        while !matches!(notices.recv().await, Ok(Notice::Turn(turn)) if turn.turn_id == reply.turn.id())
-        {
+        loop {
+            match notices.recv().await {
+                Ok(Notice::Turn(turn)) if turn.turn_id == reply.turn.id() => {
+                    spent.note_steps(began, &turn.anchors);
+                    break;
+                }
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => panic!("the session ended"),
+            }
         }
     }
     spent
+}
+
+/// Steps of a turn, each from the one before.
+const STEPS: [(Anchor, &str, &str); 6] = [
+    (Anchor::TurnOpenProposed, "step_proposed_us", "proposed"),
+    (
+        Anchor::TurnOpenEmitted,
+        "step_opened_us",
+        "admitted, plan resolved, opened",
+    ),
+    (
+        Anchor::LlmFirstToken,
+        "step_token_us",
+        "actors started, first token",
+    ),
+    (Anchor::FirstClause, "step_clause_us", "first clause cut"),
+    (Anchor::TtsFirstAudio, "step_audio_us", "first audio made"),
+    (
+        Anchor::PlaybackStarted,
+        "step_played_us",
+        "first audio played",
+    ),
+];
+
+/// What turns took; nanoseconds.
+struct Turns {
+    whole: Histogram<u64>,
+    steps: [Histogram<u64>; STEPS.len()],
+}
+
+impl Turns {
+    fn note_steps(&mut self, began: u64, anchors: &Anchors) {
+        let mut before = began;
+        for ((anchor, _, _), steps) in STEPS.iter().zip(&mut self.steps) {
+            let Some(at) = anchors.get(*anchor) else {
+                return;
+            };
+            let at = at.as_duration().as_nanos() as u64;
+            steps.saturating_record(at.saturating_sub(before));
+            before = at;
+        }
+    }
 }
 
 /// All calls speak a second, are answered for one, and speak again.

@@ -45,20 +45,33 @@ const MICROPHONE: usize = 64;
 /// What a probe is called in pipelines.
 pub const PROBE: &str = "probe";
 
-/// Providers that answer at once; the reply takes about `speech` to be heard.
+/// What the user says to be told something short; to everything else the answer is long.
+pub const GREETING: &str = "Good morning.";
+
+/// Providers that answer at once; a reply takes about `speech` to be heard, unless it is to a greeting.
 pub fn providers(speech: Duration, voice: ScriptedVoice) -> Providers {
     let tts = ScriptedTts::new("tts");
     let mut reply = String::new();
     while tts.duration_of(&reply) < speech {
         reply.push_str("This is one more sentence of an answer without an end. ");
     }
+    let llm = ScriptedLlm::new("llm").answer_with(move |request| {
+        let said = request.messages.last().map_or("", |last| &last.content);
+        if said == GREETING {
+            "Good day to you. How can I help?".to_owned()
+        } else {
+            reply.clone()
+        }
+    });
+    // A model that looks at audio has its session keep as much: 250 KiB for eight seconds.
+    let eot = ScriptedEndOfTurn::always("eot", 1.0).window(1);
     let mut providers = Providers::new();
     providers
         .add_stt(Arc::new(ScriptedStt::new("stt")))
-        .add_llm(Arc::new(ScriptedLlm::new("llm").answers([reply])))
+        .add_llm(Arc::new(llm))
         .add_tts(Arc::new(tts))
         .add_voice(Arc::new(voice))
-        .add_end_of_turn(Arc::new(ScriptedEndOfTurn::always("eot", 1.0)));
+        .add_end_of_turn(Arc::new(eot));
     providers
 }
 

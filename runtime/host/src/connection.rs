@@ -236,9 +236,22 @@ impl Line {
 
     /// Carries frames both ways until the user hangs up, the peer is gone or the session is over.
     async fn serve(&mut self, ctx: &mut PumpContext<Connection>, mut source: Source) -> ExitReason {
-        let stopped = ctx.cancellation().clone();
+        // Both live as long as the line: making and dropping them for each frame costs more than a frame.
+        let stopped = ctx.cancellation().clone().cancelled_owned();
+        let timer = tokio::time::sleep_until(Instant::now());
+        tokio::pin!(stopped, timer);
         loop {
             let due = self.outbound.due;
+            if let Some(due) = due.filter(|due| *due != timer.deadline()) {
+                // Timers go by whole milliseconds, rounded up: what is due needs none.
+                if due <= Instant::now() {
+                    if self.play_due().is_err() {
+                        return ExitReason::Finished;
+                    }
+                    continue;
+                }
+                timer.as_mut().reset(due);
+            }
             let room = self.outbound.queue.len() < AHEAD;
             let inbox = ctx.inbox();
             let next = async {
@@ -250,8 +263,8 @@ impl Line {
             };
             tokio::select! {
                 biased;
-                () = stopped.cancelled() => return ExitReason::Finished,
-                () = at(due), if due.is_some() => {
+                () = &mut stopped => return ExitReason::Finished,
+                () = &mut timer, if due.is_some() => {
                     if self.play_due().is_err() {
                         return ExitReason::Finished;
                     }
@@ -509,12 +522,5 @@ fn played(outcome: Result<(), SinkError>, line: &LineStats) -> Result<(), SinkEr
             Ok(())
         }
         Err(SinkError::Closed) => Err(SinkError::Closed),
-    }
-}
-
-async fn at(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
     }
 }

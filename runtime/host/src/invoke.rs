@@ -204,7 +204,11 @@ impl Work {
                 Order::Finish(outcome) if outcome.class == OutcomeClass::Success => return Ok(()),
                 Order::Finish(_) => return Err(last),
             };
-            tokio::time::sleep(at.since(self.now())).await;
+            let wait = at.since(self.now());
+            // A sleep of no time takes up to a millisecond, the timer's step.
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
             let attempt = NonZeroU32::new(attempt).map_or(Attempt::FIRST, Attempt);
             let outcome = self.attempt(&provider, attempt).await;
             let now = self.now();

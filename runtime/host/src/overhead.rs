@@ -1,12 +1,6 @@
 //! What the runtime itself costs: real time spent around the handlers of nodes (F-052, NF-002).
 
-use std::{
-    sync::{
-        Mutex,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Mutex, time::Duration};
 
 use hdrhistogram::Histogram;
 use rspp_actors::Stopwatch;
@@ -18,7 +12,6 @@ const SAMPLE_EVERY: u32 = 16;
 /// A histogram of real durations, in nanoseconds, sampled.
 #[derive(Debug)]
 pub struct Overhead {
-    seen: AtomicU32,
     spent: Mutex<Histogram<u32>>,
 }
 
@@ -40,17 +33,17 @@ impl Default for Overhead {
         let spent = Histogram::new_with_bounds(1, 1_000_000_000, 2)
             .expect("the bounds are in order and the precision is allowed");
         Self {
-            seen: AtomicU32::new(0),
             spent: Mutex::new(spent),
         }
     }
 }
 
 impl Overhead {
-    /// A running measurement, if this event is one to measure.
-    pub(crate) fn sample(&self) -> Option<Stopwatch> {
-        let seen = self.seen.fetch_add(1, Ordering::Relaxed);
-        seen.is_multiple_of(SAMPLE_EVERY).then(Stopwatch::start)
+    /// A running measurement, if an event of this number is one to measure.
+    ///
+    /// Each host numbers its own events: one count for all would be fought over by all threads.
+    pub(crate) fn sample(number: u32) -> Option<Stopwatch> {
+        number.is_multiple_of(SAMPLE_EVERY).then(Stopwatch::start)
     }
 
     /// Adds a measurement.

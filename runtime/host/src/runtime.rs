@@ -39,13 +39,10 @@ use crate::{
     overhead::Overhead,
     report::SessionReport,
     session::{
-        Blueprint, CancelReceipt, CancelTarget, Command, LISTENING, Notice, Session,
+        Blueprint, CancelReceipt, CancelTarget, Command, LISTENING, Notice, Notices, Session,
         SessionControl, SessionSetup,
     },
 };
-
-/// Notices that a slow subscriber may be behind before it misses some.
-const NOTICES: usize = 1_024;
 
 /// Reports of nodes that may wait for a session; memory is taken as they come. A session that is
 /// further behind than this is lost, and its nodes fail loudly.
@@ -245,7 +242,7 @@ impl Runtime {
             &plan.edge_buffer_policies[id]
         });
         let inputs = Inputs::new(self.config.clock, policies);
-        let (notices, _) = broadcast::channel(NOTICES);
+        let notices = Arc::<Notices>::default();
         let (done, report) = oneshot::channel();
         let (answer, opened) = oneshot::channel();
         let order = Order {
@@ -257,7 +254,7 @@ impl Runtime {
                 let circuits = Arc::clone(&self.circuits);
                 let overhead = Arc::clone(&self.overhead);
                 let gatekeeper = Arc::clone(&self.gatekeeper);
-                let notices = notices.clone();
+                let notices = Arc::clone(&notices);
                 let tenant = request.tenant;
                 let recorder = request.recorder;
                 let attributes = Arc::new(request.attributes);
@@ -369,7 +366,7 @@ impl Runtime {
 pub struct SessionHandle {
     session: SessionId,
     control: ControlRef<SessionControl>,
-    notices: broadcast::Sender<Notice>,
+    notices: Arc<Notices>,
     report: oneshot::Receiver<SessionReport>,
 }
 

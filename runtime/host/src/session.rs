@@ -33,6 +33,7 @@ use rspp_timeline::{AttemptRecord, InvocationOutcome, Recorder};
 use tokio::{sync::oneshot, time::Instant};
 
 pub use publish::Notice;
+pub(crate) use publish::Notices;
 
 use crate::{
     assembly::{Assembly, Hosts, Pools},
@@ -194,7 +195,7 @@ pub(crate) struct SessionSetup {
     pub(crate) recorder: Recorder,
     pub(crate) overhead: Arc<Overhead>,
     pub(crate) gatekeeper: Arc<Gatekeeper>,
-    pub(crate) notices: tokio::sync::broadcast::Sender<Notice>,
+    pub(crate) notices: Arc<Notices>,
     pub(crate) done: oneshot::Sender<SessionReport>,
 }
 
@@ -661,7 +662,9 @@ impl Session {
                     self.kernel.handle(now, Input::Gates { turn, gates });
                 }
                 Effect::Resolve { turn, epoch } => self.resolve(now, turn, epoch),
-                Effect::Start { turn, user_text } => self.start(ctx, turn, user_text).await,
+                Effect::Start { turn, user_text } => {
+                    Box::pin(self.start(ctx, turn, user_text)).await;
+                }
                 Effect::Cancel { turn, reason } => self.stop_work(turn, reason),
                 Effect::Seal { turn, terminal } => {
                     let stored = self.seal(now, turn, terminal);
@@ -848,7 +851,7 @@ impl Actor for Session {
 
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         self.ledger.opened(time(ctx));
-        self.listen(ctx).await
+        Box::pin(self.listen(ctx)).await
     }
 
     async fn on_control(

@@ -81,7 +81,7 @@ impl Actor for Turn {
             let Some(made) = assembly.node(ix, &self.hosts)? else {
                 continue;
             };
-            let handle = ctx.spawn(made.spec, made.inputs, made.make).await?;
+            let handle = Box::pin(ctx.spawn(made.spec, made.inputs, made.make)).await?;
             self.hosts.add(ix, handle);
         }
         self.hand_over(&assembly, &setup.user_text);

@@ -580,7 +580,12 @@ impl<T: Load> EdgeBuffer<T> {
 
     fn note_pressure(&mut self, now: Monotonic) {
         let depth = self.slots.len() as u64;
-        let waited = self.waited(now).as_millis() as u64;
+        // Looked at only where a mark asks for it: this runs several times for each item.
+        let waited = if self.limits.marks.queue_ms.is_some() {
+            self.waited(now).as_millis() as u64
+        } else {
+            0
+        };
         if self.pressed {
             let below = |marks: Option<Marks>, level| marks.is_none_or(|marks| level <= marks.low);
             let marks = self.limits.marks;

@@ -28,7 +28,9 @@ use rspp_kernel::{
 use rspp_proto::{EdgeId, InvocationId, Monotonic, Payload, spec::NodeKind};
 use tokio::time::Instant;
 
-use super::{Inputs, Node, NodeContext, NodeError, NodeReport, NodeSettings, Step, context::Ask};
+use super::{
+    CallRequest, Inputs, Node, NodeContext, NodeError, NodeReport, NodeSettings, Step, context::Ask,
+};
 use crate::{
     event::{Arrival, CallKey, Event, Port},
     invoke::{CallSite, Invocation, InvocationSetup},
@@ -110,6 +112,8 @@ pub(crate) struct NodeHost {
     armed: Option<Monotonic>,
     /// Whether the last flush had to wait for space.
     waited: bool,
+    /// Arrivals so far, for choosing those whose cost is measured.
+    taken: u32,
     /// Whether a report found no room.
     unheard: bool,
     /// What the standby has yet to be told.
@@ -143,6 +147,7 @@ impl NodeHost {
             deferred: VecDeque::new(),
             armed: None,
             waited: false,
+            taken: 0,
             unheard: false,
             replay: VecDeque::new(),
             said: false,
@@ -179,13 +184,17 @@ impl NodeHost {
         }
     }
 
+    /// Hands an arrival to the node and does what follows from it.
+    ///
+    /// Most handlers and all they lead to run straight through. Futures of those that do not are
+    /// boxed: what one host has room for, each of thousands has room for.
     async fn take(&mut self, ctx: &mut Context<Self>, arrival: Arrival) -> Result<(), Failure> {
         if !self.is_wanted() {
             return Ok(()); // The turn is dead: nothing that waits for it is worth doing.
         }
         self.note(&arrival);
-        let whole = self.setup.overhead.sample();
-        let budget = self.setup.settings.budget;
+        self.taken = self.taken.wrapping_add(1);
+        let whole = Overhead::sample(self.taken);
         let step = match arrival {
             Arrival::Event { port, event, .. } => self.node.on_event(&mut self.cx, port, event),
             Arrival::Chunk { call, chunk } => {
@@ -206,6 +215,7 @@ impl NodeHost {
             Step::Done(_) => whole.map(|watch| (watch, watch.elapsed())),
             Step::Wait(_) => None,
         };
+        let budget = self.setup.settings.budget;
         let (handled, overrun) = finish(step, ctx, &mut self.deferred, budget).await;
         if overrun {
             self.node.on_budget_exhausted(&mut self.cx);
@@ -228,8 +238,13 @@ impl NodeHost {
     async fn conclude(&mut self, ctx: &mut Context<Self>, handled: Handled) -> Result<(), Failure> {
         match handled {
             Handled::Done(Ok(())) => {
-                self.carry_out(ctx).await;
-                self.flush(ctx).await;
+                if self.carry_out_at_once(ctx) {
+                    if let Some(blocked) = self.flush_at_once() {
+                        Box::pin(self.flush(ctx, blocked)).await;
+                    }
+                } else {
+                    Box::pin(self.carry_out(ctx)).await;
+                }
                 self.forget_settled();
             }
             Handled::Done(Err(error)) => self.fail(ctx, &error),
@@ -348,41 +363,60 @@ impl NodeHost {
         }
     }
 
-    async fn carry_out(&mut self, ctx: &mut Context<Self>) {
+    /// Does what the handler asked for, up to a call that has to be started; `false` if there is one.
+    fn carry_out_at_once(&mut self, ctx: &mut Context<Self>) -> bool {
         while let Some(ask) = self.cx.asked.pop_front() {
             match ask {
                 Ask::Report(report) => self.report(report),
                 Ask::Abort(call) => self.abort(ctx, call),
-                Ask::Call(key, request) => {
-                    let cancel = self.setup.cancel.child_token();
-                    let site = CallSite {
-                        key,
-                        settings: self.setup.settings.clone(),
-                        to: ctx.data_ref(),
-                        session: self.setup.session.clone(),
-                        cancel: cancel.clone(),
-                        clock: self.setup.clock,
-                    };
-                    let setup = InvocationSetup::new(site, request);
-                    let id = setup.id();
-                    let name = format!("{}-{}", setup.modality().as_str(), key.0);
-                    let mut spec = ChildSpec::temporary(name);
-                    spec.grace = Duration::from_millis(self.setup.settings.budgets.cancel_grace_ms);
-                    let mut setup = Some(setup);
-                    let started = ctx
-                        .spawn_pump(spec, rspp_actors::NoData, move || {
-                            Invocation::new(setup.take())
-                        })
-                        .await;
-                    match started {
-                        Ok(handle) => {
-                            let actor = handle.id;
-                            self.calls.insert(key, Running { actor, id, cancel });
-                        }
-                        Err(error) => self.fail(ctx, &NodeError::new(error.to_string())),
-                    }
+                call @ Ask::Call(..) => {
+                    self.cx.asked.push_front(call);
+                    return false;
                 }
             }
+        }
+        true
+    }
+
+    /// Does all that the handler asked for, and sends what it emitted.
+    async fn carry_out(&mut self, ctx: &mut Context<Self>) {
+        while !self.carry_out_at_once(ctx) {
+            if let Some(Ask::Call(key, request)) = self.cx.asked.pop_front() {
+                self.call(ctx, key, request).await;
+            }
+        }
+        if let Some(blocked) = self.flush_at_once() {
+            self.flush(ctx, blocked).await;
+        }
+    }
+
+    async fn call(&mut self, ctx: &mut Context<Self>, key: CallKey, request: CallRequest) {
+        let cancel = self.setup.cancel.child_token();
+        let site = CallSite {
+            key,
+            settings: self.setup.settings.clone(),
+            to: ctx.data_ref(),
+            session: self.setup.session.clone(),
+            cancel: cancel.clone(),
+            clock: self.setup.clock,
+        };
+        let setup = InvocationSetup::new(site, request);
+        let id = setup.id();
+        let name = format!("{}-{}", setup.modality().as_str(), key.0);
+        let mut spec = ChildSpec::temporary(name);
+        spec.grace = Duration::from_millis(self.setup.settings.budgets.cancel_grace_ms);
+        let mut setup = Some(setup);
+        let started = ctx
+            .spawn_pump(spec, rspp_actors::NoData, move || {
+                Invocation::new(setup.take())
+            })
+            .await;
+        match started {
+            Ok(handle) => {
+                let actor = handle.id;
+                self.calls.insert(key, Running { actor, id, cancel });
+            }
+            Err(error) => self.fail(ctx, &NodeError::new(error.to_string())),
         }
     }
 
@@ -393,48 +427,83 @@ impl NodeHost {
         }
     }
 
-    /// Sends what was emitted along the edges that carry it.
-    async fn flush(&mut self, ctx: &mut Context<Self>) {
+    /// Sends what was emitted along the edges that carry it, up to an edge that has no room.
+    fn flush_at_once(&mut self) -> Option<Blocked> {
         while let Some(event) = self.cx.emitted.pop_front() {
-            let mut event = Some(event);
-            let mut routed = false;
-            let outputs = self.setup.outputs.len();
-            for at in 0..outputs {
-                let Some(current) = &event else { break };
-                let Some(route) = self.route(at, current) else {
-                    continue;
-                };
-                routed = true;
-                self.said |= self.setup.settings.spec.kind == NodeKind::Llm;
-                if route.is_choice() {
-                    self.report(NodeReport::Routed {
-                        edge: self.setup.graph.edge(route.edge).id.clone(),
-                        taken: route.is_taken(),
-                    });
-                }
-                if !route.is_taken() {
-                    continue;
-                }
-                // The last edge gets the event itself; sharing a payload copies no audio.
-                let shared = if at + 1 == outputs {
-                    event.take()
-                } else {
-                    event.clone()
-                };
-                if let Some(shared) = shared
-                    && !self.deliver(ctx, at, shared).await
-                {
-                    return; // Cancelled while waiting for space.
-                }
-            }
-            // Nobody downstream asked for it: an observer may be interested, but not in data.
-            if !routed
-                && let Some(event) = event
-                && is_telemetry(&event.payload)
-            {
-                let _unwatched = self.setup.telemetry.offer(event);
+            let blocked = self.send(event, 0);
+            if blocked.is_some() {
+                return blocked;
             }
         }
+        None
+    }
+
+    /// Sends all that was emitted, and waits where there is no room; stops when a cancel comes.
+    async fn flush(&mut self, ctx: &mut Context<Self>, blocked: Blocked) {
+        let mut blocked = Some(blocked);
+        while let Some(Blocked { at, arrival, rest }) = blocked {
+            if !self.wait_for_space(ctx, at, arrival).await {
+                return;
+            }
+            let others = rest.and_then(|event| self.send(event, at + 1));
+            blocked = others.or_else(|| self.flush_at_once());
+        }
+    }
+
+    /// Offers an event to the edges from the one at `first` on, up to one that has no room.
+    fn send(&mut self, event: Event, first: usize) -> Option<Blocked> {
+        let mut event = Some(event);
+        let mut routed = first > 0;
+        let outputs = self.setup.outputs.len();
+        for at in first..outputs {
+            let Some(current) = &event else { break };
+            let Some(route) = self.route(at, current) else {
+                continue;
+            };
+            routed = true;
+            self.said |= self.setup.settings.spec.kind == NodeKind::Llm;
+            if route.is_choice() {
+                self.report(NodeReport::Routed {
+                    edge: self.setup.graph.edge(route.edge).id.clone(),
+                    taken: route.is_taken(),
+                });
+            }
+            if !route.is_taken() {
+                continue;
+            }
+            // The last edge gets the event itself; sharing a payload copies no audio.
+            let shared = if at + 1 == outputs {
+                event.take()
+            } else {
+                event.clone()
+            };
+            let Some(shared) = shared else { break };
+            let edge = &self.setup.outputs[at];
+            let arrival = Arrival::Event {
+                port: edge.port,
+                event: shared,
+                arrived: Monotonic::ZERO,
+            };
+            match edge.to.offer(arrival) {
+                // What was displaced or shed is counted and reported by the edge itself.
+                Offer::Queued | Offer::Displaced(_) | Offer::Closed(_) => {}
+                Offer::Full(arrival) => {
+                    return Some(Blocked {
+                        at,
+                        arrival,
+                        rest: event,
+                    });
+                }
+            }
+        }
+        // Nobody downstream asked for it: an observer may be interested, but not in data.
+        if !routed
+            && let Some(event) = event
+            && is_telemetry(&event.payload)
+        {
+            let _unwatched = self.setup.telemetry.offer(event);
+        }
+        None
     }
 
     fn route(&self, at: usize, event: &Event) -> Option<Route> {
@@ -446,24 +515,21 @@ impl NodeHost {
             .next()
     }
 
-    /// Offers one event to one edge, waiting for space if the edge blocks. `false` if a cancel came.
-    async fn deliver(&mut self, ctx: &mut Context<Self>, at: usize, event: Event) -> bool {
-        let edge = self.setup.outputs[at].clone_target();
-        let mut arrival = Arrival::Event {
-            port: edge.port,
-            event,
-            arrived: Monotonic::ZERO,
-        };
-        let mut deadline = None;
+    /// Offers one event to one edge until there is space, for as long as the edge blocks. `false` if
+    /// a cancel came.
+    async fn wait_for_space(
+        &mut self,
+        ctx: &mut Context<Self>,
+        at: usize,
+        mut arrival: Arrival,
+    ) -> bool {
+        let edge = &self.setup.outputs[at];
+        let (to, until) = (edge.to.clone(), Instant::now() + edge.max_block_time);
+        let timeout = tokio::time::sleep_until(until);
+        tokio::pin!(timeout);
+        self.waited = true;
         loop {
-            match edge.to.offer(arrival) {
-                // What was displaced or shed is counted and reported by the edge itself.
-                Offer::Queued | Offer::Displaced(_) | Offer::Closed(_) => return true,
-                Offer::Full(back) => arrival = back,
-            }
-            self.waited = true;
-            let until = *deadline.get_or_insert_with(|| Instant::now() + edge.max_block_time);
-            tokio::select! {
+            let last_try = tokio::select! {
                 biased;
                 () = ctx.control_arrived() => {
                     while let Some(message) = ctx.try_control() {
@@ -472,27 +538,36 @@ impl NodeHost {
                     if self.deferred.iter().any(NodeControl::is_cancel) {
                         return false;
                     }
+                    false
                 }
-                () = edge.to.space() => {}
-                () = tokio::time::sleep_until(until) => {
-                    if let Arrival::Event { event, .. } = arrival {
-                        let ix = self.setup.outputs[at].ix;
-                        self.report(NodeReport::EdgeNotice {
-                            edge: self.setup.graph.edge(ix).id.clone(),
-                            notice: EdgeNotice::Drop {
-                                range: SequenceSpan {
-                                    start: event.stamp.sequence,
-                                    end: event.stamp.sequence,
-                                },
-                                reason: DropReason::BlockTimeout,
-                                count: 1,
-                            },
-                        });
-                    }
+                () = to.space() => false,
+                () = &mut timeout => true,
+            };
+            match to.offer(arrival) {
+                Offer::Queued | Offer::Displaced(_) | Offer::Closed(_) => return true,
+                Offer::Full(Arrival::Event { event, .. }) if last_try => {
+                    self.report_timeout(at, &event);
                     return true;
                 }
+                Offer::Full(back) => arrival = back,
             }
         }
+    }
+
+    fn report_timeout(&mut self, at: usize, event: &Event) {
+        let sequence = event.stamp.sequence;
+        let ix = self.setup.outputs[at].ix;
+        self.report(NodeReport::EdgeNotice {
+            edge: self.setup.graph.edge(ix).id.clone(),
+            notice: EdgeNotice::Drop {
+                range: SequenceSpan {
+                    start: sequence,
+                    end: sequence,
+                },
+                reason: DropReason::BlockTimeout,
+                count: 1,
+            },
+        });
     }
 
     fn obey(&mut self, ctx: &mut Context<Self>, message: NodeControl) {
@@ -559,21 +634,13 @@ impl NodeControl {
     }
 }
 
-/// The part of an edge that is needed while waiting on it.
-struct Target {
-    to: DataRef<Arrival>,
-    port: Port,
-    max_block_time: Duration,
-}
-
-impl OutEdge {
-    fn clone_target(&self) -> Target {
-        Target {
-            to: self.to.clone(),
-            port: self.port,
-            max_block_time: self.max_block_time,
-        }
-    }
+/// An event that waits for space on an edge.
+struct Blocked {
+    /// The edge's place among the outputs.
+    at: usize,
+    arrival: Arrival,
+    /// The same event, if edges after this one may carry it too.
+    rest: Option<Event>,
 }
 
 fn is_telemetry(payload: &Payload) -> bool {
@@ -596,7 +663,7 @@ async fn finish(
 ) -> (Handled, bool) {
     match step {
         Step::Done(outcome) => (Handled::Done(outcome), false),
-        Step::Wait(work) => preemptible(work, ctx, deferred, budget).await,
+        Step::Wait(work) => Box::pin(preemptible(work, ctx, deferred, budget)).await,
     }
 }
 
@@ -642,8 +709,11 @@ impl Actor for NodeHost {
         if lives == 0 || !self.take_over(ctx, "its node host crashed") {
             self.begin()?;
         }
-        self.conclude(ctx, Handled::Done(Ok(()))).await?;
-        self.catch_up(ctx).await
+        Box::pin(async {
+            self.conclude(ctx, Handled::Done(Ok(()))).await?;
+            self.catch_up(ctx).await
+        })
+        .await
     }
 
     async fn on_control(
@@ -658,7 +728,10 @@ impl Actor for NodeHost {
 
     async fn on_data(&mut self, ctx: &mut Context<Self>, item: Arrival) -> Result<(), Failure> {
         self.take(ctx, item).await?;
-        self.catch_up(ctx).await
+        if self.replay.is_empty() {
+            return Ok(());
+        }
+        Box::pin(self.catch_up(ctx)).await
     }
 
     async fn on_deadline(&mut self, ctx: &mut Context<Self>, _now: Instant) -> Result<(), Failure> {
@@ -688,7 +761,7 @@ impl Actor for NodeHost {
             && !exit.reason.is_orderly()
         {
             let end = crate::invoke::crashed(&exit.reason);
-            self.take(ctx, Arrival::CallEnded { call, end }).await?;
+            Box::pin(self.take(ctx, Arrival::CallEnded { call, end })).await?;
         }
         Ok(())
     }

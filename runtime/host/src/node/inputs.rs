@@ -22,8 +22,27 @@ pub struct Inputs {
     clock: Clock,
     edges: Vec<EdgeBuffer<Queued>>,
     /// Edges on which senders wait instead of losing events.
-    blocking: Vec<usize>,
+    blocking: Vec<Blocking>,
     chunks: VecDeque<Arrival>,
+    chunks_full: bool,
+}
+
+/// An edge on which senders wait.
+#[derive(Debug)]
+struct Blocking {
+    port: usize,
+    /// How many events it held when it last had no room; `None` once it had room again.
+    full_at: Option<usize>,
+}
+
+/// Events that leave a full lane before senders are woken: each wake-up costs more than what it
+/// then sends, so one for each free place would be mostly waking.
+const WAKE_EVERY: usize = 8;
+
+impl Blocking {
+    fn low_mark(full_at: usize) -> usize {
+        full_at - WAKE_EVERY.min(full_at / 2)
+    }
 }
 
 impl Inputs {
@@ -33,15 +52,30 @@ impl Inputs {
         let mut edges = Vec::new();
         for (port, policy) in policies.into_iter().enumerate() {
             if policy.strategy == Strategy::Block {
-                blocking.push(port);
+                blocking.push(Blocking {
+                    port,
+                    full_at: None,
+                });
             }
             edges.push(EdgeBuffer::new(policy));
         }
+        // A node has few inputs, and a buffer is large to keep room for.
+        edges.shrink_to_fit();
         Self {
             clock,
             edges,
             blocking,
             chunks: VecDeque::new(),
+            chunks_full: false,
+        }
+    }
+
+    /// Notes whether an offer to the edge at `port` found room.
+    fn note_room(&mut self, port: Port, has_room: bool) {
+        let at = usize::from(port.0);
+        let full_at = (!has_room).then(|| self.edges[at].len());
+        if let Some(edge) = self.blocking.iter_mut().find(|edge| edge.port == at) {
+            edge.full_at = full_at;
         }
     }
 
@@ -124,7 +158,11 @@ impl Buffer for Inputs {
                     event,
                     arrived: now,
                 };
-                match self.edges[usize::from(port.0)].offer(now, queued) {
+                let offered = self.edges[usize::from(port.0)].offer(now, queued);
+                if !self.blocking.is_empty() {
+                    self.note_room(port, !matches!(offered, Offered::Blocked(_)));
+                }
+                match offered {
                     Offered::Queued | Offered::Merged => Offer::Queued,
                     Offered::Displaced(older) => Offer::Displaced(returned(port, older)),
                     Offered::Blocked(queued) => Offer::Full(returned(port, queued)),
@@ -133,7 +171,8 @@ impl Buffer for Inputs {
                 }
             }
             chunk @ Arrival::Chunk { .. } => {
-                if self.chunks.len() >= MAX_WAITING_CHUNKS {
+                self.chunks_full = self.chunks.len() >= MAX_WAITING_CHUNKS;
+                if self.chunks_full {
                     Offer::Full(chunk)
                 } else {
                     self.chunks.push_back(chunk);
@@ -172,11 +211,19 @@ impl Buffer for Inputs {
     }
 
     fn has_space(&self) -> bool {
+        let chunks_from = if self.chunks_full {
+            Blocking::low_mark(MAX_WAITING_CHUNKS)
+        } else {
+            MAX_WAITING_CHUNKS - 1
+        };
+        if self.chunks.len() > chunks_from {
+            return false;
+        }
         let now = self.now();
-        self.chunks.len() < MAX_WAITING_CHUNKS
-            && self
-                .blocking
-                .iter()
-                .all(|port| self.edges[*port].has_space(now))
+        self.blocking.iter().all(|blocking| {
+            let edge = &self.edges[blocking.port];
+            let low = blocking.full_at.map(Blocking::low_mark);
+            low.is_none_or(|low| edge.len() <= low) && edge.has_space(now)
+        })
     }
 }

@@ -1,6 +1,9 @@
 //! Stamping, recording and publishing what a session says and does.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{Arc, OnceLock},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use rspp_actors::Clock;
 use rspp_kernel::{
@@ -35,6 +38,32 @@ pub enum Notice {
     Turn(Box<TurnReport>),
 }
 
+/// Notices that a slow subscriber may be behind before it misses some.
+const BEHIND: usize = 1_024;
+
+/// Where a session's notices go. The channel is made for the first subscriber: most sessions have
+/// none, and its buffer is larger than all the rest of a session.
+#[derive(Debug, Default)]
+pub(crate) struct Notices {
+    channel: OnceLock<broadcast::Sender<Notice>>,
+}
+
+impl Notices {
+    /// What is said from now on.
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Notice> {
+        let channel = self.channel.get_or_init(|| broadcast::channel(BEHIND).0);
+        channel.subscribe()
+    }
+
+    fn publish(&self, notice: impl FnOnce() -> Notice) {
+        if let Some(channel) = self.channel.get()
+            && channel.receiver_count() > 0
+        {
+            let _nobody_listens_any_more = channel.send(notice());
+        }
+    }
+}
+
 /// Stamps, records and publishes.
 pub(super) struct Publisher {
     session: SessionId,
@@ -45,7 +74,7 @@ pub(super) struct Publisher {
     ordinal: u64,
     sequence: u64,
     recorder: Recorder,
-    notices: broadcast::Sender<Notice>,
+    notices: Arc<Notices>,
 }
 
 impl Publisher {
@@ -58,7 +87,7 @@ impl Publisher {
             ordinal: 0,
             sequence: 0,
             recorder: setup.recorder.clone(),
-            notices: setup.notices.clone(),
+            notices: Arc::clone(&setup.notices),
         }
     }
 
@@ -91,9 +120,7 @@ impl Publisher {
     }
 
     fn publish(&self, notice: impl FnOnce() -> Notice) {
-        if self.notices.receiver_count() > 0 {
-            let _nobody_listens_any_more = self.notices.send(notice());
-        }
+        self.notices.publish(notice);
     }
 
     fn say(&self, signal: ControlSignal) -> EventId {
