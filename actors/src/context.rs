@@ -261,6 +261,8 @@ impl Core {
     /// Does what is due beside the lanes; says whether the actor's own deadline is.
     pub(crate) async fn alarm_rang(&mut self) -> Option<Instant> {
         let now = Instant::now();
+        // Rung: its task may still be on its way out, and must not pass for a bell to come.
+        self.alarm.armed = None;
         self.children.restart_due(now).await;
         let due = self.alarm.deadline.is_some_and(|at| at <= now);
         if due {

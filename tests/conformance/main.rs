@@ -10,6 +10,7 @@ mod budgets;
 mod conversation;
 mod edges;
 mod failure;
+mod hostile;
 mod interruption;
 mod isolation;
 mod lifecycle;

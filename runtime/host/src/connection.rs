@@ -41,6 +41,8 @@ pub(crate) const INGRESS_RATE: SampleRate = SampleRate::HZ_16000;
 /// Frames taken off the data lane ahead of the clock; the rest waits on its edge, which holds
 /// synthesis back.
 const AHEAD: usize = 5;
+/// Frames in a row that a peer may refuse before it counts as gone: one second.
+const STALLED: u32 = 50;
 /// Frames whose time of arrival is remembered: 20 s.
 const REMEMBERED: usize = 1_024;
 
@@ -56,6 +58,8 @@ pub(crate) enum ConnectionControl {
 
 /// What ties a connection to its session.
 pub(crate) struct Attachment {
+    /// Dropped with the connection, however it ends.
+    pub(crate) _gone: tokio_util::sync::DropGuard,
     pub(crate) session: ControlRef<SessionControl>,
     pub(crate) fence: Arc<OutputFence>,
     pub(crate) epoch: Epoch,
@@ -135,9 +139,7 @@ impl Pump for Connection {
             Err(error) => return ExitReason::Failed(error),
         };
         line.tell(TransportEvent::Connected);
-        let reason = line.serve(ctx, transport.source).await;
-        line.tell(TransportEvent::Disconnected);
-        reason
+        line.serve(ctx, transport.source).await
     }
 }
 
@@ -176,6 +178,8 @@ struct Outbound {
     due: Option<Instant>,
     /// Whether a reply has begun to play and its end has not come.
     in_reply: bool,
+    /// Frames in a row that the peer had no room for.
+    refused: u32,
     resampler: Option<(SampleRate, Resampler)>,
     converted: Vec<i16>,
     framer: Framer,
@@ -208,6 +212,7 @@ impl Line {
                 queue: VecDeque::new(),
                 due: None,
                 in_reply: false,
+                refused: 0,
                 resampler: None,
                 converted: Vec::new(),
                 framer: Framer::new(out_rate),
@@ -278,7 +283,11 @@ impl Line {
                     Item::Telemetry(none) => match none {},
                 },
                 ingress = source.next() => match ingress {
-                    Some(ingress) => self.come_in(ingress),
+                    Some(ingress) => {
+                        self.come_in(ingress);
+                        // A source that is always ready must not keep the thread for itself.
+                        tokio::task::consume_budget().await;
+                    }
                     None => return ExitReason::Finished,
                 },
             }
@@ -347,7 +356,19 @@ impl Line {
             return; // A connection calls no provider.
         };
         match event.payload {
-            Payload::Text(ref text) => self.send_text(text),
+            Payload::Text(ref text) => {
+                // What a turn says is checked where it leaves; the user's own words belong to none.
+                let stamp = &event.stamp;
+                let fence = &self.attachment.fence;
+                if stamp
+                    .turn
+                    .is_none_or(|turn| fence.admits(turn, stamp.epoch))
+                {
+                    self.send_text(text);
+                } else {
+                    self.attachment.line.fenced.fetch_add(1, Ordering::Relaxed);
+                }
+            }
             Payload::AudioChunk(_) | Payload::AudioEnd => {
                 self.outbound.queue.push_back(event);
                 self.outbound.due.get_or_insert_with(Instant::now);
@@ -410,12 +431,8 @@ impl Line {
         epoch: Epoch,
         chunk: &AudioChunk,
     ) -> Result<bool, SinkError> {
-        match self.attachment.fence.accept(turn, epoch) {
-            Passage::Accepted { ordinal } => {
-                if ordinal == 1 {
-                    self.tell_playback(turn, Playback::Started);
-                }
-            }
+        let ordinal = match self.attachment.fence.accept(turn, epoch) {
+            Passage::Accepted { ordinal } => ordinal,
             Passage::Fenced => {
                 self.attachment.line.fenced.fetch_add(1, Ordering::Relaxed);
                 return Ok(false);
@@ -427,13 +444,30 @@ impl Line {
                 }
                 return Ok(false);
             }
-        }
+        };
         self.outbound.in_reply = true;
-        self.convert_and_play(turn, chunk)?;
+        if self.convert_and_play(turn, chunk)? {
+            self.outbound.refused = 0;
+            if ordinal == 1 {
+                self.tell_playback(turn, Playback::Started);
+            }
+        } else {
+            // What the peer had no room for was not heard (P2).
+            self.attachment.fence.take_back(turn);
+            self.outbound.refused += 1;
+            if self.outbound.refused > STALLED {
+                return Err(SinkError::Closed);
+            }
+        }
         Ok(true)
     }
 
-    fn convert_and_play(&mut self, turn: TurnNumber, chunk: &AudioChunk) -> Result<(), SinkError> {
+    /// `false` if the peer had no room for it.
+    fn convert_and_play(
+        &mut self,
+        turn: TurnNumber,
+        chunk: &AudioChunk,
+    ) -> Result<bool, SinkError> {
         let from = chunk.format.sample_rate;
         let to = self.sink.sample_rate();
         if from == to {
@@ -449,13 +483,14 @@ impl Line {
             *resampler = Resampler::new(from, to).ok().map(|fresh| (from, fresh));
         }
         let Some((_, resampler)) = resampler else {
-            return Ok(()); // A rate that no voice has: checked where providers are made.
+            return Ok(false); // A rate that no voice has.
         };
         let pcm = convert(resampler, &chunk.data, converted);
-        let mut outcome = Ok(());
+        let mut outcome = Ok(true);
         framer.push(pcm, |frame| {
             let chunk = AudioChunk::pcm16(to, frame);
-            outcome = outcome.and(played(self.sink.play(turn, &chunk), &self.attachment.line));
+            let frame = played(self.sink.play(turn, &chunk), &self.attachment.line);
+            outcome = outcome.and_then(|so_far| frame.map(|taken| so_far && taken));
         });
         outcome
     }
@@ -489,8 +524,17 @@ impl Line {
     fn clear(&mut self, ctx: &mut PumpContext<Connection>, turn: TurnNumber) {
         let stale = |event: &Event| event.stamp.turn.is_some_and(|of| of <= turn);
         self.outbound.queue.retain(|event| !stale(event));
-        // What is on the edge is of the same turn: a later one has not begun while this is cleared.
-        let dropped = ctx.inbox().with_data(Inputs::clear);
+        // A busy connection comes to this late: the next turn may speak already, and what the user
+        // said is of no turn.
+        let (mut dropped, mut kept) = (0, Vec::new());
+        while let Some(arrival) = ctx.try_data() {
+            match &arrival {
+                Arrival::Event { event, .. } if stale(event) => dropped += 1,
+                Arrival::Event { .. } | Arrival::Chunk { .. } | Arrival::CallEnded { .. } => {
+                    kept.push(arrival);
+                }
+            }
+        }
         self.attachment
             .line
             .fenced
@@ -499,6 +543,9 @@ impl Line {
         self.outbound.framer.clear();
         self.outbound.in_reply = false;
         self.sink.clear(turn);
+        for arrival in kept {
+            self.take(arrival);
+        }
         if self.outbound.queue.is_empty() {
             self.outbound.due = None;
         }
@@ -513,13 +560,14 @@ fn convert(resampler: &mut Resampler, pcm: &[u8], scratch: &mut Vec<i16>) -> Byt
     to_bytes(scratch)
 }
 
-/// A frame that a slow peer has no room for is lost and counted; a peer that is gone ends the call.
-fn played(outcome: Result<(), SinkError>, line: &LineStats) -> Result<(), SinkError> {
+/// A frame that a slow peer has no room for is lost and counted: `false`. A peer that is gone ends the
+/// call.
+fn played(outcome: Result<(), SinkError>, line: &LineStats) -> Result<bool, SinkError> {
     match outcome {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
         Err(SinkError::Full) => {
             line.unplayed.fetch_add(1, Ordering::Relaxed);
-            Ok(())
+            Ok(false)
         }
         Err(SinkError::Closed) => Err(SinkError::Closed),
     }

@@ -152,11 +152,12 @@ impl Work {
         let limit = match modality {
             // An utterance lasts as long as the user speaks.
             Modality::Stt => budgets.max_turn_duration_ms * 2,
-            Modality::Llm
-            | Modality::Tts
-            | Modality::Vad
-            | Modality::EndOfTurn
-            | Modality::External => budgets.turn_budget_ms,
+            // A sentence is spoken for as long as it is; what is late with its first sound is the
+            // turn's business.
+            Modality::Tts => budgets.max_turn_duration_ms,
+            Modality::Llm | Modality::Vad | Modality::EndOfTurn | Modality::External => {
+                budgets.turn_budget_ms
+            }
         };
         let machine = kernel::Invocation::new(
             id.clone(),

@@ -11,10 +11,10 @@ use std::{
 };
 
 use rspp_actors::{
-    Actor, ActorInfo, ChildExit, ChildSpec, Clock, Context, ControlRef, DataRef, ExitReason,
-    Failure, Handle, NoData, NoTelemetry, PumpHandle, SpawnError, System,
+    Actor, ActorInfo, ChildExit, ChildSpec, Clock, Context, ControlRef, ControlRefused, DataRef,
+    ExitReason, Failure, Handle, NoData, NoTelemetry, PumpHandle, SpawnError, System,
 };
-use rspp_controlplane_api::{Leases, LocalLeases};
+use rspp_controlplane_api::{Lease, Leases, LocalLeases};
 use rspp_kernel::{
     CancelReason,
     graph::{Graph, GraphError},
@@ -140,6 +140,9 @@ pub enum OpenError {
     /// An actor did not start.
     #[error("the session did not start: {0}")]
     Start(String),
+    /// Too many sessions are being opened at this moment.
+    #[error("too many sessions are being opened at once; try again in a moment")]
+    Busy,
     /// The runtime is shutting down.
     #[error("the runtime is shutting down")]
     Closed,
@@ -164,20 +167,42 @@ impl Gatekeeper {
             .map_err(OpenError::Full)
     }
 
-    pub(crate) fn session_ended(&self) {
-        self.sessions.fetch_sub(1, Ordering::AcqRel);
-    }
-
     pub(crate) fn has_room_for_turn(&self) -> bool {
         self.turns.load(Ordering::Acquire) < self.max_turns
     }
+}
 
-    pub(crate) fn turn_began(&self) {
-        self.turns.fetch_add(1, Ordering::AcqRel);
+/// A session's place in its node, and its lease: given back when it is dropped, however the session
+/// ends, a panic included.
+pub(crate) struct Place {
+    pub(crate) lease: Lease,
+    pub(crate) leases: Arc<dyn Leases>,
+    pub(crate) gatekeeper: Arc<Gatekeeper>,
+}
+
+impl Place {
+    /// The place that one more turn takes.
+    pub(crate) fn turn(&self) -> TurnPlace {
+        self.gatekeeper.turns.fetch_add(1, Ordering::AcqRel);
+        TurnPlace(Arc::clone(&self.gatekeeper))
     }
+}
 
-    pub(crate) fn turn_ended(&self) {
-        self.turns.fetch_sub(1, Ordering::AcqRel);
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.gatekeeper.sessions.fetch_sub(1, Ordering::AcqRel);
+        if self.leases.release(&self.lease).is_err() {
+            tracing::debug!(session = %self.lease.session, "the lease had been taken away");
+        }
+    }
+}
+
+/// A turn's place in its node; given back when it is dropped.
+pub(crate) struct TurnPlace(Arc<Gatekeeper>);
+
+impl Drop for TurnPlace {
+    fn drop(&mut self) {
+        self.0.turns.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -195,8 +220,12 @@ impl Runtime {
     /// Starts the node's supervision tree.
     pub async fn start(config: Config) -> Result<Self, SpawnError> {
         let system = System::new(config.clock);
+        let max_sessions = config.max_sessions;
         let root = system
-            .spawn_root(ChildSpec::permanent("node"), NoData, Node::default)
+            .spawn_root(door("node", max_sessions), NoData, move || Node {
+                max_sessions,
+                listener: None,
+            })
             .await?;
         let gatekeeper = Arc::new(Gatekeeper {
             sessions: AtomicUsize::new(0),
@@ -233,8 +262,20 @@ impl Runtime {
         };
         let plan = blueprint.plan(LISTENING, Epoch::FIRST)?;
         self.check_providers(&blueprint, &plan)?;
-        let lease = self.config.leases.acquire(&request.session)?;
+        // A lease takes the session from whoever has it, so it comes last.
         self.gatekeeper.enter()?;
+        let lease = self
+            .config
+            .leases
+            .acquire(&request.session)
+            .inspect_err(|_| {
+                self.gatekeeper.sessions.fetch_sub(1, Ordering::AcqRel);
+            })?;
+        let place = Place {
+            lease,
+            leases: Arc::clone(&self.config.leases),
+            gatekeeper: Arc::clone(&self.gatekeeper),
+        };
 
         let egress = blueprint.graph.node(blueprint.graph.egress());
         let policies = egress.inputs.iter().map(|edge| {
@@ -253,14 +294,12 @@ impl Runtime {
                 let config = self.config.clone();
                 let circuits = Arc::clone(&self.circuits);
                 let overhead = Arc::clone(&self.overhead);
-                let gatekeeper = Arc::clone(&self.gatekeeper);
                 let notices = Arc::clone(&notices);
                 let tenant = request.tenant;
                 let recorder = request.recorder;
                 let attributes = Arc::new(request.attributes);
                 move |connection, egress| SessionSetup {
-                    lease,
-                    leases: config.leases,
+                    place,
                     tenant,
                     blueprint: Arc::new(blueprint),
                     attributes,
@@ -272,7 +311,6 @@ impl Runtime {
                     pools: config.pools,
                     recorder,
                     overhead,
-                    gatekeeper,
                     notices,
                     done,
                 }
@@ -281,20 +319,14 @@ impl Runtime {
         };
         let started = match self.root.control.send(NodeOrder::Open(Box::new(order))) {
             Ok(()) => opened.await.unwrap_or(Err(OpenError::Closed)),
-            Err(_) => Err(OpenError::Closed),
+            Err(refused) => Err(refusal(&refused)),
         };
-        match started {
-            Ok(control) => Ok(SessionHandle {
-                session: request.session,
-                control,
-                notices,
-                report,
-            }),
-            Err(error) => {
-                self.gatekeeper.session_ended();
-                Err(error)
-            }
-        }
+        started.map(|control| SessionHandle {
+            session: request.session,
+            control,
+            notices,
+            report,
+        })
     }
 
     fn check_nodes(&self, pipeline: &PipelineSpec) -> Result<(), OpenError> {
@@ -440,13 +472,29 @@ struct Order {
     answer: oneshot::Sender<Result<ControlRef<SessionControl>, OpenError>>,
 }
 
+/// Why an order was not taken.
+fn refusal<C>(refused: &ControlRefused<C>) -> OpenError {
+    match refused {
+        ControlRefused::Overflow(_) => OpenError::Busy,
+        ControlRefused::Closed(_) => OpenError::Closed,
+    }
+}
+
+/// An actor through which sessions are opened; its control lane may hold as many orders as the node
+/// may hold sessions, and takes memory as they come.
+fn door(name: &str, max_sessions: usize) -> ChildSpec {
+    let mut spec = ChildSpec::permanent(name);
+    spec.limits.control = NonZeroUsize::new(max_sessions).unwrap_or(NonZeroUsize::MIN);
+    spec
+}
+
 enum NodeOrder {
     Open(Box<Order>),
 }
 
 /// The root: one per process.
-#[derive(Default)]
 struct Node {
+    max_sessions: usize,
     listener: Option<Handle<Listener>>,
 }
 
@@ -458,12 +506,14 @@ impl Actor for Node {
 
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         let sessions = ctx
-            .spawn(ChildSpec::permanent("sessions"), NoData, || Sessions)
+            .spawn(door("sessions", self.max_sessions), NoData, || Sessions)
             .await?;
         let sessions = sessions.control;
         let listener = ctx
-            .spawn(ChildSpec::permanent("listener"), NoData, move || Listener {
-                sessions: sessions.clone(),
+            .spawn(door("listener", self.max_sessions), NoData, move || {
+                Listener {
+                    sessions: sessions.clone(),
+                }
             })
             .await?;
         self.listener = Some(listener);
@@ -480,8 +530,9 @@ impl Actor for Node {
         if let Some(listener) = listener
             && let Err(refused) = listener.send(ListenerOrder::Open(order))
         {
+            let why = refusal(&refused);
             let ListenerOrder::Open(order) = refused.into_inner();
-            let _caller_is_gone = order.answer.send(Err(OpenError::Closed));
+            let _caller_is_gone = order.answer.send(Err(why));
         }
         Ok(())
     }
@@ -543,7 +594,8 @@ impl Actor for Listener {
             answer,
         };
         if let Err(refused) = self.sessions.send(order) {
-            let _caller_is_gone = refused.into_inner().answer.send(Err(OpenError::Closed));
+            let why = refusal(&refused);
+            let _caller_is_gone = refused.into_inner().answer.send(Err(why));
             ctx.stop_child_soon(line.id, "no session");
         }
         Ok(())
@@ -579,7 +631,6 @@ impl Actor for Sessions {
         order: SessionsOrder,
     ) -> Result<(), Failure> {
         let clock = ctx.clock();
-        let abandon = order.setup.abandon();
         let mut setup = Some(order.setup);
         let mut spec = ChildSpec::temporary(order.name);
         spec.grace = Duration::from_secs(2);
@@ -593,10 +644,7 @@ impl Actor for Sessions {
             .await;
         let outcome = match started {
             Ok(handle) => Ok(handle.control),
-            Err(error) => {
-                abandon();
-                Err(OpenError::Start(error.to_string()))
-            }
+            Err(error) => Err(OpenError::Start(error.to_string())),
         };
         let _caller_is_gone = order.answer.send(outcome);
         Ok(())

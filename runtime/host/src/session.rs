@@ -10,10 +10,9 @@ use std::{
 };
 
 use rspp_actors::{
-    Actor, ActorId, CancellationToken, ChildExit, ChildSpec, Context, ControlRef, DataRef,
-    ExitReason, Failure, NoData, Stopwatch, Verdict,
+    Actor, ActorId, CancellationToken, ChildExit, ChildSpec, Context, ControlRef, ControlRefused,
+    DataRef, ExitReason, Failure, NoData, Stopwatch, Verdict,
 };
-use rspp_controlplane_api::{Lease, Leases};
 use rspp_kernel::{
     CancelReason, Effect, Gates, Input, SessionState,
     conversation::Said,
@@ -43,7 +42,7 @@ use crate::{
     node::{NodeControl, NodeReport, builtin::NodeRegistry},
     overhead::Overhead,
     report::{SessionReport, TurnReport},
-    runtime::Gatekeeper,
+    runtime::{Place, TurnPlace},
     turn::{Turn, TurnControl, TurnSetup},
 };
 use evidence::Ledger;
@@ -181,8 +180,7 @@ pub(crate) const LISTENING: TurnNumber = TurnNumber(0);
 
 /// What a session needs to run.
 pub(crate) struct SessionSetup {
-    pub(crate) lease: Lease,
-    pub(crate) leases: Arc<dyn Leases>,
+    pub(crate) place: Place,
     pub(crate) tenant: TenantId,
     pub(crate) blueprint: Arc<Blueprint>,
     pub(crate) attributes: Arc<BTreeMap<String, serde_json::Value>>,
@@ -194,22 +192,14 @@ pub(crate) struct SessionSetup {
     pub(crate) pools: Pools,
     pub(crate) recorder: Recorder,
     pub(crate) overhead: Arc<Overhead>,
-    pub(crate) gatekeeper: Arc<Gatekeeper>,
     pub(crate) notices: Arc<Notices>,
     pub(crate) done: oneshot::Sender<SessionReport>,
 }
 
-impl SessionSetup {
-    /// Gives back what was taken for the session, should it not start.
-    pub(crate) fn abandon(&self) -> impl FnOnce() + use<> {
-        let connection = self.connection.clone();
-        let (leases, lease) = (Arc::clone(&self.leases), self.lease.clone());
-        move || {
-            let _hung_up = connection.send_reserved(ConnectionControl::Close);
-            if leases.release(&lease).is_err() {
-                tracing::debug!(session = %lease.session, "the lease had been taken away");
-            }
-        }
+impl Drop for SessionSetup {
+    /// However the session ends, nobody is left on a dead line.
+    fn drop(&mut self) {
+        let _hung_up = self.connection.send_reserved(ConnectionControl::Close);
     }
 }
 
@@ -235,6 +225,7 @@ pub(crate) struct Session {
 
 struct RunningTurn {
     number: TurnNumber,
+    _place: TurnPlace,
     actor: ActorId,
     control: ControlRef<TurnControl>,
     cancel: CancellationToken,
@@ -242,7 +233,7 @@ struct RunningTurn {
 
 impl Session {
     pub(crate) fn new(setup: SessionSetup, clock: rspp_actors::Clock) -> Self {
-        let epoch = setup.lease.epoch;
+        let epoch = setup.place.lease.epoch;
         let turns = setup.blueprint.spec.turns.clone();
         let publisher = Publisher::new(&setup, clock);
         Self {
@@ -291,7 +282,7 @@ impl Session {
             providers: Arc::clone(&self.setup.providers),
             calls,
             pools: self.setup.pools.clone(),
-            session_id: self.setup.lease.session.clone(),
+            session_id: self.setup.place.lease.session.clone(),
             turn,
             epoch: self.kernel.epoch(),
             turns: Arc::new(blueprint.spec.turns.clone()),
@@ -319,7 +310,27 @@ impl Session {
                 self.hosts.add(ix, handle);
             }
         }
+        // However the connection ends, panic and kill included, the session learns of it.
+        let gone = CancellationToken::new();
+        let (hung_up, stopped) = (gone.clone(), ctx.cancellation().clone());
+        let session = ctx.control_ref();
+        ctx.spawn_task("line", async move {
+            let tell = async {
+                hung_up.cancelled().await;
+                let event = TransportEvent::Disconnected;
+                let mut message = SessionControl::Transport { event };
+                while let Err(ControlRefused::Overflow(back)) = session.send_reserved(message) {
+                    message = back;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = tell => {}
+            }
+        });
         let attachment = Attachment {
+            _gone: gone.drop_guard(),
             session: ctx.control_ref(),
             fence: Arc::clone(&self.fence),
             epoch: self.kernel.epoch(),
@@ -448,7 +459,7 @@ impl Session {
             }
             NodeReport::Failed { ending, message } => {
                 self.node_failures += 1;
-                tracing::warn!(session = %self.setup.lease.session, %node, %message, "a node failed");
+                tracing::warn!(session = %self.setup.place.lease.session, %node, %message, "a node failed");
                 let code = ErrorCode::RuntimeInternalError;
                 self.publisher.error(turn, node, code, &message, at);
                 turn.map(|turn| Input::TurnFailed { turn, ending })
@@ -589,7 +600,10 @@ impl Session {
         let Some(ix) = graph.find(node.as_str()) else {
             return false;
         };
-        let reached = graph.downstream(ix);
+        let scope = graph.node(ix).scope;
+        let mut reached = graph.downstream(ix);
+        // The words of the running turn were handed over: nothing of it depends on who listens.
+        reached.retain(|of| scope == Scope::Turn || graph.node(*of).scope == Scope::Session);
         if graph.node(ix).scope == Scope::Turn && reached.contains(&graph.egress()) {
             return true;
         }
@@ -657,6 +671,8 @@ impl Session {
                     self.publisher.refused(refusal, now);
                 }
                 Effect::Judge { turn } => {
+                    // What was lost before is no fault of this turn.
+                    self.publisher.take_lost();
                     self.ledger.proposed(turn, now);
                     let gates = self.judge();
                     self.kernel.handle(now, Input::Gates { turn, gates });
@@ -689,7 +705,7 @@ impl Session {
                 }
                 Effect::Rotate { epoch } => {
                     self.fence.rotate(epoch);
-                    self.setup.lease.epoch = epoch;
+                    self.setup.place.lease.epoch = epoch;
                     self.publisher.rotated(epoch);
                 }
                 Effect::Session(state) => self.enter(ctx, state),
@@ -702,9 +718,14 @@ impl Session {
     fn judge(&self) -> Gates {
         Gates {
             snapshot_valid: true,
-            capacity: self.setup.gatekeeper.has_room_for_turn(),
-            epoch: self.setup.lease.epoch,
-            authorized: self.setup.leases.check(&self.setup.lease).is_ok(),
+            capacity: self.setup.place.gatekeeper.has_room_for_turn(),
+            epoch: self.setup.place.lease.epoch,
+            authorized: self
+                .setup
+                .place
+                .leases
+                .check(&self.setup.place.lease)
+                .is_ok(),
         }
     }
 
@@ -720,7 +741,7 @@ impl Session {
                 Some(facts)
             }
             Err(error) => {
-                tracing::warn!(session = %self.setup.lease.session, %error, "no plan");
+                tracing::warn!(session = %self.setup.place.lease.session, %error, "no plan");
                 None
             }
         };
@@ -749,16 +770,16 @@ impl Session {
             .await
         {
             Ok(handle) => {
-                self.setup.gatekeeper.turn_began();
                 self.turn = Some(RunningTurn {
                     number: turn,
+                    _place: self.setup.place.turn(),
                     actor: handle.id,
                     control: handle.control,
                     cancel,
                 });
             }
             Err(error) => {
-                tracing::warn!(session = %self.setup.lease.session, %turn, %error, "no turn");
+                tracing::warn!(session = %self.setup.place.lease.session, %turn, %error, "no turn");
                 let ending = Ending::NodeFailed;
                 self.kernel.handle(now, Input::TurnFailed { turn, ending });
             }
@@ -801,9 +822,11 @@ impl Session {
         let wall = self.publisher.wall(now);
         let epoch = self.kernel.epoch();
         let baseline = self.ledger.seal(&exchange, terminal, epoch, wall, now);
+        // Evidence lost on the way cannot be made up for at the end.
+        let lost = self.publisher.take_lost();
         baseline.is_some_and(|baseline| {
             debug_assert!(baseline.is_complete(), "OR-02: {:?}", baseline.missing());
-            self.setup.recorder.append_terminal(baseline).is_ok()
+            self.setup.recorder.append_terminal(baseline).is_ok() && !lost
         })
     }
 
@@ -823,7 +846,6 @@ impl Session {
             if running.control.send_reserved(TurnControl::Close).is_err() {
                 ctx.stop_child_soon(running.actor, "the turn is closed");
             }
-            self.setup.gatekeeper.turn_ended();
         }
     }
 
@@ -983,16 +1005,8 @@ impl Actor for Session {
                 tracing::warn!(error = %error.message, "the session's last effects failed");
             }
         }
-        let _hung_up = self
-            .setup
-            .connection
-            .send_reserved(ConnectionControl::Close);
-        if self.setup.leases.release(&self.setup.lease).is_err() {
-            tracing::debug!("the lease had been taken away");
-        }
-        self.setup.gatekeeper.session_ended();
         let report = SessionReport {
-            session_id: self.setup.lease.session.clone(),
+            session_id: self.setup.place.lease.session.clone(),
             tenant_id: self.setup.tenant.clone(),
             pipeline_version: self.setup.blueprint.spec.version.clone(),
             epoch: self.kernel.epoch(),

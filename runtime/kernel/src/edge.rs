@@ -126,6 +126,8 @@ pub struct EdgeBuffer<T> {
     /// Groups that lost a member lately, newest last.
     lost_groups: VecDeque<u64>,
     notices: Notices,
+    /// Bytes and media of the item that was blocked last: less room than that is no space.
+    wanted: (usize, Duration),
 }
 
 /// Lost groups remembered, so that their late members go the same way.
@@ -192,6 +194,7 @@ impl<T: Load> EdgeBuffer<T> {
             freed: 0,
             lost_groups: VecDeque::new(),
             notices,
+            wanted: (1, Duration::ZERO),
         }
     }
 
@@ -205,8 +208,10 @@ impl<T: Load> EdgeBuffer<T> {
             && self.lacks(now, item.bytes(), item.media()).is_some()
         {
             self.assert_pressure(now);
+            self.wanted = (item.bytes(), item.media());
             return Offered::Blocked(item);
         }
+        self.wanted = (1, Duration::ZERO);
         let ordinal = self.counters.offered;
         self.counters.offered += 1;
         let outcome = self.place(now, ordinal, item);
@@ -297,7 +302,7 @@ impl<T: Load> EdgeBuffer<T> {
 
     /// Whether an ordinary item would be taken without anything having to go.
     pub fn has_space(&self, now: Monotonic) -> bool {
-        self.lacks(now, 1, Duration::ZERO).is_none()
+        self.lacks(now, self.wanted.0, self.wanted.1).is_none()
     }
 
     /// Whether the sender was told to stop.

@@ -94,6 +94,17 @@ impl OutputFence {
         self.epoch.load(Ordering::Acquire) == epoch.get() && self.is_live(turn)
     }
 
+    /// Takes the last acceptance of `turn` back: the transport had no room for it, so that it was
+    /// not heard. Does nothing once the turn is fenced, since the cut has been told by then.
+    pub fn take_back(&self, turn: TurnNumber) {
+        let _fenced_meanwhile =
+            self.word
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                    let (first_live, accepted) = unpack(word);
+                    (first_live == turn.0 && accepted > 0).then(|| pack(first_live, accepted - 1))
+                });
+    }
+
     /// Whether outputs of `turn` may still leave; for work that would be in vain.
     pub fn is_live(&self, turn: TurnNumber) -> bool {
         turn.0 >= unpack(self.word.load(Ordering::Acquire)).0
@@ -164,6 +175,18 @@ mod tests {
         assert!(fence.admits(T2, E1));
         fence.revoke();
         assert!(!fence.admits(T2, E1));
+    }
+
+    /// P2: what the transport had no room for does not count as heard.
+    #[test]
+    fn an_acceptance_can_be_taken_back_until_the_fence_falls() {
+        let fence = OutputFence::new(E1);
+        assert_eq!(fence.accept(T1, E1), Passage::Accepted { ordinal: 1 });
+        fence.take_back(T1);
+        assert_eq!(fence.accept(T1, E1), Passage::Accepted { ordinal: 1 });
+        assert_eq!(fence.raise(T1), 1);
+        fence.take_back(T1);
+        assert_eq!(fence.accept(T2, E1), Passage::Accepted { ordinal: 1 });
     }
 
     /// P4: a turn can be fenced before its first output.

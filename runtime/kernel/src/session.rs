@@ -519,6 +519,7 @@ impl Session {
         self.effects.push_back(Effect::Rotate { epoch });
     }
 
+    /// Nothing may be said any more: what runs ends, and the session with it (T8, lifecycle.md §7).
     fn revoked(&mut self) {
         self.authority.revoke();
         self.waiting = None;
@@ -528,7 +529,16 @@ impl Session {
             if running.turn.state() == TurnState::Opening {
                 self.step(TurnInput::Refused(Refusal::Deauthorized)); // T4
             }
+        } else {
+            let reason = Refusal::Deauthorized.as_str();
+            self.signal_because(
+                Signal::DeauthorizedDrain,
+                Emitter::ContractGuard,
+                None,
+                reason,
+            );
         }
+        self.drain();
     }
 
     // --- carrying out what the turn machine says ---------------------------------------------

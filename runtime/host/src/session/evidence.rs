@@ -51,7 +51,7 @@ pub(super) struct Ledger {
 impl Ledger {
     pub(super) fn new(setup: &SessionSetup) -> Self {
         Self {
-            session: setup.lease.session.clone(),
+            session: setup.place.lease.session.clone(),
             tenant: setup.tenant.clone(),
             version: setup.blueprint.spec.version.clone(),
             opened_at: Monotonic::ZERO,

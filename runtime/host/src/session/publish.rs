@@ -18,7 +18,8 @@ use rspp_proto::{
     },
 };
 use rspp_timeline::{
-    AttemptRecord, Entry, EventEntry, InvocationOutcome, PlanEntry, Recorder, TransitionEntry,
+    AppendError, AttemptRecord, Entry, EventEntry, InvocationOutcome, PlanEntry, Recorder,
+    TransitionEntry,
 };
 use tokio::sync::broadcast;
 
@@ -74,19 +75,21 @@ pub(super) struct Publisher {
     ordinal: u64,
     sequence: u64,
     recorder: Recorder,
+    lost: bool,
     notices: Arc<Notices>,
 }
 
 impl Publisher {
     pub(super) fn new(setup: &SessionSetup, clock: Clock) -> Self {
         Self {
-            session: setup.lease.session.clone(),
+            session: setup.place.lease.session.clone(),
             version: setup.blueprint.spec.version.clone(),
-            epoch: setup.lease.epoch,
+            epoch: setup.place.lease.epoch,
             wall_origin_ms: wall_ms().saturating_sub(clock.now().as_millis() as u64),
             ordinal: 0,
             sequence: 0,
             recorder: setup.recorder.clone(),
+            lost: false,
             notices: Arc::clone(&setup.notices),
         }
     }
@@ -111,26 +114,44 @@ impl Publisher {
         }
     }
 
-    /// Keeps an entry; what cannot be kept is counted by the recorder, and a turn whose evidence
-    /// cannot be kept learns so when it is sealed (T9).
-    fn record(&self, entry: impl Into<Entry>) {
-        if let Err(error) = self.recorder.append(entry) {
-            tracing::debug!(session = %self.session, %error, "an entry was not recorded");
+    /// Keeps an entry. Evidence that cannot be kept is remembered: the turn that it belongs to is not
+    /// committed (T9).
+    fn record(&mut self, entry: impl Into<Entry>) {
+        let kept = self.recorder.append(entry);
+        self.remember(kept);
+    }
+
+    fn remember(&mut self, kept: Result<(), AppendError>) {
+        if let Err(error) = kept {
+            tracing::warn!(session = %self.session, %error, "evidence was not kept");
+            self.lost = true;
         }
+    }
+
+    /// Whether evidence was lost since the last time of asking.
+    pub(super) fn take_lost(&mut self) -> bool {
+        std::mem::take(&mut self.lost)
     }
 
     fn publish(&self, notice: impl FnOnce() -> Notice) {
         self.notices.publish(notice);
     }
 
-    fn say(&self, signal: ControlSignal) -> EventId {
+    fn say(&mut self, signal: ControlSignal) -> EventId {
         let id = signal.envelope.event_id.clone();
         if let Err(error) = signal.validate() {
             debug_assert!(false, "an invalid signal was made: {error}");
             tracing::error!(session = %self.session, %error, "an invalid signal was made");
         }
         self.publish(|| Notice::Signal(Box::new(signal.clone())));
-        self.record(signal);
+        match signal.signal {
+            // There is room kept for how a turn ends.
+            Signal::Commit | Signal::Abort | Signal::Close => {
+                let kept = self.recorder.append_terminal(signal);
+                self.remember(kept);
+            }
+            _can_find_no_room => self.record(signal),
+        }
         id
     }
 

@@ -17,6 +17,8 @@ const MAX_TOKENS: f64 = 512.0;
 pub(super) struct Llm {
     call: Option<CallKey>,
     pieces: u32,
+    /// Whether there was more than blanks.
+    said: bool,
 }
 
 impl Llm {
@@ -50,11 +52,13 @@ impl Llm {
             temperature: (!temperature.is_nan()).then_some(temperature as f32),
         };
         self.pieces = 0;
+        self.said = false;
         self.call = Some(cx.generate(request));
     }
 
     fn say(&mut self, cx: &mut NodeContext, text: &str) {
-        if self.pieces == 0 {
+        if !self.said && !text.trim().is_empty() {
+            self.said = true;
             cx.report(NodeReport::FirstToken);
         }
         self.pieces += 1;

@@ -1,7 +1,11 @@
 //! End of turn: decides from speech marks, the last seconds of audio and the transcript when the
 //! user has finished, and says so once, with all that was said.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use rspp_proto::{Payload, SampleIndex, Speaker, SpeechMark, TextChunk};
 use rspp_provider_api::{Cost, EndOfTurnModel};
@@ -24,8 +28,10 @@ pub(super) struct TurnDetector {
     /// Final texts since the last turn, in order.
     finals: Vec<Arc<str>>,
     partial: Option<Arc<str>>,
+    /// Utterances so far, counted as recognition counts them.
+    utterances: u32,
     /// Utterances that ended and whose final text has not come.
-    unheard: u32,
+    unheard: BTreeSet<u32>,
     /// The user has said that the speech in progress is over: its silence is no news.
     is_told: bool,
     speech_ended: SampleIndex,
@@ -80,6 +86,7 @@ impl TurnDetector {
                 cx.forget_wake();
                 self.is_told = false;
                 self.state = State::Speaking;
+                self.utterances += 1;
                 Step::OK
             }
             SpeechMark::Stopped { .. } if self.is_told => {
@@ -88,13 +95,13 @@ impl TurnDetector {
             }
             SpeechMark::Stopped { at } => {
                 self.speech_ended = at;
-                self.unheard += 1;
+                self.unheard.insert(self.utterance());
                 self.judge(cx)
             }
             // Push to talk (F-042): the user says so; what was being said is still to be understood.
             SpeechMark::EndOfTurn { at, .. } => {
                 if self.state == State::Speaking {
-                    self.unheard += 1;
+                    self.unheard.insert(self.utterance());
                     self.is_told = true;
                 }
                 self.speech_ended = at;
@@ -167,7 +174,7 @@ impl TurnDetector {
     /// Says what was said, once the turn is over and all of it is known; `force` does not wait for
     /// texts that are overdue.
     fn conclude(&mut self, cx: &mut NodeContext, force: bool) {
-        if self.state != State::Finished || (self.unheard > 0 && !force) {
+        if self.state != State::Finished || (!self.unheard.is_empty() && !force) {
             return;
         }
         cx.forget_wake();
@@ -200,7 +207,7 @@ impl TurnDetector {
         }
         self.finals.clear();
         self.partial = None;
-        self.unheard = 0;
+        self.unheard.clear();
         self.state = State::Quiet;
     }
 
@@ -220,11 +227,19 @@ impl TurnDetector {
             return;
         }
         self.partial = None;
-        self.unheard = self.unheard.saturating_sub(1);
+        self.unheard.remove(&chunk.segment);
         if !chunk.text.is_empty() {
             self.finals.push(Arc::clone(&chunk.text));
+            if self.state == State::Quiet {
+                // Its turn was given up waiting for it; it is still to be answered.
+                self.state = State::Finished;
+            }
         }
         self.conclude(cx, false);
+    }
+
+    fn utterance(&self) -> u32 {
+        self.utterances.saturating_sub(1)
     }
 }
 

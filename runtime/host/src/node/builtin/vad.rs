@@ -24,6 +24,8 @@ pub(super) struct Vad {
     /// Position of the first pending sample.
     position: u64,
     activity: Activity,
+    /// Where the speech in progress began.
+    since: u64,
     limits: Limits,
 }
 
@@ -33,6 +35,7 @@ struct Limits {
     speech_while: f32,
     min_speech: u64,
     hangover: u64,
+    max_speech: u64,
 }
 
 /// What the windows so far add up to.
@@ -49,6 +52,8 @@ enum Activity {
     Falling {
         until: u64,
     },
+    /// Speech beyond all measure: noise, until it pauses.
+    Overlong,
 }
 
 impl Activity {
@@ -76,6 +81,15 @@ impl Activity {
                 (Self::Silent, Some(SpeechMark::Stopped { at }))
             }
             Self::Falling { until } => (Self::Falling { until }, None),
+            Self::Overlong if p < limits.speech_while => (Self::Silent, None),
+            Self::Overlong => (Self::Overlong, None),
+        }
+    }
+
+    fn is_speech(self) -> bool {
+        match self {
+            Self::Speaking | Self::Falling { .. } => true,
+            Self::Silent | Self::Rising { .. } | Self::Overlong => false,
         }
     }
 
@@ -85,8 +99,16 @@ impl Activity {
             (Self::Speaking, Self::Falling { .. }) => Some(NodeReport::SpeechPaused { at }),
             (Self::Falling { .. }, Self::Speaking) => Some(NodeReport::SpeechResumed { at }),
             (
-                Self::Silent | Self::Rising { .. } | Self::Speaking | Self::Falling { .. },
-                Self::Silent | Self::Rising { .. } | Self::Speaking | Self::Falling { .. },
+                Self::Silent
+                | Self::Rising { .. }
+                | Self::Speaking
+                | Self::Falling { .. }
+                | Self::Overlong,
+                Self::Silent
+                | Self::Rising { .. }
+                | Self::Speaking
+                | Self::Falling { .. }
+                | Self::Overlong,
             ) => None,
         }
     }
@@ -113,6 +135,7 @@ impl Vad {
             speech_while: settings.number("speech_while", SPEECH_WHILE) as f32,
             min_speech: samples(settings.number("min_speech_ms", MIN_SPEECH_MS)),
             hangover: samples(settings.turns.vad_hangover_ms as f64),
+            max_speech: samples(settings.budgets.max_turn_duration_ms as f64),
         };
         self.detector = Some(detector);
         Ok(())
@@ -142,7 +165,18 @@ impl Vad {
             let start = self.position;
             self.position += window as u64;
             let before = self.activity;
-            let (activity, mark) = before.step(start, self.position, *p, self.limits);
+            let (mut activity, mut mark) = before.step(start, self.position, *p, self.limits);
+            match mark {
+                Some(SpeechMark::Started { at }) => self.since = at.0,
+                Some(SpeechMark::Stopped { .. } | SpeechMark::EndOfTurn { .. }) => {}
+                // Nobody talks that long without a breath, and everybody waits for an end.
+                None if activity.is_speech() && self.is_overlong() => {
+                    activity = Activity::Overlong;
+                    let at = SampleIndex(self.position);
+                    mark = Some(SpeechMark::Stopped { at });
+                }
+                None => {}
+            }
             self.activity = activity;
             if let Some(report) = before.pause(activity, SampleIndex(start)) {
                 cx.report(report);
@@ -152,6 +186,10 @@ impl Vad {
                 cx.emit_at(Payload::Speech(mark), SampleIndex(start), 0);
             }
         }
+    }
+
+    fn is_overlong(&self) -> bool {
+        self.position - self.since > self.limits.max_speech
     }
 
     async fn analyse(&mut self, cx: &mut NodeContext, window: usize) -> Result<(), NodeError> {
