@@ -64,8 +64,8 @@ impl Activity {
                 Self::Rising { since: start }.step(start, end, p, limits)
             }
             Self::Silent => (Self::Silent, None),
-            // Too short: a click.
-            Self::Rising { .. } if p < limits.speech_while => (Self::Silent, None),
+            // Too short: a click. Or too long, and over at last.
+            Self::Rising { .. } | Self::Overlong if p < limits.speech_while => (Self::Silent, None),
             Self::Rising { since } if end - since >= limits.min_speech => {
                 let at = SampleIndex(since);
                 (Self::Speaking, Some(SpeechMark::Started { at }))
@@ -81,7 +81,6 @@ impl Activity {
                 (Self::Silent, Some(SpeechMark::Stopped { at }))
             }
             Self::Falling { until } => (Self::Falling { until }, None),
-            Self::Overlong if p < limits.speech_while => (Self::Silent, None),
             Self::Overlong => (Self::Overlong, None),
         }
     }
@@ -166,16 +165,13 @@ impl Vad {
             self.position += window as u64;
             let before = self.activity;
             let (mut activity, mut mark) = before.step(start, self.position, *p, self.limits);
-            match mark {
-                Some(SpeechMark::Started { at }) => self.since = at.0,
-                Some(SpeechMark::Stopped { .. } | SpeechMark::EndOfTurn { .. }) => {}
+            if let Some(SpeechMark::Started { at }) = mark {
+                self.since = at.0;
+            } else if mark.is_none() && activity.is_speech() && self.is_overlong() {
                 // Nobody talks that long without a breath, and everybody waits for an end.
-                None if activity.is_speech() && self.is_overlong() => {
-                    activity = Activity::Overlong;
-                    let at = SampleIndex(self.position);
-                    mark = Some(SpeechMark::Stopped { at });
-                }
-                None => {}
+                activity = Activity::Overlong;
+                let at = SampleIndex(self.position);
+                mark = Some(SpeechMark::Stopped { at });
             }
             self.activity = activity;
             if let Some(report) = before.pause(activity, SampleIndex(start)) {
