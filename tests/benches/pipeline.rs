@@ -9,6 +9,7 @@
 //! thread hands in one frame every 2 ms, with both workers parked.
 
 use std::{
+    fmt::Write as _,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -118,13 +119,13 @@ fn chain(stages: usize) -> PipelineSpec {
         } else {
             "passthrough"
         };
-        nodes += &format!("  - {{ id: p{stage}, kind: {kind} }}\n");
-        edges +=
-            &format!("  - {{ from: {from}, to: p{stage}, carries: audio, buffer: {buffer} }}\n");
+        let _infallible = writeln!(nodes, "  - {{ id: p{stage}, kind: {kind} }}");
+        let edge = format!("from: {from}, to: p{stage}, carries: audio");
+        let _infallible = writeln!(edges, "  - {{ {edge}, buffer: {buffer} }}");
         from = format!("p{stage}");
     }
     // A pipeline has to lead somewhere; the last node sends nothing there.
-    edges += &format!("  - {{ from: {from}, to: egress, carries: audio }}\n");
+    let _infallible = writeln!(edges, "  - {{ from: {from}, to: egress, carries: audio }}");
     fleet::pipeline(&format!(
         "schema: rspp.pipeline.v1\nversion: bench-1\nprofile: simple/v1\nnodes:\n{nodes}edges:\n{edges}"
     ))
