@@ -260,6 +260,7 @@ mod tests {
         speech_while: 0.35,
         min_speech: 20,
         hangover: 30,
+        max_speech: 1_000,
     };
 
     fn marks(probabilities: &[f32]) -> Vec<SpeechMark> {
@@ -292,5 +293,15 @@ mod tests {
         assert_eq!(marks(&[0.9, 0.0, 0.9, 0.0]), []);
         let pause = marks(&[0.9, 0.9, 0.1, 0.1, 0.9, 0.9, 0.1, 0.1, 0.1]);
         assert_eq!(pause.len(), 2, "{pause:?}");
+    }
+
+    /// design §7: speech without end is over once it has lasted as long as a turn may; what goes on is
+    /// noise until it pauses.
+    #[test]
+    fn only_what_counts_as_speech_can_be_overlong() {
+        let (overlong, mark) = Activity::Overlong.step(0, 10, 0.9, LIMITS);
+        assert_eq!((overlong, mark), (Activity::Overlong, None));
+        assert_eq!(overlong.step(10, 20, 0.1, LIMITS).0, Activity::Silent);
+        assert!(Activity::Falling { until: 5 }.is_speech() && !overlong.is_speech());
     }
 }
