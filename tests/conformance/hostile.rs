@@ -11,12 +11,15 @@ use std::{
 
 use futures::{StreamExt, stream};
 use rspp_controlplane_api::{Lease, LeaseError, Leases, LocalLeases};
-use rspp_host::{Config, OpenError, Pools, Runtime, SessionRequest};
+use rspp_host::{Config, Event, OpenError, Pools, Runtime, SessionRequest, node::NodeContext};
 use rspp_proto::{
     AudioChunk, SampleRate, SessionId, TenantId, TurnNumber, abi::Signal, spec::PipelineSpec,
 };
 use rspp_provider_api::scripted::{ScriptedLlm, ScriptedStt};
-use rspp_tests::call::{Builder, Cast, bindings, first, says, tone};
+use rspp_tests::{
+    call::{Builder, Cast, bindings, first, says, tone},
+    nodes::{Probes, custom, get, insert},
+};
 use rspp_timeline::{Entry, Options, Recorder};
 use rspp_transport_api::{
     Ingress, Outgoing, Sink, SinkError, Source, Transport, TransportKind,
@@ -306,4 +309,28 @@ async fn clearing_a_turn_leaves_the_next_one_alone() {
     let report = report.await.unwrap().unwrap();
     assert_eq!(report.turns[1].outcome, "commit");
     assert_eq!(report.turns[1].agent_text_played, "All right.");
+}
+
+/// F-134: a node that panics costs its own turn; the session beside it does not notice.
+#[tokio::test(start_paused = true)]
+async fn a_panicking_node_is_not_noticed_by_the_session_beside_it() {
+    let mut probes = Probes::default();
+    let broken = probes.add("probe", |_nth, _cx: &mut NodeContext, _event: Event| {
+        panic!("a planted fault")
+    });
+    let cast = Cast::default();
+    let mut sick = Builder::new(&cast, vec![says(first())])
+        .pipeline(|spec| insert(spec, "llm", custom("probe"), "segmenter"))
+        .configure(probes.install());
+    sick.session = SessionId::new("sick").unwrap();
+    let runtime = sick.runtime().await;
+    let mut well = Builder::new(&cast, vec![says(first())]);
+    well.session = SessionId::new("well").unwrap();
+    let sick = sick.open(&runtime).await.unwrap();
+    let well = well.open(&runtime).await.unwrap();
+    let (sick, well) = (sick.end().await, well.end().await);
+    assert_eq!(sick.endings(), ["node_timeout_or_failure"]);
+    assert_eq!(well.endings(), ["commit"]);
+    assert_eq!(well.report.node_failures, 0);
+    assert!(get(&broken.events) > 0);
 }
