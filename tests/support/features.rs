@@ -386,7 +386,7 @@ fn rust_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
 
-    const SOURCE: &str = r#""
+    const SOURCE: &str = r#"
         //! F-001: a file's own words are no citation.
         #[cfg(test)]
         mod tests {
