@@ -1,0 +1,105 @@
+//! What operators and the control plane ask of a session, cancels before all.
+
+use rspp_kernel::{CancelReason, Input, graph::Scope};
+use rspp_proto::{InvocationId, Monotonic, NodeId};
+
+use super::{CancelReceipt, CancelTarget, Command, Session};
+use crate::{node::NodeControl, turn::TurnControl};
+
+impl Session {
+    pub(super) fn command(&mut self, now: Monotonic, command: Command) {
+        match command {
+            Command::Cancel {
+                target,
+                reason,
+                answer,
+            } => {
+                let receipt = self.cancel(now, &target, reason);
+                let _nobody_waits = answer.send(receipt);
+            }
+            Command::Rotate(epoch) => self.kernel.handle(now, Input::Rotated { epoch }),
+            Command::Revoke => self.kernel.handle(now, Input::Revoked),
+            Command::Drain => {
+                "the session was drained".clone_into(&mut self.ended);
+                self.kernel.handle(now, Input::Drain);
+            }
+        }
+    }
+
+    /// Carries a cancel out as far as it must not wait; the effects do the rest.
+    pub(super) fn cancel(
+        &mut self,
+        now: Monotonic,
+        target: &CancelTarget,
+        reason: CancelReason,
+    ) -> CancelReceipt {
+        let turn = self.kernel.current_turn();
+        let scope = target.scope();
+        let reaches_user = match target {
+            CancelTarget::Session | CancelTarget::Turn => true,
+            CancelTarget::Node(node) => self.cancel_node(node, reason),
+            CancelTarget::Invocation(invocation) => {
+                self.cancel_invocation(invocation);
+                false
+            }
+        };
+        self.fence_took = None;
+        if reaches_user {
+            self.kernel.handle(now, Input::Cancel { reason, scope });
+        } else {
+            self.kernel.handle(now, Input::CancelPart { reason, scope });
+        }
+        if let Some(turn) = self.kernel.take_fence() {
+            self.raise_fence(now, turn, true);
+        }
+        let fence = self.fence_took.unwrap_or_default();
+        CancelReceipt { turn, fence }
+    }
+
+    /// Cancels a node's work along its edges (F-034). Whether that silences the turn.
+    pub(super) fn cancel_node(&self, node: &NodeId, reason: CancelReason) -> bool {
+        let graph = &self.setup.blueprint.graph;
+        let Some(ix) = graph.find(node.as_str()) else {
+            return false;
+        };
+        let scope = graph.node(ix).scope;
+        let mut reached = graph.downstream(ix);
+        // The words of the running turn were handed over: nothing of it depends on who listens.
+        reached.retain(|of| scope == Scope::Turn || graph.node(*of).scope == Scope::Session);
+        if graph.node(ix).scope == Scope::Turn && reached.contains(&graph.egress()) {
+            return true;
+        }
+        for handle in reached.iter().filter_map(|ix| self.hosts.get(*ix)) {
+            if handle
+                .control
+                .send_reserved(NodeControl::Cancel(reason))
+                .is_err()
+            {
+                tracing::debug!(%node, "a node host takes no cancel");
+            }
+        }
+        if let Some(running) = &self.turn {
+            let part = TurnControl::CancelNodes(reached, reason);
+            if running.control.send_reserved(part).is_err() {
+                tracing::debug!(%node, "the turn takes no cancel");
+            }
+        }
+        false
+    }
+
+    /// Cancels one provider call, wherever it runs.
+    pub(super) fn cancel_invocation(&self, invocation: &InvocationId) {
+        for handle in self.hosts.iter() {
+            let cancel = NodeControl::CancelCall(invocation.clone());
+            if handle.control.send_reserved(cancel).is_err() {
+                tracing::debug!(%invocation, "a node host takes no cancel");
+            }
+        }
+        if let Some(running) = &self.turn {
+            let cancel = TurnControl::CancelCall(invocation.clone());
+            if running.control.send_reserved(cancel).is_err() {
+                tracing::debug!(%invocation, "the turn takes no cancel");
+            }
+        }
+    }
+}

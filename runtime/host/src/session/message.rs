@@ -1,0 +1,111 @@
+//! What a session is told, and by whom.
+
+use std::time::Duration;
+
+use rspp_kernel::CancelReason;
+use rspp_proto::{
+    Epoch, InvocationId, Monotonic, NodeId, TurnNumber,
+    abi::{CancelScope, Signal},
+};
+use rspp_timeline::{AttemptRecord, InvocationOutcome};
+use tokio::sync::oneshot;
+
+use crate::node::NodeReport;
+
+/// What happened at the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Playback {
+    /// A turn's first frame was accepted.
+    Started,
+    /// A turn's last frame was accepted, or it ended without any.
+    Finished,
+    /// A frame was made under another epoch and refused.
+    Stale,
+}
+
+/// What happened at the transport.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TransportEvent {
+    Connected,
+    Disconnected,
+    EndOfUtterance,
+    Cancel,
+    Text(String),
+}
+
+/// What an operator or the control plane asks of a session.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Cancel {
+        target: CancelTarget,
+        reason: CancelReason,
+        answer: oneshot::Sender<CancelReceipt>,
+    },
+    Rotate(Epoch),
+    Revoke,
+    Drain,
+}
+
+/// What to cancel: the four scopes of a cancel (event-abi.md §1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CancelTarget {
+    /// The running turn, and the session with it.
+    Session,
+    /// The running turn.
+    Turn,
+    /// One node's work and everything downstream of it. If the user would hear of it, that is the
+    /// turn.
+    Node(NodeId),
+    /// One provider call; its node goes on without the rest of the answer.
+    Invocation(InvocationId),
+}
+
+impl CancelTarget {
+    pub(super) fn scope(&self) -> CancelScope {
+        match self {
+            Self::Session => CancelScope::Session,
+            Self::Turn => CancelScope::Turn,
+            Self::Node(_) => CancelScope::Node,
+            Self::Invocation(_) => CancelScope::ProviderInvocation,
+        }
+    }
+}
+
+/// How a cancel went, for whoever asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CancelReceipt {
+    /// The turn that was cancelled; `None` if none was running.
+    pub turn: Option<TurnNumber>,
+    /// From acceptance to the fence, in real time.
+    pub fence: Duration,
+}
+
+/// Everything that a session is told.
+pub(crate) enum SessionControl {
+    Node {
+        turn: Option<TurnNumber>,
+        node: NodeId,
+        at: Monotonic,
+        report: NodeReport,
+    },
+    Invocation {
+        turn: Option<TurnNumber>,
+        attempts: Vec<AttemptRecord>,
+        outcome: Box<InvocationOutcome>,
+    },
+    ProviderSignal {
+        turn: Option<TurnNumber>,
+        signal: Signal,
+        reason: String,
+        at: Monotonic,
+    },
+    Playback {
+        turn: TurnNumber,
+        playback: Playback,
+        at: Monotonic,
+    },
+    Transport {
+        event: TransportEvent,
+    },
+    Command(Command),
+}

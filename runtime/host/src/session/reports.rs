@@ -1,0 +1,233 @@
+//! What happens to a session, as the kernel is told.
+
+use rspp_kernel::{CancelReason, Input, edge::EdgeNotice};
+use rspp_proto::{
+    ErrorCode, Lane, Monotonic, NodeId, OutcomeClass, Payload, SampleIndex, SpeechMark, TurnNumber,
+    abi::{CancelScope, Emitter, Signal},
+    spec::NodeKind,
+};
+
+use super::{Playback, Session, TransportEvent};
+use crate::{
+    event::{Arrival, Event, Port, Stamp},
+    node::NodeReport,
+};
+
+impl Session {
+    pub(super) fn node_reported(
+        &mut self,
+        now: Monotonic,
+        turn: Option<TurnNumber>,
+        node: &NodeId,
+        at: Monotonic,
+        report: NodeReport,
+    ) {
+        let input = match report {
+            NodeReport::Speech(mark) => {
+                self.ledger.heard_mark(&self.line, mark, at);
+                match mark {
+                    SpeechMark::Started { at } => Some(Input::SpeechStarted { at }),
+                    SpeechMark::Stopped { at } => Some(Input::SpeechStopped { at }),
+                    SpeechMark::EndOfTurn { .. } => None,
+                }
+            }
+            // Silence that is waited out is not speech: a cough is as long as it sounds (P11).
+            NodeReport::SpeechPaused { at } => Some(Input::SpeechStopped { at }),
+            NodeReport::SpeechResumed { at } => Some(Input::SpeechStarted { at }),
+            NodeReport::Transcript {
+                segment,
+                text,
+                is_final,
+            } => {
+                if is_final {
+                    self.ledger.heard_transcript(at);
+                }
+                self.publisher.transcript(segment, &text, is_final, at);
+                None
+            }
+            NodeReport::UserTurn { text } => Some(Input::UserTurn {
+                text: text.to_string(),
+            }),
+            NodeReport::FirstToken => turn.map(|turn| {
+                self.ledger.first_token(turn, at);
+                Input::Progress { turn }
+            }),
+            NodeReport::ClauseBegun { segment, text } => turn.map(|turn| {
+                self.ledger.first_clause(turn, at);
+                self.publisher.agent_text(turn, segment, &text, at);
+                Input::ClauseBegun {
+                    turn,
+                    segment,
+                    text: text.to_string(),
+                }
+            }),
+            NodeReport::FramesMade { segment, frames } => turn.map(|turn| {
+                self.ledger.first_audio(turn, at);
+                Input::FramesMade {
+                    turn,
+                    segment,
+                    frames,
+                }
+            }),
+            NodeReport::ClauseMade { segment } => {
+                turn.map(|turn| Input::ClauseMade { turn, segment })
+            }
+            NodeReport::CallFailed { end } => {
+                let code = error_code(end.class);
+                self.publisher.error(turn, node, code, end.describe(), at);
+                None
+            }
+            NodeReport::EdgeNotice { edge, notice } => {
+                if let EdgeNotice::Drop { count, .. } = &notice {
+                    self.ledger.dropped(Lane::Data, *count);
+                }
+                self.publisher.edge(turn, &edge, &notice, at);
+                None
+            }
+            NodeReport::Routed { edge, taken } => {
+                self.publisher.note(
+                    turn,
+                    node,
+                    "route",
+                    &[
+                        ("edge", edge.as_str()),
+                        ("taken", if taken { "yes" } else { "no" }),
+                    ],
+                    at,
+                );
+                None
+            }
+            NodeReport::Selected { input } => {
+                let input = input.as_deref().unwrap_or("none");
+                self.publisher
+                    .note(turn, node, "select", &[("input", input)], at);
+                None
+            }
+            NodeReport::OverBudget => {
+                self.publisher.signal(
+                    Signal::BudgetWarning,
+                    Emitter::BudgetManager,
+                    turn,
+                    Some("node_budget_threshold_exceeded"),
+                    at,
+                );
+                None
+            }
+            NodeReport::TookOver { standby, reason } => {
+                self.node_failures += 1;
+                let reason = format!("from={node} to={standby}: {reason}");
+                self.publisher.signal(
+                    Signal::Fallback,
+                    Emitter::BudgetManager,
+                    turn,
+                    Some(&reason),
+                    at,
+                );
+                None
+            }
+            NodeReport::Failed { ending, message } => {
+                self.node_failures += 1;
+                tracing::warn!(session = %self.setup.place.lease.session, %node, %message, "a node failed");
+                let code = ErrorCode::RuntimeInternalError;
+                self.publisher.error(turn, node, code, &message, at);
+                turn.map(|turn| Input::TurnFailed { turn, ending })
+            }
+        };
+        if let Some(input) = input {
+            self.kernel.handle(now, input);
+        }
+    }
+
+    pub(super) fn playback(
+        &mut self,
+        now: Monotonic,
+        turn: TurnNumber,
+        playback: Playback,
+        at: Monotonic,
+    ) {
+        match playback {
+            Playback::Started => {
+                self.ledger.playback_started(turn, at);
+                self.kernel.handle(now, Input::PlaybackStarted { turn });
+            }
+            Playback::Finished => {
+                self.ledger.playback_finished(turn, at);
+                self.kernel.handle(now, Input::PlaybackFinished { turn });
+            }
+            Playback::Stale => self.publisher.signal(
+                Signal::StaleEpochReject,
+                Emitter::ContractGuard,
+                None,
+                Some("authority_epoch_mismatch"),
+                at,
+            ),
+        }
+    }
+
+    pub(super) fn transport(&mut self, now: Monotonic, event: TransportEvent) {
+        match event {
+            TransportEvent::Connected => self.kernel.handle(now, Input::Connected),
+            TransportEvent::Disconnected => {
+                "the user hung up".clone_into(&mut self.ended);
+                self.kernel.handle(now, Input::Disconnected);
+            }
+            TransportEvent::EndOfUtterance => self.end_utterance(now),
+            TransportEvent::Cancel => {
+                self.kernel.handle(
+                    now,
+                    Input::Cancel {
+                        reason: CancelReason::UserCancel,
+                        scope: CancelScope::Turn,
+                    },
+                );
+            }
+            TransportEvent::Text(text) => self.kernel.handle(now, Input::UserTurn { text }),
+        }
+    }
+
+    /// Push to talk (F-042): recognition and turn detection need not wait for silence.
+    pub(super) fn end_utterance(&mut self, now: Monotonic) {
+        let graph = &self.setup.blueprint.graph;
+        for (ix, node) in graph.nodes() {
+            let listens = matches!(node.kind(), Some(NodeKind::Stt | NodeKind::TurnDetector));
+            let Some(handle) = self.hosts.get(ix).filter(|_| listens) else {
+                continue;
+            };
+            let at = SampleIndex(0);
+            let mark = SpeechMark::EndOfTurn {
+                at,
+                confidence: 1.0,
+            };
+            let event = Event {
+                stamp: Stamp {
+                    turn: None,
+                    epoch: self.kernel.epoch(),
+                    sequence: 0,
+                    made: now,
+                    media: at,
+                    segment: 0,
+                },
+                payload: Payload::Speech(mark),
+            };
+            let arrival = Arrival::Event {
+                port: Port(0),
+                event,
+                arrived: now,
+            };
+            // Marks are kept by every edge; only a host that has ended does not take one.
+            let _ended = handle.data.offer(arrival);
+        }
+    }
+}
+
+/// The taxonomy's word for how a call ended (F-131).
+fn error_code(class: OutcomeClass) -> ErrorCode {
+    match class {
+        OutcomeClass::Timeout => ErrorCode::ProviderTimeout,
+        OutcomeClass::Overload => ErrorCode::ProviderOverload,
+        OutcomeClass::Success
+        | OutcomeClass::Blocked
+        | OutcomeClass::InfrastructureFailure
+        | OutcomeClass::Cancelled => ErrorCode::RuntimeInternalError,
+    }
+}

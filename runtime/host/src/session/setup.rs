@@ -1,0 +1,78 @@
+//! What a session runs and what it needs for it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use rspp_actors::{ControlRef, DataRef};
+use rspp_kernel::{
+    graph::Graph,
+    plan::{PlanInputs, ResolvedTurnPlan, SnapshotProvenance, resolve},
+};
+use rspp_proto::{
+    Epoch, TenantId, TurnNumber,
+    spec::{PipelineSpec, PolicyBundle},
+};
+use rspp_timeline::Recorder;
+use tokio::sync::oneshot;
+
+use super::Notices;
+use crate::{
+    assembly::Pools, circuits::Circuits, connection::ConnectionControl, event::Arrival,
+    node::builtin::NodeRegistry, overhead::Overhead, report::SessionReport, runtime::Place,
+};
+
+/// What a session runs, resolved and checked before it opens; shared by sessions of one pipeline.
+pub(crate) struct Blueprint {
+    pub(crate) spec: PipelineSpec,
+    pub(crate) graph: Arc<Graph>,
+    pub(crate) policy: Option<PolicyBundle>,
+    pub(crate) settings: rspp_kernel::plan::LayeredSettings,
+    pub(crate) snapshots: SnapshotProvenance,
+}
+
+impl Blueprint {
+    pub(crate) fn plan(
+        &self,
+        turn: TurnNumber,
+        epoch: Epoch,
+    ) -> Result<ResolvedTurnPlan, rspp_kernel::plan::PlanError> {
+        let inputs = PlanInputs {
+            spec: &self.spec,
+            graph: &self.graph,
+            graph_fingerprint: self.graph.fingerprint(),
+            profile: self.spec.profile.as_str(),
+            settings: &self.settings,
+            policy: self.policy.as_ref(),
+            snapshots: &self.snapshots,
+            snapshots_fresh: true,
+        };
+        resolve(&inputs, &turn.id(), epoch)
+    }
+}
+
+/// The number of the plan that a session's own nodes run under; turns count from 1.
+pub(crate) const LISTENING: TurnNumber = TurnNumber(0);
+
+/// What a session needs to run.
+pub(crate) struct SessionSetup {
+    pub(crate) place: Place,
+    pub(crate) tenant: TenantId,
+    pub(crate) blueprint: Arc<Blueprint>,
+    pub(crate) attributes: Arc<BTreeMap<String, serde_json::Value>>,
+    pub(crate) connection: ControlRef<ConnectionControl>,
+    pub(crate) egress: DataRef<Arrival>,
+    pub(crate) nodes: Arc<NodeRegistry>,
+    pub(crate) providers: Arc<rspp_provider_api::Providers>,
+    pub(crate) circuits: Arc<Circuits>,
+    pub(crate) pools: Pools,
+    pub(crate) recorder: Recorder,
+    pub(crate) overhead: Arc<Overhead>,
+    pub(crate) notices: Arc<Notices>,
+    pub(crate) done: oneshot::Sender<SessionReport>,
+}
+
+impl Drop for SessionSetup {
+    /// However the session ends, nobody is left on a dead line.
+    fn drop(&mut self) {
+        let _hung_up = self.connection.send_reserved(ConnectionControl::Close);
+    }
+}
