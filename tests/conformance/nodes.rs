@@ -339,3 +339,32 @@ async fn a_handler_that_waits_is_dropped_by_a_cancel() {
     assert_eq!(get(&hooks.events), 1, "what waited for it was not handled");
     assert_eq!(counts(&hooks), [1, 1, 1]);
 }
+
+/// F-007: a standby also takes over from a node that overruns its budget, with what it had been told.
+#[tokio::test(start_paused = true)]
+async fn a_standby_takes_over_from_a_node_that_overruns() {
+    let mut probes = Probes::default();
+    let slow = probes.add("probe", |_nth, _cx: &mut NodeContext, _event| {
+        Step::Wait(Box::pin(async {
+            tokio::time::sleep(Duration::from_secs(3_600)).await;
+            Ok(())
+        }))
+    });
+    let backup = probes.add("backup", forward);
+    let mut probe = custom("probe");
+    probe.fallback = Some("backup".parse().unwrap());
+    probe.budget_ms = Some(200);
+    let ended = Builder::new(&Cast::default(), vec![says(first())])
+        .pipeline(|spec| {
+            insert(spec, "llm", probe, "segmenter");
+            spec.nodes.push(custom("backup"));
+        })
+        .configure(probes.install())
+        .hold()
+        .await;
+    assert_eq!(ended.endings(), ["commit"], "{:#?}", ended.report);
+    assert_eq!(ended.turn(1).agent_text_played, REPLY);
+    assert_eq!(get(&slow.events), 1);
+    assert!(get(&backup.events) > 1);
+    assert_eq!(ended.log.signals_of(Signal::Fallback).len(), 1);
+}

@@ -216,7 +216,9 @@ impl NodeHost {
             Step::Wait(_) => None,
         };
         let budget = self.setup.settings.budget;
-        let (handled, overrun) = finish(step, ctx, &mut self.deferred, budget).await;
+        // With somebody to take over, a budget is a limit (F-007); without, it is only told.
+        let limited = self.setup.standby.is_some() && !self.said;
+        let (handled, overrun) = finish(step, ctx, &mut self.deferred, budget, limited).await;
         if overrun {
             self.node.on_budget_exhausted(&mut self.cx);
             self.report(NodeReport::OverBudget);
@@ -654,26 +656,29 @@ fn is_telemetry(payload: &Payload) -> bool {
     }
 }
 
-/// Sees a handler through. Says whether it took longer than `budget`.
+/// Sees a handler through. Says whether it took longer than `budget`; if that is a limit, the handler
+/// is given up then.
 async fn finish(
     step: Step<'_>,
     ctx: &mut Context<NodeHost>,
     deferred: &mut VecDeque<NodeControl>,
     budget: Duration,
+    limited: bool,
 ) -> (Handled, bool) {
     match step {
         Step::Done(outcome) => (Handled::Done(outcome), false),
-        Step::Wait(work) => Box::pin(preemptible(work, ctx, deferred, budget)).await,
+        Step::Wait(work) => Box::pin(preemptible(work, ctx, deferred, budget, limited)).await,
     }
 }
 
 /// Runs a handler's future until it is done or a cancel comes; other control messages are kept for
-/// after it. Says whether it took longer than `budget`.
+/// after it. Says whether it took longer than `budget`, which may be the longest it is waited for.
 async fn preemptible(
     work: impl Future<Output = Result<(), NodeError>>,
     ctx: &mut Context<NodeHost>,
     deferred: &mut VecDeque<NodeControl>,
     budget: Duration,
+    limited: bool,
 ) -> (Handled, bool) {
     tokio::pin!(work);
     let began = Instant::now();
@@ -693,6 +698,10 @@ async fn preemptible(
             () = stopped.cancelled() => return (Handled::Dropped, false),
             outcome = &mut work => {
                 return (Handled::Done(outcome), began.elapsed() > budget);
+            }
+            () = tokio::time::sleep_until(began + budget), if limited => {
+                let late = NodeError::new("a handler took longer than the node's budget");
+                return (Handled::Done(Err(late)), true);
             }
         }
     }
@@ -742,7 +751,7 @@ impl Actor for NodeHost {
         }
         let budget = self.setup.settings.budget;
         let step = self.node.on_wake(&mut self.cx);
-        let (handled, _) = finish(step, ctx, &mut self.deferred, budget).await;
+        let (handled, _) = finish(step, ctx, &mut self.deferred, budget, false).await;
         self.conclude(ctx, handled).await
     }
 
