@@ -346,7 +346,7 @@ async fn a_standby_takes_over_from_a_node_that_overruns() {
     let mut probes = Probes::default();
     let slow = probes.add("probe", |_nth, _cx: &mut NodeContext, _event| {
         Step::Wait(Box::pin(async {
-            tokio::time::sleep(Duration::from_secs(3_600)).await;
+            tokio::time::sleep(Duration::from_hours(1)).await;
             Ok(())
         }))
     });
