@@ -11,13 +11,10 @@ use rspp_kernel::CancelReason;
 use rspp_proto::{Epoch, SessionId, abi::Signal};
 use rspp_provider_api::scripted::ScriptedLlm;
 use rspp_tests::{
-    call::{Builder, Call, Cast, Ended, after_reply, first, says},
+    call::{Builder, Call, Cast, Ended, LONG, after_reply, first, says},
     nodes::{Probes, custom, insert},
 };
 use rspp_transport_api::Ingress;
-
-const LONG: &str = "Well, let me tell you a very long story. It begins in a small town by the sea, where \
-    nobody ever went.";
 
 fn cast() -> Cast {
     Cast {

@@ -4,10 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use rspp_proto::abi::Signal;
 use rspp_provider_api::scripted::{Conduct, Script, ScriptedLlm, ScriptedTts};
-use rspp_tests::call::{Builder, Cast, first, says};
-
-const LONG: &str = "Well, let me tell you a very long story. It begins in a small town by the sea, where \
-    nobody ever went.";
+use rspp_tests::call::{Builder, Cast, LONG, first, says};
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)

@@ -15,11 +15,9 @@ use rspp_provider_api::{
     Fault,
     scripted::{Conduct, Script, ScriptedLlm, ScriptedStt, ScriptedTts},
 };
-use rspp_tests::call::{Builder, Cast, Ended, after_reply, first, says};
+use rspp_tests::call::{Builder, Cast, Ended, REPLY, after_reply, first, says};
 use rspp_timeline::{Entry, FileHeader, Options, Recording, RetryDecision, Storage};
 use rspp_transport_api::loopback::{Start, Utterance};
-
-const REPLY: &str = "Good day to you. How can I help?";
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)

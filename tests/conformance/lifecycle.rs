@@ -6,12 +6,9 @@ use rspp_host::Notice;
 use rspp_kernel::SessionState;
 use rspp_proto::{TurnNumber, abi::Signal};
 use rspp_provider_api::scripted::ScriptedLlm;
-use rspp_tests::call::{Builder, Cast, Ended, after_reply, first, says, tone};
+use rspp_tests::call::{Builder, Cast, Ended, LONG, after_reply, first, says, tone};
 use rspp_timeline::Entry;
 use rspp_transport_api::{Ingress, loopback::Utterance};
-
-const LONG: &str = "Well, let me tell you a very long story. It begins in a small town by the sea, where \
-    nobody ever went.";
 
 fn talkative() -> Cast {
     Cast {

@@ -16,7 +16,7 @@ use rspp_provider_api::{
     scripted::{Conduct, Script, ScriptedLlm, ScriptedVoice},
 };
 use rspp_tests::{
-    call::{Builder, Cast, after_reply, first, says},
+    call::{Builder, Cast, REPLY, after_reply, first, says},
     nodes::{Hooks, Probes, add, custom, forward, get, insert, node},
 };
 use rspp_transport_api::loopback::Start;
@@ -24,8 +24,6 @@ use serde_json::json;
 
 const LONG: &str = "Well, let me tell you a very long story. It begins in a small town by the sea, where \
      nobody was ever in a hurry, and it ends a great many years later in the very same place.";
-const REPLY: &str = "Good day to you. How can I help?";
-
 fn counts(hooks: &Hooks) -> [u32; 3] {
     [get(&hooks.init), get(&hooks.start), get(&hooks.stop)]
 }

@@ -9,13 +9,11 @@ use rspp_host::node::{NodeContext, Step};
 use rspp_proto::{Payload, SessionId, abi::Signal, spec::PipelineSpec};
 use rspp_provider_api::scripted::ScriptedLlm;
 use rspp_tests::{
-    call::{Builder, Cast, Ended, first, says},
+    call::{Builder, Cast, Ended, REPLY, first, says},
     nodes::{Probes, custom, edge, forward, get, node},
 };
 use rspp_transport_api::Ingress;
 use serde_json::json;
-
-const REPLY: &str = "Good day to you. How can I help?";
 
 /// What choices were recorded: which edge was or was not taken.
 fn routes(ended: &Ended) -> Vec<(String, bool)> {

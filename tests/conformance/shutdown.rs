@@ -9,14 +9,11 @@ use rspp_host::{
 use rspp_proto::{SessionId, abi::Signal};
 use rspp_provider_api::scripted::{Conduct, Script, ScriptedLlm, ScriptedTts};
 use rspp_tests::{
-    call::{Builder, Cast, assert_nothing_left, first, says},
+    call::{Builder, Cast, LONG, assert_nothing_left, first, says},
     nodes::{Probes, custom, insert},
 };
 use rspp_timeline::verify::verify;
 use tokio::time::Instant;
-
-const LONG: &str = "Well, let me tell you a very long story. It begins in a small town by the sea, where \
-    nobody ever went.";
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)

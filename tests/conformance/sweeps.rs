@@ -13,14 +13,12 @@ use rspp_provider_api::{
     Role,
     scripted::{Conduct, Script, ScriptedLlm, ScriptedStt, ScriptedTts},
 };
-use rspp_tests::call::{Builder, Call, Cast, Ended, first, says, tone};
+use rspp_tests::call::{Builder, Call, Cast, Ended, REPLY, first, says, tone};
 use rspp_timeline::verify::verify;
 use rspp_transport_api::{
     Ingress,
     loopback::{Start, Utterance},
 };
-
-const REPLY: &str = "Good day to you. How can I help?";
 
 /// Every so often through a call of one turn: before, while the user speaks, at every step of the
 /// turn, after it.

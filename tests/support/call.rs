@@ -29,6 +29,13 @@ use rspp_transport_api::{
 };
 use tokio::sync::{broadcast, mpsc};
 
+/// What the agent says, unless a test has it say something else.
+pub const REPLY: &str = "Good day to you. How can I help?";
+
+/// A reply that is long enough to be interrupted.
+pub const LONG: &str = "Well, let me tell you a very long story. It begins in a small town by the sea, where \
+    nobody ever went.";
+
 /// The scripted providers of a call; change them before it starts.
 #[derive(Clone)]
 pub struct Cast {
@@ -48,7 +55,7 @@ impl Default for Cast {
     fn default() -> Self {
         Self {
             stt: Arc::new(ScriptedStt::new("stt").utterances(["hello there", "and again"])),
-            llm: Arc::new(ScriptedLlm::new("llm").answers(["Good day to you. How can I help?"])),
+            llm: Arc::new(ScriptedLlm::new("llm").answers([REPLY])),
             tts: Arc::new(ScriptedTts::new("tts")),
             voice: Arc::new(ScriptedVoice::by_energy("vad")),
             end_of_turn: Arc::new(ScriptedEndOfTurn::always("eot", 1.0)),

@@ -58,7 +58,7 @@ pub fn providers(speech: Duration, voice: ScriptedVoice) -> Providers {
     let llm = ScriptedLlm::new("llm").answer_with(move |request| {
         let said = request.messages.last().map_or("", |last| &last.content);
         if said == GREETING {
-            "Good day to you. How can I help?".to_owned()
+            crate::call::REPLY.to_owned()
         } else {
             reply.clone()
         }

@@ -10,7 +10,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -24,7 +23,7 @@ use rspp_proto::{
 };
 use rspp_transport_api::{
     Ingress, Outgoing, Sink, SinkError, Source, Transport,
-    audio::{Framer, Resampler, samples, to_bytes},
+    audio::{FRAME, Framer, Resampler, samples, to_bytes},
 };
 use tokio::time::Instant;
 
@@ -34,8 +33,6 @@ use crate::{
     session::{Playback, SessionControl, TransportEvent},
 };
 
-/// Length of a frame, in and out.
-pub(crate) const FRAME: Duration = Duration::from_millis(20);
 /// The runtime's own rate for the user's audio.
 pub(crate) const INGRESS_RATE: SampleRate = SampleRate::HZ_16000;
 /// Frames taken off the data lane ahead of the clock; the rest waits on its edge, which holds
