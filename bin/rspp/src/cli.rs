@@ -25,6 +25,7 @@ Examples:
   rspp loopback --say 'Hello, who are you?'     Talk to the agent, offline
   rspp loopback question.wav --out reply.wav    The same with a recording
   rspp validate spec pipeline.yaml              Check a pipeline
+  rspp rehearse tests/scenarios/*.yaml          What happens if …
   rspp timeline show call.rspp --turn 1         What happened, event by event
 
 Exit codes: 0 success, 1 failure, 2 bad input or usage.";
@@ -34,6 +35,7 @@ pub(crate) enum Command {
     Loopback(Box<cmd::loopback::Loopback>),
     Validate(cmd::validate::Validate),
     Plan(cmd::plan::Plan),
+    Rehearse(cmd::rehearse::Rehearse),
     Timeline(cmd::timeline::Timeline),
     Tree(cmd::tree::Tree),
     Doctor(cmd::doctor::Doctor),
@@ -47,6 +49,7 @@ impl Command {
             Self::Loopback(command) => command.run(),
             Self::Validate(command) => command.run(),
             Self::Plan(command) => command.run(),
+            Self::Rehearse(command) => command.run(),
             Self::Timeline(command) => command.run(),
             Self::Tree(command) => command.run(),
             Self::Doctor(command) => command.run(),

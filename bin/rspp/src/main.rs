@@ -4,6 +4,7 @@ mod call;
 mod cli;
 mod cmd;
 mod problem;
+mod rehearsal;
 mod report;
 mod specs;
 mod terminal;

@@ -73,7 +73,7 @@ pub(crate) fn policy(path: &Path, mode: Mode) -> Result<Parsed<PolicyBundle>, Re
         .map_err(|Diagnostics(found)| Refused::Wrong(found))
 }
 
-fn read(path: &Path) -> Result<String, Refused> {
+pub(crate) fn read(path: &Path) -> Result<String, Refused> {
     let refuse = |what: &str| Refused::Unreadable(format!("{}: {what}", path.display()));
     let mut text = String::new();
     let read = if path == Path::new("-") {
@@ -133,6 +133,24 @@ impl Setup {
         } else {
             None
         };
+        Ok(Self {
+            spec,
+            graph,
+            policy,
+            settings,
+        })
+    }
+
+    /// What is in memory already.
+    pub(crate) fn of(
+        spec: PipelineSpec,
+        policy: Option<PolicyBundle>,
+        settings: LayeredSettings,
+    ) -> Result<Self, Problem> {
+        let graph = Graph::compile(&spec).map_err(|errors| {
+            let told: Vec<_> = errors.iter().map(ToString::to_string).collect();
+            Problem::input(told.join("; "))
+        })?;
         Ok(Self {
             spec,
             graph,

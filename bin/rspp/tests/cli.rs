@@ -141,6 +141,7 @@ fn help_shows_what_there_is_with_examples() {
       loopback  Talk to the agent on this machine: WAV files or text go in, its spoken reply comes out
       validate  Check a pipeline or policy file, with the place of everything that is wrong
       plan      Show the plan that a turn would run with, and where each value came from
+      rehearse  Rehearse calls in which things go wrong, and see what the runtime does about it
       timeline  Look at the timeline of a recorded conversation
       tree      Show the supervision tree of a conversation, caught while the agent speaks
       doctor    Check what a conversation on this machine needs, each with its fix
@@ -156,6 +157,7 @@ fn help_shows_what_there_is_with_examples() {
       rspp loopback --say 'Hello, who are you?'     Talk to the agent, offline
       rspp loopback question.wav --out reply.wav    The same with a recording
       rspp validate spec pipeline.yaml              Check a pipeline
+      rspp rehearse tests/scenarios/*.yaml          What happens if …
       rspp timeline show call.rspp --turn 1         What happened, event by event
 
     Exit codes: 0 success, 1 failure, 2 bad input or usage.

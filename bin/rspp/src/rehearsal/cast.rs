@@ -1,0 +1,182 @@
+//! The scripted providers of a rehearsal.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use rspp_proto::{ProviderId, SessionId, spec::Modality};
+use rspp_provider_api::{
+    Fault, Providers,
+    scripted::{
+        Conduct, OnCancel as Conducted, Script, ScriptedEndOfTurn, ScriptedLlm, ScriptedStt,
+        ScriptedTts, ScriptedVoice, Tally, Trouble as Troubled, VoiceTally,
+    },
+};
+
+use super::scenario::{Goes, OnCancel, Provider, Scenario, Trouble};
+use crate::problem::Problem;
+
+/// What the agent says unless the scenario has it say something else.
+const REPLY: &str = "Good day to you. How can I help?";
+
+/// Everybody who serves the calls.
+pub(super) struct Cast {
+    pub(super) providers: Providers,
+    /// Who serves which modality, preferred first.
+    pub(super) bindings: BTreeMap<Modality, Vec<ProviderId>>,
+    streaming: Vec<Box<dyn Fn() -> Tally + Send>>,
+    listening: Vec<Box<dyn Fn() -> VoiceTally + Send>>,
+}
+
+impl Cast {
+    /// The cast of a scenario; a modality that it does not name gets one provider that does well.
+    pub(super) fn of(scenario: &Scenario) -> Result<Self, Problem> {
+        let mut cast = Self {
+            providers: Providers::new(),
+            bindings: BTreeMap::new(),
+            streaming: Vec::new(),
+            listening: Vec::new(),
+        };
+        let words = words(scenario);
+        for provider in &scenario.providers {
+            cast.add(provider, &words)?;
+        }
+        for (modality, id) in [
+            (Modality::Stt, "stt"),
+            (Modality::Llm, "llm"),
+            (Modality::Tts, "tts"),
+            (Modality::Vad, "vad"),
+            (Modality::EndOfTurn, "eot"),
+        ] {
+            if !cast.bindings.contains_key(&modality) {
+                let id = ProviderId::new(id).map_err(Problem::failure)?;
+                cast.add(&doing_well(id, modality), &words)?;
+            }
+        }
+        Ok(cast)
+    }
+
+    /// Whether every call to a provider has ended or was dropped (P20).
+    pub(super) fn is_idle(&self) -> bool {
+        self.streaming.iter().all(|tally| tally().running() == 0)
+            && self.listening.iter().all(|tally| tally().alive == 0)
+    }
+
+    fn add(&mut self, provider: &Provider, words: &Words) -> Result<(), Problem> {
+        let id = provider.id.as_str();
+        let script = Script::calls(provider.goes.iter().map(conduct)).then(conduct(&provider.then));
+        let ms = Duration::from_millis;
+        match provider.modality {
+            Modality::Stt => {
+                let words = words.clone();
+                let mut stt = ScriptedStt::new(id)
+                    .understand(move |heard| words.of(&heard.session, heard.number))
+                    .final_after(ms(provider.final_after_ms))
+                    .script(script);
+                if let Some(every) = provider.word_every_ms {
+                    stt = stt.word_every(ms(every));
+                }
+                if let Some(confidence) = provider.confidence {
+                    stt = stt.confidence(confidence);
+                }
+                let stt = Arc::new(stt);
+                self.providers.add_stt(stt.clone());
+                self.streaming.push(Box::new(move || stt.tally()));
+            }
+            Modality::Llm => {
+                let answers = if provider.answers.is_empty() {
+                    vec![REPLY.to_owned()]
+                } else {
+                    provider.answers.clone()
+                };
+                let llm = ScriptedLlm::new(id)
+                    .answers(answers)
+                    .token_every(ms(provider.token_every_ms))
+                    .script(script);
+                let llm = Arc::new(llm);
+                self.providers.add_llm(llm.clone());
+                self.streaming.push(Box::new(move || llm.tally()));
+            }
+            Modality::Tts => {
+                let tts = Arc::new(ScriptedTts::new(id).script(script));
+                self.providers.add_tts(tts.clone());
+                self.streaming.push(Box::new(move || tts.tally()));
+            }
+            Modality::Vad => {
+                let voice = Arc::new(ScriptedVoice::by_energy(id));
+                self.providers.add_voice(voice.clone());
+                self.listening.push(Box::new(move || voice.tally()));
+            }
+            Modality::EndOfTurn => {
+                let certainty = provider.certainty.iter().copied();
+                let eot = Arc::new(ScriptedEndOfTurn::answering(id, certainty));
+                self.providers.add_end_of_turn(eot.clone());
+                self.listening.push(Box::new(move || eot.tally()));
+            }
+            Modality::External => {
+                return Err(Problem::input(format!(
+                    "providers: `{id}`: external providers cannot be scripted"
+                )));
+            }
+        }
+        let bound = self.bindings.entry(provider.modality).or_default();
+        bound.push(provider.id.clone());
+        Ok(())
+    }
+}
+
+fn doing_well(id: ProviderId, modality: Modality) -> Provider {
+    Provider {
+        id,
+        modality,
+        answers: Vec::new(),
+        token_every_ms: 0,
+        final_after_ms: 0,
+        word_every_ms: None,
+        confidence: None,
+        certainty: Vec::new(),
+        goes: Vec::new(),
+        then: Goes::default(),
+    }
+}
+
+/// What the user of each call says, utterance by utterance.
+#[derive(Clone)]
+struct Words(Arc<BTreeMap<SessionId, Vec<String>>>);
+
+fn words(scenario: &Scenario) -> Words {
+    let calls = scenario.calls.iter();
+    let said = calls.map(|call| {
+        let words = call.says.iter().map(|says| says.words.clone());
+        (call.id.clone(), words.collect())
+    });
+    Words(Arc::new(said.collect()))
+}
+
+impl Words {
+    fn of(&self, session: &SessionId, utterance: u64) -> String {
+        let at = utterance.saturating_sub(1) as usize;
+        let said = self.0.get(session).and_then(|said| said.get(at));
+        said.cloned().unwrap_or_default()
+    }
+}
+
+fn conduct(goes: &Goes) -> Conduct {
+    let text = "as the scenario has it";
+    let trouble = goes.trouble.map(|trouble| match trouble {
+        Trouble::Stall => Troubled::Stall,
+        Trouble::Truncate => Troubled::Truncate,
+        Trouble::Panic => Troubled::Panic,
+        Trouble::Disconnect => Troubled::Fail(Fault::stream(text)),
+        Trouble::Overload => Troubled::Fail(Fault::overload(text, None)),
+        Trouble::ServerError => Troubled::Fail(Fault::server(text)),
+        Trouble::Refuse => Troubled::Fail(Fault::blocked("provider_auth_or_policy_block", text)),
+    });
+    Conduct {
+        first_chunk_after: Duration::from_millis(goes.late_ms),
+        trouble: trouble.map(|trouble| (goes.after_chunks, trouble)),
+        on_cancel: match goes.on_cancel {
+            OnCancel::Stop => Conducted::Stop,
+            OnCancel::StopAfterMs(ms) => Conducted::StopAfter(Duration::from_millis(ms)),
+            OnCancel::Ignore => Conducted::Ignore,
+        },
+    }
+}

@@ -1,0 +1,245 @@
+//! What a scenario expects, and what is found instead.
+
+use std::collections::BTreeMap;
+
+use rspp_host::report::{SessionReport, TurnReport};
+use rspp_proto::{
+    TurnNumber,
+    abi::{ControlSignal, Signal},
+};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
+
+/// What a call is expected to come to. What is left out may be anything.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Expected {
+    /// A part of why the call is not taken at all.
+    pub(crate) refused: Option<String>,
+    /// All turns, in order.
+    pub(crate) turns: Option<Vec<ExpectedTurn>>,
+    /// Intents that did not become turns.
+    pub(crate) refused_turns: Option<u64>,
+    /// These signals, in this order; others may come between.
+    pub(crate) signals: Vec<Pattern>,
+    /// So many of these signals in all.
+    pub(crate) counts: BTreeMap<Signal, usize>,
+    /// None of these.
+    pub(crate) never: Vec<Pattern>,
+    /// A part of why the session ended.
+    pub(crate) ended: Option<String>,
+}
+
+/// What a turn is expected to come to.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ExpectedTurn {
+    /// `commit`, or the reason of the abort.
+    pub(crate) ends: Option<String>,
+    /// What the user said.
+    pub(crate) user: Option<String>,
+    /// What was heard of the reply, whole.
+    pub(crate) heard: Option<String>,
+    /// What was heard of the reply at least, or at most when it was cut.
+    pub(crate) heard_begins: Option<String>,
+}
+
+/// A signal, with what it has to say: `provider_switch`, or `2: abort cancelled` for the turn and a part
+/// of the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pattern {
+    turn: Option<u32>,
+    signal: Signal,
+    reason: String,
+    text: String,
+}
+
+impl<'de> Deserialize<'de> for Pattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(D::Error::custom)
+    }
+}
+
+impl Pattern {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (turn, rest) = match text.split_once(": ") {
+            Some((turn, rest)) => match turn.parse() {
+                Ok(turn) => (Some(turn), rest),
+                Err(_) => (None, text),
+            },
+            None => (None, text),
+        };
+        let (name, reason) = rest.split_once(' ').unwrap_or((rest, ""));
+        let signal = Signal::ALL.iter().find(|signal| signal.as_str() == name);
+        let signal = *signal.ok_or_else(|| format!("`{name}` is no signal"))?;
+        Ok(Self {
+            turn,
+            signal,
+            reason: reason.trim().to_owned(),
+            text: text.to_owned(),
+        })
+    }
+
+    fn matches(&self, signal: &ControlSignal) -> bool {
+        let turn = self.turn.map(|turn| TurnNumber(turn).id());
+        let said = signal.reason.as_ref().map_or("", |reason| reason.as_str());
+        self.signal == signal.signal
+            && (turn.is_none() || turn == signal.envelope.turn_id)
+            && said.contains(&self.reason)
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Finding {
+    /// What should be.
+    pub(crate) expected: String,
+    /// What is instead; nothing if it holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) found: Option<String>,
+}
+
+impl Finding {
+    pub(crate) fn holds(&self) -> bool {
+        self.found.is_none()
+    }
+
+    /// Whether `holds`; if not, what was found.
+    pub(super) fn of(
+        expected: impl Into<String>,
+        holds: bool,
+        found: impl FnOnce() -> String,
+    ) -> Self {
+        Self {
+            expected: expected.into(),
+            found: (!holds).then(found),
+        }
+    }
+}
+
+impl Expected {
+    /// Compares with what became of the call.
+    pub(super) fn check(&self, report: &SessionReport, signals: &[ControlSignal]) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        if let Some(turns) = &self.turns {
+            findings.extend(check_turns(turns, &report.turns));
+        }
+        if let Some(refused) = self.refused_turns {
+            findings.push(Finding::of(
+                format!("{refused} intents refused"),
+                report.refused == refused,
+                || report.refused.to_string(),
+            ));
+        }
+        let mut rest = signals.iter();
+        for pattern in &self.signals {
+            let found = rest.any(|signal| pattern.matches(signal));
+            findings.push(Finding::of(
+                format!("signal `{}`, in this order", pattern.text),
+                found,
+                || format!("not among {}", told(signals, pattern.signal)),
+            ));
+            if !found {
+                break; // What comes after it cannot be placed any more.
+            }
+        }
+        for (signal, count) in &self.counts {
+            let found = signals.iter().filter(|it| it.signal == *signal).count();
+            findings.push(Finding::of(
+                format!("{count} of `{signal}`"),
+                found == *count,
+                || found.to_string(),
+            ));
+        }
+        for pattern in &self.never {
+            let found = signals.iter().any(|signal| pattern.matches(signal));
+            findings.push(Finding::of(
+                format!("no `{}`", pattern.text),
+                !found,
+                || told(signals, pattern.signal),
+            ));
+        }
+        if let Some(ended) = &self.ended {
+            findings.push(Finding::of(
+                format!("ended because `{ended}`"),
+                report.ended.contains(ended),
+                || report.ended.clone(),
+            ));
+        }
+        findings
+    }
+}
+
+fn check_turns(expected: &[ExpectedTurn], found: &[TurnReport]) -> Vec<Finding> {
+    let count = Finding::of(
+        format!("{} turns", expected.len()),
+        expected.len() == found.len(),
+        || found.len().to_string(),
+    );
+    let mut findings = vec![count];
+    for (expected, turn) in expected.iter().zip(found) {
+        let id = &turn.turn_id;
+        let ending = turn.reason.as_deref().unwrap_or(&turn.outcome);
+        let mut check =
+            |what: &str, wanted: Option<&String>, holds: &dyn Fn(&str) -> bool, is: &str| {
+                if let Some(wanted) = wanted {
+                    let text = format!("{id} {what} `{wanted}`");
+                    findings.push(Finding::of(text, holds(wanted), || format!("`{is}`")));
+                }
+            };
+        check(
+            "ends by",
+            expected.ends.as_ref(),
+            &|it| it == ending,
+            ending,
+        );
+        let user = turn.user_text.as_str();
+        check("answers", expected.user.as_ref(), &|it| it == user, user);
+        let heard = turn.agent_text_played.as_str();
+        check(
+            "is heard as",
+            expected.heard.as_ref(),
+            &|it| it == heard,
+            heard,
+        );
+        check(
+            "is heard from",
+            expected.heard_begins.as_ref(),
+            &|it| heard.starts_with(it) || it.starts_with(heard),
+            heard,
+        );
+    }
+    findings
+}
+
+fn told(signals: &[ControlSignal], kind: Signal) -> String {
+    let of_kind = signals.iter().filter(|signal| signal.signal == kind);
+    let told: Vec<String> = of_kind
+        .map(|signal| {
+            let reason = signal.reason.as_ref().map_or("", |reason| reason.as_str());
+            format!("`{kind} {reason}`").replace(" `", "`")
+        })
+        .collect();
+    if told.is_empty() {
+        format!("no `{kind}`")
+    } else {
+        told.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_names_a_signal_and_may_say_more() {
+        let pattern = Pattern::parse("2: abort cancelled").unwrap();
+        assert_eq!(pattern.turn, Some(2));
+        assert_eq!(pattern.signal, Signal::Abort);
+        assert_eq!(pattern.reason, "cancelled");
+        assert_eq!(Pattern::parse("close").unwrap().turn, None);
+        let from_to = Pattern::parse("provider_switch from=a to=b").unwrap();
+        assert_eq!(from_to.reason, "from=a to=b");
+        assert!(Pattern::parse("aborts").unwrap_err().contains("no signal"));
+    }
+}

@@ -1,0 +1,15 @@
+//! Rehearsals: calls by a script, with everything that can go wrong going wrong on cue.
+//!
+//! A [`Scenario`] says what runs, who serves it and how well, what the users and the operators do at
+//! which moment, and what is expected. The runtime is the real one; the providers are scripted, the
+//! line is a loopback, and time is virtual unless the scenario asks for real time.
+
+mod cast;
+mod expect;
+mod patch;
+mod perform;
+mod scenario;
+
+pub(crate) use expect::Finding;
+pub(crate) use perform::{Performance, perform};
+pub(crate) use scenario::Scenario;

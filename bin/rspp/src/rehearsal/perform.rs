@@ -1,0 +1,491 @@
+//! Playing a scenario: the runtime, the calls, the cues.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use futures::{StreamExt, future::join_all};
+use rspp_actors::Clock;
+use rspp_host::{
+    CancelTarget, Config, Notice, OpenError, Pools, Runtime, SessionHandle, SessionRequest,
+    report::SessionReport,
+};
+use rspp_kernel::{SessionState, plan::LayeredSettings};
+use rspp_proto::{
+    Monotonic, SessionId, WallClock,
+    abi::{CancelScope, ControlSignal},
+    spec::{PipelineSpec, PolicyBundle},
+};
+use rspp_timeline::{FileHeader, Options, Recorder, Recording, Storage, Timeline, verify};
+use rspp_transport_api::{
+    Ingress, Source,
+    loopback::{self, Line, Script, Start, Utterance},
+};
+use tokio::{
+    sync::{broadcast, mpsc},
+    time::Instant,
+};
+
+use super::{
+    cast::Cast,
+    expect::Finding,
+    patch,
+    scenario::{Call, Cancel, Cue, Happens, Recording as Kept, Says, Scenario},
+};
+use crate::{problem::Problem, specs::Setup};
+
+/// How long the runtime may take to stop.
+const GRACE: Duration = Duration::from_secs(5);
+/// Longest rehearsal.
+const LONGEST: Duration = Duration::from_mins(30);
+
+/// A scenario that has been played.
+pub(crate) struct Performance {
+    /// The calls, in the order of the scenario.
+    pub(crate) calls: Vec<Played>,
+    /// What holds for the runtime as a whole.
+    pub(crate) findings: Vec<Finding>,
+}
+
+/// A call that is over, or was not taken.
+pub(crate) struct Played {
+    pub(crate) id: SessionId,
+    pub(crate) report: Option<SessionReport>,
+    pub(crate) signals: Vec<ControlSignal>,
+    pub(crate) findings: Vec<Finding>,
+    /// The clock at which the call was placed.
+    pub(crate) placed_at: Monotonic,
+}
+
+impl Performance {
+    /// Everything that was looked at.
+    pub(crate) fn findings(&self) -> impl Iterator<Item = &Finding> {
+        let calls = self.calls.iter().flat_map(|call| &call.findings);
+        calls.chain(&self.findings)
+    }
+}
+
+/// Plays a scenario to its end. The timeline of each call is kept in a file of its own, by the name that
+/// `timeline` gives it.
+pub(crate) fn perform(
+    scenario: Scenario,
+    timeline: impl Fn(&SessionId) -> PathBuf,
+) -> Result<Performance, Problem> {
+    let mut builder = if scenario.realtime {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
+    let tokio = builder
+        .enable_all()
+        .start_paused(!scenario.realtime)
+        .build()
+        .map_err(Problem::failure)?;
+    let spec = patch::pipeline(&scenario.pipeline, &scenario.folder)?;
+    let policy = patch::policy(&scenario.policy, &scenario.folder)?;
+    let cast = Cast::of(&scenario)?;
+    let mut settings = scenario.settings.clone();
+    for (modality, ids) in &cast.bindings {
+        let bound = &mut settings.defaults.provider_bindings;
+        bound.entry(*modality).or_insert_with(|| ids.clone());
+    }
+    let piece = Piece {
+        spec,
+        policy,
+        settings,
+    };
+    tokio.block_on(async {
+        tokio::time::timeout(LONGEST, play(scenario, piece, cast, timeline))
+            .await
+            .map_err(|_| Problem::failure("the rehearsal does not come to an end"))?
+    })
+}
+
+/// What all calls run.
+struct Piece {
+    spec: PipelineSpec,
+    policy: Option<PolicyBundle>,
+    settings: LayeredSettings,
+}
+
+async fn play(
+    scenario: Scenario,
+    piece: Piece,
+    cast: Cast,
+    timeline: impl Fn(&SessionId) -> PathBuf,
+) -> Result<Performance, Problem> {
+    let pools = if scenario.realtime {
+        Pools::new(2)
+    } else {
+        Pools::in_virtual_time(2)
+    };
+    let mut config = Config::new(cast.providers.clone(), pools);
+    config.max_sessions = scenario.limits.max_sessions;
+    config.max_turns = scenario.limits.max_turns;
+    let clock = config.clock;
+    let runtime = Runtime::start(config).await.map_err(Problem::failure)?;
+    let placed = scenario.calls.iter().map(|call| {
+        let file = timeline(&call.id);
+        place(&runtime, clock, &piece, &scenario.recording, call, file)
+    });
+    let calls = join_all(placed).await;
+    let calls = calls.into_iter().collect::<Result<Vec<_>, _>>()?;
+    // The lines hang up, the last words of the actors arrive.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let left = runtime.tree().len().saturating_sub(ROOTS);
+    let mut findings = vec![
+        Finding::of("nothing is left of any call", left == 0, || {
+            format!("{left} actors")
+        }),
+        Finding::of("no provider works on", cast.is_idle(), || {
+            "some calls were not given up".to_owned()
+        }),
+    ];
+    let stopped = runtime.shut_down(GRACE).await;
+    findings.push(Finding::of("the runtime stops in time", stopped, || {
+        "some actors had to be killed".to_owned()
+    }));
+    Ok(Performance { calls, findings })
+}
+
+/// Actors of a runtime without sessions.
+const ROOTS: usize = 3;
+
+async fn place(
+    runtime: &Runtime,
+    clock: Clock,
+    piece: &Piece,
+    kept: &Kept,
+    call: &Call,
+    file: PathBuf,
+) -> Result<Played, Problem> {
+    tokio::time::sleep(Duration::from_millis(call.opens_at_ms)).await;
+    let placed_at = Monotonic::from_duration(clock.now());
+    let mut script = Script {
+        utterances: call.says.iter().map(utterance).collect(),
+        sink_rate: rspp_proto::SampleRate::HZ_16000,
+        ..Script::default()
+    };
+    if let Some(patience) = call.patience_ms {
+        script.reply_timeout = Duration::from_millis(patience);
+    }
+    if let Some(after) = call.hangs_up_after_ms {
+        script.hang_up_after = Duration::from_millis(after);
+    }
+    let (mut transport, line) = loopback::call(script).map_err(Problem::failure)?;
+    let (client, injected) = mpsc::channel(64);
+    transport.source = with_client(transport.source, injected);
+    let (recorder, recording) = record(kept, clock, piece, &call.id, &file).await?;
+    let opened = runtime
+        .open(SessionRequest {
+            tenant: call.tenant.clone(),
+            session: call.id.clone(),
+            pipeline: piece.spec.clone(),
+            policy: piece.policy.clone(),
+            settings: piece.settings.clone(),
+            attributes: call.attributes.clone(),
+            transport,
+            recorder,
+        })
+        .await;
+    let handle = match (opened, &call.expect.refused) {
+        (Ok(handle), _) => handle,
+        (Err(error), Some(part)) => return Ok(turned_away(call, &error, part, placed_at)),
+        (Err(error), None) => return Err(Problem::input(format!("call `{}`: {error}", call.id))),
+    };
+    let director = Director {
+        handle: &handle,
+        line: &line,
+        client,
+        cues: &call.cues,
+    };
+    let signals = director.direct().await;
+    let report = handle.wait().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let closed = recording.close().await;
+    let mut findings = Vec::new();
+    match &report {
+        Some(report) => findings.extend(call.expect.check(report, &signals)),
+        None => findings.push(Finding::of("the session leaves a report", false, || {
+            "it crashed".to_owned()
+        })),
+    }
+    if let Some(part) = &call.expect.refused {
+        findings.push(Finding::of(format!("refused: {part}"), false, || {
+            "the call was taken".to_owned()
+        }));
+    }
+    let leaked = line.leaked();
+    findings.push(Finding::of("no frame passes a fence", leaked == 0, || {
+        format!("{leaked} frames")
+    }));
+    if kept.disk_bytes.is_none() {
+        findings.push(Finding::of("the timeline is kept", closed.is_ok(), || {
+            closed
+                .as_ref()
+                .err()
+                .map(ToString::to_string)
+                .unwrap_or_default()
+        }));
+        findings.push(verified(&file)?);
+    }
+    Ok(Played {
+        id: call.id.clone(),
+        report,
+        signals,
+        findings,
+        placed_at,
+    })
+}
+
+fn turned_away(call: &Call, error: &OpenError, part: &str, placed_at: Monotonic) -> Played {
+    let found = error.to_string();
+    Played {
+        id: call.id.clone(),
+        report: None,
+        signals: Vec::new(),
+        findings: vec![Finding::of(
+            format!("refused: {part}"),
+            found.contains(part),
+            || found.clone(),
+        )],
+        placed_at,
+    }
+}
+
+/// Whether the recording keeps the invariants.
+fn verified(file: &Path) -> Result<Finding, Problem> {
+    let entries = Timeline::open(file)
+        .map_err(Problem::failure)?
+        .map(|item| item.map(|item| item.entry))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(Problem::failure)?;
+    let violations = verify::verify(&entries);
+    Ok(Finding::of(
+        "the timeline keeps all invariants",
+        violations.is_empty(),
+        || {
+            let told: Vec<_> = violations.iter().map(ToString::to_string).collect();
+            told.join("; ")
+        },
+    ))
+}
+
+fn utterance(says: &Says) -> Utterance {
+    let ms = Duration::from_millis;
+    let start = match (says.at_ms, says.after_reply_ms, says.over_reply_ms) {
+        (Some(at), _, _) => Start::At(ms(at)),
+        (None, Some(pause), _) => Start::AfterReply { pause: ms(pause) },
+        (None, None, heard) => Start::BargeIn {
+            after_reply_audio: ms(heard.unwrap_or_default()),
+        },
+    };
+    Utterance {
+        audio: tone(ms(says.lasts_ms)),
+        start,
+    }
+}
+
+/// Speech, as far as a scripted detector is concerned.
+fn tone(length: Duration) -> Vec<i16> {
+    let rate = f64::from(loopback::USER_RATE.hertz());
+    let samples = (length.as_secs_f64() * rate) as usize;
+    let wave = |n: usize| (n as f64 * 220.0 * std::f64::consts::TAU / rate).sin();
+    (0..samples).map(|n| (wave(n) * 8_000.0) as i16).collect()
+}
+
+/// The user's audio, and what the client sends beside it, until the user hangs up.
+fn with_client(source: Source, injected: mpsc::Receiver<Ingress>) -> Source {
+    Box::pin(futures::stream::unfold(
+        (source, injected),
+        |(mut source, mut injected)| async move {
+            let next = tokio::select! {
+                biased;
+                Some(next) = injected.recv() => Some(next),
+                next = source.next() => next,
+            };
+            next.map(|next| (next, (source, injected)))
+        },
+    ))
+}
+
+async fn record(
+    kept: &Kept,
+    clock: Clock,
+    piece: &Piece,
+    session: &SessionId,
+    file: &Path,
+) -> Result<(Recorder, Recording), Problem> {
+    if file.exists() {
+        std::fs::remove_file(file).map_err(Problem::failure)?;
+    }
+    let setup = Setup::of(
+        piece.spec.clone(),
+        piece.policy.clone(),
+        piece.settings.clone(),
+    )?;
+    let level = match kept.level {
+        Some(level) => level,
+        None => setup.plan()?.recording_policy.recording_level,
+    };
+    let mut options = Options {
+        level,
+        ..Options::default()
+    };
+    if let Some(entries) = kept.queue_entries {
+        options.capacity.total.entries = entries;
+    }
+    let header = FileHeader::new(
+        session.clone(),
+        piece.spec.version.clone(),
+        "rspp rehearse",
+        level,
+        Monotonic::from_duration(clock.now()),
+        WallClock(0),
+    );
+    if kept.disk_bytes.is_none() && kept.write_takes_ms == 0 {
+        return Recording::create(file, header, options)
+            .await
+            .map_err(Problem::failure);
+    }
+    let disk = Disk {
+        file: std::fs::File::create(file).map_err(Problem::failure)?,
+        room: kept.disk_bytes.unwrap_or(usize::MAX),
+        write_takes: Duration::from_millis(kept.write_takes_ms),
+    };
+    Recording::begin(disk, header, options)
+        .await
+        .map_err(Problem::failure)
+}
+
+/// A disk that is slow, or has only so much room.
+struct Disk {
+    file: std::fs::File,
+    room: usize,
+    write_takes: Duration,
+}
+
+impl Write for Disk {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a slow disk blocks the thread that writes to it, which is no worker of ours"
+    )]
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.write_takes.is_zero() {
+            std::thread::sleep(self.write_takes);
+        }
+        let Some(left) = self.room.checked_sub(bytes.len()) else {
+            return Err(io::ErrorKind::StorageFull.into());
+        };
+        self.room = left;
+        self.file.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Storage for Disk {
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+/// Gives the cues of one call, and notes what it says.
+struct Director<'a> {
+    handle: &'a SessionHandle,
+    line: &'a Line,
+    client: mpsc::Sender<Ingress>,
+    cues: &'a [Cue],
+}
+
+impl Director<'_> {
+    /// Until the session has ended.
+    async fn direct(self) -> Vec<ControlSignal> {
+        let mut notices = self.handle.subscribe();
+        let placed = Instant::now();
+        let mut due: Vec<(Instant, &Cue)> = Vec::new();
+        let mut waiting: Vec<&Cue> = Vec::new();
+        for cue in self.cues {
+            match cue.at_ms {
+                Some(at) => due.push((placed + Duration::from_millis(at), cue)),
+                None => waiting.push(cue),
+            }
+        }
+        let mut signals = Vec::new();
+        let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+        loop {
+            let next = due.iter().map(|(at, _)| *at).min();
+            let timer = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                notice = notices.recv() => match notice {
+                    Ok(Notice::Signal(signal)) => {
+                        let name = signal.signal.as_str();
+                        let times = seen.entry(name).or_default();
+                        *times += 1;
+                        let now = Instant::now();
+                        waiting.retain(|cue| {
+                            let given = cue.after == Some(signal.signal) && cue.times == *times;
+                            if given {
+                                due.push((now + Duration::from_millis(cue.wait_ms), cue));
+                            }
+                            !given
+                        });
+                        signals.push(*signal);
+                    }
+                    Ok(Notice::State(SessionState::Ended))
+                    | Err(broadcast::error::RecvError::Closed) => return signals,
+                    Ok(Notice::State(_) | Notice::Event(_) | Notice::Turn(_))
+                    | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                },
+                () = timer => {
+                    // What falls on one moment is said in one breath, in the order of the scenario.
+                    let now = Instant::now();
+                    let given = due.extract_if(.., |(at, _)| *at <= now);
+                    join_all(given.map(|(_, cue)| self.give(&cue.happens))).await;
+                }
+            }
+        }
+    }
+
+    async fn give(&self, happens: &Happens) {
+        match happens {
+            Happens::Types(text) => self.send(Ingress::Text(text.clone())).await,
+            Happens::EndsUtterance => self.send(Ingress::EndOfUtterance).await,
+            Happens::PressesStop => self.send(Ingress::Cancel).await,
+            Happens::HangsUp => self.line.hang_up(),
+            Happens::Cancel(cancel) => {
+                let _ended = self.handle.cancel_part(target(cancel), cancel.reason).await;
+            }
+            Happens::Rotate(epoch) => self.handle.rotate(*epoch),
+            Happens::Revoke => self.handle.revoke(),
+            Happens::Drain => self.handle.drain(),
+        }
+    }
+
+    async fn send(&self, ingress: Ingress) {
+        let _hung_up = self.client.send(ingress).await;
+    }
+}
+
+fn target(cancel: &Cancel) -> CancelTarget {
+    match (cancel.scope, &cancel.node, &cancel.invocation) {
+        (CancelScope::Session, _, _) => CancelTarget::Session,
+        (CancelScope::Node, Some(node), _) => CancelTarget::Node(node.clone()),
+        (CancelScope::ProviderInvocation, _, Some(call)) => CancelTarget::Invocation(call.clone()),
+        (CancelScope::Turn | CancelScope::Node | CancelScope::ProviderInvocation, _, _) => {
+            CancelTarget::Turn
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! The scenario file, `rspp.scenario.v1`.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use rspp_kernel::{CancelReason, plan::LayeredSettings};
+use rspp_proto::{
+    Epoch, InvocationId, NodeId, ProviderId, SessionId, TenantId,
+    abi::{CancelScope, Signal},
+    spec::{Modality, RecordingLevel},
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::expect::Expected;
+use crate::{problem::Problem, specs};
+
+/// What the format calls itself.
+const SCHEMA: &str = "rspp.scenario.v1";
+
+/// A rehearsal.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Scenario {
+    /// `rspp.scenario.v1`.
+    schema: String,
+    /// What it shows, in a sentence.
+    pub(crate) title: String,
+    /// Ids of the features and promises that it shows.
+    #[serde(default)]
+    pub(crate) shows: Vec<String>,
+    /// A file, a whole pipeline, or what differs from the built-in one: maps are merged, nodes by `id`,
+    /// edges by `id` or by their ends.
+    #[serde(default)]
+    pub(crate) pipeline: Value,
+    /// A file, or a whole policy bundle.
+    #[serde(default)]
+    pub(crate) policy: Value,
+    /// Settings by layer.
+    #[serde(default)]
+    pub(crate) settings: LayeredSettings,
+    /// Scripted providers, preferred first; those of a modality that is not named go well.
+    #[serde(default)]
+    pub(crate) providers: Vec<Provider>,
+    /// The most that the runtime takes on.
+    #[serde(default)]
+    pub(crate) limits: Limits,
+    /// Where timelines go.
+    #[serde(default)]
+    pub(crate) recording: Recording,
+    /// Run in real time.
+    #[serde(default)]
+    pub(crate) realtime: bool,
+    /// The calls, in the order in which they are placed.
+    pub(crate) calls: Vec<Call>,
+    /// Where relative paths start.
+    #[serde(skip)]
+    pub(crate) folder: PathBuf,
+}
+
+/// How much the runtime takes on.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Limits {
+    pub(crate) max_sessions: usize,
+    pub(crate) max_turns: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_sessions: 10_000,
+            max_turns: 10_000,
+        }
+    }
+}
+
+/// How timelines are kept, and on what.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Recording {
+    /// The level; the plan's without.
+    pub(crate) level: Option<RecordingLevel>,
+    /// Bytes that fit on the disk; then it is full.
+    pub(crate) disk_bytes: Option<usize>,
+    /// What each write takes, in milliseconds of real time.
+    pub(crate) write_takes_ms: u64,
+    /// Entries that may wait for the disk.
+    pub(crate) queue_entries: Option<usize>,
+}
+
+/// A scripted provider.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Provider {
+    pub(crate) id: ProviderId,
+    pub(crate) modality: Modality,
+    /// What a language model answers, in turn; tool calls may follow a text.
+    #[serde(default)]
+    pub(crate) answers: Vec<String>,
+    /// The pace of a model's tokens.
+    #[serde(default)]
+    pub(crate) token_every_ms: u64,
+    /// From the end of an utterance to its final text.
+    #[serde(default)]
+    pub(crate) final_after_ms: u64,
+    /// Audio that a word of a partial text takes.
+    #[serde(default)]
+    pub(crate) word_every_ms: Option<u64>,
+    /// The confidence of final texts, 0 to 1.
+    #[serde(default)]
+    pub(crate) confidence: Option<f32>,
+    /// How sure an end-of-turn model is, question by question.
+    #[serde(default)]
+    pub(crate) certainty: Vec<f32>,
+    /// How the first calls go, one by one.
+    #[serde(default)]
+    pub(crate) goes: Vec<Goes>,
+    /// How all other calls go.
+    #[serde(default)]
+    pub(crate) then: Goes,
+}
+
+/// How one attempt goes; well by default.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Goes {
+    /// Waited before the first chunk.
+    pub(crate) late_ms: u64,
+    /// After how many chunks the trouble comes.
+    pub(crate) after_chunks: u32,
+    pub(crate) trouble: Option<Trouble>,
+    pub(crate) on_cancel: OnCancel,
+}
+
+/// What goes wrong in an attempt.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Trouble {
+    /// Nothing comes any more.
+    Stall,
+    /// The answer ends as if it were complete.
+    Truncate,
+    /// The adapter panics.
+    Panic,
+    /// The connection breaks.
+    Disconnect,
+    /// The provider has no capacity.
+    Overload,
+    /// The provider's server fails.
+    ServerError,
+    /// The request is refused.
+    Refuse,
+}
+
+/// What an attempt does when it is cancelled.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OnCancel {
+    #[default]
+    Stop,
+    StopAfterMs(u64),
+    Ignore,
+}
+
+/// One call.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Call {
+    #[serde(default = "call")]
+    pub(crate) id: SessionId,
+    #[serde(default = "tenant")]
+    pub(crate) tenant: TenantId,
+    /// What conditions and policies may ask of it.
+    #[serde(default)]
+    pub(crate) attributes: BTreeMap<String, Value>,
+    /// When it is placed.
+    #[serde(default)]
+    pub(crate) opens_at_ms: u64,
+    /// What the user says, in order.
+    #[serde(default)]
+    pub(crate) says: Vec<Says>,
+    /// How long the user waits for a reply that does not come.
+    #[serde(default)]
+    pub(crate) patience_ms: Option<u64>,
+    /// How long after the last reply the user hangs up.
+    #[serde(default)]
+    pub(crate) hangs_up_after_ms: Option<u64>,
+    /// What else happens, and when.
+    #[serde(default)]
+    pub(crate) cues: Vec<Cue>,
+    #[serde(default)]
+    pub(crate) expect: Expected,
+}
+
+fn call() -> SessionId {
+    SessionId::new("call").expect("not blank")
+}
+
+fn tenant() -> TenantId {
+    TenantId::new("tenant").expect("not blank")
+}
+
+/// Something that the user says.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Says {
+    /// The words, as recognition understands them; nothing for a noise without words.
+    #[serde(default)]
+    pub(crate) words: String,
+    /// How long it sounds.
+    #[serde(default = "a_second")]
+    pub(crate) lasts_ms: u64,
+    /// This long after the call began.
+    #[serde(default)]
+    pub(crate) at_ms: Option<u64>,
+    /// This long after the reply before was over.
+    #[serde(default)]
+    pub(crate) after_reply_ms: Option<u64>,
+    /// This long after the reply before became audible, whether or not it goes on.
+    #[serde(default)]
+    pub(crate) over_reply_ms: Option<u64>,
+}
+
+fn a_second() -> u64 {
+    1_000
+}
+
+/// Something that happens in a call: at a time, or some time after a signal.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Cue {
+    /// This long after the call was placed.
+    #[serde(default)]
+    pub(crate) at_ms: Option<u64>,
+    /// Counted from this signal.
+    #[serde(default)]
+    pub(crate) after: Option<Signal>,
+    /// Which of these signals, from 1.
+    #[serde(default = "once")]
+    pub(crate) times: usize,
+    /// How long after it.
+    #[serde(default)]
+    pub(crate) wait_ms: u64,
+    pub(crate) happens: Happens,
+}
+
+fn once() -> usize {
+    1
+}
+
+/// What users and operators do.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Happens {
+    /// The user types.
+    Types(String),
+    /// Push to talk: the user says that the utterance is over.
+    EndsUtterance,
+    /// The user presses stop.
+    PressesStop,
+    /// The user hangs up.
+    HangsUp,
+    /// An operator cancels.
+    Cancel(Cancel),
+    /// The lease moves to this epoch.
+    Rotate(Epoch),
+    /// The lease is lost.
+    Revoke,
+    /// The session shall end after its turn.
+    Drain,
+}
+
+/// A cancel by an operator or a program.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Cancel {
+    pub(crate) scope: CancelScope,
+    /// The node or provider call, for these two scopes.
+    #[serde(default)]
+    pub(crate) node: Option<NodeId>,
+    #[serde(default)]
+    pub(crate) invocation: Option<InvocationId>,
+    #[serde(default = "user_cancel")]
+    pub(crate) reason: CancelReason,
+}
+
+fn user_cancel() -> CancelReason {
+    CancelReason::UserCancel
+}
+
+impl Scenario {
+    /// Reads and checks a scenario.
+    pub(crate) fn load(path: &Path) -> Result<Self, Problem> {
+        let name = path.display();
+        let text = specs::read(path).map_err(|refused| refused.into_problem(""))?;
+        let mut scenario: Self = serde_saphyr::from_str(&text)
+            .map_err(|error| Problem::input(format!("{name}: {error}")))?;
+        path.parent()
+            .unwrap_or(Path::new("."))
+            .clone_into(&mut scenario.folder);
+        let wrong = |what: String| Err(Problem::input(format!("{name}: {what}")));
+        if scenario.schema != SCHEMA {
+            return wrong(format!("schema: is `{}`, not `{SCHEMA}`", scenario.schema));
+        }
+        if scenario.calls.is_empty() {
+            return wrong("calls: at least one is needed".to_owned());
+        }
+        for (at, call) in scenario.calls.iter().enumerate() {
+            let earlier = &scenario.calls[..at];
+            if earlier.iter().any(|other| other.id == call.id) {
+                return wrong(format!("calls[{at}].id: `{}` is taken", call.id));
+            }
+            for (n, says) in call.says.iter().enumerate() {
+                let starts = [says.at_ms, says.after_reply_ms, says.over_reply_ms];
+                if starts.iter().flatten().count() != 1 {
+                    return wrong(format!(
+                        "calls[{at}].says[{n}]: needs one of at_ms, after_reply_ms and over_reply_ms"
+                    ));
+                }
+            }
+            for (n, cue) in call.cues.iter().enumerate() {
+                if cue.at_ms.is_some() == cue.after.is_some() {
+                    return wrong(format!(
+                        "calls[{at}].cues[{n}]: needs either at_ms or after: <signal>"
+                    ));
+                }
+            }
+        }
+        Ok(scenario)
+    }
+}
