@@ -22,7 +22,7 @@ use crate::{
 Examples:
   rspp rehearse tests/scenarios/silent-model.yaml             Signals, turns, and whether it went as expected
   rspp rehearse tests/scenarios/*.yaml --quiet                A line a scenario
-  rspp rehearse outage.yaml --timelines /tmp/calls            Keep the timelines; see `rspp timeline show`
+  rspp rehearse outage.yaml --timelines calls                 Keep the timelines; see `rspp timeline show`
   rspp rehearse outage.yaml --json | jq '.[].calls[].turns'   For programs
 
 Exit code 1 if something is not as expected.")]
