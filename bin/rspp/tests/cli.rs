@@ -143,6 +143,7 @@ fn help_shows_what_there_is_with_examples() {
       plan      Show the plan that a turn would run with, and where each value came from
       rehearse  Rehearse calls in which things go wrong, and see what the runtime does about it
       timeline  Look at the timeline of a recorded conversation
+      gates     Judge recorded calls by the seven quality gates
       tree      Show the supervision tree of a conversation, caught while the agent speaks
       doctor    Check what a conversation on this machine needs, each with its fix
       models    List, fetch and check the local models

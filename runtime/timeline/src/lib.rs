@@ -8,6 +8,7 @@ mod entry;
 mod evidence;
 mod fidelity;
 mod format;
+pub mod gates;
 mod invocation;
 mod queue;
 mod reader;

@@ -1,6 +1,7 @@
 //! One file per subcommand: what it takes and what it does.
 
 pub(crate) mod doctor;
+pub(crate) mod gates;
 pub(crate) mod loopback;
 pub(crate) mod models;
 pub(crate) mod plan;

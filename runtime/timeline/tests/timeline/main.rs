@@ -10,6 +10,7 @@ mod conversation;
 mod evidence;
 mod fidelity;
 mod file;
+mod gates;
 mod recorder;
 mod redaction;
 mod show;
