@@ -38,6 +38,10 @@ loom:
 bench:
     cargo bench -p rspp-actors
 
+# Look for bytes that crash a parser, coverage-guided: needs cargo-fuzz
+fuzz TARGET *ARGS:
+    cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none {{TARGET}} {{ARGS}}
+
 # The schemas of specs and events, written anew
 schemas:
     UPDATE_SCHEMAS=1 cargo test -p rspp-proto --test schema

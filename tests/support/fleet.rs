@@ -276,7 +276,7 @@ pub struct Caller {
     pub heard: Arc<Heard>,
     /// Whether the user speaks, for metronomes that care.
     pub speaking: Arc<AtomicBool>,
-    recording: Arc<MemoryRecording>,
+    recording: Option<Arc<MemoryRecording>>,
 }
 
 impl Caller {
@@ -348,20 +348,33 @@ pub async fn call(
     pipeline: &PipelineSpec,
     meters: &Arc<Meters>,
 ) -> Caller {
+    let (recorder, recording) = Recorder::in_memory(Options::default());
+    let mut caller = call_with(runtime, name, pipeline, meters, recorder).await;
+    caller.recording = Some(Arc::new(recording));
+    caller
+}
+
+/// Opens a call whose timeline goes where `recorder` has it.
+pub async fn call_with(
+    runtime: &Runtime,
+    name: &str,
+    pipeline: &PipelineSpec,
+    meters: &Arc<Meters>,
+    recorder: Recorder,
+) -> Caller {
     let (microphone, frames) = mpsc::channel(MICROPHONE);
     let heard = Arc::<Heard>::default();
     let sink = Box::new(MeteredSink {
         heard: Arc::clone(&heard),
         meters: Arc::clone(meters),
     });
-    let (recorder, recording) = Recorder::in_memory(Options::default());
     let session = open(runtime, name, pipeline, listen(frames), sink, recorder).await;
     Caller {
         session,
         microphone,
         heard,
         speaking: Arc::default(),
-        recording: Arc::new(recording),
+        recording: None,
     }
 }
 
@@ -406,7 +419,7 @@ pub enum Sound {
 struct Microphone {
     to: mpsc::Sender<Ingress>,
     speaking: Arc<AtomicBool>,
-    recording: Arc<MemoryRecording>,
+    recording: Option<Arc<MemoryRecording>>,
 }
 
 impl Metronome {
@@ -417,7 +430,7 @@ impl Metronome {
             .map(|caller| Microphone {
                 to: caller.microphone.clone(),
                 speaking: Arc::clone(&caller.speaking),
-                recording: Arc::clone(&caller.recording),
+                recording: caller.recording.clone(),
             })
             .collect();
         let stop = Arc::<AtomicBool>::default();
@@ -468,8 +481,10 @@ async fn beat(microphones: &[Microphone], sound: Sound, watch: &Watch, stop: &At
             };
             // A line that is full or gone loses the frame, as a network would.
             let _lost = microphone.to.try_send(Ingress::Audio(frame));
-            if (beat / beats).is_multiple_of(16) {
-                drop(microphone.recording.take());
+            if (beat / beats).is_multiple_of(16)
+                && let Some(recording) = &microphone.recording
+            {
+                drop(recording.take());
             }
         }
     }

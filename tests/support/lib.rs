@@ -6,4 +6,5 @@ pub mod bench;
 pub mod call;
 pub mod features;
 pub mod fleet;
+pub mod fuzz;
 pub mod nodes;

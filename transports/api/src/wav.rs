@@ -163,12 +163,20 @@ pub fn read(path: &Path) -> Result<Clip, WavError> {
             path: path.to_owned(),
         });
     }
+    decode_from(path, File::open(path).map_err(io_error)?)
+}
+
+/// Reads a WAV file from bytes that are there already; `path` is what errors call it.
+pub fn decode_from(path: &Path, mut bytes: impl Read) -> Result<Clip, WavError> {
     let mut start = Vec::new();
-    let mut file = File::open(path).map_err(io_error)?;
-    file.by_ref()
+    bytes
+        .by_ref()
         .take(16)
         .read_to_end(&mut start)
-        .map_err(io_error)?;
+        .map_err(|error| WavError::Io {
+            path: path.to_owned(),
+            error,
+        })?;
     if start.is_empty() {
         return Err(WavError::Empty {
             path: path.to_owned(),
@@ -185,7 +193,7 @@ pub fn read(path: &Path) -> Result<Clip, WavError> {
             path: path.to_owned(),
         });
     }
-    decode(path, BufReader::new(start.chain(file)))
+    decode(path, BufReader::new(start.chain(bytes)))
 }
 
 fn decode(path: &Path, mut reader: impl Read) -> Result<Clip, WavError> {
