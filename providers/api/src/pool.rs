@@ -1,6 +1,10 @@
 //! Where inference runs: a bounded pool of blocking threads, never an async worker.
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -25,7 +29,18 @@ pub enum PoolClosed {
 #[derive(Clone, Debug)]
 pub struct InferencePool {
     slots: Arc<Semaphore>,
-    virtual_time: bool,
+    cost: Cost,
+}
+
+/// What work costs on tokio's clock, and where it runs.
+#[derive(Clone, Copy, Debug)]
+enum Cost {
+    /// On a thread; the clock is real.
+    Real,
+    /// On a thread; a paused clock is moved on by what it really took.
+    Charged,
+    /// Where it was asked for; the same time whatever it is.
+    Fixed(Duration),
 }
 
 impl InferencePool {
@@ -33,14 +48,23 @@ impl InferencePool {
     pub fn new(size: usize) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(size.max(1))),
-            virtual_time: false,
+            cost: Cost::Real,
         }
     }
 
     /// A pool for a paused clock.
     pub fn in_virtual_time(size: usize) -> Self {
         Self {
-            virtual_time: true,
+            cost: Cost::Charged,
+            ..Self::new(size)
+        }
+    }
+
+    /// A pool without threads for a paused clock: all work takes `cost`, whatever the machine, so that
+    /// a simulation goes the same way each time.
+    pub fn simulated(size: usize, cost: Duration) -> Self {
+        Self {
+            cost: Cost::Fixed(cost),
             ..Self::new(size)
         }
     }
@@ -55,6 +79,12 @@ impl InferencePool {
             .acquire_owned()
             .await
             .map_err(|_| PoolClosed::Closed)?;
+        if let Cost::Fixed(cost) = self.cost {
+            let _slot = slot;
+            tokio::time::sleep(cost).await;
+            return catch_unwind(AssertUnwindSafe(work))
+                .map_err(|panic| PoolClosed::Panicked(panic_text(panic.as_ref())));
+        }
         let joined = tokio::task::spawn_blocking(move || {
             let _slot = slot;
             #[expect(
@@ -70,8 +100,9 @@ impl InferencePool {
             Ok(panic) => PoolClosed::Panicked(panic_text(panic.as_ref())),
             Err(_) => PoolClosed::Closed,
         })?;
-        if self.virtual_time {
-            tokio::time::sleep_until(Instant::now() + took).await;
+        match self.cost {
+            Cost::Charged => tokio::time::sleep_until(Instant::now() + took).await,
+            Cost::Real | Cost::Fixed(_) => {}
         }
         Ok(result)
     }
@@ -87,8 +118,6 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -101,6 +130,20 @@ mod tests {
             .unwrap();
         let charged = began.elapsed();
         assert!(charged >= Duration::from_millis(20), "{charged:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn simulated_work_takes_the_same_time_on_every_machine() {
+        let pool = InferencePool::simulated(1, Duration::from_millis(7));
+        let began = Instant::now();
+        let here = std::thread::current().id();
+        let (a, b) = tokio::join!(
+            pool.run(|| std::thread::current().id()),
+            pool.run(|| panic!("bad weights")),
+        );
+        assert_eq!(a, Ok(here));
+        assert_eq!(b, Err::<(), _>(PoolClosed::Panicked("bad weights".into())));
+        assert_eq!(began.elapsed(), Duration::from_millis(14), "one slot");
     }
 
     #[tokio::test]

@@ -90,6 +90,14 @@ impl Pools {
             listening: InferencePool::in_virtual_time(LISTENING_THREADS),
         }
     }
+
+    /// Pools without threads for a paused clock; see [`InferencePool::simulated`].
+    pub fn simulated(size: usize, cost: Duration) -> Self {
+        Self {
+            work: InferencePool::simulated(size, cost),
+            listening: InferencePool::simulated(LISTENING_THREADS, cost),
+        }
+    }
 }
 
 /// The node hosts that are there.

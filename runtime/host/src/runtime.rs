@@ -67,6 +67,8 @@ pub struct Config {
     pub max_turns: usize,
     /// The node's clock.
     pub clock: Clock,
+    /// What jitter is drawn from; chance if `None`. A simulation sets it, to be run again.
+    pub seed: Option<u64>,
 }
 
 impl Config {
@@ -80,6 +82,7 @@ impl Config {
             max_sessions: 10_000,
             max_turns: 10_000,
             clock: Clock::start(),
+            seed: None,
         }
     }
 }
@@ -219,7 +222,10 @@ pub struct Runtime {
 impl Runtime {
     /// Starts the node's supervision tree.
     pub async fn start(config: Config) -> Result<Self, SpawnError> {
-        let system = System::new(config.clock);
+        let system = match config.seed {
+            Some(seed) => System::seeded(config.clock, seed),
+            None => System::new(config.clock),
+        };
         let max_sessions = config.max_sessions;
         let root = system
             .spawn_root(door("node", max_sessions), NoData, move || Node {

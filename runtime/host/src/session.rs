@@ -172,6 +172,7 @@ impl Session {
                 }
             };
             tokio::select! {
+                biased;
                 () = stopped.cancelled() => {}
                 () = tell => {}
             }
