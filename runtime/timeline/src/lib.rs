@@ -43,4 +43,4 @@ pub use recorder::{AppendError, MemoryRecording, Options, Recorder, RecorderStat
 pub use redact::{Redacted, Redaction, RedactionAction, RedactionDecision};
 pub use scan::{Damage, DamagedPart, Torn};
 pub use waterfall::{Anchor, Anchors, CHART_COLUMNS, Segment, Waterfall};
-pub use writer::{CloseError, OpenError, Recording, Recovered, Storage};
+pub use writer::{CloseError, OpenError, Pace, Recording, Recovered, Storage};

@@ -9,6 +9,7 @@ use std::{
     io::{self, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use thiserror::Error;
@@ -25,6 +26,20 @@ use crate::{
 pub trait Storage: Write + Send + 'static {
     /// Forces what was written to where it survives a power cut.
     fn sync(&mut self) -> io::Result<()>;
+
+    /// How it takes the next batch.
+    fn pace(&self) -> Pace {
+        Pace::Blocking
+    }
+}
+
+/// How a storage takes a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Writing may block, for as long as it takes: it is done on a thread of its own.
+    Blocking,
+    /// Writing does not block and takes this long on tokio's clock, as in a simulation.
+    Takes(Duration),
 }
 
 impl Storage for File {
@@ -132,7 +147,16 @@ impl Recording {
         header: FileHeader,
         options: Options,
     ) -> io::Result<(Recorder, Self)> {
-        let storage = blocking(move || write_start(&mut storage, header).map(|()| storage)).await?;
+        let storage = match storage.pace() {
+            Pace::Blocking => {
+                blocking(move || write_start(&mut storage, header).map(|()| storage)).await?
+            }
+            Pace::Takes(time) => {
+                tokio::time::sleep(time).await;
+                write_start(&mut storage, header)?;
+                storage
+            }
+        };
         Ok(Self::start(storage, Summary::default(), options))
     }
 
@@ -196,11 +220,19 @@ impl<S: Storage> Writer<S> {
             let batch = shared.take();
             let is_last = batch.is_last;
             let written;
-            (self, written) = blocking(move || {
-                let written = self.write(batch);
-                (self, written)
-            })
-            .await;
+            match self.storage.pace() {
+                Pace::Blocking => {
+                    (self, written) = blocking(move || {
+                        let written = self.write(batch);
+                        (self, written)
+                    })
+                    .await;
+                }
+                Pace::Takes(time) => {
+                    tokio::time::sleep(time).await;
+                    written = self.write(batch);
+                }
+            }
             if let Err(error) = written {
                 let reason: Arc<str> = error.to_string().into();
                 tracing::error!(%reason, "the recording ends here");
