@@ -29,6 +29,8 @@ pub mod authority;
 
 pub mod determinism;
 
+pub mod invariant;
+
 pub use effect::{Effect, Emission, SessionState};
 pub use input::{CancelReason, Gates, Input, PlanFacts};
 pub use session::{Exchange, Session};

@@ -167,6 +167,11 @@ impl Verifier {
         }
     }
 
+    /// What is broken so far.
+    pub fn violations(&self) -> &[Violation] {
+        &self.violations
+    }
+
     /// What is broken, now that nothing more comes.
     #[must_use]
     pub fn finish(mut self) -> Vec<Violation> {
