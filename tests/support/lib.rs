@@ -8,3 +8,4 @@ pub mod features;
 pub mod fleet;
 pub mod fuzz;
 pub mod nodes;
+pub mod sim;

@@ -1,0 +1,101 @@
+//! Bugs that are planted between the runtime and those who look on: each is noticed, by the rule
+//! that it breaks. A simulation that overlooked them would show nothing.
+
+use rspp_kernel::invariant;
+use rspp_tests::sim::{Invariant, Plant, Scenario, play};
+use rspp_timeline::verify::Rule;
+
+use crate::sessions::hush;
+
+/// Seeds within which a planted bug has to show.
+const SEEDS: u64 = 40;
+
+#[track_caller]
+fn is_noticed(plant: Plant, as_a_breach_of: Invariant) {
+    hush();
+    let mut others = Vec::new();
+    for seed in 0..SEEDS {
+        let played = play(&Scenario::of(seed), Some(plant), false);
+        let rules = played.broken.iter().map(|broken| broken.invariant);
+        if rules.clone().any(|rule| rule == as_a_breach_of) {
+            return;
+        }
+        others.extend(rules);
+    }
+    panic!("{plant:?} was overlooked in {SEEDS} scenarios; noticed instead: {others:?}");
+}
+
+/// F-175, P1: a sink that plays on after the fence.
+#[test]
+fn a_frame_after_the_fence_is_noticed() {
+    is_noticed(Plant::FrameAfterFence, Invariant::SilentAfterTheFence);
+}
+
+/// F-156: a frame of an older epoch.
+#[test]
+fn a_frame_of_an_old_epoch_is_noticed() {
+    is_noticed(Plant::FrameAfterFence, Invariant::SilentForOldEpochs);
+}
+
+#[test]
+fn a_frame_that_is_played_twice_is_noticed() {
+    is_noticed(Plant::FrameTwice, Invariant::FramesInOrder);
+}
+
+/// P20: a provider's stream that outlives its session.
+#[test]
+fn a_stream_that_is_left_is_noticed() {
+    is_noticed(Plant::StreamLeft, Invariant::NothingIsLeft);
+}
+
+/// F-139: a recorder that forgets how a turn ended.
+#[test]
+fn a_forgotten_terminal_is_noticed() {
+    is_noticed(
+        Plant::TerminalForgotten,
+        Invariant::Recorded(Rule::TerminalOnce),
+    );
+}
+
+/// NF-028: a recorder that loses evidence.
+#[test]
+fn forgotten_evidence_is_noticed() {
+    is_noticed(
+        Plant::EvidenceForgotten,
+        Invariant::Recorded(Rule::EvidencePresent),
+    );
+    is_noticed(Plant::EvidenceForgotten, Invariant::EvidenceOrAbort);
+}
+
+/// P2: a conversation that remembers more than was heard.
+#[test]
+fn words_that_nobody_heard_are_noticed() {
+    let rule = invariant::Invariant::HeardIsPrefix;
+    is_noticed(Plant::HeardTooMuch, Invariant::Kernel(rule));
+}
+
+/// P16: an order that waits for ever.
+#[test]
+fn an_unanswered_order_is_noticed() {
+    is_noticed(Plant::OrderUnanswered, Invariant::ControlIsNotStarved);
+}
+
+/// F-139: a turn that is committed twice.
+#[test]
+fn a_turn_that_ends_twice_is_noticed() {
+    let rule = invariant::Invariant::EndsOnceThenCloses;
+    is_noticed(Plant::EndsTwice, Invariant::Kernel(rule));
+    is_noticed(Plant::EndsTwice, Invariant::Recorded(Rule::TerminalOnce));
+}
+
+/// F-149: a plan that is not what was hashed.
+#[test]
+fn a_changed_plan_is_noticed() {
+    is_noticed(Plant::PlanChanged, Invariant::PlanIsFrozen);
+}
+
+/// P17: a session that never ends.
+#[test]
+fn a_session_that_does_not_end_is_noticed() {
+    is_noticed(Plant::EndUntold, Invariant::TeardownIsBounded);
+}

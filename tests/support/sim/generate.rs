@@ -1,0 +1,258 @@
+//! From a seed to a scenario.
+
+use std::time::Duration;
+
+use rspp_proto::spec::{DataHandling, Modality};
+use rspp_provider_api::{Fault, scripted::Conduct};
+
+use super::{
+    Dice, DiskFault, LineFault, Order, Part, Piece, Scenario, Twist, UserAct,
+    pipeline::{EDGES, MODALITIES, TURN_EDGES},
+    scenario::NodeFault,
+};
+
+impl Scenario {
+    /// The scenario of a seed.
+    pub fn of(seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
+        let mut pieces = Vec::new();
+        let callers = dice.pick(&[1, 1, 1, 2, 2, 3]);
+        for caller in 0..callers {
+            calls(&mut dice, caller, &mut pieces);
+        }
+        if dice.chance(70) {
+            pieces.push(Piece::Pace {
+                token_ms: dice.within(0..40),
+                voice_percent: dice.within(0..80),
+                final_ms: dice.within(0..200),
+            });
+        }
+        if callers > 1 && dice.chance(25) {
+            pieces.push(Piece::Limits {
+                sessions: dice.within(1..3) as usize,
+                turns: dice.within(1..3) as usize,
+            });
+        }
+        for _ in 0..dice.pick(&[0, 0, 1, 1, 2, 4]) {
+            let modality = dice.pick(FAILING);
+            pieces.push(provider(&mut dice, modality));
+        }
+        for _ in 0..dice.pick(&[0, 0, 1, 2, 3]) {
+            let twist = twist(&mut dice);
+            // Who stands by is worth looking at when somebody fails.
+            let fails = match &twist {
+                Twist::Second(modality) => Some(*modality),
+                Twist::Standby => Some(Modality::Llm),
+                _needs_no_failure => None,
+            };
+            pieces.push(Piece::Twist(twist));
+            if let Some(modality) = fails.filter(|_| dice.chance(70)) {
+                pieces.push(provider(&mut dice, modality));
+            }
+        }
+        if dice.chance(3) {
+            let at_ms = dice.within(0..4_000);
+            pieces.push(Piece::Operator {
+                caller: 0,
+                at_ms,
+                orders: Order::ShutDown,
+            });
+        }
+        Self { seed, pieces }
+    }
+}
+
+/// A caller, and all that concerns that caller alone.
+fn calls(dice: &mut Dice, caller: u8, pieces: &mut Vec<Piece>) {
+    let hangs_up_ms = dice.within(1_500..5_500);
+    pieces.push(Piece::Caller {
+        caller,
+        opens_ms: if caller == 0 {
+            0
+        } else {
+            dice.within(0..1_500)
+        },
+        hangs_up_ms,
+        packet_ms: dice.pick(&[20, 40, 40, 60, 100]),
+    });
+    let user = |at_ms, does| Piece::User {
+        caller,
+        at_ms,
+        does,
+    };
+    // Nearly everybody says something soon.
+    let mut at = dice.within(50..500);
+    for nth in 0..dice.pick(&[1, 1, 2, 2, 3, 4]) {
+        let act = dice.within(0..100);
+        let does = match act {
+            0..50 => UserAct::Speaks {
+                for_ms: dice.within(250..900),
+            },
+            50..60 => UserAct::Speaks {
+                for_ms: dice.within(20..180),
+            },
+            60..84 => UserAct::Types(format!("typed {caller} {nth}")),
+            84..92 => UserAct::EndsUtterance,
+            _ => UserAct::Cancels,
+        };
+        pieces.push(user(at, does));
+        if matches!(act, 0..50) && dice.chance(15) {
+            pieces.push(user(at + dice.within(200..900), UserAct::EndsUtterance));
+        }
+        at += dice.within(100..2_200);
+    }
+    for _ in 0..dice.pick(&[0, 0, 0, 1, 1, 2, 3]) {
+        let orders = match dice.within(0..100) {
+            0..30 => Order::CancelTurn,
+            30..35 => Order::CancelSession,
+            35..50 => {
+                Order::CancelNode(dice.pick(&["stt", "vad", "llm", "segmenter", "tts", "nobody"]))
+            }
+            50..62 => {
+                Order::CancelCall(dice.pick(&["stt", "llm", "tts"]), dice.within(1..4) as u32)
+            }
+            62..75 => Order::Rotate,
+            75..80 => Order::RotateBack,
+            80..86 => Order::Steal,
+            86..93 => Order::Revoke,
+            _ => Order::Drain,
+        };
+        pieces.push(Piece::Operator {
+            caller,
+            at_ms: dice.within(0..5_000),
+            orders,
+        });
+    }
+    if dice.chance(35) {
+        let at_ms = dice.within(0..4_000);
+        let for_ms = dice.within(20..1_500);
+        let fault = match dice.within(0..100) {
+            0..40 => LineFault::Jitter {
+                up_to_ms: dice.within(5..250),
+            },
+            40..60 => LineFault::Stalls { at_ms, for_ms },
+            60..80 => LineFault::Full { at_ms, for_ms },
+            80..90 => LineFault::Dies { at_ms },
+            _ => LineFault::Closes { at_ms },
+        };
+        pieces.push(Piece::Line { caller, fault });
+    }
+    if dice.chance(30) {
+        let fault = match dice.within(0..100) {
+            0..40 => DiskFault::None,
+            40..60 => DiskFault::Slow {
+                ms: dice.within(5..3_000),
+            },
+            60..80 => DiskFault::Full {
+                bytes: dice.within(1_000..60_000) as usize,
+            },
+            _ => DiskFault::Fails {
+                bytes: dice.within(1_000..60_000) as usize,
+            },
+        };
+        pieces.push(Piece::Disk { caller, fault });
+    }
+    if dice.chance(5) {
+        pieces.push(Piece::DeafSubscriber { caller });
+    }
+}
+
+/// Providers that fail; the ones that a turn hangs on more often.
+const FAILING: &[Modality] = &[
+    Modality::Llm,
+    Modality::Llm,
+    Modality::Tts,
+    Modality::Tts,
+    Modality::Stt,
+];
+
+fn provider(dice: &mut Dice, modality: Modality) -> Piece {
+    let part = Part {
+        modality,
+        second: dice.chance(15),
+    };
+    let ms = Duration::from_millis;
+    let after = dice.pick(&[0, 0, 1, 2, 3, 5, 8, 20, 40]);
+    let conduct = match dice.within(0..100) {
+        0..20 => Conduct::good().late(ms(dice.within(50..2_500))),
+        20..32 => Conduct::good().stalling_after(after),
+        32..55 => {
+            let fault = match dice.within(0..6) {
+                0 => Fault::timeout("simulated"),
+                1 => Fault::overload("simulated", Some(ms(dice.within(10..400)))),
+                2 => Fault::transport("simulated"),
+                3 => Fault::stream("simulated"),
+                4 => Fault::model("simulated"),
+                _ => Fault::blocked("provider_client_error", "simulated"),
+            };
+            Conduct::good().failing_after(after, fault)
+        }
+        55..67 => Conduct::good().truncated_after(after),
+        67..79 => Conduct::good().panicking_after(after),
+        79..92 => Conduct::good().deaf(),
+        _ => Conduct::good().stopping_after(ms(dice.within(1..500))),
+    };
+    Piece::Provider {
+        part,
+        call: dice.pick(&[0, 0, 0, 1, 1, 2, 3]),
+        conduct,
+    }
+}
+
+fn twist(dice: &mut Dice) -> Twist {
+    match dice.within(0..100) {
+        0..25 => {
+            let (from, to) = dice.pick(EDGES);
+            Twist::Buffer {
+                from,
+                to,
+                strategy: dice.pick(&[
+                    DataHandling::Block,
+                    DataHandling::DropOldest,
+                    DataHandling::DropNewest,
+                    DataHandling::Merge,
+                    DataHandling::Sample,
+                    DataHandling::LatestOnly,
+                ]),
+                items: dice.pick(&[1, 2, 3, 8, 30]),
+            }
+        }
+        25..43 => Twist::Second(dice.pick(MODALITIES)),
+        43..50 => Twist::Standby,
+        50..60 => Twist::Branches {
+            select: dice.chance(50),
+        },
+        60..70 => {
+            let (from, to) = dice.pick(EDGES);
+            Twist::Tap { from, to }
+        }
+        70..84 => {
+            let (from, to) = if dice.chance(75) {
+                dice.pick(TURN_EDGES)
+            } else {
+                dice.pick(EDGES)
+            };
+            Twist::Node {
+                from,
+                to,
+                nth: dice.pick(&[1, 1, 2, 3, 5, 20, 60]),
+                fault: match dice.within(0..4) {
+                    0 => NodeFault::Panics,
+                    1 => NodeFault::Fails,
+                    2 => NodeFault::Hangs,
+                    _ => NodeFault::Slow {
+                        ms: dice.within(5..120),
+                    },
+                },
+            }
+        }
+        84..88 => Twist::Budget {
+            ms: dice.within(20..900),
+        },
+        88..94 => Twist::Patience {
+            ms: dice.within(100..1_500),
+        },
+        94..97 => Twist::NoBargeIn,
+        _ => Twist::Diagnostics,
+    }
+}

@@ -1,0 +1,231 @@
+//! The pipeline of a scenario, and the nodes that misbehave in it.
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
+
+use rspp_host::{
+    Event,
+    node::{NodeContext, NodeError, Step},
+};
+use rspp_kernel::plan::LayeredSettings;
+use rspp_proto::{
+    ProviderId,
+    spec::{BufferSpec, DataHandling, LateEventPolicy, Modality, PipelineSpec},
+};
+use serde_json::json;
+
+use super::{Piece, Scenario, Twist, scenario::NodeFault, watch::Trace};
+use crate::{
+    call::bindings,
+    nodes::{Probes, custom, edge, insert, node},
+};
+
+/// What a scenario runs.
+pub(super) struct Stage {
+    pub(super) spec: PipelineSpec,
+    pub(super) settings: LayeredSettings,
+    pub(super) probes: Probes,
+}
+
+/// Builds the pipeline; a twist of something that is not there is none.
+pub(super) fn stage(scenario: &Scenario, plain: &PipelineSpec, trace: &Trace) -> Stage {
+    let mut stage = Stage {
+        spec: plain.clone(),
+        settings: bindings(),
+        probes: Probes::default(),
+    };
+    let twists = scenario.pieces.iter().filter_map(|piece| match piece {
+        Piece::Twist(twist) => Some(twist),
+        _something_else => None,
+    });
+    for (nth, twist) in twists.enumerate() {
+        stage.twist(nth, twist, trace);
+    }
+    stage
+}
+
+impl Stage {
+    fn has_edge(&self, from: &str, to: &str) -> bool {
+        let mut edges = self.spec.edges.iter();
+        edges.any(|edge| edge.from.as_str() == from && edge.to.as_str() == to)
+    }
+
+    fn twist(&mut self, nth: usize, twist: &Twist, trace: &Trace) {
+        match twist {
+            Twist::Buffer {
+                from,
+                to,
+                strategy,
+                items,
+            } => {
+                let mut edges = self.spec.edges.iter_mut();
+                let found =
+                    edges.find(|edge| edge.from.as_str() == *from && edge.to.as_str() == *to);
+                if let Some(edge) = found {
+                    edge.buffer = Some(BufferSpec {
+                        strategy: Some(*strategy),
+                        max_queue_items: Some(*items),
+                        max_block_time_ms: matches!(strategy, DataHandling::Block).then_some(60),
+                        ..BufferSpec::default()
+                    });
+                }
+            }
+            Twist::Second(modality) => {
+                let bound = &mut self.settings.defaults.provider_bindings;
+                let second = format!("{}-2", modality.as_str());
+                let id = ProviderId::new(second).expect("not blank");
+                if let Some(bound) = bound.get_mut(modality)
+                    && !bound.contains(&id)
+                {
+                    bound.push(id);
+                }
+            }
+            Twist::Standby if self.spec.nodes.iter().any(|n| n.fallback.is_some()) => {}
+            Twist::Standby => {
+                let mut nodes = self.spec.nodes.iter_mut();
+                let llm = nodes.find(|node| node.id.as_str() == "llm");
+                llm.expect("there is a model").fallback = Some(custom("llm-standby").id);
+                self.spec.nodes.push(node(json!({
+                    "id": "llm-standby", "kind": "llm", "provider": "llm-2",
+                })));
+                self.spec.edges.push(edge(json!({
+                    "from": "llm-standby", "to": "segmenter", "carries": "text",
+                })));
+            }
+            Twist::Branches { select } if self.has_edge("llm", "segmenter") => {
+                self.branches(*select);
+            }
+            Twist::Tap { from, to } if self.has_edge(from, to) => {
+                let name = format!("tap-{nth}");
+                insert(&mut self.spec, from, custom(&name), to);
+                let (trace, tap) = (trace.clone(), name.clone());
+                self.probes
+                    .add(&name, move |_nth, cx: &mut NodeContext, event: Event| {
+                        let session = cx.settings().session.clone();
+                        let turn = event.stamp.turn;
+                        trace.passes(session.as_str(), &tap, turn, event.stamp.sequence);
+                        cx.forward(event);
+                        Step::OK
+                    });
+            }
+            Twist::Node {
+                from,
+                to,
+                nth: event,
+                fault,
+            } if self.has_edge(from, to) => {
+                let name = format!("bad-{nth}");
+                insert(&mut self.spec, from, custom(&name), to);
+                self.bad_node(&name, *event, *fault, trace);
+            }
+            Twist::Branches { .. } | Twist::Tap { .. } | Twist::Node { .. } => {}
+            Twist::Budget { ms } => {
+                for node in &mut self.spec.nodes {
+                    if node.id.as_str() == "llm" {
+                        node.budget_ms = Some(*ms);
+                    }
+                }
+            }
+            Twist::Patience { ms } => {
+                for node in &mut self.spec.nodes {
+                    if ["stt", "llm", "tts"].contains(&node.id.as_str()) {
+                        // Scripted providers count as local, which get five times as long.
+                        node.config.insert("first_byte_ms".into(), (ms / 5).into());
+                        node.config.insert("inter_chunk_ms".into(), (ms / 5).into());
+                    }
+                }
+            }
+            Twist::NoBargeIn => self.spec.turns.barge_in = false,
+            Twist::Diagnostics => self.spec.turns.late_events = LateEventPolicy::Diagnostics,
+        }
+    }
+
+    fn branches(&mut self, select: bool) {
+        let spec = &mut self.spec;
+        spec.edges
+            .retain(|edge| !(edge.from.as_str() == "llm" && edge.to.as_str() == "segmenter"));
+        let join = if select { "select" } else { "merge" };
+        spec.nodes.push(node(json!({ "id": "join", "kind": join })));
+        for (branch, tier) in [("left", "gold"), ("right", "blue")] {
+            spec.nodes
+                .push(node(json!({ "id": branch, "kind": "passthrough" })));
+            let mut into = json!({ "from": "llm", "to": branch, "carries": "text" });
+            let mut out = json!({ "from": branch, "to": "join", "carries": "text" });
+            let when = json!({ "attribute": "tier", "is": "eq", "value": tier });
+            if select {
+                out["when"] = when;
+            } else {
+                into["when"] = when;
+            }
+            spec.edges.push(edge(into));
+            spec.edges.push(edge(out));
+        }
+        spec.edges.push(edge(
+            json!({ "from": "join", "to": "segmenter", "carries": "text" }),
+        ));
+    }
+
+    fn bad_node(&mut self, name: &str, nth: u32, fault: NodeFault, trace: &Trace) {
+        let seen = AtomicU32::new(0);
+        let trace = trace.clone();
+        self.probes
+            .add(name, move |_nth, cx: &mut NodeContext, event: Event| {
+                let seen = seen.fetch_add(1, Relaxed) + 1;
+                let happened = |kind| trace.lock().tally.fault(kind);
+                match fault {
+                    NodeFault::Panics if seen == nth => {
+                        happened("node: panics");
+                        panic!("scripted panic of a node");
+                    }
+                    NodeFault::Fails if seen == nth => {
+                        happened("node: fails");
+                        return Step::Done(Err(NodeError::new("a planted fault")));
+                    }
+                    NodeFault::Hangs if seen == nth => {
+                        happened("node: hangs");
+                        return Step::Wait(Box::pin(std::future::pending()));
+                    }
+                    NodeFault::Slow { ms } if seen >= nth => {
+                        happened("node: slow");
+                        return Step::Wait(Box::pin(async move {
+                            tokio::time::sleep(Duration::from_millis(ms)).await;
+                            cx.forward(event);
+                            Ok(())
+                        }));
+                    }
+                    NodeFault::Panics
+                    | NodeFault::Fails
+                    | NodeFault::Hangs
+                    | NodeFault::Slow { .. } => {}
+                }
+                cx.forward(event);
+                Step::OK
+            });
+    }
+}
+
+/// The edges of the built-in pipeline that a twist may be about.
+pub(super) const EDGES: &[(&str, &str)] = &[
+    ("ingress", "vad"),
+    ("ingress", "stt"),
+    ("ingress", "turn"),
+    ("vad", "turn"),
+    ("vad", "stt"),
+    ("stt", "turn"),
+    ("llm", "segmenter"),
+    ("segmenter", "tts"),
+    ("tts", "egress"),
+    ("segmenter", "egress"),
+];
+
+/// The edges of a turn.
+pub(super) const TURN_EDGES: &[(&str, &str)] = &[
+    ("llm", "segmenter"),
+    ("segmenter", "tts"),
+    ("tts", "egress"),
+];
+
+/// Modalities that may have a second provider.
+pub(super) const MODALITIES: &[Modality] = &[Modality::Stt, Modality::Llm, Modality::Tts];

@@ -1,0 +1,284 @@
+//! What happens in a simulation, as a list that can be read, shortened and played again.
+
+use std::fmt;
+
+use rspp_proto::spec::{DataHandling, Modality};
+use rspp_provider_api::scripted::Conduct;
+
+/// A whole simulation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scenario {
+    /// Where it came from; jitter within the pieces follows from it too.
+    pub seed: u64,
+    /// What happens, in no order: each piece says when.
+    pub pieces: Vec<Piece>,
+}
+
+/// One thing that happens, or is different from the plainest call. Any piece may be left out.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Piece {
+    /// Somebody calls. All that is said of a caller who does not call is void.
+    Caller {
+        /// Who.
+        caller: u8,
+        /// When the session is opened.
+        opens_ms: u64,
+        /// When the user hangs up, from then.
+        hangs_up_ms: u64,
+        /// How much audio a packet holds.
+        packet_ms: u64,
+    },
+    /// The user does something.
+    User {
+        /// Who.
+        caller: u8,
+        /// When, from the opening of the session.
+        at_ms: u64,
+        /// What.
+        does: UserAct,
+    },
+    /// An operator or the control plane orders something.
+    Operator {
+        /// Of whose session.
+        caller: u8,
+        /// When, from the beginning.
+        at_ms: u64,
+        /// What.
+        orders: Order,
+    },
+    /// The connection misbehaves.
+    Line {
+        /// Whose.
+        caller: u8,
+        /// How.
+        fault: LineFault,
+    },
+    /// The timeline is written to a disk that misbehaves.
+    Disk {
+        /// Whose.
+        caller: u8,
+        /// How.
+        fault: DiskFault,
+    },
+    /// Somebody subscribes to the session and does not listen.
+    DeafSubscriber {
+        /// Whose session.
+        caller: u8,
+    },
+    /// A call to a provider goes like this.
+    Provider {
+        /// Which provider.
+        part: Part,
+        /// Its n-th call of all, from 0.
+        call: u32,
+        /// How it goes.
+        conduct: Conduct,
+    },
+    /// How fast the providers are.
+    Pace {
+        /// Between two words of the model.
+        token_ms: u64,
+        /// Share of a clause's length that synthesis takes, in percent.
+        voice_percent: u64,
+        /// From the end of an utterance to its transcript.
+        final_ms: u64,
+    },
+    /// The pipeline is another one.
+    Twist(Twist),
+    /// The runtime holds no more than this.
+    Limits {
+        /// Sessions.
+        sessions: usize,
+        /// Turns.
+        turns: usize,
+    },
+}
+
+/// What a user does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UserAct {
+    /// Speaks for so long. Short: a cough.
+    Speaks {
+        /// How long.
+        for_ms: u64,
+    },
+    /// Types.
+    Types(String),
+    /// Says that the utterance is over.
+    EndsUtterance,
+    /// Cancels the running turn.
+    Cancels,
+}
+
+/// What an operator or the control plane orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Cancel the running turn.
+    CancelTurn,
+    /// Cancel the session.
+    CancelSession,
+    /// Cancel one node's work.
+    CancelNode(&'static str),
+    /// Cancel a provider call, by the modality and number of its node.
+    CancelCall(&'static str, u32),
+    /// Grant a newer lease, and tell the session.
+    Rotate,
+    /// Tell the session of a lease that is no news.
+    RotateBack,
+    /// Give the session's lease to somebody else, and tell nobody.
+    Steal,
+    /// Take the session's authority.
+    Revoke,
+    /// Let the session end with its turn.
+    Drain,
+    /// Shut the runtime down.
+    ShutDown,
+}
+
+/// How a connection misbehaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LineFault {
+    /// Packets come late by up to so much, in order.
+    Jitter {
+        /// How much.
+        up_to_ms: u64,
+    },
+    /// Nothing comes for a while, then everything.
+    Stalls {
+        /// From when, from the opening of the session.
+        at_ms: u64,
+        /// For how long.
+        for_ms: u64,
+    },
+    /// The peer takes no audio for a while.
+    Full {
+        /// From when.
+        at_ms: u64,
+        /// For how long.
+        for_ms: u64,
+    },
+    /// The peer is gone: nothing comes any more, and it takes nothing.
+    Dies {
+        /// When.
+        at_ms: u64,
+    },
+    /// The peer takes nothing any more, though it still sends.
+    Closes {
+        /// When.
+        at_ms: u64,
+    },
+}
+
+/// How a disk misbehaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskFault {
+    /// Nothing; but the timeline goes through it.
+    None,
+    /// Each batch takes so long.
+    Slow {
+        /// How long.
+        ms: u64,
+    },
+    /// It is full after so many bytes.
+    Full {
+        /// How many.
+        bytes: usize,
+    },
+    /// It fails after so many bytes, and works again afterwards.
+    Fails {
+        /// How many.
+        bytes: usize,
+    },
+}
+
+/// A provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Part {
+    /// What it does.
+    pub modality: Modality,
+    /// Whether it is the second of its modality.
+    pub second: bool,
+}
+
+/// How a pipeline differs from the built-in one.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Twist {
+    /// An edge has bounds of its own.
+    Buffer {
+        /// From which node.
+        from: &'static str,
+        /// To which.
+        to: &'static str,
+        /// What gives when it is full.
+        strategy: DataHandling,
+        /// Most items.
+        items: u64,
+    },
+    /// A second provider stands behind the first.
+    Second(Modality),
+    /// A second model node stands by for the first.
+    Standby,
+    /// Model and segmenter are connected by two branches, of which an attribute chooses one.
+    Branches {
+        /// Whether they meet in a `select`, or else in a `merge`.
+        select: bool,
+    },
+    /// A node that looks at what passes, on an edge.
+    Tap {
+        /// From which node.
+        from: &'static str,
+        /// To which.
+        to: &'static str,
+    },
+    /// A node that misbehaves, on an edge.
+    Node {
+        /// From which node.
+        from: &'static str,
+        /// To which.
+        to: &'static str,
+        /// Which event, from 1.
+        nth: u32,
+        /// How.
+        fault: NodeFault,
+    },
+    /// The model's node has so much time.
+    Budget {
+        /// How much.
+        ms: u64,
+    },
+    /// Providers have so much time for their first word, and between two.
+    Patience {
+        /// How much.
+        ms: u64,
+    },
+    /// The user's words do not interrupt the agent.
+    NoBargeIn,
+    /// What comes late is told of.
+    Diagnostics,
+}
+
+/// How a node misbehaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeFault {
+    /// Panics.
+    Panics,
+    /// Returns an error.
+    Fails,
+    /// Takes so long for each event from then on.
+    Slow {
+        /// How long.
+        ms: u64,
+    },
+    /// Never comes back.
+    Hangs,
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {}:", self.seed)?;
+        for piece in &self.pieces {
+            writeln!(f, "  {piece:?}")?;
+        }
+        Ok(())
+    }
+}

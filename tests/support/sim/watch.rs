@@ -1,0 +1,541 @@
+//! Looks on: puts everything that a session says and plays in one order, hashes it, and checks what
+//! must hold at every step.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{self, Write},
+    hash::{DefaultHasher, Hasher},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rspp_host::Notice;
+use rspp_kernel::{SessionState, invariant};
+use rspp_proto::{
+    AudioChunk, Epoch, Payload, TurnNumber,
+    abi::{ControlSignal, EventRecord, Signal},
+};
+use rspp_timeline::{
+    EventEntry,
+    verify::{Rule, Verifier},
+};
+use tokio::{sync::broadcast, time::Instant};
+
+use super::{Plant, Tally};
+
+/// A rule that simulations keep to. Where the kernel or the timeline has it by name, it is theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Invariant {
+    /// One of the kernel's.
+    Kernel(invariant::Invariant),
+    /// One of the timeline's.
+    Recorded(Rule),
+    /// Signals and events are valid by the ABI.
+    ValidByTheAbi,
+    /// Nothing of a turn is played once it is fenced, cancelled or over (F-175, P1).
+    SilentAfterTheFence,
+    /// Nothing made under an older epoch is played after a newer one was granted, or none (F-156).
+    SilentForOldEpochs,
+    /// Each frame is played once, in the order in which it was made.
+    FramesInOrder,
+    /// Each event passes an edge once, in the order in which it was made (event-abi.md §5, 1).
+    EdgesInOrder,
+    /// Playback is never further ahead than the peer's lead (P5).
+    LeadIsKept,
+    /// A turn runs one plan, whose hash holds, from its opening to its evidence (F-149).
+    PlanIsFrozen,
+    /// The model is told what was heard, and nothing else (P2, P3).
+    ToldIsHeard,
+    /// An order is answered in bounded time, whatever else goes on (P16).
+    ControlIsNotStarved,
+    /// A session is over in bounded time after its last word (P17, P26).
+    TeardownIsBounded,
+    /// Nothing is left of a session: no actor, task, provider stream or place (P20).
+    NothingIsLeft,
+    /// The report says what the signals say.
+    ReportAgrees,
+    /// A recording reads back whole, up to where its storage failed.
+    RecordingReadsBack,
+    /// An accepted turn has its evidence, or is aborted for want of it (OR-02, T9).
+    EvidenceOrAbort,
+    /// No session dies without a report.
+    ReportIsLeft,
+}
+
+impl fmt::Display for Invariant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel(rule) => f.write_str(rule.id()),
+            Self::Recorded(rule) => f.write_str(rule.id()),
+            Self::ValidByTheAbi => f.write_str("valid-by-the-abi"),
+            Self::SilentAfterTheFence => f.write_str("silent-after-the-fence"),
+            Self::SilentForOldEpochs => f.write_str("silent-for-old-epochs"),
+            Self::FramesInOrder => f.write_str("frames-in-order"),
+            Self::EdgesInOrder => f.write_str("edges-in-order"),
+            Self::LeadIsKept => f.write_str("lead-is-kept"),
+            Self::PlanIsFrozen => f.write_str("plan-is-frozen"),
+            Self::ToldIsHeard => f.write_str("told-is-heard"),
+            Self::ControlIsNotStarved => f.write_str("control-is-not-starved"),
+            Self::TeardownIsBounded => f.write_str("teardown-is-bounded"),
+            Self::NothingIsLeft => f.write_str("nothing-is-left"),
+            Self::ReportAgrees => f.write_str("report-agrees"),
+            Self::RecordingReadsBack => f.write_str("recording-reads-back"),
+            Self::EvidenceOrAbort => f.write_str("evidence-or-abort"),
+            Self::ReportIsLeft => f.write_str("report-is-left"),
+        }
+    }
+}
+
+/// A rule that did not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// Which.
+    pub invariant: Invariant,
+    /// Whose session, if it is about one.
+    pub caller: Option<u8>,
+    /// When, in virtual time.
+    pub at: Duration,
+    /// What was found.
+    pub detail: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let caller = self
+            .caller
+            .map_or_else(|| "-".into(), |of| format!("c{of}"));
+        let (rule, detail) = (self.invariant, &self.detail);
+        write!(f, "{rule}  {caller}  at {:?}: {detail}", self.at)
+    }
+}
+
+/// Most rules broken that are kept of one scenario.
+const MOST_BROKEN: usize = 20;
+
+/// What all watchers of a scenario write to.
+#[derive(Clone)]
+pub(super) struct Trace(Arc<Mutex<State>>);
+
+pub(super) struct State {
+    began: Instant,
+    hash: DefaultHasher,
+    lines: Option<Vec<String>>,
+    pub(super) broken: Vec<Broken>,
+    pub(super) tally: Tally,
+    /// The newest sequence that passed a tap, by session, tap and turn.
+    passed: BTreeMap<(String, String, Option<TurnNumber>), u64>,
+}
+
+impl Trace {
+    pub(super) fn new(keep_lines: bool) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            began: Instant::now(),
+            hash: DefaultHasher::new(),
+            lines: keep_lines.then(Vec::new),
+            broken: Vec::new(),
+            tally: Tally::default(),
+            passed: BTreeMap::new(),
+        })))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An event passes a tap.
+    pub(super) fn passes(&self, session: &str, tap: &str, turn: Option<TurnNumber>, sequence: u64) {
+        let mut state = self.lock();
+        let key = (session.to_owned(), tap.to_owned(), turn);
+        let before = state.passed.insert(key, sequence);
+        if before >= Some(sequence) {
+            let detail = format!("{sequence} after {before:?} at {tap} of {session}, {turn:?}");
+            state.broken(Invariant::EdgesInOrder, None, detail);
+        }
+    }
+}
+
+/// Takes text in without keeping it.
+struct Hashing<'a>(&'a mut DefaultHasher);
+
+impl Write for Hashing<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write(text.as_bytes());
+        Ok(())
+    }
+}
+
+impl State {
+    pub(super) fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Notes what happened; it becomes part of the hash.
+    pub(super) fn note(&mut self, caller: Option<u8>, what: fmt::Arguments<'_>) {
+        let at = self.now();
+        self.hash.write_u64(at.as_micros() as u64);
+        self.hash.write_u8(caller.unwrap_or(u8::MAX));
+        let _infallible = Hashing(&mut self.hash).write_fmt(what);
+        if let Some(lines) = &mut self.lines {
+            let caller = caller.map_or_else(String::new, |caller| format!("c{caller} "));
+            lines.push(format!("{:>9.3} {caller}{what}", at.as_secs_f64() * 1e3));
+        }
+    }
+
+    pub(super) fn broken(
+        &mut self,
+        invariant: Invariant,
+        caller: Option<u8>,
+        detail: impl Into<String>,
+    ) {
+        let (at, detail) = (self.now(), detail.into());
+        self.note(caller, format_args!("BROKEN {invariant}: {detail}"));
+        if self.broken.len() < MOST_BROKEN {
+            self.broken.push(Broken {
+                invariant,
+                caller,
+                at,
+                detail,
+            });
+        }
+    }
+
+    pub(super) fn finish(&mut self) -> (u64, Vec<String>) {
+        (self.hash.finish(), self.lines.take().unwrap_or_default())
+    }
+}
+
+fn refuses(signal: Signal) -> bool {
+    matches!(
+        signal,
+        Signal::Reject | Signal::Defer | Signal::StaleEpochReject | Signal::DeauthorizedDrain
+    )
+}
+
+/// Looks on at one session.
+pub(super) struct Watch {
+    plant: Option<Plant>,
+    caller: u8,
+    trace: Trace,
+    notices: Option<broadcast::Receiver<Notice>>,
+    verifier: Verifier,
+    violations: usize,
+    lifecycle: invariant::Lifecycle,
+    /// Under which epoch each turn opened.
+    opened: BTreeMap<TurnNumber, Epoch>,
+    over: BTreeSet<TurnNumber>,
+    cancelled: BTreeSet<TurnNumber>,
+    cleared: Option<TurnNumber>,
+    epoch: Option<Epoch>,
+    revoked: bool,
+    draining: bool,
+    /// The turn and the mark of the frame that was played last.
+    played: Option<(TurnNumber, u16)>,
+    pub(super) ended: bool,
+    /// What was heard of the turns so far.
+    pub(super) heard: BTreeSet<String>,
+    /// How turns ended, by their signals.
+    pub(super) endings: Vec<(TurnNumber, String)>,
+    pub(super) refused: u64,
+    was_played: BTreeSet<TurnNumber>,
+    said: Vec<rspp_proto::EventId>,
+    /// Whether the storage had failed when a turn opened.
+    pub(super) storage_failed: Box<dyn Fn() -> bool + Send>,
+    opened_without_storage: BTreeSet<TurnNumber>,
+}
+
+/// The number of a turn, by its id.
+pub(super) fn number(turn: &rspp_proto::TurnId) -> TurnNumber {
+    let digits = turn.as_str().rsplit('-').next();
+    TurnNumber(digits.and_then(|digits| digits.parse().ok()).unwrap_or(0))
+}
+
+impl Watch {
+    pub(super) fn new(caller: u8, trace: Trace, plant: Option<Plant>) -> Self {
+        Self {
+            plant,
+            caller,
+            trace,
+            notices: None,
+            verifier: Verifier::default(),
+            violations: 0,
+            lifecycle: invariant::Lifecycle::default(),
+            opened: BTreeMap::new(),
+            over: BTreeSet::new(),
+            cancelled: BTreeSet::new(),
+            cleared: None,
+            epoch: None,
+            revoked: false,
+            draining: false,
+            played: None,
+            ended: false,
+            heard: BTreeSet::new(),
+            endings: Vec::new(),
+            refused: 0,
+            was_played: BTreeSet::new(),
+            said: Vec::new(),
+            storage_failed: Box::new(|| false),
+            opened_without_storage: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn follow(&mut self, notices: broadcast::Receiver<Notice>) {
+        self.notices = Some(notices);
+    }
+
+    pub(super) fn note(&self, what: fmt::Arguments<'_>) {
+        self.trace.lock().note(Some(self.caller), what);
+    }
+
+    pub(super) fn broken(&self, invariant: Invariant, detail: impl Into<String>) {
+        let caller = Some(self.caller);
+        self.trace.lock().broken(invariant, caller, detail);
+    }
+
+    /// Takes in all that was said since the last time.
+    pub(super) fn look(&mut self) {
+        self.trace.lock().tally.checks += 1;
+        while let Some(notices) = &mut self.notices {
+            match notices.try_recv() {
+                Ok(notice) => self.hear(notice),
+                Err(broadcast::error::TryRecvError::Lagged(missed)) => {
+                    self.note(format_args!("missed {missed}"));
+                }
+                Err(broadcast::error::TryRecvError::Empty) => break,
+                Err(broadcast::error::TryRecvError::Closed) => self.notices = None,
+            }
+        }
+        let violations = self.verifier.violations();
+        let new: Vec<_> = violations[self.violations..].to_vec();
+        self.violations += new.len();
+        for violation in new {
+            self.broken(Invariant::Recorded(violation.rule), violation.to_string());
+        }
+    }
+
+    fn hear(&mut self, notice: Notice) {
+        match notice {
+            Notice::Signal(signal) => self.signal(*signal),
+            Notice::Event(event) => self.event(*event),
+            Notice::State(state) => {
+                self.note(format_args!("state {state:?}"));
+                self.ended |= state == SessionState::Ended;
+                self.draining |= state >= SessionState::Draining;
+            }
+            Notice::Turn(report) => {
+                self.note(format_args!(
+                    "turn {} {} {:?} user {:?} agent {:?} heard {:?}",
+                    report.turn_id,
+                    report.outcome,
+                    report.reason,
+                    report.user_text,
+                    report.agent_text,
+                    report.agent_text_played,
+                ));
+                self.heard.insert(report.agent_text_played);
+            }
+        }
+    }
+
+    fn signal(&mut self, signal: ControlSignal) {
+        if self.plant == Some(Plant::EndsTwice) && signal.signal == Signal::Commit {
+            self.plant = None;
+            self.signal(signal.clone());
+        }
+        let envelope = &signal.envelope;
+        let turn = envelope.turn_id.as_ref().map(number);
+        let reason = signal.reason.as_ref().map_or("", |reason| reason.as_str());
+        self.note(format_args!(
+            "{} {} {turn:?} {reason:?} {:?} {:?} {:?} {:?} {} {}",
+            signal.signal,
+            envelope.event_id,
+            signal.scope,
+            envelope.edge_id,
+            signal.seq_range,
+            envelope.authority_epoch,
+            envelope.runtime_sequence,
+            envelope.runtime_timestamp_ms,
+        ));
+        {
+            let mut state = self.trace.lock();
+            *state
+                .tally
+                .signals
+                .entry(signal.signal.as_str())
+                .or_default() += 1;
+        }
+        if let Err(error) = signal.validate() {
+            self.broken(
+                Invariant::ValidByTheAbi,
+                format!("{}: {error}", signal.signal),
+            );
+        }
+        if turn.is_none() && self.lifecycle.is_proposed() && refuses(signal.signal) {
+            self.refused += 1;
+        }
+        self.said.push(envelope.event_id.clone());
+        if let Err(error) = self.lifecycle.signal(signal.signal, turn) {
+            self.broken(Invariant::Kernel(error.invariant), error.detail);
+        }
+        self.epoch = self.epoch.max(envelope.authority_epoch);
+        match (signal.signal, turn) {
+            (Signal::TurnOpen, Some(turn)) => {
+                if self.draining {
+                    let rule = invariant::Invariant::StatesGoOneWay;
+                    self.broken(
+                        Invariant::Kernel(rule),
+                        format!("{turn} opens while draining"),
+                    );
+                }
+                // The authority that was lost was that of an older epoch.
+                self.revoked = false;
+                let epoch = envelope.authority_epoch.unwrap_or(Epoch::FIRST);
+                self.opened.insert(turn, epoch);
+                if (self.storage_failed)() {
+                    self.opened_without_storage.insert(turn);
+                }
+                self.trace.lock().tally.turns += 1;
+            }
+            (Signal::Cancel, Some(turn))
+                if matches!(
+                    signal.scope,
+                    Some(
+                        rspp_proto::abi::CancelScope::Turn | rspp_proto::abi::CancelScope::Session
+                    ) | None
+                ) =>
+            {
+                self.cancelled.insert(turn);
+            }
+            (Signal::Commit | Signal::Abort, Some(turn)) => {
+                self.over.insert(turn);
+                let ending = if signal.signal == Signal::Commit {
+                    "commit"
+                } else {
+                    reason
+                };
+                self.endings.push((turn, ending.to_owned()));
+                self.trace.lock().tally.outcome(ending);
+                let excused = [
+                    "recording_evidence_unavailable",
+                    "cancelled",
+                    "authority_loss",
+                ];
+                if self.opened_without_storage.contains(&turn) && !excused.contains(&ending) {
+                    self.broken(
+                        Invariant::EvidenceOrAbort,
+                        format!("{turn} ended with {ending}, and nothing was kept"),
+                    );
+                }
+            }
+            (Signal::DeauthorizedDrain, _) => self.revoked = true,
+            (Signal::Reject | Signal::Defer | Signal::StaleEpochReject, None) => {
+                let outcome = format!("{} {reason}", signal.signal);
+                self.trace.lock().tally.outcome(outcome);
+            }
+            _of_no_consequence_here => {}
+        }
+        if signal.signal == Signal::DeauthorizedDrain {
+            let outcome = format!("{} {reason}", signal.signal);
+            self.trace.lock().tally.outcome(outcome);
+        }
+        self.verifier.observe(&signal.into());
+    }
+
+    fn event(&mut self, record: EventRecord) {
+        let envelope = &record.envelope;
+        match &record.payload {
+            Some(Payload::Text(text)) => self.note(format_args!(
+                "text {} {:?} {:?} {} {} {:?}",
+                envelope.event_id,
+                envelope.turn_id,
+                text.speaker,
+                text.segment,
+                text.is_final,
+                text.text
+            )),
+            payload => self.note(format_args!(
+                "event {} {:?} {:?}",
+                envelope.event_id, envelope.turn_id, payload
+            )),
+        }
+        if let Err(error) = record.validate() {
+            self.broken(Invariant::ValidByTheAbi, error.to_string());
+        }
+        let entry = EventEntry {
+            record,
+            redacted: None,
+        };
+        self.verifier.observe(&entry.into());
+    }
+
+    /// The peer is given a frame.
+    pub(super) fn plays(&mut self, turn: TurnNumber, chunk: &AudioChunk, taken: bool) {
+        self.look();
+        let mark = chunk
+            .data
+            .get(..2)
+            .map_or(0, |at| u16::from_le_bytes([at[0], at[1]]));
+        self.note(format_args!("plays {turn} {mark} {taken}"));
+        let opened = self.opened.get(&turn).copied();
+        let is_over = self.over.contains(&turn);
+        if is_over || self.cancelled.contains(&turn) || self.cleared >= Some(turn) {
+            let why = if is_over { "over" } else { "fenced" };
+            self.broken(
+                Invariant::SilentAfterTheFence,
+                format!("frame {mark} of {turn}, which is {why}"),
+            );
+        }
+        if opened.is_none() {
+            let detail = format!("frame {mark} of {turn}, which never opened");
+            self.broken(Invariant::SilentAfterTheFence, detail);
+        }
+        if self.revoked || opened.is_some_and(|of| Some(of) < self.epoch) {
+            self.broken(
+                Invariant::SilentForOldEpochs,
+                format!(
+                    "frame {mark} of {turn} opened under {opened:?}, now {:?}",
+                    self.epoch
+                ),
+            );
+        }
+        if let Some((of, last)) = self.played
+            && mark != 0
+            && (turn < of || (turn == of && mark <= last))
+        {
+            let detail = format!("frame {mark} of {turn} after {last} of {of}");
+            self.broken(Invariant::FramesInOrder, detail);
+        }
+        if taken {
+            self.was_played.insert(turn);
+        }
+        if mark != 0 {
+            self.played = Some((turn, mark));
+        }
+    }
+
+    /// The peer is told to forget a turn.
+    pub(super) fn clears(&mut self, turn: TurnNumber) {
+        self.look();
+        self.note(format_args!("clears {turn}"));
+        self.cleared = self.cleared.max(Some(turn));
+    }
+
+    /// The turn that is open.
+    pub(super) fn open_turn(&self) -> Option<TurnNumber> {
+        self.lifecycle.open_turn()
+    }
+
+    /// The newest epoch that something was said under.
+    pub(super) fn epoch(&self) -> Option<Epoch> {
+        self.epoch
+    }
+
+    /// Whether something of a turn was played.
+    pub(super) fn was_played(&self, turn: TurnNumber) -> bool {
+        self.was_played.contains(&turn)
+    }
+
+    /// The ids of the signals that were said.
+    pub(super) fn signals_said(&self) -> &[rspp_proto::EventId] {
+        &self.said
+    }
+}
