@@ -752,7 +752,8 @@ impl Actor for NodeHost {
         let budget = self.setup.settings.budget;
         let step = self.node.on_wake(&mut self.cx);
         let (handled, _) = finish(step, ctx, &mut self.deferred, budget, false).await;
-        self.conclude(ctx, handled).await
+        self.conclude(ctx, handled).await?;
+        Box::pin(self.catch_up(ctx)).await
     }
 
     /// A call that panicked never said how it ended: say it for it.
@@ -771,6 +772,8 @@ impl Actor for NodeHost {
         {
             let end = crate::invoke::crashed(&exit.reason);
             Box::pin(self.take(ctx, Arrival::CallEnded { call, end })).await?;
+            // A standby that took over because of it has yet to be told what to do.
+            Box::pin(self.catch_up(ctx)).await?;
         }
         Ok(())
     }
