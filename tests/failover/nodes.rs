@@ -1,0 +1,126 @@
+//! F2: node timeout or failure (RK-08, RK-17, RK-03).
+
+use std::{sync::Arc, time::Duration};
+
+use rspp_host::{
+    Event,
+    node::{NodeContext, NodeError, Step},
+};
+use rspp_proto::{Payload, abi::Signal};
+use rspp_provider_api::scripted::{Conduct, Script, ScriptedLlm};
+use rspp_tests::{
+    call::{Builder, Cast, Ended, REPLY, first, says},
+    nodes::{Probes, custom, insert, node},
+};
+use rspp_transport_api::loopback::Start;
+use serde_json::json;
+
+use crate::row::{assert_aborted, assert_committed};
+
+/// A call of two utterances with a node `probe` before the segmenter.
+async fn with_probe(probes: Probes) -> Ended {
+    let second = Start::At(Duration::from_secs(9));
+    Builder::new(&Cast::default(), vec![says(first()), says(second)])
+        .pipeline(|spec| insert(spec, "llm", custom("probe"), "segmenter"))
+        .configure(probes.install())
+        .hold()
+        .await
+}
+
+/// The nodes that errors were reported of.
+fn named(ended: &Ended) -> Vec<String> {
+    let payloads = ended.log.payloads().into_iter();
+    let nodes = payloads.filter_map(|payload| match payload {
+        Payload::Error(note) => note.node_id.map(|node| node.to_string()),
+        _something_else => None,
+    });
+    nodes.collect()
+}
+
+/// F2, F-134: a node that panics ends its turn, is named, and the next turn runs.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_panics_aborts_its_turn() {
+    let mut probes = Probes::default();
+    probes.add("probe", |nth, cx: &mut NodeContext, event: Event| {
+        let first_turn = cx.settings().turn.is_some_and(|turn| turn.0 == 1);
+        assert!(!first_turn || nth < 3, "a planted fault");
+        cx.forward(event);
+        Step::OK
+    });
+    let ended = with_probe(probes).await;
+    assert_aborted(&ended, 1, "node_timeout_or_failure");
+    assert_committed(&ended, 2);
+    assert!(named(&ended).contains(&"probe".to_owned()));
+}
+
+/// F2, F-131: so does one that gives up.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_gives_up_aborts_its_turn() {
+    let mut probes = Probes::default();
+    probes.add("probe", |nth, cx: &mut NodeContext, event: Event| {
+        if cx.settings().turn.is_some_and(|turn| turn.0 == 1) && nth == 2 {
+            return Step::Done(Err(NodeError::new("a planted fault")));
+        }
+        cx.forward(event);
+        Step::OK
+    });
+    let ended = with_probe(probes).await;
+    assert_aborted(&ended, 1, "node_timeout_or_failure");
+    assert_committed(&ended, 2);
+    assert!(named(&ended).contains(&"probe".to_owned()));
+}
+
+/// F2, F-045: a node over its soft budget is told of, and the turn goes on.
+#[tokio::test(start_paused = true)]
+async fn a_node_over_its_budget_is_told_of() {
+    let mut probes = Probes::default();
+    probes.add("probe", |nth, cx: &mut NodeContext, event: Event| {
+        Step::Wait(Box::pin(async move {
+            if nth == 1 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            cx.forward(event);
+            Ok(())
+        }))
+    });
+    let ended = with_probe(probes).await;
+    assert_committed(&ended, 1);
+    let warned = ended.log.signals_of(Signal::BudgetWarning);
+    assert!(!warned.is_empty());
+    assert_eq!(
+        warned[0].reason.as_ref().map(rspp_proto::Reason::as_str),
+        Some("node_budget_threshold_exceeded")
+    );
+}
+
+/// F2, F-007, F-133: with a standby at hand the branch that was chosen is told of, and the turn
+/// commits.
+#[tokio::test(start_paused = true)]
+async fn a_standby_goes_on_with_the_turn() {
+    let fails = Script::always(Conduct::good().panicking_after(0));
+    let llm = ScriptedLlm::new("llm").answers([REPLY]).script(fails);
+    let cast = Cast {
+        llm: Arc::new(llm),
+        ..Cast::default()
+    };
+    let mut builder = Builder::new(&cast, vec![says(first())]).pipeline(|spec| {
+        let mut nodes = spec.nodes.iter_mut();
+        let llm = nodes.find(|node| node.id.as_str() == "llm");
+        llm.expect("there is a model").fallback = Some("backup".parse().unwrap());
+        spec.nodes.push(node(
+            json!({ "id": "backup", "kind": "llm", "provider": "llm-2" }),
+        ));
+        spec.edges.push(rspp_tests::nodes::edge(
+            json!({ "from": "backup", "to": "segmenter", "carries": "text" }),
+        ));
+    });
+    builder
+        .providers
+        .add_llm(Arc::new(ScriptedLlm::new("llm-2").answers([REPLY])));
+    let ended = builder.hold().await;
+    assert_committed(&ended, 1);
+    assert_eq!(ended.turn(1).agent_text_played, REPLY);
+    let chosen = ended.log.reasons_of(Signal::Fallback);
+    assert_eq!(chosen.len(), 1);
+    assert!(chosen[0].starts_with("from=llm to=backup"), "{chosen:?}");
+}
