@@ -260,6 +260,25 @@ impl Turn {
     }
 }
 
+impl Terminal {
+    /// How the turn ends if its evidence cannot be kept whole (T9). The kernel comes to the same when
+    /// it is told so; this is for the evidence that is appended before.
+    #[must_use]
+    pub fn without_evidence(self) -> Self {
+        match self {
+            Self::Abort(AbortReason::Cancelled | AbortReason::AuthorityLoss) => self,
+            Self::Commit
+            | Self::Abort(
+                AbortReason::RecordingEvidenceUnavailable
+                | AbortReason::ProviderFailure
+                | AbortReason::NodeTimeoutOrFailure
+                | AbortReason::TransportDisconnectOrStall
+                | AbortReason::BudgetExhausted,
+            ) => Self::Abort(AbortReason::RecordingEvidenceUnavailable),
+        }
+    }
+}
+
 /// T9 takes over what ranks below it; a cancel and a loss of authority keep their own reason even
 /// if their evidence could not be kept.
 fn sealed_terminal(ending: Ending, stored: bool) -> Terminal {
@@ -285,6 +304,24 @@ mod tests {
     #[track_caller]
     fn check(inputs: &[TurnInput], state: TurnState, effects: &[TurnEffect]) {
         assert_eq!(run(inputs), (state, effects.to_vec()));
+    }
+
+    /// T9: evidence that is appended says what the kernel will decide when it learns that some is lost.
+    #[test]
+    fn evidence_that_is_not_whole_says_so_itself() {
+        for ending in [
+            Ending::Finished,
+            Ending::TransportLost,
+            Ending::NodeFailed,
+            Ending::ProviderFailed,
+            Ending::BudgetTerminated,
+            Ending::EvidenceFailed,
+            Ending::Cancelled,
+            Ending::AuthorityLost,
+        ] {
+            let told = ending.terminal().without_evidence();
+            assert_eq!(told, sealed_terminal(ending, false), "{ending:?}");
+        }
     }
 
     use AbortReason as A;

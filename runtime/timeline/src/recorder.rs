@@ -101,6 +101,8 @@ pub struct RecorderStats {
     pub details_dropped: u64,
     /// Details that the level does not hold, in all.
     pub details_omitted: u64,
+    /// Evidence that was refused, for want of room or because the storage had failed (T9).
+    pub evidence_refused: u64,
     /// How often the level went down (`recording_downgrade_total`).
     pub downgrades: u64,
     /// Whether the storage has failed.
@@ -289,6 +291,7 @@ struct State {
     unnoted: Room,
     dropped: u64,
     omitted: u64,
+    refused: u64,
     downgrades: u64,
 }
 
@@ -324,6 +327,7 @@ impl Shared {
             },
             dropped: 0,
             omitted: 0,
+            refused: 0,
             downgrades: 0,
         };
         Self {
@@ -337,6 +341,7 @@ impl Shared {
     fn append(&self, entry: Entry, class: EntryClass) -> Result<(), AppendError> {
         let mut state = self.lock();
         let outcome = state.append(entry, class);
+        state.refused += u64::from(outcome.is_err());
         let hurry = class == EntryClass::Terminal || state.queue.fill() >= 0.5;
         drop(state);
         self.work.notify_one();
@@ -522,6 +527,7 @@ impl State {
             fill: self.queue.fill(),
             details_dropped: self.dropped,
             details_omitted: self.omitted,
+            evidence_refused: self.refused,
             downgrades: self.downgrades,
             has_failed: matches!(self.life, Life::Failed(_)),
         }

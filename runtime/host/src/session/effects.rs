@@ -200,9 +200,14 @@ impl Session {
         self.ledger.count_line(&self.line);
         let wall = self.publisher.wall(now);
         let epoch = self.kernel.epoch();
-        let baseline = self.ledger.seal(&exchange, terminal, epoch, wall, now);
         // Evidence lost on the way cannot be made up for at the end.
         let lost = self.publisher.take_lost();
+        let terminal = if lost {
+            terminal.without_evidence()
+        } else {
+            terminal
+        };
+        let baseline = self.ledger.seal(&exchange, terminal, epoch, wall, now);
         baseline.is_some_and(|baseline| {
             debug_assert!(baseline.is_complete(), "OR-02: {:?}", baseline.missing());
             self.setup.recorder.append_terminal(baseline).is_ok() && !lost
