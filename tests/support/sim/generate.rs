@@ -46,9 +46,35 @@ impl Scenario {
                 _needs_no_failure => None,
             };
             pieces.push(Piece::Twist(twist));
-            if let Some(modality) = fails.filter(|_| dice.chance(70)) {
-                pieces.push(provider(&mut dice, modality));
+            let Some(modality) = fails.filter(|_| dice.chance(80)) else {
+                continue;
+            };
+            let Piece::Provider { part, conduct, .. } = provider(&mut dice, modality) else {
+                continue;
+            };
+            let part = Part {
+                second: false,
+                ..part
+            };
+            // Long enough that it is not made good by asking again.
+            let calls = if dice.chance(60) { 4 } else { 1 };
+            for call in 0..calls {
+                pieces.push(Piece::Provider {
+                    part,
+                    call,
+                    conduct: conduct.clone(),
+                });
             }
+        }
+        if dice.chance(4) {
+            pieces.push(Piece::DeafeningNoise {
+                windows: dice.within(1..200),
+            });
+        }
+        if dice.chance(15) {
+            pieces.push(Piece::Hesitation {
+                percent: (0..4).map(|_| dice.within(0..101)).collect(),
+            });
         }
         if dice.chance(3) {
             let at_ms = dice.within(0..4_000);
@@ -151,6 +177,12 @@ fn calls(dice: &mut Dice, caller: u8, pieces: &mut Vec<Piece>) {
             },
         };
         pieces.push(Piece::Disk { caller, fault });
+        if dice.chance(25) {
+            pieces.push(Piece::Tight {
+                caller,
+                entries: dice.within(8..80) as usize,
+            });
+        }
     }
     if dice.chance(5) {
         pieces.push(Piece::DeafSubscriber { caller });

@@ -98,8 +98,21 @@ impl Cast {
                 .script(script(Modality::Tts, second));
             Arc::new(tts)
         });
-        let voice = Arc::new(ScriptedVoice::by_energy("vad"));
-        let end_of_turn = Arc::new(ScriptedEndOfTurn::always("eot", 1.0));
+        let mut voice = ScriptedVoice::by_energy("vad");
+        let mut end_of_turn = ScriptedEndOfTurn::always("eot", 1.0);
+        for piece in &scenario.pieces {
+            match piece {
+                Piece::DeafeningNoise { windows } => voice = voice.panicking_after(*windows),
+                Piece::Hesitation { percent } if !percent.is_empty() => {
+                    let percent = percent.clone();
+                    end_of_turn = ScriptedEndOfTurn::judging("eot", move |question, _, _| {
+                        percent[question as usize % percent.len()] as f32 / 100.0
+                    });
+                }
+                _something_else => {}
+            }
+        }
+        let (voice, end_of_turn) = (Arc::new(voice), Arc::new(end_of_turn));
         let mut registry = Providers::new();
         registry
             .add_voice(voice.clone())

@@ -1,9 +1,9 @@
 //! What happens in a simulation, as a list that can be read, shortened and played again.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use rspp_proto::spec::{DataHandling, Modality};
-use rspp_provider_api::scripted::Conduct;
+use rspp_provider_api::scripted::{Conduct, Trouble};
 
 /// A whole simulation.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +59,23 @@ pub enum Piece {
         caller: u8,
         /// How.
         fault: DiskFault,
+    },
+    /// So little may wait for the disk.
+    Tight {
+        /// Whose timeline.
+        caller: u8,
+        /// Entries of all kinds.
+        entries: usize,
+    },
+    /// Each voice detector panics after so many windows of 20 ms.
+    DeafeningNoise {
+        /// How many.
+        windows: u64,
+    },
+    /// How sure the end-of-turn model is that the user has finished, question by question, in percent.
+    Hesitation {
+        /// The answers, round and round.
+        percent: Vec<u64>,
     },
     /// Somebody subscribes to the session and does not listen.
     DeafSubscriber {
@@ -271,6 +288,93 @@ pub enum NodeFault {
     },
     /// Never comes back.
     Hangs,
+}
+
+impl Scenario {
+    /// Whether nothing fails, nobody orders anything and nothing is too tight.
+    pub(super) fn is_plain(&self) -> bool {
+        self.pieces.iter().all(|piece| match piece {
+            Piece::Caller { .. }
+            | Piece::User { .. }
+            | Piece::DeafSubscriber { .. }
+            | Piece::Hesitation { .. }
+            | Piece::Pace { .. } => true,
+            Piece::Line { fault, .. } => matches!(fault, LineFault::Jitter { .. }),
+            Piece::Disk { fault, .. } => matches!(fault, DiskFault::None),
+            Piece::Twist(twist) => match twist {
+                Twist::Second(_)
+                | Twist::Standby
+                | Twist::Branches { .. }
+                | Twist::Tap { .. }
+                | Twist::NoBargeIn
+                | Twist::Diagnostics => true,
+                Twist::Buffer { .. }
+                | Twist::Node { .. }
+                | Twist::Budget { .. }
+                | Twist::Patience { .. } => false,
+            },
+            Piece::Operator { .. }
+            | Piece::Provider { .. }
+            | Piece::Tight { .. }
+            | Piece::DeafeningNoise { .. }
+            | Piece::Limits { .. } => false,
+        })
+    }
+
+    /// Whether all that fails is a model before its first word, for which another stands by.
+    pub(super) fn is_stood_in_for(&self) -> bool {
+        let mut without = self.clone();
+        without.pieces.retain(|piece| match piece {
+            Piece::Provider { part, conduct, .. } => {
+                let first = part.modality == Modality::Llm && !part.second;
+                let at_once = matches!(
+                    conduct.trouble,
+                    Some((0, Trouble::Fail(_) | Trouble::Panic))
+                );
+                !(first && at_once)
+            }
+            _something_else => true,
+        });
+        let mut pieces = self.pieces.iter();
+        pieces.any(|piece| *piece == Piece::Twist(Twist::Standby)) && without.is_plain()
+    }
+
+    /// What `caller` types while nobody and nothing keeps a turn from opening.
+    pub(super) fn typed(&self, caller: u8) -> Vec<(Duration, &str)> {
+        let hindered = self.pieces.iter().any(|piece| match piece {
+            Piece::Operator { .. } | Piece::Limits { .. } | Piece::DeafeningNoise { .. } => true,
+            Piece::Twist(twist) => matches!(twist, Twist::NoBargeIn),
+            Piece::Line { caller: of, fault } => {
+                *of == caller && !matches!(fault, LineFault::Jitter { .. })
+            }
+            // What listens and cannot go on ends the session.
+            Piece::Provider { part, .. } => part.modality == Modality::Stt,
+            _else => false,
+        });
+        let mut hangs_up = 0;
+        let mut typed = Vec::new();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Caller {
+                    caller: of,
+                    hangs_up_ms,
+                    ..
+                } if *of == caller => hangs_up = *hangs_up_ms,
+                Piece::User {
+                    caller: of,
+                    at_ms,
+                    does: UserAct::Types(text),
+                } if *of == caller => typed.push((*at_ms, text.as_str())),
+                _something_else => {}
+            }
+        }
+        // The line needs a moment to hand the last words over.
+        typed.retain(|(at, _)| !hindered && at + 200 < hangs_up);
+        let listed = typed.into_iter();
+        listed
+            .map(|(at, text)| (Duration::from_millis(at), text))
+            .collect()
+    }
 }
 
 impl fmt::Display for Scenario {

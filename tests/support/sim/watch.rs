@@ -60,6 +60,12 @@ pub enum Invariant {
     EvidenceOrAbort,
     /// No session dies without a report.
     ReportIsLeft,
+    /// Where nothing fails, every turn is answered unless the user does not let it (P11, P14).
+    NothingFailsByItself,
+    /// A model that fails before its first word is stood in for within the turn (F-007).
+    StandbysAnswer,
+    /// What the user typed is the matter of a turn (F-025).
+    WordsAreAnswered,
 }
 
 impl fmt::Display for Invariant {
@@ -82,6 +88,9 @@ impl fmt::Display for Invariant {
             Self::RecordingReadsBack => f.write_str("recording-reads-back"),
             Self::EvidenceOrAbort => f.write_str("evidence-or-abort"),
             Self::ReportIsLeft => f.write_str("report-is-left"),
+            Self::NothingFailsByItself => f.write_str("nothing-fails-by-itself"),
+            Self::StandbysAnswer => f.write_str("standbys-answer"),
+            Self::WordsAreAnswered => f.write_str("words-are-answered"),
         }
     }
 }
@@ -238,9 +247,12 @@ pub(super) struct Watch {
     pub(super) refused: u64,
     was_played: BTreeSet<TurnNumber>,
     said: Vec<rspp_proto::EventId>,
-    /// Whether the storage had failed when a turn opened.
-    pub(super) storage_failed: Box<dyn Fn() -> bool + Send>,
-    opened_without_storage: BTreeSet<TurnNumber>,
+    /// Evidence that was refused so far.
+    pub(super) refused_evidence: Box<dyn Fn() -> u64 + Send>,
+    /// The same when the open turn opened.
+    refused_before: u64,
+    /// The same at the last look.
+    refused_seen: u64,
 }
 
 /// The number of a turn, by its id.
@@ -273,8 +285,9 @@ impl Watch {
             refused: 0,
             was_played: BTreeSet::new(),
             said: Vec::new(),
-            storage_failed: Box::new(|| false),
-            opened_without_storage: BTreeSet::new(),
+            refused_evidence: Box::new(|| 0),
+            refused_before: 0,
+            refused_seen: 0,
         }
     }
 
@@ -304,6 +317,7 @@ impl Watch {
                 Err(broadcast::error::TryRecvError::Closed) => self.notices = None,
             }
         }
+        self.refused_seen = (self.refused_evidence)();
         let violations = self.verifier.violations();
         let new: Vec<_> = violations[self.violations..].to_vec();
         self.violations += new.len();
@@ -390,9 +404,7 @@ impl Watch {
                 self.revoked = false;
                 let epoch = envelope.authority_epoch.unwrap_or(Epoch::FIRST);
                 self.opened.insert(turn, epoch);
-                if (self.storage_failed)() {
-                    self.opened_without_storage.insert(turn);
-                }
+                self.refused_before = (self.refused_evidence)();
                 self.trace.lock().tally.turns += 1;
             }
             (Signal::Cancel, Some(turn))
@@ -414,16 +426,11 @@ impl Watch {
                 };
                 self.endings.push((turn, ending.to_owned()));
                 self.trace.lock().tally.outcome(ending);
-                let excused = [
-                    "recording_evidence_unavailable",
-                    "cancelled",
-                    "authority_loss",
-                ];
-                if self.opened_without_storage.contains(&turn) && !excused.contains(&ending) {
-                    self.broken(
-                        Invariant::EvidenceOrAbort,
-                        format!("{turn} ended with {ending}, and nothing was kept"),
-                    );
+                // What was refused after the opening and before the last look is this turn's.
+                let lost = self.refused_seen > self.refused_before;
+                if lost && ending == "commit" {
+                    let detail = format!("{turn} is committed, and its evidence was refused");
+                    self.broken(Invariant::EvidenceOrAbort, detail);
                 }
             }
             (Signal::DeauthorizedDrain, _) => self.revoked = true,

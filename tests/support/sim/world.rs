@@ -19,8 +19,9 @@ use rspp_proto::{
     spec::{PipelineSpec, RecordingLevel},
 };
 use rspp_timeline::{
-    CloseError, Entry, FileHeader, MemoryRecording, Options, Recorder, Recording, Report, Timeline,
-    verify::Verifier,
+    Capacity, CloseError, Entry, FileHeader, MemoryRecording, Options, Recorder, Recording, Report,
+    Room, Timeline,
+    verify::{Rule, Verifier, Violation},
 };
 use tokio::{
     sync::broadcast,
@@ -309,10 +310,11 @@ impl<'a> World<'a> {
             self.trace.clone(),
             self.plant,
         )));
-        if let Record::Disk(_, platter) = &record {
-            let platter = platter.clone();
-            lock(&watch).storage_failed = Box::new(move || platter.has_failed());
-        }
+        let kept = recorder.clone();
+        lock(&watch).refused_evidence = Box::new(move || {
+            let stats = kept.stats();
+            stats.map_or(0, |stats| stats.evidence_refused)
+        });
         let hangs_up = script.hangs_up();
         self.watches
             .lock()
@@ -372,7 +374,29 @@ impl<'a> World<'a> {
     }
 
     async fn record(&self, id: &SessionId, fault: Option<DiskFault>) -> Option<(Recorder, Record)> {
-        let options = Options::default();
+        let mut options = Options::default();
+        let caller = format!("call-{}", id.as_str().trim_start_matches("call-"));
+        for piece in &self.scenario.pieces {
+            if let Piece::Tight {
+                caller: of,
+                entries,
+            } = piece
+                && format!("call-{of}") == caller
+            {
+                let reserve = |entries| Room {
+                    entries,
+                    bytes: 1 << 20,
+                };
+                options.capacity = Capacity {
+                    total: Room {
+                        entries: *entries,
+                        bytes: 8 << 20,
+                    },
+                    baseline_reserve: reserve(entries / 4),
+                    terminal_reserve: reserve(entries / 3),
+                };
+            }
+        }
         let Some(fault) = fault else {
             let (recorder, recording) = Recorder::in_memory(options);
             return Some((recorder, Record::Memory(recording)));
@@ -515,6 +539,8 @@ impl<'a> World<'a> {
                     // Counted where they happen.
                     LineFault::Full { .. } | LineFault::Closes { .. } => {}
                 },
+                Piece::Tight { .. } => state.tally.fault("disk: tight"),
+                Piece::DeafeningNoise { .. } => state.tally.fault("vad: panics"),
                 Piece::DeafSubscriber { .. } => state.tally.fault("subscriber: deaf"),
                 Piece::User { does, .. } => state.tally.act(match does {
                     super::UserAct::Speaks { for_ms } if *for_ms < 200 => "user coughs",
@@ -535,6 +561,7 @@ impl<'a> World<'a> {
 
     async fn conclude(&self, guest: Guest) {
         let Guest {
+            caller,
             handle,
             watch,
             record,
@@ -544,7 +571,9 @@ impl<'a> World<'a> {
             ..
         } = guest;
         let report = timeout(Duration::from_secs(5), handle.wait()).await;
-        let drops = recorder.stats().map_or(0, |stats| stats.details_dropped);
+        let stats = recorder.stats();
+        let drops = stats.map_or(0, |stats| stats.details_dropped);
+        let refused = stats.map_or(0, |stats| stats.evidence_refused);
         // The session is gone, and its recorder with it.
         drop(recorder);
         let kept = match record {
@@ -566,6 +595,7 @@ impl<'a> World<'a> {
             }
         }
         agree(&watch, &report);
+        self.is_answered(&watch, caller, &report);
         if let Some(mut deaf) = deaf {
             // Whoever does not listen misses the oldest and is told; nothing waits for them.
             let first = deaf
@@ -579,7 +609,36 @@ impl<'a> World<'a> {
             Kept::Bytes(platter, closed) => self.read_back(&watch, &closed, &platter, fault),
         };
         self.plant_into(&mut entries);
-        recorded(&watch, &entries, whole, drops == 0);
+        recorded(&watch, &entries, whole, drops == 0, refused == 0);
+    }
+
+    /// What a user may expect where nothing, or nothing that matters, fails.
+    fn is_answered(&self, watch: &Watch, caller: u8, report: &SessionReport) {
+        let users = ["commit", "cancelled", "transport_disconnect_or_stall"];
+        let expected = if self.scenario.is_plain() {
+            Some(Invariant::NothingFailsByItself)
+        } else if self.scenario.is_stood_in_for() {
+            Some(Invariant::StandbysAnswer)
+        } else {
+            None
+        };
+        if let Some(rule) = expected {
+            for (turn, ending) in &watch.endings {
+                if !users.contains(&ending.as_str()) {
+                    watch.broken(rule, format!("{turn} ended with {ending}"));
+                }
+            }
+        }
+        for (at, text) in self.scenario.typed(caller) {
+            let heard = report
+                .turns
+                .iter()
+                .any(|turn| turn.user_text.contains(text));
+            if !heard {
+                let detail = format!("{text:?}, typed at {at:?}, is in no turn");
+                watch.broken(Invariant::WordsAreAnswered, detail);
+            }
+        }
     }
 
     fn read_back(
@@ -726,7 +785,14 @@ fn agree(watch: &Watch, report: &SessionReport) {
 }
 
 /// The recording holds what it must, and what was said.
-fn recorded(watch: &Watch, entries: &[Entry], whole: bool, nothing_dropped: bool) {
+fn recorded(
+    watch: &Watch,
+    entries: &[Entry],
+    reaches_its_end: bool,
+    nothing_dropped: bool,
+    nothing_refused: bool,
+) {
+    let whole = reaches_its_end && nothing_refused;
     let mut verifier = Verifier::default();
     let mut plans = BTreeMap::new();
     let mut terminals = BTreeMap::new();
@@ -748,6 +814,19 @@ fn recorded(watch: &Watch, entries: &[Entry], whole: bool, nothing_dropped: bool
             }
             Entry::Turn(turn) => {
                 terminals.insert(turn.turn_id.clone(), turn.plan_hash.clone());
+                let claimed = match (&turn.terminal_outcome, &turn.terminal_reason) {
+                    (_, Some(reason)) => reason.as_str(),
+                    (Some(outcome), None) => outcome.as_str(),
+                    (None, None) => "nothing",
+                };
+                let number = number(&turn.turn_id);
+                let mut said = watch.endings.iter();
+                if let Some((_, said)) = said.find(|(of, _)| *of == number)
+                    && said != claimed
+                {
+                    let detail = format!("{number} ended with {said}, its evidence says {claimed}");
+                    watch.broken(Invariant::Recorded(Rule::EvidenceAgrees), detail);
+                }
             }
             Entry::Signal(signal) => signals.push(signal.envelope.event_id.clone()),
             _judged_by_the_verifier => {}
@@ -772,7 +851,16 @@ fn recorded(watch: &Watch, entries: &[Entry], whole: bool, nothing_dropped: bool
     } else {
         verifier.violations().to_vec()
     };
-    for violation in violations {
+    // What was refused was said to be lost by how its turn ended; that it is missing is no news.
+    let is_news = |violation: &Violation| match violation.rule {
+        Rule::PlanRecorded
+        | Rule::EndWithoutOpen
+        | Rule::TransitionLegal
+        | Rule::EvidenceAgrees
+        | Rule::EvidenceComplete => nothing_refused,
+        _must_hold_whatever_is_missing => true,
+    };
+    for violation in violations.into_iter().filter(is_news) {
         watch.broken(Invariant::Recorded(violation.rule), violation.to_string());
     }
     if whole && nothing_dropped {

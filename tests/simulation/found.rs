@@ -1,0 +1,82 @@
+//! What the simulation has found, shrunk to the pieces that it took.
+
+use rspp_proto::spec::Modality;
+use rspp_provider_api::scripted::Conduct;
+use rspp_tests::sim::{Part, Piece, Played, Scenario, Twist, UserAct, play};
+
+use crate::sessions::hush;
+
+#[track_caller]
+fn holds(pieces: Vec<Piece>) -> Played {
+    hush();
+    let scenario = Scenario { seed: 0, pieces };
+    let played = play(&scenario, None, true);
+    let broken: Vec<_> = played.broken.iter().map(ToString::to_string).collect();
+    assert!(
+        broken.is_empty(),
+        "{}\n{scenario}{}",
+        broken.join("\n"),
+        played.lines.join("\n")
+    );
+    played
+}
+
+fn calls(hangs_up_ms: u64) -> Piece {
+    Piece::Caller {
+        caller: 0,
+        opens_ms: 0,
+        hangs_up_ms,
+        packet_ms: 40,
+    }
+}
+
+fn types(at_ms: u64) -> Piece {
+    Piece::User {
+        caller: 0,
+        at_ms,
+        does: UserAct::Types(format!("typed at {at_ms}")),
+    }
+}
+
+/// T9, OR-02: a turn that is aborted because a part of its evidence was lost left evidence that
+/// called it committed.
+#[test]
+fn evidence_of_a_turn_that_lost_some_does_not_call_it_committed() {
+    let played = holds(vec![
+        calls(3_000),
+        types(300),
+        types(1_500),
+        Piece::Tight {
+            caller: 0,
+            entries: 16,
+        },
+    ]);
+    let aborted = played.tally.outcomes.get("recording_evidence_unavailable");
+    assert!(aborted.is_some(), "{}", played.tally);
+}
+
+/// F-007, F-134: a standby that took over from a node whose provider's adapter panicked waited for
+/// words that nobody told it again.
+#[test]
+fn a_standby_is_told_what_a_crashed_adapter_was_told() {
+    let panics = Piece::Provider {
+        part: Part {
+            modality: Modality::Llm,
+            second: false,
+        },
+        call: 0,
+        conduct: Conduct::good().panicking_after(0),
+    };
+    let played = holds(vec![
+        calls(3_000),
+        types(300),
+        panics,
+        Piece::Twist(Twist::Standby),
+    ]);
+    assert_eq!(
+        played.tally.outcomes.get("commit"),
+        Some(&1),
+        "{}",
+        played.tally
+    );
+}
