@@ -45,6 +45,12 @@ pub trait Buffer: Send + 'static {
     /// A buffer with watermarks says `false` from its high mark down to its low one, so that senders do not wake for
     /// one free place at a time.
     fn has_space(&self) -> bool;
+
+    /// The same for a sender on one part of the buffer, in a buffer that has several.
+    fn has_space_at(&self, part: usize) -> bool {
+        let _one_for_all = part;
+        self.has_space()
+    }
 }
 
 /// What a full lane does with the next item.

@@ -29,9 +29,17 @@ struct Shared<C, D: Buffer, T> {
     control_waiter: Option<Waker>,
     /// Something beside the lanes wants the consumer's attention: a timer.
     nudged: bool,
-    /// Senders that wait for space, by their place.
-    space_waiters: Vec<(u64, Waker)>,
+    /// Senders that wait for space.
+    space_waiters: Vec<SpaceWaiter>,
     next_place: u64,
+}
+
+/// A sender that waits for space.
+struct SpaceWaiter {
+    place: u64,
+    /// The part of the buffer that it sends to, if it named one.
+    part: Option<usize>,
+    waker: Waker,
 }
 
 /// What a consumer got from [`Mailbox::take_or_sleep`].
@@ -128,10 +136,11 @@ impl<C, D: Buffer, T> Mailbox<C, D, T> {
     pub(crate) fn poll_data_space(
         &self,
         cx: &mut task::Context<'_>,
+        part: Option<usize>,
         place: &mut Option<u64>,
     ) -> Poll<()> {
         let mut shared = self.lock();
-        if shared.lanes.is_closed() || shared.lanes.data.has_space() {
+        if shared.lanes.is_closed() || has_space(&shared.lanes.data, part) {
             if let Some(place) = place.take() {
                 shared.leave_space(place);
             }
@@ -141,9 +150,14 @@ impl<C, D: Buffer, T> Mailbox<C, D, T> {
             shared.next_place += 1;
             shared.next_place
         });
-        match shared.space_waiters.iter_mut().find(|(at, _)| *at == place) {
-            Some((_, waker)) => waker.clone_from(cx.waker()),
-            None => shared.space_waiters.push((place, cx.waker().clone())),
+        let mut waiters = shared.space_waiters.iter_mut();
+        match waiters.find(|waiter| waiter.place == place) {
+            Some(waiter) => waiter.waker.clone_from(cx.waker()),
+            None => shared.space_waiters.push(SpaceWaiter {
+                place,
+                part,
+                waker: cx.waker().clone(),
+            }),
         }
         Poll::Pending
     }
@@ -264,8 +278,8 @@ impl<C, D: Buffer, T> Mailbox<C, D, T> {
             self.publish_control(&shared);
             (waiting, std::mem::take(&mut shared.space_waiters))
         };
-        for (_, waker) in ready {
-            waker.wake();
+        for waiter in ready {
+            waiter.waker.wake();
         }
         // Dropped unlocked: an item's destructor may itself send.
         drop(waiting);
@@ -305,17 +319,25 @@ impl<C, D: Buffer, T> Shared<C, D, T> {
 
     /// All senders that wait for space, once there is some: they race for it, so none is left behind.
     fn senders_with_space(&mut self) -> Vec<Waker> {
-        if self.space_waiters.is_empty() || !self.lanes.data.has_space() {
+        if self.space_waiters.is_empty() {
             return Vec::new();
         }
+        let data = &self.lanes.data;
         self.space_waiters
-            .drain(..)
-            .map(|(_, waker)| waker)
+            .extract_if(.., |waiter| has_space(data, waiter.part))
+            .map(|waiter| waiter.waker)
             .collect()
     }
 
     fn leave_space(&mut self, place: u64) {
-        self.space_waiters.retain(|(at, _)| *at != place);
+        self.space_waiters.retain(|waiter| waiter.place != place);
+    }
+}
+
+fn has_space<D: Buffer>(data: &D, part: Option<usize>) -> bool {
+    match part {
+        None => data.has_space(),
+        Some(part) => data.has_space_at(part),
     }
 }
 

@@ -83,6 +83,16 @@ impl<I> DataRef<I> {
     pub fn space(&self) -> impl Future<Output = ()> + Send + '_ {
         Space {
             port: &*self.port,
+            part: None,
+            place: None,
+        }
+    }
+
+    /// Waits until one part of the lane [has space](Buffer::has_space_at) or the lane is closed.
+    pub fn space_at(&self, part: usize) -> impl Future<Output = ()> + Send + '_ {
+        Space {
+            port: &*self.port,
+            part: Some(part),
             place: None,
         }
     }
@@ -115,6 +125,7 @@ impl<T> TelemetryRef<T> {
 /// A place in the queue of senders that wait for space; left when the wait is given up.
 struct Space<'a, I> {
     port: &'a dyn DataPort<I>,
+    part: Option<usize>,
     place: Option<u64>,
 }
 
@@ -122,8 +133,8 @@ impl<I> Future for Space<'_, I> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<()> {
-        let port = self.port;
-        port.poll_space(cx, &mut self.place)
+        let (port, part) = (self.port, self.part);
+        port.poll_space(cx, part, &mut self.place)
     }
 }
 
@@ -144,7 +155,12 @@ trait ControlPort<C>: Send + Sync {
 trait DataPort<I>: Send + Sync {
     fn offer(&self, item: I) -> Offer<I>;
     fn offer_all(&self, batch: &mut VecDeque<I>, displaced: &mut Vec<I>) -> usize;
-    fn poll_space(&self, cx: &mut task::Context<'_>, place: &mut Option<u64>) -> Poll<()>;
+    fn poll_space(
+        &self,
+        cx: &mut task::Context<'_>,
+        part: Option<usize>,
+        place: &mut Option<u64>,
+    ) -> Poll<()>;
     fn leave_space(&self, place: u64);
     fn depth(&self) -> usize;
     fn is_closed(&self) -> bool;
@@ -170,8 +186,13 @@ impl<C: Send, D: Buffer, T: Send> DataPort<D::Item> for Mailbox<C, D, T> {
         self.offer_all_data(batch, displaced)
     }
 
-    fn poll_space(&self, cx: &mut task::Context<'_>, place: &mut Option<u64>) -> Poll<()> {
-        self.poll_data_space(cx, place)
+    fn poll_space(
+        &self,
+        cx: &mut task::Context<'_>,
+        part: Option<usize>,
+        place: &mut Option<u64>,
+    ) -> Poll<()> {
+        self.poll_data_space(cx, part, place)
     }
 
     fn leave_space(&self, place: u64) {

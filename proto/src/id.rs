@@ -149,6 +149,21 @@ impl EventId {
     }
 }
 
+impl EventId {
+    /// The id of an event that stayed on an edge, by its number there.
+    pub fn on_edge(
+        session: &SessionId,
+        turn: Option<&TurnId>,
+        edge: &EdgeId,
+        sequence: u64,
+    ) -> Self {
+        let session = sanitize_part(session.as_str());
+        let turn = turn.map_or_else(|| "session".to_owned(), |t| sanitize_part(t.as_str()));
+        let edge = sanitize_part(edge.as_str());
+        Self(format!("evt/{session}/{turn}/{edge}:{sequence:06}").into())
+    }
+}
+
 impl InvocationId {
     /// The canonical id of a provider call that `event` caused.
     pub fn canonical(

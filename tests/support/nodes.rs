@@ -1,17 +1,24 @@
 //! Custom nodes that count what is done to them, and do what a test tells them to.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use rspp_host::{
     Config, Event, NodeRegistry, Port,
     node::{Node, NodeContext, NodeError, Step},
 };
-use rspp_kernel::CancelReason;
-use rspp_proto::spec::{EdgeSpec, NodeSpec, PipelineSpec};
+use rspp_kernel::{CancelReason, edge::BreakReason};
+use rspp_proto::{
+    Payload, Speaker, TextChunk,
+    spec::{EdgeSpec, NodeSpec, PipelineSpec},
+};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 /// How often each hook was called, over all nodes of a kind.
 #[derive(Debug, Default)]
@@ -26,6 +33,8 @@ pub struct Hooks {
     pub barge_in: AtomicU32,
     /// `on_cancel`.
     pub cancel: AtomicU32,
+    /// `on_break`, by reason.
+    pub breaks: Mutex<Vec<(Port, BreakReason)>>,
     /// `on_budget_exhausted`.
     pub budget: AtomicU32,
     /// `stop`.
@@ -83,12 +92,78 @@ impl Node for Probe {
         add(&self.hooks.barge_in);
     }
 
+    fn on_break(&mut self, _cx: &mut NodeContext, port: Port, reason: BreakReason) {
+        let mut breaks = self.hooks.breaks.lock().expect("nobody panics here");
+        breaks.push((port, reason));
+    }
+
     fn on_budget_exhausted(&mut self, _cx: &mut NodeContext) {
         add(&self.hooks.budget);
     }
 
     fn stop(&mut self, _cx: &mut NodeContext) {
         add(&self.hooks.stop);
+    }
+}
+
+fn slowly(taken: Taken, event: Event, pace: Duration) -> Step<'static> {
+    let mut list = taken.0.lock().expect("nobody panics here");
+    list.push((Instant::now(), event));
+    drop(list);
+    if pace.is_zero() {
+        return Step::OK;
+    }
+    Step::Wait(Box::pin(async move {
+        tokio::time::sleep(pace).await;
+        Ok(())
+    }))
+}
+
+/// What a sink was given, and when.
+#[derive(Clone, Default)]
+pub struct Taken(Arc<Mutex<Vec<(Instant, Event)>>>);
+
+impl Taken {
+    /// Everything so far, in order.
+    pub fn events(&self) -> Vec<(Instant, Event)> {
+        self.0.lock().expect("nobody panics here").clone()
+    }
+
+    /// The numbers of the events so far, in order.
+    pub fn sequences(&self) -> Vec<u64> {
+        let events = self.events().into_iter();
+        events.map(|(_, event)| event.stamp.sequence).collect()
+    }
+}
+
+/// A piece of text, as a node of a test says it.
+pub fn words(segment: u32, text: &str, is_final: bool) -> Payload {
+    Payload::Text(Box::new(TextChunk {
+        speaker: Speaker::User,
+        text: text.into(),
+        segment,
+        revision: 1,
+        is_final,
+        confidence: None,
+        language: None,
+    }))
+}
+
+/// Puts a node that hears the user beside the pipeline, and edges from it to others.
+pub fn branch(spec: &mut PipelineSpec, source: &str, edges: &[Value]) {
+    spec.nodes.push(custom(source));
+    spec.edges.push(edge(json!({
+        "from": "ingress", "to": source, "carries": "audio",
+        // Whatever the source does, it hears every frame.
+        "buffer": { "max_queue_items": 10_000, "max_queue_ms": 600_000,
+                    "max_queue_bytes": 100_000_000, "max_latency_contribution_ms": 600_000 },
+    })));
+    for written in edges {
+        let edge = edge(written.clone());
+        if !spec.nodes.iter().any(|node| node.id == edge.to) {
+            spec.nodes.push(custom(edge.to.as_str()));
+        }
+        spec.edges.push(edge);
     }
 }
 
@@ -119,6 +194,30 @@ impl Probes {
             }),
         );
         hooks
+    }
+
+    /// Adds a kind that makes something of each frame that it hears, and keeps no frame itself.
+    pub fn source(
+        &mut self,
+        kind: &str,
+        make: impl Fn(u32, &mut NodeContext) + Send + Sync + 'static,
+    ) -> Arc<Hooks> {
+        self.add(kind, move |nth, cx: &mut NodeContext, event| {
+            if let Payload::AudioChunk(_) = event.payload {
+                make(nth, cx);
+            }
+            Step::OK
+        })
+    }
+
+    /// Adds a kind that takes its time over each event.
+    pub fn sink(&mut self, kind: &str, pace: Duration) -> (Taken, Arc<Hooks>) {
+        let taken = Taken::default();
+        let noted = taken.clone();
+        let hooks = self.add(kind, move |_nth, _cx: &mut NodeContext, event| {
+            slowly(noted.clone(), event, pace)
+        });
+        (taken, hooks)
     }
 
     /// Lets the runtime make them.

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::also_accept;
+use super::{FlowMode, also_accept};
 
 /// What an edge does with an item that finds it full (F-044).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -92,6 +92,48 @@ pub struct Watermarks {
     pub queue_ms: Option<Marks>,
 }
 
+/// What gives when one bound is broken, where it differs from the edge's strategy (F-143).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BoundAction {
+    /// The sender waits, at most `max_block_time_ms`.
+    Block,
+    /// The oldest item goes.
+    DropOldest,
+    /// The new item is refused.
+    DropNewest,
+}
+
+/// Bounds with an action of their own; the others follow the edge's strategy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BoundActions {
+    /// `max_queue_items` is reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub items: Option<BoundAction>,
+    /// `max_queue_bytes` would be passed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<BoundAction>,
+    /// The oldest item has waited longer than `max_queue_ms`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age: Option<BoundAction>,
+    /// The edge adds more than `max_latency_contribution_ms`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<BoundAction>,
+}
+
+impl BoundActions {
+    /// The four, in the order in which bounds are looked at.
+    pub fn all(&self) -> [Option<BoundAction>; 4] {
+        [self.items, self.bytes, self.latency, self.age]
+    }
+
+    /// Whether a bound makes the sender wait.
+    pub fn block(&self) -> bool {
+        self.all().contains(&Some(BoundAction::Block))
+    }
+}
+
 /// Where an edge's policy came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -147,7 +189,7 @@ pub struct SyncDropPolicy {
     pub policy: SyncPolicy,
     /// How far it reaches.
     pub scope: SyncScope,
-    /// Mandatory for `drop_with_discontinuity`.
+    /// Mandatory for `drop_with_discontinuity` and `plan_wide`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sync_domain: Option<String>,
 }
@@ -170,15 +212,28 @@ pub struct EdgeBufferPolicy {
     /// How much latency the edge may add, in milliseconds, at least 1.
     #[schemars(range(min = 1))]
     pub max_latency_contribution_ms: u64,
-    /// Mandatory with `block`, at least 1.
+    /// How long a full edge or flow control may hold the sender back, at least 1; mandatory with
+    /// `block`. Without it a sender never waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub max_block_time_ms: Option<u64>,
+    /// Bounds with an action of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actions: Option<BoundActions>,
+    /// How the sender is held back; absent means as the plan's flow control says for the lane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow_mode: Option<FlowMode>,
+    /// With `merge`: a partial is delivered at most once in this time; final text never waits
+    /// (F-053).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub coalesce_ms: Option<u64>,
     /// When back-pressure starts and ends.
     pub watermarks: Watermarks,
     /// By lane.
     pub lane_handling: LaneHandling,
-    /// Who shares: tenant, session, turn or a custom key.
+    /// Who shares the edge and is served in turn: `turn`, `speaker`, `language`, or a key that the
+    /// events were tagged with. `tenant` and `session` have their edges to themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fairness_key: Option<String>,
     /// Where this policy came from.
@@ -209,6 +264,19 @@ pub struct BufferSpec {
     /// See [`EdgeBufferPolicy::max_block_time_ms`].
     #[schemars(range(min = 1))]
     pub max_block_time_ms: Option<u64>,
+    /// See [`EdgeBufferPolicy::actions`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actions: Option<BoundActions>,
+    /// See [`EdgeBufferPolicy::flow_mode`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow_mode: Option<FlowMode>,
+    /// See [`EdgeBufferPolicy::coalesce_ms`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub coalesce_ms: Option<u64>,
+    /// See [`LaneHandling::telemetry`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub telemetry: Option<TelemetryHandling>,
     /// See [`EdgeBufferPolicy::watermarks`].
     pub watermarks: Option<Watermarks>,
     /// See [`EdgeBufferPolicy::fairness_key`].

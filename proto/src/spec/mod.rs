@@ -13,8 +13,9 @@ mod source;
 
 pub use budget::{Budgets, BudgetsSpec};
 pub use buffer::{
-    BufferSpec, DataHandling, DefaultingSource, EdgeBufferPolicy, LaneHandling, Marks, Strategy,
-    SyncDropPolicy, SyncGroup, SyncPolicy, SyncScope, TelemetryHandling, Watermarks,
+    BoundAction, BoundActions, BufferSpec, DataHandling, DefaultingSource, EdgeBufferPolicy,
+    LaneHandling, Marks, Strategy, SyncDropPolicy, SyncGroup, SyncPolicy, SyncScope,
+    TelemetryHandling, Watermarks,
 };
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use parse::{Mode, PIPELINE_SCHEMA, POLICY_SCHEMA, Parsed};

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     BufferSpec, Comparison, Condition, DataHandling, EGRESS, EdgeBufferPolicy, EdgeSpec, INGRESS,
     Marks, Modality, NodeKind, NodeSpec, PipelineSpec, PolicyBundle, PortType, Strategy,
-    SyncDropPolicy, SyncPolicy, Watermarks, diagnostic::nearest, parse::Check,
+    SyncDropPolicy, SyncPolicy, SyncScope, Watermarks, diagnostic::nearest, parse::Check,
 };
 use crate::{NodeId, ProviderId};
 
@@ -369,10 +369,21 @@ fn condition(path: &str, when: &Condition, check: &mut Check<'_, '_>) {
 }
 
 fn authored_buffer(path: &str, buffer: &BufferSpec, check: &mut Check<'_, '_>) {
-    let blocks = buffer
+    let bound_blocks = buffer.actions.is_some_and(|actions| actions.block());
+    let blocks = match buffer.strategy {
+        Some(strategy) => Some(strategy == DataHandling::Block || bound_blocks),
+        None => bound_blocks.then_some(true),
+    };
+    // Flow control of the edge's own may hold its sender back under any strategy.
+    let waits = match blocks {
+        Some(false) if buffer.flow_mode.is_some() => None,
+        Some(_) | None => blocks,
+    };
+    block_time(path, waits, buffer.max_block_time_ms, check);
+    let merges = buffer
         .strategy
-        .map(|strategy| strategy == DataHandling::Block);
-    block_time(path, blocks, buffer.max_block_time_ms, check);
+        .map(|strategy| strategy == DataHandling::Merge);
+    cadence(path, merges, buffer.coalesce_ms, check);
     if let Some(marks) = &buffer.watermarks {
         watermarks(
             path,
@@ -389,9 +400,14 @@ fn authored_buffer(path: &str, buffer: &BufferSpec, check: &mut Check<'_, '_>) {
 }
 
 fn resolved_buffer(path: &str, buffer: &EdgeBufferPolicy, check: &mut Check<'_, '_>) {
-    let blocks =
-        buffer.strategy == Strategy::Block || buffer.lane_handling.data == DataHandling::Block;
-    block_time(path, Some(blocks), buffer.max_block_time_ms, check);
+    let blocks = buffer.strategy == Strategy::Block
+        || buffer.lane_handling.data == DataHandling::Block
+        || buffer.actions.is_some_and(|actions| actions.block());
+    // What the bundle's flow control is, the edge may not say itself.
+    let waits = if blocks { Some(true) } else { None };
+    block_time(path, waits, buffer.max_block_time_ms, check);
+    let merges = buffer.strategy == Strategy::Merge;
+    cadence(path, Some(merges), buffer.coalesce_ms, check);
     watermarks(
         path,
         &buffer.watermarks,
@@ -419,10 +435,23 @@ fn block_time(path: &str, blocks: Option<bool>, time: Option<u64>, check: &mut C
             "stray_block_time",
             &format!("{path}.max_block_time_ms"),
             "only strategy `block` waits",
-            "remove it, or write `strategy: block`".to_owned(),
+            "remove it, or write `strategy: block`; an edge with a `flow_mode` of its own may wait too"
+                .to_owned(),
         ),
         // Without a strategy the profile's applies, and it may be `block`.
         (Some(true) | None, Some(_)) | (Some(false) | None, None) => {}
+    }
+}
+
+/// Only what is merged can be held back for more.
+fn cadence(path: &str, merges: Option<bool>, every: Option<u64>, check: &mut Check<'_, '_>) {
+    if merges == Some(false) && every.is_some() {
+        check.error(
+            "stray_cadence",
+            &format!("{path}.coalesce_ms"),
+            "only strategy `merge` folds partials together",
+            "remove it, or write `strategy: merge`".to_owned(),
+        );
     }
 }
 
@@ -483,8 +512,9 @@ fn low_below_high(path: &str, marks: Marks, check: &mut Check<'_, '_>) {
 }
 
 fn sync_drop(path: &str, sync: &SyncDropPolicy, check: &mut Check<'_, '_>) {
+    let wide = sync.scope == SyncScope::PlanWide;
     let (needs_group, needs_domain) = match sync.policy {
-        SyncPolicy::AtomicDrop => (true, false),
+        SyncPolicy::AtomicDrop => (true, wide),
         SyncPolicy::DropWithDiscontinuity => (true, true),
         SyncPolicy::NoSync => (false, false),
     };

@@ -18,7 +18,7 @@ use rspp_kernel::{
     plan::ResolvedTurnPlan,
 };
 use rspp_proto::{
-    Epoch, Monotonic, SessionId, TurnNumber,
+    EdgeId, Epoch, Monotonic, SessionId, TurnNumber,
     spec::{EdgeBufferPolicy, NodeKind, NodeSpec, Strategy, TurnPolicy},
 };
 use rspp_provider_api::{InferencePool, Providers};
@@ -27,7 +27,7 @@ use crate::{
     circuits::CallRules,
     event::{Arrival, Event, Port},
     node::{
-        Inputs, NodeHost, NodeMaker, NodeSettings, NodeSetup, OutEdge, Standby,
+        InputEdge, Inputs, NodeHost, NodeMaker, NodeSettings, NodeSetup, OutEdge, Standby,
         builtin::NodeRegistry,
     },
     overhead::Overhead,
@@ -144,7 +144,17 @@ impl Assembly {
     pub(crate) fn inputs(&self, ix: NodeIx) -> Inputs {
         let edges = &self.graph.node(ix).inputs;
         let policies: Vec<_> = edges.iter().map(|edge| self.buffer(*edge)).collect();
-        Inputs::new(self.clock, policies.iter().map(Cow::as_ref))
+        let inputs = policies.iter().zip(edges).map(|(policy, edge)| InputEdge {
+            policy,
+            carries: self.graph.edge(*edge).carries,
+        });
+        Inputs::new(self.clock, self.plan.flow_control.data_mode, inputs)
+    }
+
+    /// The edges that lead out to the user, by port.
+    pub(crate) fn egress_edges(&self) -> Arc<[EdgeId]> {
+        let edges = self.graph.node(self.graph.egress()).inputs.iter();
+        edges.map(|ix| self.graph.edge(*ix).id.clone()).collect()
     }
 
     /// An edge's policy as its buffer keeps it. A microphone cannot be made to wait: where a node
@@ -196,6 +206,10 @@ impl Assembly {
                 .iter()
                 .map(|edge| self.graph.edge(*edge).id.clone())
                 .collect(),
+            coalesces: node
+                .inputs
+                .iter()
+                .any(|edge| self.policy(*edge).coalesce_ms.is_some()),
             lives: Arc::new(AtomicU32::new(0)),
             journal: Arc::default(),
         };

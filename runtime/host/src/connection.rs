@@ -17,9 +17,12 @@ use futures::StreamExt;
 use rspp_actors::{
     Clock, ControlRef, DataRef, ExitReason, Item, NoTelemetry, Offer, Pump, PumpContext,
 };
-use rspp_kernel::fence::{OutputFence, Passage};
+use rspp_kernel::{
+    edge::Patience,
+    fence::{OutputFence, Passage},
+};
 use rspp_proto::{
-    AudioChunk, Epoch, Monotonic, Payload, SampleIndex, SampleRate, TextChunk, TurnNumber,
+    AudioChunk, EdgeId, Epoch, Monotonic, Payload, SampleIndex, SampleRate, TextChunk, TurnNumber,
 };
 use rspp_transport_api::{
     Ingress, Outgoing, Sink, SinkError, Source, Transport,
@@ -29,7 +32,7 @@ use tokio::time::Instant;
 
 use crate::{
     event::{Arrival, Event, Port, Stamp},
-    node::Inputs,
+    node::{EdgeReport, Inputs, Torn},
     session::{Playback, SessionControl, TransportEvent},
 };
 
@@ -49,6 +52,8 @@ pub(crate) enum ConnectionControl {
     Attach(Box<Attachment>),
     /// Forget what is queued of this turn and all before it, and tell the peer to.
     Clear(TurnNumber),
+    /// Something of a sync domain was lost on another of its edges.
+    Sync(Port, Torn),
     /// The session is over: hang up.
     Close,
 }
@@ -61,6 +66,8 @@ pub(crate) struct Attachment {
     pub(crate) fence: Arc<OutputFence>,
     pub(crate) epoch: Epoch,
     pub(crate) ingress: Vec<(DataRef<Arrival>, Port)>,
+    /// The edges that lead out, by port.
+    pub(crate) egress: Arc<[EdgeId]>,
     pub(crate) line: Arc<LineStats>,
 }
 
@@ -144,7 +151,7 @@ async fn attached(ctx: &mut PumpContext<Connection>) -> Option<Box<Attachment>> 
     loop {
         match ctx.next_control().await {
             ConnectionControl::Attach(attachment) => return Some(attachment),
-            ConnectionControl::Clear(_) => {}
+            ConnectionControl::Clear(_) | ConnectionControl::Sync(..) => {}
             ConnectionControl::Close => return None,
         }
     }
@@ -228,6 +235,29 @@ impl Line {
         }
     }
 
+    /// Tells the session what the edges that lead out have to report.
+    fn report_edges(&self, ctx: &mut PumpContext<Connection>) {
+        let reports = ctx.inbox().with_data(|inputs| {
+            if inputs.has_notices() {
+                inputs.take_notices()
+            } else {
+                Vec::new()
+            }
+        });
+        for EdgeReport { port, lane, notice } in reports {
+            let edge = self.attachment.egress[usize::from(port.0)].clone();
+            let message = SessionControl::Edge {
+                edge,
+                lane,
+                notice,
+                at: self.now(),
+            };
+            if self.attachment.session.send_reserved(message).is_err() {
+                tracing::debug!("the session is gone before its connection");
+            }
+        }
+    }
+
     fn tell_playback(&self, turn: TurnNumber, playback: Playback) {
         let at = self.now();
         let message = SessionControl::Playback { turn, playback, at };
@@ -270,9 +300,13 @@ impl Line {
                     if self.play_due().is_err() {
                         return ExitReason::Finished;
                     }
+                    self.report_edges(ctx);
                 }
                 item = next => match item {
                     Item::Control(ConnectionControl::Clear(turn)) => self.clear(ctx, turn),
+                    Item::Control(ConnectionControl::Sync(port, torn)) => {
+                        ctx.inbox().with_data(|inputs| torn.apply(inputs, port));
+                    }
                     Item::Control(ConnectionControl::Close) => return ExitReason::Finished,
                     // A connection belongs to one session for good.
                     Item::Control(ConnectionControl::Attach(_)) => {}
@@ -330,16 +364,17 @@ impl Line {
             *position += samples;
             attachment.line.arrived(SampleIndex(*position), now);
             let payload = Payload::AudioChunk(AudioChunk::pcm16(INGRESS_RATE, frame));
-            let event = Event { stamp, payload };
+            let event = Event::new(stamp, payload);
             for (to, port) in &attachment.ingress {
                 let arrival = Arrival::Event {
                     port: *port,
                     event: event.clone(),
                     arrived: now,
+                    // A microphone cannot wait.
+                    patience: Patience::Spent,
                 };
                 match to.offer(arrival) {
-                    // The edge counts and reports what it displaces; a microphone cannot wait, so
-                    // what a blocking edge has no room for is lost there too.
+                    // The edge counts and reports what it displaces and what it has no room for.
                     Offer::Queued | Offer::Displaced(_) | Offer::Full(_) | Offer::Closed(_) => {}
                 }
             }
@@ -349,8 +384,16 @@ impl Line {
     // --- out ---------------------------------------------------------------------------------
 
     fn take(&mut self, arrival: Arrival) {
-        let Arrival::Event { event, .. } = arrival else {
-            return; // A connection calls no provider.
+        let event = match arrival {
+            Arrival::Event { event, .. } => event,
+            Arrival::Break { .. } => {
+                // What follows does not join what came before.
+                self.outbound.resampler = None;
+                self.outbound.framer.clear();
+                return;
+            }
+            // A connection calls no provider.
+            Arrival::Chunk { .. } | Arrival::CallEnded { .. } => return,
         };
         match event.payload {
             Payload::Text(ref text) => {
@@ -527,9 +570,10 @@ impl Line {
         while let Some(arrival) = ctx.try_data() {
             match &arrival {
                 Arrival::Event { event, .. } if stale(event) => dropped += 1,
-                Arrival::Event { .. } | Arrival::Chunk { .. } | Arrival::CallEnded { .. } => {
-                    kept.push(arrival);
-                }
+                Arrival::Event { .. }
+                | Arrival::Break { .. }
+                | Arrival::Chunk { .. }
+                | Arrival::CallEnded { .. } => kept.push(arrival),
             }
         }
         self.attachment

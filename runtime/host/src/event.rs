@@ -2,10 +2,18 @@
 //!
 //! The full Event ABI envelope is put around it where an event leaves the process or is recorded.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
-use rspp_kernel::edge::Load;
-use rspp_proto::{Epoch, Monotonic, OutcomeClass, Payload, SampleIndex, Speaker, TurnNumber};
+use rspp_kernel::edge::{BreakReason, Load, Patience};
+use rspp_proto::{
+    Epoch, Lane, Monotonic, OutcomeClass, Payload, SampleIndex, Speaker, SyncDomain, SyncId,
+    TurnNumber,
+    spec::{EdgeBufferPolicy, SyncGroup},
+};
 use rspp_provider_api::{LlmChunk, SttChunk, TtsChunk};
 
 /// Where and when an event was made.
@@ -25,6 +33,18 @@ pub struct Stamp {
     pub segment: u32,
 }
 
+/// What else a node may say about an event; most say nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tags {
+    /// The moment it belongs to, together with events of other streams.
+    pub sync_id: Option<SyncId>,
+    /// The streams that are kept in step.
+    pub sync_domain: Option<SyncDomain>,
+    /// A key of the node's own, to group by (`group_by: custom`) or to share an edge by
+    /// (`fairness_key`).
+    pub key: Option<Arc<str>>,
+}
+
 /// One event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
@@ -32,6 +52,33 @@ pub struct Event {
     pub stamp: Stamp,
     /// What it carries.
     pub payload: Payload,
+    /// What else its maker said of it.
+    pub tags: Option<Arc<Tags>>,
+}
+
+impl Event {
+    /// An event of which nothing else is to be said.
+    pub fn new(stamp: Stamp, payload: Payload) -> Self {
+        Self {
+            stamp,
+            payload,
+            tags: None,
+        }
+    }
+}
+
+/// The lane that an event rides within its edge.
+pub(crate) fn lane_of(payload: &Payload) -> Lane {
+    match payload {
+        Payload::Metrics(_) | Payload::Debug(_) => Lane::Telemetry,
+        Payload::AudioChunk(_)
+        | Payload::AudioEnd
+        | Payload::Text(_)
+        | Payload::TextEnd
+        | Payload::Speech(_)
+        | Payload::Error(_)
+        | Payload::Extension(_) => Lane::Data,
+    }
 }
 
 /// An input of a node: the edge's place among those that lead to it.
@@ -97,6 +144,15 @@ pub enum Arrival {
         event: Event,
         /// When it came to the edge.
         arrived: Monotonic,
+        /// Whether its sender can wait for the edge.
+        patience: Patience,
+    },
+    /// What follows on an edge does not join what came before: reset what is kept of it.
+    Break {
+        /// Which edge.
+        port: Port,
+        /// Why.
+        reason: BreakReason,
     },
     /// A piece of an answer.
     Chunk {
@@ -121,6 +177,104 @@ pub(crate) struct Queued {
     pub event: Event,
     /// When it came to the edge.
     pub arrived: Monotonic,
+    /// What the edge tells events apart by, where it does.
+    marks: Option<Box<Marks>>,
+}
+
+#[derive(Debug)]
+struct Marks {
+    group: Option<u64>,
+    share: Option<u64>,
+}
+
+/// What an edge tells events apart by: synchronised groups, and those who share it.
+#[derive(Debug, Default)]
+pub(crate) struct Keys {
+    group_by: Option<SyncGroup>,
+    share_by: Option<ShareBy>,
+}
+
+#[derive(Debug)]
+enum ShareBy {
+    Turn,
+    Speaker,
+    Language,
+    /// A key that events are tagged with.
+    Key,
+}
+
+impl Keys {
+    pub(crate) fn new(policy: &EdgeBufferPolicy) -> Self {
+        let share_by = policy.fairness_key.as_deref().and_then(|key| match key {
+            // An edge belongs to one session, so nobody shares it.
+            "tenant" | "session" => None,
+            "turn" => Some(ShareBy::Turn),
+            "speaker" => Some(ShareBy::Speaker),
+            "language" => Some(ShareBy::Language),
+            _own => Some(ShareBy::Key),
+        });
+        Self {
+            group_by: policy
+                .sync_drop_policy
+                .as_ref()
+                .and_then(|sync| sync.group_by),
+            share_by,
+        }
+    }
+
+    pub(crate) fn queued(&self, event: Event, arrived: Monotonic) -> Queued {
+        let marks = (self.group_by.is_some() || self.share_by.is_some()).then(|| {
+            Box::new(Marks {
+                group: self.group(&event),
+                share: self.share(&event),
+            })
+        });
+        Queued {
+            event,
+            arrived,
+            marks,
+        }
+    }
+
+    fn group(&self, event: &Event) -> Option<u64> {
+        let tags = event.tags.as_deref();
+        match self.group_by? {
+            SyncGroup::SyncId => tags?.sync_id.as_ref().map(hash),
+            // The event itself: a group is made of its copies on other edges.
+            SyncGroup::EventId => {
+                let stamp = &event.stamp;
+                Some(hash(&(stamp.turn, stamp.sequence, stamp.made)))
+            }
+            SyncGroup::Custom => tags?.key.as_ref().map(hash),
+        }
+    }
+
+    fn share(&self, event: &Event) -> Option<u64> {
+        let text = match &event.payload {
+            Payload::Text(text) => Some(text),
+            Payload::AudioChunk(_)
+            | Payload::AudioEnd
+            | Payload::TextEnd
+            | Payload::Speech(_)
+            | Payload::Metrics(_)
+            | Payload::Debug(_)
+            | Payload::Error(_)
+            | Payload::Extension(_) => None,
+        };
+        match self.share_by.as_ref()? {
+            ShareBy::Turn => event.stamp.turn.as_ref().map(hash),
+            ShareBy::Speaker => text.map(|text| hash(&text.speaker)),
+            ShareBy::Language => text?.language.as_ref().map(hash),
+            ShareBy::Key => event.tags.as_deref()?.key.as_ref().map(hash),
+        }
+    }
+}
+
+/// Tells keys apart within an edge; never leaves the process.
+fn hash(key: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Load for Queued {
@@ -157,8 +311,17 @@ impl Load for Queued {
         }
     }
 
+    /// The newer one says all that the older did, so that is what counts, its age included.
     fn merge(&mut self, newer: Self) {
-        self.event = newer.event;
+        *self = newer;
+    }
+
+    fn sync_group(&self) -> Option<u64> {
+        self.marks.as_ref()?.group
+    }
+
+    fn fair_key(&self) -> Option<u64> {
+        self.marks.as_ref()?.share
     }
 
     fn keep(&self) -> bool {

@@ -28,7 +28,7 @@ mod event;
 mod overhead;
 
 pub use assembly::Pools;
-pub use event::{Arrival, CallEnd, CallKey, Chunk, Event, Port, Stamp};
+pub use event::{Arrival, CallEnd, CallKey, Chunk, Event, Port, Stamp, Tags};
 pub use node::builtin::{NodeFactory, NodeRegistry};
 pub use overhead::{Overhead, Percentiles};
 pub use runtime::{Config, OpenError, Runtime, SessionHandle, SessionRequest};

@@ -35,7 +35,7 @@ use crate::{
     circuits::Circuits,
     connection::{Connection, ConnectionControl},
     event::Arrival,
-    node::{Inputs, builtin::NodeRegistry},
+    node::{InputEdge, Inputs, builtin::NodeRegistry},
     overhead::Overhead,
     report::SessionReport,
     session::{
@@ -284,11 +284,14 @@ impl Runtime {
         };
 
         let egress = blueprint.graph.node(blueprint.graph.egress());
-        let policies = egress.inputs.iter().map(|edge| {
-            let id = &blueprint.graph.edge(*edge).id;
-            &plan.edge_buffer_policies[id]
+        let edges = egress.inputs.iter().map(|edge| {
+            let edge = blueprint.graph.edge(*edge);
+            InputEdge {
+                policy: &plan.edge_buffer_policies[&edge.id],
+                carries: edge.carries,
+            }
         });
-        let inputs = Inputs::new(self.config.clock, policies);
+        let inputs = Inputs::new(self.config.clock, plan.flow_control.data_mode, edges);
         let notices = Arc::<Notices>::default();
         let (done, report) = oneshot::channel();
         let (answer, opened) = oneshot::channel();

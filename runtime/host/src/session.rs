@@ -5,6 +5,8 @@ mod setup;
 
 mod reports;
 
+mod edges;
+
 mod commands;
 
 mod effects;
@@ -48,6 +50,7 @@ use crate::{
     runtime::TurnPlace,
     turn::TurnControl,
 };
+use edges::Domains;
 use evidence::Ledger;
 use publish::Publisher;
 /// The actor. Never restarted: a session that panics ends that call (design §2).
@@ -60,6 +63,7 @@ pub(crate) struct Session {
     ledger: Ledger,
     hosts: Hosts,
     turn: Option<RunningTurn>,
+    domains: Domains,
     cancel: CancellationToken,
     /// The plan that was resolved for the turn being opened.
     plan: Option<Arc<ResolvedTurnPlan>>,
@@ -91,6 +95,7 @@ impl Session {
             publisher,
             hosts: Hosts::default(),
             turn: None,
+            domains: Domains::default(),
             cancel: CancellationToken::new(),
             plan: None,
             handling: Stopwatch::start(),
@@ -177,12 +182,14 @@ impl Session {
                 () = tell => {}
             }
         });
+        self.domains = Domains::new(&assembly.graph, &assembly.plan);
         let attachment = Attachment {
             _gone: gone.drop_guard(),
             session: ctx.control_ref(),
             fence: Arc::clone(&self.fence),
             epoch: self.kernel.epoch(),
             ingress: assembly.ingress(&self.hosts),
+            egress: assembly.egress_edges(),
             line: Arc::clone(&self.line),
         };
         let attach = ConnectionControl::Attach(Box::new(attachment));
@@ -243,6 +250,15 @@ impl Actor for Session {
                 self.playback(now, turn, playback, at);
             }
             SessionControl::Transport { event } => self.transport(now, event),
+            SessionControl::Edge {
+                edge,
+                lane,
+                notice,
+                at,
+            } => {
+                let turn = self.kernel.current_turn();
+                self.edge_reported(turn, &edge, lane, &notice, at);
+            }
             SessionControl::Command(command) => self.command(now, command),
         }
         self.carry_out(ctx).await

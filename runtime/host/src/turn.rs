@@ -9,6 +9,7 @@ use rspp_actors::{
 };
 use rspp_kernel::{
     CancelReason,
+    edge::Patience,
     graph::{EdgeIx, NodeIx, Scope},
     turn::Ending,
 };
@@ -17,7 +18,7 @@ use rspp_proto::{InvocationId, Monotonic, Payload, SampleIndex, Speaker, TextChu
 use crate::{
     assembly::{Assembly, Hosts},
     event::{Arrival, Event, Port, Stamp},
-    node::{NodeControl, NodeReport},
+    node::{NodeControl, NodeReport, Torn},
     session::SessionControl,
 };
 
@@ -30,6 +31,8 @@ pub(crate) enum TurnControl {
     CancelNodes(Vec<NodeIx>, CancelReason),
     /// Stop one provider call; its node goes on without the rest of the answer.
     CancelCall(InvocationId),
+    /// Something of a sync domain was lost on another of its edges than this node's.
+    Sync(NodeIx, Port, Torn),
     /// The turn is closed: end. Comes by the same lane as the cancel before it, so that the nodes
     /// are told why before they are stopped.
     Close,
@@ -109,6 +112,11 @@ impl Actor for Turn {
                     self.tell(handle, NodeControl::CancelCall(invocation.clone()));
                 }
             }
+            TurnControl::Sync(node, port, torn) => {
+                if let Some(handle) = self.hosts.get(node) {
+                    self.tell(handle, NodeControl::Sync(port, torn));
+                }
+            }
             TurnControl::Close => ctx.stop(ExitReason::Finished),
         }
         Ok(())
@@ -182,8 +190,8 @@ impl Turn {
             let inputs = &graph.node(edge.to).inputs;
             let port = inputs.iter().position(|input| *input == ix).unwrap_or(0);
             let now = assembly.now();
-            let event = Event {
-                stamp: Stamp {
+            let event = Event::new(
+                Stamp {
                     turn: Some(self.number),
                     epoch: assembly.epoch,
                     sequence: 1,
@@ -191,7 +199,7 @@ impl Turn {
                     media: SampleIndex(0),
                     segment: 0,
                 },
-                payload: Payload::Text(Box::new(TextChunk {
+                Payload::Text(Box::new(TextChunk {
                     speaker: Speaker::User,
                     text: Arc::clone(user_text),
                     segment: 0,
@@ -200,11 +208,12 @@ impl Turn {
                     confidence: None,
                     language: None,
                 })),
-            };
+            );
             let _first_on_an_empty_lane = handle.data.offer(Arrival::Event {
                 port: Port(port as u16),
                 event,
                 arrived: now,
+                patience: Patience::Spent,
             });
         }
     }

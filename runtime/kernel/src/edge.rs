@@ -4,6 +4,8 @@
 //! signals that the notices ask for.
 
 mod credit;
+mod groups;
+mod limits;
 mod notice;
 
 #[cfg(test)]
@@ -16,13 +18,13 @@ use std::{
 
 use rspp_proto::{
     EventId, Monotonic,
-    spec::{
-        EdgeBufferPolicy, FlowMode, Marks, Strategy, SyncDropPolicy, SyncPolicy, TelemetryHandling,
-        Watermarks,
-    },
+    spec::{EdgeBufferPolicy, FlowMode, Marks, Strategy, SyncPolicy, TelemetryHandling},
 };
 
-pub use credit::{Credit, NoCredit};
+pub use credit::{Credit, NoCredit, Patience};
+pub use groups::BreakReason;
+use groups::{Breaks, Recent};
+use limits::{Give, Limits};
 use notice::Notices;
 pub use notice::{
     DropReason, EdgeNotice, Lineage, MAX_MERGE_SOURCES, Mark, MergeSource, SequenceSpan,
@@ -59,6 +61,11 @@ pub trait Load: Sized {
 
     /// The synchronised group it belongs to, for `sync_drop_policy`.
     fn sync_group(&self) -> Option<u64> {
+        None
+    }
+
+    /// To whom of those who share the edge it belongs, for `fairness_key`.
+    fn fair_key(&self) -> Option<u64> {
         None
     }
 }
@@ -121,35 +128,35 @@ pub struct EdgeBuffer<T> {
     /// Under `sample`: whether the next item is the one to thin out.
     thin_next: bool,
     flow: FlowMode,
+    /// The sender's end: inside one process it is told at once what the notices say.
+    sender: Credit,
     /// Credit that popped items have freed and that was not granted yet.
     freed: u64,
-    /// Groups that lost a member lately, newest last.
-    lost_groups: VecDeque<u64>,
+    /// What synchronises; most edges do not.
+    groups: Option<Box<Groups>>,
+    /// The round in which those who share the edge are being served.
+    round: u64,
+    /// The key that was delivered last and is to be delivered at most once in a while, and when.
+    coalesced: Option<(u64, Monotonic)>,
     notices: Notices,
     /// Bytes and media of the item that was blocked last: less room than that is no space.
     wanted: (usize, Duration),
 }
 
-/// Lost groups remembered, so that their late members go the same way.
-const LOST_GROUPS: usize = 16;
-
-/// A policy as the buffer checks it.
-#[derive(Clone, Debug)]
-struct Limits {
-    strategy: Strategy,
-    items: usize,
-    bytes: usize,
-    age: Duration,
-    latency: Duration,
-    block_time: Duration,
-    marks: Watermarks,
-    sync: Option<SyncDropPolicy>,
+/// Groups that lost a member lately, groups that had one delivered, and what to tell the consumer.
+#[derive(Debug, Default)]
+struct Groups {
+    lost: Recent,
+    delivered: Recent,
+    breaks: Breaks,
 }
 
 #[derive(Debug)]
 struct Slot<T> {
     /// Counts the items offered to this edge.
     ordinal: u64,
+    /// Where several share the edge: the round in which it is served.
+    round: u64,
     item: T,
     lineage: Option<Box<Lineage>>,
 }
@@ -157,12 +164,14 @@ struct Slot<T> {
 impl<T: Load> EdgeBuffer<T> {
     /// An empty buffer for data under `policy`, with `flow_xoff` and `flow_xon`.
     pub fn new(policy: &EdgeBufferPolicy) -> Self {
-        Self::with(policy, policy.strategy, FlowMode::Signal)
+        Self::with_flow(policy, FlowMode::Signal)
     }
 
-    /// An empty buffer for data whose sender is held back by `flow`.
+    /// An empty buffer for data whose sender is held back by `flow`, unless the edge has a mode of
+    /// its own.
     pub fn with_flow(policy: &EdgeBufferPolicy, flow: FlowMode) -> Self {
-        Self::with(policy, policy.strategy, flow)
+        let flow = policy.flow_mode.unwrap_or(flow);
+        Self::with(Limits::new(policy, policy.strategy), flow)
     }
 
     /// An empty buffer for the edge's telemetry, which never blocks.
@@ -171,19 +180,21 @@ impl<T: Load> EdgeBuffer<T> {
             TelemetryHandling::Drop | TelemetryHandling::BestEffortDrop => Strategy::DropNewest,
             TelemetryHandling::Sample => Strategy::Sample,
         };
-        Self::with(policy, strategy, FlowMode::Signal)
+        Self::with(Limits::for_telemetry(policy, strategy), FlowMode::Signal)
     }
 
-    fn with(policy: &EdgeBufferPolicy, strategy: Strategy, flow: FlowMode) -> Self {
-        let limits = Limits::new(policy, strategy);
+    fn with(limits: Limits, flow: FlowMode) -> Self {
         let mut notices = Notices::default();
+        let mut sender = Credit::new(flow);
         let credit = limits.items as u64;
         match flow {
             FlowMode::Signal => {}
-            FlowMode::Credit | FlowMode::Hybrid => notices.credit(credit),
+            FlowMode::Credit | FlowMode::Hybrid => {
+                notices.credit(credit);
+                sender.granted(credit);
+            }
         }
         Self {
-            limits,
             slots: VecDeque::new(),
             bytes: 0,
             media: Duration::ZERO,
@@ -191,29 +202,78 @@ impl<T: Load> EdgeBuffer<T> {
             pressed: false,
             thin_next: false,
             flow,
+            sender,
             freed: 0,
-            lost_groups: VecDeque::new(),
+            groups: limits.sync.is_some().then(Box::default),
+            round: 0,
+            coalesced: None,
             notices,
             wanted: (1, Duration::ZERO),
+            limits,
         }
+    }
+
+    /// Takes an item from a sender that heeds flow control: without the right to send, or where the
+    /// edge blocks, a sender with patience gets it back. One without leaves the decision to the
+    /// edge: a stop was a wish then, credit and a full edge that blocks were not.
+    pub fn send(&mut self, now: Monotonic, item: T, patience: Patience) -> Offered<T> {
+        if self.pressed {
+            // What has left or grown too old may have released the sender.
+            self.expire(now);
+            self.note_pressure(now);
+        }
+        match patience {
+            Patience::Left => {
+                if self.sender.may_send().is_err() {
+                    self.wanted = (item.bytes(), item.media());
+                    return Offered::Blocked(item);
+                }
+            }
+            Patience::Spent => {
+                // What must not be lost is sent on credit to come.
+                if !self.sender.is_covered() && !item.keep() {
+                    self.sender.charge();
+                    let ordinal = self.next_ordinal();
+                    return self.refuse(ordinal, item, DropReason::NoCredit);
+                }
+            }
+        }
+        match self.offer(now, item) {
+            Offered::Blocked(item) => match patience {
+                Patience::Left => Offered::Blocked(item),
+                Patience::Spent => {
+                    self.sender.charge();
+                    self.give_up(&item);
+                    Offered::Shed(item)
+                }
+            },
+            taken => {
+                self.sender.charge();
+                taken
+            }
+        }
+    }
+
+    /// Whether the sender may send: it was not told to stop, has credit, and is not blocked.
+    pub fn is_open(&self, now: Monotonic) -> bool {
+        self.sender.may_send().is_ok() && self.has_space(now)
     }
 
     /// Offers an item at `now`. Look at what became of it, then at [`Self::take_notices`].
     pub fn offer(&mut self, now: Monotonic, item: T) -> Offered<T> {
         self.expire(now);
         self.note_pressure(now);
-        if self.limits.strategy == Strategy::Block
+        if self.limits.blocks
             && item.bytes() <= self.limits.bytes
             && !self.is_lost(&item)
-            && self.lacks(now, item.bytes(), item.media()).is_some()
+            && self.is_stopped(now, item.bytes(), item.media())
         {
             self.assert_pressure(now);
             self.wanted = (item.bytes(), item.media());
             return Offered::Blocked(item);
         }
         self.wanted = (1, Duration::ZERO);
-        let ordinal = self.counters.offered;
-        self.counters.offered += 1;
+        let ordinal = self.next_ordinal();
         let outcome = self.place(now, ordinal, item);
         self.counters.deepest = self.counters.deepest.max(self.slots.len() as u64);
         self.note_pressure(now);
@@ -222,27 +282,41 @@ impl<T: Load> EdgeBuffer<T> {
 
     /// Counts a blocked item as dropped, after `max_block_time`.
     pub fn give_up(&mut self, item: &T) {
-        let ordinal = self.counters.offered;
-        self.counters.offered += 1;
+        let ordinal = self.next_ordinal();
         self.note_drop(ordinal, item, DropReason::BlockTimeout);
     }
 
-    /// Takes the oldest item, unless it is too old to be of use.
+    /// Takes the next item, unless it is too old to be of use or held back for more of its kind:
+    /// the oldest, or where several share the edge the oldest of whose turn it is.
     pub fn pop(&mut self, now: Monotonic) -> Option<T> {
         self.expire(now);
-        let slot = self.slots.pop_front();
-        let item = slot.map(|slot| {
-            self.bytes -= slot.item.bytes();
-            self.media = self.media.saturating_sub(slot.item.media());
-            self.counters.popped += 1;
-            self.free_credit(1);
-            if let Some(lineage) = slot.lineage {
-                self.notices.merged(*lineage);
+        let item = match self.next_slot(now) {
+            None => None,
+            Some(at) => {
+                let slot = self.take(at);
+                self.counters.popped += 1;
+                self.free_credit(1);
+                self.note_delivery(now, &slot);
+                if let Some(lineage) = slot.lineage {
+                    self.notices.merged(*lineage);
+                }
+                Some(slot.item)
             }
-            slot.item
-        });
+        };
         self.note_pressure(now);
         item
+    }
+
+    /// Whether the consumer has to reset what it keeps of the edge's sync domain before the next
+    /// item, and why. Ask before each [`Self::pop`]; it is said once.
+    pub fn take_break(&mut self, now: Monotonic) -> Option<BreakReason> {
+        let groups = self.groups.as_ref()?;
+        if groups.breaks.is_empty() {
+            return None;
+        }
+        self.expire(now);
+        let next = self.slots.get(self.next_slot(now)?)?.ordinal;
+        self.groups.as_mut()?.breaks.before(next)
     }
 
     /// Takes everything back, on a cancel: nothing of it is delivered. Counted apart from drops.
@@ -252,24 +326,56 @@ impl<T: Load> EdgeBuffer<T> {
         self.bytes = 0;
         self.media = Duration::ZERO;
         self.counters.cleared += cleared;
-        self.lost_groups.clear();
+        self.coalesced = None;
+        if let Some(groups) = &mut self.groups {
+            groups.lost.clear();
+            groups.delivered.clear();
+            groups.breaks.clear();
+        }
         self.free_credit(cleared);
         self.note_pressure(now);
         cleared
     }
 
     /// Gives up the rest of a synchronised group that lost a member on another edge
-    /// (`scope: plan_wide`).
-    pub fn lose_group(&mut self, group: u64) {
-        self.remember_lost(group);
+    /// (`scope: plan_wide`). `false` if it was lost here before.
+    pub fn lose_group(&mut self, group: u64) -> bool {
+        let Some(groups) = &mut self.groups else {
+            return false;
+        };
+        if !groups.lost.note(group) {
+            return false;
+        }
+        let torn = groups.delivered.contains(group);
+        let mut lost_at = None;
         let mut at = 0;
         while at < self.slots.len() {
-            let item = &self.slots[at].item;
+            let Slot { item, ordinal, .. } = &self.slots[at];
             if item.sync_group() == Some(group) && !item.keep() {
+                lost_at = Some((*ordinal, item.sequence()));
                 self.remove(at, DropReason::GroupLost);
             } else {
                 at += 1;
             }
+        }
+        if torn {
+            let (ordinal, sequence) = lost_at.unwrap_or((self.counters.offered, 0));
+            self.break_at(ordinal, sequence, BreakReason::PartialLoss);
+        }
+        true
+    }
+
+    /// Tells the consumer to reset before the next item: another edge of the domain has a break.
+    pub fn reset(&mut self, reason: BreakReason) {
+        let next = self
+            .slots
+            .front()
+            .map_or(self.counters.offered, |slot| slot.ordinal);
+        if let Some(groups) = &mut self.groups {
+            // Ordinals are counted from 0; what is before the first is before everything.
+            groups
+                .breaks
+                .note(next.saturating_sub(1), reason, |_, _| false);
         }
     }
 
@@ -302,7 +408,11 @@ impl<T: Load> EdgeBuffer<T> {
 
     /// Whether an ordinary item would be taken without anything having to go.
     pub fn has_space(&self, now: Monotonic) -> bool {
-        self.lacks(now, self.wanted.0, self.wanted.1).is_none()
+        let (bytes, media) = self.wanted;
+        if self.limits.blocks && self.is_stopped(now, bytes, media) {
+            return false;
+        }
+        self.lacks(now, bytes).is_none()
     }
 
     /// Whether the sender was told to stop.
@@ -317,13 +427,23 @@ impl<T: Load> EdgeBuffer<T> {
 
     /// When the oldest item becomes too old, for a host that wants to say so in time.
     pub fn next_expiry(&self) -> Option<Monotonic> {
-        if self.limits.strategy == Strategy::Block {
+        if !self.limits.expires() {
             return None;
         }
         self.slots
             .iter()
             .find(|slot| !slot.item.keep())
             .map(|slot| slot.item.arrived() + self.limits.age)
+    }
+
+    /// Whether an item may be taken, unless it turns out too old.
+    pub fn is_ready(&self, now: Monotonic) -> bool {
+        !self.slots.is_empty() && self.held_until(now).is_none()
+    }
+
+    /// When an item that is held back for more of its kind is due.
+    pub fn next_due(&self, now: Monotonic) -> Option<Monotonic> {
+        self.held_until(now)
     }
 
     /// What has happened so far.
@@ -342,6 +462,12 @@ impl<T: Load> EdgeBuffer<T> {
         self.notices.drain()
     }
 
+    fn next_ordinal(&mut self) -> u64 {
+        let ordinal = self.counters.offered;
+        self.counters.offered += 1;
+        ordinal
+    }
+
     fn place(&mut self, now: Monotonic, ordinal: u64, item: T) -> Offered<T> {
         if item.bytes() > self.limits.bytes {
             return self.refuse(ordinal, item, DropReason::Oversized);
@@ -351,25 +477,25 @@ impl<T: Load> EdgeBuffer<T> {
         }
         match self.limits.strategy {
             // A blocked item never comes here, so there is room.
-            Strategy::Block | Strategy::DropOldest => self.displace_oldest(now, ordinal, item),
-            Strategy::DropNewest => self.displace_newest(now, ordinal, item),
+            Strategy::Block | Strategy::DropOldest => self.insert(now, ordinal, item, Give::Oldest),
+            Strategy::DropNewest => self.insert(now, ordinal, item, Give::Newest),
             Strategy::Merge => self.fold(now, ordinal, item),
             Strategy::Sample => {
-                let scarce = self.pressed || self.lacks(now, item.bytes(), item.media()).is_some();
+                let scarce = self.pressed || self.lacks(now, item.bytes()).is_some();
                 if scarce && !item.keep() {
                     self.thin_next = !self.thin_next;
                     if self.thin_next {
                         return self.refuse(ordinal, item, DropReason::Sampled);
                     }
                 }
-                self.displace_oldest(now, ordinal, item)
+                self.insert(now, ordinal, item, Give::Oldest)
             }
             Strategy::LatestOnly => {
                 let mut superseded = None;
-                while let Some(at) = self.oldest_droppable() {
+                while let Some(at) = self.older_of(&item) {
                     superseded = Some(self.remove(at, DropReason::Superseded));
                 }
-                let outcome = self.displace_oldest(now, ordinal, item);
+                let outcome = self.insert(now, ordinal, item, Give::Oldest);
                 match superseded {
                     Some(item) if matches!(outcome, Offered::Queued) => Offered::Displaced(item),
                     Some(_) | None => outcome,
@@ -378,34 +504,12 @@ impl<T: Load> EdgeBuffer<T> {
         }
     }
 
-    fn displace_oldest(&mut self, now: Monotonic, ordinal: u64, item: T) -> Offered<T> {
-        let mut displaced = None;
-        while let Some(reason) = self.lacks(now, item.bytes(), item.media()) {
-            let victim = self.oldest_droppable().or(
-                // A final text gives way only to another one.
-                (item.keep() && !self.slots.is_empty()).then_some(0),
-            );
-            let Some(at) = victim else {
-                return self.refuse(ordinal, item, reason);
-            };
-            displaced = Some(self.remove(at, reason));
-        }
-        self.admit(ordinal, item, displaced)
-    }
-
-    fn displace_newest(&mut self, now: Monotonic, ordinal: u64, item: T) -> Offered<T> {
-        let mut displaced = None;
-        while let Some(reason) = self.lacks(now, item.bytes(), item.media()) {
-            let newest = self.slots.iter().rposition(|slot| !slot.item.keep());
-            match newest {
-                Some(at) if item.keep() => displaced = Some(self.remove(at, reason)),
-                Some(_) | None => return self.refuse(ordinal, item, reason),
-            }
-        }
-        self.admit(ordinal, item, displaced)
-    }
-
-    fn admit(&mut self, ordinal: u64, item: T, displaced: Option<T>) -> Offered<T> {
+    /// Puts an item at the end, and takes out what it costs.
+    fn insert(&mut self, now: Monotonic, ordinal: u64, item: T, usual: Give) -> Offered<T> {
+        let displaced = match self.make_room(now, &item, usual) {
+            Ok(displaced) => displaced,
+            Err(reason) => return self.refuse(ordinal, item, reason),
+        };
         // What had to go may have torn the newcomer's own group.
         if self.is_lost(&item) {
             return self.refuse(ordinal, item, DropReason::GroupLost);
@@ -414,10 +518,37 @@ impl<T: Load> EdgeBuffer<T> {
         displaced.map_or(Offered::Queued, Offered::Displaced)
     }
 
+    /// Takes items out until `item` fits: those that the broken bound, or else the edge's strategy,
+    /// gives up. Says which bound refuses it.
+    fn make_room(
+        &mut self,
+        now: Monotonic,
+        item: &T,
+        usual: Give,
+    ) -> Result<Option<T>, DropReason> {
+        let mut displaced = None;
+        while let Some(reason) = self.lacks(now, item.bytes()) {
+            let victim = match self.limits.gives(reason).unwrap_or(usual) {
+                Give::Oldest => self.oldest_droppable().or(
+                    // A final text gives way only to another one.
+                    (item.keep() && !self.slots.is_empty()).then_some(0),
+                ),
+                Give::Newest => self.newest_droppable(item),
+            };
+            let Some(at) = victim else {
+                return Err(reason);
+            };
+            displaced = Some(self.remove(at, reason));
+        }
+        Ok(displaced)
+    }
+
     /// Folds `item` into the newest item of its key. The result stands where the newer one would:
     /// at the end, so that delivery stays in order.
     fn fold(&mut self, now: Monotonic, ordinal: u64, item: T) -> Offered<T> {
-        let partner = item.merge_key().filter(|_| !item.keep()).and_then(|key| {
+        // A partial that is held back for more has no use once the final text is there.
+        let folds = !item.keep() || self.limits.cadence.is_some();
+        let partner = item.merge_key().filter(|_| folds).and_then(|key| {
             self.slots.iter().rposition(|slot| {
                 slot.item.merge_key() == Some(key)
                     && !slot.item.keep()
@@ -425,61 +556,66 @@ impl<T: Load> EdgeBuffer<T> {
             })
         });
         let Some(at) = partner else {
-            return self.displace_oldest(now, ordinal, item);
+            return self.insert(now, ordinal, item, Give::Oldest);
         };
         let Slot {
             item: mut older,
             lineage,
             ..
         } = self.take(at);
+        self.close_up(at, older.fair_key());
         let mut lineage = lineage.unwrap_or_else(|| Box::new(Lineage::new(source(&older))));
         lineage.add(source(&item));
         older.merge(item);
         self.counters.merged += 1;
         self.free_credit(1);
         // Folding may grow an item, so what is around it may have to give way.
-        let mut displaced = None;
-        while let Some(reason) = self.lacks(now, older.bytes(), older.media()) {
-            let Some(victim) = self.oldest_droppable() else {
+        let displaced = match self.make_room(now, &older, Give::Oldest) {
+            Ok(displaced) => displaced,
+            Err(reason) => {
                 self.notices.merged(*lineage);
                 self.note_drop(ordinal, &older, reason);
                 return Offered::Shed(older);
-            };
-            displaced = Some(self.remove(victim, reason));
-        }
+            }
+        };
         self.push(ordinal, older, Some(lineage));
         displaced.map_or(Offered::Merged, Offered::Displaced)
     }
 
-    /// Which bound an item of that size would break.
-    fn lacks(&self, now: Monotonic, bytes: usize, media: Duration) -> Option<DropReason> {
+    /// Whether a bound that makes the sender wait would be broken by an item of that size.
+    fn is_stopped(&self, now: Monotonic, bytes: usize, media: Duration) -> bool {
+        let limits = &self.limits;
+        (self.slots.len() >= limits.items && limits.stops(DropReason::Items))
+            || (self.bytes + bytes > limits.bytes && limits.stops(DropReason::Bytes))
+            // One item always passes, or a long one would wait for ever.
+            || (!self.slots.is_empty()
+                && self.media + media > limits.latency
+                && limits.stops(DropReason::Latency))
+            || (limits.stops(DropReason::Age) && self.waited(now) > limits.age)
+    }
+
+    /// Which bound an item of that size would break; one that blocks is broken by none.
+    fn lacks(&self, now: Monotonic, bytes: usize) -> Option<DropReason> {
         if self.slots.len() >= self.limits.items {
             return Some(DropReason::Items);
         }
         if self.bytes + bytes > self.limits.bytes {
             return Some(DropReason::Bytes);
         }
-        if self.limits.strategy == Strategy::Block {
-            // One item always passes, or a long one would wait for ever.
-            if !self.slots.is_empty() && self.media + media > self.limits.latency {
-                return Some(DropReason::Latency);
-            }
-            if self.waited(now) > self.limits.age {
-                return Some(DropReason::Age);
-            }
-            return None;
-        }
-        let lagging = self.media > self.limits.latency
+        if self.media > self.limits.latency
+            && !self.limits.stops(DropReason::Latency)
             && self
                 .oldest_droppable()
-                .is_some_and(|at| now.since(self.slots[at].item.arrived()) > self.limits.latency);
-        lagging.then_some(DropReason::Latency)
+                .is_some_and(|at| now.since(self.slots[at].item.arrived()) > self.limits.latency)
+        {
+            return Some(DropReason::Latency);
+        }
+        (self.limits.age_refuses() && self.waited(now) > self.limits.age).then_some(DropReason::Age)
     }
 
-    /// Drops what waited too long. Under `block` age stops the sender instead: what a slow player
-    /// has not reached yet is late, not useless.
+    /// Drops what waited too long.
     fn expire(&mut self, now: Monotonic) {
-        if self.limits.strategy == Strategy::Block {
+        if !self.limits.expires() {
             return;
         }
         let mut at = 0;
@@ -495,8 +631,109 @@ impl<T: Load> EdgeBuffer<T> {
         }
     }
 
+    /// The item that goes first. Where several share the edge it is one of whoever has most there,
+    /// so that nobody loses their share to a busier one.
     fn oldest_droppable(&self) -> Option<usize> {
-        self.slots.iter().position(|slot| !slot.item.keep())
+        let greediest = self.greediest();
+        self.slots.iter().position(|slot| {
+            !slot.item.keep() && greediest.is_none_or(|key| slot.item.fair_key() == key)
+        })
+    }
+
+    /// The item that goes for a newcomer where the newest give way; `None` if that is the newcomer.
+    fn newest_droppable(&self, newcomer: &T) -> Option<usize> {
+        let greediest = self.greediest();
+        let outdone = greediest.is_some_and(|key| {
+            let of = |key| self.share(key);
+            key != newcomer.fair_key() && of(key) > of(newcomer.fair_key()) + 1
+        });
+        if !newcomer.keep() && !outdone {
+            return None;
+        }
+        self.slots.iter().rposition(|slot| {
+            !slot.item.keep() && greediest.is_none_or(|key| slot.item.fair_key() == key)
+        })
+    }
+
+    /// What an item supersedes under `latest_only`: whatever is older and of its own key.
+    fn older_of(&self, item: &T) -> Option<usize> {
+        let fair = self.limits.fair;
+        self.slots.iter().position(|slot| {
+            !slot.item.keep() && (!fair || slot.item.fair_key() == item.fair_key())
+        })
+    }
+
+    /// Who has most items that may go; the first of equals. `None` where nobody shares.
+    #[expect(
+        clippy::option_option,
+        reason = "nobody shares, against: those without a key"
+    )]
+    fn greediest(&self) -> Option<Option<u64>> {
+        if !self.limits.fair {
+            return None;
+        }
+        let mut most = None;
+        for slot in self.slots.iter().filter(|slot| !slot.item.keep()) {
+            let key = slot.item.fair_key();
+            let share = self.share(key);
+            if most.is_none_or(|(known, _)| share > known) {
+                most = Some((share, key));
+            }
+        }
+        most.map(|(_, key)| key)
+    }
+
+    fn share(&self, key: Option<u64>) -> usize {
+        let of_key = |slot: &&Slot<T>| !slot.item.keep() && slot.item.fair_key() == key;
+        self.slots.iter().filter(of_key).count()
+    }
+
+    /// Which item is next, if it may go now.
+    fn next_slot(&self, now: Monotonic) -> Option<usize> {
+        if self.held_until(now).is_some() {
+            return None;
+        }
+        if !self.limits.fair {
+            return (!self.slots.is_empty()).then_some(0);
+        }
+        let rounds = self.slots.iter().enumerate();
+        rounds.min_by_key(|(_, slot)| slot.round).map(|(at, _)| at)
+    }
+
+    /// Until when the only item waits for more of its kind to fold into it.
+    fn held_until(&self, now: Monotonic) -> Option<Monotonic> {
+        let cadence = self.limits.cadence?;
+        let (key, at) = self.coalesced?;
+        let slot = self.slots.front().filter(|_| self.slots.len() == 1)?;
+        let waits = !slot.item.keep() && slot.item.merge_key() == Some(key);
+        let until = at + cadence;
+        (waits && now < until).then_some(until)
+    }
+
+    fn note_delivery(&mut self, now: Monotonic, slot: &Slot<T>) {
+        if self.limits.fair {
+            self.round = slot.round;
+        }
+        if self.limits.cadence.is_some() {
+            let key = slot.item.merge_key().filter(|_| !slot.item.keep());
+            self.coalesced = key.map(|key| (key, now));
+        }
+        if let Some(groups) = &mut self.groups
+            && let Some(group) = slot.item.sync_group()
+        {
+            groups.delivered.note(group);
+        }
+    }
+
+    /// One round more than the newest item of the same key: so each key has one item a round. Who has
+    /// nothing waiting joins in the next round, or it would go first each time it comes back.
+    fn round_of(&self, item: &T) -> u64 {
+        if !self.limits.fair {
+            return 0;
+        }
+        let key = item.fair_key();
+        let newest = self.slots.iter().rfind(|slot| slot.item.fair_key() == key);
+        newest.map_or(self.round, |slot| slot.round) + 1
     }
 
     fn push(&mut self, ordinal: u64, item: T, lineage: Option<Box<Lineage>>) {
@@ -504,6 +741,7 @@ impl<T: Load> EdgeBuffer<T> {
         self.media += item.media();
         self.slots.push_back(Slot {
             ordinal,
+            round: self.round_of(&item),
             item,
             lineage,
         });
@@ -516,9 +754,20 @@ impl<T: Load> EdgeBuffer<T> {
         slot
     }
 
+    /// Lets the items behind one that is gone, of the same key, move up by a round.
+    fn close_up(&mut self, at: usize, key: Option<u64>) {
+        if self.limits.fair {
+            let behind = self.slots.iter_mut().skip(at);
+            for slot in behind.filter(|slot| slot.item.fair_key() == key) {
+                slot.round = slot.round.saturating_sub(1);
+            }
+        }
+    }
+
     /// Takes an item out and reports it as dropped.
     fn remove(&mut self, at: usize, reason: DropReason) -> T {
         let slot = self.take(at);
+        self.close_up(at, slot.item.fair_key());
         if let Some(lineage) = slot.lineage {
             self.notices.merged(*lineage);
         }
@@ -535,37 +784,65 @@ impl<T: Load> EdgeBuffer<T> {
         self.counters.dropped += 1;
         self.free_credit(1);
         self.notices.dropped(ordinal, item.sequence(), reason);
-        let Some(sync) = self.limits.sync.as_ref().map(|sync| sync.policy) else {
+        if self.groups.is_some() {
+            self.note_torn(ordinal, item, reason);
+        }
+    }
+
+    /// What a drop means for the rest of the item's group.
+    fn note_torn(&mut self, ordinal: u64, item: &T, reason: DropReason) {
+        let Some(sync) = &self.limits.sync else {
             return;
         };
-        match sync {
+        match sync.policy {
             SyncPolicy::NoSync => {}
-            SyncPolicy::DropWithDiscontinuity => self.notices.discontinuity(item.sequence()),
+            SyncPolicy::DropWithDiscontinuity => {
+                let reason = BreakReason::DropWithDiscontinuity;
+                self.break_at(ordinal, item.sequence(), reason);
+            }
             SyncPolicy::AtomicDrop => {
-                if let Some(group) = item.sync_group()
-                    && !self.lost_groups.contains(&group)
+                let spreads = sync.wide.then(|| sync.domain.clone()).flatten();
+                let Some(group) = item
+                    .sync_group()
+                    .filter(|_| reason != DropReason::GroupLost)
+                else {
+                    return;
+                };
+                if self.lose_group(group)
+                    && let Some(domain) = spreads
                 {
-                    self.lose_group(group);
+                    self.break_at(ordinal, item.sequence(), BreakReason::AtomicDrop);
+                    self.notices.group_lost(domain, group, item.sequence());
                 }
             }
         }
     }
 
+    /// Notes a break for the consumer, and for whoever else has to know of it.
+    fn break_at(&mut self, ordinal: u64, sequence: u64, reason: BreakReason) {
+        let slots = &self.slots;
+        if let Some(groups) = &mut self.groups {
+            groups.breaks.note(ordinal, reason, |from, to| {
+                let queued = slots.iter().map(|slot| slot.ordinal);
+                queued.into_iter().any(|at| from < at && at < to)
+            });
+        }
+        if let Some(sync) = &self.limits.sync
+            && let Some(domain) = &sync.domain
+        {
+            self.notices
+                .discontinuity(domain, sequence, reason, sync.wide);
+        }
+    }
+
     fn is_lost(&self, item: &T) -> bool {
+        let Some(groups) = &self.groups else {
+            return false;
+        };
         !item.keep()
             && item
                 .sync_group()
-                .is_some_and(|group| self.lost_groups.contains(&group))
-    }
-
-    fn remember_lost(&mut self, group: u64) {
-        if self.lost_groups.contains(&group) {
-            return;
-        }
-        if self.lost_groups.len() == LOST_GROUPS {
-            self.lost_groups.pop_front();
-        }
-        self.lost_groups.push_back(group);
+                .is_some_and(|group| groups.lost.contains(group))
     }
 
     /// Grants freed credit in batches of half the queue, so that grants do not outnumber items.
@@ -577,6 +854,7 @@ impl<T: Load> EdgeBuffer<T> {
                 let batch = (self.limits.items as u64 / 2).max(1);
                 if self.freed >= batch {
                     self.notices.credit(self.freed);
+                    self.sender.granted(self.freed);
                     self.freed = 0;
                 }
             }
@@ -598,6 +876,7 @@ impl<T: Load> EdgeBuffer<T> {
                 || (below(marks.queue_items, depth) && below(marks.queue_ms, waited))
             {
                 self.pressed = false;
+                self.sender.told(false);
                 match self.flow {
                     FlowMode::Signal | FlowMode::Hybrid => self.notices.released(),
                     FlowMode::Credit => {}
@@ -623,34 +902,10 @@ impl<T: Load> EdgeBuffer<T> {
 
     fn press(&mut self, mark: Mark, level: u64) {
         self.pressed = true;
+        self.sender.told(true);
         match self.flow {
             FlowMode::Signal | FlowMode::Hybrid => self.notices.pressed(mark, level),
             FlowMode::Credit => {}
-        }
-    }
-}
-
-impl Limits {
-    fn new(policy: &EdgeBufferPolicy, strategy: Strategy) -> Self {
-        let items = usize::try_from(policy.max_queue_items).unwrap_or(usize::MAX);
-        let items = items.max(1);
-        // A mark above the bound could never be reached.
-        let queue_items = policy.watermarks.queue_items.map(|marks| Marks {
-            high: marks.high.min(items as u64),
-            low: marks.low.min((items as u64) - 1),
-        });
-        Self {
-            strategy,
-            items,
-            bytes: usize::try_from(policy.max_queue_bytes).unwrap_or(usize::MAX),
-            age: Duration::from_millis(policy.max_queue_ms),
-            latency: Duration::from_millis(policy.max_latency_contribution_ms),
-            block_time: Duration::from_millis(policy.max_block_time_ms.unwrap_or(0)),
-            marks: Watermarks {
-                queue_items,
-                queue_ms: policy.watermarks.queue_ms,
-            },
-            sync: policy.sync_drop_policy.clone(),
         }
     }
 }

@@ -9,8 +9,8 @@ use std::{
 use rspp_actors::Clock;
 use rspp_kernel::{conversation::Said, edge::EdgeNotice, turn::Ending};
 use rspp_proto::{
-    EdgeId, Epoch, Monotonic, NodeId, Payload, ProviderId, SampleIndex, SessionId, SpeechMark,
-    TurnNumber,
+    EdgeId, Epoch, Lane, Monotonic, NodeId, Payload, ProviderId, SampleIndex, SessionId,
+    SpeechMark, TurnNumber,
     spec::{Budgets, NodeSpec, TurnPolicy},
 };
 use rspp_provider_api::{
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     circuits::CallRules,
-    event::{CallEnd, CallKey, Event, Stamp},
+    event::{CallEnd, CallKey, Event, Stamp, Tags},
 };
 
 /// What a node is told when it is made; constant while it lives.
@@ -146,10 +146,12 @@ pub enum NodeReport {
         /// How it ended.
         end: CallEnd,
     },
-    /// An edge that leads to this node has something to report, or an event waited in vain.
+    /// An edge that leads to this node has something to report.
     EdgeNotice {
         /// Which edge.
         edge: EdgeId,
+        /// Which of its lanes.
+        lane: Lane,
         /// What happened.
         notice: EdgeNotice,
     },
@@ -265,11 +267,28 @@ impl NodeContext {
             media,
             segment,
         };
-        self.emitted.push_back(Event { stamp, payload });
+        self.emitted.push_back(Event::new(stamp, payload));
     }
 
-    /// Passes an event on as it is, keeping where and when it was made.
-    pub fn forward(&mut self, event: Event) {
+    /// The same, with what else is to be said of the event: what it is in step with, and a key.
+    pub fn emit_tagged(
+        &mut self,
+        payload: Payload,
+        media: SampleIndex,
+        segment: u32,
+        tags: Arc<Tags>,
+    ) {
+        self.emit_at(payload, media, segment);
+        if let Some(event) = self.emitted.back_mut() {
+            event.tags = Some(tags);
+        }
+    }
+
+    /// Passes an event on, keeping when it was made and whose it is. It gets a number of this
+    /// node's: what leaves on an edge is numbered in the order in which it leaves, whoever made it.
+    pub fn forward(&mut self, mut event: Event) {
+        self.next_sequence += 1;
+        event.stamp.sequence = self.next_sequence;
         self.emitted.push_back(event);
     }
 

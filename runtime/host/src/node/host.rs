@@ -20,7 +20,7 @@ use rspp_actors::{
 };
 use rspp_kernel::{
     CancelReason,
-    edge::{DropReason, EdgeNotice, SequenceSpan},
+    edge::{BreakReason, Patience},
     fence::OutputFence,
     graph::{EdgeIx, EventView, Graph, Route},
     turn::Ending,
@@ -29,7 +29,8 @@ use rspp_proto::{EdgeId, InvocationId, Monotonic, Payload, spec::NodeKind};
 use tokio::time::Instant;
 
 use super::{
-    CallRequest, Inputs, Node, NodeContext, NodeError, NodeReport, NodeSettings, Step, context::Ask,
+    CallRequest, EdgeReport, Inputs, Node, NodeContext, NodeError, NodeReport, NodeSettings, Step,
+    context::Ask,
 };
 use crate::{
     event::{Arrival, CallKey, Event, Port},
@@ -45,6 +46,26 @@ pub(crate) enum NodeControl {
     Cancel(CancelReason),
     /// Give up this provider call, if it is yours; what it has brought so far stands.
     CancelCall(InvocationId),
+    /// Something of a sync domain was lost on another of its edges.
+    Sync(Port, Torn),
+}
+
+/// What a loss on one edge of a sync domain means for the others (`scope: plan_wide`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Torn {
+    /// Give up your part of the group.
+    Lose(u64),
+    /// Reset before the next event.
+    Reset(BreakReason),
+}
+
+impl Torn {
+    pub(crate) fn apply(self, inputs: &mut Inputs, port: Port) {
+        match self {
+            Self::Lose(group) => inputs.lose_group(port, group),
+            Self::Reset(reason) => inputs.reset(port, reason),
+        }
+    }
 }
 
 /// An edge that leads away from a node, to a host that exists.
@@ -53,7 +74,7 @@ pub(crate) struct OutEdge {
     pub(crate) ix: EdgeIx,
     pub(crate) to: DataRef<Arrival>,
     pub(crate) port: Port,
-    /// How long to wait for space before an event is given up.
+    /// How long the edge may hold this node back.
     pub(crate) max_block_time: Duration,
 }
 
@@ -90,6 +111,8 @@ pub(crate) struct NodeSetup {
     pub(crate) cancel: CancellationToken,
     /// The edges that lead here, by port; for what they have to report.
     pub(crate) input_edges: Arc<[EdgeId]>,
+    /// Whether one of them holds partial results back.
+    pub(crate) coalesces: bool,
     pub(crate) standby: Option<Standby>,
     /// How many times the host was started.
     pub(crate) lives: Arc<AtomicU32>,
@@ -208,6 +231,10 @@ impl NodeHost {
                     return Ok(());
                 }
                 self.node.on_call_end(&mut self.cx, call, end)
+            }
+            Arrival::Break { port, reason } => {
+                self.node.on_break(&mut self.cx, port, reason);
+                Step::OK
             }
         };
         // Only what ran straight through is measured: waiting is not the runtime's own cost.
@@ -485,6 +512,11 @@ impl NodeHost {
                 port: edge.port,
                 event: shared,
                 arrived: Monotonic::ZERO,
+                patience: if edge.max_block_time.is_zero() {
+                    Patience::Spent
+                } else {
+                    Patience::Left
+                },
             };
             match edge.to.offer(arrival) {
                 // What was displaced or shed is counted and reported by the edge itself.
@@ -517,8 +549,8 @@ impl NodeHost {
             .next()
     }
 
-    /// Offers one event to one edge until there is space, for as long as the edge blocks. `false` if
-    /// a cancel came.
+    /// Offers one event to one edge until it takes it, for as long as the edge may hold a sender
+    /// back; then the edge decides. `false` if a cancel came.
     async fn wait_for_space(
         &mut self,
         ctx: &mut Context<Self>,
@@ -526,7 +558,8 @@ impl NodeHost {
         mut arrival: Arrival,
     ) -> bool {
         let edge = &self.setup.outputs[at];
-        let (to, until) = (edge.to.clone(), Instant::now() + edge.max_block_time);
+        let (to, part) = (edge.to.clone(), usize::from(edge.port.0));
+        let until = Instant::now() + edge.max_block_time;
         let timeout = tokio::time::sleep_until(until);
         tokio::pin!(timeout);
         self.waited = true;
@@ -542,38 +575,24 @@ impl NodeHost {
                     }
                     false
                 }
-                () = to.space() => false,
+                () = to.space_at(part) => false,
                 () = &mut timeout => true,
             };
+            if last_try && let Arrival::Event { patience, .. } = &mut arrival {
+                *patience = Patience::Spent;
+            }
             match to.offer(arrival) {
                 Offer::Queued | Offer::Displaced(_) | Offer::Closed(_) => return true,
-                Offer::Full(Arrival::Event { event, .. }) if last_try => {
-                    self.report_timeout(at, &event);
-                    return true;
-                }
                 Offer::Full(back) => arrival = back,
             }
         }
     }
 
-    fn report_timeout(&mut self, at: usize, event: &Event) {
-        let sequence = event.stamp.sequence;
-        let ix = self.setup.outputs[at].ix;
-        self.report(NodeReport::EdgeNotice {
-            edge: self.setup.graph.edge(ix).id.clone(),
-            notice: EdgeNotice::Drop {
-                range: SequenceSpan {
-                    start: sequence,
-                    end: sequence,
-                },
-                reason: DropReason::BlockTimeout,
-                count: 1,
-            },
-        });
-    }
-
     fn obey(&mut self, ctx: &mut Context<Self>, message: NodeControl) {
         match message {
+            NodeControl::Sync(port, torn) => {
+                ctx.with_data(|inputs| torn.apply(inputs, port));
+            }
             // The call itself says that it was cancelled, and so the node learns of it in order.
             NodeControl::CancelCall(invocation) => {
                 let mine = self.calls.values().find(|call| call.id == invocation);
@@ -600,8 +619,15 @@ impl NodeHost {
         }
     }
 
+    /// Sees to it that the host is woken for what is due: the node's own wish, or a partial that an
+    /// edge holds back.
     fn arm(&mut self, ctx: &mut Context<Self>) {
-        let wanted = self.cx.wake_at();
+        let held = if self.setup.coalesces {
+            ctx.with_data(|inputs| inputs.next_due())
+        } else {
+            None
+        };
+        let wanted = [self.cx.wake_at(), held].into_iter().flatten().min();
         if wanted == self.armed {
             return;
         }
@@ -620,9 +646,9 @@ impl NodeHost {
                 Vec::new()
             }
         });
-        for (port, notice) in notices {
+        for EdgeReport { port, lane, notice } in notices {
             let edge = self.setup.input_edges[usize::from(port.0)].clone();
-            self.report(NodeReport::EdgeNotice { edge, notice });
+            self.report(NodeReport::EdgeNotice { edge, lane, notice });
         }
     }
 }
@@ -631,7 +657,7 @@ impl NodeControl {
     fn is_cancel(&self) -> bool {
         match self {
             Self::Cancel(_) => true,
-            Self::CancelCall(_) => false,
+            Self::CancelCall(_) | Self::Sync(..) => false,
         }
     }
 }
@@ -780,6 +806,9 @@ impl Actor for NodeHost {
 
     async fn on_drained(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         self.report_edges(ctx);
+        if self.setup.coalesces {
+            self.arm(ctx);
+        }
         Ok(())
     }
 

@@ -1,81 +1,115 @@
 //! A node's data lane: one buffer for each edge that leads to it, and one for its provider calls.
 //!
-//! Edges keep their own policies; between edges, what came first is taken first.
+//! Edges keep their own policies; between edges, what came first is taken first. An edge of any type
+//! has a queue for telemetry beside the one for data, which is looked at when all data is gone.
 
 use std::collections::VecDeque;
 
 use rspp_actors::{Buffer, Clock, Offer};
-use rspp_kernel::edge::{EdgeBuffer, EdgeCounters, EdgeNotice, Offered};
+use rspp_kernel::edge::{BreakReason, EdgeBuffer, EdgeCounters, EdgeNotice, Offered, Patience};
 use rspp_proto::{
-    Monotonic,
-    spec::{EdgeBufferPolicy, Strategy},
+    Lane, Monotonic,
+    spec::{EdgeBufferPolicy, FlowMode, PortType},
 };
 
-use crate::event::{Arrival, Event, Port, Queued};
+use crate::event::{Arrival, Keys, Port, Queued, lane_of};
 
 /// Pieces of provider answers that may wait; a provider call waits for space, it never loses any.
 const MAX_WAITING_CHUNKS: usize = 64;
+/// Pieces of answers taken in a row while events wait: a provider that never stops must not keep a
+/// node from hearing anything else.
+const CHUNKS_IN_A_ROW: usize = 64;
 
 /// The data lane of a node.
 #[derive(Debug)]
 pub struct Inputs {
     clock: Clock,
-    edges: Vec<EdgeBuffer<Queued>>,
-    /// Edges on which senders wait instead of losing events.
-    blocking: Vec<Blocking>,
+    edges: Vec<Input>,
     chunks: VecDeque<Arrival>,
     chunks_full: bool,
+    chunks_taken: usize,
 }
 
-/// An edge on which senders wait.
+/// An edge that leads to a node.
+#[derive(Clone, Copy, Debug)]
+pub struct InputEdge<'a> {
+    /// What it may hold.
+    pub policy: &'a EdgeBufferPolicy,
+    /// What flows on it.
+    pub carries: PortType,
+}
+
 #[derive(Debug)]
-struct Blocking {
-    port: usize,
-    /// How many events it held when it last had no room; `None` once it had room again.
-    full_at: Option<usize>,
+struct Input {
+    data: EdgeBuffer<Queued>,
+    /// Only where telemetry may flow.
+    telemetry: Option<Box<EdgeBuffer<Queued>>>,
+    keys: Keys,
 }
 
-/// Events that leave a full lane before senders are woken: each wake-up costs more than what it
-/// then sends, so one for each free place would be mostly waking.
+/// What an edge has to report.
+#[derive(Debug)]
+pub struct EdgeReport {
+    /// Which edge.
+    pub port: Port,
+    /// Which of its lanes.
+    pub lane: Lane,
+    /// What happened.
+    pub notice: EdgeNotice,
+}
+
+/// Pieces of answers that leave a full lane before the provider call is woken: each wake-up costs
+/// more than what is then sent, so one for each free place would be mostly waking.
 const WAKE_EVERY: usize = 8;
 
-impl Blocking {
-    fn low_mark(full_at: usize) -> usize {
-        full_at - WAKE_EVERY.min(full_at / 2)
+impl Input {
+    fn new(edge: InputEdge<'_>, flow: FlowMode) -> Self {
+        let policy = edge.policy;
+        let telemetry = match edge.carries {
+            PortType::Any => Some(Box::new(EdgeBuffer::for_telemetry(policy))),
+            PortType::Audio | PortType::Text | PortType::Speech => None,
+        };
+        Self {
+            data: EdgeBuffer::with_flow(policy, flow),
+            telemetry,
+            keys: Keys::new(policy),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.data.is_empty()
+            && self
+                .telemetry
+                .as_ref()
+                .is_none_or(|buffer| buffer.is_empty())
+    }
+
+    fn len(&self) -> usize {
+        self.data.len() + self.telemetry.as_ref().map_or(0, |buffer| buffer.len())
+    }
+
+    fn has_notices(&self) -> bool {
+        self.data.has_notices() || self.telemetry.as_ref().is_some_and(|b| b.has_notices())
     }
 }
 
 impl Inputs {
-    /// Buffers for edges under `policies`, in port order.
-    pub fn new<'a>(clock: Clock, policies: impl IntoIterator<Item = &'a EdgeBufferPolicy>) -> Self {
-        let mut blocking = Vec::new();
-        let mut edges = Vec::new();
-        for (port, policy) in policies.into_iter().enumerate() {
-            if policy.strategy == Strategy::Block {
-                blocking.push(Blocking {
-                    port,
-                    full_at: None,
-                });
-            }
-            edges.push(EdgeBuffer::new(policy));
-        }
+    /// Buffers for edges, in port order, whose senders are held back by `flow`.
+    pub fn new<'a>(
+        clock: Clock,
+        flow: FlowMode,
+        edges: impl IntoIterator<Item = InputEdge<'a>>,
+    ) -> Self {
+        let edges = edges.into_iter().map(|edge| Input::new(edge, flow));
+        let mut edges: Vec<Input> = edges.collect();
         // A node has few inputs, and a buffer is large to keep room for.
         edges.shrink_to_fit();
         Self {
             clock,
             edges,
-            blocking,
             chunks: VecDeque::new(),
             chunks_full: false,
-        }
-    }
-
-    /// Notes whether an offer to the edge at `port` found room.
-    fn note_room(&mut self, port: Port, has_room: bool) {
-        let at = usize::from(port.0);
-        let full_at = (!has_room).then(|| self.edges[at].len());
-        if let Some(edge) = self.blocking.iter_mut().find(|edge| edge.port == at) {
-            edge.full_at = full_at;
+            chunks_taken: 0,
         }
     }
 
@@ -88,50 +122,96 @@ impl Inputs {
         let now = self.now();
         let chunks = self.chunks.len() as u64;
         self.chunks.clear();
-        let events: u64 = self.edges.iter_mut().map(|edge| edge.clear(now)).sum();
+        let events: u64 = self
+            .edges
+            .iter_mut()
+            .map(|edge| {
+                let telemetry = edge.telemetry.as_mut().map_or(0, |b| b.clear(now));
+                edge.data.clear(now) + telemetry
+            })
+            .sum();
         events + chunks
     }
 
     /// Whether an edge has something to report.
     pub fn has_notices(&self) -> bool {
-        self.edges.iter().any(EdgeBuffer::has_notices)
+        self.edges.iter().any(Input::has_notices)
     }
 
     /// What the edges have to report, by port.
-    pub fn take_notices(&mut self) -> Vec<(Port, EdgeNotice)> {
-        let mut notices = Vec::new();
+    pub fn take_notices(&mut self) -> Vec<EdgeReport> {
+        let mut reports = Vec::new();
         for (port, edge) in self.edges.iter_mut().enumerate() {
-            notices.extend(edge.take_notices().map(|n| (Port(port as u16), n)));
+            let port = Port(port as u16);
+            let report = |lane| move |notice| EdgeReport { port, lane, notice };
+            reports.extend(edge.data.take_notices().map(report(Lane::Data)));
+            if let Some(telemetry) = &mut edge.telemetry {
+                reports.extend(telemetry.take_notices().map(report(Lane::Telemetry)));
+            }
         }
-        notices
+        reports
     }
 
     /// What has happened on the edge at `port` so far.
     pub fn counters(&self, port: Port) -> EdgeCounters {
-        self.edges[usize::from(port.0)].counters()
+        self.edges[usize::from(port.0)].data.counters()
     }
 
-    /// How long a sender may wait for space on the edge at `port`.
-    pub fn max_block_time(&self, port: Port) -> std::time::Duration {
-        self.edges[usize::from(port.0)].max_block_time()
+    /// When an event that waits for more of its kind is due.
+    pub fn next_due(&self) -> Option<Monotonic> {
+        let now = self.now();
+        let due = self.edges.iter().filter_map(|edge| edge.data.next_due(now));
+        due.min()
     }
 
-    /// Counts an event that waited in vain for space as dropped.
-    pub fn give_up(&mut self, port: Port, event: Event) {
-        let arrived = self.now();
-        self.edges[usize::from(port.0)].give_up(&Queued { event, arrived });
+    /// Gives up what is here of a synchronised group that was lost on another edge.
+    pub fn lose_group(&mut self, port: Port, group: u64) {
+        let _lost_before = self.edges[usize::from(port.0)].data.lose_group(group);
+    }
+
+    /// Has the node reset before the edge's next event: its sync domain has a break.
+    pub fn reset(&mut self, port: Port, reason: BreakReason) {
+        self.edges[usize::from(port.0)].data.reset(reason);
     }
 
     /// The edge whose oldest event has waited longest; the first of equals.
     fn oldest_edge(&self, now: Monotonic) -> Option<usize> {
         let mut oldest = None;
         for (port, edge) in self.edges.iter().enumerate() {
-            let waited = edge.waited(now);
-            if !edge.is_empty() && oldest.is_none_or(|(longest, _)| waited > longest) {
+            if !edge.data.is_ready(now) {
+                continue;
+            }
+            let waited = edge.data.waited(now);
+            if oldest.is_none_or(|(longest, _)| waited > longest) {
                 oldest = Some((waited, port));
             }
         }
         oldest.map(|(_, port)| port)
+    }
+
+    fn pop_data(&mut self, now: Monotonic) -> Option<Arrival> {
+        while let Some(at) = self.oldest_edge(now) {
+            let (port, edge) = (Port(at as u16), &mut self.edges[at].data);
+            if let Some(reason) = edge.take_break(now) {
+                return Some(Arrival::Break { port, reason });
+            }
+            // What had waited too long has been dropped and counted; look again.
+            if let Some(queued) = edge.pop(now) {
+                return Some(returned(port, queued));
+            }
+        }
+        None
+    }
+
+    fn pop_telemetry(&mut self, now: Monotonic) -> Option<Arrival> {
+        for (port, edge) in self.edges.iter_mut().enumerate() {
+            if let Some(telemetry) = &mut edge.telemetry
+                && let Some(queued) = telemetry.pop(now)
+            {
+                return Some(returned(Port(port as u16), queued));
+            }
+        }
+        None
     }
 }
 
@@ -140,6 +220,7 @@ fn returned(port: Port, queued: Queued) -> Arrival {
         port,
         event: queued.event,
         arrived: queued.arrived,
+        patience: Patience::Left,
     }
 }
 
@@ -153,15 +234,15 @@ impl Buffer for Inputs {
                 port,
                 event,
                 arrived: _,
+                patience,
             } => {
-                let queued = Queued {
-                    event,
-                    arrived: now,
+                let edge = &mut self.edges[usize::from(port.0)];
+                let queued = edge.keys.queued(event, now);
+                let lane = lane_of(&queued.event.payload);
+                let offered = match &mut edge.telemetry {
+                    Some(telemetry) if lane == Lane::Telemetry => telemetry.offer(now, queued),
+                    Some(_) | None => edge.data.send(now, queued, patience),
                 };
-                let offered = self.edges[usize::from(port.0)].offer(now, queued);
-                if !self.blocking.is_empty() {
-                    self.note_room(port, !matches!(offered, Offered::Blocked(_)));
-                }
                 match offered {
                     Offered::Queued | Offered::Merged => Offer::Queued,
                     Offered::Displaced(older) => Offer::Displaced(returned(port, older)),
@@ -179,8 +260,8 @@ impl Buffer for Inputs {
                     Offer::Queued
                 }
             }
-            // The end of a call is never refused: its slot is the call's own.
-            end @ Arrival::CallEnded { .. } => {
+            // The end of a call is never refused: its slot is the call's own. Nobody sends a break.
+            end @ (Arrival::CallEnded { .. } | Arrival::Break { .. }) => {
                 self.chunks.push_back(end);
                 Offer::Queued
             }
@@ -188,42 +269,40 @@ impl Buffer for Inputs {
     }
 
     fn pop(&mut self) -> Option<Arrival> {
+        let now = self.now();
         // Answers before questions: they are what the node is waiting for.
-        if let Some(chunk) = self.chunks.pop_front() {
+        if self.chunks_taken < CHUNKS_IN_A_ROW
+            && let Some(chunk) = self.chunks.pop_front()
+        {
+            self.chunks_taken += 1;
             return Some(chunk);
         }
-        let now = self.now();
-        while let Some(port) = self.oldest_edge(now) {
-            // What had waited too long has been dropped and counted; look again.
-            if let Some(queued) = self.edges[port].pop(now) {
-                return Some(returned(Port(port as u16), queued));
-            }
-        }
-        None
+        self.chunks_taken = 0;
+        self.pop_data(now)
+            .or_else(|| self.chunks.pop_front())
+            .or_else(|| self.pop_telemetry(now))
     }
 
     fn len(&self) -> usize {
-        self.chunks.len() + self.edges.iter().map(EdgeBuffer::len).sum::<usize>()
+        self.chunks.len() + self.edges.iter().map(Input::len).sum::<usize>()
     }
 
     fn is_empty(&self) -> bool {
-        self.chunks.is_empty() && self.edges.iter().all(EdgeBuffer::is_empty)
+        self.chunks.is_empty() && self.edges.iter().all(Input::is_empty)
     }
 
+    /// For provider calls.
     fn has_space(&self) -> bool {
-        let chunks_from = if self.chunks_full {
-            Blocking::low_mark(MAX_WAITING_CHUNKS)
+        let most = if self.chunks_full {
+            MAX_WAITING_CHUNKS - WAKE_EVERY
         } else {
             MAX_WAITING_CHUNKS - 1
         };
-        if self.chunks.len() > chunks_from {
-            return false;
-        }
-        let now = self.now();
-        self.blocking.iter().all(|blocking| {
-            let edge = &self.edges[blocking.port];
-            let low = blocking.full_at.map(Blocking::low_mark);
-            low.is_none_or(|low| edge.len() <= low) && edge.has_space(now)
-        })
+        self.chunks.len() <= most
+    }
+
+    /// For senders on the edge at port `part`.
+    fn has_space_at(&self, part: usize) -> bool {
+        self.edges[part].data.is_open(self.now())
     }
 }

@@ -13,13 +13,14 @@ pub mod builtin;
 
 use std::{future::Future, pin::Pin};
 
-use rspp_kernel::CancelReason;
+use rspp_kernel::{CancelReason, edge::BreakReason};
 use thiserror::Error;
 
 pub(crate) use call::CallRequest;
 pub use context::{NodeContext, NodeReport, NodeSettings};
-pub(crate) use host::{NodeControl, NodeHost, NodeMaker, NodeSetup, OutEdge, Standby};
-pub use inputs::Inputs;
+pub(crate) use host::{NodeControl, NodeHost, NodeMaker, NodeSetup, OutEdge, Standby, Torn};
+pub(crate) use inputs::EdgeReport;
+pub use inputs::{InputEdge, Inputs};
 
 use crate::event::{CallEnd, CallKey, Chunk, Event, Port};
 
@@ -110,6 +111,12 @@ pub trait Node: Send + 'static {
         } else {
             Step::Done(Err(NodeError::provider(end.describe())))
         }
+    }
+
+    /// What follows on an edge does not join what came before: something of its sync domain was
+    /// lost. Must reset what it decodes of that stream (F-146).
+    fn on_break(&mut self, cx: &mut NodeContext, port: Port, reason: BreakReason) {
+        let _ = (cx, port, reason);
     }
 
     /// The time that it asked for with [`NodeContext::wake_in`] has come.

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use rspp_kernel::CancelReason;
+use rspp_kernel::{CancelReason, edge::EdgeNotice};
 use rspp_proto::{
-    Epoch, InvocationId, Monotonic, NodeId, TurnNumber,
+    EdgeId, Epoch, InvocationId, Lane, Monotonic, NodeId, TurnNumber,
     abi::{CancelScope, Signal},
 };
 use rspp_timeline::{AttemptRecord, InvocationOutcome};
@@ -106,6 +106,13 @@ pub(crate) enum SessionControl {
     },
     Transport {
         event: TransportEvent,
+    },
+    /// An edge that leads out has something to report.
+    Edge {
+        edge: EdgeId,
+        lane: Lane,
+        notice: EdgeNotice,
+        at: Monotonic,
     },
     Command(Command),
 }

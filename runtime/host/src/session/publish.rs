@@ -7,14 +7,18 @@ use std::{
 
 use rspp_actors::Clock;
 use rspp_kernel::{
-    Emission, SessionState, edge::EdgeNotice, plan::ResolvedTurnPlan, turn::Refusal,
+    Emission, SessionState,
+    edge::{EdgeNotice, Lineage},
+    plan::ResolvedTurnPlan,
+    turn::Refusal,
 };
 use rspp_proto::{
-    DebugNote, EdgeId, Epoch, ErrorCode, ErrorNote, EventId, Lane, Monotonic, NodeId, Payload,
-    PipelineVersion, Reason, SampleIndex, SessionId, Speaker, TextChunk, TurnNumber, WallClock,
+    DebugNote, DiscontinuityId, EdgeId, Epoch, ErrorCode, ErrorNote, EventId, Lane, MergeGroupId,
+    Monotonic, NodeId, Payload, PipelineVersion, Reason, SampleIndex, SessionId, Speaker,
+    TextChunk, TurnNumber, WallClock,
     abi::{
-        ControlSignal, DecisionOutcome, Emitter, EventRecord, MediaTime, OutcomeKind, OutcomePhase,
-        OutcomeScope, Signal, Stamp, TurnTransition,
+        ControlSignal, DecisionOutcome, Emitter, EventRecord, EventScope, MediaTime, OutcomeKind,
+        OutcomePhase, OutcomeScope, PayloadClass, Signal, Stamp, TurnTransition,
     },
 };
 use rspp_timeline::{
@@ -74,6 +78,8 @@ pub(super) struct Publisher {
     wall_origin_ms: u64,
     ordinal: u64,
     sequence: u64,
+    /// Breaks of sync domains so far.
+    breaks: u64,
     recorder: Recorder,
     lost: bool,
     notices: Arc<Notices>,
@@ -88,6 +94,7 @@ impl Publisher {
             wall_origin_ms: wall_ms().saturating_sub(clock.now().as_millis() as u64),
             ordinal: 0,
             sequence: 0,
+            breaks: 0,
             recorder: setup.recorder.clone(),
             lost: false,
             notices: Arc::clone(&setup.notices),
@@ -190,12 +197,28 @@ impl Publisher {
         &mut self,
         turn: Option<TurnNumber>,
         edge: &EdgeId,
+        lane: Lane,
         notice: &EdgeNotice,
         at: Monotonic,
     ) {
+        match notice {
+            EdgeNotice::Merge { lineage, unnamed } => {
+                self.merged(turn, edge, lane, lineage, *unnamed, at);
+                return;
+            }
+            // For the other edges of the domain; here its drop notices say it.
+            EdgeNotice::GroupLost { .. } => return,
+            EdgeNotice::Watermark { .. }
+            | EdgeNotice::FlowXoff
+            | EdgeNotice::FlowXon
+            | EdgeNotice::Credit { .. }
+            | EdgeNotice::Drop { .. }
+            | EdgeNotice::Discontinuity { .. } => {}
+        }
+        let breaks = self.breaks + 1;
         let stamp = self.stamp(turn, at);
         let make = |signal, emitter| {
-            ControlSignal::new(signal, emitter, stamp).on_edge(edge.clone(), Lane::Data)
+            ControlSignal::new(signal, emitter, stamp).on_edge(edge.clone(), lane)
         };
         let signal = match notice {
             EdgeNotice::Watermark { .. } => make(Signal::Watermark, Emitter::WatermarkEngine)
@@ -208,13 +231,67 @@ impl Publisher {
             }
             EdgeNotice::Drop { range, reason, .. } => {
                 make(Signal::DropNotice, Emitter::EdgeBufferManager)
-                    .because(Reason::from_static(reason.signal_reason()))
+                    .because(Reason::from_static(match lane {
+                        Lane::Telemetry => "telemetry_best_effort_drop",
+                        Lane::Control | Lane::Data => reason.signal_reason(),
+                    }))
                     .dropping(range.start, range.end)
             }
-            // Domains are declared by edges that synchronise; their resets are the sync engine's.
-            EdgeNotice::Discontinuity { .. } | EdgeNotice::Merge { .. } => return,
+            EdgeNotice::Discontinuity { domain, reason, .. } => {
+                self.breaks = breaks;
+                let id = format!("dsc/{domain}/{breaks:06}");
+                let Ok(id) = DiscontinuityId::new(id) else {
+                    return; // Longer than any id may be.
+                };
+                make(Signal::Discontinuity, Emitter::SyncIntegrity)
+                    .because(Reason::from_static(reason.as_str()))
+                    .breaking(domain.clone(), id)
+            }
+            EdgeNotice::GroupLost { .. } | EdgeNotice::Merge { .. } => return,
         };
         self.say(signal);
+    }
+
+    /// What a merged event was made of (ML-002). The event itself stays on its edge.
+    fn merged(
+        &mut self,
+        turn: Option<TurnNumber>,
+        edge: &EdgeId,
+        lane: Lane,
+        lineage: &Lineage,
+        unnamed: u64,
+        at: Monotonic,
+    ) {
+        let span = lineage.span();
+        let turn_id = turn.map(TurnNumber::id);
+        let ids = lineage.sources().iter().map(|source| match &source.event {
+            Some(id) => id.clone(),
+            None => EventId::on_edge(&self.session, turn_id.as_ref(), edge, source.sequence),
+        });
+        let ids: Vec<EventId> = ids.collect();
+        let group = format!("mrg/{edge}/{:06}-{:06}", span.start, span.end);
+        let scope = match turn {
+            Some(_) => EventScope::Turn,
+            None => EventScope::Session,
+        };
+        let stamp = self.stamp(turn, at);
+        let mut envelope = stamp.into_envelope(scope, lane, PayloadClass::Metadata);
+        envelope.edge_id = Some(edge.clone());
+        envelope.merge_group_id = MergeGroupId::new(group).ok();
+        envelope.merged_from_event_ids = Some(ids);
+        self.event_record(EventRecord {
+            envelope,
+            payload: None,
+        });
+        if unnamed > 0 {
+            // More than can be named: the span stands for the rest.
+            let stamp = self.stamp(turn, at);
+            let signal = ControlSignal::new(Signal::DropNotice, Emitter::EdgeBufferManager, stamp)
+                .on_edge(edge.clone(), lane)
+                .because(Reason::from_static("merge_sources_not_named"))
+                .dropping(span.start, span.end);
+            self.say(signal);
+        }
     }
 
     fn event_record(&mut self, record: EventRecord) {

@@ -1,8 +1,8 @@
 //! What happens to a session, as the kernel is told.
 
-use rspp_kernel::{CancelReason, Input, edge::EdgeNotice};
+use rspp_kernel::{CancelReason, Input, edge::Patience};
 use rspp_proto::{
-    ErrorCode, Lane, Monotonic, NodeId, OutcomeClass, Payload, SampleIndex, SpeechMark, TurnNumber,
+    ErrorCode, Monotonic, NodeId, OutcomeClass, Payload, SampleIndex, SpeechMark, TurnNumber,
     abi::{CancelScope, Emitter, Signal},
     spec::NodeKind,
 };
@@ -77,11 +77,8 @@ impl Session {
                 self.publisher.error(turn, node, code, end.describe(), at);
                 None
             }
-            NodeReport::EdgeNotice { edge, notice } => {
-                if let EdgeNotice::Drop { count, .. } = &notice {
-                    self.ledger.dropped(Lane::Data, *count);
-                }
-                self.publisher.edge(turn, &edge, &notice, at);
+            NodeReport::EdgeNotice { edge, lane, notice } => {
+                self.edge_reported(turn, &edge, lane, &notice, at);
                 None
             }
             NodeReport::Routed { edge, taken } => {
@@ -198,8 +195,8 @@ impl Session {
                 at,
                 confidence: 1.0,
             };
-            let event = Event {
-                stamp: Stamp {
+            let event = Event::new(
+                Stamp {
                     turn: None,
                     epoch: self.kernel.epoch(),
                     sequence: 0,
@@ -207,12 +204,13 @@ impl Session {
                     media: at,
                     segment: 0,
                 },
-                payload: Payload::Speech(mark),
-            };
+                Payload::Speech(mark),
+            );
             let arrival = Arrival::Event {
                 port: Port(0),
                 event,
                 arrived: now,
+                patience: Patience::Spent,
             };
             // Marks are kept by every edge; only a host that has ended does not take one.
             let _ended = handle.data.offer(arrival);

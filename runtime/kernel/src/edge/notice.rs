@@ -2,7 +2,9 @@
 
 use std::collections::{VecDeque, vec_deque};
 
-use rspp_proto::EventId;
+use rspp_proto::{EventId, SyncDomain};
+
+use super::BreakReason;
 
 /// Most sources that one merge names (event-abi.md §2).
 pub const MAX_MERGE_SOURCES: usize = 64;
@@ -52,6 +54,8 @@ pub enum DropReason {
     Oversized,
     /// The sender waited for `max_block_time_ms` in vain.
     BlockTimeout,
+    /// The sender had no credit, and no time left to wait for it.
+    NoCredit,
     /// Its synchronised group lost another member (`atomic_drop`).
     GroupLost,
 }
@@ -68,6 +72,7 @@ impl DropReason {
             Self::Superseded => "latest_only",
             Self::Oversized => "larger_than_max_queue_bytes",
             Self::BlockTimeout => "max_block_time_ms",
+            Self::NoCredit => "no_credit",
             Self::GroupLost => "sync_atomic_drop",
         }
     }
@@ -83,7 +88,8 @@ impl DropReason {
             | Self::Sampled
             | Self::Superseded
             | Self::Oversized
-            | Self::BlockTimeout => "queue_pressure_drop",
+            | Self::BlockTimeout
+            | Self::NoCredit => "queue_pressure_drop",
         }
     }
 }
@@ -179,10 +185,25 @@ pub enum EdgeNotice {
         /// How many; always exact.
         count: u64,
     },
-    /// A drop tore a synchronised group: downstream must reset that domain
-    /// (`drop_with_discontinuity`).
+    /// A drop tore what is synchronised: downstream must reset that domain.
     Discontinuity {
+        /// The streams that have to reset.
+        domain: SyncDomain,
         /// The last sequence number that was lost.
+        at: u64,
+        /// Why.
+        reason: BreakReason,
+        /// Whether every edge of the domain has to (`scope: plan_wide`).
+        wide: bool,
+    },
+    /// A synchronised group is lost, and every other edge of its domain has to give up its part
+    /// (`scope: plan_wide`).
+    GroupLost {
+        /// The domain.
+        domain: SyncDomain,
+        /// The group.
+        group: u64,
+        /// The sequence number of the member that was lost first.
         at: u64,
     },
     /// An item that left the edge was made of several.
@@ -232,6 +253,7 @@ impl Notices {
             | EdgeNotice::FlowXon
             | EdgeNotice::Credit { .. }
             | EdgeNotice::Discontinuity { .. }
+            | EdgeNotice::GroupLost { .. }
             | EdgeNotice::Merge { .. } => None,
         });
         self.last_drop = Some(ordinal);
@@ -286,7 +308,13 @@ impl Notices {
         });
     }
 
-    pub(super) fn discontinuity(&mut self, sequence: u64) {
+    pub(super) fn discontinuity(
+        &mut self,
+        domain: &SyncDomain,
+        sequence: u64,
+        why: BreakReason,
+        wide: bool,
+    ) {
         // A reset asked for twice in a row is one reset.
         let reach = if self.list.len() >= SOFT_LIMIT {
             self.list.len()
@@ -294,13 +322,33 @@ impl Notices {
             1
         };
         for notice in self.list.iter_mut().rev().take(reach) {
-            if let EdgeNotice::Discontinuity { at } = notice {
+            if let EdgeNotice::Discontinuity { at, reason, .. } = notice {
                 *at = (*at).max(sequence);
+                *reason = (*reason).max(why);
                 return;
             }
         }
+        self.list.push_back(EdgeNotice::Discontinuity {
+            domain: domain.clone(),
+            at: sequence,
+            reason: why,
+            wide,
+        });
+    }
+
+    /// A group is not worth more than the others: of too many the newest are spread.
+    pub(super) fn group_lost(&mut self, domain: SyncDomain, group: u64, at: u64) {
+        if self.list.len() >= SOFT_LIMIT {
+            let oldest = self
+                .list
+                .iter()
+                .position(|notice| matches!(notice, EdgeNotice::GroupLost { .. }));
+            if let Some(oldest) = oldest {
+                self.list.remove(oldest);
+            }
+        }
         self.list
-            .push_back(EdgeNotice::Discontinuity { at: sequence });
+            .push_back(EdgeNotice::GroupLost { domain, group, at });
     }
 
     /// Credit that nobody has fetched yet adds up.

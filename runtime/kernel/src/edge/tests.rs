@@ -1,6 +1,10 @@
 use proptest::{prelude::*, strategy::Strategy as _};
-use rspp_proto::spec::{
-    DataHandling, DefaultingSource, LaneHandling, Strategy, SyncGroup, SyncScope, TelemetryHandling,
+use rspp_proto::{
+    SyncDomain,
+    spec::{
+        BoundAction, BoundActions, DataHandling, DefaultingSource, LaneHandling, Strategy,
+        SyncDropPolicy, SyncGroup, SyncScope, TelemetryHandling, Watermarks,
+    },
 };
 
 use super::*;
@@ -14,6 +18,7 @@ struct Item {
     key: Option<u64>,
     keep: bool,
     group: Option<u64>,
+    fair: Option<u64>,
 }
 
 impl Load for Item {
@@ -41,6 +46,9 @@ impl Load for Item {
     fn sync_group(&self) -> Option<u64> {
         self.group
     }
+    fn fair_key(&self) -> Option<u64> {
+        self.fair
+    }
 }
 
 fn text(sequence: u64) -> Item {
@@ -52,6 +60,7 @@ fn text(sequence: u64) -> Item {
         key: None,
         keep: false,
         group: None,
+        fair: None,
     }
 }
 
@@ -82,6 +91,9 @@ fn policy(strategy: Strategy, items: u64) -> EdgeBufferPolicy {
         max_queue_ms: 300,
         max_queue_bytes: 262_144,
         max_latency_contribution_ms: 120,
+        actions: None,
+        flow_mode: None,
+        coalesce_ms: None,
         max_block_time_ms: Some(2_000),
         watermarks: Watermarks {
             queue_items: None,
@@ -456,7 +468,12 @@ fn synchronised_groups_are_dropped_together() {
     let notices: Vec<_> = edge.take_notices().collect();
     let expected = [
         dropped((1, 1), DropReason::Items, 1),
-        EdgeNotice::Discontinuity { at: 1 },
+        EdgeNotice::Discontinuity {
+            domain: SyncDomain::new("av").unwrap(),
+            at: 1,
+            reason: BreakReason::DropWithDiscontinuity,
+            wide: false,
+        },
     ];
     assert_eq!(notices, expected);
 }
@@ -585,6 +602,7 @@ proptest! {
                         key,
                         keep,
                         group,
+                        fair: None,
                     };
                     match edge.offer(now, item) {
                         Offered::Blocked(item) => edge.give_up(&item),
@@ -702,4 +720,365 @@ fn the_queue_stops_growing_once_warm() {
         }
     }
     assert_eq!(edge.slots.capacity(), warm);
+}
+
+fn of(sequence: u64, group: u64) -> Item {
+    Item {
+        group: Some(group),
+        ..text(sequence)
+    }
+}
+
+fn sync(policy_of: SyncPolicy, scope: SyncScope) -> EdgeBufferPolicy {
+    EdgeBufferPolicy {
+        sync_drop_policy: Some(SyncDropPolicy {
+            group_by: Some(SyncGroup::SyncId),
+            policy: policy_of,
+            scope,
+            sync_domain: Some("av".into()),
+        }),
+        ..policy(Strategy::DropOldest, 4)
+    }
+}
+
+/// F-143: each of the four bounds may have an action of its own, whatever the edge's strategy.
+#[test]
+fn each_bound_gives_in_its_own_way() {
+    let with = |actions| EdgeBufferPolicy {
+        max_queue_bytes: 100,
+        max_queue_ms: 50,
+        max_latency_contribution_ms: 60,
+        actions: Some(actions),
+        ..policy(Strategy::DropOldest, 3)
+    };
+    let none = BoundActions::default();
+    let sized = |sequence, bytes| Item {
+        bytes,
+        ..text(sequence)
+    };
+
+    let refuses = Some(BoundAction::DropNewest);
+    let mut edge = EdgeBuffer::new(&with(BoundActions {
+        items: refuses,
+        ..none
+    }));
+    for n in 1..=4 {
+        let _ = edge.offer(ms(0), text(n));
+    }
+    assert_eq!(
+        rest(&mut edge, ms(0)),
+        [1, 2, 3],
+        "the fourth found no room"
+    );
+
+    let mut edge = EdgeBuffer::new(&with(BoundActions {
+        bytes: Some(BoundAction::Block),
+        ..none
+    }));
+    let _ = edge.offer(ms(0), sized(1, 60));
+    let blocked = edge.offer(ms(0), sized(2, 60));
+    assert_eq!(blocked, Offered::Blocked(sized(2, 60)));
+    assert!(!edge.has_space(ms(0)));
+    for n in 3..=5 {
+        let _ = edge.offer(ms(0), sized(n, 1));
+    }
+    assert_eq!(rest(&mut edge, ms(0)), [3, 4, 5], "items still displace");
+
+    let mut edge = EdgeBuffer::new(&with(BoundActions {
+        age: refuses,
+        ..none
+    }));
+    let _ = edge.offer(ms(0), text(1));
+    let late = Item {
+        arrived: ms(60),
+        ..text(2)
+    };
+    assert!(matches!(edge.offer(ms(60), late), Offered::Shed(_)));
+    assert_eq!(rest(&mut edge, ms(60)), [1], "what waits is kept");
+
+    let listening = EdgeBufferPolicy {
+        max_queue_items: 8,
+        max_queue_bytes: 10_000,
+        ..with(BoundActions {
+            latency: Some(BoundAction::Block),
+            ..none
+        })
+    };
+    let mut edge = EdgeBuffer::new(&listening);
+    for n in 1..=3 {
+        let _ = edge.offer(ms(0), audio(n, 0));
+    }
+    let fourth = edge.offer(ms(0), audio(4, 0));
+    assert_eq!(fourth, Offered::Blocked(audio(4, 0)), "60 ms are queued");
+    assert_eq!(
+        rest(&mut edge, ms(60)),
+        Vec::<u64>::new(),
+        "age still drops"
+    );
+}
+
+/// F-145: without credit nothing is sent, except what must not be lost; and that is owed.
+#[test]
+fn a_sender_without_patience_needs_credit() {
+    let mut edge = EdgeBuffer::with_flow(&policy(Strategy::DropOldest, 4), FlowMode::Credit);
+    for n in 1..=4 {
+        assert_eq!(edge.send(ms(0), text(n), Patience::Left), Offered::Queued);
+    }
+    let held = edge.send(ms(0), text(5), Patience::Left);
+    assert_eq!(held, Offered::Blocked(text(5)));
+    assert!(!edge.is_open(ms(0)));
+    let shed = edge.send(ms(0), text(5), Patience::Spent);
+    assert_eq!(shed, Offered::Shed(text(5)));
+    assert_eq!(edge.counters().dropped, 1);
+    for _ in 0..2 {
+        edge.pop(ms(0));
+    }
+    assert!(edge.is_open(ms(0)), "what left was granted again");
+    let last = Item {
+        keep: true,
+        ..text(6)
+    };
+    for n in [6, 7, 8, 9] {
+        let item = Item {
+            sequence: n,
+            ..last.clone()
+        };
+        assert!(!matches!(
+            edge.send(ms(0), item, Patience::Spent),
+            Offered::Shed(_)
+        ));
+    }
+    assert!(!edge.is_open(ms(0)), "what was sent on credit is owed");
+}
+
+/// F-145, F-148: a stop is heeded by who can wait, from the high mark to the low one; a sender that
+/// has waited long enough leaves it to the strategy.
+#[test]
+fn a_stop_holds_a_patient_sender_until_the_low_mark() {
+    let mut edge = EdgeBuffer::new(&marked(Strategy::DropOldest, 8, 4, 1));
+    for n in 1..=4 {
+        assert_eq!(edge.send(ms(0), text(n), Patience::Left), Offered::Queued);
+    }
+    assert!(matches!(
+        edge.send(ms(0), text(5), Patience::Left),
+        Offered::Blocked(_)
+    ));
+    assert_eq!(edge.send(ms(0), text(5), Patience::Spent), Offered::Queued);
+    while edge.len() > 2 {
+        edge.pop(ms(0));
+    }
+    assert!(!edge.is_open(ms(0)), "not before the low mark");
+    edge.pop(ms(0));
+    assert!(edge.is_open(ms(0)));
+}
+
+/// F-053: partials come at most once in the cadence; the final text comes at once, and takes in the
+/// partial that waited.
+#[test]
+fn partials_are_coalesced_to_a_cadence() {
+    let policy = EdgeBufferPolicy {
+        coalesce_ms: Some(100),
+        ..policy(Strategy::Merge, 8)
+    };
+    let mut edge = EdgeBuffer::new(&policy);
+    let mut delivered = Vec::new();
+    for n in 0..30 {
+        let now = ms(n * 10);
+        let item = Item {
+            arrived: now,
+            ..partial(n, 7)
+        };
+        let _ = edge.offer(now, item);
+        delivered.extend(edge.pop(now).map(|item| (item.sequence, n * 10)));
+    }
+    assert_eq!(delivered, [(0, 0), (10, 100), (20, 200)]);
+    assert_eq!(edge.next_due(ms(295)), Some(ms(300)));
+    let last = Item {
+        keep: true,
+        arrived: ms(295),
+        ..partial(30, 7)
+    };
+    let _ = edge.offer(ms(295), last);
+    let end = edge.pop(ms(295)).unwrap();
+    assert_eq!((end.sequence, end.keep), (30, true));
+    assert!(edge.is_empty());
+    let c = edge.counters();
+    assert_eq!(c.offered, c.popped + c.merged);
+}
+
+/// F-146, ML-004: a lost group is reported once for the other edges, and each consumer is told
+/// to reset where the stream is broken and not before.
+#[test]
+fn a_break_is_told_where_it_is() {
+    let mut edge = EdgeBuffer::new(&sync(
+        SyncPolicy::DropWithDiscontinuity,
+        SyncScope::EdgeLocal,
+    ));
+    for n in 1..=6 {
+        let _ = edge.offer(ms(0), of(n, n));
+    }
+    let expected = BreakReason::DropWithDiscontinuity;
+    assert_eq!(edge.take_break(ms(0)), Some(expected));
+    assert_eq!(edge.take_break(ms(0)), None, "it is said once");
+    assert_eq!(rest(&mut edge, ms(0)), [3, 4, 5, 6]);
+
+    // What is refused at the end is missing behind what still waits.
+    let newest = EdgeBufferPolicy {
+        strategy: Strategy::DropNewest,
+        ..sync(SyncPolicy::DropWithDiscontinuity, SyncScope::EdgeLocal)
+    };
+    let mut edge = EdgeBuffer::new(&newest);
+    for n in 1..=5 {
+        let _ = edge.offer(ms(0), of(n, n));
+    }
+    for n in 1..=4 {
+        assert_eq!(edge.take_break(ms(0)), None, "before {n}");
+        assert_eq!(edge.pop(ms(0)).unwrap().sequence, n);
+    }
+    let _ = edge.offer(ms(0), of(6, 6));
+    assert_eq!(edge.take_break(ms(0)), Some(expected));
+
+    let mut edge = EdgeBuffer::new(&sync(SyncPolicy::AtomicDrop, SyncScope::PlanWide));
+    for (sequence, group) in [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)] {
+        let _ = edge.offer(ms(0), of(sequence, group));
+    }
+    let domain = SyncDomain::new("av").unwrap();
+    let notices: Vec<_> = edge.take_notices().collect();
+    let lost = notices.iter().filter_map(|notice| match notice {
+        EdgeNotice::GroupLost { group, .. } => Some(*group),
+        _other => None,
+    });
+    assert_eq!(lost.collect::<Vec<_>>(), [1]);
+    assert!(notices.contains(&EdgeNotice::Discontinuity {
+        domain,
+        at: 1,
+        reason: BreakReason::AtomicDrop,
+        wide: true,
+    }));
+}
+
+/// F-146: a group of which a part was delivered already is not lost as a whole, and that is said.
+#[test]
+fn a_group_that_was_partly_delivered_is_a_partial_loss() {
+    let mut edge = EdgeBuffer::new(&sync(SyncPolicy::AtomicDrop, SyncScope::PlanWide));
+    let _ = edge.offer(ms(0), of(1, 1));
+    edge.pop(ms(0));
+    let _ = edge.offer(ms(0), of(2, 1));
+    assert!(edge.lose_group(1));
+    assert!(!edge.lose_group(1), "once is enough");
+    let reasons: Vec<_> = edge
+        .take_notices()
+        .filter_map(|notice| match notice {
+            EdgeNotice::Discontinuity { reason, .. } => Some(reason.as_str()),
+            _other => None,
+        })
+        .collect();
+    assert_eq!(reasons, ["sync_domain_partial_loss"]);
+    let _ = edge.offer(ms(0), of(3, 2));
+    assert_eq!(edge.take_break(ms(0)), Some(BreakReason::PartialLoss));
+}
+
+proptest! {
+    /// Several who share an edge are served in turn: in any history, whoever has something waiting
+    /// is passed over at most once by each of the others, keeps its own order, and is not crowded
+    /// out by a busier one.
+    #[test]
+    fn those_who_share_an_edge_are_served_in_turn(
+        steps in prop::collection::vec((prop::bool::weighted(0.6), 0u64..4), 1..300),
+        strategy in prop::sample::select(vec![Strategy::DropOldest, Strategy::DropNewest]),
+    ) {
+        let policy = EdgeBufferPolicy {
+            fairness_key: Some("speaker".into()),
+            ..policy(strategy, 12)
+        };
+        let mut edge = EdgeBuffer::new(&policy);
+        let mut waiting: [Vec<u64>; 4] = Default::default();
+        let mut passed = [[0u32; 4]; 4];
+        let mut dropped = 0;
+        for (sequence, (offers, key)) in (1u64..).zip(steps) {
+            if offers {
+                let item = Item { fair: Some(key), ..text(sequence) };
+                let outcome = edge.offer(ms(0), item);
+                let mine = key as usize;
+                let gone = match outcome {
+                    Offered::Queued => None,
+                    Offered::Displaced(other) => Some(other),
+                    Offered::Shed(item) => {
+                        dropped += 1;
+                        let most = waiting.iter().map(Vec::len).max().unwrap();
+                        prop_assert!(waiting[mine].len() + 1 >= most, "not the greediest");
+                        prop_assert_eq!(item.fair, Some(key));
+                        continue;
+                    }
+                    other => return Err(TestCaseError::fail(format!("{other:?}"))),
+                };
+                if let Some(gone) = gone {
+                    dropped += 1;
+                    let of = gone.fair.unwrap() as usize;
+                    let most = waiting.iter().map(Vec::len).max().unwrap();
+                    prop_assert_eq!(waiting[of].len(), most, "the greediest gives");
+                    waiting[of].retain(|s| *s != gone.sequence);
+                }
+                if waiting[mine].is_empty() {
+                    passed[mine] = [0; 4];
+                }
+                waiting[mine].push(sequence);
+            } else if let Some(item) = edge.pop(ms(0)) {
+                let served = item.fair.unwrap() as usize;
+                prop_assert_eq!(waiting[served].remove(0), item.sequence, "its own order");
+                for other in (0..4).filter(|other| *other != served) {
+                    if waiting[other].is_empty() {
+                        passed[other] = [0; 4];
+                    } else {
+                        passed[other][served] += 1;
+                        prop_assert!(passed[other][served] <= 2, "{other} waits for {served}");
+                    }
+                }
+                passed[served] = [0; 4];
+            }
+        }
+        prop_assert_eq!(edge.counters().dropped, dropped);
+    }
+
+    /// F-145, F-148: under any flow mode, over any history of a sender that is patient or not, credit
+    /// is neither made nor lost, and an empty edge lets its sender go on.
+    #[test]
+    fn credit_is_neither_made_nor_lost(
+        mode in prop::sample::select(vec![FlowMode::Signal, FlowMode::Credit, FlowMode::Hybrid]),
+        policy in policies(),
+        steps in prop::collection::vec((0u8..4, prop::bool::weighted(0.1), 0u64..40), 1..300),
+    ) {
+        let mut edge = EdgeBuffer::with_flow(&policy, mode);
+        let items = policy.max_queue_items;
+        let mut now = Monotonic::ZERO;
+        for (sequence, (step, keep, wait)) in (1u64..).zip(steps) {
+            match step {
+                0 | 1 => {
+                    let patience = if step == 0 { Patience::Left } else { Patience::Spent };
+                    // What has grown too old leaves, and what left is granted again.
+                    edge.expire(now);
+                    let open = edge.sender.may_send().is_ok();
+                    let item = Item { keep, arrived: now, ..text(sequence) };
+                    let outcome = edge.send(now, item, patience);
+                    if let Offered::Blocked(_) = outcome {
+                        prop_assert_eq!(patience, Patience::Left);
+                    } else if !open && mode == FlowMode::Credit && !keep {
+                        prop_assert!(matches!(outcome, Offered::Shed(_)), "{outcome:?}");
+                    }
+                }
+                2 => { edge.pop(now); }
+                _wait => now = now + Duration::from_millis(wait),
+            }
+            if mode != FlowMode::Signal {
+                let (left, owed) = (edge.sender.left(), edge.sender.owed());
+                prop_assert_eq!(left + edge.freed + edge.len() as u64, items + owed);
+            }
+        }
+        while !edge.is_empty() {
+            now = now + Duration::from_millis(1);
+            edge.pop(now);
+        }
+        edge.clear(now);
+        prop_assert!(edge.sender.may_send().is_ok(), "nobody waits for an empty edge");
+    }
 }

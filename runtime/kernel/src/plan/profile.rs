@@ -103,6 +103,9 @@ pub fn edge_buffer(graph: &Graph, edge: &Edge) -> EdgeBufferPolicy {
             max_queue_bytes: 262_144,
             max_latency_contribution_ms: 120,
             max_block_time_ms: None,
+            actions: None,
+            flow_mode: None,
+            coalesce_ms: None,
             watermarks: marks(48, 24),
             lane_handling: LaneHandling {
                 data: DataHandling::DropOldest,
@@ -123,6 +126,9 @@ fn blocking() -> EdgeBufferPolicy {
         max_queue_bytes: 262_144,
         max_latency_contribution_ms: 120,
         max_block_time_ms: Some(2_000),
+        actions: None,
+        flow_mode: None,
+        coalesce_ms: None,
         watermarks: marks(192, 96),
         lane_handling: LaneHandling {
             data: DataHandling::Block,

@@ -7,7 +7,8 @@ use rspp_proto::{
     spec::{
         AdaptiveAction, Budgets, BudgetsSpec, BufferSpec, DataHandling, DefaultingSource,
         EdgeBufferPolicy, FlowControl, Marks, Modality, NodeExecutionPolicy, PipelineSpec,
-        PolicyBundle, ProfileName, RecordingPolicy, Strategy, SyncGroup, SyncPolicy, Watermarks,
+        PolicyBundle, ProfileName, RecordingPolicy, Strategy, SyncGroup, SyncPolicy, SyncScope,
+        Watermarks,
     },
 };
 
@@ -559,6 +560,22 @@ fn lay_buffer(policy: &mut EdgeBufferPolicy, spec: &BufferSpec) -> Vec<&'static 
         policy.max_block_time_ms = spec.max_block_time_ms;
         laid.push("max_block_time_ms");
     }
+    if spec.actions.is_some() {
+        policy.actions = spec.actions;
+        laid.push("actions");
+    }
+    if spec.flow_mode.is_some() {
+        policy.flow_mode = spec.flow_mode;
+        laid.push("flow_mode");
+    }
+    if spec.coalesce_ms.is_some() {
+        policy.coalesce_ms = spec.coalesce_ms;
+        laid.push("coalesce_ms");
+    }
+    if let Some(telemetry) = spec.telemetry {
+        policy.lane_handling.telemetry = telemetry;
+        laid.push("lane_handling/TelemetryLane");
+    }
     if spec.fairness_key.is_some() {
         policy.fairness_key.clone_from(&spec.fairness_key);
         laid.push("fairness_key");
@@ -679,12 +696,24 @@ fn buffer_problem(policy: &EdgeBufferPolicy) -> Option<(&'static str, &'static s
             return Some((name, AT_LEAST_ONE));
         }
     }
-    match (policy.strategy, policy.max_block_time_ms) {
-        (Strategy::Block, None) => {
-            return Some(("max_block_time_ms", "is mandatory with strategy `block`"));
+    let blocks =
+        policy.strategy == Strategy::Block || policy.actions.is_some_and(|actions| actions.block());
+    match policy.max_block_time_ms {
+        None if blocks => {
+            return Some(("max_block_time_ms", "is mandatory where something blocks"));
         }
-        (_, Some(0)) => return Some(("max_block_time_ms", AT_LEAST_ONE)),
-        (_, Some(_) | None) => {}
+        Some(0) => return Some(("max_block_time_ms", AT_LEAST_ONE)),
+        Some(_) | None => {}
+    }
+    match policy.coalesce_ms {
+        Some(0) => return Some(("coalesce_ms", AT_LEAST_ONE)),
+        Some(_) if policy.strategy != Strategy::Merge => {
+            return Some((
+                "coalesce_ms",
+                "only strategy `merge` folds partials together",
+            ));
+        }
+        Some(_) | None => {}
     }
     let marks = [policy.watermarks.queue_items, policy.watermarks.queue_ms];
     if marks.iter().all(Option::is_none) {
@@ -702,8 +731,10 @@ fn buffer_problem(policy: &EdgeBufferPolicy) -> Option<(&'static str, &'static s
     if needs_group && group.is_none() {
         return Some(("sync_drop_policy.group_by", "is mandatory for this policy"));
     }
-    if sync.policy == SyncPolicy::DropWithDiscontinuity && sync.sync_domain.is_none() {
-        let problem = "is mandatory for drop_with_discontinuity";
+    let needs_domain = sync.policy == SyncPolicy::DropWithDiscontinuity
+        || (needs_group && sync.scope == SyncScope::PlanWide);
+    if needs_domain && sync.sync_domain.is_none() {
+        let problem = "is mandatory for drop_with_discontinuity and for scope plan_wide";
         return Some(("sync_drop_policy.sync_domain", problem));
     }
     None
