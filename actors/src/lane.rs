@@ -48,7 +48,7 @@ pub trait Buffer: Send + 'static {
 
     /// The same for a sender on one part of the buffer, in a buffer that has several.
     fn has_space_at(&self, part: usize) -> bool {
-        let _one_for_all = part;
+        let _ = part;
         self.has_space()
     }
 }

@@ -140,7 +140,7 @@ pipeline.yaml:7:5: nodes[0].proivder: unknown field `proivder`; did you mean `pr
 pipeline.yaml:9:11: nodes[1].kind: text `llmm` is not possible here; did you mean `llm`?
 pipeline.yaml:10:16: nodes[1].budget_ms: `0` must be at least 1
 pipeline.yaml:11:5: nodes[2]: missing field `id`
-pipeline.yaml:13:40: edges[0].carries: text `sound` is not possible here; expected one of: audio, text, speech, any
+pipeline.yaml:13:40: edges[0].carries: text `sound` is not possible here; expected one of: audio, text, speech, metrics, debug, error, any
 pipeline.yaml:15:9: edges[1].to: expected text, found `5`; put it in quotes
 pipeline.yaml:17:32: edges[1].buffer.max_queue_items: expected a whole number, found text `many`
 pipeline.yaml:18:8: turns: expected a map, found text `no`
@@ -208,7 +208,7 @@ pipeline.yaml:19:51: edges[4].when.value: `confidence` is compared with a number
 pipeline.yaml:21:7: edges[4].buffer: strategy `block` needs max_block_time_ms; e.g. `max_block_time_ms: 40`; without it a full edge would stall its sender
 pipeline.yaml:23:38: edges[4].buffer.watermarks.queue_items.low: 8 is not below high, 4; e.g. `low: 2`
 pipeline.yaml:24:5: edges[5]: edge `stt->llm:text` stands twice, first on line 16; remove one, or give each an `id`
-pipeline.yaml:31:26: edges[6].buffer.max_block_time_ms: only strategy `block` waits; remove it, or write `strategy: block`
+pipeline.yaml:31:26: edges[6].buffer.max_block_time_ms: only strategy `block` waits; remove it, or write `strategy: block`; an edge with a `flow_mode` of its own may wait too
 pipeline.yaml:32:42: edges[6].buffer.watermarks.queue_items.high: 8 is above max_queue_items, 4, so it is never reached
 pipeline.yaml:33:25: edges[6].buffer.sync_drop_policy: this policy needs group_by; one of sync_id, event_id, custom
 pipeline.yaml:33:25: edges[6].buffer.sync_drop_policy: this policy needs sync_domain; name the streams that have to reset together
@@ -302,12 +302,12 @@ fn relaxed_mode_reads_what_strict_mode_refuses() {
     );
     assert_snapshot!(errors(&text), @r#"
 pipeline.yaml:5:9: schema: schema `rspp.pipeline.v2` is not read here; write `schema: rspp.pipeline.v1`
-pipeline.yaml:6:1: colour: unknown field `colour`; known fields: budgets, edges, instructions, metadata, nodes, profile, schema, turns, version
+pipeline.yaml:6:1: colour: unknown field `colour`; known fields: budgets, edges, instructions, metadata, nodes, observe, profile, schema, turns, version
 "#);
     let parsed = PipelineSpec::parse("pipeline.yaml", &text, Mode::Relaxed).unwrap();
     assert_eq!(parsed.spec.nodes, PipelineSpec::simple().nodes);
     let warnings: Vec<String> = parsed.warnings.iter().map(Diagnostic::to_string).collect();
-    assert_snapshot!(warnings.join("\n"), @"pipeline.yaml:6:1: warning: colour: unknown field `colour`; known fields: budgets, edges, instructions, metadata, nodes, profile, schema, turns, version");
+    assert_snapshot!(warnings.join("\n"), @"pipeline.yaml:6:1: warning: colour: unknown field `colour`; known fields: budgets, edges, instructions, metadata, nodes, observe, profile, schema, turns, version");
 
     let foreign = changed("schema: rspp.pipeline.v1", "schema: other.v1");
     assert!(PipelineSpec::parse("p.yaml", &foreign, Mode::Relaxed).is_err());

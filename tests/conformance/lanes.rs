@@ -71,7 +71,7 @@ async fn each_lane_of_an_edge_keeps_its_own_rules() {
             .collect();
         let late = data.iter().map(|(at, event)| {
             let origin = events[0].0 - events[0].1.stamp.made.as_duration();
-            *at - origin - event.stamp.made.as_duration()
+            (*at - origin).saturating_sub(event.stamp.made.as_duration())
         });
         let late = late.max().unwrap();
         (data.len(), events.len() - data.len(), late, ended)
@@ -106,7 +106,7 @@ async fn each_lane_of_an_edge_keeps_its_own_rules() {
 async fn telemetry_may_be_sampled_instead() {
     let mut probes = Probes::default();
     probes.source("source", |nth, cx: &mut NodeContext| {
-        cx.emit(measurement(nth))
+        cx.emit(measurement(nth));
     });
     let (taken, _) = probes.sink("sink", Duration::from_millis(30));
     let ended = Builder::new(&Cast::default(), vec![says(first())])
@@ -210,7 +210,7 @@ async fn no_edge_of_a_node_starves() {
         let Payload::Text(text) = &event.payload else {
             unreachable!()
         };
-        let waited = at - origin - event.stamp.made.as_duration();
+        let waited = (at - origin).saturating_sub(event.stamp.made.as_duration());
         let mut noted = noted.lock().unwrap();
         noted
             .entry(text.text.to_string())

@@ -17,6 +17,7 @@ mod isolation;
 mod lanes;
 mod lifecycle;
 mod nodes;
+mod observing;
 mod plans;
 mod refusals;
 mod routing;

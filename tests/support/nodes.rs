@@ -106,7 +106,7 @@ impl Node for Probe {
     }
 }
 
-fn slowly(taken: Taken, event: Event, pace: Duration) -> Step<'static> {
+fn slowly(taken: &Taken, event: Event, pace: Duration) -> Step<'static> {
     let mut list = taken.0.lock().expect("nobody panics here");
     list.push((Instant::now(), event));
     drop(list);
@@ -215,7 +215,7 @@ impl Probes {
         let taken = Taken::default();
         let noted = taken.clone();
         let hooks = self.add(kind, move |_nth, _cx: &mut NodeContext, event| {
-            slowly(noted.clone(), event, pace)
+            slowly(&noted, event, pace)
         });
         (taken, hooks)
     }

@@ -265,6 +265,7 @@ pub(crate) mod tests {
                 p99: 17.5,
                 max: 20.0,
             },
+            measurements: None,
         }
     }
 

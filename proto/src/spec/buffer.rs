@@ -243,10 +243,23 @@ pub struct EdgeBufferPolicy {
     pub sync_drop_policy: Option<SyncDropPolicy>,
 }
 
+/// What an edge is tuned for, in one word; its own fields are laid over it (F-054).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BufferTuning {
+    /// Short: a slow consumer hears less, and what it hears is new.
+    LatencyFirst,
+    /// Long: a slow consumer hears everything, late.
+    AccuracyFirst,
+}
+
 /// An edge's buffer as authored: what is absent comes from the profile.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BufferSpec {
+    /// What the edge is tuned for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tune: Option<BufferTuning>,
     /// See [`EdgeBufferPolicy::strategy`].
     pub strategy: Option<DataHandling>,
     /// See [`EdgeBufferPolicy::max_queue_items`].

@@ -13,15 +13,15 @@ mod source;
 
 pub use budget::{Budgets, BudgetsSpec};
 pub use buffer::{
-    BoundAction, BoundActions, BufferSpec, DataHandling, DefaultingSource, EdgeBufferPolicy,
-    LaneHandling, Marks, Strategy, SyncDropPolicy, SyncGroup, SyncPolicy, SyncScope,
-    TelemetryHandling, Watermarks,
+    BoundAction, BoundActions, BufferSpec, BufferTuning, DataHandling, DefaultingSource,
+    EdgeBufferPolicy, LaneHandling, Marks, Strategy, SyncDropPolicy, SyncGroup, SyncPolicy,
+    SyncScope, TelemetryHandling, Watermarks,
 };
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use parse::{Mode, PIPELINE_SCHEMA, POLICY_SCHEMA, Parsed};
 pub use pipeline::{
     Comparison, Condition, EGRESS, EdgeSpec, ErrorAction, INGRESS, MergeOrder, NodeKind, NodeSpec,
-    PipelineSpec, PortType, ProfileName,
+    ObserveSpec, PipelineSpec, PortType, ProfileName,
 };
 pub use policy::{
     AdaptiveAction, FlowControl, FlowMode, LateEventPolicy, Modality, NodeExecutionPolicy,

@@ -47,6 +47,12 @@ pub enum PortType {
     Text,
     /// Speech marks.
     Speech,
+    /// Measurements.
+    Metrics,
+    /// Notes for a developer; nothing flows unless the session turns them on (F-027).
+    Debug,
+    /// Normalised failures.
+    Error,
     /// Anything; only custom and pass-through nodes have such ports.
     Any,
 }
@@ -58,6 +64,9 @@ impl PortType {
             Self::Audio => "audio",
             Self::Text => "text",
             Self::Speech => "speech",
+            Self::Metrics => "metrics",
+            Self::Debug => "debug",
+            Self::Error => "error",
             Self::Any => "any",
         }
     }
@@ -260,6 +269,36 @@ impl EdgeSpec {
     }
 }
 
+/// What a session says about itself beside its work; never alters what it does. Absent is left to
+/// the layer before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObserveSpec {
+    /// How often latency and queue depth of nodes and edges are published in band, in milliseconds;
+    /// 0 is never, which is the default (F-026).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_every_ms: Option<u64>,
+    /// Whether debug events are made; by default not (F-027).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub debug: Option<bool>,
+}
+
+impl ObserveSpec {
+    /// Whether it leaves everything to others.
+    pub fn is_silent(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// This layer over a weaker one.
+    #[must_use]
+    pub fn over(self, weaker: Self) -> Self {
+        Self {
+            metrics_every_ms: self.metrics_every_ms.or(weaker.metrics_every_ms),
+            debug: self.debug.or(weaker.debug),
+        }
+    }
+}
+
 /// A pipeline, as authored and published (F-001).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -283,6 +322,9 @@ pub struct PipelineSpec {
     /// When a turn may open, be interrupted and be resumed.
     #[serde(default)]
     pub turns: TurnPolicy,
+    /// What a session says about itself.
+    #[serde(default, skip_serializing_if = "ObserveSpec::is_silent")]
+    pub observe: ObserveSpec,
     /// For people; never alters execution (F-082).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,

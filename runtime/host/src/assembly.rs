@@ -25,11 +25,13 @@ use rspp_provider_api::{InferencePool, Providers};
 
 use crate::{
     circuits::CallRules,
-    event::{Arrival, Event, Port},
+    event::{Arrival, Port},
+    meters::{EdgeMeter, Meters},
     node::{
         InputEdge, Inputs, NodeHost, NodeMaker, NodeSettings, NodeSetup, OutEdge, Standby,
         builtin::NodeRegistry,
     },
+    observe::{Observed, Observers},
     overhead::Overhead,
     session::SessionControl,
     turn::HostHandle,
@@ -54,8 +56,11 @@ pub(crate) struct Assembly {
     pub(crate) clock: Clock,
     pub(crate) fence: Arc<OutputFence>,
     pub(crate) session: ControlRef<SessionControl>,
-    pub(crate) telemetry: TelemetryRef<Event>,
+    pub(crate) telemetry: TelemetryRef<Observed>,
     pub(crate) overhead: Arc<Overhead>,
+    pub(crate) observers: Arc<Observers>,
+    /// What the session measures, if it does.
+    pub(crate) meters: Option<Arc<Meters>>,
     /// Fires when what is put together is no longer wanted.
     pub(crate) cancel: CancellationToken,
     /// Where audio and text for the user go.
@@ -147,8 +152,16 @@ impl Assembly {
         let inputs = policies.iter().zip(edges).map(|(policy, edge)| InputEdge {
             policy,
             carries: self.graph.edge(*edge).carries,
+            meter: self.edge_meter(*edge, policy),
         });
         Inputs::new(self.clock, self.plan.flow_control.data_mode, inputs)
+    }
+
+    fn edge_meter(&self, ix: EdgeIx, policy: &EdgeBufferPolicy) -> Option<Arc<EdgeMeter>> {
+        let meters = self.meters.as_ref()?;
+        let edge = self.graph.edge(ix);
+        let to = &self.graph.node(edge.to).id;
+        Some(meters.edge(&edge.id, to, policy.strategy))
     }
 
     /// The edges that lead out to the user, by port.
@@ -186,8 +199,15 @@ impl Assembly {
         if self.stands_by(ix) {
             return Ok(None);
         }
+        let settings = self.settings(spec);
+        let meters = self.meters.as_ref().map(|meters| {
+            let provider = settings.providers.first();
+            let own = meters.node(&spec.id, spec.kind.as_str(), provider);
+            (Arc::clone(meters), own)
+        });
         let setup = NodeSetup {
-            settings: self.settings(spec),
+            settings,
+            meters,
             graph: Arc::clone(&self.graph),
             make: self.maker(ix, spec)?,
             outputs: self.outputs(&node.outputs, hosts),
@@ -308,6 +328,7 @@ impl Assembly {
             instructions: self.instructions.clone(),
             conversation: Arc::clone(&self.conversation),
             attributes: Arc::clone(&self.attributes),
+            observers: Arc::clone(&self.observers),
         }
     }
 

@@ -16,13 +16,15 @@ use bytes::Bytes;
 use futures::StreamExt;
 use rspp_actors::{
     Clock, ControlRef, DataRef, ExitReason, Item, NoTelemetry, Offer, Pump, PumpContext,
+    TelemetryRef,
 };
 use rspp_kernel::{
     edge::Patience,
     fence::{OutputFence, Passage},
 };
 use rspp_proto::{
-    AudioChunk, EdgeId, Epoch, Monotonic, Payload, SampleIndex, SampleRate, TextChunk, TurnNumber,
+    AudioChunk, EdgeId, Epoch, EventType, Monotonic, NodeId, Payload, SampleIndex, SampleRate,
+    TextChunk, TurnNumber,
 };
 use rspp_transport_api::{
     Ingress, Outgoing, Sink, SinkError, Source, Transport,
@@ -32,7 +34,9 @@ use tokio::time::Instant;
 
 use crate::{
     event::{Arrival, Event, Port, Stamp},
+    meters::Meters,
     node::{EdgeReport, Inputs, Torn},
+    observe::{Observed, Observers},
     session::{Playback, SessionControl, TransportEvent},
 };
 
@@ -68,6 +72,12 @@ pub(crate) struct Attachment {
     pub(crate) ingress: Vec<(DataRef<Arrival>, Port)>,
     /// The edges that lead out, by port.
     pub(crate) egress: Arc<[EdgeId]>,
+    pub(crate) telemetry: TelemetryRef<Observed>,
+    pub(crate) observers: Arc<Observers>,
+    /// What the session measures, if it does.
+    pub(crate) meters: Option<Arc<Meters>>,
+    /// Where the user's audio comes from, by name.
+    pub(crate) ingress_node: NodeId,
     pub(crate) line: Arc<LineStats>,
 }
 
@@ -365,6 +375,15 @@ impl Line {
             attachment.line.arrived(SampleIndex(*position), now);
             let payload = Payload::AudioChunk(AudioChunk::pcm16(INGRESS_RATE, frame));
             let event = Event::new(stamp, payload);
+            let node = &attachment.ingress_node;
+            if attachment.observers.taps(node, EventType::Audio) {
+                let _unwatched = attachment.telemetry.offer(Observed {
+                    node: node.clone(),
+                    edge: None,
+                    event: event.clone(),
+                    copied: true,
+                });
+            }
             for (to, port) in &attachment.ingress {
                 let arrival = Arrival::Event {
                     port: *port,
@@ -584,6 +603,9 @@ impl Line {
         self.outbound.framer.clear();
         self.outbound.in_reply = false;
         self.sink.clear(turn);
+        if let Some(meters) = &self.attachment.meters {
+            meters.fell_silent(self.now());
+        }
         for arrival in kept {
             self.take(arrival);
         }

@@ -27,9 +27,15 @@ mod event;
 
 mod overhead;
 
+mod observe;
+
+mod meters;
+
 pub use assembly::Pools;
 pub use event::{Arrival, CallEnd, CallKey, Chunk, Event, Port, Stamp, Tags};
+pub use meters::{EdgeMeasurements, Latency, Measurements, NodeMeasurements};
 pub use node::builtin::{NodeFactory, NodeRegistry};
+pub use observe::{Filter, Notice};
 pub use overhead::{Overhead, Percentiles};
 pub use runtime::{Config, OpenError, Runtime, SessionHandle, SessionRequest};
-pub use session::{CancelReceipt, CancelTarget, Notice};
+pub use session::{CancelReceipt, CancelTarget};

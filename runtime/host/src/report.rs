@@ -7,7 +7,7 @@ use rspp_proto::{Epoch, Lane, Monotonic, PipelineVersion, SessionId, TenantId, T
 use rspp_timeline::{Anchors, TerminalOutcome};
 use serde::{Deserialize, Serialize};
 
-use crate::overhead::Percentiles;
+use crate::{meters::Measurements, overhead::Percentiles};
 
 /// One accepted turn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,4 +86,7 @@ pub struct SessionReport {
     pub underruns: u64,
     /// What the runtime itself cost per event, in microseconds of real time.
     pub kernel_overhead_us: Percentiles,
+    /// Latencies and depths by node and edge, if they were measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measurements: Option<Measurements>,
 }

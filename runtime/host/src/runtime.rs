@@ -21,7 +21,7 @@ use rspp_kernel::{
     plan::{LayeredSettings, PlanError, SnapshotProvenance},
 };
 use rspp_proto::{
-    Epoch, SessionId, TenantId,
+    Epoch, EventType, SessionId, TenantId,
     spec::{NodeKind, PipelineSpec, PolicyBundle},
 };
 use rspp_provider_api::Providers;
@@ -35,12 +35,14 @@ use crate::{
     circuits::Circuits,
     connection::{Connection, ConnectionControl},
     event::Arrival,
+    meters::{Measurements, Meters},
     node::{InputEdge, Inputs, builtin::NodeRegistry},
+    observe::{Filter, Notice, Observers},
     overhead::Overhead,
     report::SessionReport,
     session::{
-        Blueprint, CancelReceipt, CancelTarget, Command, LISTENING, Notice, Notices, Session,
-        SessionControl, SessionSetup,
+        Blueprint, CancelReceipt, CancelTarget, Command, LISTENING, Session, SessionControl,
+        SessionSetup,
     },
 };
 
@@ -283,16 +285,24 @@ impl Runtime {
             gatekeeper: Arc::clone(&self.gatekeeper),
         };
 
+        let observe = blueprint.settings.observe(blueprint.spec.observe);
+        let measures = observe.metrics_every_ms.is_some_and(|every| every > 0);
+        let meters = measures.then(|| Arc::new(Meters::new(blueprint.spec.version.clone())));
         let egress = blueprint.graph.node(blueprint.graph.egress());
         let edges = egress.inputs.iter().map(|edge| {
             let edge = blueprint.graph.edge(*edge);
+            let policy = &plan.edge_buffer_policies[&edge.id];
+            let to = &blueprint.graph.node(edge.to).id;
             InputEdge {
-                policy: &plan.edge_buffer_policies[&edge.id],
+                policy,
                 carries: edge.carries,
+                meter: meters
+                    .as_ref()
+                    .map(|meters| meters.edge(&edge.id, to, policy.strategy)),
             }
         });
         let inputs = Inputs::new(self.config.clock, plan.flow_control.data_mode, edges);
-        let notices = Arc::<Notices>::default();
+        let observers = Arc::<Observers>::default();
         let (done, report) = oneshot::channel();
         let (answer, opened) = oneshot::channel();
         let order = Order {
@@ -303,7 +313,8 @@ impl Runtime {
                 let config = self.config.clone();
                 let circuits = Arc::clone(&self.circuits);
                 let overhead = Arc::clone(&self.overhead);
-                let notices = Arc::clone(&notices);
+                let observers = Arc::clone(&observers);
+                let meters = meters.clone();
                 let tenant = request.tenant;
                 let recorder = request.recorder;
                 let attributes = Arc::new(request.attributes);
@@ -320,7 +331,9 @@ impl Runtime {
                     pools: config.pools,
                     recorder,
                     overhead,
-                    notices,
+                    observers,
+                    observe,
+                    meters,
                     done,
                 }
             }),
@@ -333,7 +346,8 @@ impl Runtime {
         started.map(|control| SessionHandle {
             session: request.session,
             control,
-            notices,
+            observers,
+            meters,
             report,
         })
     }
@@ -407,7 +421,8 @@ impl Runtime {
 pub struct SessionHandle {
     session: SessionId,
     control: ControlRef<SessionControl>,
-    notices: Arc<Notices>,
+    observers: Arc<Observers>,
+    meters: Option<Arc<Meters>>,
     report: oneshot::Receiver<SessionReport>,
 }
 
@@ -417,9 +432,29 @@ impl SessionHandle {
         &self.session
     }
 
-    /// What it says from now on. A subscriber that falls far behind misses the oldest and is told.
+    /// What it says from now on, but for audio. A subscriber that falls far behind misses the oldest
+    /// and is told.
     pub fn subscribe(&self) -> broadcast::Receiver<Notice> {
-        self.notices.subscribe()
+        self.subscribe_to(Filter::default())
+    }
+
+    /// What it says from now on and passes a filter (F-022).
+    pub fn subscribe_to(&self, filter: Filter) -> broadcast::Receiver<Notice> {
+        self.observers.subscribe(filter)
+    }
+
+    /// Turns debug events on for so long and for at most so many, and hands them out (F-076). Other
+    /// sessions are not touched; of this one, what its user hears is not.
+    pub fn capture(&self, length: Duration, most: u32) -> broadcast::Receiver<Notice> {
+        let notices = self.subscribe_to(Filter::of([EventType::Debug]));
+        self.command(Command::Capture { length, most });
+        notices
+    }
+
+    /// Latencies and depths so far, by node, by edge and of the whole session (F-040); `None` unless
+    /// pipeline or settings have it measured.
+    pub fn measurements(&self) -> Option<Measurements> {
+        self.meters.as_ref().map(|meters| meters.measurements())
     }
 
     /// Cancels the running turn; returns once the fence has fallen. `None` if the session is over.

@@ -7,6 +7,8 @@ mod reports;
 
 mod edges;
 
+mod telemetry;
+
 mod commands;
 
 mod effects;
@@ -37,15 +39,13 @@ use tokio::{sync::oneshot, time::Instant};
 
 pub use message::{CancelReceipt, CancelTarget};
 pub(crate) use message::{Command, Playback, SessionControl, TransportEvent};
-pub use publish::Notice;
-pub(crate) use publish::Notices;
 pub(crate) use setup::{Blueprint, LISTENING, SessionSetup};
 
 use crate::{
     assembly::{Assembly, Hosts},
     circuits::CallRules,
     connection::{Attachment, ConnectionControl, LineStats},
-    event::Event,
+    observe::Observed,
     report::SessionReport,
     runtime::TurnPlace,
     turn::TurnControl,
@@ -53,6 +53,8 @@ use crate::{
 use edges::Domains;
 use evidence::Ledger;
 use publish::Publisher;
+use telemetry::Telemetry;
+
 /// The actor. Never restarted: a session that panics ends that call (design §2).
 pub(crate) struct Session {
     setup: SessionSetup,
@@ -64,6 +66,10 @@ pub(crate) struct Session {
     hosts: Hosts,
     turn: Option<RunningTurn>,
     domains: Domains,
+    /// When the debug events of a capture end.
+    captured_until: Option<Monotonic>,
+    /// Items of the telemetry lane so far: heard, and lost before they were.
+    telemetry: Telemetry,
     cancel: CancellationToken,
     /// The plan that was resolved for the turn being opened.
     plan: Option<Arc<ResolvedTurnPlan>>,
@@ -96,6 +102,8 @@ impl Session {
             hosts: Hosts::default(),
             turn: None,
             domains: Domains::default(),
+            captured_until: None,
+            telemetry: Telemetry::default(),
             cancel: CancellationToken::new(),
             plan: None,
             handling: Stopwatch::start(),
@@ -146,6 +154,8 @@ impl Session {
             session: ctx.control_ref(),
             telemetry: ctx.telemetry_ref(),
             overhead: Arc::clone(&self.setup.overhead),
+            observers: Arc::clone(&self.setup.observers),
+            meters: self.setup.meters.clone(),
             cancel,
             egress: self.setup.egress.clone(),
         }
@@ -190,6 +200,10 @@ impl Session {
             epoch: self.kernel.epoch(),
             ingress: assembly.ingress(&self.hosts),
             egress: assembly.egress_edges(),
+            telemetry: ctx.telemetry_ref(),
+            observers: Arc::clone(&self.setup.observers),
+            meters: self.setup.meters.clone(),
+            ingress_node: assembly.graph.node(assembly.graph.ingress()).id.clone(),
             line: Arc::clone(&self.line),
         };
         let attach = ConnectionControl::Attach(Box::new(attachment));
@@ -203,11 +217,12 @@ impl Session {
 impl Actor for Session {
     type Control = SessionControl;
     type Data = NoData;
-    type Telemetry = Event;
+    type Telemetry = Observed;
     const KIND: &'static str = "session";
 
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         self.ledger.opened(time(ctx));
+        self.observe(ctx);
         Box::pin(self.listen(ctx)).await
     }
 
@@ -274,11 +289,16 @@ impl Actor for Session {
 
     /// What nobody downstream asked for: an observer may have. The user's words are no such thing:
     /// they were published when they were recognised, and a final text is said once (F-024).
-    async fn on_telemetry(&mut self, _ctx: &mut Context<Self>, item: Event) -> Result<(), Failure> {
-        let heard_before =
-            matches!(&item.payload, Payload::Text(text) if text.speaker == Speaker::User);
+    async fn on_telemetry(
+        &mut self,
+        ctx: &mut Context<Self>,
+        item: Observed,
+    ) -> Result<(), Failure> {
+        self.count_unseen(ctx);
+        let heard_before = !item.copied
+            && matches!(&item.event.payload, Payload::Text(text) if text.speaker == Speaker::User);
         if !heard_before {
-            self.publisher.event(item);
+            self.publisher.observed(item);
         }
         Ok(())
     }
@@ -292,6 +312,10 @@ impl Actor for Session {
     async fn on_deadline(&mut self, ctx: &mut Context<Self>, _now: Instant) -> Result<(), Failure> {
         self.handling = Stopwatch::start();
         let now = time(ctx);
+        if self.captured_until.is_some_and(|until| until <= now) {
+            self.captured_until = None;
+            self.setup.observers.end_debug();
+        }
         self.kernel.handle(now, Input::Tick);
         self.carry_out(ctx).await?;
         self.kernel.settle();
@@ -363,6 +387,11 @@ impl Actor for Session {
             node_failures: self.node_failures,
             underruns: self.line.underruns.load(Ordering::Relaxed),
             kernel_overhead_us: self.setup.overhead.percentiles(),
+            measurements: self
+                .setup
+                .meters
+                .as_ref()
+                .map(|meters| meters.measurements()),
         };
         let (done, _) = oneshot::channel();
         let done = std::mem::replace(&mut self.setup.done, done);

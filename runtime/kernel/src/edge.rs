@@ -7,6 +7,8 @@ mod credit;
 mod groups;
 mod limits;
 mod notice;
+mod share;
+mod torn;
 
 #[cfg(test)]
 mod tests;
@@ -18,7 +20,7 @@ use std::{
 
 use rspp_proto::{
     EventId, Monotonic,
-    spec::{EdgeBufferPolicy, FlowMode, Marks, Strategy, SyncPolicy, TelemetryHandling},
+    spec::{EdgeBufferPolicy, FlowMode, Marks, Strategy, TelemetryHandling},
 };
 
 pub use credit::{Credit, NoCredit, Patience};
@@ -631,63 +633,6 @@ impl<T: Load> EdgeBuffer<T> {
         }
     }
 
-    /// The item that goes first. Where several share the edge it is one of whoever has most there,
-    /// so that nobody loses their share to a busier one.
-    fn oldest_droppable(&self) -> Option<usize> {
-        let greediest = self.greediest();
-        self.slots.iter().position(|slot| {
-            !slot.item.keep() && greediest.is_none_or(|key| slot.item.fair_key() == key)
-        })
-    }
-
-    /// The item that goes for a newcomer where the newest give way; `None` if that is the newcomer.
-    fn newest_droppable(&self, newcomer: &T) -> Option<usize> {
-        let greediest = self.greediest();
-        let outdone = greediest.is_some_and(|key| {
-            let of = |key| self.share(key);
-            key != newcomer.fair_key() && of(key) > of(newcomer.fair_key()) + 1
-        });
-        if !newcomer.keep() && !outdone {
-            return None;
-        }
-        self.slots.iter().rposition(|slot| {
-            !slot.item.keep() && greediest.is_none_or(|key| slot.item.fair_key() == key)
-        })
-    }
-
-    /// What an item supersedes under `latest_only`: whatever is older and of its own key.
-    fn older_of(&self, item: &T) -> Option<usize> {
-        let fair = self.limits.fair;
-        self.slots.iter().position(|slot| {
-            !slot.item.keep() && (!fair || slot.item.fair_key() == item.fair_key())
-        })
-    }
-
-    /// Who has most items that may go; the first of equals. `None` where nobody shares.
-    #[expect(
-        clippy::option_option,
-        reason = "nobody shares, against: those without a key"
-    )]
-    fn greediest(&self) -> Option<Option<u64>> {
-        if !self.limits.fair {
-            return None;
-        }
-        let mut most = None;
-        for slot in self.slots.iter().filter(|slot| !slot.item.keep()) {
-            let key = slot.item.fair_key();
-            let share = self.share(key);
-            if most.is_none_or(|(known, _)| share > known) {
-                most = Some((share, key));
-            }
-        }
-        most.map(|(_, key)| key)
-    }
-
-    fn share(&self, key: Option<u64>) -> usize {
-        let of_key = |slot: &&Slot<T>| !slot.item.keep() && slot.item.fair_key() == key;
-        self.slots.iter().filter(of_key).count()
-    }
-
     /// Which item is next, if it may go now.
     fn next_slot(&self, now: Monotonic) -> Option<usize> {
         if self.held_until(now).is_some() {
@@ -725,17 +670,6 @@ impl<T: Load> EdgeBuffer<T> {
         }
     }
 
-    /// One round more than the newest item of the same key: so each key has one item a round. Who has
-    /// nothing waiting joins in the next round, or it would go first each time it comes back.
-    fn round_of(&self, item: &T) -> u64 {
-        if !self.limits.fair {
-            return 0;
-        }
-        let key = item.fair_key();
-        let newest = self.slots.iter().rfind(|slot| slot.item.fair_key() == key);
-        newest.map_or(self.round, |slot| slot.round) + 1
-    }
-
     fn push(&mut self, ordinal: u64, item: T, lineage: Option<Box<Lineage>>) {
         self.bytes += item.bytes();
         self.media += item.media();
@@ -752,16 +686,6 @@ impl<T: Load> EdgeBuffer<T> {
         self.bytes -= slot.item.bytes();
         self.media = self.media.saturating_sub(slot.item.media());
         slot
-    }
-
-    /// Lets the items behind one that is gone, of the same key, move up by a round.
-    fn close_up(&mut self, at: usize, key: Option<u64>) {
-        if self.limits.fair {
-            let behind = self.slots.iter_mut().skip(at);
-            for slot in behind.filter(|slot| slot.item.fair_key() == key) {
-                slot.round = slot.round.saturating_sub(1);
-            }
-        }
     }
 
     /// Takes an item out and reports it as dropped.
@@ -787,62 +711,6 @@ impl<T: Load> EdgeBuffer<T> {
         if self.groups.is_some() {
             self.note_torn(ordinal, item, reason);
         }
-    }
-
-    /// What a drop means for the rest of the item's group.
-    fn note_torn(&mut self, ordinal: u64, item: &T, reason: DropReason) {
-        let Some(sync) = &self.limits.sync else {
-            return;
-        };
-        match sync.policy {
-            SyncPolicy::NoSync => {}
-            SyncPolicy::DropWithDiscontinuity => {
-                let reason = BreakReason::DropWithDiscontinuity;
-                self.break_at(ordinal, item.sequence(), reason);
-            }
-            SyncPolicy::AtomicDrop => {
-                let spreads = sync.wide.then(|| sync.domain.clone()).flatten();
-                let Some(group) = item
-                    .sync_group()
-                    .filter(|_| reason != DropReason::GroupLost)
-                else {
-                    return;
-                };
-                if self.lose_group(group)
-                    && let Some(domain) = spreads
-                {
-                    self.break_at(ordinal, item.sequence(), BreakReason::AtomicDrop);
-                    self.notices.group_lost(domain, group, item.sequence());
-                }
-            }
-        }
-    }
-
-    /// Notes a break for the consumer, and for whoever else has to know of it.
-    fn break_at(&mut self, ordinal: u64, sequence: u64, reason: BreakReason) {
-        let slots = &self.slots;
-        if let Some(groups) = &mut self.groups {
-            groups.breaks.note(ordinal, reason, |from, to| {
-                let queued = slots.iter().map(|slot| slot.ordinal);
-                queued.into_iter().any(|at| from < at && at < to)
-            });
-        }
-        if let Some(sync) = &self.limits.sync
-            && let Some(domain) = &sync.domain
-        {
-            self.notices
-                .discontinuity(domain, sequence, reason, sync.wide);
-        }
-    }
-
-    fn is_lost(&self, item: &T) -> bool {
-        let Some(groups) = &self.groups else {
-            return false;
-        };
-        !item.keep()
-            && item
-                .sync_group()
-                .is_some_and(|group| groups.lost.contains(group))
     }
 
     /// Grants freed credit in batches of half the queue, so that grants do not outnumber items.

@@ -9,7 +9,7 @@ use std::{
 use rspp_actors::Clock;
 use rspp_kernel::{conversation::Said, edge::EdgeNotice, turn::Ending};
 use rspp_proto::{
-    EdgeId, Epoch, Lane, Monotonic, NodeId, Payload, ProviderId, SampleIndex, SessionId,
+    DebugNote, EdgeId, Epoch, Lane, Monotonic, NodeId, Payload, ProviderId, SampleIndex, SessionId,
     SpeechMark, TurnNumber,
     spec::{Budgets, NodeSpec, TurnPolicy},
 };
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     circuits::CallRules,
     event::{CallEnd, CallKey, Event, Stamp, Tags},
+    observe::Observers,
 };
 
 /// What a node is told when it is made; constant while it lives.
@@ -58,6 +59,8 @@ pub struct NodeSettings {
     pub conversation: Arc<[Said]>,
     /// What conditions may ask of the session.
     pub attributes: Arc<BTreeMap<String, serde_json::Value>>,
+    /// Who listens in on the session.
+    pub(crate) observers: Arc<Observers>,
 }
 
 impl NodeSettings {
@@ -290,6 +293,29 @@ impl NodeContext {
         self.next_sequence += 1;
         event.stamp.sequence = self.next_sequence;
         self.emitted.push_back(event);
+    }
+
+    /// Whether debug events are wanted; for what costs something to say (F-027).
+    pub fn is_debugging(&self) -> bool {
+        self.settings.observers.is_debugging()
+    }
+
+    /// Says something to a developer. Costs a look at a word while the session does not debug.
+    pub fn debug(&mut self, message: &str, fields: &[(&str, &str)]) {
+        if !self.is_debugging() {
+            return;
+        }
+        let note = DebugNote {
+            message: message.to_owned(),
+            fields: fields
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+        };
+        // Numbered apart: what a developer is told does not renumber what the node says.
+        let sequence = self.next_sequence;
+        self.emit(Payload::Debug(Box::new(note)));
+        self.next_sequence = sequence;
     }
 
     /// Calls a recogniser; the answer arrives at `on_chunk`, then `on_call_end`.

@@ -25,7 +25,7 @@ use rspp_kernel::{
     graph::{EdgeIx, EventView, Graph, Route},
     turn::Ending,
 };
-use rspp_proto::{EdgeId, InvocationId, Monotonic, Payload, spec::NodeKind};
+use rspp_proto::{EdgeId, EventType, InvocationId, Monotonic, Payload, spec::NodeKind};
 use tokio::time::Instant;
 
 use super::{
@@ -35,6 +35,8 @@ use super::{
 use crate::{
     event::{Arrival, CallKey, Event, Port},
     invoke::{CallSite, Invocation, InvocationSetup},
+    meters::{Meters, NodeMeter},
+    observe::Observed,
     overhead::Overhead,
     session::SessionControl,
 };
@@ -105,8 +107,10 @@ pub(crate) struct NodeSetup {
     pub(crate) clock: Clock,
     pub(crate) fence: Arc<OutputFence>,
     pub(crate) session: ControlRef<SessionControl>,
-    pub(crate) telemetry: TelemetryRef<Event>,
+    pub(crate) telemetry: TelemetryRef<Observed>,
     pub(crate) overhead: Arc<Overhead>,
+    /// What the session measures, if it does, and this node's own.
+    pub(crate) meters: Option<(Arc<Meters>, Arc<NodeMeter>)>,
     /// Fires when the session, turn or node is cancelled.
     pub(crate) cancel: CancellationToken,
     /// The edges that lead here, by port; for what they have to report.
@@ -216,6 +220,7 @@ impl NodeHost {
             return Ok(()); // The turn is dead: nothing that waits for it is worth doing.
         }
         self.note(&arrival);
+        let began = self.began(&arrival);
         self.taken = self.taken.wrapping_add(1);
         let whole = Overhead::sample(self.taken);
         let step = match arrival {
@@ -252,6 +257,11 @@ impl NodeHost {
         }
         self.waited = false;
         self.conclude(ctx, handled).await?;
+        if let Some((_, meter)) = &self.setup.meters
+            && let Some(began) = began
+        {
+            meter.handled(self.cx.now().since(began));
+        }
         if let Some((watch, node)) = own
             && !self.waited
         {
@@ -260,6 +270,34 @@ impl NodeHost {
                 .add(watch.elapsed().saturating_sub(node));
         }
         Ok(())
+    }
+
+    /// When a handler begins, where that is of interest; and a note of it for who debugs.
+    fn began(&mut self, arrival: &Arrival) -> Option<Monotonic> {
+        if self.cx.is_debugging() {
+            self.say_taken(arrival);
+        }
+        self.setup.meters.is_some().then(|| self.cx.now())
+    }
+
+    fn say_taken(&mut self, arrival: &Arrival) {
+        let (what, number) = match arrival {
+            Arrival::Event { port, event, .. } => {
+                let edge = &self.setup.input_edges[usize::from(port.0)];
+                (edge.to_string(), event.stamp.sequence)
+            }
+            Arrival::Break { port, .. } => {
+                let edge = &self.setup.input_edges[usize::from(port.0)];
+                (format!("a break of {edge}"), 0)
+            }
+            Arrival::Chunk { call, .. } => ("a piece of an answer".to_owned(), u64::from(call.0)),
+            Arrival::CallEnded { call, .. } => {
+                ("the end of an answer".to_owned(), u64::from(call.0))
+            }
+        };
+        let number = number.to_string();
+        self.cx
+            .debug("taken", &[("what", &what), ("number", &number)]);
     }
 
     /// After any handler: what it asked for is done, what it emitted is sent, what came meanwhile
@@ -481,6 +519,14 @@ impl NodeHost {
 
     /// Offers an event to the edges from the one at `first` on, up to one that has no room.
     fn send(&mut self, event: Event, first: usize) -> Option<Blocked> {
+        let kind = event.payload.event_type();
+        let observers = &self.setup.settings.observers;
+        if kind == EventType::Debug && first == 0 && !observers.spend_debug() {
+            return None; // Off unless the session turns it on (F-027).
+        }
+        // A copy for who listens in, if it goes its way; else all of it is for them.
+        let mut copy =
+            (first == 0 && observers.taps(self.setup.settings.node(), kind)).then(|| event.clone());
         let mut event = Some(event);
         let mut routed = first > 0;
         let outputs = self.setup.outputs.len();
@@ -490,6 +536,9 @@ impl NodeHost {
                 continue;
             };
             routed = true;
+            if let Some(copy) = copy.take() {
+                self.show(copy, true);
+            }
             self.said |= self.setup.settings.spec.kind == NodeKind::Llm;
             if route.is_choice() {
                 self.report(NodeReport::Routed {
@@ -535,9 +584,19 @@ impl NodeHost {
             && let Some(event) = event
             && is_telemetry(&event.payload)
         {
-            let _unwatched = self.setup.telemetry.offer(event);
+            self.show(event, false);
         }
         None
+    }
+
+    /// Shows an event to who listens in; it is lost before it delays anything.
+    fn show(&self, event: Event, copied: bool) {
+        let _unwatched = self.setup.telemetry.offer(Observed {
+            node: self.setup.settings.node().clone(),
+            edge: None,
+            event,
+            copied,
+        });
     }
 
     fn route(&self, at: usize, event: &Event) -> Option<Route> {
@@ -612,6 +671,11 @@ impl NodeHost {
                     self.node.on_barge_in(&mut self.cx);
                 }
                 self.node.on_cancel(&mut self.cx, reason);
+                if let Some((meters, meter)) = &self.setup.meters
+                    && let Some(took) = meters.since_cancel(self.cx.now())
+                {
+                    meter.let_go(took);
+                }
                 // Nothing that a hook of a cancelled node emits is anybody's business.
                 self.cx.emitted.clear();
                 self.cx.asked.clear();

@@ -3,7 +3,7 @@
 //! Edges keep their own policies; between edges, what came first is taken first. An edge of any type
 //! has a queue for telemetry beside the one for data, which is looked at when all data is gone.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use rspp_actors::{Buffer, Clock, Offer};
 use rspp_kernel::edge::{BreakReason, EdgeBuffer, EdgeCounters, EdgeNotice, Offered, Patience};
@@ -12,7 +12,10 @@ use rspp_proto::{
     spec::{EdgeBufferPolicy, FlowMode, PortType},
 };
 
-use crate::event::{Arrival, Keys, Port, Queued, lane_of};
+use crate::{
+    event::{Arrival, Keys, Port, Queued, lane_of},
+    meters::EdgeMeter,
+};
 
 /// Pieces of provider answers that may wait; a provider call waits for space, it never loses any.
 const MAX_WAITING_CHUNKS: usize = 64;
@@ -31,12 +34,14 @@ pub struct Inputs {
 }
 
 /// An edge that leads to a node.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct InputEdge<'a> {
     /// What it may hold.
     pub policy: &'a EdgeBufferPolicy,
     /// What flows on it.
     pub carries: PortType,
+    /// What it is measured with, if it is.
+    pub(crate) meter: Option<Arc<EdgeMeter>>,
 }
 
 #[derive(Debug)]
@@ -45,6 +50,7 @@ struct Input {
     /// Only where telemetry may flow.
     telemetry: Option<Box<EdgeBuffer<Queued>>>,
     keys: Keys,
+    meter: Option<Arc<EdgeMeter>>,
 }
 
 /// What an edge has to report.
@@ -66,13 +72,22 @@ impl Input {
     fn new(edge: InputEdge<'_>, flow: FlowMode) -> Self {
         let policy = edge.policy;
         let telemetry = match edge.carries {
-            PortType::Any => Some(Box::new(EdgeBuffer::for_telemetry(policy))),
-            PortType::Audio | PortType::Text | PortType::Speech => None,
+            PortType::Any | PortType::Metrics | PortType::Debug => {
+                Some(Box::new(EdgeBuffer::for_telemetry(policy)))
+            }
+            PortType::Audio | PortType::Text | PortType::Speech | PortType::Error => None,
         };
         Self {
             data: EdgeBuffer::with_flow(policy, flow),
             telemetry,
             keys: Keys::new(policy),
+            meter: edge.meter,
+        }
+    }
+
+    fn measure(&self) {
+        if let Some(meter) = &self.meter {
+            meter.stands(self.data.len(), self.data.counters());
         }
     }
 
@@ -127,7 +142,9 @@ impl Inputs {
             .iter_mut()
             .map(|edge| {
                 let telemetry = edge.telemetry.as_mut().map_or(0, |b| b.clear(now));
-                edge.data.clear(now) + telemetry
+                let data = edge.data.clear(now);
+                edge.measure();
+                data + telemetry
             })
             .sum();
         events + chunks
@@ -191,12 +208,19 @@ impl Inputs {
 
     fn pop_data(&mut self, now: Monotonic) -> Option<Arrival> {
         while let Some(at) = self.oldest_edge(now) {
-            let (port, edge) = (Port(at as u16), &mut self.edges[at].data);
-            if let Some(reason) = edge.take_break(now) {
+            let (port, edge) = (Port(at as u16), &mut self.edges[at]);
+            if let Some(reason) = edge.data.take_break(now) {
                 return Some(Arrival::Break { port, reason });
             }
+            let popped = edge.data.pop(now);
+            if let Some(meter) = &edge.meter {
+                meter.stands(edge.data.len(), edge.data.counters());
+                if let Some(queued) = &popped {
+                    meter.took(now.since(queued.arrived));
+                }
+            }
             // What had waited too long has been dropped and counted; look again.
-            if let Some(queued) = edge.pop(now) {
+            if let Some(queued) = popped {
                 return Some(returned(port, queued));
             }
         }
@@ -243,6 +267,7 @@ impl Buffer for Inputs {
                     Some(telemetry) if lane == Lane::Telemetry => telemetry.offer(now, queued),
                     Some(_) | None => edge.data.send(now, queued, patience),
                 };
+                edge.measure();
                 match offered {
                     Offered::Queued | Offered::Merged => Offer::Queued,
                     Offered::Displaced(older) => Offer::Displaced(returned(port, older)),

@@ -17,6 +17,10 @@ impl Session {
                 let receipt = self.cancel(now, &target, reason);
                 let _nobody_waits = answer.send(receipt);
             }
+            Command::Capture { length, most } => {
+                self.setup.observers.debug(most);
+                self.captured_until = Some(now + length);
+            }
             Command::Rotate(epoch) => self.kernel.handle(now, Input::Rotated { epoch }),
             Command::Revoke => self.kernel.handle(now, Input::Revoked),
             Command::Drain => {
@@ -37,7 +41,7 @@ impl Session {
         let scope = target.scope();
         let reaches_user = match target {
             CancelTarget::Session | CancelTarget::Turn => true,
-            CancelTarget::Node(node) => self.cancel_node(node, reason),
+            CancelTarget::Node(node) => self.cancel_node(now, node, reason),
             CancelTarget::Invocation(invocation) => {
                 self.cancel_invocation(invocation);
                 false
@@ -57,12 +61,15 @@ impl Session {
     }
 
     /// Cancels a node's work along its edges (F-034). Whether that silences the turn.
-    pub(super) fn cancel_node(&self, node: &NodeId, reason: CancelReason) -> bool {
+    pub(super) fn cancel_node(&self, now: Monotonic, node: &NodeId, reason: CancelReason) -> bool {
         let graph = &self.setup.blueprint.graph;
         let Some(ix) = graph.find(node.as_str()) else {
             return false;
         };
         let scope = graph.node(ix).scope;
+        if let Some(meters) = &self.setup.meters {
+            meters.cancelled(now, false);
+        }
         let mut reached = graph.downstream(ix);
         // The words of the running turn were handed over: nothing of it depends on who listens.
         reached.retain(|of| scope == Scope::Turn || graph.node(*of).scope == Scope::Session);

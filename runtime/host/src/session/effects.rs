@@ -22,6 +22,9 @@ impl Session {
         if let Some(running) = self.turn.as_ref().filter(|running| running.number == turn) {
             running.cancel.cancel();
         }
+        if let Some(meters) = &self.setup.meters {
+            meters.cancelled(now, cancelled);
+        }
         if cancelled {
             let took = self.handling.elapsed();
             self.fence_took = Some(took);
@@ -242,7 +245,8 @@ impl Session {
 
     pub(super) fn arm(&self, ctx: &mut Context<Self>) {
         ctx.clear_wake();
-        if let Some(at) = self.kernel.next_deadline() {
+        let due = [self.kernel.next_deadline(), self.captured_until];
+        if let Some(at) = due.into_iter().flatten().min() {
             let at = ctx.clock().instant_at(at.as_duration());
             ctx.wake_at(at);
         }

@@ -41,6 +41,11 @@ pub(crate) enum Command {
         reason: CancelReason,
         answer: oneshot::Sender<CancelReceipt>,
     },
+    /// Turn debug events on for a while.
+    Capture {
+        length: Duration,
+        most: u32,
+    },
     Rotate(Epoch),
     Revoke,
     Drain,

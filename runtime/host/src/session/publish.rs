@@ -1,10 +1,16 @@
 //! Stamping, recording and publishing what a session says and does.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use super::SessionSetup;
+use crate::{
+    event::lane_of,
+    observe::{About, Notice, Observed, Observers},
+    report::TurnReport,
+};
 use rspp_actors::Clock;
 use rspp_kernel::{
     Emission, SessionState,
@@ -13,9 +19,9 @@ use rspp_kernel::{
     turn::Refusal,
 };
 use rspp_proto::{
-    DebugNote, DiscontinuityId, EdgeId, Epoch, ErrorCode, ErrorNote, EventId, Lane, MergeGroupId,
-    Monotonic, NodeId, Payload, PipelineVersion, Reason, SampleIndex, SessionId, Speaker,
-    TextChunk, TurnNumber, WallClock,
+    DebugNote, DiscontinuityId, EdgeId, Epoch, ErrorCode, ErrorNote, EventId, EventType, Lane,
+    MergeGroupId, Monotonic, NodeId, Payload, PipelineVersion, Reason, SampleIndex, SessionId,
+    Speaker, TextChunk, TurnNumber, WallClock,
     abi::{
         ControlSignal, DecisionOutcome, Emitter, EventRecord, EventScope, MediaTime, OutcomeKind,
         OutcomePhase, OutcomeScope, PayloadClass, Signal, Stamp, TurnTransition,
@@ -25,49 +31,13 @@ use rspp_timeline::{
     AppendError, AttemptRecord, Entry, EventEntry, InvocationOutcome, PlanEntry, Recorder,
     TransitionEntry,
 };
-use tokio::sync::broadcast;
 
-use super::SessionSetup;
-use crate::{event::Event, report::TurnReport};
-
-/// What subscribers of a session hear.
-#[derive(Clone, Debug)]
-pub enum Notice {
-    /// A control signal.
-    Signal(Box<ControlSignal>),
-    /// An event: text, errors, notes, measurements.
-    Event(Box<EventRecord>),
-    /// The session's state changed.
-    State(SessionState),
-    /// A turn is closed.
-    Turn(Box<TurnReport>),
-}
-
-/// Notices that a slow subscriber may be behind before it misses some.
-const BEHIND: usize = 1_024;
-
-/// Where a session's notices go. The channel is made for the first subscriber: most sessions have
-/// none, and its buffer is larger than all the rest of a session.
-#[derive(Debug, Default)]
-pub(crate) struct Notices {
-    channel: OnceLock<broadcast::Sender<Notice>>,
-}
-
-impl Notices {
-    /// What is said from now on.
-    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Notice> {
-        let channel = self.channel.get_or_init(|| broadcast::channel(BEHIND).0);
-        channel.subscribe()
-    }
-
-    fn publish(&self, notice: impl FnOnce() -> Notice) {
-        if let Some(channel) = self.channel.get()
-            && channel.receiver_count() > 0
-        {
-            let _nobody_listens_any_more = channel.send(notice());
-        }
-    }
-}
+/// What is about the session as such.
+const CONTROL: About<'static> = About {
+    kind: EventType::Control,
+    node: None,
+    signal: None,
+};
 
 /// Stamps, records and publishes.
 pub(super) struct Publisher {
@@ -82,7 +52,7 @@ pub(super) struct Publisher {
     breaks: u64,
     recorder: Recorder,
     lost: bool,
-    notices: Arc<Notices>,
+    observers: Arc<Observers>,
 }
 
 impl Publisher {
@@ -97,7 +67,7 @@ impl Publisher {
             breaks: 0,
             recorder: setup.recorder.clone(),
             lost: false,
-            notices: Arc::clone(&setup.notices),
+            observers: Arc::clone(&setup.observers),
         }
     }
 
@@ -140,8 +110,8 @@ impl Publisher {
         std::mem::take(&mut self.lost)
     }
 
-    fn publish(&self, notice: impl FnOnce() -> Notice) {
-        self.notices.publish(notice);
+    fn publish(&self, about: &About<'_>, notice: impl FnOnce() -> Notice) {
+        self.observers.publish(about, notice);
     }
 
     fn say(&mut self, signal: ControlSignal) -> EventId {
@@ -150,7 +120,12 @@ impl Publisher {
             debug_assert!(false, "an invalid signal was made: {error}");
             tracing::error!(session = %self.session, %error, "an invalid signal was made");
         }
-        self.publish(|| Notice::Signal(Box::new(signal.clone())));
+        let about = About {
+            kind: EventType::Control,
+            node: signal.envelope.node_id.as_ref(),
+            signal: Some(signal.signal),
+        };
+        self.publish(&about, || Notice::Signal(Box::new(signal.clone())));
         match signal.signal {
             // There is room kept for how a turn ends.
             Signal::Commit | Signal::Abort | Signal::Close => {
@@ -294,8 +269,22 @@ impl Publisher {
         }
     }
 
+    /// Says an event to who wants to hear it.
+    fn show(&self, record: &EventRecord) {
+        let about = About {
+            // What was merged is a measurement of the edge.
+            kind: record
+                .payload
+                .as_ref()
+                .map_or(EventType::Metrics, Payload::event_type),
+            node: record.envelope.node_id.as_ref(),
+            signal: None,
+        };
+        self.publish(&about, || Notice::Event(Box::new(record.clone())));
+    }
+
     fn event_record(&mut self, record: EventRecord) {
-        self.publish(|| Notice::Event(Box::new(record.clone())));
+        self.show(&record);
         let entry = EventEntry {
             record,
             redacted: None,
@@ -336,15 +325,41 @@ impl Publisher {
         self.event_record(EventRecord::new(stamp, Lane::Data, payload));
     }
 
-    /// Something that nobody downstream of a node asked for.
-    pub(super) fn event(&mut self, event: Event) {
+    /// Something that nobody downstream of a node asked for, or a copy for who listens in. Copies,
+    /// measurements and debug notes are for them alone: the timeline holds what was decided.
+    pub(super) fn observed(&mut self, observed: Observed) {
+        let Observed {
+            node,
+            edge,
+            event,
+            copied,
+        } = observed;
         let stamp = self.stamp(event.stamp.turn, event.stamp.made);
-        let record = EventRecord::new(stamp, Lane::Telemetry, event.payload)
-            .at(media_time(event.stamp.media));
-        self.event_record(record);
+        let lane = if copied {
+            lane_of(&event.payload)
+        } else {
+            Lane::Telemetry
+        };
+        let kind = event.payload.event_type();
+        let mut record = EventRecord::new(stamp, lane, event.payload)
+            .at(media_time(event.stamp.media))
+            .from_node(node);
+        if let Some(edge) = edge {
+            record = record.on_edge(edge);
+        }
+        if let Some(tags) = &event.tags {
+            record.envelope.sync_id.clone_from(&tags.sync_id);
+            record.envelope.sync_domain.clone_from(&tags.sync_domain);
+        }
+        if copied || kind == EventType::Debug || is_own_measurement(&record) {
+            self.show(&record);
+        } else {
+            self.event_record(record);
+        }
     }
 
-    /// A choice that a node made (F-006, F-018).
+    /// A choice that a node made (F-006, F-018): an audit event, said whether or not the session
+    /// debugs.
     pub(super) fn note(
         &mut self,
         turn: Option<TurnNumber>,
@@ -460,16 +475,24 @@ impl Publisher {
     }
 
     pub(super) fn state(&mut self, state: SessionState) {
-        self.publish(|| Notice::State(state));
+        self.publish(&CONTROL, || Notice::State(state));
     }
 
     pub(super) fn turn(&mut self, report: &TurnReport) {
-        self.publish(|| Notice::Turn(Box::new(report.clone())));
+        self.publish(&CONTROL, || Notice::Turn(Box::new(report.clone())));
     }
 
     /// A time of the node's clock, on the calendar.
     pub(super) fn wall(&self, at: Monotonic) -> WallClock {
         WallClock(self.wall_origin_ms + at.as_millis())
+    }
+}
+
+/// Whether it is one of the session's own measurements, which are published and not recorded.
+fn is_own_measurement(record: &EventRecord) -> bool {
+    match &record.payload {
+        Some(Payload::Metrics(sample)) => sample.labels.contains_key("pipeline_version"),
+        Some(_) | None => false,
     }
 }
 

@@ -9,15 +9,15 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     Epoch, TenantId, TurnNumber,
-    spec::{PipelineSpec, PolicyBundle},
+    spec::{ObserveSpec, PipelineSpec, PolicyBundle},
 };
 use rspp_timeline::Recorder;
 use tokio::sync::oneshot;
 
-use super::Notices;
 use crate::{
     assembly::Pools, circuits::Circuits, connection::ConnectionControl, event::Arrival,
-    node::builtin::NodeRegistry, overhead::Overhead, report::SessionReport, runtime::Place,
+    meters::Meters, node::builtin::NodeRegistry, observe::Observers, overhead::Overhead,
+    report::SessionReport, runtime::Place,
 };
 
 /// What a session runs, resolved and checked before it opens; shared by sessions of one pipeline.
@@ -66,7 +66,10 @@ pub(crate) struct SessionSetup {
     pub(crate) pools: Pools,
     pub(crate) recorder: Recorder,
     pub(crate) overhead: Arc<Overhead>,
-    pub(crate) notices: Arc<Notices>,
+    pub(crate) observers: Arc<Observers>,
+    pub(crate) observe: ObserveSpec,
+    /// What the session measures, if it does.
+    pub(crate) meters: Option<Arc<Meters>>,
     pub(crate) done: oneshot::Sender<SessionReport>,
 }
 

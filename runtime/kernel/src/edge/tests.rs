@@ -3,7 +3,7 @@ use rspp_proto::{
     SyncDomain,
     spec::{
         BoundAction, BoundActions, DataHandling, DefaultingSource, LaneHandling, Strategy,
-        SyncDropPolicy, SyncGroup, SyncScope, TelemetryHandling, Watermarks,
+        SyncDropPolicy, SyncGroup, SyncPolicy, SyncScope, TelemetryHandling, Watermarks,
     },
 };
 

@@ -403,6 +403,9 @@ fn edge_id(edge: &EdgeSpec) -> Option<EdgeId> {
         PortType::Audio => "audio",
         PortType::Text => "text",
         PortType::Speech => "speech",
+        PortType::Metrics => "metrics",
+        PortType::Debug => "debug",
+        PortType::Error => "error",
         PortType::Any => "any",
     };
     EdgeId::new(format!("{}->{}:{carries}", edge.from, edge.to)).ok()

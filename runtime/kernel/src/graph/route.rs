@@ -64,9 +64,10 @@ impl<'a> EventView<'a> {
             Payload::AudioChunk(_) | Payload::AudioEnd => Some(PortType::Audio),
             Payload::Text(_) | Payload::TextEnd => Some(PortType::Text),
             Payload::Speech(_) => Some(PortType::Speech),
-            Payload::Metrics(_) | Payload::Debug(_) | Payload::Error(_) | Payload::Extension(_) => {
-                None
-            }
+            Payload::Metrics(_) => Some(PortType::Metrics),
+            Payload::Debug(_) => Some(PortType::Debug),
+            Payload::Error(_) => Some(PortType::Error),
+            Payload::Extension(_) => None,
         }
     }
 

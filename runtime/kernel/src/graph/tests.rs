@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use rspp_proto::{
     Payload, PipelineVersion, Speaker, TextChunk,
     spec::{
-        BudgetsSpec, Comparison, EGRESS, EdgeSpec, ErrorAction, INGRESS, PipelineSpec, ProfileName,
-        TurnPolicy,
+        BudgetsSpec, Comparison, EGRESS, EdgeSpec, ErrorAction, INGRESS, ObserveSpec, PipelineSpec,
+        ProfileName, TurnPolicy,
     },
 };
 use serde_json::{Value, json};
@@ -52,6 +52,7 @@ fn pipeline(nodes: Vec<NodeSpec>, edges: Vec<EdgeSpec>) -> PipelineSpec {
         edges,
         budgets: BudgetsSpec::default(),
         turns: TurnPolicy::default(),
+        observe: ObserveSpec::default(),
         metadata: BTreeMap::new(),
     }
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use rspp_proto::spec::{
-    AdaptiveAction, Budgets, DataHandling, DefaultingSource, EdgeBufferPolicy, FlowControl,
-    FlowMode, LaneHandling, Marks, PortType, RecordingLevel, RecordingPolicy, ReplayMode, Strategy,
-    TelemetryHandling, Watermarks,
+    AdaptiveAction, Budgets, BufferTuning, DataHandling, DefaultingSource, EdgeBufferPolicy,
+    FlowControl, FlowMode, LaneHandling, Marks, PortType, RecordingLevel, RecordingPolicy,
+    ReplayMode, Strategy, TelemetryHandling, Watermarks,
 };
 
 use super::{Handoff, StreamingHandoff};
@@ -96,7 +96,13 @@ pub fn edge_buffer(graph: &Graph, edge: &Edge) -> EdgeBufferPolicy {
             watermarks: marks(192, 96),
             ..blocking()
         },
-        PortType::Audio | PortType::Text | PortType::Speech | PortType::Any => EdgeBufferPolicy {
+        PortType::Audio
+        | PortType::Text
+        | PortType::Speech
+        | PortType::Metrics
+        | PortType::Debug
+        | PortType::Error
+        | PortType::Any => EdgeBufferPolicy {
             strategy: Strategy::DropOldest,
             max_queue_items: 64,
             max_queue_ms: 300,
@@ -116,6 +122,32 @@ pub fn edge_buffer(graph: &Graph, edge: &Edge) -> EdgeBufferPolicy {
             sync_drop_policy: None,
         },
     }
+}
+
+/// Tunes an edge for latency or for accuracy (F-054), and names what that changed.
+pub fn tune(policy: &mut EdgeBufferPolicy, tuning: BufferTuning) -> [&'static str; 8] {
+    let (items, ms, bytes, latency) = match tuning {
+        BufferTuning::LatencyFirst => (5, 100, 65_536, 60),
+        BufferTuning::AccuracyFirst => (500, 10_000, 1_048_576, 10_000),
+    };
+    policy.strategy = Strategy::DropOldest;
+    policy.lane_handling.data = DataHandling::DropOldest;
+    policy.max_block_time_ms = None;
+    policy.max_queue_items = items;
+    policy.max_queue_ms = ms;
+    policy.max_queue_bytes = bytes;
+    policy.max_latency_contribution_ms = latency;
+    policy.watermarks = marks(items - items / 4, items * 3 / 8);
+    [
+        "strategy",
+        "lane_handling/DataLane",
+        "max_block_time_ms",
+        "max_queue_items",
+        "max_queue_ms",
+        "max_queue_bytes",
+        "max_latency_contribution_ms",
+        "watermarks",
+    ]
 }
 
 fn blocking() -> EdgeBufferPolicy {

@@ -528,6 +528,9 @@ fn lay_budgets(budgets: &mut Budgets, spec: &BudgetsSpec) -> Vec<&'static str> {
 /// Lays what `spec` says over `policy` and names what it changed.
 fn lay_buffer(policy: &mut EdgeBufferPolicy, spec: &BufferSpec) -> Vec<&'static str> {
     let mut laid = Vec::new();
+    if let Some(tuning) = spec.tune {
+        laid.extend(profile::tune(policy, tuning));
+    }
     if let Some(handling) = spec.strategy {
         policy.strategy = strategy_of(handling);
         policy.lane_handling.data = handling;

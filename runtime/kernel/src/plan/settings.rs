@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use rspp_proto::{
     ProviderId,
-    spec::{BudgetsSpec, BufferSpec, FlowControl, Modality, NodeExecutionPolicy, RecordingPolicy},
+    spec::{
+        BudgetsSpec, BufferSpec, FlowControl, Modality, NodeExecutionPolicy, ObserveSpec,
+        RecordingPolicy,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +54,9 @@ pub struct Settings {
     /// When stages overlap, as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streaming_handoff: Option<StreamingHandoff>,
+    /// What a session says about itself. Not part of a plan: it decides nothing.
+    #[serde(skip_serializing_if = "ObserveSpec::is_silent")]
+    pub observe: ObserveSpec,
 }
 
 /// The settings of the four layers. The pipeline's own come between defaults and environment.
@@ -65,4 +71,19 @@ pub struct LayeredSettings {
     pub tenant: Settings,
     /// The session's.
     pub session: Settings,
+}
+
+impl LayeredSettings {
+    /// What a session of `pipeline` says about itself.
+    pub fn observe(&self, pipeline: ObserveSpec) -> ObserveSpec {
+        let stronger = [
+            pipeline,
+            self.environment.observe,
+            self.tenant.observe,
+            self.session.observe,
+        ];
+        stronger
+            .into_iter()
+            .fold(self.defaults.observe, |weaker, layer| layer.over(weaker))
+    }
 }

@@ -3,8 +3,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use rspp_proto::spec::{
     BudgetsSpec, BufferSpec, DataHandling, DefaultingSource, EGRESS, EdgeSpec, ErrorAction,
-    INGRESS, Marks, NodeKind, NodeSpec, PipelineSpec, PolicyBundle, PortType, RecordingLevel,
-    ReplayMode, Strategy, SyncDropPolicy, SyncPolicy, SyncScope, TurnPolicy, Watermarks,
+    INGRESS, Marks, NodeKind, NodeSpec, ObserveSpec, PipelineSpec, PolicyBundle, PortType,
+    RecordingLevel, ReplayMode, Strategy, SyncDropPolicy, SyncPolicy, SyncScope, TurnPolicy,
+    Watermarks,
 };
 
 use super::*;
@@ -53,6 +54,7 @@ fn spec() -> PipelineSpec {
         ],
         budgets: BudgetsSpec::default(),
         turns: TurnPolicy::default(),
+        observe: ObserveSpec::default(),
         metadata: BTreeMap::new(),
     }
 }
