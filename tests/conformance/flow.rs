@@ -310,6 +310,117 @@ async fn a_full_edge_holds_back_its_own_sender_only() {
     assert!(taken.sequences().len() > 20);
 }
 
+/// F-144: where the plan says so, a crossed mark degrades the edge until it is released, and says so;
+/// without the plan's leave the session does not open.
+#[tokio::test(start_paused = true)]
+async fn a_crossed_mark_degrades_where_the_plan_allows_it() {
+    let marks = json!({ "queue_items": { "high": 6, "low": 2 } });
+    let buffer = json!({ "strategy": "drop_oldest", "max_queue_items": 100, "watermarks": marks,
+                         "on_high": "degrade" });
+    let buffer = with(roomy(), buffer);
+    let build = |actions: Value| {
+        let mut probes = Probes::default();
+        probes.source("source", one);
+        let (taken, _) = probes.sink("sink", Duration::from_millis(25));
+        let mut builder = Builder::new(&Cast::default(), vec![says(first())])
+            .pipeline(|spec| {
+                let edge =
+                    json!({ "from": "source", "to": "sink", "carries": "text", "buffer": buffer });
+                branch(spec, "source", &[edge]);
+            })
+            .configure(probes.install());
+        let policy = json!({ "schema": "rspp.policy.bundle.v1",
+            "policy_resolution_snapshot": "policy/test", "allowed_adaptive_actions": actions });
+        builder.policy = Some(serde_json::from_value(policy).unwrap());
+        (builder, taken)
+    };
+    let (builder, taken) = build(json!(["degrade"]));
+    let ended = builder.hold().await;
+    let degraded = signals(&ended, Signal::Degrade);
+    assert_eq!(degraded.len(), signals(&ended, Signal::FlowXoff).len());
+    assert!(degraded.len() > 3, "{}", degraded.len());
+    for signal in degraded {
+        assert_eq!(signal.emitted_by, Emitter::WatermarkEngine);
+        assert_eq!(signal.target_lane, Some(rspp_proto::Lane::Data));
+        assert_eq!(signal.reason.unwrap().as_str(), "edge_watermark_high");
+    }
+    // Thinned out under pressure, whole without.
+    let lost = dropped(&ended);
+    let got = taken.sequences();
+    assert!(
+        lost.len() > 10 && lost.len() < got.len(),
+        "{} of {}",
+        lost.len(),
+        got.len()
+    );
+    assert!(
+        lost.iter()
+            .zip(lost.iter().skip(1))
+            .all(|(a, b)| b - a >= 2),
+        "{lost:?}"
+    );
+
+    let (mut builder, _) = build(json!(["retry"]));
+    let runtime = builder.runtime().await;
+    let refused = builder.open(&runtime).await.err().unwrap().to_string();
+    assert!(
+        refused.contains("on_high") && refused.contains("allowed_adaptive_actions"),
+        "{refused}"
+    );
+}
+
+/// F-144, F-007: or it lets the node's standby take over from one that cannot keep up.
+#[tokio::test(start_paused = true)]
+async fn a_crossed_mark_calls_the_standby_where_the_plan_says_so() {
+    let mut probes = Probes::default();
+    probes.source("source", one);
+    let (slow, _) = probes.sink("sink", Duration::from_millis(60));
+    let (quick, _) = probes.sink("spare", Duration::from_millis(5));
+    let ended = Builder::new(&Cast::default(), vec![says(first())])
+        .pipeline(|spec| {
+            let marks = json!({ "queue_items": { "high": 6, "low": 2 } });
+            let buffer = with(
+                roomy(),
+                json!({ "strategy": "drop_oldest", "max_queue_items": 100, "watermarks": marks,
+                        "on_high": "fallback" }),
+            );
+            let edge =
+                json!({ "from": "source", "to": "sink", "carries": "text", "buffer": buffer });
+            branch(spec, "source", &[edge]);
+            spec.nodes.push(rspp_tests::nodes::custom("spare"));
+            let sink = spec
+                .nodes
+                .iter_mut()
+                .find(|node| node.id.as_str() == "sink");
+            sink.unwrap().fallback = Some(rspp_proto::NodeId::new("spare").unwrap());
+        })
+        .configure(probes.install())
+        .hold()
+        .await;
+    assert_eq!(ended.endings(), ["commit"]);
+    assert_eq!(dropped(&ended), BTreeSet::new());
+    let fallback = ended.log.signals_of(Signal::Fallback);
+    let [fallback] = fallback.as_slice() else {
+        panic!("once: {fallback:?}");
+    };
+    assert_eq!(fallback.emitted_by, Emitter::WatermarkEngine);
+    let reason = fallback.reason.as_ref().unwrap().as_str();
+    assert_eq!(reason, "from=sink to=spare: edge_watermark_high");
+    assert_eq!(ended.report.node_failures, 0, "nobody has failed");
+    let (before, after) = (slow.sequences(), quick.sequences());
+    assert!(
+        before.len() < 10 && after.len() > 100,
+        "{} and {}",
+        before.len(),
+        after.len()
+    );
+    // What the one was given and had not settled, the other is told again.
+    assert!(
+        *after.first().unwrap() <= before.last().unwrap() + 1,
+        "no gap"
+    );
+}
+
 /// F-143: each bound alone, broken alone, with an action of its own; the plan says who set it.
 #[tokio::test(start_paused = true)]
 async fn each_bound_acts_alone_and_says_who_set_it() {

@@ -134,6 +134,16 @@ impl BoundActions {
     }
 }
 
+/// What else follows when an edge comes under pressure; the plan has to allow it (F-144).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PressureAction {
+    /// Until the pressure is gone, every second item is thinned out.
+    Degrade,
+    /// The standby of the node that the edge leads to takes over.
+    Fallback,
+}
+
 /// Where an edge's policy came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -230,6 +240,9 @@ pub struct EdgeBufferPolicy {
     pub coalesce_ms: Option<u64>,
     /// When back-pressure starts and ends.
     pub watermarks: Watermarks,
+    /// What else follows when a high mark is crossed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_high: Option<PressureAction>,
     /// By lane.
     pub lane_handling: LaneHandling,
     /// Who shares the edge and is served in turn: `turn`, `speaker`, `language`, or a key that the
@@ -292,6 +305,9 @@ pub struct BufferSpec {
     pub telemetry: Option<TelemetryHandling>,
     /// See [`EdgeBufferPolicy::watermarks`].
     pub watermarks: Option<Watermarks>,
+    /// See [`EdgeBufferPolicy::on_high`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_high: Option<PressureAction>,
     /// See [`EdgeBufferPolicy::fairness_key`].
     pub fairness_key: Option<String>,
     /// See [`EdgeBufferPolicy::sync_drop_policy`].

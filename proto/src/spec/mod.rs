@@ -14,8 +14,8 @@ mod source;
 pub use budget::{Budgets, BudgetsSpec};
 pub use buffer::{
     BoundAction, BoundActions, BufferSpec, BufferTuning, DataHandling, DefaultingSource,
-    EdgeBufferPolicy, LaneHandling, Marks, Strategy, SyncDropPolicy, SyncGroup, SyncPolicy,
-    SyncScope, TelemetryHandling, Watermarks,
+    EdgeBufferPolicy, LaneHandling, Marks, PressureAction, Strategy, SyncDropPolicy, SyncGroup,
+    SyncPolicy, SyncScope, TelemetryHandling, Watermarks,
 };
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use parse::{Mode, PIPELINE_SCHEMA, POLICY_SCHEMA, Parsed};

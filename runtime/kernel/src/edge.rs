@@ -20,7 +20,7 @@ use std::{
 
 use rspp_proto::{
     EventId, Monotonic,
-    spec::{EdgeBufferPolicy, FlowMode, Marks, Strategy, TelemetryHandling},
+    spec::{EdgeBufferPolicy, FlowMode, Marks, PressureAction, Strategy, TelemetryHandling},
 };
 
 pub use credit::{Credit, NoCredit, Patience};
@@ -477,7 +477,13 @@ impl<T: Load> EdgeBuffer<T> {
         if self.is_lost(&item) {
             return self.refuse(ordinal, item, DropReason::GroupLost);
         }
-        match self.limits.strategy {
+        let degraded = self.pressed && self.limits.on_high == Some(PressureAction::Degrade);
+        let strategy = if degraded {
+            Strategy::Sample
+        } else {
+            self.limits.strategy
+        };
+        match strategy {
             // A blocked item never comes here, so there is room.
             Strategy::Block | Strategy::DropOldest => self.insert(now, ordinal, item, Give::Oldest),
             Strategy::DropNewest => self.insert(now, ordinal, item, Give::Newest),
@@ -773,7 +779,10 @@ impl<T: Load> EdgeBuffer<T> {
         self.sender.told(true);
         match self.flow {
             FlowMode::Signal | FlowMode::Hybrid => self.notices.pressed(mark, level),
-            FlowMode::Credit => {}
+            FlowMode::Credit => self.notices.marked(mark, level),
+        }
+        if let Some(action) = self.limits.on_high {
+            self.notices.acted(action);
         }
     }
 }

@@ -20,12 +20,15 @@ use rspp_actors::{
 };
 use rspp_kernel::{
     CancelReason,
-    edge::{BreakReason, Patience},
+    edge::{BreakReason, EdgeNotice, Patience},
     fence::OutputFence,
     graph::{EdgeIx, EventView, Graph, Route},
     turn::Ending,
 };
-use rspp_proto::{EdgeId, EventType, InvocationId, Monotonic, Payload, spec::NodeKind};
+use rspp_proto::{
+    EdgeId, EventType, InvocationId, Monotonic, Payload,
+    spec::{NodeKind, PressureAction},
+};
 use tokio::time::Instant;
 
 use super::{
@@ -91,6 +94,9 @@ pub(crate) struct Standby {
 /// Text that a node was given and has not settled; what its standby is told again.
 pub(crate) type Journal = Arc<Mutex<VecDeque<Arrival>>>;
 
+/// Why a standby takes over from a node that cannot keep up.
+pub(crate) const PRESSURE: &str = "edge_watermark_high";
+
 /// Texts kept for a standby; a node that leaves more unsettled cannot be stood in for.
 const JOURNAL: usize = 256;
 
@@ -145,6 +151,8 @@ pub(crate) struct NodeHost {
     unheard: bool,
     /// What the standby has yet to be told.
     replay: VecDeque<Arrival>,
+    /// Whether an edge that leads here wants the standby to take over.
+    under_pressure: bool,
     /// Whether text of the model was passed on: that cannot be said again by another.
     said: bool,
     ended: bool,
@@ -177,6 +185,7 @@ impl NodeHost {
             taken: 0,
             unheard: false,
             replay: VecDeque::new(),
+            under_pressure: false,
             said: false,
             ended: false,
         }
@@ -243,6 +252,7 @@ impl NodeHost {
             }
         };
         // Only what ran straight through is measured: waiting is not the runtime's own cost.
+        let at_once = matches!(step, Step::Done(_));
         let own = match &step {
             Step::Done(_) => whole.map(|watch| (watch, watch.elapsed())),
             Step::Wait(_) => None,
@@ -257,6 +267,11 @@ impl NodeHost {
         }
         self.waited = false;
         self.conclude(ctx, handled).await?;
+        // Under load the lanes are never empty: what edges have to say must not wait for that.
+        if !at_once || self.waited {
+            self.report_edges(ctx);
+            self.relieve(ctx);
+        }
         if let Some((_, meter)) = &self.setup.meters
             && let Some(began) = began
         {
@@ -383,6 +398,13 @@ impl NodeHost {
                 self.replay.clear();
                 false
             }
+        }
+    }
+
+    /// Hands over to the standby, if an edge that leads here asked for it (F-144).
+    fn relieve(&mut self, ctx: &mut Context<Self>) {
+        if std::mem::take(&mut self.under_pressure) {
+            let _nobody_stands_by = self.take_over(ctx, PRESSURE);
         }
     }
 
@@ -711,6 +733,9 @@ impl NodeHost {
             }
         });
         for EdgeReport { port, lane, notice } in notices {
+            if notice == EdgeNotice::Act(PressureAction::Fallback) {
+                self.under_pressure = true;
+            }
             let edge = self.setup.input_edges[usize::from(port.0)].clone();
             self.report(NodeReport::EdgeNotice { edge, lane, notice });
         }
@@ -870,10 +895,14 @@ impl Actor for NodeHost {
 
     async fn on_drained(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         self.report_edges(ctx);
+        self.relieve(ctx);
         if self.setup.coalesces {
             self.arm(ctx);
         }
-        Ok(())
+        if self.replay.is_empty() {
+            return Ok(());
+        }
+        Box::pin(self.catch_up(ctx)).await
     }
 
     async fn stopped(&mut self, ctx: &mut Context<Self>, _reason: &ExitReason) {

@@ -18,7 +18,9 @@ use thiserror::Error;
 
 pub(crate) use call::CallRequest;
 pub use context::{NodeContext, NodeReport, NodeSettings};
-pub(crate) use host::{NodeControl, NodeHost, NodeMaker, NodeSetup, OutEdge, Standby, Torn};
+pub(crate) use host::{
+    NodeControl, NodeHost, NodeMaker, NodeSetup, OutEdge, PRESSURE, Standby, Torn,
+};
 pub(crate) use inputs::EdgeReport;
 pub use inputs::{InputEdge, Inputs};
 

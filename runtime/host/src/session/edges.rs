@@ -73,6 +73,7 @@ impl Session {
             } => self.spread(edge, domain, Torn::Reset(*reason)),
             EdgeNotice::Discontinuity { wide: false, .. }
             | EdgeNotice::Watermark { .. }
+            | EdgeNotice::Act(_)
             | EdgeNotice::FlowXoff
             | EdgeNotice::FlowXon
             | EdgeNotice::Credit { .. }

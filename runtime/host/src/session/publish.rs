@@ -26,6 +26,7 @@ use rspp_proto::{
         ControlSignal, DecisionOutcome, Emitter, EventRecord, EventScope, MediaTime, OutcomeKind,
         OutcomePhase, OutcomeScope, PayloadClass, Signal, Stamp, TurnTransition,
     },
+    spec::PressureAction,
 };
 use rspp_timeline::{
     AppendError, AttemptRecord, Entry, EventEntry, InvocationOutcome, PlanEntry, Recorder,
@@ -182,8 +183,11 @@ impl Publisher {
                 return;
             }
             // For the other edges of the domain; here its drop notices say it.
-            EdgeNotice::GroupLost { .. } => return,
+            EdgeNotice::GroupLost { .. }
+            // Said by who takes over, if somebody does.
+            | EdgeNotice::Act(PressureAction::Fallback) => return,
             EdgeNotice::Watermark { .. }
+            | EdgeNotice::Act(PressureAction::Degrade)
             | EdgeNotice::FlowXoff
             | EdgeNotice::FlowXon
             | EdgeNotice::Credit { .. }
@@ -198,6 +202,10 @@ impl Publisher {
         let signal = match notice {
             EdgeNotice::Watermark { .. } => make(Signal::Watermark, Emitter::WatermarkEngine)
                 .because(Reason::from_static("edge_watermark_high")),
+            EdgeNotice::Act(PressureAction::Degrade) => {
+                make(Signal::Degrade, Emitter::WatermarkEngine)
+                    .because(Reason::from_static("edge_watermark_high"))
+            }
             EdgeNotice::FlowXoff => make(Signal::FlowXoff, Emitter::FlowControl)
                 .because(Reason::from_static("backpressure_asserted")),
             EdgeNotice::FlowXon => make(Signal::FlowXon, Emitter::FlowControl),
@@ -222,7 +230,9 @@ impl Publisher {
                     .because(Reason::from_static(reason.as_str()))
                     .breaking(domain.clone(), id)
             }
-            EdgeNotice::GroupLost { .. } | EdgeNotice::Merge { .. } => return,
+            EdgeNotice::Act(PressureAction::Fallback)
+            | EdgeNotice::GroupLost { .. }
+            | EdgeNotice::Merge { .. } => return,
         };
         self.say(signal);
     }

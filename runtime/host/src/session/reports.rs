@@ -10,7 +10,7 @@ use rspp_proto::{
 use super::{Playback, Session, TransportEvent};
 use crate::{
     event::{Arrival, Event, Port, Stamp},
-    node::NodeReport,
+    node::{NodeReport, PRESSURE},
 };
 
 impl Session {
@@ -111,15 +111,16 @@ impl Session {
                 None
             }
             NodeReport::TookOver { standby, reason } => {
-                self.node_failures += 1;
+                // A node that cannot keep up has not failed.
+                let emitter = if &*reason == PRESSURE {
+                    Emitter::WatermarkEngine
+                } else {
+                    self.node_failures += 1;
+                    Emitter::BudgetManager
+                };
                 let reason = format!("from={node} to={standby}: {reason}");
-                self.publisher.signal(
-                    Signal::Fallback,
-                    Emitter::BudgetManager,
-                    turn,
-                    Some(&reason),
-                    at,
-                );
+                self.publisher
+                    .signal(Signal::Fallback, emitter, turn, Some(&reason), at);
                 None
             }
             NodeReport::Failed { ending, message } => {

@@ -53,6 +53,7 @@ impl Credit {
             EdgeNotice::FlowXon => self.stopped = false,
             EdgeNotice::Credit { amount } => self.granted(*amount),
             EdgeNotice::Watermark { .. }
+            | EdgeNotice::Act(_)
             | EdgeNotice::Drop { .. }
             | EdgeNotice::Discontinuity { .. }
             | EdgeNotice::GroupLost { .. }

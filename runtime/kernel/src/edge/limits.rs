@@ -5,8 +5,8 @@ use std::time::Duration;
 use rspp_proto::{
     SyncDomain,
     spec::{
-        BoundAction, BoundActions, EdgeBufferPolicy, Marks, Strategy, SyncPolicy, SyncScope,
-        Watermarks,
+        BoundAction, BoundActions, EdgeBufferPolicy, Marks, PressureAction, Strategy, SyncPolicy,
+        SyncScope, Watermarks,
     },
 };
 
@@ -25,6 +25,7 @@ pub(super) struct Limits {
     pub(super) block_time: Duration,
     pub(super) cadence: Option<Duration>,
     pub(super) marks: Watermarks,
+    pub(super) on_high: Option<PressureAction>,
     pub(super) sync: Option<Sync>,
     /// Whether those who share the edge are served in turn.
     pub(super) fair: bool,
@@ -69,6 +70,7 @@ impl Limits {
                 queue_items,
                 queue_ms: policy.watermarks.queue_ms,
             },
+            on_high: policy.on_high,
             sync: policy.sync_drop_policy.as_ref().map(|sync| Sync {
                 policy: sync.policy,
                 domain: sync
@@ -90,6 +92,7 @@ impl Limits {
             actions: BoundActions::default(),
             blocks: false,
             cadence: None,
+            on_high: None,
             sync: None,
             ..Self::new(policy, strategy)
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{VecDeque, vec_deque};
 
-use rspp_proto::{EventId, SyncDomain};
+use rspp_proto::{EventId, SyncDomain, spec::PressureAction};
 
 use super::BreakReason;
 
@@ -166,6 +166,8 @@ pub enum EdgeNotice {
         /// Where the edge stood, in the mark's unit.
         level: u64,
     },
+    /// What the edge's policy wants to follow from the pressure; comes just after it.
+    Act(PressureAction),
     /// Stop sending.
     FlowXoff,
     /// Go on sending.
@@ -249,6 +251,7 @@ impl Notices {
                 count,
             } => Some((range, *reason, count)),
             EdgeNotice::Watermark { .. }
+            | EdgeNotice::Act(_)
             | EdgeNotice::FlowXoff
             | EdgeNotice::FlowXon
             | EdgeNotice::Credit { .. }
@@ -360,6 +363,19 @@ impl Notices {
             }
         }
         self.list.push_back(EdgeNotice::Credit { amount: more });
+    }
+
+    /// A mark was crossed where credit holds the sender back.
+    pub(super) fn marked(&mut self, mark: Mark, level: u64) {
+        if self.list.len() < SOFT_LIMIT {
+            self.list.push_back(EdgeNotice::Watermark { mark, level });
+        }
+    }
+
+    pub(super) fn acted(&mut self, action: PressureAction) {
+        if self.list.len() < SOFT_LIMIT {
+            self.list.push_back(EdgeNotice::Act(action));
+        }
     }
 
     pub(super) fn pressed(&mut self, mark: Mark, level: u64) {

@@ -94,6 +94,7 @@ fn policy(strategy: Strategy, items: u64) -> EdgeBufferPolicy {
         actions: None,
         flow_mode: None,
         coalesce_ms: None,
+        on_high: None,
         max_block_time_ms: Some(2_000),
         watermarks: Watermarks {
             queue_items: None,

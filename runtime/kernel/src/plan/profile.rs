@@ -112,6 +112,7 @@ pub fn edge_buffer(graph: &Graph, edge: &Edge) -> EdgeBufferPolicy {
             actions: None,
             flow_mode: None,
             coalesce_ms: None,
+            on_high: None,
             watermarks: marks(48, 24),
             lane_handling: LaneHandling {
                 data: DataHandling::DropOldest,
@@ -161,6 +162,7 @@ fn blocking() -> EdgeBufferPolicy {
         actions: None,
         flow_mode: None,
         coalesce_ms: None,
+        on_high: None,
         watermarks: marks(192, 96),
         lane_handling: LaneHandling {
             data: DataHandling::Block,

@@ -7,8 +7,8 @@ use rspp_proto::{
     spec::{
         AdaptiveAction, Budgets, BudgetsSpec, BufferSpec, DataHandling, DefaultingSource,
         EdgeBufferPolicy, FlowControl, Marks, Modality, NodeExecutionPolicy, PipelineSpec,
-        PolicyBundle, ProfileName, RecordingPolicy, Strategy, SyncGroup, SyncPolicy, SyncScope,
-        Watermarks,
+        PolicyBundle, PressureAction, ProfileName, RecordingPolicy, Strategy, SyncGroup,
+        SyncPolicy, SyncScope, Watermarks,
     },
 };
 
@@ -571,6 +571,10 @@ fn lay_buffer(policy: &mut EdgeBufferPolicy, spec: &BufferSpec) -> Vec<&'static 
         policy.flow_mode = spec.flow_mode;
         laid.push("flow_mode");
     }
+    if spec.on_high.is_some() {
+        policy.on_high = spec.on_high;
+        laid.push("on_high");
+    }
     if spec.coalesce_ms.is_some() {
         policy.coalesce_ms = spec.coalesce_ms;
         laid.push("coalesce_ms");
@@ -651,6 +655,14 @@ fn check(plan: &ResolvedTurnPlan) -> Result<(), PlanError> {
     for (edge, policy) in &plan.edge_buffer_policies {
         if let Some((field, problem)) = buffer_problem(policy) {
             return invalid(format!("edge_buffer_policies.{edge}.{field}"), problem);
+        }
+        let needed = policy.on_high.map(|action| match action {
+            PressureAction::Degrade => AdaptiveAction::Degrade,
+            PressureAction::Fallback => AdaptiveAction::Fallback,
+        });
+        if needed.is_some_and(|action| !plan.allowed_adaptive_actions.contains(&action)) {
+            let problem = "is not among the plan's allowed_adaptive_actions";
+            return invalid(format!("edge_buffer_policies.{edge}.on_high"), problem);
         }
     }
     for (node, policy) in &plan.node_execution_policies {
