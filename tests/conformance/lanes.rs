@@ -179,6 +179,58 @@ async fn control_is_never_behind_data_or_telemetry() {
     assert!(!notices(&ended, Lane::Data).is_empty());
 }
 
+/// F-142, F-147, ML-001: what the session itself has no room for of telemetry is lost, oldest first,
+/// and said: the notices and what was heard add up to all that was made.
+#[tokio::test(start_paused = true)]
+async fn telemetry_that_nobody_has_room_for_is_accounted_for() {
+    const BURST: u32 = 400;
+    let mut probes = Probes::default();
+    probes.source("source", |nth, cx: &mut NodeContext| {
+        if nth.is_multiple_of(10) {
+            for n in 0..BURST {
+                cx.emit(measurement(nth / 10 * BURST + n));
+            }
+        }
+    });
+    let ended = Builder::new(&Cast::default(), vec![says(first())])
+        .pipeline(|spec| branch(spec, "source", &[]))
+        .configure(probes.install())
+        .hold()
+        .await;
+    assert_eq!(ended.endings(), ["commit"]);
+    let heard = ended.log.payloads().into_iter().filter(
+        |payload| matches!(payload, Payload::Metrics(sample) if sample.name == "probe_count"),
+    );
+    let heard = heard.count() as u64;
+    let mut lost = 0;
+    let mut last = 0;
+    for notice in notices(&ended, Lane::Telemetry) {
+        let edge = notice.envelope.edge_id.as_ref().unwrap().as_str();
+        assert_eq!(edge, "nodes->session:telemetry");
+        assert_eq!(
+            notice.reason.unwrap().as_str(),
+            "telemetry_best_effort_drop"
+        );
+        let range = notice.seq_range.unwrap();
+        assert!(range.start > last, "{range:?} after {last}");
+        last = range.end;
+        lost += range.end - range.start + 1;
+    }
+    assert!(lost > 1_000 && heard > 1_000, "{lost} and {heard}");
+    let frames = ended
+        .report
+        .ended_at
+        .since(ended.report.opened_at)
+        .as_millis() as u64
+        / 20;
+    let made = frames / 10 * u64::from(BURST);
+    // Marks of speech ride the same lane; the last burst may come with the end.
+    assert!(
+        (lost + heard).abs_diff(made) <= u64::from(BURST) + 20,
+        "{lost} and {heard} of {made}"
+    );
+}
+
 /// Where several edges lead to one node, none starves: whoever has waited longest is next.
 #[tokio::test(start_paused = true)]
 async fn no_edge_of_a_node_starves() {

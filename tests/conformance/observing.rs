@@ -351,6 +351,12 @@ async fn cancellation_latency_can_be_asked_for_by_node_and_session() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     let so_far = call.session.measurements().unwrap();
     assert_eq!(so_far.cancel.samples, 1);
+    let of_runtime = call.runtime.measurements();
+    assert_eq!(
+        of_runtime[call.session.id()],
+        so_far,
+        "the same, asked for by session"
+    );
     let ended = call.end().await;
     assert_eq!(ended.endings(), ["cancelled", "commit", "commit"]);
     let report = ended.report.measurements.as_ref().unwrap();

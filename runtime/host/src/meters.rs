@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -16,7 +16,8 @@ use std::{
 use hdrhistogram::Histogram;
 use rspp_kernel::edge::EdgeCounters;
 use rspp_proto::{
-    EdgeId, Lane, MetricSample, Monotonic, NodeId, PipelineVersion, ProviderId, spec::Strategy,
+    EdgeId, Lane, MetricSample, Monotonic, NodeId, PipelineVersion, ProviderId, SessionId,
+    spec::Strategy,
 };
 use serde::{Deserialize, Serialize};
 
@@ -298,6 +299,32 @@ impl Meters {
                 .collect(),
             cancel: self.cancel.latency(),
         }
+    }
+}
+
+/// The instruments of all sessions that are measured.
+#[derive(Debug, Default)]
+pub(crate) struct Metered(Mutex<BTreeMap<SessionId, Weak<Meters>>>);
+
+impl Metered {
+    pub(crate) fn add(&self, session: SessionId, meters: &Arc<Meters>) {
+        let mut sessions = lock(&self.0);
+        // Sessions that are over leave: there are never more here than are open.
+        sessions.retain(|_, meters| meters.strong_count() > 0);
+        sessions.insert(session, Arc::downgrade(meters));
+    }
+
+    pub(crate) fn measurements(&self) -> BTreeMap<SessionId, Measurements> {
+        let sessions = lock(&self.0);
+        let alive = sessions
+            .iter()
+            .filter_map(|(session, meters)| Some((session.clone(), meters.upgrade()?)));
+        let alive: Vec<_> = alive.collect();
+        drop(sessions);
+        let measured = alive.into_iter();
+        measured
+            .map(|(session, meters)| (session, meters.measurements()))
+            .collect()
     }
 }
 

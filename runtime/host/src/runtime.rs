@@ -35,7 +35,7 @@ use crate::{
     circuits::Circuits,
     connection::{Connection, ConnectionControl},
     event::Arrival,
-    meters::{Measurements, Meters},
+    meters::{Measurements, Metered, Meters},
     node::{InputEdge, Inputs, builtin::NodeRegistry},
     observe::{Filter, Notice, Observers},
     overhead::Overhead,
@@ -219,6 +219,7 @@ pub struct Runtime {
     gatekeeper: Arc<Gatekeeper>,
     circuits: Arc<Circuits>,
     overhead: Arc<Overhead>,
+    metered: Metered,
 }
 
 impl Runtime {
@@ -248,6 +249,7 @@ impl Runtime {
             gatekeeper,
             circuits: Arc::default(),
             overhead: Arc::default(),
+            metered: Metered::default(),
         })
     }
 
@@ -288,6 +290,9 @@ impl Runtime {
         let observe = blueprint.settings.observe(blueprint.spec.observe);
         let measures = observe.metrics_every_ms.is_some_and(|every| every > 0);
         let meters = measures.then(|| Arc::new(Meters::new(blueprint.spec.version.clone())));
+        if let Some(meters) = &meters {
+            self.metered.add(request.session.clone(), meters);
+        }
         let egress = blueprint.graph.node(blueprint.graph.egress());
         let edges = egress.inputs.iter().map(|edge| {
             let edge = blueprint.graph.edge(*edge);
@@ -409,6 +414,12 @@ impl Runtime {
     /// What the runtime itself has cost so far.
     pub fn overhead(&self) -> &Overhead {
         &self.overhead
+    }
+
+    /// What the open sessions that are measured have measured so far, session by session (F-040,
+    /// F-068).
+    pub fn measurements(&self) -> BTreeMap<SessionId, Measurements> {
+        self.metered.measurements()
     }
 
     /// Ends all sessions and everything else; `false` if something had to be killed.
