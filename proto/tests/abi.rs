@@ -532,6 +532,11 @@ fn signal_fixtures_mean_what_they_say() {
         json!({ "seq_range": { "start": 1, "end": 2 } }),
         "seq_range: has no meaning",
     );
+    invalid_typed(
+        typed_signal,
+        &with(signal(S::Commit), json!({ "mode": "soft" })),
+        "mode: has no meaning with commit",
+    );
     // The schema cannot compare two numbers of one object.
     let reversed = json!({ "seq_range": { "start": 120, "end": 100 } });
     invalid_typed(

@@ -7,6 +7,7 @@
 
 mod authority;
 mod budgets;
+mod cancels;
 mod conversation;
 mod edges;
 mod failure;
@@ -15,9 +16,12 @@ mod hostile;
 mod interruption;
 mod isolation;
 mod lanes;
+mod late;
 mod lifecycle;
+mod liveness;
 mod nodes;
 mod observing;
+mod pauses;
 mod plans;
 mod refusals;
 mod routing;

@@ -57,8 +57,8 @@ async fn a_revoke_ends_the_turn_and_beats_a_cancel() {
     }
 }
 
-/// F7, T4: a lease that is somebody else's refuses the intent before anything opens, by a decision
-/// of the contract guard.
+/// F7, T3: a lease that is somebody else's under a newer epoch refuses the intent before anything opens, by
+/// a decision of the contract guard.
 #[tokio::test(start_paused = true)]
 async fn a_conflict_before_the_turn_stays_before_it() {
     let leases = Arc::new(LocalLeases::default());
@@ -72,7 +72,7 @@ async fn a_conflict_before_the_turn_stays_before_it() {
     assert_stayed_pre_turn(&ended);
     let decided = outcomes(&ended);
     let refusal = decided.last().expect("the decision was recorded");
-    assert_eq!(refusal.outcome_kind, OutcomeKind::DeauthorizedDrain);
+    assert_eq!(refusal.outcome_kind, OutcomeKind::StaleEpochReject);
     assert_eq!(refusal.phase, OutcomePhase::PreTurn);
     assert_eq!(refusal.emitted_by, Emitter::ContractGuard);
 }

@@ -16,8 +16,8 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     Epoch, Monotonic, SampleIndex, TurnNumber,
-    abi::CancelScope,
-    spec::{LateEventPolicy, PlanFailurePolicy, TurnPolicy},
+    abi::{CancelMode, CancelScope},
+    spec::{BargeInConfirm, LateEventPolicy, PlanFailurePolicy, TurnPolicy},
 };
 
 /// Sequences of a normal run.
@@ -34,7 +34,11 @@ enum Step {
     Disconnected,
     Drain,
     SpeechStarts,
+    SpeechResumes,
     SpeechStops,
+    Recognised(bool, bool),
+    ClauseIsOver,
+    Stops,
     Says(u8),
     Cancels(CancelReason, CancelScope),
     CancelsPart,
@@ -56,7 +60,7 @@ enum Step {
 /// How the host answers.
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "six answers that are independent of each other"
+    reason = "eight answers that are independent of each other"
 )]
 #[derive(Clone, Copy, Debug)]
 struct Answers {
@@ -66,6 +70,8 @@ struct Answers {
     stale: bool,
     plans: bool,
     stores: bool,
+    soft: bool,
+    at_work: bool,
     accepted: u32,
 }
 
@@ -76,6 +82,8 @@ const WILLING: Answers = Answers {
     stale: false,
     plans: true,
     stores: true,
+    soft: false,
+    at_work: false,
     accepted: 3,
 };
 
@@ -84,15 +92,22 @@ fn answers() -> impl Strategy<Value = Answers> {
     (
         (mostly(), mostly(), mostly(), mostly()),
         (mostly(), mostly(), 0..40u32),
+        (any::<bool>(), any::<bool>()),
     )
         .prop_map(
-            |((snapshot, capacity, authorized, fresh), (plans, stores, accepted))| Answers {
+            |(
+                (snapshot, capacity, authorized, fresh),
+                (plans, stores, accepted),
+                (soft, at_work),
+            )| Answers {
                 snapshot,
                 capacity,
                 authorized,
                 stale: !fresh,
                 plans,
                 stores,
+                soft,
+                at_work,
                 accepted,
             },
         )
@@ -121,6 +136,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Connected),
         6 => Just(Step::SpeechStarts),
         5 => Just(Step::SpeechStops),
+        2 => Just(Step::SpeechResumes),
+        4 => (any::<bool>(), any::<bool>())
+            .prop_map(|(words, is_final)| Step::Recognised(words, is_final)),
+        3 => Just(Step::ClauseIsOver),
+        2 => Just(Step::Stops),
         12 => (0..5u8).prop_map(Step::Says),
         3 => (reason, scope).prop_map(|(reason, scope)| Step::Cancels(reason, scope)),
         1 => Just(Step::CancelsPart),
@@ -144,9 +164,15 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn policy() -> impl Strategy<Value = TurnPolicy> {
-    (any::<bool>(), any::<bool>(), any::<bool>(), 0..400u64).prop_map(
-        |(barge_in, diagnostics, reject, barge_in_min_speech_ms)| TurnPolicy {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    (flags, 0..400u64).prop_map(
+        |((barge_in, diagnostics, reject, words), barge_in_min_speech_ms)| TurnPolicy {
             barge_in,
+            barge_in_confirm: if words {
+                BargeInConfirm::Words
+            } else {
+                BargeInConfirm::Speech
+            },
             barge_in_min_speech_ms,
             late_events: if diagnostics {
                 LateEventPolicy::Diagnostics
@@ -212,6 +238,16 @@ impl Rig {
             Step::Drain => Input::Drain,
             Step::SpeechStarts => Input::SpeechStarted { at: SampleIndex(0) },
             Step::SpeechStops => Input::SpeechStopped { at: SampleIndex(0) },
+            Step::SpeechResumes => Input::SpeechResumed { at: SampleIndex(0) },
+            Step::Recognised(words, is_final) => Input::Recognised {
+                at: SampleIndex(0),
+                text: if words { "wait" } else { "" }.into(),
+                is_final,
+            },
+            Step::ClauseIsOver => Input::ClauseOver {
+                turn: self.reported(),
+            },
+            Step::Stops => Input::Stop,
             Step::Says(what) => Input::UserTurn {
                 text: ["hello", "again", " ", "", "a longer sentence"][usize::from(what)].into(),
             },
@@ -287,6 +323,11 @@ impl Rig {
                         hash: "0".repeat(64),
                         budgets: profile::budgets(),
                         actions: profile::adaptive_actions(),
+                        cancel_mode: if says.soft {
+                            CancelMode::Soft
+                        } else {
+                            CancelMode::Hard
+                        },
                     }),
                 }),
                 Effect::Start { turn, .. } => {
@@ -300,6 +341,11 @@ impl Rig {
                 Effect::Revoke => self.session.current_turn().map(|turn| Input::Fenced {
                     turn,
                     accepted: says.accepted,
+                }),
+                Effect::Probe { turn } => Some(Input::Pulse {
+                    turn,
+                    heard: None,
+                    at_work: says.at_work,
                 }),
                 Effect::Seal { turn, .. } => Some(Input::Sealed {
                     turn,

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod call;
 pub mod features;
 pub mod fleet;
+pub mod frames;
 pub mod fuzz;
 pub mod nodes;
 pub mod sim;

@@ -543,6 +543,7 @@ fn a_plan_tells_who_decided_each_value() {
     budgets/edge_budget_ms_default   250    execution_profile/simple/v1
     budgets/max_turn_duration_ms     60000  execution_profile/simple/v1
     budgets/node_budget_ms_default   800    execution_profile/simple/v1
+    budgets/output_gap_ms            1500   execution_profile/simple/v1
     budgets/path_budget_ms_default   1800   execution_profile/simple/v1
     budgets/provider_first_byte_ms   1000   execution_profile/simple/v1
     budgets/provider_inter_chunk_ms  700    execution_profile/simple/v1
@@ -579,7 +580,7 @@ fn the_same_input_gives_the_same_plan_and_another_input_another() {
 #[test]
 fn a_part_of_the_plan_that_does_not_exist_is_refused() {
     let refusal = Place::new().run(&["plan", "nothing"]).refusal();
-    assert_snapshot!(refusal, @"error: nothing in the plan begins with `nothing`; there are: budgets, provider_bindings, node_bindings, edge_buffer_policies, flow_control, allowed_adaptive_actions, recording_policy, streaming_handoff");
+    assert_snapshot!(refusal, @"error: nothing in the plan begins with `nothing`; there are: budgets, provider_bindings, node_bindings, edge_buffer_policies, flow_control, allowed_adaptive_actions, recording_policy, streaming_handoff, cancel_mode, turns");
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub use order::{BatchViolation, check_batch};
 pub use outcome::{DecisionOutcome, OutcomeKind, OutcomePhase, OutcomeRule, OutcomeScope};
 pub use record::{ControlSignal, EventRecord, Record, SeqRange};
 pub use rules::{Field, ScopeRule, SignalRule};
-pub use signal::{CancelScope, Emitter, EventScope, PayloadClass, Signal};
+pub use signal::{CancelMode, CancelScope, Emitter, EventScope, PayloadClass, Signal};
 pub use stamp::Stamp;
 pub use transition::{IllegalTransition, TurnState, TurnTransition, TurnTrigger};
 pub use validate::{AbiRule, AbiViolation};

@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CancelScope, Emitter, Envelope, EventScope, MediaTime, PayloadClass, SchemaVersion, ScopeRule,
-    Signal, Stamp,
+    CancelMode, CancelScope, Emitter, Envelope, EventScope, MediaTime, PayloadClass, SchemaVersion,
+    ScopeRule, Signal, Stamp,
     envelope::{envelope_of, with_envelope},
 };
 use crate::{
@@ -56,6 +56,9 @@ pub struct ControlSignal {
     /// What a cancel reaches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<CancelScope>,
+    /// How a cancel ends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<CancelMode>,
     /// The lane under pressure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_lane: Option<Lane>,
@@ -112,6 +115,7 @@ impl ControlSignal {
             reason: None,
             seq_range: None,
             scope: None,
+            mode: None,
             target_lane: None,
             amount: None,
         }
@@ -128,6 +132,13 @@ impl ControlSignal {
     #[must_use]
     pub fn scoped(mut self, scope: CancelScope) -> Self {
         self.scope = Some(scope);
+        self
+    }
+
+    /// Says how a cancel ends what it reaches.
+    #[must_use]
+    pub fn ending(mut self, mode: CancelMode) -> Self {
+        self.mode = Some(mode);
         self
     }
 
@@ -265,6 +276,9 @@ with_envelope! {
         /// What a cancel reaches.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         scope: Option<CancelScope>,
+        /// How a cancel ends it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<CancelMode>,
         /// The lane under pressure.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         target_lane: Option<Lane>,
@@ -283,6 +297,7 @@ impl From<FlatSignal> for ControlSignal {
             reason: flat.reason,
             seq_range: flat.seq_range,
             scope: flat.scope,
+            mode: flat.mode,
             target_lane: flat.target_lane,
             amount: flat.amount,
         }
@@ -306,6 +321,8 @@ with_envelope! {
         seq_range: Option<SeqRange>,
         #[serde(default)]
         scope: Option<CancelScope>,
+        #[serde(default)]
+        mode: Option<CancelMode>,
         #[serde(default)]
         target_lane: Option<Lane>,
         #[serde(default)]
@@ -334,6 +351,7 @@ impl TryFrom<FlatRecord> for Record {
                 ("reason", flat.reason.is_some()),
                 ("seq_range", flat.seq_range.is_some()),
                 ("scope", flat.scope.is_some()),
+                ("mode", flat.mode.is_some()),
                 ("target_lane", flat.target_lane.is_some()),
                 ("amount", flat.amount.is_some()),
             ];
@@ -354,6 +372,7 @@ impl TryFrom<FlatRecord> for Record {
             reason: flat.reason,
             seq_range: flat.seq_range,
             scope: flat.scope,
+            mode: flat.mode,
             target_lane: flat.target_lane,
             amount: flat.amount,
             envelope: envelope_of!(flat),

@@ -155,6 +155,26 @@ vocabulary! {
 }
 
 vocabulary! {
+    /// How a cancel ends what it reaches (F-041).
+    CancelMode {
+        /// At once: what is buffered is discarded.
+        Hard = "hard",
+        /// What is in flight is finished, nothing else is begun.
+        Soft = "soft",
+    }
+}
+
+#[expect(
+    clippy::derivable_impls,
+    reason = "the vocabulary's macro leaves no place to mark a variant"
+)]
+impl Default for CancelMode {
+    fn default() -> Self {
+        Self::Hard
+    }
+}
+
+vocabulary! {
     /// What an event belongs to.
     EventScope {
         /// The session, whatever turn is running.

@@ -336,6 +336,11 @@ impl ControlSignal {
             })?;
             require(amount > 0, "amount", || AbiRule::AmountZero)?;
         }
+        if self.mode.is_some() {
+            require(signal == Signal::Cancel, "mode", || {
+                AbiRule::MeaninglessWith(signal)
+            })?;
+        }
         envelope.validate()
     }
 

@@ -31,6 +31,21 @@ pub struct Budgets {
     /// Longest a turn may run, speech included.
     #[schemars(range(min = 1))]
     pub max_turn_duration_ms: u64,
+    /// Longest silence in the middle of a reply that no call in progress accounts for: then the stage
+    /// that hangs is replaced, or the turn ends (P13).
+    #[serde(default = "output_gap_ms")]
+    #[schemars(range(min = 1))]
+    pub output_gap_ms: u64,
+}
+
+/// `output_gap_ms` of `simple/v1`, for policies that were written before there was one.
+fn output_gap_ms() -> u64 {
+    Budgets::OUTPUT_GAP_MS
+}
+
+impl Budgets {
+    /// `output_gap_ms` under `simple/v1`.
+    pub const OUTPUT_GAP_MS: u64 = 1_500;
 }
 
 /// Budgets as authored: what is absent comes from the profile.
@@ -61,4 +76,7 @@ pub struct BudgetsSpec {
     /// See [`Budgets::max_turn_duration_ms`].
     #[schemars(range(min = 1))]
     pub max_turn_duration_ms: Option<u64>,
+    /// See [`Budgets::output_gap_ms`].
+    #[schemars(range(min = 1))]
+    pub output_gap_ms: Option<u64>,
 }

@@ -24,8 +24,9 @@ pub use pipeline::{
     ObserveSpec, PipelineSpec, PortType, ProfileName,
 };
 pub use policy::{
-    AdaptiveAction, FlowControl, FlowMode, LateEventPolicy, Modality, NodeExecutionPolicy,
-    PlanFailurePolicy, PolicyBundle, RecordingLevel, RecordingPolicy, ReplayMode, TurnPolicy,
+    AdaptiveAction, BargeInConfirm, FlowControl, FlowMode, LateEventPolicy, Modality,
+    NodeExecutionPolicy, PlanFailurePolicy, PolicyBundle, RecordingLevel, RecordingPolicy,
+    ReplayMode, TurnPolicy,
 };
 
 /// Lets a schema accept words that are read but never written.

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{BudgetsSpec, BufferSpec, NodeExecutionPolicy, TurnPolicy, also_accept};
+use crate::abi::CancelMode;
 use crate::{EdgeId, IdError, NodeId, PipelineVersion, ProviderId};
 
 /// The pseudo-node where the user's audio and text enter.
@@ -225,6 +226,9 @@ pub struct NodeSpec {
     /// What an unrecoverable error leads to.
     #[serde(default)]
     pub on_error: ErrorAction,
+    /// How a cancel ends its work (F-041). The turn's own mode is that of the nodes that are heard.
+    #[serde(default)]
+    pub cancel: CancelMode,
     /// The node's own settings.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub config: BTreeMap<String, serde_json::Value>,

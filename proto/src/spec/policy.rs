@@ -175,14 +175,44 @@ pub enum LateEventPolicy {
     Diagnostics,
 }
 
+/// What proves that the user means to interrupt the agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BargeInConfirm {
+    /// Speech that lasts for `barge_in_min_speech_ms`.
+    #[default]
+    Speech,
+    /// Words. Speech over the agent holds its playout at once, `barge_in_min_words` words end the
+    /// turn, and without them it goes on where it was held (P11, P12).
+    Words,
+}
+
 /// When a turn may open, be interrupted and be resumed. All times in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TurnPolicy {
     /// Whether the user's speech interrupts the agent.
     pub barge_in: bool,
+    /// What proves that the user means it.
+    pub barge_in_confirm: BargeInConfirm,
     /// Speech shorter than this does not interrupt (P11: a cough).
     pub barge_in_min_speech_ms: u64,
+    /// Under `words`: fewer than this are no interruption and no turn ("mm-hm").
+    #[schemars(range(min = 1))]
+    pub barge_in_min_words: u32,
+    /// Under `words`: how long words are waited for once the speech has stopped.
+    #[schemars(range(min = 1))]
+    pub false_interruption_ms: u64,
+    /// Under `words`: how long speech that has no words yet may hold the agent; what goes on is noise.
+    #[schemars(range(min = 1))]
+    pub max_hold_ms: u64,
+    /// The commit point of the output: audio that is due within this time is committed, and heard
+    /// although its turn is cancelled (F-039).
+    #[schemars(range(max = 200))]
+    pub commit_ahead_ms: u64,
+    /// Longest that what is in flight goes on after a soft cancel (F-041).
+    #[schemars(range(min = 1))]
+    pub soft_cancel_ms: u64,
     /// Silence after which speech counts as stopped.
     pub vad_hangover_ms: u64,
     /// Longest silence inside a turn that the end-of-turn model calls unfinished.
@@ -201,7 +231,13 @@ impl Default for TurnPolicy {
     fn default() -> Self {
         Self {
             barge_in: true,
+            barge_in_confirm: BargeInConfirm::Speech,
             barge_in_min_speech_ms: 200,
+            barge_in_min_words: 1,
+            false_interruption_ms: 1_500,
+            max_hold_ms: 5_000,
+            commit_ahead_ms: 0,
+            soft_cancel_ms: 3_000,
             vad_hangover_ms: 240,
             max_turn_silence_ms: 1_500,
             transcript_timeout_ms: 4_000,

@@ -33,6 +33,7 @@ use crate::{
     },
     observe::{Observed, Observers},
     overhead::Overhead,
+    pulse::Pulse,
     session::SessionControl,
     turn::HostHandle,
 };
@@ -65,6 +66,8 @@ pub(crate) struct Assembly {
     pub(crate) cancel: CancellationToken,
     /// Where audio and text for the user go.
     pub(crate) egress: DataRef<Arrival>,
+    /// Signs of life of the turn.
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 /// Where inference runs. Listening has threads of its own, so that it never waits for thinking.
@@ -232,6 +235,7 @@ impl Assembly {
                 .any(|edge| self.policy(*edge).coalesce_ms.is_some()),
             lives: Arc::new(AtomicU32::new(0)),
             journal: Arc::default(),
+            pulse: Arc::clone(&self.pulse),
         };
         Ok(Some(Made {
             spec: self.child_spec(spec, node.scope, node.fallback.is_some()),
@@ -352,6 +356,7 @@ impl Assembly {
                 max_block_time: Duration::from_millis(
                     self.policy(*ix).max_block_time_ms.unwrap_or(0),
                 ),
+                max_queue_time: Duration::from_millis(self.policy(*ix).max_queue_ms),
             });
         }
         outputs

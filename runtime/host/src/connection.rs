@@ -10,6 +10,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -30,7 +31,7 @@ use rspp_transport_api::{
     Ingress, Outgoing, Sink, SinkError, Source, Transport,
     audio::{FRAME, Framer, Resampler, samples, to_bytes},
 };
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     event::{Arrival, Event, Port, Stamp},
@@ -55,7 +56,17 @@ pub(crate) enum ConnectionControl {
     /// Begin: this is the session.
     Attach(Box<Attachment>),
     /// Forget what is queued of this turn and all before it, and tell the peer to.
-    Clear(TurnNumber),
+    Clear {
+        turn: TurnNumber,
+        /// Told how many outputs that were.
+        cleared: oneshot::Sender<u64>,
+    },
+    /// The turn's playout is held: what was committed and not played yet is not committed any more.
+    Held,
+    /// Nothing is held any more.
+    Resume,
+    /// Finish the clause of this turn that is being heard, and begin no other.
+    FinishClause(TurnNumber),
     /// Something of a sync domain was lost on another of its edges.
     Sync(Port, Torn),
     /// The session is over: hang up.
@@ -79,6 +90,8 @@ pub(crate) struct Attachment {
     /// Where the user's audio comes from, by name.
     pub(crate) ingress_node: NodeId,
     pub(crate) line: Arc<LineStats>,
+    /// How far ahead of its playout audio is committed (F-039).
+    pub(crate) commit_ahead: Duration,
 }
 
 /// What a session may ask about its connection at any time.
@@ -86,6 +99,10 @@ pub(crate) struct Attachment {
 pub(crate) struct LineStats {
     /// Output frames refused at the fence.
     pub(crate) fenced: AtomicU64,
+    /// Outputs refused at the fence that came when their turn had been accounted for.
+    pub(crate) late: AtomicU64,
+    /// When the newest output frame was played, in milliseconds of the node's clock; 0 for never.
+    pub(crate) played_at: AtomicU64,
     /// Output frames refused for their epoch.
     pub(crate) stale: AtomicU64,
     /// Output frames that the peer was too slow for.
@@ -106,6 +123,12 @@ impl LineStats {
             .find(|(end, _)| *end >= position)
             .or_else(|| arrivals.back())
             .map(|(_, at)| *at)
+    }
+
+    /// Where the user's audio has come to.
+    pub(crate) fn heard_until(&self) -> SampleIndex {
+        let arrivals = self.arrivals.lock().expect("no code panics while locked");
+        arrivals.back().map_or(SampleIndex(0), |(end, _)| *end)
     }
 
     fn arrived(&self, end: SampleIndex, at: Monotonic) {
@@ -161,7 +184,11 @@ async fn attached(ctx: &mut PumpContext<Connection>) -> Option<Box<Attachment>> 
     loop {
         match ctx.next_control().await {
             ConnectionControl::Attach(attachment) => return Some(attachment),
-            ConnectionControl::Clear(_) | ConnectionControl::Sync(..) => {}
+            ConnectionControl::Clear { .. }
+            | ConnectionControl::Held
+            | ConnectionControl::Resume
+            | ConnectionControl::FinishClause(_)
+            | ConnectionControl::Sync(..) => {}
             ConnectionControl::Close => return None,
         }
     }
@@ -194,9 +221,32 @@ struct Outbound {
     in_reply: bool,
     /// Frames in a row that the peer had no room for.
     refused: u32,
+    /// Frames that are committed ahead of their playout.
+    ahead: usize,
+    /// How many at the front of the queue are.
+    committed: usize,
+    /// Whether the first frame of a turn was accepted and has not been played.
+    begins: bool,
+    /// The clause that is being heard.
+    playing: Option<(TurnNumber, u32)>,
+    closing: Option<Closing>,
+    /// The newest turn that was cleared and counted.
+    cleared: Option<TurnNumber>,
+    /// A cleared turn whose committed frames are still to be played.
+    clear_after: Option<TurnNumber>,
     resampler: Option<(SampleRate, Resampler)>,
     converted: Vec<i16>,
     framer: Framer,
+}
+
+/// A turn of which only one clause is still to be heard.
+#[derive(Clone, Copy, Debug)]
+struct Closing {
+    turn: TurnNumber,
+    segment: u32,
+    /// The end of the clause is in the queue, or past it.
+    ended: bool,
+    over: bool,
 }
 
 impl Line {
@@ -211,6 +261,7 @@ impl Line {
             .transpose()
             .map_err(|error| error.to_string())?;
         let out_rate = sink.sample_rate();
+        let ahead = attachment.commit_ahead.as_millis() / FRAME.as_millis();
         Ok(Self {
             attachment,
             clock,
@@ -227,6 +278,13 @@ impl Line {
                 due: None,
                 in_reply: false,
                 refused: 0,
+                ahead: ahead as usize,
+                committed: 0,
+                begins: false,
+                playing: None,
+                closing: None,
+                cleared: None,
+                clear_after: None,
                 resampler: None,
                 converted: Vec::new(),
                 framer: Framer::new(out_rate),
@@ -294,7 +352,7 @@ impl Line {
                 }
                 timer.as_mut().reset(due);
             }
-            let room = self.outbound.queue.len() < AHEAD;
+            let room = self.outbound.queue.len() < AHEAD.max(self.outbound.ahead + 1);
             let inbox = ctx.inbox();
             let next = async {
                 if room {
@@ -313,7 +371,14 @@ impl Line {
                     self.report_edges(ctx);
                 }
                 item = next => match item {
-                    Item::Control(ConnectionControl::Clear(turn)) => self.clear(ctx, turn),
+                    Item::Control(ConnectionControl::Clear { turn, cleared }) => {
+                        let _session_gave_up = cleared.send(self.clear(ctx, turn));
+                    }
+                    Item::Control(ConnectionControl::Held) => self.uncommit(),
+                    Item::Control(ConnectionControl::Resume) => self.resume(),
+                    Item::Control(ConnectionControl::FinishClause(turn)) => {
+                        self.finish_clause(turn);
+                    }
                     Item::Control(ConnectionControl::Sync(port, torn)) => {
                         ctx.inbox().with_data(|inputs| torn.apply(inputs, port));
                     }
@@ -425,12 +490,15 @@ impl Line {
                 {
                     self.send_text(text);
                 } else {
-                    self.attachment.line.fenced.fetch_add(1, Ordering::Relaxed);
+                    self.count_refused(stamp.turn);
                 }
             }
             Payload::AudioChunk(_) | Payload::AudioEnd => {
-                self.outbound.queue.push_back(event);
-                self.outbound.due.get_or_insert_with(Instant::now);
+                if self.is_of_clause(&event) {
+                    self.outbound.queue.push_back(event);
+                    self.commit_ahead();
+                    self.resume();
+                }
             }
             Payload::TextEnd
             | Payload::Speech(_)
@@ -450,13 +518,24 @@ impl Line {
     /// Plays the frame that is due. The clock runs while a reply plays; ends of turns and refused
     /// frames take no time.
     fn play_due(&mut self) -> Result<(), SinkError> {
-        while let Some(event) = self.outbound.queue.pop_front() {
+        self.clear_what_was_committed();
+        loop {
+            let next = self.outbound.queue.front();
+            if next.is_some_and(|event| self.is_held(event)) {
+                self.outbound.due = None; // Until `Resume` or `Clear`.
+                return Ok(());
+            }
+            let Some(event) = self.outbound.queue.pop_front() else {
+                break;
+            };
             let Some(turn) = event.stamp.turn else {
                 continue; // Only turns speak.
             };
             match event.payload {
                 Payload::AudioChunk(chunk) => {
-                    if self.play(turn, event.stamp.epoch, &chunk)? {
+                    let played = self.play(turn, &event.stamp, &chunk)?;
+                    self.commit_ahead();
+                    if played {
                         let due = self.outbound.due.unwrap_or_else(Instant::now);
                         self.outbound.due = Some(due + FRAME);
                         return Ok(());
@@ -483,31 +562,104 @@ impl Line {
         Ok(())
     }
 
-    /// Asks the fence, and plays. `false` if the frame was refused.
-    fn play(
-        &mut self,
-        turn: TurnNumber,
-        epoch: Epoch,
-        chunk: &AudioChunk,
-    ) -> Result<bool, SinkError> {
-        let ordinal = match self.attachment.fence.accept(turn, epoch) {
-            Passage::Accepted { ordinal } => ordinal,
+    /// Whether the event is one that may not be heard for now. The end of a reply is no sound.
+    fn is_held(&self, event: &Event) -> bool {
+        let audible = matches!(event.payload, Payload::AudioChunk(_));
+        let fence = &self.attachment.fence;
+        audible && event.stamp.turn.is_some_and(|turn| fence.is_held(turn))
+    }
+
+    /// Starts the output clock, if there is something to play and it stands still.
+    fn resume(&mut self) {
+        if !self.outbound.queue.is_empty() {
+            self.outbound.due.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Asks the fence for one frame.
+    fn accept(&mut self, turn: TurnNumber, epoch: Epoch) -> bool {
+        match self.attachment.fence.accept(turn, epoch) {
+            Passage::Accepted { ordinal } => {
+                self.outbound.begins |= ordinal == 1;
+                true
+            }
             Passage::Fenced => {
-                self.attachment.line.fenced.fetch_add(1, Ordering::Relaxed);
-                return Ok(false);
+                self.count_refused(Some(turn));
+                false
             }
             Passage::StaleEpoch { .. } => {
                 let before = self.attachment.line.stale.fetch_add(1, Ordering::Relaxed);
                 if before == 0 {
                     self.tell_playback(turn, Playback::Stale);
                 }
-                return Ok(false);
+                false
             }
+        }
+    }
+
+    /// Counts an output that the fence refused.
+    fn count_refused(&self, turn: Option<TurnNumber>) {
+        let line = &self.attachment.line;
+        let counter = if turn <= self.outbound.cleared {
+            &line.late
+        } else {
+            &line.fenced
         };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Commits what is due soon: past this point it is heard, whatever happens to its turn (F-039).
+    fn commit_ahead(&mut self) {
+        while self.outbound.committed < self.outbound.ahead {
+            let at = self.outbound.committed;
+            let Some(event) = self.outbound.queue.get(at) else {
+                return;
+            };
+            let (Some(turn), Payload::AudioChunk(_)) = (event.stamp.turn, &event.payload) else {
+                return; // The next reply's frames wait for the end of this one.
+            };
+            let epoch = event.stamp.epoch;
+            if self.attachment.fence.is_held(turn) {
+                return;
+            }
+            if self.accept(turn, epoch) {
+                self.outbound.committed += 1;
+            } else {
+                self.outbound.queue.remove(at);
+            }
+        }
+    }
+
+    fn uncommit(&mut self) {
+        while let Some(last) = self.outbound.committed.checked_sub(1) {
+            let turn = self.outbound.queue.get(last).and_then(|e| e.stamp.turn);
+            // A turn that was cancelled at this very moment has been told what is heard of it.
+            if !turn.is_some_and(|turn| self.attachment.fence.take_back(turn)) {
+                return;
+            }
+            self.outbound.committed = last;
+        }
+    }
+
+    /// Plays, with the fence's leave. `false` if the frame was refused.
+    fn play(
+        &mut self,
+        turn: TurnNumber,
+        stamp: &Stamp,
+        chunk: &AudioChunk,
+    ) -> Result<bool, SinkError> {
+        if self.outbound.committed > 0 {
+            self.outbound.committed -= 1;
+        } else if !self.accept(turn, stamp.epoch) {
+            return Ok(false);
+        }
         self.outbound.in_reply = true;
+        self.outbound.playing = Some((turn, stamp.segment));
         if self.convert_and_play(turn, chunk)? {
             self.outbound.refused = 0;
-            if ordinal == 1 {
+            let now = self.now().as_millis();
+            self.attachment.line.played_at.store(now, Ordering::Relaxed);
+            if std::mem::take(&mut self.outbound.begins) {
                 self.tell_playback(turn, Playback::Started);
             }
         } else {
@@ -576,35 +728,109 @@ impl Line {
         if let Err(error) = self.sink.send(Outgoing::AudioEnd(turn)) {
             tracing::trace!(%error, "the end of the audio was not sent");
         }
-        self.tell_playback(turn, Playback::Finished);
+        self.outbound.playing = None;
+        let closing = self.outbound.closing.as_mut();
+        if let Some(closing) = closing.filter(|closing| closing.turn == turn) {
+            closing.over = true;
+            self.tell_playback(turn, Playback::ClauseOver);
+        } else {
+            self.tell_playback(turn, Playback::Finished);
+        }
         Ok(())
     }
 
-    fn clear(&mut self, ctx: &mut PumpContext<Connection>, turn: TurnNumber) {
+    /// From here on nothing but the clause that is being heard is played of `turn`.
+    fn finish_clause(&mut self, turn: TurnNumber) {
+        let Some((_, segment)) = self.outbound.playing.filter(|(of, _)| *of == turn) else {
+            self.tell_playback(turn, Playback::ClauseOver); // Nothing is in flight.
+            return;
+        };
+        self.outbound.closing = Some(Closing {
+            turn,
+            segment,
+            ended: false,
+            over: false,
+        });
+        self.uncommit();
+        let committed = self.outbound.committed;
+        let queue = std::mem::take(&mut self.outbound.queue);
+        for (at, event) in queue.into_iter().enumerate() {
+            if at < committed || self.is_of_clause(&event) {
+                self.outbound.queue.push_back(event);
+            }
+        }
+        self.commit_ahead();
+        self.resume();
+    }
+
+    /// Whether the event may be played. Of a turn that is closing only its last clause may; the first
+    /// sound after it ends it.
+    fn is_of_clause(&mut self, event: &Event) -> bool {
+        let turn = event.stamp.turn;
+        let closing = self.outbound.closing.as_mut();
+        let Some(closing) = closing.filter(|closing| turn == Some(closing.turn)) else {
+            return true;
+        };
+        let audible = matches!(event.payload, Payload::AudioChunk(_));
+        let first_end = !closing.ended;
+        if audible && first_end && event.stamp.segment == closing.segment {
+            return true;
+        }
+        closing.ended = true;
+        if !audible {
+            return first_end;
+        }
+        if first_end {
+            let end = Event {
+                payload: Payload::AudioEnd,
+                ..event.clone()
+            };
+            self.outbound.queue.push_back(end);
+            self.resume();
+        }
+        self.count_refused(turn);
+        false
+    }
+
+    /// Forgets a turn, but for what is committed. Returns how many outputs that were.
+    fn clear(&mut self, ctx: &mut PumpContext<Connection>, turn: TurnNumber) -> u64 {
         let stale = |event: &Event| event.stamp.turn.is_some_and(|of| of <= turn);
-        self.outbound.queue.retain(|event| !stale(event));
+        let is_output = |event: &Event| event.payload != Payload::AudioEnd;
+        let mut dropped = 0;
+        let committed = self.outbound.committed;
+        let mut at = 0;
+        self.outbound.queue.retain(|event| {
+            let keep = at < committed || !stale(event);
+            at += 1;
+            dropped += u64::from(!keep && is_output(event));
+            keep
+        });
         // A busy connection comes to this late: the next turn may speak already, and what the user
         // said is of no turn.
-        let (mut dropped, mut kept) = (0, Vec::new());
+        let mut kept = Vec::new();
         while let Some(arrival) = ctx.try_data() {
             match &arrival {
-                Arrival::Event { event, .. } if stale(event) => dropped += 1,
+                Arrival::Event { event, .. } if stale(event) => {
+                    dropped += u64::from(is_output(event));
+                }
                 Arrival::Event { .. }
                 | Arrival::Break { .. }
                 | Arrival::Chunk { .. }
                 | Arrival::CallEnded { .. } => kept.push(arrival),
             }
         }
-        self.attachment
-            .line
-            .fenced
-            .fetch_add(dropped, Ordering::Relaxed);
-        self.outbound.resampler = None;
-        self.outbound.framer.clear();
-        self.outbound.in_reply = false;
-        self.sink.clear(turn);
         if let Some(meters) = &self.attachment.meters {
             meters.fell_silent(self.now());
+        }
+        self.outbound.cleared = self.outbound.cleared.max(Some(turn));
+        let closing = self
+            .outbound
+            .closing
+            .take_if(|closing| closing.turn <= turn);
+        // What a soft cancel let end has ended by itself.
+        if !closing.is_some_and(|closing| closing.over) {
+            self.outbound.clear_after = Some(turn);
+            self.clear_what_was_committed();
         }
         for arrival in kept {
             self.take(arrival);
@@ -612,6 +838,24 @@ impl Line {
         if self.outbound.queue.is_empty() {
             self.outbound.due = None;
         }
+        self.resume();
+        dropped
+    }
+
+    /// Has the peer forget a cleared turn, once all that was committed of it has been played.
+    fn clear_what_was_committed(&mut self) {
+        let next = self.outbound.queue.front().and_then(|e| e.stamp.turn);
+        let waits = |turn: TurnNumber| self.outbound.committed > 0 && next <= Some(turn);
+        let Some(turn) = self.outbound.clear_after.filter(|turn| !waits(*turn)) else {
+            return;
+        };
+        self.outbound.clear_after = None;
+        self.outbound.begins = false;
+        self.outbound.playing = None;
+        self.outbound.resampler = None;
+        self.outbound.framer.clear();
+        self.outbound.in_reply = false;
+        self.sink.clear(turn);
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::{
     event::{Arrival, CallEnd, CallKey, Chunk},
     node::{CallRequest, NodeSettings},
+    pulse::{CallInProgress, Pulse},
     session::SessionControl,
 };
 
@@ -33,6 +34,8 @@ pub(crate) struct CallSite {
     pub(crate) session: ControlRef<SessionControl>,
     pub(crate) cancel: CancellationToken,
     pub(crate) clock: Clock,
+    /// Told that somebody is at work for the turn.
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 /// A call that has not begun.
@@ -122,6 +125,8 @@ struct Work {
     records: Vec<AttemptRecord>,
     running: Option<Running>,
     progress: Progress,
+    /// As long as the provider is what is waited for: it has deadlines of its own.
+    in_progress: Option<CallInProgress>,
 }
 
 /// The attempt in progress.
@@ -169,6 +174,7 @@ impl Work {
         Self {
             machine,
             began,
+            in_progress: Some(site.pulse.call()),
             site,
             request,
             modality,
@@ -423,7 +429,9 @@ impl Work {
                 Offer::Queued | Offer::Displaced(_) | Offer::Closed(_) => return,
                 Offer::Full(back) => arrival = back,
             }
+            self.in_progress = None;
             self.site.to.space().await;
+            self.in_progress = Some(self.site.pulse.call());
         }
     }
 

@@ -30,6 +30,9 @@ mod overhead;
 mod observe;
 
 mod meters;
+mod pulse;
+
+mod snapshots;
 
 pub use assembly::Pools;
 pub use event::{Arrival, CallEnd, CallKey, Chunk, Event, Port, Stamp, Tags};
@@ -39,3 +42,4 @@ pub use observe::{Filter, Notice};
 pub use overhead::{Overhead, Percentiles};
 pub use runtime::{Config, OpenError, Runtime, SessionHandle, SessionRequest};
 pub use session::{CancelReceipt, CancelTarget};
+pub use snapshots::Snapshots;

@@ -18,7 +18,7 @@ use rspp_controlplane_api::{Lease, Leases, LocalLeases};
 use rspp_kernel::{
     CancelReason,
     graph::{Graph, GraphError},
-    plan::{LayeredSettings, PlanError, SnapshotProvenance},
+    plan::{LayeredSettings, PlanError},
 };
 use rspp_proto::{
     Epoch, EventType, SessionId, TenantId,
@@ -44,6 +44,7 @@ use crate::{
         Blueprint, CancelReceipt, CancelTarget, Command, LISTENING, Session, SessionControl,
         SessionSetup,
     },
+    snapshots::Snapshots,
 };
 
 /// Reports of nodes that may wait for a session; memory is taken as they come. A session that is
@@ -63,6 +64,8 @@ pub struct Config {
     pub nodes: Arc<NodeRegistry>,
     /// Who grants leases.
     pub leases: Arc<dyn Leases>,
+    /// Which of the control plane's snapshots are in force.
+    pub snapshots: Arc<Snapshots>,
     /// Most sessions at once.
     pub max_sessions: usize,
     /// Most turns at once.
@@ -81,6 +84,7 @@ impl Config {
             pools,
             nodes: Arc::default(),
             leases: Arc::new(LocalLeases::default()),
+            snapshots: Arc::default(),
             max_sessions: 10_000,
             max_turns: 10_000,
             clock: Clock::start(),
@@ -257,18 +261,12 @@ impl Runtime {
     pub async fn open(&self, request: SessionRequest) -> Result<SessionHandle, OpenError> {
         let graph = Graph::compile(&request.pipeline).map_err(OpenError::Graph)?;
         self.check_nodes(&request.pipeline)?;
-        let mut snapshots = SnapshotProvenance::local();
-        if let Some(policy) = &request.policy {
-            // Standing alone, the policy that was handed over is the one in force.
-            let named = &policy.policy_resolution_snapshot;
-            snapshots.policy_resolution_snapshot.clone_from(named);
-        }
         let blueprint = Blueprint {
             spec: request.pipeline,
             graph: Arc::new(graph),
             policy: request.policy,
             settings: request.settings,
-            snapshots,
+            snapshots: Arc::clone(&self.config.snapshots),
         };
         let plan = blueprint.plan(LISTENING, Epoch::FIRST)?;
         self.check_providers(&blueprint, &plan)?;

@@ -46,6 +46,7 @@ use crate::{
     circuits::CallRules,
     connection::{Attachment, ConnectionControl, LineStats},
     observe::Observed,
+    pulse::Pulse,
     report::SessionReport,
     runtime::TurnPlace,
     turn::TurnControl,
@@ -86,6 +87,7 @@ struct RunningTurn {
     actor: ActorId,
     control: ControlRef<TurnControl>,
     cancel: CancellationToken,
+    pulse: Arc<Pulse>,
 }
 
 impl Session {
@@ -158,6 +160,7 @@ impl Session {
             meters: self.setup.meters.clone(),
             cancel,
             egress: self.setup.egress.clone(),
+            pulse: Arc::default(),
         }
     }
 
@@ -205,6 +208,7 @@ impl Session {
             meters: self.setup.meters.clone(),
             ingress_node: assembly.graph.node(assembly.graph.ingress()).id.clone(),
             line: Arc::clone(&self.line),
+            commit_ahead: Duration::from_millis(self.setup.blueprint.spec.turns.commit_ahead_ms),
         };
         let attach = ConnectionControl::Attach(Box::new(attachment));
         self.setup

@@ -33,6 +33,8 @@ pub(crate) enum TurnControl {
     CancelCall(InvocationId),
     /// Something of a sync domain was lost on another of its edges than this node's.
     Sync(NodeIx, Port, Torn),
+    /// The turn has gone mute: whoever's handler hangs gives up.
+    Unstick,
     /// The turn is closed: end. Comes by the same lane as the cancel before it, so that the nodes
     /// are told why before they are stopped.
     Close,
@@ -115,6 +117,11 @@ impl Actor for Turn {
             TurnControl::Sync(node, port, torn) => {
                 if let Some(handle) = self.hosts.get(node) {
                     self.tell(handle, NodeControl::Sync(port, torn));
+                }
+            }
+            TurnControl::Unstick => {
+                for handle in self.hosts.iter() {
+                    self.tell(handle, NodeControl::Unstick);
                 }
             }
             TurnControl::Close => ctx.stop(ExitReason::Finished),

@@ -22,6 +22,8 @@ pub enum BudgetKey {
     Turn,
     /// The whole turn, speech included. Hard.
     Duration,
+    /// Silence in the middle of a reply. Nothing else is held to it, but it ends the turn.
+    Output,
     /// From the path's first node to its last; paths are counted by the caller. Soft.
     Path(u16),
     /// A node's work on one event or turn. Soft.
@@ -38,6 +40,7 @@ impl BudgetKey {
         match self {
             Self::Turn => "turn_budget",
             Self::Duration => "max_turn_duration",
+            Self::Output => "output_gap",
             Self::Path(_) => "path_budget",
             Self::Node(_) => "node_budget_threshold_exceeded",
             Self::Edge(_) => "edge_budget",
@@ -45,10 +48,20 @@ impl BudgetKey {
         }
     }
 
-    /// Whether running out of it ends the turn when nothing else is left.
+    /// Whether the parts of the turn are held to it.
     pub fn is_hard(self) -> bool {
         match self {
             Self::Turn | Self::Duration => true,
+            Self::Output | Self::Path(_) | Self::Node(_) | Self::Edge(_) | Self::Provider(_) => {
+                false
+            }
+        }
+    }
+
+    /// Whether running out of it ends the turn when nothing else is left.
+    pub fn ends_turn(self) -> bool {
+        match self {
+            Self::Turn | Self::Duration | Self::Output => true,
             Self::Path(_) | Self::Node(_) | Self::Edge(_) | Self::Provider(_) => false,
         }
     }
@@ -170,6 +183,19 @@ impl BudgetManager {
         self.running.insert(key, running);
     }
 
+    /// The clock stood still for `pause`: every budget has so much more time.
+    pub fn postpone(&mut self, pause: Duration) {
+        for running in self.running.values_mut() {
+            running.began = running.began + pause;
+        }
+    }
+
+    /// Whether a threshold of this budget has been passed and not been told.
+    pub fn is_due(&self, now: Monotonic, key: BudgetKey) -> bool {
+        let running = self.running.get(&key);
+        running.and_then(Running::next).is_some_and(|at| at <= now)
+    }
+
     /// Ends a budget and tells what was spent of it.
     pub fn finish(&mut self, now: Monotonic, key: BudgetKey) -> Option<Duration> {
         let running = self.running.remove(&key)?;
@@ -256,7 +282,7 @@ impl BudgetManager {
             BudgetVerdict::Fallback
         } else if may_degrade {
             BudgetVerdict::Degrade
-        } else if out && key.is_hard() {
+        } else if out && key.ends_turn() {
             BudgetVerdict::Terminate
         } else {
             BudgetVerdict::Continue

@@ -3,7 +3,7 @@
 
 use rspp_proto::{
     Epoch, TurnNumber,
-    abi::{CancelScope, Emitter, Signal, TurnTransition},
+    abi::{CancelMode, CancelScope, Emitter, Signal, TurnTransition},
 };
 
 use crate::{
@@ -40,6 +40,30 @@ pub struct Emission {
     pub reason: Option<&'static str>,
     /// How far a cancel reaches.
     pub scope: Option<CancelScope>,
+    /// How a cancel ends what it reaches.
+    pub mode: Option<CancelMode>,
+}
+
+/// What became of something that arrived for a turn that is over (T11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LateAction {
+    /// Nothing.
+    Drop,
+    /// It proposes a turn of its own.
+    Repropose,
+    /// It is noted.
+    Diagnostics,
+}
+
+impl LateAction {
+    /// The action as the timeline writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Repropose => "repropose",
+            Self::Diagnostics => "diagnostics",
+        }
+    }
 }
 
 /// Something the host must do.
@@ -87,12 +111,47 @@ pub enum Effect {
         /// Whether a cancel asked for it; else the turn has ended.
         cancelled: bool,
     },
-    /// Stop the turn's nodes and provider calls and drop what is queued for the user.
+    /// Stop the turn's nodes and provider calls.
     Cancel {
         /// The turn.
         turn: TurnNumber,
         /// Why.
         reason: CancelReason,
+    },
+    /// Drop what is queued for the user, and count it, before the turn's evidence is sealed.
+    Flush {
+        /// The turn; it and all before it are dead.
+        turn: TurnNumber,
+    },
+    /// Finish what is in flight and begin nothing else: a soft cancel was accepted. Answer with
+    /// `Input::ClauseOver` when the clause that is being heard is over.
+    Soften {
+        /// The turn.
+        turn: TurnNumber,
+        /// Why.
+        reason: CancelReason,
+    },
+    /// Let nothing more of the turn be heard for now; work on it goes on.
+    Hold {
+        /// The turn.
+        turn: TurnNumber,
+    },
+    /// The turn may be heard again, from where it was held.
+    Release {
+        /// The turn.
+        turn: TurnNumber,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Look for signs of life of the turn; answer with `Input::Pulse`.
+    Probe {
+        /// The turn.
+        turn: TurnNumber,
+    },
+    /// The turn has gone mute: have the stage that hangs replaced.
+    Unstick {
+        /// The turn.
+        turn: TurnNumber,
     },
     /// Append the terminal evidence; answer with `Input::Sealed`.
     Seal {
@@ -110,6 +169,8 @@ pub enum Effect {
     Late {
         /// The turn.
         turn: TurnNumber,
+        /// What became of it.
+        action: LateAction,
     },
     /// Refuse everything from now on: authority is lost. Answer with `Input::Fenced` if a turn runs.
     Revoke,

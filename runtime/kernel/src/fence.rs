@@ -4,7 +4,7 @@
 //! output is accepted before the fence falls or never (event-abi.md §5 rules 2 and 3). Silence does
 //! not wait for a message to be delivered (design §2).
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rspp_proto::{Epoch, TurnNumber};
 
@@ -35,6 +35,10 @@ pub struct OutputFence {
     word: AtomicU64,
     /// 0 when nobody may write.
     epoch: AtomicU64,
+    /// The turn whose playout is held; 0 for none.
+    held: AtomicU32,
+    /// The newest turn that was ever held; 0 for none.
+    once_held: AtomicU32,
 }
 
 const NO_TURN_LIVES: u32 = u32::MAX;
@@ -53,7 +57,31 @@ impl OutputFence {
         Self {
             word: AtomicU64::new(pack(TurnNumber::FIRST.0, 0)),
             epoch: AtomicU64::new(epoch.get()),
+            held: AtomicU32::new(0),
+            once_held: AtomicU32::new(0),
         }
+    }
+
+    /// Lets nothing more of `turn` be heard for now. Unlike a fence it can be taken back, and counts
+    /// nothing: what is accepted at this very moment is heard.
+    pub fn hold(&self, turn: TurnNumber) {
+        self.once_held.store(turn.0, Ordering::Release);
+        self.held.store(turn.0, Ordering::Release);
+    }
+
+    /// Whether the playout of `turn` is held or has been.
+    pub fn was_held(&self, turn: TurnNumber) -> bool {
+        self.once_held.load(Ordering::Acquire) == turn.0
+    }
+
+    /// What was held may be heard again.
+    pub fn release(&self) {
+        self.held.store(0, Ordering::Release);
+    }
+
+    /// Whether the playout of `turn` is held.
+    pub fn is_held(&self, turn: TurnNumber) -> bool {
+        self.held.load(Ordering::Acquire) == turn.0
     }
 
     /// Asks whether one output of `turn`, made under `epoch`, may leave.
@@ -95,14 +123,15 @@ impl OutputFence {
     }
 
     /// Takes the last acceptance of `turn` back: the transport had no room for it, so that it was
-    /// not heard. Does nothing once the turn is fenced, since the cut has been told by then.
-    pub fn take_back(&self, turn: TurnNumber) {
-        let _fenced_meanwhile =
-            self.word
-                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-                    let (first_live, accepted) = unpack(word);
-                    (first_live == turn.0 && accepted > 0).then(|| pack(first_live, accepted - 1))
-                });
+    /// not heard. Does nothing once the turn is fenced, since the cut has been told by then: `false`.
+    pub fn take_back(&self, turn: TurnNumber) -> bool {
+        let taken = self
+            .word
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                let (first_live, accepted) = unpack(word);
+                (first_live == turn.0 && accepted > 0).then(|| pack(first_live, accepted - 1))
+            });
+        taken.is_ok()
     }
 
     /// Whether outputs of `turn` may still leave; for work that would be in vain.
@@ -175,6 +204,22 @@ mod tests {
         assert!(fence.admits(T2, E1));
         fence.revoke();
         assert!(!fence.admits(T2, E1));
+    }
+
+    /// P11, P12: what is held stops at once, is of one turn, and counts as it would have.
+    #[test]
+    fn a_held_turn_goes_on_where_it_was() {
+        let fence = OutputFence::new(E1);
+        assert!(!fence.is_held(T1));
+        assert_eq!(fence.accept(T1, E1), Passage::Accepted { ordinal: 1 });
+        fence.hold(T1);
+        assert!(fence.is_held(T1) && !fence.is_held(T2));
+        assert!(fence.is_live(T1));
+        fence.release();
+        assert!(!fence.is_held(T1) && fence.was_held(T1));
+        assert_eq!(fence.accept(T1, E1), Passage::Accepted { ordinal: 2 });
+        fence.hold(T1);
+        assert_eq!(fence.raise(T1), 2, "the cut is where it was held");
     }
 
     /// P2: what the transport had no room for does not count as heard.

@@ -1,10 +1,10 @@
 //! Everything that can happen to a session.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use rspp_proto::{
-    Epoch, SampleIndex, TurnNumber,
-    abi::CancelScope,
+    Epoch, Monotonic, SampleIndex, TurnNumber,
+    abi::{CancelMode, CancelScope},
     spec::{AdaptiveAction, Budgets},
 };
 
@@ -58,6 +58,8 @@ pub struct PlanFacts {
     pub budgets: Budgets,
     /// What may be done about running out of them.
     pub actions: BTreeSet<AdaptiveAction>,
+    /// How a cancel ends what can be heard.
+    pub cancel_mode: CancelMode,
 }
 
 /// What happened.
@@ -80,11 +82,36 @@ pub enum Input {
         /// First sample after speech.
         at: SampleIndex,
     },
-    /// The user has said something that wants an answer: the intent to open a turn.
+    /// The user goes on after a silence that was too short to be an end.
+    SpeechResumed {
+        /// First sample of sound.
+        at: SampleIndex,
+    },
+    /// The user's words so far were recognised.
+    Recognised {
+        /// First sample of the speech that they are of.
+        at: SampleIndex,
+        /// The words.
+        text: Arc<str>,
+        /// Whether there will be no others.
+        is_final: bool,
+    },
+    /// The user has typed something that wants an answer: the intent to open a turn.
     UserTurn {
         /// The words.
         text: String,
     },
+    /// The user has said something that wants an answer: the intent to open a turn.
+    Spoken {
+        /// The words.
+        text: String,
+        /// First sample of the speech that they are of.
+        from: SampleIndex,
+        /// First sample after the speech that the turn ends with.
+        until: SampleIndex,
+    },
+    /// The user's own client stops the running turn.
+    Stop,
 
     /// Somebody cancels the running turn, or something that the turn cannot go on without.
     Cancel {
@@ -166,6 +193,26 @@ pub enum Input {
         turn: TurnNumber,
         /// Which clause.
         segment: u32,
+    },
+    /// Answers [`Effect::Soften`](crate::Effect::Soften): what was in flight has been heard.
+    ClauseOver {
+        /// The turn.
+        turn: TurnNumber,
+    },
+    /// Answers [`Effect::Probe`](crate::Effect::Probe).
+    Pulse {
+        /// The turn.
+        turn: TurnNumber,
+        /// When something was last heard of it.
+        heard: Option<Monotonic>,
+        /// Whether something is at work that keeps time itself: a provider's or tool's call, or a
+        /// node within its budget.
+        at_work: bool,
+    },
+    /// A node's standby took its place in the turn.
+    TookOver {
+        /// The turn.
+        turn: TurnNumber,
     },
     /// The turn's first frame was accepted at egress.
     PlaybackStarted {

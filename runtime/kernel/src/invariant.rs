@@ -29,6 +29,8 @@ pub enum Invariant {
     FenceBeforeEnd,
     /// The evidence is appended before a turn's end is told (lifecycle.md §4, 15).
     EvidenceBeforeEnd,
+    /// What is held is of the open turn, and is let go before it closes (P11, P12).
+    HoldsAreLetGo,
     /// A turn's actors live between its opening and its close (P20).
     WorkOfOpenTurns,
     /// Session states go one way, and nothing follows the last (F-138).
@@ -49,6 +51,7 @@ impl Invariant {
             Self::OutputOfOpenTurns => "output-of-open-turns",
             Self::FenceBeforeEnd => "fence-before-end",
             Self::EvidenceBeforeEnd => "evidence-before-end",
+            Self::HoldsAreLetGo => "holds-are-let-go",
             Self::WorkOfOpenTurns => "work-of-open-turns",
             Self::StatesGoOneWay => "states-go-one-way",
             Self::HeardIsPrefix => "heard-is-prefix",
@@ -215,6 +218,7 @@ pub struct Orders {
     fenced: Option<TurnNumber>,
     sealed: Option<TurnNumber>,
     working: Option<TurnNumber>,
+    held: Option<TurnNumber>,
     state: Option<SessionState>,
     revoked: bool,
 }
@@ -232,6 +236,12 @@ impl Orders {
                             format!("{} of {:?} without a fence", said.signal, said.turn),
                         );
                     }
+                    if self.held.is_some() {
+                        return broken(
+                            Invariant::HoldsAreLetGo,
+                            format!("{} while {:?} is held", said.signal, self.held),
+                        );
+                    }
                     if self.sealed != said.turn {
                         return broken(
                             Invariant::EvidenceBeforeEnd,
@@ -242,6 +252,18 @@ impl Orders {
             }
             Effect::Fence { turn, .. } => self.fenced = self.fenced.max(Some(*turn)),
             Effect::Revoke => self.revoked = true,
+            Effect::Hold { turn } => {
+                let before = self.held.replace(*turn);
+                if before.is_some() || self.lifecycle.open_turn() != Some(*turn) {
+                    return broken(
+                        Invariant::HoldsAreLetGo,
+                        format!("{turn} is held beside {before:?}"),
+                    );
+                }
+            }
+            Effect::Release { turn, .. } if self.held.take() != Some(*turn) => {
+                return broken(Invariant::HoldsAreLetGo, format!("{turn} was not held"));
+            }
             Effect::Seal { turn, .. } => self.sealed = Some(*turn),
             Effect::Start { turn, .. } => {
                 let before = self.working.replace(*turn);

@@ -11,6 +11,8 @@ pub mod turn;
 
 pub mod session;
 
+pub mod interruption;
+
 pub mod conversation;
 
 pub mod fence;
@@ -31,6 +33,6 @@ pub mod determinism;
 
 pub mod invariant;
 
-pub use effect::{Effect, Emission, SessionState};
+pub use effect::{Effect, Emission, LateAction, SessionState};
 pub use input::{CancelReason, Gates, Input, PlanFacts};
 pub use session::{Exchange, Session};

@@ -18,9 +18,10 @@ use std::{
 
 use rspp_proto::{
     EdgeId, Epoch, NodeId, PipelineVersion, ProviderId, TurnId,
+    abi::CancelMode,
     spec::{
         AdaptiveAction, Budgets, EdgeBufferPolicy, FlowControl, Modality, NodeExecutionPolicy,
-        ProfileName, RecordingPolicy,
+        ProfileName, RecordingPolicy, TurnPolicy,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -177,6 +178,12 @@ pub struct ResolvedTurnPlan {
     pub recording_policy: RecordingPolicy,
     /// When stages overlap.
     pub streaming_handoff: StreamingHandoff,
+    /// How a cancel ends what can be heard of the turn (F-041).
+    pub cancel_mode: CancelMode,
+    /// How a cancel ends the work of nodes that do not stop at once.
+    pub cancel_modes: BTreeMap<NodeId, CancelMode>,
+    /// When the turn may be interrupted and what becomes of what comes late.
+    pub turns: TurnPolicy,
     /// What makes the turn repeatable. Not part of the hash: its seed follows from it.
     pub determinism: DeterminismContext,
     /// Where each value came from, by field path. Not part of the hash.
@@ -268,6 +275,7 @@ impl ResolvedTurnPlan {
             hash: self.plan_hash.clone(),
             budgets: self.budgets.clone(),
             actions: self.allowed_adaptive_actions.clone(),
+            cancel_mode: self.cancel_mode,
         }
     }
 
@@ -351,7 +359,7 @@ impl ResolvedTurnPlan {
     }
 
     /// The values that layers decide.
-    fn policy(&self) -> [(&'static str, Value); 10] {
+    fn policy(&self) -> [(&'static str, Value); 13] {
         [
             ("budgets", text(&self.budgets)),
             ("node_budgets_ms", text(&self.node_budgets_ms)),
@@ -369,6 +377,9 @@ impl ResolvedTurnPlan {
             ),
             ("recording_policy", text(&self.recording_policy)),
             ("streaming_handoff", text(&self.streaming_handoff)),
+            ("cancel_mode", text(self.cancel_mode)),
+            ("cancel_modes", text(&self.cancel_modes)),
+            ("turns", text(&self.turns)),
         ]
     }
 }

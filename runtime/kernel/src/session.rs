@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use rspp_proto::{
-    Epoch, Monotonic, TurnNumber,
-    abi::{CancelScope, Emitter, Signal, TurnTransition, TurnTrigger},
+    Epoch, Monotonic, SampleIndex, TurnNumber,
+    abi::{CancelMode, CancelScope, Emitter, Signal, TurnTransition, TurnTrigger},
     spec::{LateEventPolicy, PlanFailurePolicy, TurnPolicy},
 };
 
@@ -16,8 +16,9 @@ use crate::{
     authority::{Authority, AuthorityFault, Checkpoint},
     budget::{BudgetEvent, BudgetKey, BudgetManager, BudgetVerdict},
     conversation::{Conversation, Reply},
-    effect::{Effect, Emission, SessionState},
+    effect::{Effect, Emission, LateAction, SessionState},
     input::{CancelReason, Gates, Input, PlanFacts},
+    interruption::{Interruption, Verdict},
     turn::{Ending, Refusal, RefusalReason, Terminal, Turn, TurnEffect, TurnInput, TurnState},
 };
 
@@ -30,14 +31,40 @@ struct Running {
     number: TurnNumber,
     turn: Turn,
     user_text: String,
+    /// First sample after the speech that it answers; `None` if that was typed.
+    until: Option<SampleIndex>,
     reply: Reply,
     budget: Option<BudgetManager>,
+    cancel_mode: CancelMode,
+    /// A soft cancel was accepted; what is in flight is being finished.
+    softening: Option<Softening>,
+    watch: Watch,
     /// The strongest ending since the last arbitration point.
     pending: Option<Ending>,
     progressed: bool,
     audible: bool,
     /// Output frames accepted, once the fence has fallen.
     accepted: Option<u32>,
+}
+
+/// A soft cancel whose fence has not fallen.
+#[derive(Clone, Copy, Debug)]
+struct Softening {
+    reason: CancelReason,
+    /// When the fence falls at the latest.
+    until: Monotonic,
+}
+
+/// Watches that a turn that has begun to speak does not go mute (P13).
+#[derive(Clone, Copy, Debug, Default)]
+struct Watch {
+    gap: Duration,
+    /// The newest sign of life that was reported.
+    sign: Monotonic,
+    /// A stage that hangs was looked for already.
+    unstuck: bool,
+    /// It ran out.
+    expired: bool,
 }
 
 /// What was said in a turn.
@@ -53,6 +80,13 @@ pub struct Exchange {
     pub heard: String,
 }
 
+/// Words of the user that are to be answered when the running turn has ended.
+#[derive(Debug)]
+struct Waiting {
+    text: String,
+    until: Option<SampleIndex>,
+}
+
 /// One conversation's decisions.
 #[derive(Debug)]
 pub struct Session {
@@ -63,9 +97,11 @@ pub struct Session {
     next_turn: TurnNumber,
     running: Option<Running>,
     /// What the user said meanwhile.
-    waiting: Option<String>,
-    /// When speech over the agent counts as an interruption.
-    barge_in_at: Option<Monotonic>,
+    waiting: Option<Waiting>,
+    /// Whether speech over the agent interrupts it.
+    interruption: Interruption,
+    /// The newest closed turn, and where in the user's audio the speech that it answered ended.
+    answered: Option<(TurnNumber, SampleIndex)>,
     conversation: Conversation,
     effects: VecDeque<Effect>,
 }
@@ -74,6 +110,7 @@ impl Session {
     /// A session that waits for its transport.
     pub fn new(policy: TurnPolicy, epoch: Epoch) -> Self {
         let conversation = Conversation::new(policy.max_context_messages);
+        let interruption = Interruption::new(&policy);
         Self {
             policy,
             state: SessionState::Connecting,
@@ -82,7 +119,8 @@ impl Session {
             next_turn: TurnNumber::FIRST,
             running: None,
             waiting: None,
-            barge_in_at: None,
+            interruption,
+            answered: None,
             conversation,
             effects: VecDeque::new(),
         }
@@ -101,6 +139,16 @@ impl Session {
     /// The turn in progress, if any.
     pub fn current_turn(&self) -> Option<TurnNumber> {
         self.running.as_ref().map(|running| running.number)
+    }
+
+    /// Whether the agent is being heard: derived from what was accepted for playout, not from what
+    /// anybody meant to say (P13).
+    pub fn is_speaking(&self) -> bool {
+        self.interruption.held_since().is_none()
+            && self
+                .running
+                .as_ref()
+                .is_some_and(|running| running.audible && running.pending.is_none())
     }
 
     /// What was said so far, as heard.
@@ -142,8 +190,15 @@ impl Session {
 
     /// When to call [`handle`](Self::handle) with [`Input::Tick`] at the latest.
     pub fn next_deadline(&self) -> Option<Monotonic> {
-        let budget = self.running.as_ref().and_then(Running::next_deadline);
-        [self.barge_in_at, budget].into_iter().flatten().min()
+        let held = self.interruption.held_since().is_some();
+        // What has ended waits for nothing but its arbitration.
+        let running = self.running.as_ref();
+        let running = running.filter(|running| running.pending.is_none());
+        let budget = running.filter(|_| !held).and_then(Running::next_deadline);
+        let softening = running.and_then(|running| running.softening);
+        let fence = softening.map(|softening| softening.until);
+        let doubt = running.and_then(|_| self.interruption.next_deadline());
+        [doubt, budget, fence].into_iter().flatten().min()
     }
 
     /// Takes in one input at `now`. What ends a turn is only noted: [`settle`](Self::settle)
@@ -156,16 +211,25 @@ impl Session {
             Input::Connected => self.connected(),
             Input::Disconnected => self.disconnected(),
             Input::Drain => self.drain(),
-            Input::SpeechStarted { at: _ } => self.speech_started(now),
-            Input::SpeechStopped { at: _ } => self.barge_in_at = None,
-            Input::UserTurn { text } => self.user_turn(text),
+            Input::SpeechStarted { at } => self.heard(now, |judge| judge.started(now, at)),
+            Input::SpeechResumed { at } => self.heard(now, |judge| judge.resumed(now, at)),
+            Input::SpeechStopped { at: _ } => self.interruption.stopped(now),
+            Input::Recognised { at, text, is_final } => {
+                self.heard(now, |judge| judge.recognised(at, &text, is_final));
+            }
+            Input::UserTurn { text } => self.user_turn(now, text, None),
+            Input::Spoken { text, from, until } => self.spoken(now, text, from, until),
+            Input::Stop => {
+                let reason = CancelReason::UserCancel;
+                self.cancel(now, reason, CancelScope::Turn, Emitter::LaneRouter);
+            }
             Input::Cancel { reason, scope } => {
-                self.cancel(reason, scope);
+                self.cancel(now, reason, scope, Emitter::CancellationManager);
                 if scope == CancelScope::Session {
                     self.drain();
                 }
             }
-            Input::CancelPart { reason, scope } => self.cancelled(reason, scope),
+            Input::CancelPart { reason, scope } => self.cancelled(reason, scope, None),
             Input::Rotated { epoch } => self.rotated(epoch),
             Input::Revoked => self.revoked(),
             Input::Gates { turn, gates } => self.judge(turn, gates),
@@ -175,13 +239,13 @@ impl Session {
                 running.accepted.get_or_insert(accepted);
             }),
             Input::Sealed { turn, stored } => self.sealed(turn, stored),
-            Input::Progress { turn } => self.of_turn(turn, |running| running.progressed = true),
+            Input::Progress { turn } => self.of_turn(turn, |running| running.progress(now)),
             Input::ClauseBegun {
                 turn,
                 segment,
                 text,
             } => self.of_turn(turn, |running| {
-                running.progressed = true;
+                running.progress(now);
                 running.reply.begin(segment, text);
             }),
             Input::FramesMade {
@@ -189,11 +253,31 @@ impl Session {
                 segment,
                 frames,
             } => {
-                self.of_turn(turn, |running| running.reply.add_frames(segment, frames));
+                self.of_turn(turn, |running| {
+                    running.progress(now);
+                    running.reply.add_frames(segment, frames);
+                });
             }
             Input::ClauseMade { turn, segment } => {
-                self.of_turn(turn, |running| running.reply.complete(segment));
+                self.of_turn(turn, |running| {
+                    running.progress(now);
+                    running.reply.complete(segment);
+                });
             }
+            Input::ClauseOver { turn } => self.of_turn(turn, |running| {
+                if running.softening.is_some() {
+                    running.end(Ending::Cancelled);
+                }
+            }),
+            Input::Pulse {
+                turn,
+                heard,
+                at_work,
+            } => self.pulse(now, turn, heard, at_work),
+            Input::TookOver { turn } => self.of_turn(turn, |running| {
+                running.watch.unstuck = false;
+                running.show_life(now);
+            }),
             Input::PlaybackStarted { turn } => self.playback_started(now, turn),
             Input::PlaybackFinished { turn } => self.playback_finished(turn),
             Input::TurnFailed { turn, ending } => {
@@ -212,12 +296,24 @@ impl Session {
         let Some(ending) = running.pending.take() else {
             return;
         };
-        if running.turn.state() == TurnState::Active {
-            let turn = running.number;
-            let cancelled = false;
-            self.effects.push_back(Effect::Fence { turn, cancelled });
-            self.step(TurnInput::Ended(ending));
+        if running.turn.state() != TurnState::Active {
+            return;
         }
+        let turn = running.number;
+        let audible = running.audible;
+        let softened = running.softening.take().map(|softening| softening.reason);
+        let system = running.cancelled_by(ending);
+        // A soft cancel has been told when it was accepted; its fence falls now.
+        let cancelled = softened.is_some() || system.is_some();
+        self.effects.push_back(Effect::Fence { turn, cancelled });
+        self.let_go(turn, "turn_ended");
+        if let Some(reason) = system.filter(|_| softened.is_none()) {
+            self.cancelled(reason, CancelScope::Turn, Some(CancelMode::Hard));
+        }
+        if let Some(reason) = softened.or(system) {
+            self.stop_work(turn, reason, audible);
+        }
+        self.step(TurnInput::Ended(ending));
     }
 
     // --- transport ---------------------------------------------------------------------------
@@ -259,58 +355,167 @@ impl Session {
 
     // --- the user ----------------------------------------------------------------------------
 
-    fn speech_started(&mut self, now: Monotonic) {
-        let interruptible = self
-            .running
-            .as_ref()
-            .is_some_and(|running| running.turn.state() == TurnState::Active);
-        if self.policy.barge_in && interruptible {
-            let sure = Duration::from_millis(self.policy.barge_in_min_speech_ms);
-            self.barge_in_at.get_or_insert(now + sure);
+    /// Has what was heard over an interruptible turn judged, and does what follows.
+    fn heard(&mut self, now: Monotonic, judge: impl FnOnce(&mut Interruption) -> Verdict) {
+        let interruptible = self.running.as_ref().is_some_and(Running::is_bound);
+        if !self.policy.barge_in || !interruptible {
+            return;
+        }
+        let since = self.interruption.held_since();
+        let verdict = judge(&mut self.interruption);
+        self.follow(now, since, verdict);
+    }
+
+    /// `since` is when playout was held before the verdict.
+    fn follow(&mut self, now: Monotonic, since: Option<Monotonic>, verdict: Verdict) {
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        let turn = running.number;
+        match verdict {
+            Verdict::Nothing => {}
+            Verdict::Hold => self.effects.push_back(Effect::Hold { turn }),
+            Verdict::Release => {
+                // The agent was kept waiting: that is none of its own time.
+                let pause = now.since(since.unwrap_or(now));
+                if let Some(budget) = &mut running.budget {
+                    budget.postpone(pause);
+                }
+                running.show_life(now);
+                let reason = "false_interruption";
+                self.effects.push_back(Effect::Release { turn, reason });
+            }
+            Verdict::Interrupt => {
+                let (reason, by) = (CancelReason::BargeIn, Emitter::CancellationManager);
+                self.cancel(now, reason, CancelScope::Turn, by);
+            }
+        }
+    }
+
+    /// Forgets about a suspicion; what is held of the turn, which is over, is let go.
+    fn let_go(&mut self, turn: TurnNumber, reason: &'static str) {
+        if self.interruption.held_since().is_some() {
+            self.effects.push_back(Effect::Release { turn, reason });
+        }
+        self.interruption.forget();
+    }
+
+    /// Words whose speech began before the end of what a closed turn has answered come too late for
+    /// it (T11): it stays closed, and the policy says what becomes of them.
+    fn spoken(&mut self, now: Monotonic, text: String, from: SampleIndex, until: SampleIndex) {
+        let late = self.answered.filter(|(_, answered)| from < *answered);
+        let Some((turn, _)) = late else {
+            self.user_turn(now, text, Some(until));
+            return;
+        };
+        match self.policy.late_events {
+            LateEventPolicy::Drop => self.effects.push_back(Effect::Late {
+                turn,
+                action: LateAction::Drop,
+            }),
+            LateEventPolicy::Diagnostics => self.effects.push_back(Effect::Late {
+                turn,
+                action: LateAction::Diagnostics,
+            }),
+            LateEventPolicy::Repropose => {
+                self.effects.push_back(Effect::Late {
+                    turn,
+                    action: LateAction::Repropose,
+                });
+                self.user_turn(now, text, Some(until));
+            }
         }
     }
 
     /// Something was said. It opens a turn now, or as soon as the running one has ended; with
     /// barge-in, words are reason enough to end it.
-    fn user_turn(&mut self, text: String) {
+    fn user_turn(&mut self, now: Monotonic, text: String, until: Option<SampleIndex>) {
         if text.trim().is_empty() || self.state != SessionState::Active {
             return;
         }
-        if self.running.is_none() {
-            self.propose(text);
+        let Some(running) = &self.running else {
+            self.propose(text, until);
+            return;
+        };
+        let interruptible = self.policy.barge_in && running.is_bound();
+        if interruptible && until.is_some() && !self.interruption.are_enough(&text) {
+            // "Mm-hm": said to an agent that is to go on.
+            self.heard(now, Interruption::dismissed);
             return;
         }
         match &mut self.waiting {
-            Some(waiting) if waiting.len() + text.len() < MAX_WAITING_TEXT => {
-                waiting.push(' ');
-                waiting.push_str(&text);
+            Some(waiting) if waiting.text.len() + text.len() < MAX_WAITING_TEXT => {
+                waiting.text.push(' ');
+                waiting.text.push_str(&text);
+                waiting.until = waiting.until.max(until);
             }
-            Some(_) | None => self.waiting = Some(text),
+            Some(_) | None => self.waiting = Some(Waiting { text, until }),
         }
         if self.policy.barge_in {
-            self.cancel(CancelReason::BargeIn, CancelScope::Turn);
+            let (reason, by) = (CancelReason::BargeIn, Emitter::CancellationManager);
+            self.cancel(now, reason, CancelScope::Turn, by);
         }
     }
 
-    /// Accepts a cancel: the fence falls before anything else is said or done (lifecycle.md §6).
-    fn cancel(&mut self, reason: CancelReason, scope: CancelScope) {
-        self.barge_in_at = None;
-        let Some(running) = &mut self.running else {
+    /// Accepts a cancel: the fence falls before anything else is said or done (lifecycle.md §6). A
+    /// soft one lets the clause that is being heard end first (F-041).
+    fn cancel(&mut self, now: Monotonic, reason: CancelReason, scope: CancelScope, by: Emitter) {
+        let asked = match reason {
+            CancelReason::BargeIn => Some(Signal::BargeIn),
+            CancelReason::UserCancel => Some(Signal::Stop),
+            CancelReason::Timeout | CancelReason::ProviderError => None,
+        };
+        let running = self
+            .running
+            .as_mut()
+            .filter(|running| running.turn.state() == TurnState::Active);
+        let Some(running) = running else {
+            if scope == CancelScope::Session {
+                if let Some(asked) = asked {
+                    self.signal(asked, by, None);
+                }
+                self.cancelled(reason, scope, Some(CancelMode::Hard));
+            }
             return;
         };
-        let already = running.pending >= Some(Ending::Cancelled);
-        if running.turn.state() != TurnState::Active || already {
+        if running.pending >= Some(Ending::Cancelled) {
             return;
         }
         let turn = running.number;
         let audible = running.audible;
-        running.end(Ending::Cancelled);
-        let cancelled = true;
-        self.effects.push_back(Effect::Fence { turn, cancelled });
-        if reason == CancelReason::BargeIn {
-            self.signal(Signal::BargeIn, Emitter::CancellationManager, Some(turn));
+        if running.softening.is_some() {
+            // Asked again to be silent: what is in flight is not finished either.
+            if reason != CancelReason::BargeIn {
+                running.end(Ending::Cancelled);
+            }
+            return;
         }
-        self.cancelled(reason, scope);
+        let held = self.interruption.held_since().is_some();
+        let mode = running.mode_of(reason, scope, held);
+        match mode {
+            CancelMode::Hard => {
+                running.end(Ending::Cancelled);
+                let cancelled = true;
+                self.effects.push_back(Effect::Fence { turn, cancelled });
+            }
+            CancelMode::Soft => {
+                let until = now + Duration::from_millis(self.policy.soft_cancel_ms);
+                running.softening = Some(Softening { reason, until });
+            }
+        }
+        self.let_go(turn, "barge_in_confirmed");
+        if let Some(asked) = asked {
+            self.signal(asked, by, Some(turn));
+        }
+        self.cancelled(reason, scope, Some(mode));
+        match mode {
+            CancelMode::Hard => self.stop_work(turn, reason, audible),
+            CancelMode::Soft => self.effects.push_back(Effect::Soften { turn, reason }),
+        }
+    }
+
+    /// The fence has fallen: everybody who works for the turn is told.
+    fn stop_work(&mut self, turn: TurnNumber, reason: CancelReason, audible: bool) {
         self.effects.push_back(Effect::Cancel { turn, reason });
         if audible {
             self.signal_because(
@@ -323,7 +528,7 @@ impl Session {
     }
 
     /// Says that a cancel was accepted, and of what (event-abi.md §4).
-    fn cancelled(&mut self, reason: CancelReason, scope: CancelScope) {
+    fn cancelled(&mut self, reason: CancelReason, scope: CancelScope, mode: Option<CancelMode>) {
         let turn = self.current_turn();
         self.effects.push_back(Effect::Signal(Emission {
             signal: Signal::Cancel,
@@ -331,20 +536,25 @@ impl Session {
             turn,
             reason: Some(reason.as_str()),
             scope: Some(scope),
+            mode,
         }));
     }
 
     // --- opening a turn ----------------------------------------------------------------------
 
-    fn propose(&mut self, user_text: String) {
+    fn propose(&mut self, user_text: String, until: Option<SampleIndex>) {
         let number = self.next_turn;
         self.next_turn = number.next();
         self.running = Some(Running {
             number,
             turn: Turn::default(),
             user_text,
+            until,
             reply: Reply::default(),
             budget: None,
+            cancel_mode: CancelMode::Hard,
+            softening: None,
+            watch: Watch::default(),
             pending: None,
             progressed: false,
             audible: false,
@@ -406,7 +616,9 @@ impl Session {
             return;
         };
         self.of_turn(turn, |running| {
+            running.watch.gap = Duration::from_millis(facts.budgets.output_gap_ms);
             running.budget = Some(BudgetManager::new(&facts.budgets, facts.actions, now));
+            running.cancel_mode = facts.cancel_mode;
         });
         self.step(TurnInput::PlanResolved); // T5
     }
@@ -429,17 +641,20 @@ impl Session {
 
     fn late(&mut self, turn: TurnNumber) {
         match self.policy.late_events {
-            // Words of a closed turn cannot propose a new one: what the user says arrives as
-            // `UserTurn` and opens its own.
+            // Only words can propose a turn: see `spoken`.
             LateEventPolicy::Drop | LateEventPolicy::Repropose => {}
-            LateEventPolicy::Diagnostics => self.effects.push_back(Effect::Late { turn }),
+            LateEventPolicy::Diagnostics => self.effects.push_back(Effect::Late {
+                turn,
+                action: LateAction::Diagnostics,
+            }),
         }
     }
 
     fn playback_started(&mut self, now: Monotonic, turn: TurnNumber) {
         let mut first = false;
         self.of_turn(turn, |running| {
-            first = !running.audible && running.pending.is_none();
+            first = !running.audible && running.pending.is_none() && running.softening.is_none();
+            running.progress(now);
             running.audible = true;
             if let Some(budget) = &mut running.budget {
                 budget.first_output(now);
@@ -463,7 +678,7 @@ impl Session {
     fn playback_finished(&mut self, turn: TurnNumber) {
         let mut completed = false;
         self.of_turn(turn, |running| {
-            completed = running.audible && running.pending.is_none();
+            completed = running.audible && running.pending.is_none() && running.softening.is_none();
             running.end(Ending::Finished);
         });
         if completed {
@@ -476,29 +691,66 @@ impl Session {
     }
 
     fn tick(&mut self, now: Monotonic) {
-        if self.barge_in_at.is_some_and(|at| at <= now) {
-            self.cancel(CancelReason::BargeIn, CancelScope::Turn);
+        self.heard(now, |judge| judge.tick(now));
+        if self.interruption.held_since().is_some() {
+            return; // Time stands still for the turn.
         }
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        if running
+            .softening
+            .is_some_and(|softening| softening.until <= now)
+        {
+            running.end(Ending::Cancelled);
+        }
+        if running.seems_mute(now) {
+            let turn = running.number;
+            self.effects.push_back(Effect::Probe { turn });
+        } else {
+            self.spend(now);
+        }
+    }
+
+    /// How the turn that seems mute really is.
+    fn pulse(&mut self, now: Monotonic, turn: TurnNumber, heard: Option<Monotonic>, at_work: bool) {
+        self.of_turn(turn, |running| {
+            let sign = if at_work { Some(now) } else { heard };
+            if let Some(sign) = sign.filter(|sign| *sign > running.watch.sign) {
+                running.show_life(sign);
+            }
+        });
+        self.spend(now);
+    }
+
+    /// Tells of budgets that run low or out, and does what follows.
+    fn spend(&mut self, now: Monotonic) {
         let Some(mut running) = self.running.as_mut() else {
             return;
         };
         let turn = running.number;
         while let Some(event) = running.poll_budget(now) {
             let reason = event.key.as_str();
-            let signals: Vec<_> = event.signals().collect();
-            let ends = running.is_ended_by(&event);
-            if ends {
-                running.end(Ending::BudgetTerminated);
+            let mut signals: Vec<_> = event.signals().collect();
+            let ending = running.ended_by(&event);
+            if let Some(ending) = ending {
+                running.end(ending);
+            }
+            let unstick =
+                event.key == BudgetKey::Output && event.verdict == BudgetVerdict::Fallback;
+            if unstick {
+                // Who takes over says so itself, if there is somebody.
+                signals.truncate(1);
+                running.watch.unstuck = true;
+                running.show_life(now);
             }
             for signal in signals {
                 self.signal_because(signal, Emitter::BudgetManager, Some(turn), reason);
             }
-            if ends {
-                let reason = CancelReason::Timeout;
-                self.effects.push_back(Effect::Cancel { turn, reason });
-                return;
+            if unstick {
+                self.effects.push_back(Effect::Unstick { turn });
             }
-            let Some(next) = &mut self.running else {
+            let Some(next) = self.running.as_mut().filter(|_| ending.is_none()) else {
                 return;
             };
             running = next;
@@ -586,7 +838,14 @@ impl Session {
                 Some(turn),
                 "authority_revoked_in_turn",
             ),
-            TurnEffect::Seal(terminal) => self.effects.push_back(Effect::Seal { turn, terminal }),
+            TurnEffect::Seal(terminal) => {
+                match terminal {
+                    // The last frames may still wait at the peer, and are to be heard.
+                    Terminal::Commit => {}
+                    Terminal::Abort(_) => self.effects.push_back(Effect::Flush { turn }),
+                }
+                self.effects.push_back(Effect::Seal { turn, terminal });
+            }
             TurnEffect::End(Terminal::Commit) => {
                 self.signal(Signal::Commit, Emitter::TurnArbiter, Some(turn));
                 self.transition(turn, TurnState::Active, TurnTrigger::Commit);
@@ -649,6 +908,8 @@ impl Session {
     fn closed(&mut self, turn: TurnNumber) {
         self.effects.push_back(Effect::Stop { turn });
         if let Some(running) = self.running.take() {
+            let answered = running.until.map(|until| (turn, until));
+            self.answered = answered.or(self.answered);
             let heard = running.reply.heard(running.accepted.unwrap_or(0));
             let interrupted = heard.len() < running.reply.text().len();
             self.conversation.agent_was_heard(heard, interrupted);
@@ -657,11 +918,11 @@ impl Session {
     }
 
     fn turn_is_over(&mut self) {
-        self.barge_in_at = None;
+        self.interruption.forget();
         if self.state == SessionState::Draining {
             self.end();
-        } else if let Some(text) = self.waiting.take() {
-            self.propose(text);
+        } else if let Some(Waiting { text, until }) = self.waiting.take() {
+            self.propose(text, until);
         }
     }
 
@@ -672,6 +933,7 @@ impl Session {
             turn,
             reason: None,
             scope: None,
+            mode: None,
         }));
     }
 
@@ -688,6 +950,7 @@ impl Session {
             turn,
             reason: Some(reason),
             scope: None,
+            mode: None,
         }));
     }
 }
@@ -695,12 +958,70 @@ impl Session {
 // === impl Running ===
 
 impl Running {
+    /// Once a cancel was accepted, nothing weaker ends the turn (T7).
     fn end(&mut self, ending: Ending) {
-        self.pending = self.pending.max(Some(ending));
+        let least = self.softening.map(|_| Ending::Cancelled);
+        self.pending = self.pending.max(Some(ending)).max(least);
+    }
+
+    /// How a cancel for `reason` ends what is heard. Softly only what is really being heard, and what
+    /// a person asked for: a session that ends, and a turn that has failed, end at once.
+    fn mode_of(&self, reason: CancelReason, scope: CancelScope, held: bool) -> CancelMode {
+        let asked = match reason {
+            CancelReason::BargeIn | CancelReason::UserCancel => true,
+            CancelReason::Timeout | CancelReason::ProviderError => false,
+        };
+        if asked && self.audible && !held && scope != CancelScope::Session {
+            self.cancel_mode
+        } else {
+            CancelMode::Hard
+        }
+    }
+
+    /// The reason that nobody but the system had to cancel the turn.
+    fn cancelled_by(&self, ending: Ending) -> Option<CancelReason> {
+        match ending {
+            Ending::BudgetTerminated => Some(CancelReason::Timeout),
+            Ending::NodeFailed if self.watch.expired => Some(CancelReason::Timeout),
+            Ending::ProviderFailed => Some(CancelReason::ProviderError),
+            Ending::Finished
+            | Ending::TransportLost
+            | Ending::NodeFailed
+            | Ending::EvidenceFailed
+            | Ending::Cancelled
+            | Ending::AuthorityLost => None,
+        }
+    }
+
+    /// The model or a voice has produced something for the turn. Once it is being heard, only what is
+    /// heard shows that it lives: what is made may be stuck on its way.
+    fn progress(&mut self, now: Monotonic) {
+        self.progressed = true;
+        if !self.audible {
+            self.show_life(now);
+        }
+    }
+
+    /// From here on the turn may be mute for a while.
+    fn show_life(&mut self, at: Monotonic) {
+        if self.progressed && at >= self.watch.sign {
+            self.watch.sign = at;
+            if let Some(budget) = &mut self.budget {
+                budget.start(at, BudgetKey::Output, self.watch.gap);
+            }
+        }
+    }
+
+    fn seems_mute(&self, now: Monotonic) -> bool {
+        self.is_bound()
+            && self
+                .budget
+                .as_ref()
+                .is_some_and(|budget| budget.is_due(now, BudgetKey::Output))
     }
 
     fn is_bound(&self) -> bool {
-        self.turn.state() == TurnState::Active && self.pending.is_none()
+        self.turn.state() == TurnState::Active && self.pending.is_none() && self.softening.is_none()
     }
 
     fn next_deadline(&self) -> Option<Monotonic> {
@@ -712,16 +1033,31 @@ impl Running {
         if !self.is_bound() {
             return None;
         }
-        // Nodes take their own fallbacks; a whole turn has none.
-        self.budget.as_mut()?.poll(now, |_| false)
+        // Nodes take their own fallbacks; a whole turn has none. But a stage that hangs can be
+        // looked for, once.
+        let may_unstick = !self.watch.unstuck;
+        let budget = self.budget.as_mut()?;
+        budget.poll(now, |key| key == BudgetKey::Output && may_unstick)
     }
 
-    /// A first output that is late but on its way is waited for: ending the turn would only put
-    /// silence in its place (T10 asks that nothing legal be left).
-    fn is_ended_by(&self, event: &BudgetEvent) -> bool {
+    /// How the turn ends by this, if it does. A first output that is late but on its way is waited
+    /// for: ending the turn would only put silence in its place (T10 asks that nothing legal be left).
+    fn ended_by(&mut self, event: &BudgetEvent) -> Option<Ending> {
         match event.verdict {
-            BudgetVerdict::Continue | BudgetVerdict::Degrade | BudgetVerdict::Fallback => false,
-            BudgetVerdict::Terminate => event.key != BudgetKey::Turn || !self.progressed,
+            BudgetVerdict::Continue | BudgetVerdict::Degrade | BudgetVerdict::Fallback => None,
+            BudgetVerdict::Terminate => match event.key {
+                BudgetKey::Turn if self.progressed => None,
+                BudgetKey::Output => {
+                    self.watch.expired = true;
+                    Some(Ending::NodeFailed)
+                }
+                BudgetKey::Turn
+                | BudgetKey::Duration
+                | BudgetKey::Path(_)
+                | BudgetKey::Node(_)
+                | BudgetKey::Edge(_)
+                | BudgetKey::Provider(_) => Some(Ending::BudgetTerminated),
+            },
         }
     }
 }

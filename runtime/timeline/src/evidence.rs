@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use rspp_proto::{
     Epoch, EventId, InvocationId, Monotonic, PipelineVersion, Reason, SessionId, TenantId, TurnId,
     WallClock,
-    abi::{CancelScope, DecisionOutcome, Envelope, OutcomeKind, PayloadClass},
+    abi::{CancelMode, CancelScope, DecisionOutcome, Envelope, OutcomeKind, PayloadClass},
 };
 use serde::{Deserialize, Serialize};
 
@@ -175,6 +175,12 @@ pub struct CancelEvidence {
     /// What it reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel_scope: Option<CancelScope>,
+    /// Why: the reason code of its signal (F-035).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancel_reason: Option<Reason>,
+    /// Whether what was in flight was finished first (F-041).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancel_mode: Option<CancelMode>,
     /// When it was accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel_accepted_at: Option<Monotonic>,

@@ -113,6 +113,8 @@ pub enum NodeReport {
     Transcript {
         /// Which utterance.
         segment: u32,
+        /// Its first sample.
+        at: SampleIndex,
         /// The words so far.
         text: Arc<str>,
         /// Whether they are final.
@@ -122,6 +124,10 @@ pub enum NodeReport {
     UserTurn {
         /// The words.
         text: Arc<str>,
+        /// First sample of the speech that they are of.
+        from: SampleIndex,
+        /// First sample after the speech that the turn ends with.
+        until: SampleIndex,
     },
     /// The model's first words of a turn.
     FirstToken,

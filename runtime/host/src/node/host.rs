@@ -27,6 +27,7 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     EdgeId, EventType, InvocationId, Monotonic, Payload,
+    abi::CancelMode,
     spec::{NodeKind, PressureAction},
 };
 use tokio::time::Instant;
@@ -41,6 +42,7 @@ use crate::{
     meters::{Meters, NodeMeter},
     observe::Observed,
     overhead::Overhead,
+    pulse::Pulse,
     session::SessionControl,
 };
 
@@ -51,6 +53,8 @@ pub(crate) enum NodeControl {
     Cancel(CancelReason),
     /// Give up this provider call, if it is yours; what it has brought so far stands.
     CancelCall(InvocationId),
+    /// The turn has gone mute: if a handler is waiting, it hangs, and is given up.
+    Unstick,
     /// Something of a sync domain was lost on another of its edges.
     Sync(Port, Torn),
 }
@@ -81,6 +85,8 @@ pub(crate) struct OutEdge {
     pub(crate) port: Port,
     /// How long the edge may hold this node back.
     pub(crate) max_block_time: Duration,
+    /// How long an event may wait on it.
+    pub(crate) max_queue_time: Duration,
 }
 
 /// The node that takes over when one fails (F-007, F-133).
@@ -127,6 +133,7 @@ pub(crate) struct NodeSetup {
     /// How many times the host was started.
     pub(crate) lives: Arc<AtomicU32>,
     pub(crate) journal: Journal,
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 /// The actor.
@@ -191,6 +198,12 @@ impl NodeHost {
         }
     }
 
+    /// Whether a cancel lets what is in flight end (F-041). Once the fence has fallen nothing of a turn
+    /// is worth that.
+    fn is_soft(&self) -> bool {
+        self.setup.settings.spec.cancel == CancelMode::Soft && self.is_wanted()
+    }
+
     /// Whether anybody still wants what this node does.
     fn is_wanted(&self) -> bool {
         match self.setup.settings.turn {
@@ -232,6 +245,7 @@ impl NodeHost {
         let began = self.began(&arrival);
         self.taken = self.taken.wrapping_add(1);
         let whole = Overhead::sample(self.taken);
+        let soft = self.is_soft();
         let step = match arrival {
             Arrival::Event { port, event, .. } => self.node.on_event(&mut self.cx, port, event),
             Arrival::Chunk { call, chunk } => {
@@ -260,7 +274,11 @@ impl NodeHost {
         let budget = self.setup.settings.budget;
         // With somebody to take over, a budget is a limit (F-007); without, it is only told.
         let limited = self.setup.standby.is_some() && !self.said;
-        let (handled, overrun) = finish(step, ctx, &mut self.deferred, budget, limited).await;
+        if let Step::Wait(_) = step {
+            let now = Monotonic::from_duration(self.setup.clock.now());
+            self.setup.pulse.waits(now, budget);
+        }
+        let (handled, overrun) = finish(step, ctx, &mut self.deferred, budget, limited, soft).await;
         if overrun {
             self.node.on_budget_exhausted(&mut self.cx);
             self.report(NodeReport::OverBudget);
@@ -488,6 +506,7 @@ impl NodeHost {
             session: self.setup.session.clone(),
             cancel: cancel.clone(),
             clock: self.setup.clock,
+            pulse: Arc::clone(&self.setup.pulse),
         };
         let setup = InvocationSetup::new(site, request);
         let id = setup.id();
@@ -644,6 +663,7 @@ impl NodeHost {
         let timeout = tokio::time::sleep_until(until);
         tokio::pin!(timeout);
         self.waited = true;
+        let mut caught_up = false;
         loop {
             let last_try = tokio::select! {
                 biased;
@@ -651,7 +671,8 @@ impl NodeHost {
                     while let Some(message) = ctx.try_control() {
                         self.deferred.push_back(message);
                     }
-                    if self.deferred.iter().any(NodeControl::is_cancel) {
+                    let soft = self.is_soft();
+                    if self.deferred.iter().any(|message| message.stops(soft)) {
                         return false;
                     }
                     false
@@ -659,7 +680,19 @@ impl NodeHost {
                 () = to.space_at(part) => false,
                 () = &mut timeout => true,
             };
-            if last_try && let Arrival::Event { patience, .. } = &mut arrival {
+            // A line that is held is not a slow one: what waits for it is not given up. Once it is let
+            // go, what the edges hold is older than they allow until it has been played.
+            let mut longer = None;
+            if last_try && self.is_held() {
+                longer = Some(self.setup.outputs[at].max_block_time);
+                caught_up = false;
+            } else if last_try && self.was_held() && !caught_up {
+                longer = Some(self.setup.outputs[at].max_queue_time);
+                caught_up = true;
+            }
+            if let Some(longer) = longer {
+                timeout.as_mut().reset(Instant::now() + longer);
+            } else if last_try && let Arrival::Event { patience, .. } = &mut arrival {
                 *patience = Patience::Spent;
             }
             match to.offer(arrival) {
@@ -667,6 +700,16 @@ impl NodeHost {
                 Offer::Full(back) => arrival = back,
             }
         }
+    }
+
+    fn is_held(&self) -> bool {
+        let turn = self.setup.settings.turn;
+        turn.is_some_and(|turn| self.setup.fence.is_held(turn))
+    }
+
+    fn was_held(&self) -> bool {
+        let turn = self.setup.settings.turn;
+        turn.is_some_and(|turn| self.setup.fence.was_held(turn))
     }
 
     fn obey(&mut self, ctx: &mut Context<Self>, message: NodeControl) {
@@ -680,6 +723,12 @@ impl NodeHost {
                 if let Some(call) = mine {
                     call.cancel.cancel();
                 }
+            }
+            // Nothing hangs any more.
+            NodeControl::Unstick => {}
+            NodeControl::Cancel(reason) if self.is_soft() => {
+                ctx.with_data(Inputs::clear_edges);
+                self.node.on_soft_cancel(&mut self.cx, reason);
             }
             NodeControl::Cancel(reason) => {
                 let calls: Vec<_> = self.calls.keys().copied().collect();
@@ -743,10 +792,11 @@ impl NodeHost {
 }
 
 impl NodeControl {
-    fn is_cancel(&self) -> bool {
+    /// Whether a handler that waits is dropped for it.
+    fn stops(&self, soft: bool) -> bool {
         match self {
-            Self::Cancel(_) => true,
-            Self::CancelCall(_) | Self::Sync(..) => false,
+            Self::Cancel(_) => !soft,
+            Self::CancelCall(_) | Self::Unstick | Self::Sync(..) => false,
         }
     }
 }
@@ -779,10 +829,11 @@ async fn finish(
     deferred: &mut VecDeque<NodeControl>,
     budget: Duration,
     limited: bool,
+    soft: bool,
 ) -> (Handled, bool) {
     match step {
         Step::Done(outcome) => (Handled::Done(outcome), false),
-        Step::Wait(work) => Box::pin(preemptible(work, ctx, deferred, budget, limited)).await,
+        Step::Wait(work) => Box::pin(preemptible(work, ctx, deferred, budget, limited, soft)).await,
     }
 }
 
@@ -794,6 +845,7 @@ async fn preemptible(
     deferred: &mut VecDeque<NodeControl>,
     budget: Duration,
     limited: bool,
+    soft: bool,
 ) -> (Handled, bool) {
     tokio::pin!(work);
     let began = Instant::now();
@@ -805,8 +857,12 @@ async fn preemptible(
                 while let Some(message) = ctx.try_control() {
                     deferred.push_back(message);
                 }
-                if deferred.iter().any(NodeControl::is_cancel) {
+                if deferred.iter().any(|message| message.stops(soft)) {
                     return (Handled::Dropped, false);
+                }
+                if deferred.contains(&NodeControl::Unstick) {
+                    let hangs = NodeError::new("a handler hangs");
+                    return (Handled::Done(Err(hangs)), true);
                 }
             }
             // Asked to stop: what the handler waits for is nobody's business any more.
@@ -865,8 +921,9 @@ impl Actor for NodeHost {
             return Ok(());
         }
         let budget = self.setup.settings.budget;
+        let soft = self.is_soft();
         let step = self.node.on_wake(&mut self.cx);
-        let (handled, _) = finish(step, ctx, &mut self.deferred, budget, false).await;
+        let (handled, _) = finish(step, ctx, &mut self.deferred, budget, false, soft).await;
         self.conclude(ctx, handled).await?;
         Box::pin(self.catch_up(ctx)).await
     }

@@ -134,11 +134,15 @@ impl Inputs {
 
     /// Forgets everything that waits, on a cancel. Returns how many items that were.
     pub fn clear(&mut self) -> u64 {
-        let now = self.now();
         let chunks = self.chunks.len() as u64;
         self.chunks.clear();
-        let events: u64 = self
-            .edges
+        self.clear_edges() + chunks
+    }
+
+    /// Forgets the events that wait, but nothing of the answers to the node's own calls.
+    pub fn clear_edges(&mut self) -> u64 {
+        let now = self.now();
+        self.edges
             .iter_mut()
             .map(|edge| {
                 let telemetry = edge.telemetry.as_mut().map_or(0, |b| b.clear(now));
@@ -146,8 +150,7 @@ impl Inputs {
                 edge.measure();
                 data + telemetry
             })
-            .sum();
-        events + chunks
+            .sum()
     }
 
     /// Whether an edge has something to report.

@@ -133,6 +133,12 @@ pub trait Node: Send + 'static {
         let _ = (cx, reason);
     }
 
+    /// Its work is cancelled softly: what has not been begun is forgotten, what is in flight may end,
+    /// and the end of its output is to follow (F-041).
+    fn on_soft_cancel(&mut self, cx: &mut NodeContext, reason: CancelReason) {
+        let _ = (cx, reason);
+    }
+
     /// The user interrupts: comes before `on_cancel`, so that buffered audio can be let go.
     fn on_barge_in(&mut self, cx: &mut NodeContext) {
         let _ = cx;

@@ -61,7 +61,7 @@ impl Session {
         at: Monotonic,
     ) {
         match notice {
-            EdgeNotice::Drop { count, .. } => self.ledger.dropped(lane, *count),
+            EdgeNotice::Drop { count, .. } => self.ledger.dropped(turn, lane, *count),
             EdgeNotice::GroupLost { domain, group, .. } => {
                 self.spread(edge, domain, Torn::Lose(*group));
             }

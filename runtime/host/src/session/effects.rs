@@ -1,18 +1,19 @@
 //! Carrying out what the kernel decides.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use rspp_actors::{ChildSpec, Context, ExitReason, Failure, NoData};
-use rspp_kernel::{CancelReason, Effect, Gates, Input, SessionState, turn::Ending};
-use rspp_proto::{
-    Epoch, Monotonic, TurnNumber,
-    abi::{Emitter, Signal},
-};
+use rspp_controlplane_api::LeaseError;
+use rspp_kernel::{CancelReason, Effect, Gates, Input, SessionState, plan::profile, turn::Ending};
+use rspp_proto::{Epoch, Monotonic, TurnNumber, abi::Signal, spec::PortType};
+use tokio::sync::oneshot;
 
 use super::{RunningTurn, Session, time};
 use crate::{
     connection::ConnectionControl,
-    report::TurnReport,
     turn::{Turn, TurnControl, TurnSetup},
 };
 
@@ -50,6 +51,7 @@ impl Session {
                 Effect::Judge { turn } => {
                     // What was lost before is no fault of this turn.
                     self.publisher.take_lost();
+                    self.ledger.count_line(&self.line);
                     self.ledger.proposed(turn, now);
                     let gates = self.judge();
                     self.kernel.handle(now, Input::Gates { turn, gates });
@@ -59,20 +61,26 @@ impl Session {
                     Box::pin(self.start(ctx, turn, user_text)).await;
                 }
                 Effect::Cancel { turn, reason } => self.stop_work(turn, reason),
+                Effect::Flush { turn } => self.flush(turn).await,
+                Effect::Soften { turn, reason } => self.soften(turn, reason),
+                Effect::Hold { turn } => {
+                    self.fence.hold(turn);
+                    self.tell_line(ConnectionControl::Held);
+                    self.tell_flow(Signal::FlowXoff, turn, "barge_in_unconfirmed", now);
+                }
+                Effect::Release { turn, reason } => {
+                    self.fence.release();
+                    self.tell_line(ConnectionControl::Resume);
+                    self.tell_flow(Signal::FlowXon, turn, reason, now);
+                }
+                Effect::Probe { turn } => self.probe(now, turn),
+                Effect::Unstick { turn } => self.tell_turn(turn, TurnControl::Unstick),
                 Effect::Seal { turn, terminal } => {
                     let stored = self.seal(now, turn, terminal);
                     self.kernel.handle(now, Input::Sealed { turn, stored });
                 }
                 Effect::Stop { turn } => self.take_down(ctx, turn),
-                Effect::Late { turn } => {
-                    self.publisher.signal(
-                        Signal::StaleEpochReject,
-                        Emitter::ContractGuard,
-                        Some(turn),
-                        Some("late_event_of_closed_turn"),
-                        now,
-                    );
-                }
+                Effect::Late { turn, action } => self.publisher.late(turn, action, now),
                 Effect::Revoke => {
                     let accepted = self.fence.revoke();
                     if let Some(turn) = self.kernel.current_turn() {
@@ -93,16 +101,18 @@ impl Session {
     }
 
     pub(super) fn judge(&self) -> Gates {
+        let place = &self.setup.place;
+        let (epoch, authorized) = match place.leases.check(&place.lease) {
+            Ok(()) => (place.lease.epoch, true),
+            // Somebody else holds the session under a newer epoch: what would open is stale (T3).
+            Err(LeaseError::Stale { held, .. }) => (held, false),
+            Err(LeaseError::Unknown { .. }) => (place.lease.epoch, false),
+        };
         Gates {
-            snapshot_valid: true,
+            snapshot_valid: self.setup.blueprint.snapshots.in_force().is_some(),
             capacity: self.setup.place.gatekeeper.has_room_for_turn(),
-            epoch: self.setup.place.lease.epoch,
-            authorized: self
-                .setup
-                .place
-                .leases
-                .check(&self.setup.place.lease)
-                .is_ok(),
+            epoch,
+            authorized,
         }
     }
 
@@ -137,10 +147,12 @@ impl Session {
         };
         self.fence_took = None;
         let cancel = self.cancel.child_token();
+        let assembly = self.assembly(ctx, plan.clone(), Some(turn), cancel.clone());
+        let pulse = Arc::clone(&assembly.pulse);
         let grace = Duration::from_millis(plan.budgets.cancel_grace_ms);
         let setup = TurnSetup {
             number: turn,
-            assembly: self.assembly(ctx, plan, Some(turn), cancel.clone()),
+            assembly,
             user_text: user_text.into(),
             session: ctx.control_ref(),
         };
@@ -158,6 +170,7 @@ impl Session {
                     actor: handle.id,
                     control: handle.control,
                     cancel,
+                    pulse,
                 });
             }
             Err(error) => {
@@ -174,21 +187,73 @@ impl Session {
             return;
         };
         running.cancel.cancel();
-        if running
-            .control
-            .send_reserved(TurnControl::Cancel(reason))
-            .is_err()
-        {
-            tracing::debug!(%turn, "the turn takes no cancel");
-        }
-        self.clear_line(turn);
+        self.tell_turn(turn, TurnControl::Cancel(reason));
     }
 
-    pub(super) fn clear_line(&self, turn: TurnNumber) {
-        let clear = ConnectionControl::Clear(turn);
-        if self.setup.connection.send_reserved(clear).is_err() {
-            tracing::debug!(%turn, "the connection is gone");
+    /// A soft cancel: the fence still stands open for the clause that is being heard, and whoever
+    /// speaks it may finish it (F-041).
+    fn soften(&mut self, turn: TurnNumber, reason: CancelReason) {
+        self.tell_turn(turn, TurnControl::Cancel(reason));
+        self.tell_line(ConnectionControl::FinishClause(turn));
+    }
+
+    /// The line forgets the turn. What it had queued is counted before the turn's evidence is sealed:
+    /// a connection answers at once, and one that does not is not waited for any longer than a node.
+    async fn flush(&mut self, turn: TurnNumber) {
+        let (cleared, count) = oneshot::channel();
+        self.tell_line(ConnectionControl::Clear { turn, cleared });
+        let grace = Duration::from_millis(self.kernel_grace_ms());
+        match tokio::time::timeout(grace, count).await {
+            Ok(Ok(count)) => self.ledger.flushed(turn, count),
+            Ok(Err(_)) => tracing::debug!(%turn, "the connection is gone"),
+            Err(_) => tracing::warn!(%turn, "the connection does not answer"),
         }
+    }
+
+    /// The plan's patience with whoever has been cancelled.
+    fn kernel_grace_ms(&self) -> u64 {
+        let spec = &self.setup.blueprint.spec.budgets;
+        spec.cancel_grace_ms
+            .unwrap_or(profile::budgets().cancel_grace_ms)
+    }
+
+    fn tell_line(&self, message: ConnectionControl) {
+        if self.setup.connection.send_reserved(message).is_err() {
+            tracing::debug!(session = %self.setup.place.lease.session, "the connection is gone");
+        }
+    }
+
+    fn tell_turn(&self, turn: TurnNumber, message: TurnControl) {
+        let running = self.turn.as_ref().filter(|running| running.number == turn);
+        if let Some(running) = running
+            && running.control.send_reserved(message).is_err()
+        {
+            tracing::debug!(%turn, "the turn takes no message");
+        }
+    }
+
+    /// Holding playout is holding the edges that the user hears back (event-abi.md §4).
+    fn tell_flow(&mut self, signal: Signal, turn: TurnNumber, reason: &str, at: Monotonic) {
+        let graph = Arc::clone(&self.setup.blueprint.graph);
+        let heard = graph.edges().map(|(_, edge)| edge);
+        let heard =
+            heard.filter(|edge| edge.to == graph.egress() && edge.carries == PortType::Audio);
+        for edge in heard {
+            self.publisher.flow(signal, turn, &edge.id, reason, at);
+        }
+    }
+
+    /// Says how the turn really is that seems mute.
+    fn probe(&mut self, now: Monotonic, turn: TurnNumber) {
+        let played = self.line.played_at.load(Ordering::Relaxed);
+        let running = self.turn.as_ref().filter(|running| running.number == turn);
+        let at_work = running.is_some_and(|running| running.pulse.is_at_work(now));
+        let input = Input::Pulse {
+            turn,
+            heard: (played > 0).then(|| Monotonic::from_millis(played)),
+            at_work,
+        };
+        self.kernel.handle(now, input);
     }
 
     pub(super) fn seal(
@@ -218,18 +283,11 @@ impl Session {
     }
 
     pub(super) fn take_down(&mut self, ctx: &mut Context<Self>, turn: TurnNumber) {
-        let report = self.ledger.close(turn);
-        let committed = report.is_some_and(TurnReport::is_commit);
-        if let Some(report) = report {
+        if let Some(report) = self.ledger.close(turn) {
             self.publisher.turn(report);
         }
         if let Some(running) = self.turn.take_if(|running| running.number == turn) {
             running.cancel.cancel();
-            if !committed {
-                // What it has queued is of no use. The last frames of a committed turn may still
-                // wait at the peer, and are to be heard.
-                self.clear_line(turn);
-            }
             if running.control.send_reserved(TurnControl::Close).is_err() {
                 ctx.stop_child_soon(running.actor, "the turn is closed");
             }

@@ -10,7 +10,7 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     Epoch, Lane, Monotonic, PipelineVersion, Reason, SessionId, SpeechMark, TenantId, TurnNumber,
-    abi::{CancelScope, DecisionOutcome, EventScope, PayloadClass, Signal, Stamp},
+    abi::{CancelMode, CancelScope, DecisionOutcome, EventScope, PayloadClass, Signal, Stamp},
 };
 use rspp_timeline::{
     Anchor, Anchors, CancelEvidence, InvocationOutcome, NondeterminismSource,
@@ -30,6 +30,8 @@ struct Open {
     baseline: TurnBaseline,
     cancel_fence: Option<Duration>,
     dropped_before: BTreeMap<Lane, u64>,
+    /// Outputs that the line had queued when the turn was cut off.
+    flushed: u64,
     report: Option<TurnReport>,
 }
 
@@ -122,6 +124,7 @@ impl Ledger {
             baseline,
             cancel_fence: None,
             dropped_before: self.dropped.clone(),
+            flushed: 0,
             report: None,
         });
     }
@@ -245,10 +248,17 @@ impl Ledger {
             Signal::Abort => self.ended(turn, TerminalOutcome::Abort, emission.reason),
             // The fence falls first; a cancel without one was of a part that the turn can spare.
             Signal::Cancel => {
-                if let Some(open) = self.of(turn)
-                    && let Some(cancel) = &mut open.baseline.cancel
-                {
+                let Some(open) = self.of(turn) else { return };
+                // That of a soft one falls later.
+                if emission.mode == Some(CancelMode::Soft) {
+                    open.anchors.mark(Anchor::CancelAccepted, at);
+                    let cancel = open.baseline.cancel.get_or_insert_with(no_cancel);
+                    cancel.cancel_accepted_at = Some(at);
+                }
+                if let Some(cancel) = &mut open.baseline.cancel {
                     cancel.cancel_scope = emission.scope.or(Some(CancelScope::Turn));
+                    cancel.cancel_reason = emission.reason.map(Reason::from_static);
+                    cancel.cancel_mode = emission.mode;
                     cancel.cancel_sent_at = Some(at);
                 }
             }
@@ -269,7 +279,7 @@ impl Ledger {
         open.anchors.mark(Anchor::CancelFence, at + took);
         open.cancel_fence = Some(took);
         let cancel = open.baseline.cancel.get_or_insert_with(no_cancel);
-        cancel.cancel_accepted_at = Some(at);
+        cancel.cancel_accepted_at.get_or_insert(at);
         cancel.cancel_fence_applied_at = Some(at + took);
     }
 
@@ -282,8 +292,21 @@ impl Ledger {
         open.baseline.invocation_outcomes.push(outcome.clone());
     }
 
-    pub(super) fn dropped(&mut self, lane: Lane, count: u64) {
-        *self.dropped.entry(lane).or_default() += count;
+    /// Items of a turn, or of none, were dropped. Those of a turn that is written up already are no
+    /// other turn's.
+    pub(super) fn dropped(&mut self, turn: Option<TurnNumber>, lane: Lane, count: u64) {
+        let open = self.open.as_ref().map(|open| open.turn);
+        if turn.is_none_or(|turn| open == Some(turn)) {
+            *self.dropped.entry(lane).or_default() += count;
+        }
+    }
+
+    /// The line has forgotten so many outputs of a turn that ended early.
+    pub(super) fn flushed(&mut self, turn: TurnNumber, count: u64) {
+        self.dropped(Some(turn), Lane::Data, count);
+        if let Some(open) = self.of(turn) {
+            open.flushed += count;
+        }
     }
 
     /// Takes over what the connection has counted since the last time.
@@ -293,11 +316,11 @@ impl Ledger {
         let total = fenced + unplayed;
         let new = total.saturating_sub(self.fenced_before);
         self.fenced_before = total;
-        self.dropped(Lane::Data, new);
+        self.dropped(None, Lane::Data, new);
         if let Some(open) = &mut self.open
             && let Some(cancel) = &mut open.baseline.cancel
         {
-            cancel.late_outputs_rejected = Some(new);
+            cancel.late_outputs_rejected = Some(new + open.flushed);
         }
     }
 
@@ -370,6 +393,8 @@ impl Ledger {
 fn no_cancel() -> CancelEvidence {
     CancelEvidence {
         cancel_scope: None,
+        cancel_reason: None,
+        cancel_mode: None,
         cancel_accepted_at: None,
         cancel_fence_applied_at: None,
         cancel_sent_at: None,

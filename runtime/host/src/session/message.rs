@@ -19,6 +19,8 @@ pub(crate) enum Playback {
     Started,
     /// A turn's last frame was accepted, or it ended without any.
     Finished,
+    /// The clause that a soft cancel let end has been heard.
+    ClauseOver,
     /// A frame was made under another epoch and refused.
     Stale,
 }

@@ -13,7 +13,7 @@ use crate::{
 };
 use rspp_actors::Clock;
 use rspp_kernel::{
-    Emission, SessionState,
+    Emission, LateAction, SessionState,
     edge::{EdgeNotice, Lineage},
     plan::ResolvedTurnPlan,
     turn::Refusal,
@@ -147,6 +147,9 @@ impl Publisher {
         }
         if let Some(scope) = emission.scope {
             signal = signal.scoped(scope);
+        }
+        if let Some(mode) = emission.mode {
+            signal = signal.ending(mode);
         }
         self.say(signal)
     }
@@ -291,6 +294,34 @@ impl Publisher {
             signal: None,
         };
         self.publish(&about, || Notice::Event(Box::new(record.clone())));
+    }
+
+    /// An edge is held back or let go for another reason than its own fill.
+    pub(super) fn flow(
+        &mut self,
+        signal: Signal,
+        turn: TurnNumber,
+        edge: &EdgeId,
+        reason: &str,
+        at: Monotonic,
+    ) {
+        let stamp = self.stamp(Some(turn), at);
+        let signal = ControlSignal::new(signal, Emitter::FlowControl, stamp)
+            .on_edge(edge.clone(), Lane::Data)
+            .because(bounded(reason));
+        self.say(signal);
+    }
+
+    /// Something came for a turn that is over, and this became of it (T11). After its terminal only
+    /// telemetry is of a turn (lifecycle.md §4, 12).
+    pub(super) fn late(&mut self, turn: TurnNumber, action: LateAction, at: Monotonic) {
+        let note = DebugNote {
+            message: "late_event_of_closed_turn".to_owned(),
+            fields: [("action".to_owned(), action.as_str().to_owned())].into(),
+        };
+        let stamp = self.stamp(Some(turn), at);
+        let payload = Payload::Debug(Box::new(note));
+        self.event_record(EventRecord::new(stamp, Lane::Telemetry, payload));
     }
 
     fn event_record(&mut self, record: EventRecord) {

@@ -1,9 +1,9 @@
 //! What happens to a session, as the kernel is told.
 
-use rspp_kernel::{CancelReason, Input, edge::Patience};
+use rspp_kernel::{Input, edge::Patience};
 use rspp_proto::{
-    ErrorCode, Monotonic, NodeId, OutcomeClass, Payload, SampleIndex, SpeechMark, TurnNumber,
-    abi::{CancelScope, Emitter, Signal},
+    ErrorCode, Monotonic, NodeId, OutcomeClass, Payload, SpeechMark, TurnNumber,
+    abi::{Emitter, Signal},
     spec::NodeKind,
 };
 
@@ -33,9 +33,10 @@ impl Session {
             }
             // Silence that is waited out is not speech: a cough is as long as it sounds (P11).
             NodeReport::SpeechPaused { at } => Some(Input::SpeechStopped { at }),
-            NodeReport::SpeechResumed { at } => Some(Input::SpeechStarted { at }),
+            NodeReport::SpeechResumed { at } => Some(Input::SpeechResumed { at }),
             NodeReport::Transcript {
                 segment,
+                at: from,
                 text,
                 is_final,
             } => {
@@ -43,10 +44,16 @@ impl Session {
                     self.ledger.heard_transcript(at);
                 }
                 self.publisher.transcript(segment, &text, is_final, at);
-                None
+                Some(Input::Recognised {
+                    at: from,
+                    text,
+                    is_final,
+                })
             }
-            NodeReport::UserTurn { text } => Some(Input::UserTurn {
+            NodeReport::UserTurn { text, from, until } => Some(Input::Spoken {
                 text: text.to_string(),
+                from,
+                until,
             }),
             NodeReport::FirstToken => turn.map(|turn| {
                 self.ledger.first_token(turn, at);
@@ -121,7 +128,7 @@ impl Session {
                 let reason = format!("from={node} to={standby}: {reason}");
                 self.publisher
                     .signal(Signal::Fallback, emitter, turn, Some(&reason), at);
-                None
+                turn.map(|turn| Input::TookOver { turn })
             }
             NodeReport::Failed { ending, message } => {
                 self.node_failures += 1;
@@ -152,6 +159,7 @@ impl Session {
                 self.ledger.playback_finished(turn, at);
                 self.kernel.handle(now, Input::PlaybackFinished { turn });
             }
+            Playback::ClauseOver => self.kernel.handle(now, Input::ClauseOver { turn }),
             Playback::Stale => self.publisher.signal(
                 Signal::StaleEpochReject,
                 Emitter::ContractGuard,
@@ -170,15 +178,7 @@ impl Session {
                 self.kernel.handle(now, Input::Disconnected);
             }
             TransportEvent::EndOfUtterance => self.end_utterance(now),
-            TransportEvent::Cancel => {
-                self.kernel.handle(
-                    now,
-                    Input::Cancel {
-                        reason: CancelReason::UserCancel,
-                        scope: CancelScope::Turn,
-                    },
-                );
-            }
+            TransportEvent::Cancel => self.kernel.handle(now, Input::Stop),
             TransportEvent::Text(text) => self.kernel.handle(now, Input::UserTurn { text }),
         }
     }
@@ -191,7 +191,7 @@ impl Session {
             let Some(handle) = self.hosts.get(ix).filter(|_| listens) else {
                 continue;
             };
-            let at = SampleIndex(0);
+            let at = self.line.heard_until();
             let mark = SpeechMark::EndOfTurn {
                 at,
                 confidence: 1.0,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use rspp_actors::{ControlRef, DataRef};
 use rspp_kernel::{
     graph::Graph,
-    plan::{PlanInputs, ResolvedTurnPlan, SnapshotProvenance, resolve},
+    plan::{PlanError, PlanInputs, ResolvedTurnPlan, resolve},
 };
 use rspp_proto::{
     Epoch, TenantId, TurnNumber,
@@ -15,9 +15,17 @@ use rspp_timeline::Recorder;
 use tokio::sync::oneshot;
 
 use crate::{
-    assembly::Pools, circuits::Circuits, connection::ConnectionControl, event::Arrival,
-    meters::Meters, node::builtin::NodeRegistry, observe::Observers, overhead::Overhead,
-    report::SessionReport, runtime::Place,
+    assembly::Pools,
+    circuits::Circuits,
+    connection::ConnectionControl,
+    event::Arrival,
+    meters::Meters,
+    node::builtin::NodeRegistry,
+    observe::Observers,
+    overhead::Overhead,
+    report::SessionReport,
+    runtime::Place,
+    snapshots::{self, Snapshots},
 };
 
 /// What a session runs, resolved and checked before it opens; shared by sessions of one pipeline.
@@ -26,7 +34,7 @@ pub(crate) struct Blueprint {
     pub(crate) graph: Arc<Graph>,
     pub(crate) policy: Option<PolicyBundle>,
     pub(crate) settings: rspp_kernel::plan::LayeredSettings,
-    pub(crate) snapshots: SnapshotProvenance,
+    pub(crate) snapshots: Arc<Snapshots>,
 }
 
 impl Blueprint {
@@ -34,7 +42,9 @@ impl Blueprint {
         &self,
         turn: TurnNumber,
         epoch: Epoch,
-    ) -> Result<ResolvedTurnPlan, rspp_kernel::plan::PlanError> {
+    ) -> Result<ResolvedTurnPlan, PlanError> {
+        let snapshots = self.snapshots.in_force();
+        let snapshots = snapshots.ok_or(PlanError::StaleSnapshots)?;
         let inputs = PlanInputs {
             spec: &self.spec,
             graph: &self.graph,
@@ -42,7 +52,7 @@ impl Blueprint {
             profile: self.spec.profile.as_str(),
             settings: &self.settings,
             policy: self.policy.as_ref(),
-            snapshots: &self.snapshots,
+            snapshots: &snapshots::for_policy(&snapshots, self.policy.as_ref()),
             snapshots_fresh: true,
         };
         resolve(&inputs, &turn.id(), epoch)

@@ -3,6 +3,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use proptest::prelude::*;
 use rspp_proto::{
     Payload, PipelineVersion, Speaker, TextChunk,
+    abi::CancelMode,
     spec::{
         BudgetsSpec, Comparison, EGRESS, EdgeSpec, ErrorAction, INGRESS, ObserveSpec, PipelineSpec,
         ProfileName, TurnPolicy,
@@ -26,6 +27,7 @@ fn node(name: &str, kind: NodeKind) -> NodeSpec {
         budget_ms: None,
         execution: None,
         on_error: ErrorAction::Abort,
+        cancel: CancelMode::Hard,
         config: BTreeMap::new(),
         description: None,
     }

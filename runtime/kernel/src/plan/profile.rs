@@ -25,6 +25,7 @@ pub fn budgets() -> Budgets {
         provider_inter_chunk_ms: 700,
         cancel_grace_ms: 75,
         max_turn_duration_ms: 60_000,
+        output_gap_ms: Budgets::OUTPUT_GAP_MS,
     }
 }
 

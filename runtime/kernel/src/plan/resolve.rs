@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rspp_proto::{
     EdgeId, Epoch, NodeId, ProviderId, TurnId,
+    abi::CancelMode,
     spec::{
         AdaptiveAction, Budgets, BudgetsSpec, BufferSpec, DataHandling, DefaultingSource,
         EdgeBufferPolicy, FlowControl, Marks, Modality, NodeExecutionPolicy, PipelineSpec,
-        PolicyBundle, PressureAction, ProfileName, RecordingPolicy, Strategy, SyncGroup,
-        SyncPolicy, SyncScope, Watermarks,
+        PolicyBundle, PortType, PressureAction, ProfileName, RecordingPolicy, Strategy, SyncGroup,
+        SyncPolicy, SyncScope, TurnPolicy, Watermarks,
     },
 };
 
@@ -102,6 +103,9 @@ pub fn resolve(
         snapshot_provenance: inputs.snapshots.clone(),
         recording_policy,
         streaming_handoff: draft.streaming_handoff(),
+        cancel_mode: draft.cancel_mode(),
+        cancel_modes: draft.cancel_modes(),
+        turns: draft.turns(),
         determinism: DeterminismContext::new("", epoch),
         provenance: draft.provenance,
     };
@@ -257,6 +261,36 @@ impl<'a> Draft<'a> {
             }
         }
         budgets
+    }
+
+    /// How a cancel ends what can be heard: softly if a node that speaks says so.
+    fn cancel_mode(&mut self) -> CancelMode {
+        self.note("cancel_mode", Layer::Pipeline);
+        let graph = self.inputs.graph;
+        let heard = graph.edges().map(|(_, edge)| edge);
+        let mut speakers = heard
+            .filter(|edge| edge.to == graph.egress() && edge.carries == PortType::Audio)
+            .filter_map(|edge| graph.node(edge.from).spec());
+        if speakers.any(|node| node.cancel == CancelMode::Soft) {
+            CancelMode::Soft
+        } else {
+            CancelMode::Hard
+        }
+    }
+
+    /// The nodes whose work a cancel ends softly.
+    fn cancel_modes(&mut self) -> BTreeMap<NodeId, CancelMode> {
+        self.note("cancel_modes", Layer::Pipeline);
+        let nodes = self.inputs.spec.nodes.iter();
+        nodes
+            .filter(|node| node.cancel == CancelMode::Soft)
+            .map(|node| (node.id.clone(), node.cancel))
+            .collect()
+    }
+
+    fn turns(&mut self) -> TurnPolicy {
+        self.note("turns", Layer::Pipeline);
+        self.inputs.spec.turns.clone()
     }
 
     fn provider_bindings(&mut self) -> BTreeMap<Modality, Vec<ProviderId>> {
@@ -514,6 +548,11 @@ fn lay_budgets(budgets: &mut Budgets, spec: &BudgetsSpec) -> Vec<&'static str> {
             &mut budgets.max_turn_duration_ms,
             spec.max_turn_duration_ms,
         ),
+        (
+            "output_gap_ms",
+            &mut budgets.output_gap_ms,
+            spec.output_gap_ms,
+        ),
     ];
     let mut laid = Vec::new();
     for (name, field, value) in fields {
@@ -632,6 +671,7 @@ fn check(plan: &ResolvedTurnPlan) -> Result<(), PlanError> {
         ("provider_inter_chunk_ms", budgets.provider_inter_chunk_ms),
         ("cancel_grace_ms", budgets.cancel_grace_ms),
         ("max_turn_duration_ms", budgets.max_turn_duration_ms),
+        ("output_gap_ms", budgets.output_gap_ms),
     ] {
         if value == 0 {
             return invalid(format!("budgets.{name}"), AT_LEAST_ONE);

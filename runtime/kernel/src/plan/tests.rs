@@ -22,6 +22,7 @@ fn spec() -> PipelineSpec {
         budget_ms: None,
         execution: None,
         on_error: ErrorAction::Abort,
+        cancel: CancelMode::Hard,
         config: BTreeMap::new(),
         description: None,
     };
@@ -194,8 +195,9 @@ fn simple_v1_has_the_documented_numbers() {
             b.provider_inter_chunk_ms,
             b.cancel_grace_ms,
             b.max_turn_duration_ms,
+            b.output_gap_ms,
         ],
-        [2_000, 800, 1_800, 250, 1_000, 700, 75, 60_000]
+        [2_000, 800, 1_800, 250, 1_000, 700, 75, 60_000, 1_500]
     );
     let default = [64, 300, 262_144, 120];
     for edge in ["ingress->stt:audio", "stt->turn:text", "llm->egress:text"] {

@@ -1,5 +1,7 @@
 //! The session machine against the truth table and the bugs of others.
 
+mod interruptions;
+
 use rspp_proto::SampleIndex;
 
 use super::*;
@@ -15,6 +17,9 @@ struct Rig {
     plan: bool,
     stored: bool,
     accepted: u32,
+    cancel_mode: CancelMode,
+    /// Whether a turn that seems mute is found to be at work.
+    at_work: bool,
     log: Vec<String>,
 }
 
@@ -36,6 +41,8 @@ impl Rig {
             plan: true,
             stored: true,
             accepted: 0,
+            cancel_mode: CancelMode::Hard,
+            at_work: false,
             log: Vec::new(),
         };
         rig.take(Input::Connected);
@@ -96,6 +103,7 @@ impl Rig {
                         hash: "0".repeat(64),
                         budgets: profile::budgets(),
                         actions: profile::adaptive_actions(),
+                        cancel_mode: self.cancel_mode,
                     }),
                 }),
                 Effect::Fence { turn, .. } => {
@@ -121,10 +129,31 @@ impl Rig {
                     self.log.push(format!("STOP WORK {}", reason.as_str()));
                     None
                 }
-                Effect::Late { .. } => {
-                    self.log.push("LATE".into());
+                Effect::Late { action, .. } => {
+                    self.log.push(format!("LATE {}", action.as_str()));
                     None
                 }
+                Effect::Hold { .. } => {
+                    self.log.push("HOLD".into());
+                    None
+                }
+                Effect::Release { reason, .. } => {
+                    self.log.push(format!("RELEASE {reason}"));
+                    None
+                }
+                Effect::Soften { reason, .. } => {
+                    self.log.push(format!("SOFTEN {}", reason.as_str()));
+                    None
+                }
+                Effect::Unstick { .. } => {
+                    self.log.push("UNSTICK".into());
+                    None
+                }
+                Effect::Probe { turn } => Some(Input::Pulse {
+                    turn,
+                    heard: None,
+                    at_work: self.at_work,
+                }),
                 Effect::Session(state) => {
                     self.log.push(format!("{state:?}"));
                     None
@@ -132,6 +161,7 @@ impl Rig {
                 Effect::Refused { .. }
                 | Effect::Transition { .. }
                 | Effect::Stop { .. }
+                | Effect::Flush { .. }
                 | Effect::Rotate { .. } => None,
             };
             if let Some(answer) = answer {
@@ -290,6 +320,7 @@ fn an_interruption_before_the_first_frame_leaves_nothing() {
         rig.log,
         [
             "FENCE",
+            "stop",
             "cancel(user_cancel)",
             "STOP WORK user_cancel",
             "FENCE",
@@ -409,6 +440,7 @@ fn the_turn_budget_runs_to_the_first_output() {
 
     let mut late = Rig::talking();
     late.take(Input::Progress { turn: T1 });
+    late.at_work = true;
     late.after(2_000).take(Input::Tick);
     assert_eq!(late.log, ["budget_exhausted(turn_budget)"]);
     late.after(58_000).take(Input::Tick);
@@ -430,7 +462,7 @@ fn late_events_never_reopen_a_turn() {
         turn: T1,
         ending: Ending::ProviderFailed,
     });
-    assert_eq!(rig.log, ["LATE", "LATE"]);
+    assert_eq!(rig.log, ["LATE diagnostics", "LATE diagnostics"]);
     assert_eq!(rig.session.current_turn(), None);
 }
 

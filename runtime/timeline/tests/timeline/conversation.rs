@@ -297,6 +297,8 @@ pub(crate) fn evidence(turn: &TurnId, open_ms: u64, end_ms: u64, cancelled: bool
             cancel_scope: Some(CancelScope::Turn),
             cancel_accepted_at: at(end_ms - 2),
             cancel_fence_applied_at: at(end_ms - 2),
+            cancel_reason: Some(rspp_proto::Reason::from_static("barge_in")),
+            cancel_mode: Some(rspp_proto::abi::CancelMode::Hard),
             cancel_sent_at: at(end_ms - 1),
             cancel_ack_at: None,
             rejection_markers: Vec::new(),

@@ -97,6 +97,7 @@ impl Stt {
         utterance.concluded = is_final;
         cx.report(NodeReport::Transcript {
             segment: utterance.segment,
+            at: utterance.at,
             text: Arc::clone(&text),
             is_final,
         });

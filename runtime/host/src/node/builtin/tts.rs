@@ -163,6 +163,13 @@ impl Node for Tts {
         Step::OK
     }
 
+    /// The clause in progress is spoken to its end.
+    fn on_soft_cancel(&mut self, cx: &mut NodeContext, _reason: CancelReason) {
+        self.waiting.clear();
+        self.text_ended = true;
+        self.next_clause(cx);
+    }
+
     fn on_cancel(&mut self, _cx: &mut NodeContext, _reason: CancelReason) {
         self.waiting.clear();
         self.speaking = None;

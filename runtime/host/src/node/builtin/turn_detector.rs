@@ -27,6 +27,8 @@ pub(super) struct TurnDetector {
     state: State,
     /// Final texts since the last turn, in order.
     finals: Vec<Arc<str>>,
+    /// Where the speech began that they are of.
+    began: Option<SampleIndex>,
     partial: Option<Arc<str>>,
     /// Utterances so far, counted as recognition counts them.
     utterances: u32,
@@ -202,10 +204,13 @@ impl TurnDetector {
                 self.speech_ended,
                 self.turns,
             );
-            cx.report(NodeReport::UserTurn { text });
+            let from = self.began.unwrap_or(self.speech_ended);
+            let until = self.speech_ended.max(from);
+            cx.report(NodeReport::UserTurn { text, from, until });
             self.turns += 1;
         }
         self.finals.clear();
+        self.began = None;
         self.partial = None;
         self.unheard.clear();
         self.state = State::Quiet;
@@ -218,7 +223,7 @@ impl TurnDetector {
         (!words.trim().is_empty()).then_some(words)
     }
 
-    fn take_text(&mut self, cx: &mut NodeContext, chunk: &TextChunk) {
+    fn take_text(&mut self, cx: &mut NodeContext, chunk: &TextChunk, at: SampleIndex) {
         if chunk.speaker != Speaker::User {
             return;
         }
@@ -230,6 +235,7 @@ impl TurnDetector {
         self.unheard.remove(&chunk.segment);
         if !chunk.text.is_empty() {
             self.finals.push(Arc::clone(&chunk.text));
+            self.began = Some(self.began.map_or(at, |began| began.min(at)));
             if self.state == State::Quiet {
                 // Its turn was given up waiting for it; it is still to be answered.
                 self.state = State::Finished;
@@ -252,7 +258,7 @@ impl Node for TurnDetector {
         match event.payload {
             Payload::AudioChunk(chunk) => self.take_audio(&chunk.data),
             Payload::Speech(mark) => return self.take_mark(cx, mark),
-            Payload::Text(chunk) => self.take_text(cx, &chunk),
+            Payload::Text(chunk) => self.take_text(cx, &chunk, event.stamp.media),
             Payload::AudioEnd
             | Payload::TextEnd
             | Payload::Metrics(_)
