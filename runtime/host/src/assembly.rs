@@ -208,6 +208,7 @@ impl Assembly {
             let own = meters.node(&spec.id, spec.kind.as_str(), provider);
             (Arc::clone(meters), own)
         });
+        let numbers = Arc::clone(&settings.numbers);
         let setup = NodeSetup {
             settings,
             meters,
@@ -215,7 +216,10 @@ impl Assembly {
             make: self.maker(ix, spec)?,
             outputs: self.outputs(&node.outputs, hosts),
             standby: match node.fallback {
-                Some(standby) => self.standby(standby, ix, hosts)?,
+                Some(standby) => self.standby(standby, ix, hosts)?.map(|mut standby| {
+                    standby.settings.numbers = numbers;
+                    standby
+                }),
                 None => None,
             },
             clock: self.clock,
@@ -332,6 +336,7 @@ impl Assembly {
             instructions: self.instructions.clone(),
             conversation: Arc::clone(&self.conversation),
             attributes: Arc::clone(&self.attributes),
+            numbers: Arc::default(),
             observers: Arc::clone(&self.observers),
         }
     }

@@ -205,6 +205,7 @@ fn is_evidence(signal: Signal) -> bool {
             | Signal::Watermark
             | Signal::FlowXoff
             | Signal::FlowXon
+            | Signal::CreditGrant
             | Signal::ProviderError
             | Signal::CircuitEvent
             | Signal::ProviderSwitch

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -61,6 +64,27 @@ pub struct NodeSettings {
     pub attributes: Arc<BTreeMap<String, serde_json::Value>>,
     /// Who listens in on the session.
     pub(crate) observers: Arc<Observers>,
+    /// What its events and calls were numbered up to.
+    pub(crate) numbers: Arc<Numbers>,
+}
+
+/// How far the events and calls of a place in the graph are numbered. Whoever stands there goes on
+/// counting, after a restart and as a standby too: a number is given once on an edge (event-abi.md §5,
+/// 1), and no two calls go by one id (F-160).
+#[derive(Debug, Default)]
+pub(crate) struct Numbers {
+    events: AtomicU64,
+    calls: AtomicU32,
+}
+
+impl Numbers {
+    fn next_event(&self) -> u64 {
+        self.events.fetch_add(1, Relaxed) + 1
+    }
+
+    fn next_call(&self) -> u32 {
+        self.calls.fetch_add(1, Relaxed) + 1
+    }
 }
 
 impl NodeSettings {
@@ -206,8 +230,6 @@ pub struct NodeContext {
     settings: NodeSettings,
     clock: Clock,
     cancel: CancellationToken,
-    next_sequence: u64,
-    next_call: u32,
     wake_at: Option<Monotonic>,
     settled: usize,
     pub(crate) emitted: VecDeque<Event>,
@@ -221,8 +243,6 @@ impl NodeContext {
             settings,
             clock,
             cancel,
-            next_sequence: 0,
-            next_call: 0,
             wake_at: None,
             settled: 0,
             emitted: VecDeque::new(),
@@ -267,11 +287,15 @@ impl NodeContext {
 
     /// Emits, with a position in the user's audio and the clause or utterance it is part of.
     pub fn emit_at(&mut self, payload: Payload, media: SampleIndex, segment: u32) {
-        self.next_sequence += 1;
+        let sequence = self.settings.numbers.next_event();
+        self.emit_numbered(sequence, payload, media, segment);
+    }
+
+    fn emit_numbered(&mut self, sequence: u64, payload: Payload, media: SampleIndex, segment: u32) {
         let stamp = Stamp {
             turn: self.settings.turn,
             epoch: self.settings.epoch,
-            sequence: self.next_sequence,
+            sequence,
             made: self.now(),
             media,
             segment,
@@ -296,8 +320,7 @@ impl NodeContext {
     /// Passes an event on, keeping when it was made and whose it is. It gets a number of this
     /// node's: what leaves on an edge is numbered in the order in which it leaves, whoever made it.
     pub fn forward(&mut self, mut event: Event) {
-        self.next_sequence += 1;
-        event.stamp.sequence = self.next_sequence;
+        event.stamp.sequence = self.settings.numbers.next_event();
         self.emitted.push_back(event);
     }
 
@@ -319,9 +342,8 @@ impl NodeContext {
                 .collect(),
         };
         // Numbered apart: what a developer is told does not renumber what the node says.
-        let sequence = self.next_sequence;
-        self.emit(Payload::Debug(Box::new(note)));
-        self.next_sequence = sequence;
+        let next = self.settings.numbers.events.load(Relaxed) + 1;
+        self.emit_numbered(next, Payload::Debug(Box::new(note)), SampleIndex(0), 0);
     }
 
     /// Calls a recogniser; the answer arrives at `on_chunk`, then `on_call_end`.
@@ -340,8 +362,7 @@ impl NodeContext {
     }
 
     fn call(&mut self, request: CallRequest) -> CallKey {
-        self.next_call += 1;
-        let key = CallKey(self.next_call);
+        let key = CallKey(self.settings.numbers.next_call());
         self.asked.push_back(Ask::Call(key, request));
         key
     }
