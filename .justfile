@@ -30,6 +30,14 @@ lint:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
+# Sessions broken on purpose, from that many seeds; RSPP_FROM says from which on
+simulate SEEDS="10000":
+    RSPP_SEEDS={{SEEDS}} cargo test --locked -p rspp-tests --test simulation hold -- --nocapture
+
+# One of them, line by line
+seed SEED:
+    RSPP_SEED={{SEED}} cargo test --locked -p rspp-tests --test simulation one_seed -- --nocapture
+
 # The wake protocol of the mailbox, model-checked
 loom:
     RUSTFLAGS="--cfg loom" cargo test -p rspp-actors --lib --target-dir target/loom

@@ -10,4 +10,5 @@ mod nodes;
 mod pressure;
 mod providers;
 mod row;
+mod sync;
 mod transport;

@@ -80,3 +80,24 @@ fn a_standby_is_told_what_a_crashed_adapter_was_told() {
         played.tally
     );
 }
+
+/// event-abi.md §5, 1; F-160: a node that was restarted numbered its events, and its calls, from one
+/// again, so that a number was given twice on an edge.
+#[test]
+fn a_restarted_node_goes_on_counting() {
+    let speaks = Piece::User {
+        caller: 0,
+        at_ms: 340,
+        does: UserAct::Speaks { for_ms: 900 },
+    };
+    let played = holds(vec![
+        calls(3_700),
+        speaks,
+        Piece::Twist(Twist::Tap {
+            from: "vad",
+            to: "stt",
+        }),
+        Piece::DeafeningNoise { windows: 54 },
+    ]);
+    assert_eq!(played.tally.faults.get("vad: panics"), Some(&1));
+}

@@ -8,7 +8,7 @@ use rspp_provider_api::{Fault, scripted::Conduct};
 use super::{
     Dice, DiskFault, LineFault, Order, Part, Piece, Scenario, Twist, UserAct,
     pipeline::{EDGES, MODALITIES, TURN_EDGES},
-    scenario::NodeFault,
+    scenario::{NodeFault, Tuned},
 };
 
 impl Scenario {
@@ -247,6 +247,19 @@ fn twist(dice: &mut Dice) -> Twist {
                     DataHandling::LatestOnly,
                 ]),
                 items: dice.pick(&[1, 2, 3, 8, 30]),
+                tuned: match dice.within(0..12) {
+                    0 | 1 => Tuned::Credit,
+                    2 => Tuned::Hybrid,
+                    3 => Tuned::Coalesced {
+                        ms: dice.within(20..400),
+                    },
+                    4 | 5 => Tuned::Aged {
+                        ms: dice.within(20..400),
+                    },
+                    6 => Tuned::Atomic,
+                    7 => Tuned::Reset,
+                    _ => Tuned::Plain,
+                },
             }
         }
         25..43 => Twist::Second(dice.pick(MODALITIES)),

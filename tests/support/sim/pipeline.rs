@@ -12,11 +12,18 @@ use rspp_host::{
 use rspp_kernel::plan::LayeredSettings;
 use rspp_proto::{
     ProviderId,
-    spec::{BufferSpec, DataHandling, LateEventPolicy, Modality, PipelineSpec},
+    spec::{
+        BoundAction, BoundActions, BufferSpec, DataHandling, FlowMode, LateEventPolicy, Modality,
+        PipelineSpec, SyncDropPolicy, SyncGroup, SyncPolicy, SyncScope,
+    },
 };
 use serde_json::json;
 
-use super::{Piece, Scenario, Twist, scenario::NodeFault, watch::Trace};
+use super::{
+    Piece, Scenario, Twist,
+    scenario::{NodeFault, Tuned},
+    watch::Trace,
+};
 use crate::{
     call::bindings,
     nodes::{Probes, custom, edge, insert, node},
@@ -59,17 +66,13 @@ impl Stage {
                 to,
                 strategy,
                 items,
+                tuned,
             } => {
                 let mut edges = self.spec.edges.iter_mut();
                 let found =
                     edges.find(|edge| edge.from.as_str() == *from && edge.to.as_str() == *to);
                 if let Some(edge) = found {
-                    edge.buffer = Some(BufferSpec {
-                        strategy: Some(*strategy),
-                        max_queue_items: Some(*items),
-                        max_block_time_ms: matches!(strategy, DataHandling::Block).then_some(60),
-                        ..BufferSpec::default()
-                    });
+                    edge.buffer = Some(buffer(*strategy, *items, *tuned));
                 }
             }
             Twist::Second(modality) => {
@@ -204,6 +207,43 @@ impl Stage {
                 Step::OK
             });
     }
+}
+
+fn buffer(strategy: DataHandling, items: u64, tuned: Tuned) -> BufferSpec {
+    let waits =
+        matches!(strategy, DataHandling::Block) || matches!(tuned, Tuned::Credit | Tuned::Hybrid);
+    let mut buffer = BufferSpec {
+        strategy: Some(strategy),
+        max_queue_items: Some(items),
+        max_block_time_ms: waits.then_some(60),
+        ..BufferSpec::default()
+    };
+    let sync = |policy| SyncDropPolicy {
+        group_by: Some(SyncGroup::EventId),
+        policy,
+        scope: SyncScope::EdgeLocal,
+        sync_domain: Some("simulated".to_owned()),
+    };
+    match tuned {
+        Tuned::Plain => {}
+        Tuned::Credit => buffer.flow_mode = Some(FlowMode::Credit),
+        Tuned::Hybrid => buffer.flow_mode = Some(FlowMode::Hybrid),
+        Tuned::Coalesced { ms } => {
+            if matches!(strategy, DataHandling::Merge) {
+                buffer.coalesce_ms = Some(ms);
+            }
+        }
+        Tuned::Aged { ms } => {
+            buffer.max_queue_ms = Some(ms);
+            buffer.actions = Some(BoundActions {
+                age: Some(BoundAction::DropOldest),
+                ..BoundActions::default()
+            });
+        }
+        Tuned::Atomic => buffer.sync_drop_policy = Some(sync(SyncPolicy::AtomicDrop)),
+        Tuned::Reset => buffer.sync_drop_policy = Some(sync(SyncPolicy::DropWithDiscontinuity)),
+    }
+    buffer
 }
 
 /// The edges of the built-in pipeline that a twist may be about.

@@ -230,6 +230,8 @@ pub enum Twist {
         strategy: DataHandling,
         /// Most items.
         items: u64,
+        /// What else is said of it.
+        tuned: Tuned,
     },
     /// A second provider stands behind the first.
     Second(Modality),
@@ -272,6 +274,31 @@ pub enum Twist {
     NoBargeIn,
     /// What comes late is told of.
     Diagnostics,
+}
+
+/// What may be said of an edge beside its strategy and bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tuned {
+    /// Nothing.
+    Plain,
+    /// Its sender needs credit.
+    Credit,
+    /// Its sender needs credit and is stopped and started.
+    Hybrid,
+    /// Partials are delivered at most this often; with `merge` only.
+    Coalesced {
+        /// How often.
+        ms: u64,
+    },
+    /// What has waited this long goes.
+    Aged {
+        /// How long.
+        ms: u64,
+    },
+    /// What belongs together is dropped together.
+    Atomic,
+    /// What is lost is told to whoever listens, as a discontinuity.
+    Reset,
 }
 
 /// How a node misbehaves.
