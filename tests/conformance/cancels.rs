@@ -236,11 +236,14 @@ async fn what_lies_before_the_commit_point_is_heard() {
     assert_eq!([heard[1] - heard[0], heard[2] - heard[0]], [3, 10]);
 }
 
-/// F-035: each of the four reasons, in the signal, in the evidence and in what the provider is told.
+/// F-035: each of the four reasons, in the signal, in the evidence and in the measurements.
 #[tokio::test(start_paused = true)]
 async fn every_cancel_says_why() {
-    let interrupted = Builder::new(&storyteller(), vec![says(first()), says(over_reply(700))]);
-    let call = heard_for_a_second(Builder::new(&storyteller(), vec![says(first())])).await;
+    let measured = |cast: &Cast, said| {
+        Builder::new(cast, said).pipeline(|spec| spec.observe.metrics_every_ms = Some(1_000))
+    };
+    let interrupted = measured(&storyteller(), vec![says(first()), says(over_reply(700))]);
+    let call = heard_for_a_second(measured(&storyteller(), vec![says(first())])).await;
     call.session.cancel(CancelReason::UserCancel).await.unwrap();
     let stopped = call.end().await;
     let stalls = Conduct::good().stalling_after(0);
@@ -253,7 +256,7 @@ async fn every_cancel_says_why() {
         llm: Arc::new(ScriptedLlm::new("llm").script(Script::always(fails))),
         ..Cast::default()
     };
-    let alone = |cast: &Cast| Builder::new(cast, vec![says(first())]);
+    let alone = |cast: &Cast| measured(cast, vec![says(first())]);
     for (ended, reason, ending) in [
         (interrupted.hold().await, "barge_in", "cancelled"),
         (stopped, "user_cancel", "cancelled"),
@@ -265,6 +268,8 @@ async fn every_cancel_says_why() {
         ),
     ] {
         assert_eq!(ended.endings()[0], ending);
+        let measured = ended.report.measurements.as_ref().expect("it measures");
+        assert_eq!(measured.cancels, [(reason.to_owned(), 1)].into());
         let [cancel] = &cancels(&ended)[..] else {
             panic!("{reason}: {:#?}", cancels(&ended))
         };

@@ -79,6 +79,8 @@ pub struct Measurements {
     pub edges: BTreeMap<EdgeId, EdgeMeasurements>,
     /// From the acceptance of a cancel until the output has let go of the turn.
     pub cancel: Latency,
+    /// Cancels by their reason code (F-035).
+    pub cancels: BTreeMap<String, u64>,
 }
 
 /// A session's instruments; they outlive the turns that they measure.
@@ -92,6 +94,8 @@ pub(crate) struct Meters {
     cancelled_at: AtomicU64,
     /// Whether the output has yet to let go.
     sounds: AtomicBool,
+    /// Cancels by reason; the reasons are the kernel's own words, so there are four.
+    cancels: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// A node's instruments.
@@ -203,6 +207,7 @@ impl Meters {
             cancel: Spans::default(),
             cancelled_at: AtomicU64::new(0),
             sounds: AtomicBool::new(false),
+            cancels: Mutex::default(),
         }
     }
 
@@ -246,6 +251,11 @@ impl Meters {
         self.sounds.fetch_or(whole, Ordering::Relaxed);
         let micros = u64::try_from(at.as_duration().as_micros()).unwrap_or(u64::MAX);
         self.cancelled_at.store(micros.max(1), Ordering::Relaxed);
+    }
+
+    /// A cancel was accepted.
+    pub(crate) fn accepted(&self, reason: &'static str) {
+        *lock(&self.cancels).entry(reason).or_default() += 1;
     }
 
     /// How long ago work was told to stop.
@@ -298,6 +308,10 @@ impl Meters {
                 })
                 .collect(),
             cancel: self.cancel.latency(),
+            cancels: lock(&self.cancels)
+                .iter()
+                .map(|(reason, count)| ((*reason).to_owned(), *count))
+                .collect(),
         }
     }
 }

@@ -7,7 +7,9 @@ use std::{
 
 use rspp_actors::{ChildSpec, Context, ExitReason, Failure, NoData};
 use rspp_controlplane_api::LeaseError;
-use rspp_kernel::{CancelReason, Effect, Gates, Input, SessionState, plan::profile, turn::Ending};
+use rspp_kernel::{
+    CancelReason, Effect, Emission, Gates, Input, SessionState, plan::profile, turn::Ending,
+};
 use rspp_proto::{Epoch, Monotonic, TurnNumber, abi::Signal, spec::PortType};
 use tokio::sync::oneshot;
 
@@ -41,6 +43,7 @@ impl Session {
                 Effect::Fence { turn, cancelled } => self.raise_fence(now, turn, cancelled),
                 Effect::Signal(emission) => {
                     self.ledger.signalled(&emission, now);
+                    self.count_cancel(&emission);
                     self.publisher.emit(&emission, now);
                 }
                 Effect::Transition { turn, step } => self.publisher.transition(turn, step, now),
@@ -98,6 +101,22 @@ impl Session {
         }
         self.arm(ctx);
         Ok(())
+    }
+
+    /// A cancel is known by its reason in logs and measurements too (F-035).
+    fn count_cancel(&self, emission: &Emission) {
+        let Some(reason) = emission
+            .reason
+            .filter(|_| emission.signal == Signal::Cancel)
+        else {
+            return;
+        };
+        let session = &self.setup.place.lease.session;
+        let turn = emission.turn.map(TurnNumber::id);
+        tracing::info!(%session, ?turn, reason, "cancelled");
+        if let Some(meters) = &self.setup.meters {
+            meters.accepted(reason);
+        }
     }
 
     pub(super) fn judge(&self) -> Gates {
