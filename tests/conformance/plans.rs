@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use rspp_proto::{ProviderId, spec::Modality};
-use rspp_provider_api::scripted::ScriptedVoice;
+use rspp_kernel::plan::{StreamingHandoff, profile};
+use rspp_proto::{
+    ProviderId,
+    spec::{Modality, Mode, PolicyBundle},
+};
+use rspp_provider_api::scripted::{ScriptedLlm, ScriptedVoice};
 use rspp_tests::call::{Builder, Cast, Ended, after_reply, first, over_reply, says};
-use rspp_timeline::{Entry, PlanEntry, TurnBaseline};
+use rspp_timeline::{Entry, HandoffAction, PlanEntry, TurnBaseline};
 
 fn plans(ended: &Ended) -> Vec<&PlanEntry> {
     let entries = ended.entries.iter();
@@ -119,4 +123,96 @@ async fn another_detector_moves_boundaries_and_nothing_else() {
         strip(&other)
     );
     assert_ne!(usual.turn(1).plan_hash, other.turn(1).plan_hash);
+}
+
+/// F-062, F-118: a policy's guard stands in the graph that the session runs, keeps words from being heard
+/// and from being remembered, and says so.
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_a_policy_inserts_is_heard() {
+    let text = "schema: rspp.policy.bundle.v1\npolicy_resolution_snapshot: policy/compliance-1\n\
+                allowed_adaptive_actions: [retry]\ninsert_nodes:\n  - { after: segmenter, carries: text, node: \
+                { id: guard, kind: guard, config: { terms: [acme], instead: our partner } } }\n";
+    let policy = PolicyBundle::parse("policy.yaml", text, Mode::Strict)
+        .unwrap()
+        .spec;
+    let cast = Cast {
+        llm: Arc::new(ScriptedLlm::new("llm").answers(["Ask Acme. They know."])),
+        ..Cast::default()
+    };
+    let mut builder = Builder::new(&cast, vec![says(first())]);
+    builder.policy = Some(policy.clone());
+    let ended = builder.hold().await;
+    assert_eq!(ended.endings(), ["commit"]);
+    assert_eq!(
+        ended.turn(1).agent_text_played,
+        "Ask our partner. They know."
+    );
+    let plan = &plans(&ended)[0].plan;
+    let moved = plan["edge_buffer_policies"].as_object().unwrap();
+    assert!(
+        moved.contains_key("segmenter->guard:text") && moved.contains_key("segmenter->tts:text")
+    );
+
+    // Where the pipeline is not open to it, there is no session rather than one without a guard.
+    let mut builder =
+        Builder::new(&cast, vec![says(first())]).pipeline(|spec| spec.open_to_policy.clear());
+    builder.policy = Some(policy);
+    let runtime = builder.runtime().await;
+    let refused = builder.open(&runtime).await.map(|_| ()).unwrap_err();
+    assert!(
+        refused.to_string().contains("does not leave open"),
+        "{refused}"
+    );
+}
+
+/// F-149, turn-plan.md §7: the frozen plan says when text goes on to the voice; each hand-over is evidence.
+#[tokio::test(start_paused = true)]
+async fn the_plan_says_when_text_is_handed_to_the_voice() {
+    use HandoffAction::{FinalFallback, Forward};
+    let reply = "Yes, sir. I will look at it now, and tell you.";
+    let run = |change: fn(&mut StreamingHandoff)| {
+        let pace = Duration::from_millis(100);
+        let cast = Cast {
+            llm: Arc::new(ScriptedLlm::new("llm").answers([reply]).token_every(pace)),
+            ..Cast::default()
+        };
+        let mut builder = Builder::new(&cast, vec![says(first())]);
+        let mut handoff = profile::streaming_handoff();
+        change(&mut handoff);
+        builder.settings.session.streaming_handoff = Some(handoff);
+        builder.hold()
+    };
+    let streamed = run(|_| {}).await;
+    let staged = run(|handoff| handoff.enabled = false).await;
+    let long = run(|handoff| handoff.llm_to_tts.trigger_on_punctuation = false).await;
+    let aged = run(|handoff| {
+        handoff.llm_to_tts.trigger_on_punctuation = false;
+        handoff.llm_to_tts.min_partial_chars = 14;
+        handoff.llm_to_tts.max_partial_age_ms = 350;
+    })
+    .await;
+    let actions = |ended: &Ended| -> Vec<HandoffAction> {
+        let entries = ended.entries.iter();
+        entries
+            .filter_map(|entry| match entry {
+                Entry::Handoff(handoff) => Some(handoff.action),
+                _something_else => None,
+            })
+            .collect()
+    };
+    for ended in [&streamed, &staged, &long, &aged] {
+        assert_eq!(ended.endings(), ["commit"]);
+        assert_eq!(ended.turn(1).agent_text_played, reply);
+    }
+    assert_eq!(actions(&streamed), [Forward, Forward]);
+    assert_eq!(actions(&staged)[0], FinalFallback);
+    assert!(
+        actions(&long).len() < actions(&aged).len(),
+        "{:?} {:?}",
+        actions(&long),
+        actions(&aged)
+    );
+    let first_audio = |ended: &Ended| ended.turn(1).first_audio_ms.unwrap();
+    assert!(first_audio(&streamed) < first_audio(&staged));
+    assert!(first_audio(&aged) < first_audio(&long));
 }

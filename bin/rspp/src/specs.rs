@@ -4,7 +4,9 @@ use std::{collections::BTreeSet, fs, io::Read, path::Path};
 
 use rspp_kernel::{
     graph::Graph,
-    plan::{LayeredSettings, PlanInputs, ResolvedTurnPlan, SnapshotProvenance, resolve},
+    plan::{
+        LayeredSettings, PlanInputs, ResolvedTurnPlan, SnapshotProvenance, resolve, with_insertions,
+    },
 };
 use rspp_proto::{
     Epoch, ProviderId, TurnNumber,
@@ -99,6 +101,9 @@ pub(crate) fn read(path: &Path) -> Result<String, Refused> {
 /// What a conversation runs: pipeline, policy and settings.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
+    /// The pipeline as it was given.
+    pub(crate) authored: PipelineSpec,
+    /// The same with what the policy inserts.
     pub(crate) spec: PipelineSpec,
     pub(crate) graph: Graph,
     pub(crate) policy: Option<PolicyBundle>,
@@ -112,17 +117,14 @@ impl Setup {
         policy_file: Option<&Path>,
         settings: LayeredSettings,
     ) -> Result<Self, Problem> {
-        let (spec, graph) = if let Some(path) = pipeline_file {
+        let spec = if let Some(path) = pipeline_file {
             let check_with = format!("rspp validate spec {}", path.display());
-            let (parsed, graph) = pipeline(path, Mode::Strict)
+            let (parsed, _) = pipeline(path, Mode::Strict)
                 .map_err(|refused| refused.into_problem(&check_with))?;
             warn(&parsed.warnings);
-            (parsed.spec, graph)
+            parsed.spec
         } else {
-            let spec = PipelineSpec::simple();
-            let graph =
-                Graph::compile(&spec).expect("the built-in pipeline compiles, a test sees to it");
-            (spec, graph)
+            PipelineSpec::simple()
         };
         let policy = if let Some(path) = policy_file {
             let check_with = format!("rspp validate policy {}", path.display());
@@ -133,25 +135,23 @@ impl Setup {
         } else {
             None
         };
-        Ok(Self {
-            spec,
-            graph,
-            policy,
-            settings,
-        })
+        Self::of(spec, policy, settings)
     }
 
-    /// What is in memory already.
+    /// What is in memory already, with the nodes that the policy inserts.
     pub(crate) fn of(
         spec: PipelineSpec,
         policy: Option<PolicyBundle>,
         settings: LayeredSettings,
     ) -> Result<Self, Problem> {
+        let authored = spec;
+        let spec = with_insertions(&authored, policy.as_ref()).map_err(Problem::input)?;
         let graph = Graph::compile(&spec).map_err(|errors| {
             let told: Vec<_> = errors.iter().map(ToString::to_string).collect();
             Problem::input(told.join("; "))
         })?;
         Ok(Self {
+            authored,
             spec,
             graph,
             policy,

@@ -24,7 +24,7 @@ pub use pipeline::{
     ObserveSpec, PipelineSpec, PortType, ProfileName,
 };
 pub use policy::{
-    AdaptiveAction, BargeInConfirm, FlowControl, FlowMode, LateEventPolicy, Modality,
+    AdaptiveAction, BargeInConfirm, FlowControl, FlowMode, Insertion, LateEventPolicy, Modality,
     NodeExecutionPolicy, PlanFailurePolicy, PolicyBundle, RecordingLevel, RecordingPolicy,
     ReplayMode, TurnPolicy,
 };

@@ -94,6 +94,8 @@ pub enum NodeKind {
     Llm,
     /// Cuts generated text into clauses that can be spoken.
     Segmenter,
+    /// Masks or replaces clauses that must not be said: `terms`, `action: mask | block`, `instead` (F-062).
+    Guard,
     /// Speech synthesis: clauses in, audio out.
     Tts,
     /// Forwards what it gets; for measurements and tests.
@@ -113,7 +115,7 @@ impl NodeKind {
             Self::Vad => &[PortType::Audio],
             Self::TurnDetector => &[PortType::Audio, PortType::Speech, PortType::Text],
             Self::Stt => &[PortType::Audio, PortType::Speech],
-            Self::Llm | Self::Segmenter | Self::Tts => &[PortType::Text],
+            Self::Llm | Self::Segmenter | Self::Guard | Self::Tts => &[PortType::Text],
             Self::Passthrough | Self::Merge | Self::Select | Self::Custom(_) => &[PortType::Any],
         }
     }
@@ -123,7 +125,7 @@ impl NodeKind {
         match self {
             Self::Vad => &[PortType::Speech],
             Self::TurnDetector => &[PortType::Speech, PortType::Text],
-            Self::Stt | Self::Llm | Self::Segmenter => &[PortType::Text],
+            Self::Stt | Self::Llm | Self::Segmenter | Self::Guard => &[PortType::Text],
             Self::Tts => &[PortType::Audio],
             Self::Passthrough | Self::Merge | Self::Select | Self::Custom(_) => &[PortType::Any],
         }
@@ -137,6 +139,7 @@ impl NodeKind {
             Self::Stt => "stt",
             Self::Llm => "llm",
             Self::Segmenter => "segmenter",
+            Self::Guard => "guard",
             Self::Tts => "tts",
             Self::Passthrough => "passthrough",
             Self::Merge => "merge",
@@ -329,6 +332,9 @@ pub struct PipelineSpec {
     /// What a session says about itself.
     #[serde(default, skip_serializing_if = "ObserveSpec::is_silent")]
     pub observe: ObserveSpec,
+    /// Nodes after which a policy may insert others, such as a guard (F-062).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub open_to_policy: Vec<NodeId>,
     /// For people; never alters execution (F-082).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Budgets, EdgeBufferPolicy, Marks, NodeKind};
-use crate::ProviderId;
+use super::{Budgets, EdgeBufferPolicy, Marks, NodeKind, NodeSpec, PortType};
+use crate::{NodeId, ProviderId};
 
 /// What a provider does.
 #[derive(
@@ -50,6 +50,7 @@ impl Modality {
             NodeKind::Llm => Some(Self::Llm),
             NodeKind::Tts => Some(Self::Tts),
             NodeKind::Segmenter
+            | NodeKind::Guard
             | NodeKind::Passthrough
             | NodeKind::Merge
             | NodeKind::Select
@@ -248,8 +249,20 @@ impl Default for TurnPolicy {
     }
 }
 
+/// A node that a policy puts into a pipeline (F-062).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Insertion {
+    /// The node after which it stands; the pipeline must name it in `open_to_policy`.
+    pub after: NodeId,
+    /// All edges of this type that left that node leave the inserted one.
+    pub carries: PortType,
+    /// The node.
+    pub node: NodeSpec,
+}
+
 /// Overrides for a tenant or session: the five surfaces all together or none (design §7).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyBundle {
     /// `rspp.policy.bundle.v1`.
@@ -279,4 +292,8 @@ pub struct PolicyBundle {
     /// Optional: by node id.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_execution_policies: BTreeMap<String, NodeExecutionPolicy>,
+    /// Nodes that it inserts, in their order (F-062).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub insert_nodes: Vec<Insertion>,
 }

@@ -128,6 +128,22 @@ impl<'a> Graph<'a> {
                 );
             }
         }
+        if node.kind == NodeKind::Guard {
+            let terms = node.config.get("terms").and_then(|it| it.as_array());
+            let all_words = terms.is_some_and(|terms| {
+                let word =
+                    |it: &serde_json::Value| it.as_str().is_some_and(|it| !it.trim().is_empty());
+                !terms.is_empty() && terms.iter().all(word)
+            });
+            if !all_words {
+                check.error(
+                    "guard_terms",
+                    &format!("{path}.config"),
+                    "a guard needs `terms`: the words or phrases that must not be said",
+                    "write `config: { terms: [...], action: mask }`, or `action: block`".to_owned(),
+                );
+            }
+        }
         let mut seen: BTreeSet<&ProviderId> = node.provider.iter().collect();
         for (index, provider) in node.fallback_providers.iter().enumerate() {
             if !seen.insert(provider) {

@@ -15,7 +15,7 @@ use rspp_kernel::{
     conversation::Said,
     fence::OutputFence,
     graph::{EdgeIx, Graph, NodeIx, Scope},
-    plan::ResolvedTurnPlan,
+    plan::{Handoff, ResolvedTurnPlan},
 };
 use rspp_proto::{
     EdgeId, Epoch, Monotonic, SessionId, TurnNumber,
@@ -51,6 +51,7 @@ pub(crate) struct Assembly {
     pub(crate) turn: Option<TurnNumber>,
     pub(crate) epoch: Epoch,
     pub(crate) turns: Arc<TurnPolicy>,
+    pub(crate) handoff: Arc<Handoff>,
     pub(crate) instructions: Option<Arc<str>>,
     pub(crate) conversation: Arc<[Said]>,
     pub(crate) attributes: Arc<BTreeMap<String, serde_json::Value>>,
@@ -311,6 +312,7 @@ impl Assembly {
             NodeKind::Stt
             | NodeKind::Llm
             | NodeKind::Segmenter
+            | NodeKind::Guard
             | NodeKind::Tts
             | NodeKind::Passthrough
             | NodeKind::Merge
@@ -333,6 +335,7 @@ impl Assembly {
             registry: Arc::clone(&self.providers),
             calls: Arc::clone(&self.calls),
             pool: pool.clone(),
+            handoff: Arc::clone(&self.handoff),
             instructions: self.instructions.clone(),
             conversation: Arc::clone(&self.conversation),
             attributes: Arc::clone(&self.attributes),

@@ -18,7 +18,7 @@ use rspp_controlplane_api::{Lease, Leases, LocalLeases};
 use rspp_kernel::{
     CancelReason,
     graph::{Graph, GraphError},
-    plan::{LayeredSettings, PlanError},
+    plan::{LayeredSettings, PlanError, with_insertions},
 };
 use rspp_proto::{
     Epoch, EventType, SessionId, TenantId,
@@ -259,10 +259,11 @@ impl Runtime {
 
     /// Opens a session; it runs until its user hangs up, it is drained, or the runtime shuts down.
     pub async fn open(&self, request: SessionRequest) -> Result<SessionHandle, OpenError> {
-        let graph = Graph::compile(&request.pipeline).map_err(OpenError::Graph)?;
-        self.check_nodes(&request.pipeline)?;
+        let pipeline = with_insertions(&request.pipeline, request.policy.as_ref())?;
+        let graph = Graph::compile(&pipeline).map_err(OpenError::Graph)?;
+        self.check_nodes(&pipeline)?;
         let blueprint = Blueprint {
-            spec: request.pipeline,
+            spec: pipeline,
             graph: Arc::new(graph),
             policy: request.policy,
             settings: request.settings,

@@ -137,6 +137,7 @@ impl Session {
             }
             None => Arc::default(),
         };
+        let handoff = Arc::new(plan.llm_to_tts());
         Assembly {
             graph: Arc::clone(&blueprint.graph),
             plan,
@@ -148,6 +149,7 @@ impl Session {
             turn,
             epoch: self.kernel.epoch(),
             turns: Arc::new(blueprint.spec.turns.clone()),
+            handoff,
             instructions: blueprint.spec.instructions.as_deref().map(Into::into),
             conversation,
             attributes: Arc::clone(&self.setup.attributes),

@@ -9,6 +9,7 @@ mod merge;
 mod port;
 mod route;
 mod select;
+mod view;
 
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ pub use merge::{Made, Merge, MergeFull};
 pub use port::{accepts, emits};
 pub use route::{Attribute, Attributes, Decision, EventView, Route, holds};
 pub use select::{Select, Switch};
+pub use view::{EdgeView, GraphView, NodeView};
 
 /// Most nodes of one pipeline.
 pub const MAX_NODES: usize = 256;
@@ -54,7 +56,8 @@ impl EdgeIx {
 }
 
 /// How long a node lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// As long as the session: what listens.
     Session,

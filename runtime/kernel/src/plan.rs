@@ -4,6 +4,7 @@
 //! looks anywhere else. How providers are called and edges filled under it is for others.
 
 mod error;
+mod insert;
 pub mod profile;
 mod resolve;
 mod settings;
@@ -31,6 +32,7 @@ use thiserror::Error;
 use crate::{PlanFacts, canonical, determinism::DeterminismContext, invocation::InvocationPolicy};
 
 pub use error::PlanError;
+pub use insert::{MAX_INSERTIONS, inserted, with_insertions};
 pub use resolve::{PlanInputs, normalize_profile, resolve};
 pub use settings::{Layer, LayeredSettings, Settings};
 
@@ -286,6 +288,15 @@ impl ResolvedTurnPlan {
             first_byte: Duration::from_millis(self.budgets.provider_first_byte_ms),
             inter_chunk: Duration::from_millis(self.budgets.provider_inter_chunk_ms),
             ..InvocationPolicy::default()
+        }
+    }
+
+    /// How generated text is handed to synthesis; disabled if all hand-overs are.
+    pub fn llm_to_tts(&self) -> Handoff {
+        let handoff = &self.streaming_handoff;
+        Handoff {
+            enabled: handoff.enabled && handoff.llm_to_tts.enabled,
+            ..handoff.llm_to_tts.clone()
         }
     }
 

@@ -266,7 +266,7 @@ impl Loopback {
             .open(SessionRequest {
                 tenant: TenantId::new("local").map_err(Problem::failure)?,
                 session,
-                pipeline: setup.spec.clone(),
+                pipeline: setup.authored.clone(),
                 policy: setup.policy.clone(),
                 settings: setup.settings.clone(),
                 attributes: BTreeMap::new(),

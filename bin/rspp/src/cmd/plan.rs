@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use rspp_kernel::plan::{Layer, Origin, ResolvedTurnPlan};
+use rspp_kernel::plan::{Layer, Origin, ResolvedTurnPlan, inserted};
 use serde_json::Value;
 
 use crate::{call::providers::ProviderOptions, problem::Problem, specs::Setup, terminal};
@@ -15,6 +15,8 @@ Examples:
   rspp plan                                      The built-in pipeline
   rspp plan --pipeline p.yaml --policy q.yaml    Yours
   rspp plan --llm openai budgets                 Only what begins with `budgets`
+  rspp plan --policy q.yaml --graph              The nodes and edges, a policy's included
+  rspp plan --mermaid                            The same as a Mermaid flowchart
   rspp plan --json                               The whole plan, for programs")]
 pub(crate) struct Plan {
     /// Show only values whose path begins with this, such as `budgets` or `edge_buffer_policies`
@@ -26,6 +28,12 @@ pub(crate) struct Plan {
     /// A policy bundle that overrides it
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// Show the graph that would run, instead of the plan
+    #[arg(long)]
+    graph: bool,
+    /// Show that graph as a Mermaid flowchart
+    #[arg(long, conflicts_with = "json")]
+    mermaid: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -37,6 +45,14 @@ impl Plan {
     pub(crate) fn run(self) -> Result<(), Problem> {
         let settings = self.providers.settings()?;
         let setup = Setup::load(self.pipeline.as_deref(), self.policy.as_deref(), settings)?;
+        if self.graph || self.mermaid {
+            let view = setup.graph.view(inserted(setup.policy.as_ref()));
+            return match (self.json, self.mermaid) {
+                (true, _) => terminal::print_json(&view),
+                (false, true) => terminal::print(view.mermaid()),
+                (false, false) => terminal::print(view.to_string()),
+            };
+        }
         let plan = setup.plan()?;
         if self.json {
             return terminal::print_json(&plan);

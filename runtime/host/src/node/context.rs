@@ -10,7 +10,7 @@ use std::{
 };
 
 use rspp_actors::Clock;
-use rspp_kernel::{conversation::Said, edge::EdgeNotice, turn::Ending};
+use rspp_kernel::{conversation::Said, edge::EdgeNotice, plan::Handoff, turn::Ending};
 use rspp_proto::{
     DebugNote, EdgeId, Epoch, Lane, Monotonic, NodeId, Payload, ProviderId, SampleIndex, SessionId,
     SpeechMark, TurnNumber,
@@ -19,6 +19,7 @@ use rspp_proto::{
 use rspp_provider_api::{
     AudioStream, InferencePool, LlmRequest, Providers, SttRequest, TtsRequest,
 };
+use rspp_timeline::HandoffAction;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -56,6 +57,8 @@ pub struct NodeSettings {
     pub(crate) calls: Arc<CallRules>,
     /// Where inference runs.
     pub pool: InferencePool,
+    /// How generated text is handed to synthesis, from the frozen plan (turn-plan.md §7).
+    pub handoff: Arc<Handoff>,
     /// What the agent is told it is.
     pub instructions: Option<Arc<str>>,
     /// The conversation before this turn, as heard; empty for session-scoped nodes.
@@ -169,6 +172,15 @@ pub enum NodeReport {
         /// How many frames.
         frames: u32,
     },
+    /// A piece of text was handed to the next stage before all of it was there (turn-plan.md §7).
+    HandedOver {
+        /// The clause.
+        segment: u32,
+        /// What became of it.
+        action: HandoffAction,
+        /// When its first words came.
+        accepted: Monotonic,
+    },
     /// All audio of a clause was made.
     ClauseMade {
         /// Which clause.
@@ -199,6 +211,15 @@ pub enum NodeReport {
     Selected {
         /// The edge; `None` if no condition holds.
         input: Option<Arc<str>>,
+    },
+    /// A guard kept something from being said (F-118).
+    Guarded {
+        /// The clause.
+        segment: u32,
+        /// How many times.
+        found: u32,
+        /// Whether the whole clause was replaced.
+        blocked: bool,
     },
     /// A handler took longer than the node's budget.
     OverBudget,

@@ -29,8 +29,8 @@ use rspp_proto::{
     spec::PressureAction,
 };
 use rspp_timeline::{
-    AppendError, AttemptRecord, Entry, EventEntry, InvocationOutcome, PlanEntry, Recorder,
-    TransitionEntry,
+    AppendError, AttemptRecord, Entry, EventEntry, HandoffRecord, InvocationOutcome, PlanEntry,
+    Recorder, TransitionEntry,
 };
 
 /// What is about the session as such.
@@ -505,6 +505,11 @@ impl Publisher {
             }),
             Err(error) => tracing::error!(%error, "a plan could not be written down"),
         }
+    }
+
+    /// Text that went on before all of it was there (turn-plan.md §7).
+    pub(super) fn handed_over(&mut self, handoff: HandoffRecord) {
+        self.record(handoff);
     }
 
     pub(super) fn attempt(&mut self, attempt: &AttemptRecord) {

@@ -7,6 +7,8 @@ use rspp_proto::{
     spec::NodeKind,
 };
 
+use rspp_timeline::HandoffRecord;
+
 use super::{Playback, Session, TransportEvent};
 use crate::{
     event::{Arrival, Event, Port, Stamp},
@@ -76,6 +78,30 @@ impl Session {
                     frames,
                 }
             }),
+            NodeReport::HandedOver {
+                segment,
+                action,
+                accepted,
+            } => {
+                let graph = &self.setup.blueprint.graph;
+                let from = graph.find(node.as_str());
+                let edge = from.and_then(|ix| graph.node(ix).outputs.first());
+                if let (Some(turn), Some(edge)) = (turn, edge) {
+                    let upstream_revision = segment + 1;
+                    self.publisher.handed_over(HandoffRecord {
+                        handoff_id: format!("{}-llm_to_tts-r{upstream_revision}", turn.id()),
+                        turn_id: turn.id(),
+                        edge_id: graph.edge(*edge).id.clone(),
+                        upstream_revision,
+                        action,
+                        partial_accepted_at: accepted,
+                        downstream_started_at: at,
+                        queue_depth: 0,
+                        watermark_high: false,
+                    });
+                }
+                None
+            }
             NodeReport::ClauseMade { segment } => {
                 turn.map(|turn| Input::ClauseMade { turn, segment })
             }
@@ -105,6 +131,21 @@ impl Session {
                 let input = input.as_deref().unwrap_or("none");
                 self.publisher
                     .note(turn, node, "select", &[("input", input)], at);
+                None
+            }
+            NodeReport::Guarded {
+                segment,
+                found,
+                blocked,
+            } => {
+                let (segment, found) = (segment.to_string(), found.to_string());
+                let action = if blocked { "block" } else { "mask" };
+                let fields = [
+                    ("segment", segment.as_str()),
+                    ("found", found.as_str()),
+                    ("action", action),
+                ];
+                self.publisher.note(turn, node, "guard", &fields, at);
                 None
             }
             NodeReport::OverBudget => {

@@ -10,7 +10,7 @@ pub fn accepts(kind: &NodeKind) -> &'static [PortType] {
         NodeKind::Vad => &[PortType::Audio],
         NodeKind::TurnDetector => &[PortType::Audio, PortType::Text, PortType::Speech],
         NodeKind::Stt => &[PortType::Audio, PortType::Speech],
-        NodeKind::Llm | NodeKind::Segmenter | NodeKind::Tts => &[PortType::Text],
+        NodeKind::Llm | NodeKind::Segmenter | NodeKind::Guard | NodeKind::Tts => &[PortType::Text],
         NodeKind::Passthrough | NodeKind::Merge | NodeKind::Select | NodeKind::Custom(_) => {
             &[PortType::Any]
         }
@@ -23,7 +23,7 @@ pub fn emits(kind: &NodeKind) -> &'static [PortType] {
     match kind {
         NodeKind::Vad => &[PortType::Speech],
         NodeKind::TurnDetector => &[PortType::Text, PortType::Speech],
-        NodeKind::Stt | NodeKind::Llm | NodeKind::Segmenter => &[PortType::Text],
+        NodeKind::Stt | NodeKind::Llm | NodeKind::Segmenter | NodeKind::Guard => &[PortType::Text],
         NodeKind::Tts => &[PortType::Audio],
         NodeKind::Passthrough | NodeKind::Merge | NodeKind::Select | NodeKind::Custom(_) => {
             &[PortType::Any]
@@ -40,6 +40,7 @@ pub(super) fn forwards(kind: &NodeKind) -> bool {
         | NodeKind::Stt
         | NodeKind::Llm
         | NodeKind::Segmenter
+        | NodeKind::Guard
         | NodeKind::Tts
         | NodeKind::Custom(_) => false,
     }

@@ -55,6 +55,7 @@ fn pipeline(nodes: Vec<NodeSpec>, edges: Vec<EdgeSpec>) -> PipelineSpec {
         budgets: BudgetsSpec::default(),
         turns: TurnPolicy::default(),
         observe: ObserveSpec::default(),
+        open_to_policy: Vec::new(),
         metadata: BTreeMap::new(),
     }
 }

@@ -1,6 +1,9 @@
 //! Why there is no plan.
 
-use rspp_proto::{NodeId, spec::Modality};
+use rspp_proto::{
+    NodeId,
+    spec::{Modality, PortType},
+};
 use thiserror::Error;
 
 /// What kept a plan from being made; the turn does not open then (T5a).
@@ -64,6 +67,31 @@ pub enum PlanError {
         /// What there is.
         known: Vec<String>,
     },
+    /// A policy inserts where the pipeline does not let it.
+    #[error(
+        "the policy inserts after node `{node}`, which the pipeline does not leave open; open_to_policy: [{}]",
+        open.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ")
+    )]
+    NotOpen {
+        /// Where it would stand.
+        node: NodeId,
+        /// Where it could.
+        open: Vec<NodeId>,
+    },
+    /// A policy inserts a node under a name that is taken.
+    #[error("the policy inserts a node `{node}`, and there is one of that name; give it another")]
+    NameTaken {
+        /// The name.
+        node: NodeId,
+    },
+    /// A policy inserts after a node that nothing of that type leaves.
+    #[error("the policy inserts after node `{node}`, but no edge with {} leaves it", carries.as_str())]
+    NothingToFollow {
+        /// Where it would stand.
+        node: NodeId,
+        /// What it would take.
+        carries: PortType,
+    },
     /// A value that cannot work.
     #[error("{path}: {problem}")]
     Invalid {
@@ -86,6 +114,9 @@ impl PlanError {
             Self::PartialOverride { .. } => "policy_override_incomplete",
             Self::Unbound { .. } => "provider_unbound",
             Self::UnknownName { .. } => "setting_names_nothing",
+            Self::NotOpen { .. } => "insertion_not_allowed",
+            Self::NameTaken { .. } => "insertion_name_taken",
+            Self::NothingToFollow { .. } => "insertion_follows_nothing",
             Self::Invalid { .. } => "setting_invalid",
         }
     }
@@ -101,6 +132,9 @@ impl PlanError {
             | Self::PartialOverride { .. }
             | Self::Unbound { .. }
             | Self::UnknownName { .. }
+            | Self::NotOpen { .. }
+            | Self::NameTaken { .. }
+            | Self::NothingToFollow { .. }
             | Self::Invalid { .. } => false,
         }
     }

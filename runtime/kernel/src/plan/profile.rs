@@ -63,7 +63,8 @@ pub fn streaming_handoff() -> StreamingHandoff {
         enabled,
         min_partial_chars: 12,
         trigger_on_punctuation: true,
-        max_partial_age_ms: 400,
+        // Less would tear sentences of slow models apart for the sake of their first words.
+        max_partial_age_ms: 2_000,
         max_pending_revisions: 4,
         max_pending_segments: 8,
         coalesce_latest_only: true,

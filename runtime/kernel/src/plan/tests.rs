@@ -3,9 +3,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use rspp_proto::spec::{
     BudgetsSpec, BufferSpec, DataHandling, DefaultingSource, EGRESS, EdgeSpec, ErrorAction,
-    INGRESS, Marks, NodeKind, NodeSpec, ObserveSpec, PipelineSpec, PolicyBundle, PortType,
-    RecordingLevel, ReplayMode, Strategy, SyncDropPolicy, SyncPolicy, SyncScope, TurnPolicy,
-    Watermarks,
+    INGRESS, Insertion, Marks, NodeKind, NodeSpec, ObserveSpec, PipelineSpec, PolicyBundle,
+    PortType, RecordingLevel, ReplayMode, Strategy, SyncDropPolicy, SyncPolicy, SyncScope,
+    TurnPolicy, Watermarks,
 };
 
 use super::*;
@@ -56,6 +56,7 @@ fn spec() -> PipelineSpec {
         budgets: BudgetsSpec::default(),
         turns: TurnPolicy::default(),
         observe: ObserveSpec::default(),
+        open_to_policy: Vec::new(),
         metadata: BTreeMap::new(),
     }
 }
@@ -136,6 +137,7 @@ fn bundle() -> PolicyBundle {
         flow_control: None,
         recording_policy: None,
         node_execution_policies: BTreeMap::new(),
+        insert_nodes: Vec::new(),
     }
 }
 
@@ -721,4 +723,78 @@ proptest! {
         prop_assert!((plan.provenance_coverage() - 1.0).abs() < f64::EPSILON);
         prop_assert_eq!(plan.verify(), Ok(()));
     }
+}
+
+#[track_caller]
+fn refused(spec: &PipelineSpec, policy: &PolicyBundle, code: &str) {
+    let error = with_insertions(spec, Some(policy)).unwrap_err();
+    assert_eq!(error.code(), code, "{error}");
+    assert!(!error.is_transient());
+}
+
+/// F-062: what a policy inserts stands where the pipeline lets it, on all edges of the type, which keep
+/// their ids; it is part of the graph and of the plan's hash.
+#[test]
+fn a_policy_inserts_where_the_pipeline_lets_it() {
+    let guard = |name: &str| Insertion {
+        after: NodeId::new("llm").unwrap(),
+        carries: PortType::Text,
+        node: NodeSpec {
+            id: NodeId::new(name).unwrap(),
+            kind: NodeKind::Guard,
+            ..spec().nodes[0].clone()
+        },
+    };
+    let with = |insertions: &[Insertion]| PolicyBundle {
+        insert_nodes: insertions.to_vec(),
+        ..bundle()
+    };
+    let mut open = spec();
+    open.open_to_policy = vec![NodeId::new("llm").unwrap()];
+
+    let effective =
+        with_insertions(&open, Some(&with(&[guard("first"), guard("second")]))).unwrap();
+    let graph = Graph::compile(&effective).unwrap();
+    let edges: Vec<_> = graph
+        .edges()
+        .filter(|(_, edge)| edge.carries == PortType::Text)
+        .map(|(_, edge)| {
+            let name = |ix| graph.node(ix).id.to_string();
+            (edge.id.to_string(), name(edge.from), name(edge.to))
+        })
+        .collect();
+    let row = |id: &str, from: &str, to: &str| (id.to_owned(), from.to_owned(), to.to_owned());
+    assert_eq!(
+        edges[2..],
+        [
+            row("llm->tts:text", "second", "tts"),
+            row("llm->egress:text", "second", "egress"),
+            row("llm->second:text", "first", "second"),
+            row("llm->first:text", "llm", "first"),
+        ]
+    );
+    assert_ne!(
+        graph.fingerprint(),
+        Graph::compile(&open).unwrap().fingerprint()
+    );
+
+    let view = graph.view(inserted(Some(&with(&[guard("first")]))));
+    let marked: Vec<_> = view
+        .nodes
+        .iter()
+        .filter(|it| it.inserted_by_policy)
+        .collect();
+    assert_eq!(marked.len(), 1);
+    assert!(view.mermaid().contains("first: guard, by policy"));
+
+    refused(&spec(), &with(&[guard("first")]), "insertion_not_allowed");
+    refused(&open, &with(&[guard("tts")]), "insertion_name_taken");
+    let audio = Insertion {
+        carries: PortType::Audio,
+        ..guard("first")
+    };
+    refused(&open, &with(&[audio]), "insertion_follows_nothing");
+    let many: Vec<_> = (0..17).map(|n| guard(&format!("g{n}"))).collect();
+    refused(&open, &with(&many), "setting_invalid");
+    assert_eq!(with_insertions(&spec(), None).unwrap(), spec());
 }

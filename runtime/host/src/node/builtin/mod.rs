@@ -1,5 +1,6 @@
 //! The nodes that come with the runtime, one per file, and the registry of all kinds.
 
+mod guard;
 mod llm;
 mod merge;
 mod passthrough;
@@ -42,6 +43,7 @@ impl NodeRegistry {
             | NodeKind::Stt
             | NodeKind::Llm
             | NodeKind::Segmenter
+            | NodeKind::Guard
             | NodeKind::Tts
             | NodeKind::Passthrough
             | NodeKind::Merge
@@ -62,6 +64,7 @@ impl NodeRegistry {
             NodeKind::Stt => Box::<stt::Stt>::default(),
             NodeKind::Llm => Box::<llm::Llm>::default(),
             NodeKind::Segmenter => Box::<segmenter::Segmenter>::default(),
+            NodeKind::Guard => Box::<guard::Guard>::default(),
             NodeKind::Tts => Box::<tts::Tts>::default(),
             NodeKind::Passthrough => Box::new(passthrough::Passthrough),
             NodeKind::Merge => Box::new(merge::MergeNode::new(graph, ix, spec)),

@@ -1,15 +1,20 @@
 //! Cuts generated text into clauses that can be spoken: the first as soon as there is one.
+//!
+//! When it may do so the frozen plan says (`streaming_handoff.llm_to_tts`): not before the text is complete
+//! if it is disabled; the first clause at a comma from `min_partial_chars` on; at the end of a sentence if
+//! `trigger_on_punctuation`; and what has waited for `max_partial_age_ms` goes on at its last blank.
 
-use rspp_kernel::CancelReason;
-use rspp_proto::{Payload, Speaker, TextChunk};
+use std::time::Duration;
+
+use rspp_kernel::{CancelReason, plan::Handoff};
+use rspp_proto::{Monotonic, Payload, SampleIndex, Speaker, TextChunk};
+use rspp_timeline::HandoffAction;
 
 use crate::{
     event::{Event, Port},
-    node::{Node, NodeContext, Step},
+    node::{Node, NodeContext, NodeReport, Step},
 };
 
-/// Shortest first clause that is cut at a comma, in characters (turn-plan.md §7).
-const MIN_FIRST_CLAUSE: usize = 12;
 /// Shortest later clause that is cut at a comma, in characters: longer ones sound better.
 const MIN_CLAUSE: usize = 60;
 /// Longest clause, in characters.
@@ -25,22 +30,48 @@ const ABBREVIATIONS: &[&str] = &[
 #[derive(Default)]
 pub(super) struct Segmenter {
     pending: String,
+    /// When the oldest words of what is pending came.
+    since: Option<Monotonic>,
     segments: u32,
 }
 
+/// How eager the cut is.
+#[derive(Clone, Copy)]
+struct Eagerness {
+    /// Shortest clause that is cut at a comma, in characters.
+    shortest: usize,
+    /// Whether a sentence is cut however short it is.
+    at_sentences: bool,
+}
+
+impl Eagerness {
+    fn of(handoff: &Handoff, first: bool) -> Self {
+        let least = usize::try_from(handoff.min_partial_chars).unwrap_or(usize::MAX);
+        Self {
+            shortest: if first { least } else { least.max(MIN_CLAUSE) },
+            at_sentences: handoff.trigger_on_punctuation,
+        }
+    }
+}
+
 /// Where the first clause of `text` ends, in bytes; `None` if more text may still belong to it.
-fn clause_end(text: &str, first: bool) -> Option<usize> {
-    let shortest = if first { MIN_FIRST_CLAUSE } else { MIN_CLAUSE };
+fn clause_end(text: &str, eagerness: Eagerness) -> Option<usize> {
+    let Eagerness {
+        shortest,
+        at_sentences,
+    } = eagerness;
     let mut last_space = None;
     for (count, (at, c)) in text.char_indices().enumerate() {
         let end = at + c.len_utf8();
         let next = text[end..].chars().next();
         let breaks = next.is_some_and(char::is_whitespace);
+        let is_long = count + 1 >= shortest;
+        let may_end = at_sentences || is_long;
         match c {
             '\n' if !text[..at].trim().is_empty() => return Some(end),
-            '!' | '?' | '…' if breaks => return Some(end),
-            '.' if breaks && !is_abbreviation(&text[..end]) => return Some(end),
-            ',' | ';' | ':' | '—' | '–' if breaks && count + 1 >= shortest => return Some(end),
+            '!' | '?' | '…' if breaks && may_end => return Some(end),
+            '.' if breaks && may_end && !is_abbreviation(&text[..end]) => return Some(end),
+            ',' | ';' | ':' | '—' | '–' if breaks && is_long => return Some(end),
             c if c.is_whitespace() => last_space = Some(at),
             _no_boundary => {}
         }
@@ -59,21 +90,62 @@ fn is_abbreviation(text: &str) -> bool {
 }
 
 impl Segmenter {
-    fn cut(&mut self, cx: &mut NodeContext) {
-        while let Some(end) = clause_end(&self.pending, self.segments == 0) {
-            let rest = self.pending.split_off(end);
-            let clause = std::mem::replace(&mut self.pending, rest);
-            self.say(cx, &clause);
+    fn take(&mut self, cx: &mut NodeContext, text: &str) {
+        self.since.get_or_insert_with(|| cx.now());
+        self.pending.push_str(text);
+        if !cx.settings().handoff.enabled {
+            return; // Stage by stage: nothing goes on before all of it is there.
+        }
+        self.cut(cx, HandoffAction::Forward);
+        self.arm(cx);
+    }
+
+    fn cut(&mut self, cx: &mut NodeContext, action: HandoffAction) {
+        loop {
+            let eagerness = Eagerness::of(&cx.settings().handoff, self.segments == 0);
+            let Some(end) = clause_end(&self.pending, eagerness) else {
+                return;
+            };
+            self.say_until(cx, end, action);
         }
     }
 
-    fn say(&mut self, cx: &mut NodeContext, clause: &str) {
+    fn arm(&self, cx: &mut NodeContext) {
+        let patience = Duration::from_millis(cx.settings().handoff.max_partial_age_ms);
+        match self.since {
+            Some(since) => cx.wake_in((since + patience).since(cx.now())),
+            None => cx.forget_wake(),
+        }
+    }
+
+    fn say_until(&mut self, cx: &mut NodeContext, end: usize, action: HandoffAction) {
+        let rest = self.pending.split_off(end);
+        let clause = std::mem::replace(&mut self.pending, rest);
+        let accepted = self.since.take().unwrap_or_else(|| cx.now());
+        if !self.pending.trim().is_empty() {
+            self.since = Some(cx.now());
+        }
+        self.say(cx, &clause, accepted, action);
+    }
+
+    fn say(
+        &mut self,
+        cx: &mut NodeContext,
+        clause: &str,
+        accepted: Monotonic,
+        action: HandoffAction,
+    ) {
         let clause = clause.trim();
         if !clause.chars().any(char::is_alphanumeric) {
             return; // Nothing that could be pronounced.
         }
         let segment = self.segments;
         self.segments += 1;
+        cx.report(NodeReport::HandedOver {
+            segment,
+            action,
+            accepted,
+        });
         let chunk = TextChunk {
             speaker: Speaker::Agent,
             text: clause.into(),
@@ -83,24 +155,23 @@ impl Segmenter {
             confidence: None,
             language: None,
         };
-        cx.emit_at(
-            Payload::Text(Box::new(chunk)),
-            rspp_proto::SampleIndex(0),
-            segment,
-        );
+        cx.emit_at(Payload::Text(Box::new(chunk)), SampleIndex(0), segment);
     }
 }
 
 impl Node for Segmenter {
     fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
         match event.payload {
-            Payload::Text(chunk) => {
-                self.pending.push_str(&chunk.text);
-                self.cut(cx);
-            }
+            Payload::Text(chunk) => self.take(cx, &chunk.text),
             Payload::TextEnd => {
-                let rest = std::mem::take(&mut self.pending);
-                self.say(cx, &rest);
+                cx.forget_wake();
+                self.cut(cx, HandoffAction::FinalFallback);
+                let action = if self.segments == 0 {
+                    HandoffAction::FinalFallback
+                } else {
+                    HandoffAction::Forward
+                };
+                self.say_until(cx, self.pending.len(), action);
                 cx.emit(Payload::TextEnd);
             }
             Payload::AudioChunk(_)
@@ -114,8 +185,22 @@ impl Node for Segmenter {
         Step::OK
     }
 
-    fn on_cancel(&mut self, _cx: &mut NodeContext, _reason: CancelReason) {
+    /// What has waited for more for too long goes on as far as its words are whole.
+    fn on_wake<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
+        let least = usize::try_from(cx.settings().handoff.min_partial_chars).unwrap_or(usize::MAX);
+        let whole = self.pending.rfind(char::is_whitespace);
+        let long_enough = |end: &usize| self.pending[..*end].trim().chars().count() >= least;
+        if let Some(end) = whole.filter(long_enough) {
+            self.say_until(cx, end, HandoffAction::Forward);
+            self.arm(cx);
+        }
+        Step::OK
+    }
+
+    fn on_cancel(&mut self, cx: &mut NodeContext, _reason: CancelReason) {
         self.pending.clear();
+        self.since = None;
+        cx.forget_wake();
     }
 }
 
@@ -126,7 +211,8 @@ mod tests {
     fn clauses(text: &str) -> Vec<String> {
         let mut pending = text.to_owned();
         let mut found = Vec::new();
-        while let Some(end) = clause_end(&pending, found.is_empty()) {
+        let handoff = rspp_kernel::plan::profile::streaming_handoff().llm_to_tts;
+        while let Some(end) = clause_end(&pending, Eagerness::of(&handoff, found.is_empty())) {
             let rest = pending.split_off(end);
             found.push(std::mem::replace(&mut pending, rest).trim().to_owned());
         }
