@@ -200,6 +200,7 @@ async fn a_turn_whose_plan_cannot_be_built_does_not_open() {
             flow_control: None,
             recording_policy: None,
             node_execution_policies: BTreeMap::new(),
+            insert_nodes: Vec::new(),
         });
         let call = builder.start().await;
         call.log.until(Signal::Commit, 1).await;

@@ -24,6 +24,7 @@ mod observing;
 mod pauses;
 mod plans;
 mod refusals;
+mod replay;
 mod routing;
 mod scopes;
 mod shutdown;

@@ -6,7 +6,7 @@ use crate::tree;
 
 /// Each crate of ours, what of ours it may be built from, and nothing else. Programs and the tests
 /// may use everything; nothing may use them.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
     ("rspp-proto", &[]),
     ("rspp-actors", &[]),
     ("rspp-kernel", &["rspp-proto"]),
@@ -25,6 +25,10 @@ const MAY_USE: [(&str, &[&str]); 10] = [
             "rspp-transport-api",
             "rspp-controlplane-api",
         ],
+    ),
+    (
+        "rspp-replay",
+        &["rspp-proto", "rspp-kernel", "rspp-timeline"],
     ),
     ("rspp-local", &["rspp-proto", "rspp-provider-api"]),
     ("rspp-llm", &["rspp-proto", "rspp-provider-api"]),

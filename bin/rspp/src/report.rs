@@ -306,7 +306,7 @@ pub(crate) mod tests {
           "versions": {
             "rspp": "0.1.0",
             "event_abi": "v1.0",
-            "timeline": "1.0",
+            "timeline": "1.1",
             "or02_evidence": "or02/v1.0",
             "execution_profile": "simple/v1"
           },

@@ -294,6 +294,5 @@ pub struct PolicyBundle {
     pub node_execution_policies: BTreeMap<String, NodeExecutionPolicy>,
     /// Nodes that it inserts, in their order (F-062).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
     pub insert_nodes: Vec<Insertion>,
 }

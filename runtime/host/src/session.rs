@@ -95,8 +95,12 @@ impl Session {
         let epoch = setup.place.lease.epoch;
         let turns = setup.blueprint.spec.turns.clone();
         let publisher = Publisher::new(&setup, clock);
+        let mut kernel = rspp_kernel::Session::new(turns, epoch);
+        if setup.recorder.is_recording() {
+            kernel = kernel.journaled(Monotonic::from_duration(clock.now()));
+        }
         Self {
-            kernel: rspp_kernel::Session::new(turns, epoch),
+            kernel,
             fence: Arc::new(OutputFence::new(epoch)),
             line: Arc::default(),
             ledger: Ledger::new(&setup),

@@ -8,7 +8,7 @@ use rspp_proto::{
     spec::{AdaptiveAction, Budgets},
 };
 
-use crate::turn::Ending;
+use crate::{journal::blurred, turn::Ending};
 
 /// Why somebody cancels (F-035).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -37,7 +37,7 @@ impl CancelReason {
 }
 
 /// What must hold before a turn may open, judged in this order (lifecycle.md §3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Gates {
     /// The control plane's snapshots are present and fresh enough.
     pub snapshot_valid: bool,
@@ -50,7 +50,7 @@ pub struct Gates {
 }
 
 /// What the kernel needs to know of a resolved plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PlanFacts {
     /// 64 lowercase hex digits.
     pub hash: String,
@@ -63,7 +63,8 @@ pub struct PlanFacts {
 }
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Input {
     /// The transport is up.
     Connected,
@@ -233,4 +234,43 @@ pub enum Input {
     },
     /// A deadline has passed.
     Tick,
+}
+
+impl Input {
+    /// Takes out the words that were said; see [`crate::journal`].
+    pub(crate) fn blur(&mut self) {
+        match self {
+            Self::UserTurn { text }
+            | Self::Spoken { text, .. }
+            | Self::ClauseBegun { text, .. } => {
+                *text = blurred(text);
+            }
+            Self::Recognised { text, .. } => *text = blurred(text).into(),
+            Self::Connected
+            | Self::Disconnected
+            | Self::Drain
+            | Self::SpeechStarted { .. }
+            | Self::SpeechStopped { .. }
+            | Self::SpeechResumed { .. }
+            | Self::Stop
+            | Self::Cancel { .. }
+            | Self::CancelPart { .. }
+            | Self::Rotated { .. }
+            | Self::Revoked
+            | Self::Gates { .. }
+            | Self::Plan { .. }
+            | Self::Fenced { .. }
+            | Self::Sealed { .. }
+            | Self::Progress { .. }
+            | Self::FramesMade { .. }
+            | Self::ClauseMade { .. }
+            | Self::ClauseOver { .. }
+            | Self::Pulse { .. }
+            | Self::TookOver { .. }
+            | Self::PlaybackStarted { .. }
+            | Self::PlaybackFinished { .. }
+            | Self::TurnFailed { .. }
+            | Self::Tick => {}
+        }
+    }
 }

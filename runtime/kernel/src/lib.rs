@@ -31,6 +31,8 @@ pub mod authority;
 
 pub mod determinism;
 
+pub mod journal;
+
 pub mod invariant;
 
 pub use effect::{Effect, Emission, LateAction, SessionState};

@@ -19,6 +19,7 @@ use crate::{
     effect::{Effect, Emission, LateAction, SessionState},
     input::{CancelReason, Gates, Input, PlanFacts},
     interruption::{Interruption, Verdict},
+    journal::{Decision, Journal, Line},
     turn::{Ending, Refusal, RefusalReason, Terminal, Turn, TurnEffect, TurnInput, TurnState},
 };
 
@@ -104,6 +105,8 @@ pub struct Session {
     answered: Option<(TurnNumber, SampleIndex)>,
     conversation: Conversation,
     effects: VecDeque<Effect>,
+    /// What it is told and decides, for a replay; if somebody keeps it.
+    journal: Option<Journal>,
 }
 
 impl Session {
@@ -123,7 +126,23 @@ impl Session {
             answered: None,
             conversation,
             effects: VecDeque::new(),
+            journal: None,
         }
+    }
+
+    /// The same with a journal, to be taken with [`poll_journal`](Self::poll_journal).
+    #[must_use]
+    pub fn journaled(mut self, now: Monotonic) -> Self {
+        let mut journal = Journal::default();
+        let (policy, epoch) = (Box::new(self.policy.clone()), self.epoch);
+        journal.note(Some(now), Line::Opened { policy, epoch });
+        self.journal = Some(journal);
+        self
+    }
+
+    /// The next line of the journal; call until `None`.
+    pub fn poll_journal(&mut self) -> Option<(Monotonic, Line)> {
+        self.journal.as_mut()?.take()
     }
 
     /// Where the session stands.
@@ -169,7 +188,13 @@ impl Session {
 
     /// The next thing the host has to do; call until `None`.
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        self.effects.pop_front()
+        let effect = self.effects.pop_front()?;
+        if let Some(journal) = &mut self.journal
+            && let Some(decision) = Decision::of(&effect)
+        {
+            journal.note(None, Line::Decided(decision));
+        }
+        Some(effect)
     }
 
     /// Takes the fence out of turn if it is what is to be done next, so that it need not wait for
@@ -204,6 +229,9 @@ impl Session {
     /// Takes in one input at `now`. What ends a turn is only noted: [`settle`](Self::settle)
     /// decides over everything that is pending at one arbitration point.
     pub fn handle(&mut self, now: Monotonic, input: Input) {
+        if let Some(journal) = &mut self.journal {
+            journal.note(Some(now), Line::Input(Box::new(input.clone())));
+        }
         if self.state == SessionState::Ended {
             return; // ENDED is for good (F-138).
         }
@@ -290,6 +318,11 @@ impl Session {
     /// Ends an arbitration point: of all endings noted since the last one, the strongest wins
     /// (design §7). Call when the control lane has been drained.
     pub fn settle(&mut self) {
+        if let Some(journal) = &mut self.journal
+            && self.running.is_some()
+        {
+            journal.note(None, Line::Settled);
+        }
         let Some(running) = &mut self.running else {
             return;
         };

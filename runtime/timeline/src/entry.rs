@@ -47,6 +47,8 @@ pub enum Entry {
     Dropped(DropNote),
     /// A turn's OR-02 evidence.
     Turn(Box<TurnBaseline>),
+    /// A line of the session machine's journal, for replay.
+    Journal(Box<JournalEntry>),
     /// The recording was closed; last in a whole file.
     Footer(Summary),
 }
@@ -142,6 +144,7 @@ kinds! {
     12 "dropped" Dropped: DropNote,
     13 "turn" Turn: Box<TurnBaseline>,
     14 "footer" Footer: Summary,
+    20 "journal" Journal: Box<JournalEntry>,
 }
 
 fn read<T: DeserializeOwned>(payload: &[u8]) -> Result<T, rmp_serde::decode::Error> {
@@ -246,6 +249,15 @@ pub struct TransitionEntry {
     pub step: TurnTransition,
 }
 
+/// What the session machine was told, or decided: in order, enough to decide it again (F-140, F-152).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JournalEntry {
+    /// When.
+    pub at: Monotonic,
+    /// The line, as the kernel writes it; without the words that were said below level L2.
+    pub line: serde_json::Value,
+}
+
 /// How much of a reply was heard, by the transport's receipts (P2, P3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlayoutEntry {
@@ -316,6 +328,7 @@ impl Entry {
                 ends.into_iter().flatten().next().unwrap_or_default()
             }
             Self::Footer(summary) => summary.at,
+            Self::Journal(line) => line.at,
         }
     }
 
@@ -332,7 +345,11 @@ impl Entry {
             Self::Handoff(handoff) => Some(&handoff.turn_id),
             Self::Playout(playout) => Some(&playout.turn_id),
             Self::Turn(turn) => Some(&turn.turn_id),
-            Self::Header(_) | Self::Level(_) | Self::Dropped(_) | Self::Footer(_) => None,
+            Self::Header(_)
+            | Self::Level(_)
+            | Self::Dropped(_)
+            | Self::Journal(_)
+            | Self::Footer(_) => None,
         }
     }
 
@@ -369,6 +386,7 @@ impl Entry {
             | Self::Level(_)
             | Self::Dropped(_)
             | Self::Turn(_)
+            | Self::Journal(_)
             | Self::Footer(_) => None,
         }
     }
@@ -389,6 +407,7 @@ impl Entry {
             | Self::Level(_)
             | Self::Dropped(_)
             | Self::Turn(_)
+            | Self::Journal(_)
             | Self::Footer(_) => None,
         }
     }
@@ -409,6 +428,7 @@ impl Entry {
             | Self::Level(_)
             | Self::Dropped(_)
             | Self::Turn(_)
+            | Self::Journal(_)
             | Self::Footer(_) => None,
         }
     }
@@ -431,7 +451,9 @@ impl Entry {
             | Self::Playout(_)
             | Self::Level(_)
             | Self::Dropped(_) => EntryClass::Baseline,
-            Self::Event(_) | Self::Attempt(_) | Self::Handoff(_) => EntryClass::Detail,
+            Self::Event(_) | Self::Attempt(_) | Self::Handoff(_) | Self::Journal(_) => {
+                EntryClass::Detail
+            }
         }
     }
 
@@ -445,6 +467,7 @@ impl Entry {
             }
             Self::Signal(_) | Self::Outcome(_) | Self::Header(_) => ENVELOPE,
             Self::Plan(plan) => json_weight(&plan.plan) + ENVELOPE,
+            Self::Journal(line) => json_weight(&line.line) + 16,
             Self::Attempt(attempt) => {
                 let captured = |text: &Option<String>| text.as_ref().map_or(0, String::len);
                 ENVELOPE + captured(&attempt.input_payload) + captured(&attempt.output_payload)
@@ -506,6 +529,7 @@ entry_from! {
     LevelChange => Level,
     DropNote => Dropped,
     TurnBaseline => Turn,
+    JournalEntry => Journal,
     Summary => Footer,
 }
 

@@ -17,7 +17,7 @@ pub const MAGIC: [u8; 8] = *b"\x89RSPTL\r\n";
 
 /// The format this crate writes. A reader refuses another major and skips unknown frames of a
 /// newer minor.
-pub const VERSION: FormatVersion = FormatVersion { major: 1, minor: 0 };
+pub const VERSION: FormatVersion = FormatVersion { major: 1, minor: 1 };
 
 /// Bytes before the first frame.
 pub const PREAMBLE_BYTES: usize = 16;

@@ -186,6 +186,7 @@ impl Gates {
                 | Entry::Playout(_)
                 | Entry::Level(_)
                 | Entry::Dropped(_)
+                | Entry::Journal(_)
                 | Entry::Footer(_) => {}
             }
         }

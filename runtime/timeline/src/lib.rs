@@ -22,8 +22,8 @@ mod waterfall;
 mod writer;
 
 pub use entry::{
-    DropNote, Entry, EntryClass, EntryKind, EventEntry, FileHeader, PlanEntry, PlayoutEntry,
-    Summary, TransitionEntry,
+    DropNote, Entry, EntryClass, EntryKind, EventEntry, FileHeader, JournalEntry, PlanEntry,
+    PlayoutEntry, Summary, TransitionEntry,
 };
 pub use evidence::{
     CancelEvidence, NondeterminismSource, NondeterministicInput, OR02_EVIDENCE_SCHEMA_VERSION,

@@ -260,6 +260,7 @@ pub(crate) fn prepare(mut entry: Entry, level: RecordingLevel, redaction: &Redac
         | Entry::Playout(_)
         | Entry::Level(_)
         | Entry::Dropped(_)
+        | Entry::Journal(_)
         | Entry::Footer(_) => {}
     }
     entry

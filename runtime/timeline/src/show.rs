@@ -122,7 +122,7 @@ fn who(entry: &Entry) -> &str {
         Entry::Invocation(outcome) => outcome.provider_id.as_str(),
         Entry::Handoff(handoff) => handoff.edge_id.as_str(),
         Entry::Level(_) | Entry::Dropped(_) | Entry::Turn(_) => "OR-02",
-        Entry::Plan(_) | Entry::Transition(_) => "RK-03",
+        Entry::Plan(_) | Entry::Transition(_) | Entry::Journal(_) => "RK-03",
         Entry::Playout(_) => "RK-22",
         Entry::Header(_) | Entry::Footer(_) => "-",
     }
@@ -186,6 +186,7 @@ fn what(entry: &Entry) -> String {
             )
         }
         Entry::Turn(turn) => turn_text(turn),
+        Entry::Journal(line) => line.line.to_string(),
         Entry::Footer(summary) => format!(
             "closed: {} entries, {} turns, {} accepted, {} complete, {} details omitted, {} dropped",
             summary.entries,

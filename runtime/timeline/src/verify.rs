@@ -163,6 +163,7 @@ impl Verifier {
             | Entry::Playout(_)
             | Entry::Level(_)
             | Entry::Dropped(_)
+            | Entry::Journal(_)
             | Entry::Footer(_) => {}
         }
     }

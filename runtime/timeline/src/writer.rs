@@ -318,7 +318,8 @@ impl Summary {
             | Entry::Attempt(_)
             | Entry::Invocation(_)
             | Entry::Handoff(_)
-            | Entry::Playout(_) => {}
+            | Entry::Playout(_)
+            | Entry::Journal(_) => {}
         }
         self.entries += 1;
     }

@@ -6,6 +6,7 @@ pub(crate) mod loopback;
 pub(crate) mod models;
 pub(crate) mod plan;
 pub(crate) mod rehearse;
+pub(crate) mod replay;
 pub(crate) mod timeline;
 pub(crate) mod tree;
 pub(crate) mod validate;

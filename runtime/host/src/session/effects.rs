@@ -99,6 +99,9 @@ impl Session {
                 Effect::Session(state) => self.enter(ctx, state),
             }
         }
+        while let Some((at, line)) = self.kernel.poll_journal() {
+            self.publisher.journal(at, line);
+        }
         self.arm(ctx);
         Ok(())
     }

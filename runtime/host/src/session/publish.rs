@@ -15,6 +15,7 @@ use rspp_actors::Clock;
 use rspp_kernel::{
     Emission, LateAction, SessionState,
     edge::{EdgeNotice, Lineage},
+    journal::Line,
     plan::ResolvedTurnPlan,
     turn::Refusal,
 };
@@ -26,11 +27,11 @@ use rspp_proto::{
         ControlSignal, DecisionOutcome, Emitter, EventRecord, EventScope, MediaTime, OutcomeKind,
         OutcomePhase, OutcomeScope, PayloadClass, Signal, Stamp, TurnTransition,
     },
-    spec::PressureAction,
+    spec::{PressureAction, RecordingLevel},
 };
 use rspp_timeline::{
-    AppendError, AttemptRecord, Entry, EventEntry, HandoffRecord, InvocationOutcome, PlanEntry,
-    Recorder, TransitionEntry,
+    AppendError, AttemptRecord, Entry, EventEntry, HandoffRecord, InvocationOutcome, JournalEntry,
+    PlanEntry, Recorder, TransitionEntry,
 };
 
 /// What is about the session as such.
@@ -514,6 +515,20 @@ impl Publisher {
 
     pub(super) fn attempt(&mut self, attempt: &AttemptRecord) {
         self.record(attempt.clone());
+    }
+
+    /// A line for replay. Words are kept at the highest level only (F-153).
+    pub(super) fn journal(&mut self, at: Monotonic, line: Line) {
+        let line = match self.recorder.level() {
+            RecordingLevel::L2 => line,
+            RecordingLevel::L0 | RecordingLevel::L1 => line.without_words(),
+        };
+        match serde_json::to_value(line) {
+            Ok(line) => self.record(JournalEntry { at, line }),
+            Err(error) => {
+                tracing::error!(%error, "a line of the journal could not be written down");
+            }
+        }
     }
 
     pub(super) fn invocation(&mut self, outcome: InvocationOutcome) {

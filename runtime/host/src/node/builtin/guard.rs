@@ -127,8 +127,8 @@ impl Node for Guard {
                 ..TextChunk::clone(chunk)
             };
             cx.forward(Event {
-                stamp: event.stamp,
                 payload: Payload::Text(Box::new(chunk)),
+                ..event
             });
         }
         Step::OK

@@ -1,0 +1,264 @@
+//! `rspp replay` and `rspp diff`: does the kernel decide again as it did, and where do two calls differ?
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, ValueEnum};
+use rspp_proto::spec::ReplayMode;
+use rspp_replay::{Cursor, Divergence, Expected, Replay, Step, Tolerance, compare, judge};
+use rspp_timeline::{Entry, Timeline};
+use serde::Serialize;
+
+use crate::{call::said::parse_duration, problem::Problem, terminal};
+
+/// Play the decisions of a recorded call again, and say where they differ.
+///
+/// The session machine of this build is told what the recorded one was told, at the same times, and has to
+/// decide the same. No node, model or audio runs.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rspp replay call.rspp                                   Decide again, and compare
+  rspp replay call.rspp --mode replay_decisions --steps   The decisions as they were recorded
+  rspp replay call.rspp --until 40 --save-cursor here     Stop after 40 lines …
+  rspp replay call.rspp --cursor here                     … and go on from there
+  rspp replay call.rspp --json                            For programs
+
+Exit code 1 if a decision differs.")]
+pub(crate) struct ReplayCommand {
+    /// The recording
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// How to replay
+    #[arg(long, value_enum, default_value_t = Mode::RecomputeDecisions)]
+    mode: Mode,
+    /// Print every line, not only what differs
+    #[arg(long)]
+    steps: bool,
+    /// Stop before this line of the journal
+    #[arg(long, value_name = "LINE")]
+    until: Option<u64>,
+    /// Go on from where this file says
+    #[arg(long, value_name = "FILE", conflicts_with = "mode")]
+    cursor: Option<PathBuf>,
+    /// Keep where the replay stopped
+    #[arg(long, value_name = "FILE")]
+    save_cursor: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The modes that decide without running nodes.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Mode {
+    /// What was decided, as recorded
+    ReplayDecisions,
+    /// Decide again from recorded inputs, and compare
+    RecomputeDecisions,
+}
+
+impl From<Mode> for ReplayMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::ReplayDecisions => Self::ReplayDecisions,
+            Mode::RecomputeDecisions => Self::RecomputeDecisions,
+        }
+    }
+}
+
+/// What `--json` prints of a replay.
+#[derive(Serialize)]
+struct Replayed {
+    mode: ReplayMode,
+    lines: usize,
+    cursor: Cursor,
+    steps: Vec<Step>,
+    divergences: Vec<Divergence>,
+}
+
+impl ReplayCommand {
+    pub(crate) fn run(self) -> Result<(), Problem> {
+        let entries = read(&self.file)?;
+        let name = self.file.display();
+        let session = entries.iter().find_map(|entry| match entry {
+            Entry::Header(header) => Some(header.session_id.clone()),
+            _not_the_first => None,
+        });
+        let session = session.ok_or_else(|| Problem::input(format!("{name}: has no header")))?;
+        let cursor = self.cursor.as_deref().map(read_cursor).transpose()?;
+        let mode = cursor
+            .as_ref()
+            .map_or(self.mode.into(), |cursor| cursor.mode);
+        let wrong = |error: rspp_replay::ReplayError| Problem::input(format!("{name}: {error}"));
+        let mut replay = Replay::new(session, &entries, mode).map_err(wrong)?;
+        if let Some(cursor) = &cursor {
+            replay.go_to(cursor).map_err(wrong)?;
+        }
+        let (mut steps, mut divergences) = (Vec::new(), Vec::new());
+        while self.until.is_none_or(|until| replay.cursor().line < until) {
+            let Some(step) = replay.step().map_err(wrong)? else {
+                break;
+            };
+            divergences.extend(step.divergence.clone());
+            if self.steps || self.json {
+                steps.push(step);
+            }
+        }
+        divergences.extend(replay.surplus());
+        if let Some(path) = &self.save_cursor {
+            let text = serde_json::to_string_pretty(&replay.cursor()).map_err(Problem::failure)?;
+            fs::write(path, text + "\n")
+                .map_err(|error| Problem::input(format!("{}: {error}", path.display())))?;
+        }
+        let differs = !divergences.is_empty();
+        if self.json {
+            terminal::print_json(&Replayed {
+                mode,
+                lines: replay.len(),
+                cursor: replay.cursor(),
+                steps,
+                divergences,
+            })?;
+        } else {
+            let mut lines: Vec<String> = steps
+                .iter()
+                .map(|step| {
+                    let told = serde_json::to_string(&step.told).unwrap_or_default();
+                    format!(
+                        "{:>5}  {:>9.3} s  {told}",
+                        step.line,
+                        step.at.as_millis_f64() / 1e3
+                    )
+                })
+                .collect();
+            lines.extend(divergences.iter().map(ToString::to_string));
+            let mode = self
+                .mode
+                .to_possible_value()
+                .map_or_else(String::new, |it| it.get_name().to_owned());
+            let verdict = if differs {
+                "DIFFERS"
+            } else {
+                "no decision differs"
+            };
+            let cursor = replay.cursor();
+            lines.push(format!(
+                "{name}: {mode}, {} of {} lines, {verdict}",
+                cursor.line,
+                replay.len()
+            ));
+            terminal::print(terminal::of_lines(&lines))?;
+        }
+        if differs {
+            Err(Problem::Reported)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Set two recorded calls against each other.
+///
+/// Plans, outcomes, providers, order, times and authority, turn by turn. Differences that are known are
+/// excused by a file; an excuse that nothing needs any more is a difference too.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rspp diff before.rspp after.rspp                          What is different
+  rspp diff before.rspp after.rspp --tolerance 50ms         Times may be that far apart
+  rspp diff before.rspp after.rspp --expect known.json      [{\"class\": \"PLAN_DIVERGENCE\", \"scope\": \"turn:turn-0001\"}]
+  rspp diff before.rspp after.rspp --json                   For programs
+
+Exit code 1 if something differs that nobody expects.")]
+pub(crate) struct Diff {
+    /// The recording to compare with
+    #[arg(value_name = "BASELINE")]
+    baseline: PathBuf,
+    /// The recording to judge
+    #[arg(value_name = "CANDIDATE")]
+    candidate: PathBuf,
+    /// How far apart times may be
+    #[arg(long, value_name = "TIME", default_value = "15ms", value_parser = parse_duration)]
+    tolerance: std::time::Duration,
+    /// Differences that are known: a JSON list of class, scope and approved
+    #[arg(long, value_name = "FILE")]
+    expect: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Diff {
+    pub(crate) fn run(self) -> Result<(), Problem> {
+        let expected: Vec<Expected> = match &self.expect {
+            Some(path) => read_json(path)?,
+            None => Vec::new(),
+        };
+        let tolerance = Tolerance {
+            timing_ms: self.tolerance.as_secs_f64() * 1e3,
+        };
+        let found = compare(&read(&self.baseline)?, &read(&self.candidate)?, tolerance);
+        let verdict = judge(found, &expected);
+        if self.json {
+            terminal::print_json(&verdict)?;
+        } else {
+            let mut lines: Vec<String> = verdict
+                .unexplained
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            lines.extend(verdict.explained.iter().map(|it| format!("expected: {it}")));
+            lines.extend(verdict.missing.iter().map(|it| {
+                format!(
+                    "expected and not there: {}  {}",
+                    it.class.as_str(),
+                    it.scope
+                )
+            }));
+            let verdict = if verdict.passed() {
+                "no difference to explain"
+            } else {
+                "they differ"
+            };
+            lines.push(format!(
+                "{} and {}: {verdict}",
+                self.baseline.display(),
+                self.candidate.display()
+            ));
+            terminal::print(terminal::of_lines(&lines))?;
+        }
+        if verdict.passed() {
+            Ok(())
+        } else {
+            Err(Problem::Reported)
+        }
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<Entry>, Problem> {
+    let name = file.display();
+    let mut timeline =
+        Timeline::open(file).map_err(|error| Problem::input(format!("{name}: {error}")))?;
+    let entries = timeline
+        .entries()
+        .map_err(|error| Problem::failure(format!("{name}: {error}")))?;
+    for problem in timeline.report().problems() {
+        terminal::note(format!("{name}: {problem}"));
+    }
+    Ok(entries)
+}
+
+fn read_cursor(path: &Path) -> Result<Cursor, Problem> {
+    read_json(path)
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Problem> {
+    let name = path.display();
+    let text =
+        fs::read_to_string(path).map_err(|error| Problem::input(format!("{name}: {error}")))?;
+    serde_json::from_str(&text).map_err(|error| Problem::input(format!("{name}: {error}")))
+}

@@ -1,0 +1,224 @@
+//! Two recordings, set against each other (F-077).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rspp_proto::{Monotonic, TurnId};
+use rspp_timeline::{Anchor, Entry, TurnBaseline};
+use similar::{Algorithm, DiffOp, capture_diff_slices};
+
+use crate::{Divergence, DivergenceClass as Class};
+
+/// How far apart times may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tolerance {
+    /// Between the same anchors of the same turn, in milliseconds from the turn's proposal.
+    pub timing_ms: f64,
+}
+
+impl Default for Tolerance {
+    /// The specification's 15 ms (gates.md §1).
+    fn default() -> Self {
+        Self { timing_ms: 15.0 }
+    }
+}
+
+/// What of a recording is compared, turn by turn.
+#[derive(Debug, Default)]
+struct Trace {
+    /// Signals with their reasons, in order, of the whole session.
+    said: Vec<Said>,
+    turns: BTreeMap<TurnId, TurnTrace>,
+}
+
+/// One signal, without when and under which id it was given.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Said {
+    turn: Option<TurnId>,
+    signal: String,
+    reason: String,
+}
+
+impl Said {
+    fn scope(&self) -> String {
+        self.turn
+            .as_ref()
+            .map_or_else(|| "trace".to_owned(), |turn| format!("turn:{turn}"))
+    }
+
+    fn text(&self) -> String {
+        format!("{} {}", self.signal, self.reason).trim().to_owned()
+    }
+}
+
+#[derive(Debug, Default)]
+struct TurnTrace {
+    plan: Option<String>,
+    providers: Vec<String>,
+    baseline: Option<Box<TurnBaseline>>,
+}
+
+/// Where `candidate` differs from `baseline`, in the order of the baseline.
+///
+/// Signals are aligned before they are compared, so that one that is missing is one difference and not
+/// a hundred. The same signals in another order are a difference in order, not in outcome.
+pub fn compare(baseline: &[Entry], candidate: &[Entry], tolerance: Tolerance) -> Vec<Divergence> {
+    let (a, b) = (Trace::of(baseline), Trace::of(candidate));
+    let mut found = said(&a, &b);
+    let turns: BTreeSet<&TurnId> = a.turns.keys().chain(b.turns.keys()).collect();
+    let none = TurnTrace::default();
+    for turn in turns {
+        let (ours, theirs) = (a.turns.get(turn), b.turns.get(turn));
+        let (ours, theirs) = (ours.unwrap_or(&none), theirs.unwrap_or(&none));
+        compare_turn(turn, ours, theirs, tolerance, &mut found);
+    }
+    found
+}
+
+fn said(a: &Trace, b: &Trace) -> Vec<Divergence> {
+    let ops = capture_diff_slices(Algorithm::Myers, &a.said, &b.said);
+    let (mut missing, mut added) = (Vec::new(), Vec::new());
+    for op in ops {
+        match op {
+            DiffOp::Equal { .. } => {}
+            DiffOp::Delete { .. } | DiffOp::Insert { .. } | DiffOp::Replace { .. } => {
+                missing.extend(a.said[op.old_range()].iter());
+                added.extend(b.said[op.new_range()].iter());
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for said in missing {
+        let moved = added.iter().position(|other| *other == said);
+        let (class, candidate) = match moved {
+            Some(at) => {
+                added.remove(at);
+                (
+                    Class::OrderingDivergence,
+                    "the same at another place".to_owned(),
+                )
+            }
+            None => (Class::OutcomeDivergence, "nothing".to_owned()),
+        };
+        found.push(Divergence {
+            class,
+            scope: said.scope(),
+            baseline: said.text(),
+            candidate,
+            diff_ms: None,
+        });
+    }
+    found.extend(added.into_iter().map(|said| Divergence {
+        class: Class::OutcomeDivergence,
+        scope: said.scope(),
+        baseline: "nothing".to_owned(),
+        candidate: said.text(),
+        diff_ms: None,
+    }));
+    found
+}
+
+fn compare_turn(
+    turn: &TurnId,
+    a: &TurnTrace,
+    b: &TurnTrace,
+    tolerance: Tolerance,
+    found: &mut Vec<Divergence>,
+) {
+    let mut differ = |class, ours: String, theirs: String, diff_ms| {
+        found.push(Divergence {
+            class,
+            scope: format!("turn:{turn}"),
+            baseline: ours,
+            candidate: theirs,
+            diff_ms,
+        });
+    };
+    if a.plan != b.plan {
+        let text = |plan: &Option<String>| plan.clone().unwrap_or_else(|| "no plan".to_owned());
+        differ(Class::PlanDivergence, text(&a.plan), text(&b.plan), None);
+    }
+    if a.providers != b.providers {
+        let text = |providers: &[String]| providers.join(", ");
+        differ(
+            Class::ProviderChoiceDivergence,
+            text(&a.providers),
+            text(&b.providers),
+            None,
+        );
+    }
+    let (Some(ours), Some(theirs)) = (&a.baseline, &b.baseline) else {
+        return; // A turn without evidence shows among the signals.
+    };
+    let epochs = |of: &TurnBaseline| {
+        let open = of.lease_epoch_at_turn_open;
+        let end = of.lease_epoch_at_terminal;
+        let text = |epoch: Option<rspp_proto::Epoch>| {
+            epoch.map_or_else(|| "none".to_owned(), |epoch| epoch.to_string())
+        };
+        format!("{} to {}", text(open), text(end))
+    };
+    if epochs(ours) != epochs(theirs) {
+        differ(
+            Class::AuthorityDivergence,
+            epochs(ours),
+            epochs(theirs),
+            None,
+        );
+    }
+    for anchor in Anchor::ALL {
+        let since = |of: &TurnBaseline| -> Option<f64> {
+            let began: Monotonic = of.anchors.get(Anchor::TurnOpenProposed)?;
+            let at = of.anchors.get(*anchor)?;
+            Some(at.as_millis_f64() - began.as_millis_f64())
+        };
+        if let (Some(ours), Some(theirs)) = (since(ours), since(theirs))
+            && (ours - theirs).abs() > tolerance.timing_ms
+        {
+            let text = |ms: f64| format!("{} at {ms:.1} ms", anchor.as_str());
+            let diff = theirs - ours;
+            differ(
+                Class::TimingDivergence,
+                text(ours),
+                text(theirs),
+                Some(diff),
+            );
+        }
+    }
+}
+
+impl Trace {
+    fn of(entries: &[Entry]) -> Self {
+        let mut trace = Self::default();
+        for entry in entries {
+            match entry {
+                Entry::Signal(signal) => trace.said.push(Said {
+                    turn: signal.envelope.turn_id.clone(),
+                    signal: signal.signal.as_str().to_owned(),
+                    reason: signal
+                        .reason
+                        .as_ref()
+                        .map_or_else(String::new, ToString::to_string),
+                }),
+                Entry::Plan(plan) => {
+                    // Equal policy has an equal hash whichever turn and epoch it is for.
+                    let policy = plan.plan.get("policy_hash").and_then(|it| it.as_str());
+                    let policy = policy.unwrap_or(&plan.plan_hash).to_owned();
+                    trace.turns.entry(plan.turn_id.clone()).or_default().plan = Some(policy);
+                }
+                Entry::Invocation(outcome) => {
+                    if let Some(turn) = &outcome.turn_id {
+                        let providers = &mut trace.turns.entry(turn.clone()).or_default().providers;
+                        let modality = outcome.modality.as_str();
+                        providers.push(format!("{modality}: {}", outcome.provider_id));
+                    }
+                }
+                Entry::Turn(baseline) => {
+                    let turn = trace.turns.entry(baseline.turn_id.clone()).or_default();
+                    turn.baseline = Some(Box::new(TurnBaseline::clone(baseline)));
+                }
+                _says_nothing_to_compare => {}
+            }
+        }
+        trace
+    }
+}
