@@ -2,7 +2,7 @@
 
 use rspp_proto::spec::Modality;
 use rspp_provider_api::scripted::Conduct;
-use rspp_tests::sim::{Part, Piece, Played, Scenario, Twist, UserAct, play};
+use rspp_tests::sim::{LineFault, Part, Piece, Played, Scenario, Twist, UserAct, play};
 
 use crate::sessions::hush;
 
@@ -100,4 +100,27 @@ fn a_restarted_node_goes_on_counting() {
         Piece::DeafeningNoise { windows: 54 },
     ]);
     assert_eq!(played.tally.faults.get("vad: panics"), Some(&1));
+}
+
+/// P2: a frame that came to a peer that was gone counted as heard.
+#[test]
+fn what_a_peer_that_is_gone_was_sent_was_not_heard() {
+    let one_frame = Piece::Provider {
+        part: Part {
+            modality: Modality::Tts,
+            second: false,
+        },
+        call: 0,
+        conduct: Conduct::good().truncated_after(1),
+    };
+    let played = holds(vec![
+        calls(1_500),
+        types(500),
+        one_frame,
+        Piece::Line {
+            caller: 0,
+            fault: LineFault::Closes { at_ms: 400 },
+        },
+    ]);
+    assert!(played.tally.faults.contains_key("line: closes"));
 }

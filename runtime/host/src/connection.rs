@@ -655,7 +655,15 @@ impl Line {
         }
         self.outbound.in_reply = true;
         self.outbound.playing = Some((turn, stamp.segment));
-        if self.convert_and_play(turn, chunk)? {
+        let taken = match self.convert_and_play(turn, chunk) {
+            Ok(taken) => taken,
+            Err(error) => {
+                // Nor was what came to a peer that is gone.
+                self.attachment.fence.take_back(turn);
+                return Err(error);
+            }
+        };
+        if taken {
             self.outbound.refused = 0;
             let now = self.now().as_millis();
             self.attachment.line.played_at.store(now, Ordering::Relaxed);
