@@ -200,7 +200,8 @@ impl Lifecycle {
 fn is_evidence(signal: Signal) -> bool {
     matches!(
         signal,
-        Signal::DropNotice
+        Signal::StaleEpochReject
+            | Signal::DropNotice
             | Signal::Discontinuity
             | Signal::Watermark
             | Signal::FlowXoff
