@@ -5,6 +5,7 @@
 
 pub mod abi;
 mod epoch;
+pub mod external;
 mod id;
 mod lane;
 mod outcome;

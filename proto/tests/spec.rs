@@ -302,12 +302,12 @@ fn relaxed_mode_reads_what_strict_mode_refuses() {
     );
     assert_snapshot!(errors(&text), @r#"
 pipeline.yaml:5:9: schema: schema `rspp.pipeline.v2` is not read here; write `schema: rspp.pipeline.v1`
-pipeline.yaml:6:1: colour: unknown field `colour`; known fields: budgets, edges, instructions, metadata, nodes, observe, open_to_policy, profile, schema, turns, version
+pipeline.yaml:6:1: colour: unknown field `colour`; known fields: budgets, edges, instructions, memory, metadata, nodes, observe, open_to_policy, profile, schema, turns, version
 "#);
     let parsed = PipelineSpec::parse("pipeline.yaml", &text, Mode::Relaxed).unwrap();
     assert_eq!(parsed.spec.nodes, PipelineSpec::simple().nodes);
     let warnings: Vec<String> = parsed.warnings.iter().map(Diagnostic::to_string).collect();
-    assert_snapshot!(warnings.join("\n"), @"pipeline.yaml:6:1: warning: colour: unknown field `colour`; known fields: budgets, edges, instructions, metadata, nodes, observe, open_to_policy, profile, schema, turns, version");
+    assert_snapshot!(warnings.join("\n"), @"pipeline.yaml:6:1: warning: colour: unknown field `colour`; known fields: budgets, edges, instructions, memory, metadata, nodes, observe, open_to_policy, profile, schema, turns, version");
 
     let foreign = changed("schema: rspp.pipeline.v1", "schema: other.v1");
     assert!(PipelineSpec::parse("p.yaml", &foreign, Mode::Relaxed).is_err());
@@ -376,6 +376,17 @@ fn a_good_policy_passes_in_silence() {
     let bindings = parsed.spec.provider_bindings.unwrap();
     assert_eq!(bindings[&Modality::Stt].len(), 2);
     assert_eq!(parsed.spec.edge_buffer_policies.unwrap().len(), 2);
+}
+
+/// P19: a soft mark above the cap would never be reached, and a cap of nothing ends every session.
+#[test]
+fn limits_of_memory_have_to_make_sense() {
+    let limited = |memory: &str| {
+        let schema = "schema: rspp.pipeline.v1";
+        errors(&changed(schema, &format!("{schema}\nmemory: {memory}")))
+    };
+    assert_snapshot!(limited("{ soft_bytes: 2000, cap_bytes: 1000 }"), @"pipeline.yaml:6:23: memory.soft_bytes: 2000 is above cap_bytes, 1000, so it is never reached; e.g. `soft_bytes: 750`");
+    assert_snapshot!(limited("{ soft_bytes: 0, cap_bytes: 0 }"), @"pipeline.yaml:6:37: memory.cap_bytes: `0` must be at least 1");
 }
 
 /// turn-plan.md §2, design §7

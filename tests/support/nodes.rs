@@ -10,7 +10,7 @@ use std::{
 
 use rspp_host::{
     Config, Event, NodeRegistry, Port,
-    node::{Node, NodeContext, NodeError, Step},
+    node::{Hook, Node, NodeContext, Step},
 };
 use rspp_kernel::{CancelReason, edge::BreakReason};
 use rspp_proto::{
@@ -54,6 +54,9 @@ pub fn get(counter: &AtomicU32) -> u32 {
 /// What a probe does with an event: its node's n-th, counted from 1.
 type Handle = dyn for<'a> Fn(u32, &'a mut NodeContext, Event) -> Step<'a> + Send + Sync;
 
+/// What a probe does in a hook, after it has counted it.
+type OnHook = dyn for<'a> Fn(Hook, &'a mut NodeContext) -> Step<'a> + Send + Sync;
+
 /// Passes every event on.
 pub fn forward(_nth: u32, cx: &mut NodeContext, event: Event) -> Step<'_> {
     cx.forward(event);
@@ -64,18 +67,19 @@ pub fn forward(_nth: u32, cx: &mut NodeContext, event: Event) -> Step<'_> {
 struct Probe {
     hooks: Arc<Hooks>,
     handle: Arc<Handle>,
+    on_hook: Option<Arc<OnHook>>,
     seen: u32,
 }
 
 impl Node for Probe {
-    fn init(&mut self, _cx: &mut NodeContext) -> Result<(), NodeError> {
+    fn init<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
         add(&self.hooks.init);
-        Ok(())
+        self.hook(cx, Hook::Init)
     }
 
-    fn start(&mut self, _cx: &mut NodeContext) -> Result<(), NodeError> {
+    fn start<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
         add(&self.hooks.start);
-        Ok(())
+        self.hook(cx, Hook::Start)
     }
 
     fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
@@ -84,12 +88,14 @@ impl Node for Probe {
         (self.handle)(self.seen, cx, event)
     }
 
-    fn on_cancel(&mut self, _cx: &mut NodeContext, _reason: CancelReason) {
+    fn on_cancel<'a>(&'a mut self, cx: &'a mut NodeContext, reason: CancelReason) -> Step<'a> {
         add(&self.hooks.cancel);
+        self.hook(cx, Hook::Cancel(reason))
     }
 
-    fn on_barge_in(&mut self, _cx: &mut NodeContext) {
+    fn on_barge_in<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
         add(&self.hooks.barge_in);
+        self.hook(cx, Hook::BargeIn)
     }
 
     fn on_break(&mut self, _cx: &mut NodeContext, port: Port, reason: BreakReason) {
@@ -97,12 +103,23 @@ impl Node for Probe {
         breaks.push((port, reason));
     }
 
-    fn on_budget_exhausted(&mut self, _cx: &mut NodeContext) {
+    fn on_budget_exhausted<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
         add(&self.hooks.budget);
+        self.hook(cx, Hook::BudgetExhausted)
     }
 
-    fn stop(&mut self, _cx: &mut NodeContext) {
+    fn stop<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
         add(&self.hooks.stop);
+        self.hook(cx, Hook::Stop)
+    }
+}
+
+impl Probe {
+    fn hook<'a>(&self, cx: &'a mut NodeContext, hook: Hook) -> Step<'a> {
+        match &self.on_hook {
+            Some(on_hook) => on_hook(hook, cx),
+            None => Step::OK,
+        }
     }
 }
 
@@ -180,8 +197,25 @@ impl Probes {
         kind: &str,
         handle: impl for<'a> Fn(u32, &'a mut NodeContext, Event) -> Step<'a> + Send + Sync + 'static,
     ) -> Arc<Hooks> {
+        self.register(kind, Arc::new(handle), None)
+    }
+
+    /// Adds a kind that passes every event on and does as it is told in its hooks.
+    pub fn add_hooked(
+        &mut self,
+        kind: &str,
+        on_hook: impl for<'a> Fn(Hook, &'a mut NodeContext) -> Step<'a> + Send + Sync + 'static,
+    ) -> Arc<Hooks> {
+        self.register(kind, Arc::new(forward), Some(Arc::new(on_hook)))
+    }
+
+    fn register(
+        &mut self,
+        kind: &str,
+        handle: Arc<Handle>,
+        on_hook: Option<Arc<OnHook>>,
+    ) -> Arc<Hooks> {
         let hooks = Arc::new(Hooks::default());
-        let handle: Arc<Handle> = Arc::new(handle);
         let counted = Arc::clone(&hooks);
         self.registry.register(
             kind,
@@ -189,6 +223,7 @@ impl Probes {
                 Box::new(Probe {
                     hooks: Arc::clone(&counted),
                     handle: Arc::clone(&handle),
+                    on_hook: on_hook.clone(),
                     seen: 0,
                 })
             }),

@@ -258,6 +258,10 @@ pub(crate) mod tests {
             }],
             refused: 0,
             node_failures: 0,
+            degraded: Vec::new(),
+            dead_letters: Vec::new(),
+            dead_lettered: 0,
+            memory: None,
             underruns: 0,
             kernel_overhead_us: Percentiles {
                 samples: 10,

@@ -28,6 +28,10 @@ pub struct Budgets {
     /// From a cancel to the forced stop of a node that ignores it.
     #[schemars(range(min = 1))]
     pub cancel_grace_ms: u64,
+    /// Longest that a hook of a node may be waited for.
+    #[serde(default = "hook_timeout_ms")]
+    #[schemars(range(min = 1))]
+    pub hook_timeout_ms: u64,
     /// Longest a turn may run, speech included.
     #[schemars(range(min = 1))]
     pub max_turn_duration_ms: u64,
@@ -46,6 +50,11 @@ fn output_gap_ms() -> u64 {
 impl Budgets {
     /// `output_gap_ms` under `simple/v1`.
     pub const OUTPUT_GAP_MS: u64 = 1_500;
+}
+
+/// What holds where a policy from before this budget says nothing (turn-plan.md §8).
+fn hook_timeout_ms() -> u64 {
+    250
 }
 
 /// Budgets as authored: what is absent comes from the profile.
@@ -73,10 +82,46 @@ pub struct BudgetsSpec {
     /// See [`Budgets::cancel_grace_ms`].
     #[schemars(range(min = 1))]
     pub cancel_grace_ms: Option<u64>,
+    /// See [`Budgets::hook_timeout_ms`].
+    #[schemars(range(min = 1))]
+    pub hook_timeout_ms: Option<u64>,
     /// See [`Budgets::max_turn_duration_ms`].
     #[schemars(range(min = 1))]
     pub max_turn_duration_ms: Option<u64>,
     /// See [`Budgets::output_gap_ms`].
     #[schemars(range(min = 1))]
     pub output_gap_ms: Option<u64>,
+}
+
+/// How much a session may hold in memory, in bytes (P19, F-107).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemoryLimits {
+    /// From here on the session sheds what it can do without; at most the cap.
+    pub soft_bytes: u64,
+    /// Here the session ends.
+    #[schemars(range(min = 1))]
+    pub cap_bytes: u64,
+}
+
+impl Default for MemoryLimits {
+    /// 48 and 64 MiB: a session in conversation holds less than one.
+    fn default() -> Self {
+        Self {
+            soft_bytes: 48 * 1024 * 1024,
+            cap_bytes: 64 * 1024 * 1024,
+        }
+    }
+}
+
+impl MemoryLimits {
+    /// The tighter of both, each in turn.
+    #[must_use]
+    pub fn within(self, outer: Self) -> Self {
+        let cap_bytes = self.cap_bytes.min(outer.cap_bytes);
+        Self {
+            soft_bytes: self.soft_bytes.min(outer.soft_bytes).min(cap_bytes),
+            cap_bytes,
+        }
+    }
 }

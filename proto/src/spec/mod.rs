@@ -11,7 +11,7 @@ mod rules;
 mod shape;
 mod source;
 
-pub use budget::{Budgets, BudgetsSpec};
+pub use budget::{Budgets, BudgetsSpec, MemoryLimits};
 pub use buffer::{
     BoundAction, BoundActions, BufferSpec, BufferTuning, DataHandling, DefaultingSource,
     EdgeBufferPolicy, LaneHandling, Marks, PressureAction, Strategy, SyncDropPolicy, SyncGroup,

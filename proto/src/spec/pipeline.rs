@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BudgetsSpec, BufferSpec, NodeExecutionPolicy, TurnPolicy, also_accept};
+use super::{BudgetsSpec, BufferSpec, MemoryLimits, NodeExecutionPolicy, TurnPolicy, also_accept};
 use crate::abi::CancelMode;
 use crate::{EdgeId, IdError, NodeId, PipelineVersion, ProviderId};
 
@@ -335,6 +335,9 @@ pub struct PipelineSpec {
     /// Nodes after which a policy may insert others, such as a guard (F-062).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub open_to_policy: Vec<NodeId>,
+    /// How much a session may hold in memory; the operator's limits hold besides.
+    #[serde(default)]
+    pub memory: MemoryLimits,
     /// For people; never alters execution (F-082).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     BufferSpec, Comparison, Condition, DataHandling, EGRESS, EdgeBufferPolicy, EdgeSpec, INGRESS,
-    Marks, Modality, NodeKind, NodeSpec, PipelineSpec, PolicyBundle, PortType, Strategy,
-    SyncDropPolicy, SyncPolicy, SyncScope, Watermarks, diagnostic::nearest, parse::Check,
+    Marks, MemoryLimits, Modality, NodeKind, NodeSpec, PipelineSpec, PolicyBundle, PortType,
+    Strategy, SyncDropPolicy, SyncPolicy, SyncScope, Watermarks, diagnostic::nearest, parse::Check,
 };
 use crate::{NodeId, ProviderId};
 
@@ -44,6 +44,18 @@ pub(super) fn pipeline(spec: &PipelineSpec, check: &mut Check<'_, '_>) {
     }
     connected(spec, check);
     graph.acyclic(spec, check);
+    let MemoryLimits {
+        soft_bytes,
+        cap_bytes,
+    } = spec.memory;
+    if soft_bytes > cap_bytes {
+        check.error(
+            "marks",
+            "memory.soft_bytes",
+            format!("{soft_bytes} is above cap_bytes, {cap_bytes}, so it is never reached"),
+            format!("e.g. `soft_bytes: {}`", cap_bytes / 4 * 3),
+        );
+    }
     if spec.turns.max_context_messages == 0 {
         check.error(
             "out_of_range",

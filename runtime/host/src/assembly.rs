@@ -1,14 +1,9 @@
 //! Putting nodes together: from a place in the graph and a frozen plan to a node host's setup.
 
-use std::{
-    borrow::Cow,
-    collections::BTreeMap,
-    sync::{Arc, atomic::AtomicU32},
-    time::Duration,
-};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use rspp_actors::{
-    Backoff, CancellationToken, ChildSpec, Clock, ControlRef, DataRef, Failure, Intensity,
+    Backoff, CancellationToken, ChildSpec, Clock, ControlRef, DataRef, Failure, Restart,
     TelemetryRef,
 };
 use rspp_kernel::{
@@ -19,23 +14,25 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     EdgeId, Epoch, Monotonic, SessionId, TurnNumber,
-    spec::{EdgeBufferPolicy, NodeKind, NodeSpec, Strategy, TurnPolicy},
+    spec::{Budgets, EdgeBufferPolicy, NodeKind, NodeSpec, Strategy, TurnPolicy},
 };
 use rspp_provider_api::{InferencePool, Providers};
 
 use crate::{
     circuits::CallRules,
     event::{Arrival, Port},
+    memory::{Meter, Share},
     meters::{EdgeMeter, Meters},
     node::{
-        InputEdge, Inputs, NodeHost, NodeMaker, NodeSettings, NodeSetup, OutEdge, Standby,
-        builtin::NodeRegistry,
+        InputEdge, Inputs, NodeHost, NodeMaker, NodeSettings, NodeSetup, Numbers, OutEdge, Standby,
+        Succession, builtin::NodeRegistry,
     },
     observe::{Observed, Observers},
     overhead::Overhead,
     pulse::Pulse,
     session::SessionControl,
     turn::HostHandle,
+    watchdog::Watchdog,
 };
 
 /// What all nodes of one session or one turn share.
@@ -63,6 +60,8 @@ pub(crate) struct Assembly {
     pub(crate) observers: Arc<Observers>,
     /// What the session measures, if it does.
     pub(crate) meters: Option<Arc<Meters>>,
+    pub(crate) memory: Arc<Meter>,
+    pub(crate) watchdog: Watchdog,
     /// Fires when what is put together is no longer wanted.
     pub(crate) cancel: CancellationToken,
     /// Where audio and text for the user go.
@@ -105,6 +104,30 @@ impl Pools {
         Self {
             work: InferencePool::simulated(size, cost),
             listening: InferencePool::simulated(LISTENING_THREADS, cost),
+        }
+    }
+}
+
+/// How long whoever is below may take to end before it is killed: what its hooks and its deaf work
+/// may take, and some more (P15, P17).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Graces {
+    pub(crate) node: Duration,
+    pub(crate) turn: Duration,
+    pub(crate) session: Duration,
+}
+
+impl Graces {
+    /// A node may be told of a cancel and of its end, after work that is deaf to both. Its turn gives
+    /// all of its nodes twice that, its session gives its turn that twice over.
+    pub(crate) fn under(budgets: &Budgets) -> Self {
+        let hook = Duration::from_millis(budgets.hook_timeout_ms);
+        let cancel = Duration::from_millis(budgets.cancel_grace_ms);
+        let node = hook * 2 + cancel * 2;
+        Self {
+            node,
+            turn: node * 2,
+            session: node * 4,
         }
     }
 }
@@ -158,7 +181,8 @@ impl Assembly {
             carries: self.graph.edge(*edge).carries,
             meter: self.edge_meter(*edge, policy),
         });
-        Inputs::new(self.clock, self.plan.flow_control.data_mode, inputs)
+        let share = Share::of(&self.memory);
+        Inputs::new(self.clock, share, self.plan.flow_control.data_mode, inputs)
     }
 
     fn edge_meter(&self, ix: EdgeIx, policy: &EdgeBufferPolicy) -> Option<Arc<EdgeMeter>> {
@@ -189,8 +213,7 @@ impl Assembly {
         }
     }
 
-    /// Everything for the host of `ix`; `None` for places where no node of ours stands: ingress,
-    /// egress, and nodes that only stand by for another.
+    /// Everything for the host of `ix`; `None` for ingress and egress, where no node of ours stands.
     pub(crate) fn node(
         &self,
         ix: NodeIx,
@@ -200,35 +223,28 @@ impl Assembly {
         let Some(spec) = node.spec() else {
             return Ok(None);
         };
-        if self.stands_by(ix) {
-            return Ok(None);
-        }
         let settings = self.settings(spec);
         let meters = self.meters.as_ref().map(|meters| {
             let provider = settings.providers.first();
             let own = meters.node(&spec.id, spec.kind.as_str(), provider);
             (Arc::clone(meters), own)
         });
-        let numbers = Arc::clone(&settings.numbers);
+        let succession = self.succession(ix, hosts, &settings.numbers)?;
         let setup = NodeSetup {
             settings,
             meters,
             graph: Arc::clone(&self.graph),
             make: self.maker(ix, spec)?,
             outputs: self.outputs(&node.outputs, hosts),
-            standby: match node.fallback {
-                Some(standby) => self.standby(standby, ix, hosts)?.map(|mut standby| {
-                    standby.settings.numbers = numbers;
-                    standby
-                }),
-                None => None,
-            },
             clock: self.clock,
             fence: Arc::clone(&self.fence),
             session: self.session.clone(),
             telemetry: self.telemetry.clone(),
             overhead: Arc::clone(&self.overhead),
-            cancel: self.cancel.child_token(),
+            watched: self
+                .watchdog
+                .watch(self.turn, spec.id.clone(), self.session.clone()),
+            cancel: self.cancel.clone(),
             input_edges: node
                 .inputs
                 .iter()
@@ -238,55 +254,73 @@ impl Assembly {
                 .inputs
                 .iter()
                 .any(|edge| self.policy(*edge).coalesce_ms.is_some()),
-            lives: Arc::new(AtomicU32::new(0)),
-            journal: Arc::default(),
             pulse: Arc::clone(&self.pulse),
+            succession,
         };
         Ok(Some(Made {
-            spec: self.child_spec(spec, node.scope, node.fallback.is_some()),
+            spec: self.child_spec(ix, spec),
             inputs: self.inputs(ix),
             make: move || NodeHost::new(setup.clone()),
         }))
     }
 
-    /// A node that listens is restarted as often as is reasonable; a node of a turn only to let its
-    /// standby take over, since what it had been told is gone with it.
-    fn child_spec(&self, spec: &NodeSpec, scope: Scope, has_standby: bool) -> ChildSpec {
-        let mut child = match scope {
-            Scope::Session => ChildSpec::transient(spec.id.as_str()),
-            Scope::Turn if has_standby => ChildSpec::transient(spec.id.as_str()),
-            Scope::Turn => ChildSpec::temporary(spec.id.as_str()),
+    /// A node that listens is restarted as often as is reasonable, at growing intervals; a node of a
+    /// turn only to let its standbys take over, since what it had been told is gone with it.
+    fn child_spec(&self, ix: NodeIx, spec: &NodeSpec) -> ChildSpec {
+        let standbys = self.standbys(ix).count() as u32;
+        let mut child = match self.graph.node(ix).scope {
+            Scope::Session => {
+                let mut child = ChildSpec::transient(spec.id.as_str());
+                child.intensity.restarts = 5 + standbys;
+                child.backoff = Backoff {
+                    first: Duration::from_millis(20),
+                    max: Duration::from_secs(1),
+                    ..Backoff::default()
+                };
+                child
+            }
+            Scope::Turn => {
+                let mut child = ChildSpec::temporary(spec.id.as_str());
+                if standbys > 0 {
+                    child.restart = Restart::Transient;
+                }
+                child.intensity.restarts = standbys;
+                child.backoff = Backoff::none();
+                child
+            }
         };
-        child.intensity = Intensity {
-            restarts: if scope == Scope::Session { 5 } else { 1 },
-            within: Duration::from_secs(30),
-        };
-        child.backoff = Backoff::none();
-        child.grace = Duration::from_millis(self.plan.budgets.cancel_grace_ms);
+        child.grace = Graces::under(&self.plan.budgets).node;
         child
     }
 
-    fn stands_by(&self, ix: NodeIx) -> bool {
-        self.graph
-            .nodes()
-            .any(|(_, node)| node.fallback == Some(ix))
+    /// The nodes that stand by for the one at `ix`, in the order in which they take over.
+    fn standbys(&self, ix: NodeIx) -> impl Iterator<Item = NodeIx> {
+        std::iter::successors(self.graph.node(ix).fallback, |ix| {
+            self.graph.node(*ix).fallback
+        })
     }
 
-    fn standby(
+    fn succession(
         &self,
-        standby: NodeIx,
         primary: NodeIx,
         hosts: &Hosts,
-    ) -> Result<Option<Standby>, Failure> {
-        let Some(spec) = self.graph.node(standby).spec() else {
-            return Ok(None);
-        };
-        let edges = self.graph.outputs_in_place_of(standby, primary);
-        Ok(Some(Standby {
-            settings: self.settings(spec),
-            make: self.maker(standby, spec)?,
-            outputs: self.outputs(edges, hosts),
-        }))
+        numbers: &Arc<Numbers>,
+    ) -> Result<Succession, Failure> {
+        let mut standbys = Vec::new();
+        for standby in self.standbys(primary) {
+            let Some(spec) = self.graph.node(standby).spec() else {
+                continue;
+            };
+            let edges = self.graph.outputs_in_place_of(standby, primary);
+            let mut settings = self.settings(spec);
+            settings.numbers = Arc::clone(numbers);
+            standbys.push(Standby {
+                settings,
+                make: self.maker(standby, spec)?,
+                outputs: self.outputs(edges, hosts),
+            });
+        }
+        Ok(Succession::new(standbys, &self.memory))
     }
 
     fn maker(&self, ix: NodeIx, spec: &NodeSpec) -> Result<NodeMaker, Failure> {
@@ -341,6 +375,8 @@ impl Assembly {
             attributes: Arc::clone(&self.attributes),
             numbers: Arc::default(),
             observers: Arc::clone(&self.observers),
+            pipeline_version: self.plan.pipeline_version.clone(),
+            memory: Arc::clone(&self.memory),
         }
     }
 

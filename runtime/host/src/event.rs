@@ -170,6 +170,22 @@ pub enum Arrival {
     },
 }
 
+impl Arrival {
+    /// What it holds in memory, beside itself.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Event { event, .. } => event.payload.weight(),
+            Self::Chunk { chunk, .. } => match chunk {
+                Chunk::Stt(SttChunk::Partial { text } | SttChunk::Final { text, .. })
+                | Chunk::Llm(LlmChunk::Delta(text)) => text.len(),
+                Chunk::Llm(LlmChunk::ToolCall(_) | LlmChunk::Finished { .. }) => 0,
+                Chunk::Tts(chunk) => chunk.pcm.len(),
+            },
+            Self::CallEnded { .. } | Self::Break { .. } => 0,
+        }
+    }
+}
+
 /// An event as an edge's buffer weighs it.
 #[derive(Debug)]
 pub(crate) struct Queued {

@@ -25,6 +25,8 @@ mod connection;
 
 mod event;
 
+mod memory;
+
 mod overhead;
 
 mod observe;
@@ -34,12 +36,15 @@ mod pulse;
 
 mod snapshots;
 
+mod watchdog;
+
 pub use assembly::Pools;
 pub use event::{Arrival, CallEnd, CallKey, Chunk, Event, Port, Stamp, Tags};
+pub use memory::MemoryUse;
 pub use meters::{EdgeMeasurements, Latency, Measurements, NodeMeasurements};
 pub use node::builtin::{NodeFactory, NodeRegistry};
 pub use observe::{Filter, Notice};
 pub use overhead::{Overhead, Percentiles};
 pub use runtime::{Config, OpenError, Runtime, SessionHandle, SessionRequest};
-pub use session::{CancelReceipt, CancelTarget};
+pub use session::{CancelReceipt, CancelTarget, SessionStatus};
 pub use snapshots::Snapshots;

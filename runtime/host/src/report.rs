@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use rspp_kernel::SessionState;
-use rspp_proto::{Epoch, Lane, Monotonic, PipelineVersion, SessionId, TenantId, TurnId};
-use rspp_timeline::{Anchors, TerminalOutcome};
+use rspp_proto::{
+    Epoch, EventId, Lane, Monotonic, NodeId, PipelineVersion, SessionId, TenantId, TurnId,
+    abi::EventRecord,
+};
+use rspp_timeline::{Anchors, Redacted, TerminalOutcome};
 use serde::{Deserialize, Serialize};
 
-use crate::{meters::Measurements, overhead::Percentiles};
+use crate::{memory::MemoryUse, meters::Measurements, overhead::Percentiles};
 
 /// One accepted turn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +60,37 @@ impl TurnReport {
     }
 }
 
+/// Something of a session is not as it should be; the call goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Degradation {
+    /// The reason that its `degrade` signal carried.
+    pub reason: String,
+    /// The node that it is about.
+    pub node: Option<NodeId>,
+    /// Since when.
+    pub at: Monotonic,
+}
+
+/// An event that a node could not deal with (F-132).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// The event's id on the timeline.
+    pub event_id: EventId,
+    /// The node.
+    pub node: NodeId,
+    /// The turn that it worked for.
+    pub turn_id: Option<TurnId>,
+    /// Why it could not.
+    pub reason: String,
+    /// When.
+    pub at: Monotonic,
+    /// The event, as far as the recording level lets it be seen.
+    pub event: EventRecord,
+    /// What of it may not be seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redacted: Option<Redacted>,
+}
+
 /// A session that is over.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionReport {
@@ -82,6 +116,18 @@ pub struct SessionReport {
     pub refused: u64,
     /// Node hosts that crashed or gave up.
     pub node_failures: u64,
+    /// What was not as it should be, first things first, each once.
+    #[serde(default)]
+    pub degraded: Vec<Degradation>,
+    /// The first events that nodes could not deal with.
+    #[serde(default)]
+    pub dead_letters: Vec<DeadLetter>,
+    /// How many of these there were.
+    #[serde(default)]
+    pub dead_lettered: u64,
+    /// What it held in memory in the end, and the most that it did.
+    #[serde(default)]
+    pub memory: Option<MemoryUse>,
     /// Ticks of the output clock that found nothing to play.
     pub underruns: u64,
     /// What the runtime itself cost per event, in microseconds of real time.

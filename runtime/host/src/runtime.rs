@@ -22,7 +22,7 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     Epoch, EventType, SessionId, TenantId,
-    spec::{NodeKind, PipelineSpec, PolicyBundle},
+    spec::{MemoryLimits, NodeKind, PipelineSpec, PolicyBundle},
 };
 use rspp_provider_api::Providers;
 use rspp_timeline::Recorder;
@@ -31,20 +31,22 @@ use thiserror::Error;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::{
-    assembly::Pools,
+    assembly::{Graces, Pools},
     circuits::Circuits,
     connection::{Connection, ConnectionControl},
     event::Arrival,
+    memory::{MemoryUse, Meter, Share},
     meters::{Measurements, Metered, Meters},
     node::{InputEdge, Inputs, builtin::NodeRegistry},
     observe::{Filter, Notice, Observers},
     overhead::Overhead,
     report::SessionReport,
     session::{
-        Blueprint, CancelReceipt, CancelTarget, Command, LISTENING, Session, SessionControl,
-        SessionSetup,
+        Blueprint, CancelReceipt, CancelTarget, Command, Health, LISTENING, OpenAnswer, Opening,
+        Session, SessionControl, SessionSetup, SessionStatus,
     },
     snapshots::Snapshots,
+    watchdog::Watchdog,
 };
 
 /// Reports of nodes that may wait for a session; memory is taken as they come. A session that is
@@ -70,6 +72,8 @@ pub struct Config {
     pub max_sessions: usize,
     /// Most turns at once.
     pub max_turns: usize,
+    /// Most that any session may hold in memory, whatever its pipeline allows itself.
+    pub session_memory: MemoryLimits,
     /// The node's clock.
     pub clock: Clock,
     /// What jitter is drawn from; chance if `None`. A simulation sets it, to be run again.
@@ -87,6 +91,7 @@ impl Config {
             snapshots: Arc::default(),
             max_sessions: 10_000,
             max_turns: 10_000,
+            session_memory: MemoryLimits::default(),
             clock: Clock::start(),
             seed: None,
         }
@@ -224,6 +229,7 @@ pub struct Runtime {
     circuits: Arc<Circuits>,
     overhead: Arc<Overhead>,
     metered: Metered,
+    watchdog: Watchdog,
 }
 
 impl Runtime {
@@ -254,6 +260,7 @@ impl Runtime {
             circuits: Arc::default(),
             overhead: Arc::default(),
             metered: Metered::default(),
+            watchdog: Watchdog::start(),
         })
     }
 
@@ -305,20 +312,29 @@ impl Runtime {
                     .map(|meters| meters.edge(&edge.id, to, policy.strategy)),
             }
         });
-        let inputs = Inputs::new(self.config.clock, plan.flow_control.data_mode, edges);
+        let limits = blueprint.spec.memory.within(self.config.session_memory);
+        let memory = Arc::new(Meter::new(limits));
+        let share = Share::of(&memory);
+        let inputs = Inputs::new(self.config.clock, share, plan.flow_control.data_mode, edges);
         let observers = Arc::<Observers>::default();
+        let health = Arc::<Health>::default();
+        let grace = Graces::under(&plan.budgets).session;
         let (done, report) = oneshot::channel();
         let (answer, opened) = oneshot::channel();
         let order = Order {
             name: request.session.to_string(),
             transport: request.transport,
             inputs,
+            grace,
             session: Box::new({
                 let config = self.config.clone();
                 let circuits = Arc::clone(&self.circuits);
                 let overhead = Arc::clone(&self.overhead);
                 let observers = Arc::clone(&observers);
                 let meters = meters.clone();
+                let health = Arc::clone(&health);
+                let memory = Arc::clone(&memory);
+                let watchdog = self.watchdog.clone();
                 let tenant = request.tenant;
                 let recorder = request.recorder;
                 let attributes = Arc::new(request.attributes);
@@ -338,6 +354,10 @@ impl Runtime {
                     observers,
                     observe,
                     meters,
+                    health,
+                    memory,
+                    watchdog,
+                    opened: Opening::default(),
                     done,
                 }
             }),
@@ -352,6 +372,8 @@ impl Runtime {
             control,
             observers,
             meters,
+            health,
+            memory,
             report,
         })
     }
@@ -433,6 +455,8 @@ pub struct SessionHandle {
     control: ControlRef<SessionControl>,
     observers: Arc<Observers>,
     meters: Option<Arc<Meters>>,
+    health: Arc<Health>,
+    memory: Arc<Meter>,
     report: oneshot::Receiver<SessionReport>,
 }
 
@@ -465,6 +489,16 @@ impl SessionHandle {
     /// pipeline or settings have it measured.
     pub fn measurements(&self) -> Option<Measurements> {
         self.meters.as_ref().map(|meters| meters.measurements())
+    }
+
+    /// How it stands; also once it is over.
+    pub fn status(&self) -> SessionStatus {
+        self.health.read()
+    }
+
+    /// What it holds in memory, and what it may (P19).
+    pub fn memory(&self) -> MemoryUse {
+        self.memory.read()
     }
 
     /// Cancels the running turn; returns once the fence has fallen. `None` if the session is over.
@@ -521,9 +555,11 @@ struct Order {
     name: String,
     transport: Transport,
     inputs: Inputs,
+    /// How long the session may take to end.
+    grace: Duration,
     session:
         Box<dyn FnOnce(ControlRef<ConnectionControl>, DataRef<Arrival>) -> SessionSetup + Send>,
-    answer: oneshot::Sender<Result<ControlRef<SessionControl>, OpenError>>,
+    answer: OpenAnswer,
 }
 
 /// Why an order was not taken.
@@ -625,6 +661,7 @@ impl Actor for Listener {
             name,
             transport,
             inputs,
+            grace,
             session,
             answer,
         } = *order;
@@ -645,6 +682,7 @@ impl Actor for Listener {
         let order = SessionsOrder {
             name,
             setup: Box::new(setup),
+            grace,
             answer,
         };
         if let Err(refused) = self.sessions.send(order) {
@@ -667,7 +705,8 @@ impl Actor for Listener {
 struct SessionsOrder {
     name: String,
     setup: Box<SessionSetup>,
-    answer: oneshot::Sender<Result<ControlRef<SessionControl>, OpenError>>,
+    grace: Duration,
+    answer: OpenAnswer,
 }
 
 /// Holds the sessions.
@@ -685,9 +724,16 @@ impl Actor for Sessions {
         order: SessionsOrder,
     ) -> Result<(), Failure> {
         let clock = ctx.clock();
-        let mut setup = Some(order.setup);
-        let mut spec = ChildSpec::temporary(order.name);
-        spec.grace = Duration::from_secs(2);
+        let SessionsOrder {
+            name,
+            mut setup,
+            grace,
+            answer,
+        } = order;
+        setup.opened = Opening::new(answer);
+        let mut setup = Some(setup);
+        let mut spec = ChildSpec::temporary(name);
+        spec.grace = grace;
         spec.limits.control = REPORTS;
         spec.limits.control_reserve = RESERVED_REPORTS;
         let started = ctx
@@ -696,11 +742,10 @@ impl Actor for Sessions {
                 Session::new(*setup, clock)
             })
             .await;
-        let outcome = match started {
-            Ok(handle) => Ok(handle.control),
-            Err(error) => Err(OpenError::Start(error.to_string())),
-        };
-        let _caller_is_gone = order.answer.send(outcome);
+        // The session itself says how it began; one that never came to that has let go of the answer.
+        if let Err(error) = started {
+            tracing::error!(%error, "a session did not start");
+        }
         Ok(())
     }
 

@@ -9,6 +9,12 @@ mod edges;
 
 mod telemetry;
 
+mod acknowledge;
+
+mod health;
+
+mod limits;
+
 mod commands;
 
 mod effects;
@@ -37,20 +43,24 @@ use rspp_kernel::{
 use rspp_proto::{ErrorCode, Monotonic, NodeId, Payload, Speaker, TurnNumber, abi::Emitter};
 use tokio::{sync::oneshot, time::Instant};
 
+pub(crate) use health::Health;
+pub use health::SessionStatus;
 pub use message::{CancelReceipt, CancelTarget};
 pub(crate) use message::{Command, Playback, SessionControl, TransportEvent};
-pub(crate) use setup::{Blueprint, LISTENING, SessionSetup};
+pub(crate) use setup::{Blueprint, LISTENING, OpenAnswer, Opening, SessionSetup};
 
 use crate::{
     assembly::{Assembly, Hosts},
     circuits::CallRules,
     connection::{Attachment, ConnectionControl, LineStats},
+    memory::Share,
     observe::Observed,
     pulse::Pulse,
     report::SessionReport,
     runtime::TurnPlace,
     turn::TurnControl,
 };
+use acknowledge::Unheard;
 use edges::Domains;
 use evidence::Ledger;
 use publish::Publisher;
@@ -77,6 +87,10 @@ pub(crate) struct Session {
     /// Since when the message at hand is being handled.
     handling: Stopwatch,
     fence_took: Option<Duration>,
+    /// The nodes that the end of a cancelled turn waits for.
+    unheard: Option<Unheard>,
+    /// What the conversation takes.
+    conversation: Share,
     ended: String,
     node_failures: u64,
 }
@@ -88,6 +102,7 @@ struct RunningTurn {
     control: ControlRef<TurnControl>,
     cancel: CancellationToken,
     pulse: Arc<Pulse>,
+    cancel_grace: Duration,
 }
 
 impl Session {
@@ -114,6 +129,8 @@ impl Session {
             plan: None,
             handling: Stopwatch::start(),
             fence_took: None,
+            unheard: None,
+            conversation: Share::of(&setup.memory),
             ended: "the session was stopped".to_owned(),
             node_failures: 0,
             setup,
@@ -164,17 +181,32 @@ impl Session {
             overhead: Arc::clone(&self.setup.overhead),
             observers: Arc::clone(&self.setup.observers),
             meters: self.setup.meters.clone(),
+            memory: Arc::clone(&self.setup.memory),
+            watchdog: self.setup.watchdog.clone(),
             cancel,
             egress: self.setup.egress.clone(),
             pulse: Arc::default(),
         }
     }
 
+    /// Begins to listen, and tells whoever opened the session how that went.
+    async fn begin(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
+        match self.listen(ctx).await {
+            Ok(()) => self.setup.opened.succeed(ctx.control_ref()),
+            Err(failure) => {
+                self.ended.clone_from(&failure.message);
+                self.setup.opened.fail(failure.message);
+                ctx.stop(ExitReason::Finished);
+            }
+        }
+        Ok(())
+    }
+
     /// Starts the nodes that listen, downstream first, and lets the connection begin.
     async fn listen(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         let plan = Arc::new(self.setup.blueprint.plan(LISTENING, self.kernel.epoch())?);
         let assembly = self.assembly(ctx, plan, None, self.cancel.clone());
-        let order: Vec<NodeIx> = assembly.graph.of_scope(Scope::Session).collect();
+        let order: Vec<NodeIx> = assembly.graph.hosts(Scope::Session).collect();
         for ix in order.into_iter().rev() {
             if let Some(made) = assembly.node(ix, &self.hosts)? {
                 let handle = ctx.spawn(made.spec, made.inputs, made.make).await?;
@@ -233,7 +265,10 @@ impl Actor for Session {
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         self.ledger.opened(time(ctx));
         self.observe(ctx);
-        Box::pin(self.listen(ctx)).await
+        self.setup.memory.report_to(ctx.control_ref());
+        ctx.control_ref()
+            .send_reserved(SessionControl::Begin)
+            .map_err(|_| Failure::new("a new control lane has room"))
     }
 
     async fn on_control(
@@ -244,6 +279,7 @@ impl Actor for Session {
         self.handling = Stopwatch::start();
         let now = time(ctx);
         match message {
+            SessionControl::Begin => Box::pin(self.begin(ctx)).await?,
             SessionControl::Node {
                 turn,
                 node,
@@ -284,6 +320,13 @@ impl Actor for Session {
                 let turn = self.kernel.current_turn();
                 self.edge_reported(turn, &edge, lane, &notice, at);
             }
+            SessionControl::Memory { mark, held } => self.came_to(now, mark, held),
+            SessionControl::Blocked {
+                turn,
+                node,
+                for_at_least,
+                is_lost,
+            } => self.blocked(now, turn, &node, for_at_least, is_lost),
             SessionControl::Command(command) => self.command(now, command),
         }
         self.carry_out(ctx).await
@@ -315,7 +358,7 @@ impl Actor for Session {
 
     /// The end of one drain of the control lane is the arbitration point (design §7).
     async fn on_drained(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
-        self.kernel.settle();
+        self.settle(time(ctx));
         self.carry_out(ctx).await
     }
 
@@ -328,7 +371,7 @@ impl Actor for Session {
         }
         self.kernel.handle(now, Input::Tick);
         self.carry_out(ctx).await?;
-        self.kernel.settle();
+        self.settle(now);
         self.carry_out(ctx).await
     }
 
@@ -346,6 +389,7 @@ impl Actor for Session {
         if let Some(running) = running {
             let turn = running.number;
             let ending = Ending::NodeFailed;
+            self.give_up_acknowledgement(turn);
             self.kernel.handle(now, Input::TurnFailed { turn, ending });
         } else {
             self.node_failures += 1;
@@ -362,7 +406,7 @@ impl Actor for Session {
             }
         }
         self.carry_out(ctx).await?;
-        self.kernel.settle();
+        self.settle(now);
         self.carry_out(ctx).await
     }
 
@@ -383,6 +427,7 @@ impl Actor for Session {
                 tracing::warn!(error = %error.message, "the session's last effects failed");
             }
         }
+        let status = self.setup.health.read();
         let report = SessionReport {
             session_id: self.setup.place.lease.session.clone(),
             tenant_id: self.setup.tenant.clone(),
@@ -395,6 +440,10 @@ impl Actor for Session {
             turns: self.ledger.take_reports(),
             refused: self.ledger.refusals(),
             node_failures: self.node_failures,
+            degraded: status.degraded,
+            dead_letters: status.dead_letters,
+            dead_lettered: status.dead_lettered,
+            memory: Some(self.setup.memory.read()),
             underruns: self.line.underruns.load(Ordering::Relaxed),
             kernel_overhead_us: self.setup.overhead.percentiles(),
             measurements: self

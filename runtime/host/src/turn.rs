@@ -13,7 +13,9 @@ use rspp_kernel::{
     graph::{EdgeIx, NodeIx, Scope},
     turn::Ending,
 };
-use rspp_proto::{InvocationId, Monotonic, Payload, SampleIndex, Speaker, TextChunk, TurnNumber};
+use rspp_proto::{
+    InvocationId, Monotonic, NodeId, Payload, SampleIndex, Speaker, TextChunk, TurnNumber,
+};
 
 use crate::{
     assembly::{Assembly, Hosts},
@@ -25,10 +27,25 @@ use crate::{
 /// What a turn is told by its session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TurnControl {
+    /// Start the nodes. The turn's own first message: whoever starts a turn need not wait for what
+    /// its nodes do when they begin.
+    Begin,
     /// Stop all work; the fence has fallen.
-    Cancel(CancelReason),
+    Cancel {
+        /// Why.
+        reason: CancelReason,
+        /// When it was accepted.
+        at: Monotonic,
+    },
     /// Stop the work of these nodes; the turn goes on without it.
-    CancelNodes(Vec<NodeIx>, CancelReason),
+    CancelNodes {
+        /// Which.
+        nodes: Vec<NodeIx>,
+        /// Why.
+        reason: CancelReason,
+        /// When it was accepted.
+        at: Monotonic,
+    },
     /// Stop one provider call; its node goes on without the rest of the answer.
     CancelCall(InvocationId),
     /// Something of a sync domain was lost on another of its edges than this node's.
@@ -42,27 +59,28 @@ pub(crate) enum TurnControl {
 
 /// Everything a turn needs.
 pub(crate) struct TurnSetup {
-    pub(crate) number: TurnNumber,
     pub(crate) assembly: Assembly,
     pub(crate) user_text: Arc<str>,
-    pub(crate) session: ControlRef<SessionControl>,
 }
 
 /// The actor. Never restarted: a turn that panics is aborted (design §2).
 pub(crate) struct Turn {
     setup: Option<TurnSetup>,
     number: TurnNumber,
-    session: Option<ControlRef<SessionControl>>,
+    session: ControlRef<SessionControl>,
     hosts: Hosts,
 }
 
 impl Turn {
-    pub(crate) fn new(setup: Option<TurnSetup>) -> Self {
-        let number = setup.as_ref().map_or(TurnNumber(0), |setup| setup.number);
+    pub(crate) fn new(
+        number: TurnNumber,
+        session: ControlRef<SessionControl>,
+        setup: Option<TurnSetup>,
+    ) -> Self {
         Self {
             setup,
             number,
-            session: None,
+            session,
             hosts: Hosts::default(),
         }
     }
@@ -75,22 +93,12 @@ impl Actor for Turn {
     const KIND: &'static str = "turn";
 
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
-        let Some(setup) = self.setup.take() else {
+        if self.setup.is_none() {
             return Err(Failure::new("a turn is not begun twice"));
-        };
-        self.session = Some(setup.session.clone());
-        let assembly = setup.assembly;
-        // Downstream first, so that every edge leads to somebody who is there.
-        let order: Vec<NodeIx> = assembly.graph.of_scope(Scope::Turn).collect();
-        for ix in order.into_iter().rev() {
-            let Some(made) = assembly.node(ix, &self.hosts)? else {
-                continue;
-            };
-            let handle = Box::pin(ctx.spawn(made.spec, made.inputs, made.make)).await?;
-            self.hosts.add(ix, handle);
         }
-        self.hand_over(&assembly, &setup.user_text);
-        Ok(())
+        ctx.control_ref()
+            .send_reserved(TurnControl::Begin)
+            .map_err(|_| Failure::new("a new control lane has room"))
     }
 
     async fn on_control(
@@ -99,14 +107,15 @@ impl Actor for Turn {
         message: TurnControl,
     ) -> Result<(), Failure> {
         match message {
-            TurnControl::Cancel(reason) => {
+            TurnControl::Begin => Box::pin(self.begin(ctx)).await?,
+            TurnControl::Cancel { reason, at } => {
                 for handle in self.hosts.iter() {
-                    self.tell(handle, NodeControl::Cancel(reason));
+                    self.tell(handle, NodeControl::Cancel { reason, at });
                 }
             }
-            TurnControl::CancelNodes(nodes, reason) => {
+            TurnControl::CancelNodes { nodes, reason, at } => {
                 for handle in nodes.iter().filter_map(|ix| self.hosts.get(*ix)) {
-                    self.tell(handle, NodeControl::Cancel(reason));
+                    self.tell(handle, NodeControl::Cancel { reason, at });
                 }
             }
             TurnControl::CancelCall(invocation) => {
@@ -147,21 +156,9 @@ impl Actor for Turn {
             Verdict::Ended | Verdict::GaveUp => !exit.reason.is_orderly(),
             Verdict::Restarted { .. } | Verdict::Restarting { .. } => false,
         };
-        if gone && let Some(session) = &self.session {
-            let at = Monotonic::from_duration(ctx.clock().now());
+        if gone {
             let node = rspp_proto::NodeId::new(exit.name.as_str())?;
-            let message = SessionControl::Node {
-                turn: Some(self.number),
-                node,
-                at,
-                report: NodeReport::Failed {
-                    ending: Ending::NodeFailed,
-                    message: describe(&exit.reason),
-                },
-            };
-            if session.send_reserved(message).is_err() {
-                return Err(Failure::new("the session takes no report of a failed node"));
-            }
+            self.failed(ctx, node, describe(&exit.reason))?;
         }
         Ok(())
     }
@@ -172,6 +169,47 @@ fn describe(reason: &ExitReason) -> Arc<str> {
 }
 
 impl Turn {
+    /// Starts the nodes, downstream first, so that every edge leads to somebody who is there.
+    async fn begin(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
+        let Some(setup) = self.setup.take() else {
+            return Ok(());
+        };
+        let assembly = setup.assembly;
+        let order: Vec<NodeIx> = assembly.graph.hosts(Scope::Turn).collect();
+        for ix in order.into_iter().rev() {
+            if assembly.cancel.is_cancelled() {
+                return Ok(()); // Nobody waits for the rest.
+            }
+            let Some(made) = assembly.node(ix, &self.hosts)? else {
+                continue;
+            };
+            match Box::pin(ctx.spawn(made.spec, made.inputs, made.make)).await {
+                Ok(handle) => self.hosts.add(ix, handle),
+                Err(error) => {
+                    let node = assembly.graph.node(ix).id.clone();
+                    return self.failed(ctx, node, error.to_string().into());
+                }
+            }
+        }
+        self.hand_over(&assembly, &setup.user_text);
+        Ok(())
+    }
+
+    fn failed(&self, ctx: &Context<Self>, node: NodeId, message: Arc<str>) -> Result<(), Failure> {
+        let message = SessionControl::Node {
+            turn: Some(self.number),
+            node,
+            at: Monotonic::from_duration(ctx.clock().now()),
+            report: NodeReport::Failed {
+                ending: Ending::NodeFailed,
+                message,
+            },
+        };
+        self.session
+            .send_reserved(message)
+            .map_err(|_| Failure::new("the session takes no report of a failed node"))
+    }
+
     /// A control lane has a reserve for this; a host that has ended needs no cancel.
     fn tell(&self, handle: &HostHandle, message: NodeControl) {
         if handle.control.send_reserved(message).is_err() {

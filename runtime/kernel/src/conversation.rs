@@ -146,6 +146,15 @@ pub struct Conversation {
 }
 
 impl Conversation {
+    /// How many bytes of text it holds.
+    pub fn bytes(&self) -> usize {
+        self.iter()
+            .map(|said| match said {
+                Said::User { text } | Said::Agent { text, .. } => text.len(),
+            })
+            .sum()
+    }
+
     /// An empty conversation that keeps the newest `capacity` contributions, at least 2.
     pub fn new(capacity: usize) -> Self {
         Self {

@@ -191,6 +191,13 @@ impl Graph {
         })
     }
 
+    /// Those of them that have a host of their own: a stand-in lives in its primary's.
+    pub fn hosts(&self, scope: Scope) -> impl Iterator<Item = NodeIx> {
+        let stand_ins: Vec<NodeIx> = self.nodes.iter().filter_map(|node| node.fallback).collect();
+        self.of_scope(scope)
+            .filter(move |ix| !stand_ins.contains(ix))
+    }
+
     /// Where a node's output goes while it stands in for `primary`: its own edges if it has any,
     /// else the primary's.
     pub fn outputs_in_place_of(&self, standby: NodeIx, primary: NodeIx) -> &[EdgeIx] {

@@ -9,6 +9,8 @@ use rspp_provider_api::{AudioStream, LlmRequest, SttRequest, TtsRequest};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::memory::Share;
+
 /// Audio that may wait for a recogniser, in frames.
 const AUDIO_FRAMES: usize = 4_096;
 
@@ -24,6 +26,8 @@ pub(crate) struct Dictation {
     pub(crate) request: SttRequest,
     source: Option<Pin<Box<dyn Stream<Item = Bytes> + Send>>>,
     heard: Vec<Bytes>,
+    heard_bytes: usize,
+    share: Share,
     to: Option<mpsc::Sender<Bytes>>,
 }
 
@@ -54,11 +58,13 @@ impl CallRequest {
 }
 
 impl Dictation {
-    pub(crate) fn new(request: SttRequest, audio: AudioStream) -> Self {
+    pub(crate) fn new(request: SttRequest, audio: AudioStream, share: Share) -> Self {
         Self {
             request,
             source: Some(audio),
             heard: Vec::new(),
+            heard_bytes: 0,
+            share,
             to: None,
         }
     }
@@ -82,6 +88,8 @@ impl Dictation {
                 if let Some(to) = &self.to {
                     let _bounded = to.try_send(frame.clone());
                 }
+                self.heard_bytes += frame.len();
+                self.share.hold(self.heard_bytes);
                 self.heard.push(frame);
             }
             // Longer than anybody listens: the rest is not recognised.

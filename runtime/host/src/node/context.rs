@@ -10,10 +10,12 @@ use std::{
 };
 
 use rspp_actors::Clock;
-use rspp_kernel::{conversation::Said, edge::EdgeNotice, plan::Handoff, turn::Ending};
+use rspp_kernel::{
+    CancelReason, conversation::Said, edge::EdgeNotice, plan::Handoff, turn::Ending,
+};
 use rspp_proto::{
-    DebugNote, EdgeId, Epoch, Lane, Monotonic, NodeId, Payload, ProviderId, SampleIndex, SessionId,
-    SpeechMark, TurnNumber,
+    DebugNote, EdgeId, Epoch, Lane, Monotonic, NodeId, Payload, PipelineVersion, ProviderId,
+    SampleIndex, SessionId, SpeechMark, TurnNumber,
     spec::{Budgets, NodeSpec, TurnPolicy},
 };
 use rspp_provider_api::{
@@ -23,12 +25,13 @@ use rspp_timeline::HandoffAction;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    NodeError,
+    Hook, NodeError,
     call::{CallRequest, Dictation},
 };
 use crate::{
     circuits::CallRules,
     event::{CallEnd, CallKey, Event, Stamp, Tags},
+    memory::{Meter, Share},
     observe::Observers,
 };
 
@@ -69,6 +72,10 @@ pub struct NodeSettings {
     pub(crate) observers: Arc<Observers>,
     /// What its events and calls were numbered up to.
     pub(crate) numbers: Arc<Numbers>,
+    /// The pipeline that the session runs.
+    pub pipeline_version: PipelineVersion,
+    /// What the session holds in memory.
+    pub(crate) memory: Arc<Meter>,
 }
 
 /// How far the events and calls of a place in the graph are numbered. Whoever stands there goes on
@@ -223,6 +230,39 @@ pub enum NodeReport {
     },
     /// A handler took longer than the node's budget.
     OverBudget,
+    /// A handler of a node that listens was given up; the node is made anew (P16).
+    Hung {
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// A cancel has arrived, and what the node was doing has ended (F-036).
+    CancelAcknowledged {
+        /// Why it was cancelled.
+        reason: CancelReason,
+        /// From the cancel to here.
+        after: Duration,
+        /// Whether the node had to be forced.
+        is_forced: bool,
+    },
+    /// The node was deaf to a cancel, or to the end of its turn, and was cut off (F-037).
+    ForceStopped {
+        /// The grace that it did not use.
+        after: Duration,
+    },
+    /// A hook failed, or took too long (F-012).
+    HookFailed {
+        /// Which.
+        hook: Hook,
+        /// What happened.
+        message: Arc<str>,
+    },
+    /// The node could not deal with an event and goes on without it (F-132).
+    DeadLetter {
+        /// The event.
+        event: Box<Event>,
+        /// Why.
+        reason: Arc<str>,
+    },
     /// The node's standby goes on in its place (F-007, F-133).
     TookOver {
         /// The node that goes on.
@@ -253,6 +293,7 @@ pub struct NodeContext {
     cancel: CancellationToken,
     wake_at: Option<Monotonic>,
     settled: usize,
+    share: Share,
     pub(crate) emitted: VecDeque<Event>,
     pub(crate) asked: VecDeque<Ask>,
 }
@@ -261,6 +302,7 @@ impl NodeContext {
     /// A context for a node; `cancel` fires when its work is no longer wanted.
     pub(crate) fn new(settings: NodeSettings, clock: Clock, cancel: CancellationToken) -> Self {
         Self {
+            share: Share::of(&settings.memory),
             settings,
             clock,
             cancel,
@@ -291,10 +333,20 @@ impl NodeContext {
         &self.cancel
     }
 
+    /// Says how many bytes the node keeps by itself: the runtime sees what waits for it, but not what
+    /// it holds. Cheap enough to say for each frame (P19).
+    pub fn hold(&mut self, bytes: usize) {
+        self.share.hold(bytes);
+    }
+
     /// Says that the oldest text that it was given is dealt with: should the node fail, its standby
     /// need not be told it again.
     pub fn settle_input(&mut self) {
         self.settled += 1;
+    }
+
+    pub(crate) fn renew_cancellation(&mut self, cancel: CancellationToken) {
+        self.cancel = cancel;
     }
 
     pub(crate) fn take_settled(&mut self) -> usize {
@@ -369,7 +421,9 @@ impl NodeContext {
 
     /// Calls a recogniser; the answer arrives at `on_chunk`, then `on_call_end`.
     pub fn transcribe(&mut self, request: SttRequest, audio: AudioStream) -> CallKey {
-        self.call(CallRequest::Stt(Box::new(Dictation::new(request, audio))))
+        let share = Share::of(&self.settings.memory);
+        let dictation = Dictation::new(request, audio, share);
+        self.call(CallRequest::Stt(Box::new(dictation)))
     }
 
     /// Calls a language model.

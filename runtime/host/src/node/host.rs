@@ -6,11 +6,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    future::Future,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,13 +24,15 @@ use rspp_kernel::{
 use rspp_proto::{
     EdgeId, EventType, InvocationId, Monotonic, Payload,
     abi::CancelMode,
-    spec::{NodeKind, PressureAction},
+    spec::{ErrorAction, NodeKind, PressureAction},
 };
 use tokio::time::Instant;
 
 use super::{
-    CallRequest, EdgeReport, Inputs, Node, NodeContext, NodeError, NodeReport, NodeSettings, Step,
+    CallRequest, EdgeReport, Hook, Inputs, Node, NodeContext, NodeError, NodeReport, NodeSettings,
+    Step, Succession,
     context::Ask,
+    handler::{Handled, Watch, finish, guarded},
 };
 use crate::{
     event::{Arrival, CallKey, Event, Port},
@@ -44,13 +42,19 @@ use crate::{
     overhead::Overhead,
     pulse::Pulse,
     session::SessionControl,
+    watchdog::Watched,
 };
 
 /// What a node host is told by its supervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NodeControl {
     /// Drop what you are doing, abort your calls, forget what waits.
-    Cancel(CancelReason),
+    Cancel {
+        /// Why.
+        reason: CancelReason,
+        /// When the cancel was accepted.
+        at: Monotonic,
+    },
     /// Give up this provider call, if it is yours; what it has brought so far stands.
     CancelCall(InvocationId),
     /// The turn has gone mute: if a handler is waiting, it hangs, and is given up.
@@ -89,22 +93,8 @@ pub(crate) struct OutEdge {
     pub(crate) max_queue_time: Duration,
 }
 
-/// The node that takes over when one fails (F-007, F-133).
-#[derive(Clone)]
-pub(crate) struct Standby {
-    pub(crate) settings: NodeSettings,
-    pub(crate) make: NodeMaker,
-    pub(crate) outputs: Vec<OutEdge>,
-}
-
-/// Text that a node was given and has not settled; what its standby is told again.
-pub(crate) type Journal = Arc<Mutex<VecDeque<Arrival>>>;
-
 /// Why a standby takes over from a node that cannot keep up.
 pub(crate) const PRESSURE: &str = "edge_watermark_high";
-
-/// Texts kept for a standby; a node that leaves more unsettled cannot be stood in for.
-const JOURNAL: usize = 256;
 
 /// Makes a node; called again if it has to be restarted.
 pub(crate) type NodeMaker = Arc<dyn Fn() -> Box<dyn Node> + Send + Sync>;
@@ -123,28 +113,28 @@ pub(crate) struct NodeSetup {
     pub(crate) overhead: Arc<Overhead>,
     /// What the session measures, if it does, and this node's own.
     pub(crate) meters: Option<(Arc<Meters>, Arc<NodeMeter>)>,
-    /// Fires when the session, turn or node is cancelled.
+    pub(crate) watched: Arc<Watched>,
+    /// Fires when the session or turn is cancelled.
     pub(crate) cancel: CancellationToken,
     /// The edges that lead here, by port; for what they have to report.
     pub(crate) input_edges: Arc<[EdgeId]>,
     /// Whether one of them holds partial results back.
     pub(crate) coalesces: bool,
-    pub(crate) standby: Option<Standby>,
-    /// How many times the host was started.
-    pub(crate) lives: Arc<AtomicU32>,
-    pub(crate) journal: Journal,
     pub(crate) pulse: Arc<Pulse>,
+    pub(crate) succession: Succession,
 }
 
 /// The actor.
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "four facts about the host that hold independently of each other"
+    reason = "facts about the host that hold independently of each other"
 )]
 pub(crate) struct NodeHost {
-    setup: NodeSetup,
-    node: Box<dyn Node>,
-    cx: NodeContext,
+    pub(super) setup: NodeSetup,
+    pub(super) node: Box<dyn Node>,
+    pub(super) cx: NodeContext,
+    /// Fires when what the node is doing is no longer wanted; a new one after each cancel.
+    pub(super) work: CancellationToken,
     /// Calls whose answers are still wanted.
     calls: BTreeMap<CallKey, Running>,
     /// Control messages that came while a handler ran and did not stop it.
@@ -162,7 +152,9 @@ pub(crate) struct NodeHost {
     under_pressure: bool,
     /// Whether text of the model was passed on: that cannot be said again by another.
     said: bool,
-    ended: bool,
+    /// Whether the node was force-stopped by the cancel at hand.
+    is_forced: bool,
+    pub(super) ended: bool,
 }
 
 struct Running {
@@ -171,19 +163,20 @@ struct Running {
     cancel: CancellationToken,
 }
 
-/// What a handler came to.
-enum Handled {
-    Done(Result<(), NodeError>),
-    /// A cancel came first.
-    Dropped,
-}
-
 impl NodeHost {
-    pub(crate) fn new(setup: NodeSetup) -> Self {
-        let cx = NodeContext::new(setup.settings.clone(), setup.clock, setup.cancel.clone());
+    pub(crate) fn new(mut setup: NodeSetup) -> Self {
+        // An incarnation after a crash goes on as whoever ran then.
+        if let Some(standby) = setup.succession.clone().current() {
+            setup.settings = standby.settings.clone();
+            setup.make = Arc::clone(&standby.make);
+            setup.outputs.clone_from(&standby.outputs);
+        }
+        let work = setup.cancel.child_token();
+        let cx = NodeContext::new(setup.settings.clone(), setup.clock, work.clone());
         Self {
             node: (setup.make)(),
             cx,
+            work,
             setup,
             calls: BTreeMap::new(),
             deferred: VecDeque::new(),
@@ -194,6 +187,7 @@ impl NodeHost {
             replay: VecDeque::new(),
             under_pressure: false,
             said: false,
+            is_forced: false,
             ended: false,
         }
     }
@@ -212,25 +206,10 @@ impl NodeHost {
         }
     }
 
-    /// Tells the session. A session that has ended needs no report; one whose control lane is
-    /// exhausted must not miss one silently: this host fails instead (design §4).
-    fn report(&mut self, report: NodeReport) {
-        let last_words = matches!(report, NodeReport::Failed { .. });
-        let message = SessionControl::Node {
-            turn: self.setup.settings.turn,
-            node: self.setup.settings.node().clone(),
-            at: self.cx.now(),
-            report,
-        };
-        let sent = if last_words {
-            self.setup.session.send_reserved(message)
-        } else {
-            self.setup.session.send(message)
-        };
-        match sent {
-            Ok(()) | Err(ControlRefused::Closed(_)) => {}
-            Err(ControlRefused::Overflow(_)) => self.unheard = true,
-        }
+    /// Tells the session. One whose control lane is exhausted must not miss a report silently: this
+    /// host fails instead (design §4).
+    pub(super) fn report(&mut self, report: NodeReport) {
+        self.unheard |= !self.setup.tell(report);
     }
 
     /// Hands an arrival to the node and does what follows from it.
@@ -241,54 +220,69 @@ impl NodeHost {
         if !self.is_wanted() {
             return Ok(()); // The turn is dead: nothing that waits for it is worth doing.
         }
-        self.note(&arrival);
+        self.setup.succession.note(&arrival);
         let began = self.began(&arrival);
         self.taken = self.taken.wrapping_add(1);
         let whole = Overhead::sample(self.taken);
         let soft = self.is_soft();
+        let letter = self.letter(&arrival);
+        let beat = self.setup.watched.enter();
         let step = match arrival {
-            Arrival::Event { port, event, .. } => self.node.on_event(&mut self.cx, port, event),
+            Arrival::Event { port, event, .. } => {
+                let (node, cx) = (&mut self.node, &mut self.cx);
+                if letter.is_some() {
+                    guarded(move || node.on_event(cx, port, event))
+                } else {
+                    Ok(node.on_event(cx, port, event))
+                }
+            }
             Arrival::Chunk { call, chunk } => {
                 if !self.calls.contains_key(&call) {
                     return Ok(()); // Of a call that was given up.
                 }
-                self.node.on_chunk(&mut self.cx, call, chunk)
+                Ok(self.node.on_chunk(&mut self.cx, call, chunk))
             }
             Arrival::CallEnded { call, end } => {
                 if self.calls.remove(&call).is_none() {
                     return Ok(());
                 }
-                self.node.on_call_end(&mut self.cx, call, end)
+                Ok(self.node.on_call_end(&mut self.cx, call, end))
             }
             Arrival::Break { port, reason } => {
                 self.node.on_break(&mut self.cx, port, reason);
-                Step::OK
+                Ok(Step::OK)
             }
         };
+        drop(beat);
         // Only what ran straight through is measured: waiting is not the runtime's own cost.
-        let at_once = matches!(step, Step::Done(_));
+        let at_once = matches!(step, Ok(Step::Done(_)));
         let own = match &step {
-            Step::Done(_) => whole.map(|watch| (watch, watch.elapsed())),
-            Step::Wait(_) => None,
+            Ok(Step::Done(_)) => whole.map(|watch| (watch, watch.elapsed())),
+            Ok(Step::Wait(_) | Step::Work(_)) | Err(_) => None,
         };
-        let budget = self.setup.settings.budget;
-        // With somebody to take over, a budget is a limit (F-007); without, it is only told.
-        let limited = self.setup.standby.is_some() && !self.said;
-        if let Step::Wait(_) = step {
+        if let Ok(Step::Wait(_) | Step::Work(_)) = step {
             let now = Monotonic::from_duration(self.setup.clock.now());
-            self.setup.pulse.waits(now, budget);
+            self.setup.pulse.waits(now, self.setup.settings.budget);
         }
-        let (handled, overrun) = finish(step, ctx, &mut self.deferred, budget, limited, soft).await;
-        if overrun {
-            self.node.on_budget_exhausted(&mut self.cx);
-            self.report(NodeReport::OverBudget);
+        let watch = Watch {
+            setup: &self.setup,
+            token: &self.work,
+            is_limited: !self.said && self.setup.succession.has_next(),
+            is_guarded: letter.is_some(),
+            is_soft: soft,
+        };
+        let (handled, overran) = finish(step, ctx, &mut self.deferred, watch).await;
+        if overran {
+            Box::pin(self.notify(ctx, Hook::BudgetExhausted)).await;
         }
         self.waited = false;
-        self.conclude(ctx, handled).await?;
+        self.conclude(ctx, handled, letter).await?;
         // Under load the lanes are never empty: what edges have to say must not wait for that.
         if !at_once || self.waited {
             self.report_edges(ctx);
-            self.relieve(ctx);
+            if self.under_pressure {
+                Box::pin(self.relieve(ctx)).await;
+            }
         }
         if let Some((_, meter)) = &self.setup.meters
             && let Some(began) = began
@@ -333,9 +327,28 @@ impl NodeHost {
             .debug("taken", &[("what", &what), ("number", &number)]);
     }
 
+    /// What goes to the dead-letter stream if the node cannot deal with it (F-132).
+    fn letter(&self, arrival: &Arrival) -> Option<Box<Event>> {
+        match (self.setup.settings.spec.on_error, arrival) {
+            (ErrorAction::DeadLetter, Arrival::Event { event, .. }) => {
+                Some(Box::new(event.clone()))
+            }
+            (
+                ErrorAction::DeadLetter,
+                Arrival::Chunk { .. } | Arrival::CallEnded { .. } | Arrival::Break { .. },
+            )
+            | (ErrorAction::Abort, _) => None,
+        }
+    }
+
     /// After any handler: what it asked for is done, what it emitted is sent, what came meanwhile
     /// is heard.
-    async fn conclude(&mut self, ctx: &mut Context<Self>, handled: Handled) -> Result<(), Failure> {
+    async fn conclude(
+        &mut self,
+        ctx: &mut Context<Self>,
+        handled: Handled,
+        letter: Option<Box<Event>>,
+    ) -> Result<(), Failure> {
         match handled {
             Handled::Done(Ok(())) => {
                 if self.carry_out_at_once(ctx) {
@@ -345,13 +358,15 @@ impl NodeHost {
                 } else {
                     Box::pin(self.carry_out(ctx)).await;
                 }
-                self.forget_settled();
+                let settled = self.cx.take_settled();
+                if settled > 0 {
+                    self.setup.succession.settle(settled);
+                }
             }
-            Handled::Done(Err(error)) => self.fail(ctx, &error),
-            Handled::Dropped => {}
+            trouble => Box::pin(self.face(ctx, trouble, letter)).await?,
         }
         while let Some(message) = self.deferred.pop_front() {
-            self.obey(ctx, message);
+            Box::pin(self.obey(ctx, message)).await;
         }
         self.arm(ctx);
         if self.unheard {
@@ -360,10 +375,57 @@ impl NodeHost {
         Ok(())
     }
 
-    fn fail(&mut self, ctx: &mut Context<Self>, error: &NodeError) {
+    /// After a handler that did not end well: what it asked for is not done.
+    async fn face(
+        &mut self,
+        ctx: &mut Context<Self>,
+        trouble: Handled,
+        letter: Option<Box<Event>>,
+    ) -> Result<(), Failure> {
+        match trouble {
+            Handled::Done(Ok(())) | Handled::Cancelled => {}
+            Handled::Done(Err(error)) => match letter {
+                Some(event) => self.bury(event, &error.message),
+                None => self.fail(ctx, &error).await,
+            },
+            Handled::Panicked(message) => {
+                if let Some(event) = letter {
+                    self.bury(event, &format!("panicked: {message}"));
+                }
+                // Its state is not to be trusted, not even for its end.
+                self.ended = true;
+                self.renew(ctx).await;
+            }
+            Handled::Deaf(after) => {
+                self.is_forced = true;
+                self.report(NodeReport::ForceStopped { after });
+            }
+            Handled::Hung(after) => {
+                self.report(NodeReport::Hung { after });
+                let hung = format!("a handler hung for {} ms", after.as_millis());
+                return Err(Failure::new(hung));
+            }
+        }
+        Ok(())
+    }
+
+    /// The node goes on without this event (F-132).
+    fn bury(&mut self, event: Box<Event>, reason: &str) {
+        self.forget_wishes();
+        self.report(NodeReport::DeadLetter {
+            event,
+            reason: reason.into(),
+        });
+    }
+
+    fn forget_wishes(&mut self) {
         self.cx.emitted.clear();
         self.cx.asked.clear();
-        if self.take_over(ctx, &error.message) {
+    }
+
+    async fn fail(&mut self, ctx: &mut Context<Self>, error: &NodeError) {
+        self.forget_wishes();
+        if self.take_over(ctx, &error.message).await {
             return;
         }
         let ending = if error.provider {
@@ -377,58 +439,57 @@ impl NodeHost {
         });
     }
 
-    /// Lets the standby go on with what was not settled; `false` if there is none or it is too late.
-    fn take_over(&mut self, ctx: &mut Context<Self>, reason: &str) -> bool {
-        if self.said {
-            return false;
-        }
-        let Some(standby) = self.setup.standby.take() else {
-            return false;
-        };
-        let calls: Vec<_> = self.calls.keys().copied().collect();
-        for call in calls {
-            self.abort(ctx, call);
-        }
-        self.report(NodeReport::TookOver {
-            standby: standby.settings.node().clone(),
-            reason: reason.into(),
-        });
-        self.setup.settings = standby.settings;
-        self.setup.outputs = standby.outputs;
-        self.node = (standby.make)();
-        self.cx = NodeContext::new(
-            self.setup.settings.clone(),
-            self.setup.clock,
-            self.setup.cancel.clone(),
-        );
-        self.replay = {
-            let mut journal = self
-                .setup
-                .journal
-                .lock()
-                .expect("no code panics while locked");
-            std::mem::take(&mut *journal)
-        };
-        match self.begin() {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(node = %self.setup.settings.node(), %error, "the standby fails too");
-                self.replay.clear();
-                false
+    /// Lets the next standby go on with what was not settled; `false` if there is none or it is too
+    /// late.
+    async fn take_over(&mut self, ctx: &mut Context<Self>, reason: &str) -> bool {
+        let succession = self.setup.succession.clone();
+        let mut reason: Arc<str> = reason.into();
+        while let Some(standby) = succession.advance() {
+            self.abort_all(ctx);
+            self.end_node(ctx).await;
+            self.report(NodeReport::TookOver {
+                standby: standby.settings.node().clone(),
+                reason,
+            });
+            self.setup.settings = standby.settings.clone();
+            self.setup.outputs.clone_from(&standby.outputs);
+            self.setup.make = Arc::clone(&standby.make);
+            match self.make_anew(ctx).await {
+                Ok(()) => {
+                    self.replay = succession.take_journal();
+                    return true;
+                }
+                Err(error) => reason = error.message.into(),
             }
+        }
+        false
+    }
+
+    /// A new node in place of one that had to be stopped.
+    async fn renew(&mut self, ctx: &mut Context<Self>) {
+        self.abort_all(ctx);
+        self.end_node(ctx).await;
+        if let Err(error) = self.make_anew(ctx).await {
+            self.fail(ctx, &error).await;
         }
     }
 
     /// Hands over to the standby, if an edge that leads here asked for it (F-144).
-    fn relieve(&mut self, ctx: &mut Context<Self>) {
+    async fn relieve(&mut self, ctx: &mut Context<Self>) {
         if std::mem::take(&mut self.under_pressure) {
-            let _nobody_stands_by = self.take_over(ctx, PRESSURE);
+            let _nobody_stands_by = self.take_over(ctx, PRESSURE).await;
         }
     }
 
-    fn begin(&mut self) -> Result<(), NodeError> {
-        self.node.init(&mut self.cx)?;
-        self.node.start(&mut self.cx)
+    async fn make_anew(&mut self, ctx: &mut Context<Self>) -> Result<(), NodeError> {
+        self.node = (self.setup.make)();
+        self.ended = false;
+        self.cx = NodeContext::new(
+            self.setup.settings.clone(),
+            self.setup.clock,
+            self.work.clone(),
+        );
+        self.begin(ctx).await
     }
 
     /// Tells the standby what its predecessor had been told.
@@ -437,37 +498,6 @@ impl NodeHost {
             self.take(ctx, arrival).await?;
         }
         Ok(())
-    }
-
-    fn note(&self, arrival: &Arrival) {
-        if self.setup.standby.is_none() {
-            return;
-        }
-        if let Arrival::Event { event, .. } = arrival
-            && matches!(event.payload, Payload::Text(_) | Payload::TextEnd)
-        {
-            let mut journal = self
-                .setup
-                .journal
-                .lock()
-                .expect("no code panics while locked");
-            if journal.len() < JOURNAL {
-                journal.push_back(arrival.clone());
-            }
-        }
-    }
-
-    fn forget_settled(&mut self) {
-        let settled = self.cx.take_settled();
-        if settled > 0 {
-            let mut journal = self
-                .setup
-                .journal
-                .lock()
-                .expect("no code panics while locked");
-            let settled = settled.min(journal.len());
-            journal.drain(..settled);
-        }
     }
 
     /// Does what the handler asked for, up to a call that has to be started; `false` if there is one.
@@ -498,7 +528,7 @@ impl NodeHost {
     }
 
     async fn call(&mut self, ctx: &mut Context<Self>, key: CallKey, request: CallRequest) {
-        let cancel = self.setup.cancel.child_token();
+        let cancel = self.work.child_token();
         let site = CallSite {
             key,
             settings: self.setup.settings.clone(),
@@ -524,7 +554,7 @@ impl NodeHost {
                 let actor = handle.id;
                 self.calls.insert(key, Running { actor, id, cancel });
             }
-            Err(error) => self.fail(ctx, &NodeError::new(error.to_string())),
+            Err(error) => Box::pin(self.fail(ctx, &NodeError::new(error.to_string()))).await,
         }
     }
 
@@ -532,6 +562,13 @@ impl NodeHost {
         if let Some(running) = self.calls.remove(&call) {
             running.cancel.cancel();
             ctx.stop_child_soon(running.actor, "aborted");
+        }
+    }
+
+    fn abort_all(&mut self, ctx: &mut Context<Self>) {
+        let calls: Vec<_> = self.calls.keys().copied().collect();
+        for call in calls {
+            self.abort(ctx, call);
         }
     }
 
@@ -580,7 +617,10 @@ impl NodeHost {
             if let Some(copy) = copy.take() {
                 self.show(copy, true);
             }
-            self.said |= self.setup.settings.spec.kind == NodeKind::Llm;
+            if !self.said && self.setup.settings.spec.kind == NodeKind::Llm {
+                self.said = true;
+                self.setup.succession.said();
+            }
             if route.is_choice() {
                 self.report(NodeReport::Routed {
                     edge: self.setup.graph.edge(route.edge).id.clone(),
@@ -624,6 +664,7 @@ impl NodeHost {
         if !routed
             && let Some(event) = event
             && is_telemetry(&event.payload)
+            && !self.setup.settings.memory.is_tight()
         {
             self.show(event, false);
         }
@@ -712,7 +753,7 @@ impl NodeHost {
         turn.is_some_and(|turn| self.setup.fence.was_held(turn))
     }
 
-    fn obey(&mut self, ctx: &mut Context<Self>, message: NodeControl) {
+    async fn obey(&mut self, ctx: &mut Context<Self>, message: NodeControl) {
         match message {
             NodeControl::Sync(port, torn) => {
                 ctx.with_data(|inputs| torn.apply(inputs, port));
@@ -726,30 +767,39 @@ impl NodeHost {
             }
             // Nothing hangs any more.
             NodeControl::Unstick => {}
-            NodeControl::Cancel(reason) if self.is_soft() => {
+            NodeControl::Cancel { reason, at: _ } if self.is_soft() => {
                 ctx.with_data(Inputs::clear_edges);
                 self.node.on_soft_cancel(&mut self.cx, reason);
             }
-            NodeControl::Cancel(reason) => {
-                let calls: Vec<_> = self.calls.keys().copied().collect();
-                for call in calls {
-                    self.abort(ctx, call);
-                }
-                self.cx.emitted.clear();
-                self.cx.asked.clear();
+            NodeControl::Cancel { reason, at } => {
+                self.work.cancel();
+                self.abort_all(ctx);
+                self.forget_wishes();
                 ctx.with_data(Inputs::clear);
+                self.setup.succession.forget();
                 if reason == CancelReason::BargeIn {
-                    self.node.on_barge_in(&mut self.cx);
+                    self.notify(ctx, Hook::BargeIn).await;
                 }
-                self.node.on_cancel(&mut self.cx, reason);
+                self.notify(ctx, Hook::Cancel(reason)).await;
                 if let Some((meters, meter)) = &self.setup.meters
                     && let Some(took) = meters.since_cancel(self.cx.now())
                 {
                     meter.let_go(took);
                 }
                 // Nothing that a hook of a cancelled node emits is anybody's business.
-                self.cx.emitted.clear();
-                self.cx.asked.clear();
+                self.forget_wishes();
+                self.work = self.setup.cancel.child_token();
+                self.cx.renew_cancellation(self.work.clone());
+                let is_forced = std::mem::take(&mut self.is_forced);
+                self.report(NodeReport::CancelAcknowledged {
+                    reason,
+                    after: self.cx.now().since(at),
+                    is_forced,
+                });
+                // What was cut off where it stood is not to be trusted with more work.
+                if is_forced && self.is_wanted() {
+                    self.renew(ctx).await;
+                }
             }
         }
     }
@@ -793,9 +843,9 @@ impl NodeHost {
 
 impl NodeControl {
     /// Whether a handler that waits is dropped for it.
-    fn stops(&self, soft: bool) -> bool {
+    pub(super) fn stops(&self, soft: bool) -> bool {
         match self {
-            Self::Cancel(_) => !soft,
+            Self::Cancel { .. } => !soft,
             Self::CancelCall(_) | Self::Unstick | Self::Sync(..) => false,
         }
     }
@@ -821,59 +871,25 @@ fn is_telemetry(payload: &Payload) -> bool {
     }
 }
 
-/// Sees a handler through. Says whether it took longer than `budget`; if that is a limit, the handler
-/// is given up then.
-async fn finish(
-    step: Step<'_>,
-    ctx: &mut Context<NodeHost>,
-    deferred: &mut VecDeque<NodeControl>,
-    budget: Duration,
-    limited: bool,
-    soft: bool,
-) -> (Handled, bool) {
-    match step {
-        Step::Done(outcome) => (Handled::Done(outcome), false),
-        Step::Wait(work) => Box::pin(preemptible(work, ctx, deferred, budget, limited, soft)).await,
-    }
-}
-
-/// Runs a handler's future until it is done or a cancel comes; other control messages are kept for
-/// after it. Says whether it took longer than `budget`, which may be the longest it is waited for.
-async fn preemptible(
-    work: impl Future<Output = Result<(), NodeError>>,
-    ctx: &mut Context<NodeHost>,
-    deferred: &mut VecDeque<NodeControl>,
-    budget: Duration,
-    limited: bool,
-    soft: bool,
-) -> (Handled, bool) {
-    tokio::pin!(work);
-    let began = Instant::now();
-    let stopped = ctx.cancellation().clone();
-    loop {
-        tokio::select! {
-            biased;
-            () = ctx.control_arrived() => {
-                while let Some(message) = ctx.try_control() {
-                    deferred.push_back(message);
-                }
-                if deferred.iter().any(|message| message.stops(soft)) {
-                    return (Handled::Dropped, false);
-                }
-                if deferred.contains(&NodeControl::Unstick) {
-                    let hangs = NodeError::new("a handler hangs");
-                    return (Handled::Done(Err(hangs)), true);
-                }
-            }
-            // Asked to stop: what the handler waits for is nobody's business any more.
-            () = stopped.cancelled() => return (Handled::Dropped, false),
-            outcome = &mut work => {
-                return (Handled::Done(outcome), began.elapsed() > budget);
-            }
-            () = tokio::time::sleep_until(began + budget), if limited => {
-                let late = NodeError::new("a handler took longer than the node's budget");
-                return (Handled::Done(Err(late)), true);
-            }
+impl NodeSetup {
+    /// Tells the session; `false` if its control lane is exhausted. One that has ended needs no
+    /// report.
+    pub(super) fn tell(&self, report: NodeReport) -> bool {
+        let last_words = matches!(report, NodeReport::Failed { .. });
+        let message = SessionControl::Node {
+            turn: self.settings.turn,
+            node: self.settings.node().clone(),
+            at: Monotonic::from_duration(self.clock.now()),
+            report,
+        };
+        let sent = if last_words {
+            self.session.send_reserved(message)
+        } else {
+            self.session.send(message)
+        };
+        match sent {
+            Ok(()) | Err(ControlRefused::Closed(_)) => true,
+            Err(ControlRefused::Overflow(_)) => false,
         }
     }
 }
@@ -885,12 +901,24 @@ impl Actor for NodeHost {
     const KIND: &'static str = "node-host";
 
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
-        let lives = self.setup.lives.fetch_add(1, Ordering::Relaxed);
-        if lives == 0 || !self.take_over(ctx, "its node host crashed") {
-            self.begin()?;
-        }
+        let is_first = self.setup.succession.begin_life();
         Box::pin(async {
-            self.conclude(ctx, Handled::Done(Ok(()))).await?;
+            let took_over = if is_first {
+                false
+            } else {
+                // The node that crashed was not this one, and needs no stop.
+                self.ended = true;
+                let took_over = self.take_over(ctx, "its node host crashed").await;
+                self.ended = false;
+                took_over
+            };
+            if !took_over
+                && let Err(error) = self.begin(ctx).await
+                && !self.take_over(ctx, &error.message).await
+            {
+                return Err(error.into());
+            }
+            self.conclude(ctx, Handled::Done(Ok(())), None).await?;
             self.catch_up(ctx).await
         })
         .await
@@ -901,7 +929,7 @@ impl Actor for NodeHost {
         ctx: &mut Context<Self>,
         message: NodeControl,
     ) -> Result<(), Failure> {
-        self.obey(ctx, message);
+        Box::pin(self.obey(ctx, message)).await;
         self.arm(ctx);
         Ok(())
     }
@@ -920,11 +948,22 @@ impl Actor for NodeHost {
             self.arm(ctx);
             return Ok(());
         }
-        let budget = self.setup.settings.budget;
         let soft = self.is_soft();
+        let beat = self.setup.watched.enter();
         let step = self.node.on_wake(&mut self.cx);
-        let (handled, _) = finish(step, ctx, &mut self.deferred, budget, false, soft).await;
-        self.conclude(ctx, handled).await?;
+        drop(beat);
+        let watch = Watch {
+            setup: &self.setup,
+            token: &self.work,
+            is_limited: false,
+            is_guarded: false,
+            is_soft: soft,
+        };
+        let (handled, overran) = finish(Ok(step), ctx, &mut self.deferred, watch).await;
+        if overran {
+            Box::pin(self.notify(ctx, Hook::BudgetExhausted)).await;
+        }
+        self.conclude(ctx, handled, None).await?;
         Box::pin(self.catch_up(ctx)).await
     }
 
@@ -952,7 +991,9 @@ impl Actor for NodeHost {
 
     async fn on_drained(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         self.report_edges(ctx);
-        self.relieve(ctx);
+        if self.under_pressure {
+            Box::pin(self.relieve(ctx)).await;
+        }
         if self.setup.coalesces {
             self.arm(ctx);
         }
@@ -965,13 +1006,9 @@ impl Actor for NodeHost {
     async fn stopped(&mut self, ctx: &mut Context<Self>, _reason: &ExitReason) {
         // A cancel that came just before is still to be told (F-012).
         while let Some(message) = ctx.try_control() {
-            self.obey(ctx, message);
+            self.obey(ctx, message).await;
         }
-        if !self.ended {
-            self.ended = true;
-            self.node.stop(&mut self.cx);
-            self.cx.emitted.clear();
-        }
+        self.end_node(ctx).await;
         self.report_edges(ctx);
     }
 }

@@ -14,6 +14,7 @@ use rspp_proto::{
 
 use crate::{
     event::{Arrival, Keys, Port, Queued, lane_of},
+    memory::Share,
     meters::EdgeMeter,
 };
 
@@ -31,6 +32,8 @@ pub struct Inputs {
     chunks: VecDeque<Arrival>,
     chunks_full: bool,
     chunks_taken: usize,
+    chunk_bytes: usize,
+    share: Share,
 }
 
 /// An edge that leads to a node.
@@ -103,6 +106,10 @@ impl Input {
         self.data.len() + self.telemetry.as_ref().map_or(0, |buffer| buffer.len())
     }
 
+    fn bytes(&self) -> usize {
+        self.data.bytes() + self.telemetry.as_ref().map_or(0, |buffer| buffer.bytes())
+    }
+
     fn has_notices(&self) -> bool {
         self.data.has_notices() || self.telemetry.as_ref().is_some_and(|b| b.has_notices())
     }
@@ -110,8 +117,9 @@ impl Input {
 
 impl Inputs {
     /// Buffers for edges, in port order, whose senders are held back by `flow`.
-    pub fn new<'a>(
+    pub(crate) fn new<'a>(
         clock: Clock,
+        share: Share,
         flow: FlowMode,
         edges: impl IntoIterator<Item = InputEdge<'a>>,
     ) -> Self {
@@ -125,7 +133,35 @@ impl Inputs {
             chunks: VecDeque::new(),
             chunks_full: false,
             chunks_taken: 0,
+            chunk_bytes: 0,
+            share,
         }
+    }
+
+    /// Lets the session's account know what waits here.
+    fn account(&mut self) {
+        let events: usize = self.edges.iter().map(Input::bytes).sum();
+        self.share.hold(events + self.chunk_bytes);
+    }
+
+    fn pop_chunk(&mut self) -> Option<Arrival> {
+        let chunk = self.chunks.pop_front()?;
+        self.chunk_bytes = self.chunk_bytes.saturating_sub(chunk.bytes());
+        Some(chunk)
+    }
+
+    fn pop_next(&mut self, now: Monotonic) -> Option<Arrival> {
+        // Answers before questions: they are what the node is waiting for.
+        if self.chunks_taken < CHUNKS_IN_A_ROW
+            && let Some(chunk) = self.pop_chunk()
+        {
+            self.chunks_taken += 1;
+            return Some(chunk);
+        }
+        self.chunks_taken = 0;
+        self.pop_data(now)
+            .or_else(|| self.pop_chunk())
+            .or_else(|| self.pop_telemetry(now))
     }
 
     fn now(&self) -> Monotonic {
@@ -136,13 +172,15 @@ impl Inputs {
     pub fn clear(&mut self) -> u64 {
         let chunks = self.chunks.len() as u64;
         self.chunks.clear();
+        self.chunk_bytes = 0;
         self.clear_edges() + chunks
     }
 
     /// Forgets the events that wait, but nothing of the answers to the node's own calls.
     pub fn clear_edges(&mut self) -> u64 {
         let now = self.now();
-        self.edges
+        let events = self
+            .edges
             .iter_mut()
             .map(|edge| {
                 let telemetry = edge.telemetry.as_mut().map_or(0, |b| b.clear(now));
@@ -150,7 +188,9 @@ impl Inputs {
                 edge.measure();
                 data + telemetry
             })
-            .sum()
+            .sum();
+        self.account();
+        events
     }
 
     /// Whether an edge has something to report.
@@ -271,6 +311,7 @@ impl Buffer for Inputs {
                     Some(_) | None => edge.data.send(now, queued, patience),
                 };
                 edge.measure();
+                self.account();
                 match offered {
                     Offered::Queued | Offered::Merged => Offer::Queued,
                     Offered::Displaced(older) => Offer::Displaced(returned(port, older)),
@@ -284,7 +325,9 @@ impl Buffer for Inputs {
                 if self.chunks_full {
                     Offer::Full(chunk)
                 } else {
+                    self.chunk_bytes += chunk.bytes();
                     self.chunks.push_back(chunk);
+                    self.account();
                     Offer::Queued
                 }
             }
@@ -298,17 +341,9 @@ impl Buffer for Inputs {
 
     fn pop(&mut self) -> Option<Arrival> {
         let now = self.now();
-        // Answers before questions: they are what the node is waiting for.
-        if self.chunks_taken < CHUNKS_IN_A_ROW
-            && let Some(chunk) = self.chunks.pop_front()
-        {
-            self.chunks_taken += 1;
-            return Some(chunk);
-        }
-        self.chunks_taken = 0;
-        self.pop_data(now)
-            .or_else(|| self.chunks.pop_front())
-            .or_else(|| self.pop_telemetry(now))
+        let item = self.pop_next(now);
+        self.account();
+        item
     }
 
     fn len(&self) -> usize {

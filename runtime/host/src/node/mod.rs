@@ -6,8 +6,12 @@
 
 mod call;
 mod context;
+mod handler;
+mod hook;
 mod host;
 mod inputs;
+mod process;
+mod succession;
 
 pub mod builtin;
 
@@ -17,12 +21,14 @@ use rspp_kernel::{CancelReason, edge::BreakReason};
 use thiserror::Error;
 
 pub(crate) use call::CallRequest;
+pub(crate) use context::Numbers;
 pub use context::{NodeContext, NodeReport, NodeSettings};
-pub(crate) use host::{
-    NodeControl, NodeHost, NodeMaker, NodeSetup, OutEdge, PRESSURE, Standby, Torn,
-};
+pub use hook::Hook;
+pub(crate) use host::{NodeControl, NodeHost, NodeMaker, NodeSetup, OutEdge, PRESSURE, Torn};
 pub(crate) use inputs::EdgeReport;
 pub use inputs::{InputEdge, Inputs};
+pub use process::ProcessCommand;
+pub(crate) use succession::{Standby, Succession};
 
 use crate::event::{CallEnd, CallKey, Chunk, Event, Port};
 
@@ -54,15 +60,22 @@ impl NodeError {
     }
 }
 
-/// What a handler comes to: an answer at once, or work that a cancel may interrupt at any await.
+/// What a handler or a hook comes to: an answer at once, or work that takes its time.
 ///
 /// `Done` costs nothing; only a node that really waits pays for a boxed future.
 pub enum Step<'a> {
     /// It is done.
     Done(Result<(), NodeError>),
-    /// It goes on; dropped when the node is cancelled.
-    Wait(Pin<Box<dyn Future<Output = Result<(), NodeError>> + Send + 'a>>),
+    /// It goes on; dropped where it waits when the node is cancelled.
+    Wait(Pending<'a>),
+    /// It goes on, and winds up by itself when [`NodeContext::cancellation`] fires (F-036): it has
+    /// the cancel grace of the plan to return. What is deaf to its token is dropped when the grace
+    /// ends, its node is stopped, and the session counts as degraded (F-037).
+    Work(Pending<'a>),
 }
+
+/// The rest of a handler's work.
+pub type Pending<'a> = Pin<Box<dyn Future<Output = Result<(), NodeError>> + Send + 'a>>;
 
 impl Step<'_> {
     /// Done, without a complaint.
@@ -72,18 +85,19 @@ impl Step<'_> {
 /// One node of one session or turn.
 ///
 /// Each hook is called by the node's host, one at a time. `init` and `start` once, in this order;
-/// `stop` once, last, however the node ends short of a panic (F-012).
+/// `stop` once, last, however the node ends short of a panic (F-012). A hook may wait, but no longer
+/// than the plan's `hook_timeout_ms`: then its work is dropped, and it counts as failed.
 pub trait Node: Send + 'static {
     /// Looks at its settings; nothing flows yet.
-    fn init(&mut self, cx: &mut NodeContext) -> Result<(), NodeError> {
+    fn init<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
         let _ = cx;
-        Ok(())
+        Step::OK
     }
 
     /// May begin to emit.
-    fn start(&mut self, cx: &mut NodeContext) -> Result<(), NodeError> {
+    fn start<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
         let _ = cx;
-        Ok(())
+        Step::OK
     }
 
     /// Takes an event in. Must not block: see [`Step`].
@@ -127,10 +141,11 @@ pub trait Node: Send + 'static {
         Step::OK
     }
 
-    /// Its work is cancelled: what it was doing has been dropped, its calls are aborted, its queues
-    /// are empty. Must forget what belongs to the cancelled work (F-038).
-    fn on_cancel(&mut self, cx: &mut NodeContext, reason: CancelReason) {
+    /// Its work is cancelled: what it was doing has ended, its calls are aborted, its queues are
+    /// empty. Must forget what belongs to the cancelled work (F-038).
+    fn on_cancel<'a>(&'a mut self, cx: &'a mut NodeContext, reason: CancelReason) -> Step<'a> {
         let _ = (cx, reason);
+        Step::OK
     }
 
     /// Its work is cancelled softly: what has not been begun is forgotten, what is in flight may end,
@@ -140,17 +155,20 @@ pub trait Node: Send + 'static {
     }
 
     /// The user interrupts: comes before `on_cancel`, so that buffered audio can be let go.
-    fn on_barge_in(&mut self, cx: &mut NodeContext) {
+    fn on_barge_in<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
         let _ = cx;
+        Step::OK
     }
 
-    /// One of its handlers took longer than its budget.
-    fn on_budget_exhausted(&mut self, cx: &mut NodeContext) {
+    /// One of its handlers took longer than its budget; comes when that handler has ended.
+    fn on_budget_exhausted<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
         let _ = cx;
+        Step::OK
     }
 
     /// Ends.
-    fn stop(&mut self, cx: &mut NodeContext) {
+    fn stop<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
         let _ = cx;
+        Step::OK
     }
 }

@@ -61,14 +61,14 @@ impl Session {
     }
 
     /// Cancels a node's work along its edges (F-034). Whether that silences the turn.
-    pub(super) fn cancel_node(&self, now: Monotonic, node: &NodeId, reason: CancelReason) -> bool {
+    pub(super) fn cancel_node(&self, at: Monotonic, node: &NodeId, reason: CancelReason) -> bool {
         let graph = &self.setup.blueprint.graph;
         let Some(ix) = graph.find(node.as_str()) else {
             return false;
         };
         let scope = graph.node(ix).scope;
         if let Some(meters) = &self.setup.meters {
-            meters.cancelled(now, false);
+            meters.cancelled(at, false);
         }
         let mut reached = graph.downstream(ix);
         // The words of the running turn were handed over: nothing of it depends on who listens.
@@ -79,14 +79,18 @@ impl Session {
         for handle in reached.iter().filter_map(|ix| self.hosts.get(*ix)) {
             if handle
                 .control
-                .send_reserved(NodeControl::Cancel(reason))
+                .send_reserved(NodeControl::Cancel { reason, at })
                 .is_err()
             {
                 tracing::debug!(%node, "a node host takes no cancel");
             }
         }
         if let Some(running) = &self.turn {
-            let part = TurnControl::CancelNodes(reached, reason);
+            let part = TurnControl::CancelNodes {
+                nodes: reached,
+                reason,
+                at,
+            };
             if running.control.send_reserved(part).is_err() {
                 tracing::debug!(%node, "the turn takes no cancel");
             }

@@ -13,8 +13,9 @@ use rspp_kernel::{
 use rspp_proto::{Epoch, Monotonic, TurnNumber, abi::Signal, spec::PortType};
 use tokio::sync::oneshot;
 
-use super::{RunningTurn, Session, time};
+use super::{RunningTurn, Session, acknowledge::Unheard, time};
 use crate::{
+    assembly::Graces,
     connection::ConnectionControl,
     turn::{Turn, TurnControl, TurnSetup},
 };
@@ -32,6 +33,7 @@ impl Session {
             let took = self.handling.elapsed();
             self.fence_took = Some(took);
             self.ledger.fenced(turn, now, took);
+            self.await_acknowledgement(now, turn);
         }
         self.kernel.handle(now, Input::Fenced { turn, accepted });
     }
@@ -63,9 +65,9 @@ impl Session {
                 Effect::Start { turn, user_text } => {
                     Box::pin(self.start(ctx, turn, user_text)).await;
                 }
-                Effect::Cancel { turn, reason } => self.stop_work(turn, reason),
+                Effect::Cancel { turn, reason } => self.stop_work(now, turn, reason),
                 Effect::Flush { turn } => self.flush(turn).await,
-                Effect::Soften { turn, reason } => self.soften(turn, reason),
+                Effect::Soften { turn, reason } => self.soften(now, turn, reason),
                 Effect::Hold { turn } => {
                     self.fence.hold(turn);
                     self.tell_line(ConnectionControl::Held);
@@ -169,20 +171,22 @@ impl Session {
         };
         self.fence_took = None;
         let cancel = self.cancel.child_token();
-        let assembly = self.assembly(ctx, plan.clone(), Some(turn), cancel.clone());
+        let cancel_grace = Duration::from_millis(plan.budgets.cancel_grace_ms);
+        let grace = Graces::under(&plan.budgets).turn;
+        let assembly = self.assembly(ctx, plan, Some(turn), cancel.clone());
         let pulse = Arc::clone(&assembly.pulse);
-        let grace = Duration::from_millis(plan.budgets.cancel_grace_ms);
         let setup = TurnSetup {
-            number: turn,
             assembly,
             user_text: user_text.into(),
-            session: ctx.control_ref(),
         };
+        let session = ctx.control_ref();
         let mut spec = ChildSpec::temporary(turn.to_string());
-        spec.grace = grace * 4;
+        spec.grace = grace;
         let mut setup = Some(setup);
         match ctx
-            .spawn(spec, NoData, move || Turn::new(setup.take()))
+            .spawn(spec, NoData, move || {
+                Turn::new(turn, session.clone(), setup.take())
+            })
             .await
         {
             Ok(handle) => {
@@ -193,6 +197,7 @@ impl Session {
                     control: handle.control,
                     cancel,
                     pulse,
+                    cancel_grace,
                 });
             }
             Err(error) => {
@@ -204,18 +209,18 @@ impl Session {
     }
 
     /// The fence has fallen; now everybody is told, best effort and observable (lifecycle.md §6).
-    pub(super) fn stop_work(&mut self, turn: TurnNumber, reason: CancelReason) {
+    pub(super) fn stop_work(&mut self, at: Monotonic, turn: TurnNumber, reason: CancelReason) {
         let Some(running) = self.turn.as_ref().filter(|running| running.number == turn) else {
             return;
         };
         running.cancel.cancel();
-        self.tell_turn(turn, TurnControl::Cancel(reason));
+        self.tell_turn(turn, TurnControl::Cancel { reason, at });
     }
 
     /// A soft cancel: the fence still stands open for the clause that is being heard, and whoever
     /// speaks it may finish it (F-041).
-    fn soften(&mut self, turn: TurnNumber, reason: CancelReason) {
-        self.tell_turn(turn, TurnControl::Cancel(reason));
+    fn soften(&mut self, at: Monotonic, turn: TurnNumber, reason: CancelReason) {
+        self.tell_turn(turn, TurnControl::Cancel { reason, at });
         self.tell_line(ConnectionControl::FinishClause(turn));
     }
 
@@ -305,6 +310,7 @@ impl Session {
     }
 
     pub(super) fn take_down(&mut self, ctx: &mut Context<Self>, turn: TurnNumber) {
+        self.conversation.hold(self.kernel.conversation().bytes());
         if let Some(report) = self.ledger.close(turn) {
             self.publisher.turn(report);
         }
@@ -318,14 +324,18 @@ impl Session {
 
     pub(super) fn enter(&mut self, ctx: &mut Context<Self>, state: SessionState) {
         self.publisher.state(state);
+        self.setup.health.enter(state);
         if state == SessionState::Ended {
+            // At once to all that listen: whoever winds up slowly does so beside the others (P17).
+            self.cancel.cancel();
             ctx.stop(ExitReason::Finished);
         }
     }
 
     pub(super) fn arm(&self, ctx: &mut Context<Self>) {
         ctx.clear_wake();
-        let due = [self.kernel.next_deadline(), self.captured_until];
+        let unheard = self.unheard.as_ref().map(Unheard::until);
+        let due = [self.kernel.next_deadline(), self.captured_until, unheard];
         if let Some(at) = due.into_iter().flatten().min() {
             let at = ctx.clock().instant_at(at.as_duration());
             ctx.wake_at(at);

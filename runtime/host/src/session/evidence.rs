@@ -283,6 +283,15 @@ impl Ledger {
         cancel.cancel_fence_applied_at = Some(at + took);
     }
 
+    /// The last of the turn's nodes has heard of the cancel (F-036).
+    pub(super) fn acknowledged(&mut self, turn: TurnNumber, at: Monotonic) {
+        if let Some(open) = self.of(turn)
+            && let Some(cancel) = &mut open.baseline.cancel
+        {
+            cancel.cancel_ack_at = Some(at);
+        }
+    }
+
     pub(super) fn invoked(&mut self, turn: Option<TurnNumber>, outcome: &InvocationOutcome) {
         let Some(open) = turn.and_then(|turn| self.of(turn)) else {
             return;

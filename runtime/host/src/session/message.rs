@@ -10,7 +10,7 @@ use rspp_proto::{
 use rspp_timeline::{AttemptRecord, InvocationOutcome};
 use tokio::sync::oneshot;
 
-use crate::node::NodeReport;
+use crate::{memory::Mark, node::NodeReport};
 
 /// What happened at the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +89,9 @@ pub struct CancelReceipt {
 
 /// Everything that a session is told.
 pub(crate) enum SessionControl {
+    /// Start the nodes that listen. The session's own first message: whoever opens sessions need not
+    /// wait for what the nodes of one do when they begin.
+    Begin,
     Node {
         turn: Option<TurnNumber>,
         node: NodeId,
@@ -120,6 +123,19 @@ pub(crate) enum SessionControl {
         lane: Lane,
         notice: EdgeNotice,
         at: Monotonic,
+    },
+    /// The session has come to a limit of its memory.
+    Memory {
+        mark: Mark,
+        held: u64,
+    },
+    /// A node blocks the thread that it was called on.
+    Blocked {
+        turn: Option<TurnNumber>,
+        node: NodeId,
+        for_at_least: Duration,
+        /// Whether there is no hope left for a node that listens.
+        is_lost: bool,
     },
     Command(Command),
 }

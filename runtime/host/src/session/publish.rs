@@ -2,18 +2,18 @@
 
 use std::{
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::SessionSetup;
 use crate::{
-    event::lane_of,
+    event::{Event, lane_of},
     observe::{About, Notice, Observed, Observers},
-    report::TurnReport,
+    report::{DeadLetter, TurnReport},
 };
 use rspp_actors::Clock;
 use rspp_kernel::{
-    Emission, LateAction, SessionState,
+    CancelReason, Emission, LateAction, SessionState,
     edge::{EdgeNotice, Lineage},
     journal::Line,
     plan::ResolvedTurnPlan,
@@ -21,8 +21,8 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     DebugNote, DiscontinuityId, EdgeId, Epoch, ErrorCode, ErrorNote, EventId, EventType, Lane,
-    MergeGroupId, Monotonic, NodeId, Payload, PipelineVersion, Reason, SampleIndex, SessionId,
-    Speaker, TextChunk, TurnNumber, WallClock,
+    MergeGroupId, MetricSample, Monotonic, NodeId, Payload, PipelineVersion, Reason, SampleIndex,
+    SessionId, Speaker, TextChunk, TurnNumber, WallClock,
     abi::{
         ControlSignal, DecisionOutcome, Emitter, EventRecord, EventScope, MediaTime, OutcomeKind,
         OutcomePhase, OutcomeScope, PayloadClass, Signal, Stamp, TurnTransition,
@@ -31,7 +31,7 @@ use rspp_proto::{
 };
 use rspp_timeline::{
     AppendError, AttemptRecord, Entry, EventEntry, HandoffRecord, InvocationOutcome, JournalEntry,
-    PlanEntry, Recorder, TransitionEntry,
+    PlanEntry, Recorder, Redaction, TransitionEntry,
 };
 
 /// What is about the session as such.
@@ -54,6 +54,8 @@ pub(super) struct Publisher {
     breaks: u64,
     recorder: Recorder,
     lost: bool,
+    /// How much the running plan lets be recorded.
+    level: RecordingLevel,
     observers: Arc<Observers>,
 }
 
@@ -69,6 +71,7 @@ impl Publisher {
             breaks: 0,
             recorder: setup.recorder.clone(),
             lost: false,
+            level: RecordingLevel::L0,
             observers: Arc::clone(&setup.observers),
         }
     }
@@ -423,6 +426,32 @@ impl Publisher {
         self.event_record(record);
     }
 
+    /// How long a node took to hear of a cancel (F-036, NF-003).
+    pub(super) fn acknowledged(
+        &mut self,
+        turn: Option<TurnNumber>,
+        node: &NodeId,
+        (reason, after, is_forced): (CancelReason, Duration, bool),
+        at: Monotonic,
+    ) {
+        let forced = if is_forced { "yes" } else { "no" };
+        let labels = [
+            ("node_id", node.as_str()),
+            ("pipeline_version", self.version.as_str()),
+            ("reason", reason.as_str()),
+            ("forced", forced),
+        ];
+        let sample = MetricSample {
+            name: "cancel_ack_ms".to_owned(),
+            value: after.as_secs_f64() * 1e3,
+            labels: labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        };
+        let stamp = self.stamp(turn, at);
+        let payload = Payload::Metrics(Box::new(sample));
+        let record = EventRecord::new(stamp, Lane::Telemetry, payload).from_node(node.clone());
+        self.event_record(record);
+    }
+
     /// A node's failure (F-131).
     pub(super) fn error(
         &mut self,
@@ -442,6 +471,56 @@ impl Publisher {
         let payload = Payload::Error(Box::new(note));
         let record = EventRecord::new(stamp, Lane::Telemetry, payload).from_node(node.clone());
         self.event_record(record);
+    }
+
+    /// An event that a node could not deal with: the event, as far as the level lets it be seen, then
+    /// an error that it is the cause of.
+    pub(super) fn dead_letter(
+        &mut self,
+        turn: Option<TurnNumber>,
+        node: &NodeId,
+        event: Event,
+        reason: &str,
+        at: Monotonic,
+    ) -> DeadLetter {
+        let stamp = self.stamp(turn, at);
+        let media = media_time(event.stamp.media);
+        let mut record = EventRecord::new(stamp, Lane::Telemetry, event.payload)
+            .at(media)
+            .from_node(node.clone());
+        let event_id = record.envelope.event_id.clone();
+        let redacted = Redaction::default().apply(&mut record, self.level);
+        self.show(&record);
+        let mut kept = record.clone();
+        if redacted.is_some() {
+            // What stands in for a payload may be more than the level holds; that there was an event
+            // is held at every level.
+            kept.payload = None;
+        }
+        self.record(EventEntry {
+            record: kept,
+            redacted: redacted.clone(),
+        });
+        let note = ErrorNote {
+            error_code: ErrorCode::RuntimeInternalError,
+            node_id: Some(node.clone()),
+            message: format!("dead letter: {reason}"),
+            retryable: false,
+        };
+        let stamp = self.stamp(turn, at);
+        let payload = Payload::Error(Box::new(note));
+        let mut verdict = EventRecord::new(stamp, Lane::Telemetry, payload).from_node(node.clone());
+        verdict.envelope.causal_parent_id = Some(event_id.clone());
+        self.event_record(verdict);
+        DeadLetter {
+            event_id,
+            node: node.clone(),
+            turn_id: turn.map(TurnNumber::id),
+            reason: reason.to_owned(),
+            at,
+            event: record,
+            redacted,
+        }
     }
 
     pub(super) fn transition(&mut self, turn: TurnNumber, step: TurnTransition, at: Monotonic) {
@@ -494,6 +573,7 @@ impl Publisher {
     }
 
     pub(super) fn plan(&mut self, turn: TurnNumber, plan: &ResolvedTurnPlan, at: Monotonic) {
+        self.level = plan.recording_policy.recording_level;
         if !self.recorder.is_recording() {
             return;
         }

@@ -1,5 +1,7 @@
 //! What happens to a session, as the kernel is told.
 
+use std::sync::Arc;
+
 use rspp_kernel::{Input, edge::Patience};
 use rspp_proto::{
     ErrorCode, Monotonic, NodeId, OutcomeClass, Payload, SpeechMark, TurnNumber,
@@ -13,6 +15,7 @@ use super::{Playback, Session, TransportEvent};
 use crate::{
     event::{Arrival, Event, Port, Stamp},
     node::{NodeReport, PRESSURE},
+    report::Degradation,
 };
 
 impl Session {
@@ -158,6 +161,55 @@ impl Session {
                 );
                 None
             }
+            NodeReport::Hung { after: _ } => {
+                self.publisher.signal(
+                    Signal::BudgetExhausted,
+                    Emitter::BudgetManager,
+                    turn,
+                    Some("node_timeout_or_failure"),
+                    at,
+                );
+                self.degrade("node_hung", turn, Some(node), at);
+                None
+            }
+            NodeReport::CancelAcknowledged {
+                reason,
+                after,
+                is_forced,
+            } => {
+                // Measurements are for sessions that asked for them (F-026).
+                if self.setup.meters.is_some() {
+                    self.publisher
+                        .acknowledged(turn, node, (reason, after, is_forced), at);
+                }
+                if let Some(turn) = turn {
+                    self.acknowledged(turn, at, after);
+                }
+                None
+            }
+            NodeReport::ForceStopped { after } => {
+                self.node_failures += 1;
+                let message = format!(
+                    "deaf to its cancellation, and stopped after {} ms",
+                    after.as_millis()
+                );
+                let code = ErrorCode::RuntimeInternalError;
+                self.publisher.error(turn, node, code, &message, at);
+                self.degrade("node_deaf_to_cancel", turn, Some(node), at);
+                None
+            }
+            NodeReport::HookFailed { hook, message } => {
+                self.node_failures += 1;
+                let message = format!("its hook `{hook}` failed: {message}");
+                let code = ErrorCode::RuntimeInternalError;
+                self.publisher.error(turn, node, code, &message, at);
+                self.degrade("node_hook_failed", turn, Some(node), at);
+                None
+            }
+            NodeReport::DeadLetter { event, reason } => {
+                self.bury(turn, node, *event, &reason, at);
+                None
+            }
             NodeReport::TookOver { standby, reason } => {
                 // A node that cannot keep up has not failed.
                 let emitter = if &*reason == PRESSURE {
@@ -176,12 +228,53 @@ impl Session {
                 tracing::warn!(session = %self.setup.place.lease.session, %node, %message, "a node failed");
                 let code = ErrorCode::RuntimeInternalError;
                 self.publisher.error(turn, node, code, &message, at);
+                if let Some(turn) = turn {
+                    self.give_up_acknowledgement(turn);
+                }
                 turn.map(|turn| Input::TurnFailed { turn, ending })
             }
         };
         if let Some(input) = input {
             self.kernel.handle(now, input);
         }
+    }
+
+    /// Something is not as it should be from now on; said once of each thing (F-037).
+    pub(super) fn degrade(
+        &mut self,
+        reason: &str,
+        turn: Option<TurnNumber>,
+        node: Option<&NodeId>,
+        at: Monotonic,
+    ) {
+        let is_news = self.setup.health.degrade(Degradation {
+            reason: reason.to_owned(),
+            node: node.cloned(),
+            at,
+        });
+        if is_news {
+            let emitter = Emitter::BudgetManager;
+            self.publisher
+                .signal(Signal::Degrade, emitter, turn, Some(reason), at);
+        }
+    }
+
+    /// An event goes to the dead-letter stream (F-132). A node that can deal with nothing is not let
+    /// fill the timeline: what is beyond the bound is counted.
+    fn bury(
+        &mut self,
+        turn: Option<TurnNumber>,
+        node: &NodeId,
+        event: Event,
+        reason: &str,
+        at: Monotonic,
+    ) {
+        let health = Arc::clone(&self.setup.health);
+        let letter = health
+            .takes_letters()
+            .then(|| self.publisher.dead_letter(turn, node, event, reason, at));
+        health.bury(letter);
+        self.degrade("dead_letter", turn, Some(node), at);
     }
 
     pub(super) fn playback(

@@ -14,18 +14,21 @@ use rspp_proto::{
 use rspp_timeline::Recorder;
 use tokio::sync::oneshot;
 
+use super::{Health, SessionControl};
 use crate::{
     assembly::Pools,
     circuits::Circuits,
     connection::ConnectionControl,
     event::Arrival,
+    memory::Meter,
     meters::Meters,
     node::builtin::NodeRegistry,
     observe::Observers,
     overhead::Overhead,
     report::SessionReport,
-    runtime::Place,
+    runtime::{OpenError, Place},
     snapshots::{self, Snapshots},
+    watchdog::Watchdog,
 };
 
 /// What a session runs, resolved and checked before it opens; shared by sessions of one pipeline.
@@ -80,7 +83,56 @@ pub(crate) struct SessionSetup {
     pub(crate) observe: ObserveSpec,
     /// What the session measures, if it does.
     pub(crate) meters: Option<Arc<Meters>>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) memory: Arc<Meter>,
+    pub(crate) watchdog: Watchdog,
+    /// Told once the session listens, or why it never will.
+    pub(crate) opened: Opening,
     pub(crate) done: oneshot::Sender<SessionReport>,
+}
+
+/// The answer that whoever opens a session waits for. However the session fares, it comes: a refusal
+/// once its place is free again.
+#[derive(Default)]
+pub(crate) struct Opening {
+    answer: Option<OpenAnswer>,
+    failure: Option<String>,
+}
+
+/// Where the answer goes.
+pub(crate) type OpenAnswer = oneshot::Sender<Result<ControlRef<SessionControl>, OpenError>>;
+
+impl Opening {
+    pub(crate) fn new(answer: OpenAnswer) -> Self {
+        Self {
+            answer: Some(answer),
+            failure: None,
+        }
+    }
+
+    /// The session listens.
+    pub(super) fn succeed(&mut self, session: ControlRef<SessionControl>) {
+        if let Some(answer) = self.answer.take() {
+            let _caller_is_gone = answer.send(Ok(session));
+        }
+    }
+
+    /// The session never will.
+    pub(super) fn fail(&mut self, message: String) {
+        self.failure = Some(message);
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(answer) = self.answer.take() {
+            let why = self
+                .failure
+                .take()
+                .map_or(OpenError::Closed, OpenError::Start);
+            let _caller_is_gone = answer.send(Err(why));
+        }
+    }
 }
 
 impl Drop for SessionSetup {

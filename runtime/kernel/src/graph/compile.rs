@@ -218,14 +218,30 @@ impl Draft {
                 });
                 continue;
             }
-            let unfit_input = node.inputs.iter().find(|ix| {
+            self.nodes[at].fallback = Some(standby);
+        }
+        self.break_fallback_cycles(errors);
+        let firsts =
+            (0..self.nodes.len()).filter(|at| !primary_of.contains_key(&NodeIx(*at as u16)));
+        for at in firsts {
+            self.check_stand_ins(&self.nodes[at], errors);
+        }
+    }
+
+    /// Whoever stands in for `primary`, first or last, works on its edges.
+    fn check_stand_ins(&self, primary: &Node, errors: &mut Vec<GraphError>) {
+        let of = |ix: NodeIx| &self.nodes[ix.index()];
+        let stand_ins =
+            std::iter::successors(primary.fallback.map(of), |node| node.fallback.map(of));
+        for other in stand_ins {
+            let unfit_input = primary.inputs.iter().find(|ix| {
                 !port::fits(
                     port::role_accepts(&other.role),
                     self.edges[ix.index()].carries,
                 )
             });
             // With outputs of its own the stand-in does not use the primary's.
-            let unfit_output = node.outputs.iter().find(|ix| {
+            let unfit_output = primary.outputs.iter().find(|ix| {
                 other.outputs.is_empty()
                     && !port::fits(
                         port::role_emits(&other.role),
@@ -235,15 +251,13 @@ impl Draft {
             if let Some(ix) = unfit_input.or(unfit_output) {
                 let edge = &self.edges[ix.index()];
                 errors.push(GraphError::FallbackMismatch {
-                    node: node.id.clone(),
-                    fallback: name,
+                    node: primary.id.clone(),
+                    fallback: other.id.clone(),
                     edge: edge.id.clone(),
                     carries: edge.carries,
                 });
             }
-            self.nodes[at].fallback = Some(standby);
         }
-        self.break_fallback_cycles(errors);
     }
 
     fn break_fallback_cycles(&mut self, errors: &mut Vec<GraphError>) {

@@ -5,8 +5,8 @@ use rspp_proto::{
     Payload, PipelineVersion, Speaker, TextChunk,
     abi::CancelMode,
     spec::{
-        BudgetsSpec, Comparison, EGRESS, EdgeSpec, ErrorAction, INGRESS, ObserveSpec, PipelineSpec,
-        ProfileName, TurnPolicy,
+        BudgetsSpec, Comparison, EGRESS, EdgeSpec, ErrorAction, INGRESS, MemoryLimits, ObserveSpec,
+        PipelineSpec, ProfileName, TurnPolicy,
     },
 };
 use serde_json::{Value, json};
@@ -56,6 +56,7 @@ fn pipeline(nodes: Vec<NodeSpec>, edges: Vec<EdgeSpec>) -> PipelineSpec {
         turns: TurnPolicy::default(),
         observe: ObserveSpec::default(),
         open_to_policy: Vec::new(),
+        memory: MemoryLimits::default(),
         metadata: BTreeMap::new(),
     }
 }
@@ -286,8 +287,35 @@ fn a_fallback_inherits_scope_and_routes() {
     spec.nodes[6].fallback = None;
     spec.nodes[3].fallback = Some(id("backup"));
     assert_eq!(
-        errors(&spec)[1],
+        errors(&spec)[0],
         "node `backup` stands in for both `llm` and `tts`; give each its own"
+    );
+}
+
+/// F-007: a chain of stand-ins works on the edges of the node at its head.
+#[test]
+fn every_stand_in_of_a_chain_fits_the_edges_of_its_head() {
+    let mut spec = agent();
+    spec.nodes[5].fallback = Some(id("second"));
+    let mut second = node("second", NodeKind::Tts);
+    second.fallback = Some(id("third"));
+    spec.nodes.push(second);
+    spec.nodes.push(node("third", NodeKind::Tts));
+    let graph = Graph::compile(&spec).unwrap();
+    let hosts: Vec<_> = graph
+        .hosts(Scope::Turn)
+        .map(|ix| graph.node(ix).id.as_str())
+        .collect();
+    assert_eq!(
+        hosts,
+        ["llm", "segmenter", "tts"],
+        "they live with their head"
+    );
+
+    spec.nodes[7].kind = NodeKind::Vad;
+    assert_eq!(
+        errors(&spec)[0],
+        "node `third` cannot stand in for `tts`: edge `segmenter->tts:text` carries Text"
     );
 }
 

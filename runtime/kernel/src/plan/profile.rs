@@ -24,6 +24,7 @@ pub fn budgets() -> Budgets {
         provider_first_byte_ms: 1_000,
         provider_inter_chunk_ms: 700,
         cancel_grace_ms: 75,
+        hook_timeout_ms: 250,
         max_turn_duration_ms: 60_000,
         output_gap_ms: Budgets::OUTPUT_GAP_MS,
     }

@@ -544,6 +544,11 @@ fn lay_budgets(budgets: &mut Budgets, spec: &BudgetsSpec) -> Vec<&'static str> {
             spec.cancel_grace_ms,
         ),
         (
+            "hook_timeout_ms",
+            &mut budgets.hook_timeout_ms,
+            spec.hook_timeout_ms,
+        ),
+        (
             "max_turn_duration_ms",
             &mut budgets.max_turn_duration_ms,
             spec.max_turn_duration_ms,
@@ -670,6 +675,7 @@ fn check(plan: &ResolvedTurnPlan) -> Result<(), PlanError> {
         ("provider_first_byte_ms", budgets.provider_first_byte_ms),
         ("provider_inter_chunk_ms", budgets.provider_inter_chunk_ms),
         ("cancel_grace_ms", budgets.cancel_grace_ms),
+        ("hook_timeout_ms", budgets.hook_timeout_ms),
         ("max_turn_duration_ms", budgets.max_turn_duration_ms),
         ("output_gap_ms", budgets.output_gap_ms),
     ] {

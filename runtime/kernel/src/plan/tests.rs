@@ -3,9 +3,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use rspp_proto::spec::{
     BudgetsSpec, BufferSpec, DataHandling, DefaultingSource, EGRESS, EdgeSpec, ErrorAction,
-    INGRESS, Insertion, Marks, NodeKind, NodeSpec, ObserveSpec, PipelineSpec, PolicyBundle,
-    PortType, RecordingLevel, ReplayMode, Strategy, SyncDropPolicy, SyncPolicy, SyncScope,
-    TurnPolicy, Watermarks,
+    INGRESS, Insertion, Marks, MemoryLimits, NodeKind, NodeSpec, ObserveSpec, PipelineSpec,
+    PolicyBundle, PortType, RecordingLevel, ReplayMode, Strategy, SyncDropPolicy, SyncPolicy,
+    SyncScope, TurnPolicy, Watermarks,
 };
 
 use super::*;
@@ -57,6 +57,7 @@ fn spec() -> PipelineSpec {
         turns: TurnPolicy::default(),
         observe: ObserveSpec::default(),
         open_to_policy: Vec::new(),
+        memory: MemoryLimits::default(),
         metadata: BTreeMap::new(),
     }
 }
@@ -196,10 +197,11 @@ fn simple_v1_has_the_documented_numbers() {
             b.provider_first_byte_ms,
             b.provider_inter_chunk_ms,
             b.cancel_grace_ms,
+            b.hook_timeout_ms,
             b.max_turn_duration_ms,
             b.output_gap_ms,
         ],
-        [2_000, 800, 1_800, 250, 1_000, 700, 75, 60_000, 1_500]
+        [2_000, 800, 1_800, 250, 1_000, 700, 75, 250, 60_000, 1_500]
     );
     let default = [64, 300, 262_144, 120];
     for edge in ["ingress->stt:audio", "stt->turn:text", "llm->egress:text"] {

@@ -1,11 +1,10 @@
 //! Keeps words from being said: masks them, or replaces the clause that they stand in (F-062, F-118).
 
-use rspp_kernel::CancelReason;
 use rspp_proto::{Payload, TextChunk};
 
 use crate::{
     event::{Event, Port},
-    node::{Node, NodeContext, NodeError, NodeReport, Step},
+    node::{Node, NodeContext, NodeError, NodeReport, NodeSettings, Step},
 };
 
 /// What is said instead of a masked word, unless the node says otherwise.
@@ -83,9 +82,8 @@ fn matched(text: &str, term: &str) -> Option<usize> {
     (whole && !goes_on && length > 0).then_some(length)
 }
 
-impl Node for Guard {
-    fn init(&mut self, cx: &mut NodeContext) -> Result<(), NodeError> {
-        let settings = cx.settings();
+impl Guard {
+    fn set_up(&mut self, settings: &NodeSettings) -> Result<(), NodeError> {
         let terms = settings.spec.config.get("terms");
         let terms = terms.and_then(serde_json::Value::as_array);
         let Some(terms) = terms.filter(|terms| !terms.is_empty() && terms.len() <= MAX_TERMS)
@@ -105,6 +103,12 @@ impl Node for Guard {
             .unwrap_or(mask)
             .clone_into(&mut self.instead);
         Ok(())
+    }
+}
+
+impl Node for Guard {
+    fn init<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
+        Step::Done(self.set_up(cx.settings()))
     }
 
     fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
@@ -133,8 +137,6 @@ impl Node for Guard {
         }
         Step::OK
     }
-
-    fn on_cancel(&mut self, _cx: &mut NodeContext, _reason: CancelReason) {}
 }
 
 #[cfg(test)]

@@ -122,7 +122,8 @@ impl Node for Llm {
         Step::Done(Err(NodeError::provider(end.describe())))
     }
 
-    fn on_cancel(&mut self, _cx: &mut NodeContext, _reason: CancelReason) {
+    fn on_cancel<'a>(&'a mut self, _cx: &'a mut NodeContext, _reason: CancelReason) -> Step<'a> {
         self.call = None;
+        Step::OK
     }
 }

@@ -197,10 +197,11 @@ impl Node for Segmenter {
         Step::OK
     }
 
-    fn on_cancel(&mut self, cx: &mut NodeContext, _reason: CancelReason) {
+    fn on_cancel<'a>(&'a mut self, cx: &'a mut NodeContext, _reason: CancelReason) -> Step<'a> {
         self.pending.clear();
         self.since = None;
         cx.forget_wake();
+        Step::OK
     }
 }
 

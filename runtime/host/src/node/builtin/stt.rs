@@ -121,7 +121,11 @@ impl Stt {
 impl Node for Stt {
     fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
         match event.payload {
-            Payload::AudioChunk(chunk) => self.take(chunk, event.stamp.media),
+            Payload::AudioChunk(chunk) => {
+                // Frames are of one length.
+                cx.hold(self.recent.len() * chunk.data.len());
+                self.take(chunk, event.stamp.media);
+            }
             Payload::Speech(SpeechMark::Started { at }) => self.begin(cx, at),
             // Closing the audio asks for the final text.
             Payload::Speech(SpeechMark::Stopped { .. } | SpeechMark::EndOfTurn { .. })

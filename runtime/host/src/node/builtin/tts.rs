@@ -170,10 +170,11 @@ impl Node for Tts {
         self.next_clause(cx);
     }
 
-    fn on_cancel(&mut self, _cx: &mut NodeContext, _reason: CancelReason) {
+    fn on_cancel<'a>(&'a mut self, _cx: &'a mut NodeContext, _reason: CancelReason) -> Step<'a> {
         self.waiting.clear();
         self.speaking = None;
         self.previous = None;
         self.text_ended = false;
+        Step::OK
     }
 }

@@ -68,7 +68,7 @@ impl TurnDetector {
         Ok(())
     }
 
-    fn take_audio(&mut self, data: &[u8]) {
+    fn take_audio(&mut self, cx: &mut NodeContext, data: &[u8]) {
         let Some(model) = &self.model else { return };
         let window = model.window();
         if window == 0 {
@@ -80,6 +80,7 @@ impl TurnDetector {
         self.audio.extend(samples);
         let excess = self.audio.len().saturating_sub(window);
         self.audio.drain(..excess);
+        cx.hold(self.audio.len() * size_of::<i16>());
     }
 
     fn take_mark<'a>(&'a mut self, cx: &'a mut NodeContext, mark: SpeechMark) -> Step<'a> {
@@ -250,13 +251,13 @@ impl TurnDetector {
 }
 
 impl Node for TurnDetector {
-    fn start(&mut self, cx: &mut NodeContext) -> Result<(), NodeError> {
-        self.load(cx)
+    fn start<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
+        Step::Done(self.load(cx))
     }
 
     fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
         match event.payload {
-            Payload::AudioChunk(chunk) => self.take_audio(&chunk.data),
+            Payload::AudioChunk(chunk) => self.take_audio(cx, &chunk.data),
             Payload::Speech(mark) => return self.take_mark(cx, mark),
             Payload::Text(chunk) => self.take_text(cx, &chunk, event.stamp.media),
             Payload::AudioEnd

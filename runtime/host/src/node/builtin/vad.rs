@@ -215,8 +215,8 @@ fn run(detector: &mut dyn VoiceDetector, samples: &[i16], window: usize) -> Vec<
 }
 
 impl Node for Vad {
-    fn start(&mut self, cx: &mut NodeContext) -> Result<(), NodeError> {
-        self.detector(cx)
+    fn start<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
+        Step::Done(self.detector(cx))
     }
 
     fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {

@@ -1,0 +1,148 @@
+//! Seeing a handler through: until it is done, until a cancel, until its time is up.
+
+use std::{panic::AssertUnwindSafe, time::Duration};
+
+use futures::FutureExt;
+use rspp_actors::{CancellationToken, Context};
+use tokio::time::Instant;
+
+use super::{NodeControl, NodeError, NodeHost, NodeReport, NodeSetup, Step};
+
+/// How many budgets a handler of a listening node may take before it counts as hung: its session
+/// cannot do without it, so it is made anew (P16).
+pub(super) const HUNG_AFTER: u32 = 3;
+
+/// What a handler came to.
+pub(super) enum Handled {
+    Done(Result<(), NodeError>),
+    /// A cancel came first, and the handler ended in time.
+    Cancelled,
+    /// A cancel came first, and the handler was deaf to it for this long.
+    Deaf(Duration),
+    /// It took longer than a handler of a listening node may.
+    Hung(Duration),
+    /// It panicked, in a node whose panics are its own matter.
+    Panicked(String),
+}
+
+/// What a handler is watched for.
+pub(super) struct Watch<'a> {
+    pub(super) setup: &'a NodeSetup,
+    /// Fires when the work is no longer wanted.
+    pub(super) token: &'a CancellationToken,
+    /// Whether somebody could take over: then a budget is a limit (F-007), else it is only told.
+    pub(super) is_limited: bool,
+    /// Whether a panic is caught, and not the host's end.
+    pub(super) is_guarded: bool,
+    /// Whether a cancel lets what is in flight end (F-041).
+    pub(super) is_soft: bool,
+}
+
+/// Sees a handler through, unless it panicked at once. Says whether it took longer than its budget.
+pub(super) async fn finish(
+    step: Result<Step<'_>, Handled>,
+    ctx: &mut Context<NodeHost>,
+    deferred: &mut std::collections::VecDeque<NodeControl>,
+    watch: Watch<'_>,
+) -> (Handled, bool) {
+    let (work, winds_up) = match step {
+        Ok(Step::Done(outcome)) => return (Handled::Done(outcome), false),
+        Ok(Step::Wait(work)) => (work, false),
+        Ok(Step::Work(work)) => (work, true),
+        Err(panicked) => return (panicked, false),
+    };
+    if watch.is_guarded {
+        let work = AssertUnwindSafe(watch.setup.watched.watch(work))
+            .catch_unwind()
+            .map(flatten);
+        return Box::pin(waited(work, winds_up, ctx, deferred, watch)).await;
+    }
+    let work = watch.setup.watched.watch(work).map(Handled::Done);
+    Box::pin(waited(work, winds_up, ctx, deferred, watch)).await
+}
+
+/// Calls a handler whose panic is not the host's end.
+pub(super) fn guarded<'a>(call: impl FnOnce() -> Step<'a>) -> Result<Step<'a>, Handled> {
+    std::panic::catch_unwind(AssertUnwindSafe(call))
+        .map_err(|panic| Handled::Panicked(told(&*panic)))
+}
+
+fn flatten(outcome: std::thread::Result<Result<(), NodeError>>) -> Handled {
+    match outcome {
+        Ok(outcome) => Handled::Done(outcome),
+        Err(panic) => Handled::Panicked(told(&*panic)),
+    }
+}
+
+fn told(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic without a message").to_owned()
+}
+
+/// Runs a handler's future; control messages that do not concern it are kept for after it.
+async fn waited(
+    work: impl Future<Output = Handled>,
+    winds_up: bool,
+    ctx: &mut Context<NodeHost>,
+    deferred: &mut std::collections::VecDeque<NodeControl>,
+    watch: Watch<'_>,
+) -> (Handled, bool) {
+    tokio::pin!(work);
+    let Watch { setup, token, .. } = watch;
+    let budget = setup.settings.budget;
+    let grace = Duration::from_millis(setup.settings.budgets.cancel_grace_ms);
+    let is_listening = setup.settings.turn.is_none();
+    let began = Instant::now();
+    let stopped = ctx.cancellation().clone();
+    let mut overran = false;
+    let mut until: Option<Instant> = None;
+    loop {
+        let is_cancelled = until.is_some();
+        tokio::select! {
+            biased;
+            () = ctx.control_arrived(), if !is_cancelled => {
+                while let Some(message) = ctx.try_control() {
+                    deferred.push_back(message);
+                }
+                if !deferred.iter().any(|message| message.stops(watch.is_soft)) {
+                    if deferred.contains(&NodeControl::Unstick) {
+                        let hangs = NodeError::new("a handler hangs");
+                        return (Handled::Done(Err(hangs)), true);
+                    }
+                    continue;
+                }
+            }
+            // Asked to stop: what the handler waits for is nobody's business any more.
+            () = stopped.cancelled(), if !is_cancelled => {}
+            handled = &mut work => {
+                // What cancelled work complains about is that it was cancelled.
+                let handled = match handled {
+                    Handled::Done(_) if is_cancelled => Handled::Cancelled,
+                    handled => handled,
+                };
+                return (handled, overran);
+            }
+            () = tokio::time::sleep_until(until.unwrap_or(began)), if is_cancelled => {
+                return (Handled::Deaf(grace), overran);
+            }
+            () = tokio::time::sleep_until(began + budget), if !overran => {
+                overran = true;
+                setup.tell(NodeReport::OverBudget);
+                if watch.is_limited {
+                    let late = NodeError::new("a handler took longer than the node's budget");
+                    return (Handled::Done(Err(late)), true);
+                }
+                continue;
+            }
+            () = tokio::time::sleep_until(began + budget * HUNG_AFTER), if is_listening => {
+                return (Handled::Hung(budget * HUNG_AFTER), true);
+            }
+        }
+        if !winds_up {
+            return (Handled::Cancelled, overran);
+        }
+        token.cancel();
+        until = Some(Instant::now() + grace);
+    }
+}

@@ -1,0 +1,353 @@
+//! Nodes that run in a process of their own (F-122, F-123).
+//!
+//! A pipeline names such a node like any other that is registered, by its kind; which program that
+//! is, with which arguments and within which limits, is the operator's to say, never a pipeline's
+//! author's. The protocol is [`rspp_proto::external`].
+
+mod child;
+
+use std::{
+    collections::BTreeMap,
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use rspp_kernel::CancelReason;
+use rspp_proto::{
+    TurnNumber, WallClock,
+    abi::{EventRecord, MediaTime, Stamp},
+    external::{Down, Hello, MAX_FRAME_BYTES, PROTOCOL, Up},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{Node, NodeContext, NodeError, NodeSettings, Step, builtin::NodeFactory};
+use crate::event::{Event, Port};
+use child::{Child, Trouble};
+
+/// A program that serves a kind of node, and within which limits (F-107, F-123).
+#[derive(Clone, Debug)]
+pub struct ProcessCommand {
+    /// The program; found by its whole path, not by a search.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// Its environment; it has nothing of the runtime's own.
+    pub environment: BTreeMap<String, String>,
+    /// Where it runs; the root folder unless said otherwise.
+    pub folder: PathBuf,
+    /// From its start to its first answer.
+    pub start_timeout: Duration,
+    /// From an event to its being dealt with (turn-plan.md §8).
+    pub event_timeout: Duration,
+    /// From the request to end to SIGKILL.
+    pub stop_grace: Duration,
+    /// How often a node may need a new process.
+    pub restarts: u32,
+    /// Most processes at once, over all sessions.
+    pub processes: NonZeroUsize,
+    /// How long a node waits for one of them to be free; zero refuses at once.
+    pub queue_timeout: Duration,
+    /// Most address space of one process, in bytes.
+    pub memory: Option<u64>,
+    /// Most processor time of one process, in seconds.
+    pub cpu_seconds: Option<NonZeroU32>,
+    /// Most bytes of a frame.
+    pub frame_bytes: usize,
+    /// Most events that may be emitted in answer to one.
+    pub emitted: usize,
+}
+
+impl ProcessCommand {
+    /// A program with the limits of turn-plan.md §8: 500 ms an event, 256 MiB.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+            arguments: Vec::new(),
+            environment: BTreeMap::new(),
+            folder: PathBuf::from("/"),
+            start_timeout: Duration::from_secs(2),
+            event_timeout: Duration::from_millis(500),
+            stop_grace: Duration::from_millis(75),
+            restarts: 3,
+            processes: NonZeroUsize::new(64).expect("not zero"),
+            queue_timeout: Duration::ZERO,
+            memory: Some(256 * 1024 * 1024),
+            cpu_seconds: None,
+            frame_bytes: MAX_FRAME_BYTES,
+            emitted: 1_024,
+        }
+    }
+
+    /// What makes nodes of this kind, for [`NodeRegistry::register`](super::builtin::NodeRegistry::register).
+    pub fn factory(self) -> NodeFactory {
+        let places = Arc::new(Semaphore::new(
+            self.processes.get().min(Semaphore::MAX_PERMITS),
+        ));
+        let command = Arc::new(self);
+        Arc::new(move |_spec| {
+            Box::new(ProcessNode {
+                command: Arc::clone(&command),
+                places: Arc::clone(&places),
+                running: None,
+                at_hand: false,
+                started: 0,
+                events: 0,
+            })
+        })
+    }
+}
+
+/// The node: its process, and what it was given.
+struct ProcessNode {
+    command: Arc<ProcessCommand>,
+    places: Arc<Semaphore>,
+    running: Option<Running>,
+    /// Whether the process owes an answer.
+    at_hand: bool,
+    /// Processes that were started so far.
+    started: u32,
+    /// Events that were given to the process.
+    events: u64,
+}
+
+/// A process and the place that it takes.
+struct Running {
+    child: Child,
+    _place: OwnedSemaphorePermit,
+}
+
+impl ProcessNode {
+    /// Sees to it that there is a process and that it is ready.
+    async fn ready(&mut self, settings: &NodeSettings) -> Result<(), NodeError> {
+        if self.running.is_some() {
+            return Ok(());
+        }
+        if self.started > self.command.restarts {
+            let message = format!("needs more than {} new processes", self.command.restarts);
+            return Err(NodeError::new(message));
+        }
+        let place = self.place().await?;
+        self.started += 1;
+        let mut child = Child::start(&self.command).map_err(|error| self.error(&error))?;
+        let greeted = tokio::time::timeout(self.command.start_timeout, async {
+            let hello = Hello {
+                protocol: PROTOCOL.to_owned(),
+                session_id: settings.session.clone(),
+                turn_id: settings.turn.map(TurnNumber::id),
+                node_id: settings.node().clone(),
+                config: settings.spec.config.clone(),
+            };
+            child.tell(&Down::Hello(hello)).await?;
+            loop {
+                match child.hear().await? {
+                    Up::Ready { protocol } if protocol == PROTOCOL => return Ok(()),
+                    Up::Ready { protocol } => return Err(Trouble::Protocol(protocol)),
+                    Up::Log { message } => log(settings, &message),
+                    Up::Emit { .. } | Up::Done { .. } => return Err(Trouble::OutOfTurn),
+                }
+            }
+        });
+        match greeted.await {
+            Ok(Ok(())) => {
+                self.running = Some(Running {
+                    child,
+                    _place: place,
+                });
+                Ok(())
+            }
+            Ok(Err(trouble)) => Err(self.error(&child.explain(trouble).await)),
+            Err(_late) => {
+                child.kill().await;
+                Err(self.error(&Trouble::NotReady(self.command.start_timeout)))
+            }
+        }
+    }
+
+    /// A place for one more process, at once or after others have ended (F-123).
+    async fn place(&self) -> Result<OwnedSemaphorePermit, NodeError> {
+        let places = Arc::clone(&self.places);
+        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+            return Ok(place);
+        }
+        let free = tokio::time::timeout(self.command.queue_timeout, places.acquire_owned());
+        match free.await {
+            Ok(Ok(place)) => Ok(place),
+            Ok(Err(_)) | Err(_) => Err(NodeError::new(format!(
+                "all {} processes of this kind are taken",
+                self.command.processes
+            ))),
+        }
+    }
+
+    /// Gives the process an event and takes what it emits, until it is done.
+    async fn handle(
+        &mut self,
+        cx: &mut NodeContext,
+        port: Port,
+        event: Event,
+    ) -> Result<(), NodeError> {
+        let cancelled = cx.cancellation().clone();
+        tokio::select! {
+            biased;
+            ready = self.ready(cx.settings()) => ready?,
+            () = cancelled.cancelled() => return Ok(()),
+        }
+        self.events += 1;
+        let id = self.events;
+        let event = Box::new(record(cx, id, event));
+        self.at_hand = true;
+        let limit = self.command.event_timeout;
+        let Some(Running { child, .. }) = &mut self.running else {
+            return Ok(());
+        };
+        let answered = {
+            let answer = answer(child, cx, self.command.emitted, port, id, event);
+            tokio::pin!(answer);
+            tokio::select! {
+                biased;
+                answered = &mut answer => Some(Ok(answered)),
+                () = cancelled.cancelled() => None,
+                () = tokio::time::sleep(limit) => Some(Err(Trouble::Late(limit))),
+            }
+        };
+        let trouble = match answered {
+            Some(Ok(Ok(outcome))) => {
+                self.at_hand = false;
+                return outcome.map_err(NodeError::new);
+            }
+            Some(Ok(Err(trouble)) | Err(trouble)) => trouble,
+            // The host ends this wait when the grace is over, and `on_cancel` finds the event still
+            // at hand.
+            None => match wind_up(child, id).await {
+                Ok(()) => {
+                    self.at_hand = false;
+                    return Ok(());
+                }
+                Err(trouble) => trouble,
+            },
+        };
+        self.at_hand = false;
+        let trouble = match self.running.take() {
+            Some(mut running) => running.child.explain(trouble).await,
+            None => trouble,
+        };
+        Err(self.error(&trouble))
+    }
+
+    fn error(&self, trouble: &Trouble) -> NodeError {
+        let program = self.command.program.display();
+        NodeError::new(format!("process `{program}`: {trouble}"))
+    }
+
+    /// Ends the process at once.
+    async fn kill(&mut self) {
+        self.at_hand = false;
+        if let Some(mut running) = self.running.take() {
+            running.child.kill().await;
+        }
+    }
+}
+
+/// Tells the process of an event and takes what it emits.
+async fn answer(
+    child: &mut Child,
+    cx: &mut NodeContext,
+    most: usize,
+    port: Port,
+    id: u64,
+    event: Box<EventRecord>,
+) -> Result<Result<(), String>, Trouble> {
+    let port = port.0;
+    child.tell(&Down::Event { id, port, event }).await?;
+    let mut emitted = 0;
+    loop {
+        match child.hear().await? {
+            Up::Emit {
+                payload,
+                segment,
+                media,
+            } => {
+                emitted += 1;
+                if emitted > most {
+                    return Err(Trouble::TooMuch(most));
+                }
+                cx.emit_at(payload, media, segment);
+            }
+            Up::Done { id: of, error } if of == id => return Ok(error.map_or(Ok(()), Err)),
+            Up::Log { message } => log(cx.settings(), &message),
+            Up::Done { .. } | Up::Ready { .. } => return Err(Trouble::OutOfTurn),
+        }
+    }
+}
+
+/// Tells the process that the event is no longer wanted and waits until it is done with it.
+async fn wind_up(child: &mut Child, id: u64) -> Result<(), Trouble> {
+    let reason = "cancelled".to_owned();
+    child.tell(&Down::Cancel { reason }).await?;
+    loop {
+        match child.hear().await? {
+            Up::Done { id: of, .. } if of == id => return Ok(()),
+            Up::Emit { .. } | Up::Log { .. } => {}
+            Up::Done { .. } | Up::Ready { .. } => return Err(Trouble::OutOfTurn),
+        }
+    }
+}
+
+fn log(settings: &NodeSettings, message: &str) {
+    tracing::info!(session = %settings.session, node = %settings.node(), message, "external node");
+}
+
+/// An event as the Event ABI puts it, for a node that cannot look into this process.
+fn record(cx: &NodeContext, ordinal: u64, event: Event) -> EventRecord {
+    let settings = cx.settings();
+    let stamp = Stamp {
+        session_id: settings.session.clone(),
+        turn_id: event.stamp.turn.map(TurnNumber::id),
+        pipeline_version: settings.pipeline_version.clone(),
+        authority_epoch: event.stamp.epoch,
+        ordinal,
+        runtime_sequence: event.stamp.sequence,
+        transport_sequence: None,
+        at: event.stamp.made,
+        wall: WallClock(0),
+    };
+    EventRecord::new(stamp, rspp_proto::Lane::Data, event.payload)
+        .at(MediaTime::SampleIndex(event.stamp.media))
+        .from_node(settings.node().clone())
+}
+
+impl Node for ProcessNode {
+    fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, port: Port, event: Event) -> Step<'a> {
+        Step::Work(Box::pin(self.handle(cx, port, event)))
+    }
+
+    /// A process that still owes an answer was deaf to its cancel: it is killed.
+    fn on_cancel<'a>(&'a mut self, _cx: &'a mut NodeContext, _reason: CancelReason) -> Step<'a> {
+        if self.at_hand {
+            Step::Wait(Box::pin(async {
+                self.kill().await;
+                Ok(())
+            }))
+        } else {
+            Step::OK
+        }
+    }
+
+    fn stop<'a>(&'a mut self, _cx: &'a mut NodeContext) -> Step<'a> {
+        let deaf = self.at_hand;
+        let Some(mut running) = self.running.take() else {
+            return Step::OK;
+        };
+        let grace = self.command.stop_grace;
+        Step::Wait(Box::pin(async move {
+            if deaf {
+                running.child.kill().await;
+            } else {
+                running.child.end(grace).await;
+            }
+            Ok(())
+        }))
+    }
+}

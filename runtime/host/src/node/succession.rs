@@ -1,0 +1,149 @@
+//! Who goes on when a node fails: its standbys, in order, and what they have to be told.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use rspp_proto::Payload;
+
+use super::{NodeMaker, NodeSettings, OutEdge};
+use crate::{
+    event::Arrival,
+    memory::{Meter, Share},
+};
+
+/// A node that takes over when the one before it fails (F-007, F-133).
+#[derive(Clone)]
+pub(crate) struct Standby {
+    pub(crate) settings: NodeSettings,
+    pub(crate) make: NodeMaker,
+    pub(crate) outputs: Vec<OutEdge>,
+}
+
+/// Texts kept for a standby; a node that leaves more unsettled cannot be stood in for.
+const JOURNAL: usize = 256;
+
+/// A node's standbys, shared by all incarnations of its host.
+#[derive(Clone, Default)]
+pub(crate) struct Succession {
+    standbys: Arc<[Standby]>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// How many times the host was started.
+    lives: u32,
+    /// Standbys that have been called upon.
+    used: usize,
+    /// Whether text of the model was passed on: that cannot be said again by another.
+    said: bool,
+    /// Text that the node was given and has not settled; what its standby is told again.
+    journal: VecDeque<Arrival>,
+    share: Option<Share>,
+}
+
+impl Succession {
+    pub(crate) fn new(standbys: Vec<Standby>, meter: &Arc<Meter>) -> Self {
+        let share = (!standbys.is_empty()).then(|| Share::of(meter));
+        let state = State {
+            share,
+            ..State::default()
+        };
+        Self {
+            standbys: standbys.into(),
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics while locked")
+    }
+
+    /// Counts a start of the host; `true` for the first.
+    pub(super) fn begin_life(&self) -> bool {
+        let mut state = self.state();
+        state.lives += 1;
+        state.lives == 1
+    }
+
+    /// The standby that runs now; `None` while the first node does.
+    pub(super) fn current(&self) -> Option<&Standby> {
+        let used = self.state().used;
+        used.checked_sub(1).map(|at| &self.standbys[at])
+    }
+
+    /// Whether somebody could take over now.
+    pub(super) fn has_next(&self) -> bool {
+        if self.standbys.is_empty() {
+            return false;
+        }
+        let state = self.state();
+        !state.said && state.used < self.standbys.len()
+    }
+
+    /// Calls upon the next standby; `None` if there is none or it is too late.
+    pub(super) fn advance(&self) -> Option<&Standby> {
+        if !self.has_next() {
+            return None;
+        }
+        self.state().used += 1;
+        self.current()
+    }
+
+    /// Text of the model was passed on.
+    pub(super) fn said(&self) {
+        if !self.standbys.is_empty() {
+            self.state().said = true;
+        }
+    }
+
+    /// Keeps what the node is given, for whoever may have to go on.
+    pub(super) fn note(&self, arrival: &Arrival) {
+        if self.standbys.is_empty() {
+            return;
+        }
+        if let Arrival::Event { event, .. } = arrival
+            && matches!(event.payload, Payload::Text(_) | Payload::TextEnd)
+        {
+            let mut state = self.state();
+            if state.journal.len() < JOURNAL {
+                state.journal.push_back(arrival.clone());
+                state.account();
+            }
+        }
+    }
+
+    /// Forgets the oldest `count` of what was kept.
+    pub(super) fn settle(&self, count: usize) {
+        let mut state = self.state();
+        let count = count.min(state.journal.len());
+        state.journal.drain(..count);
+        state.account();
+    }
+
+    /// What was kept, for the node that goes on.
+    pub(super) fn take_journal(&self) -> VecDeque<Arrival> {
+        let mut state = self.state();
+        let journal = std::mem::take(&mut state.journal);
+        state.account();
+        journal
+    }
+
+    /// A cancelled node leaves nothing to be told again.
+    pub(super) fn forget(&self) {
+        if !self.standbys.is_empty() {
+            self.take_journal();
+        }
+    }
+}
+
+impl State {
+    fn account(&mut self) {
+        let bytes = self.journal.iter().map(Arrival::bytes).sum();
+        if let Some(share) = &mut self.share {
+            share.hold(bytes);
+        }
+    }
+}
