@@ -28,6 +28,7 @@ mod observing;
 mod pauses;
 mod plans;
 mod processes;
+mod recording;
 mod refusals;
 mod replay;
 mod routing;

@@ -10,7 +10,12 @@ use rspp_controlplane_api::LeaseError;
 use rspp_kernel::{
     CancelReason, Effect, Emission, Gates, Input, SessionState, plan::profile, turn::Ending,
 };
-use rspp_proto::{Epoch, Monotonic, TurnNumber, abi::Signal, spec::PortType};
+use rspp_proto::{
+    Epoch, Monotonic, TurnNumber,
+    abi::{Emitter, Signal},
+    spec::PortType,
+};
+use rspp_timeline::LevelTrigger;
 use tokio::sync::oneshot;
 
 use super::{RunningTurn, Session, acknowledge::Unheard, time};
@@ -57,6 +62,7 @@ impl Session {
                     // What was lost before is no fault of this turn.
                     self.publisher.take_lost();
                     self.ledger.count_line(&self.line);
+                    self.setup.recorder.turn_boundary(now);
                     self.ledger.proposed(turn, now);
                     let gates = self.judge();
                     self.kernel.handle(now, Input::Gates { turn, gates });
@@ -101,6 +107,7 @@ impl Session {
                 Effect::Session(state) => self.enter(ctx, state),
             }
         }
+        self.announce_downgrades();
         while let Some((at, line)) = self.kernel.poll_journal() {
             self.publisher.journal(at, line);
         }
@@ -121,6 +128,26 @@ impl Session {
         tracing::info!(%session, ?turn, reason, "cancelled");
         if let Some(meters) = &self.setup.meters {
             meters.accepted(reason);
+        }
+    }
+
+    /// Says that less is recorded than before, once for each step (OR-02, F-176).
+    fn announce_downgrades(&mut self) {
+        let turn = self.kernel.current_turn();
+        while let Some(change) = self.setup.recorder.poll_downgrade() {
+            let reason = match change.trigger {
+                LevelTrigger::QueueFill => "stage_a_detail_overflow",
+                LevelTrigger::ExportLag => "durable_export_lag",
+                // A step up is no downgrade, and is not announced.
+                LevelTrigger::Stable => continue,
+            };
+            self.publisher.signal(
+                Signal::RecordingLevelDowngraded,
+                Emitter::TimelineRecorder,
+                turn,
+                Some(reason),
+                change.at,
+            );
         }
     }
 
