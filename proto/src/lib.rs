@@ -13,6 +13,7 @@ mod payload;
 pub mod reason;
 pub mod schema;
 pub mod spec;
+mod spending;
 mod time;
 
 pub use epoch::{Epoch, LeaseToken, LeaseTokenError, MAX_LEASE_TOKEN_BYTES};
@@ -22,10 +23,11 @@ pub use id::{
     TenantId, TurnId, TurnNumber, sanitize_part,
 };
 pub use lane::Lane;
-pub use outcome::OutcomeClass;
+pub use outcome::{OutcomeClass, RetryDecision};
 pub use payload::{
-    AudioChunk, AudioFormat, Codec, DebugNote, ErrorCode, ErrorNote, EventType, Extension,
-    MetricSample, Payload, Speaker, SpeechMark, TextChunk,
+    AudioChunk, AudioFormat, Codec, DebugNote, DefaultAction, ErrorCode, ErrorNote, EventType,
+    Extension, MetricSample, Payload, Speaker, SpeechMark, TextChunk,
 };
 pub use reason::{MAX_REASON_BYTES, Reason, ReasonError};
+pub use spending::Spending;
 pub use time::{Monotonic, SampleIndex, SampleRate, WallClock};

@@ -36,3 +36,31 @@ impl OutcomeClass {
         }
     }
 }
+
+/// What followed a failed attempt at a provider (providers.md §4).
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum RetryDecision {
+    /// Nothing: it succeeded, or nothing was left to try.
+    None,
+    /// The same provider again.
+    Retry,
+    /// The next provider.
+    ProviderSwitch,
+    /// The next provider, as the plan's alternative path.
+    Fallback,
+}
+
+impl RetryDecision {
+    /// The decision's name, as reports write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Retry => "retry",
+            Self::ProviderSwitch => "provider_switch",
+            Self::Fallback => "fallback",
+        }
+    }
+}

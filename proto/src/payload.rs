@@ -199,6 +199,51 @@ pub enum ErrorCode {
     RuntimeInternalError,
 }
 
+/// What an error leads to unless policy knows better (providers.md §3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DefaultAction {
+    /// The event or session is refused.
+    Reject,
+    /// What was written is not let in or out.
+    Refuse,
+    /// Another attempt within what is left of the budget, else an alternative, else lower quality.
+    RetryElseFallback,
+    /// Another provider, if policy has one, else lower quality.
+    SwitchElseDegrade,
+    /// What failed is isolated; its turn aborts if it cannot go on without.
+    Isolate,
+}
+
+impl ErrorCode {
+    /// Every code, in the order of the taxonomy.
+    pub const ALL: [Self; 5] = [
+        Self::SchemaValidationError,
+        Self::AuthorityEpochMismatch,
+        Self::ProviderTimeout,
+        Self::ProviderOverload,
+        Self::RuntimeInternalError,
+    ];
+
+    /// What it leads to.
+    pub fn default_action(self) -> DefaultAction {
+        match self {
+            Self::SchemaValidationError => DefaultAction::Reject,
+            Self::AuthorityEpochMismatch => DefaultAction::Refuse,
+            Self::ProviderTimeout => DefaultAction::RetryElseFallback,
+            Self::ProviderOverload => DefaultAction::SwitchElseDegrade,
+            Self::RuntimeInternalError => DefaultAction::Isolate,
+        }
+    }
+
+    /// Whether trying again may help.
+    pub fn is_retryable(self) -> bool {
+        match self.default_action() {
+            DefaultAction::RetryElseFallback | DefaultAction::SwitchElseDegrade => true,
+            DefaultAction::Reject | DefaultAction::Refuse | DefaultAction::Isolate => false,
+        }
+    }
+}
+
 /// A failure that consumers may see; holds no payload and no secret (F-131, F-136).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -302,12 +302,12 @@ fn relaxed_mode_reads_what_strict_mode_refuses() {
     );
     assert_snapshot!(errors(&text), @r#"
 pipeline.yaml:5:9: schema: schema `rspp.pipeline.v2` is not read here; write `schema: rspp.pipeline.v1`
-pipeline.yaml:6:1: colour: unknown field `colour`; known fields: budgets, edges, instructions, memory, metadata, nodes, observe, open_to_policy, profile, schema, turns, version
+pipeline.yaml:6:1: colour: unknown field `colour`; known fields: budgets, edges, instructions, memory, metadata, nodes, observe, open_to_policy, profile, providers, schema, turns, version
 "#);
     let parsed = PipelineSpec::parse("pipeline.yaml", &text, Mode::Relaxed).unwrap();
     assert_eq!(parsed.spec.nodes, PipelineSpec::simple().nodes);
     let warnings: Vec<String> = parsed.warnings.iter().map(Diagnostic::to_string).collect();
-    assert_snapshot!(warnings.join("\n"), @"pipeline.yaml:6:1: warning: colour: unknown field `colour`; known fields: budgets, edges, instructions, memory, metadata, nodes, observe, open_to_policy, profile, schema, turns, version");
+    assert_snapshot!(warnings.join("\n"), @"pipeline.yaml:6:1: warning: colour: unknown field `colour`; known fields: budgets, edges, instructions, memory, metadata, nodes, observe, open_to_policy, profile, providers, schema, turns, version");
 
     let foreign = changed("schema: rspp.pipeline.v1", "schema: other.v1");
     assert!(PipelineSpec::parse("p.yaml", &foreign, Mode::Relaxed).is_err());
@@ -430,4 +430,55 @@ proptest::proptest! {
             }
         }
     }
+}
+
+/// F-056, F-058, F-135: what is said about providers is held to make sense.
+#[test]
+fn rules_for_providers_are_held_to_make_sense() {
+    let text = format!(
+        "{}{}",
+        PipelineSpec::simple_template(),
+        "
+providers:
+  choice:
+    language: { de: { llm: [a, a] }, fr: {} }
+  calls:
+    attempts_per_provider: 0
+    hedge_after_ms: { stt: 100, llm: 0 }
+  circuit: { window: 4, least_calls: 5 }
+  caps: { turn: { tokens: 20 }, session: { tokens: 10 } }
+  failure: { reply: ' ', recording: sorry, patience: 1 }
+"
+    );
+    let lines: Vec<String> = errors(&text)
+        .lines()
+        .filter(|line| line.contains("providers."))
+        .map(|line| line.split_once("providers.").unwrap().1.to_owned())
+        .collect();
+    assert_snapshot!(lines.join("\n"), @"
+    choice.language.de.llm[1]: provider `a` is listed twice
+    choice.language.fr: needs at least 1 entry
+    calls.attempts_per_provider: `0` must be at least 1
+    calls.hedge_after_ms.stt: `stt` is not possible here; expected one of: llm, tts
+    calls.hedge_after_ms.llm: must be at least 1; leave it out to hedge nothing
+    circuit.least_calls: 5 is above window, 4, so the circuit never opens; e.g. `least_calls: 4`
+    caps.turn.tokens: 20 is above the session's, 10
+    failure.reply: must not be blank; leave it out to say nothing
+    failure.patience: unknown field `patience`; known fields: recording, reply, text_only, voice_retry_ms
+    ");
+}
+
+/// The rules' defaults are what a pipeline without any gets.
+#[test]
+fn a_pipeline_may_say_nothing_about_providers() {
+    let spec = PipelineSpec::simple();
+    assert!(spec.providers.is_empty());
+    let with = format!(
+        "{}\nproviders: {{ calls: {{}} }}\n",
+        PipelineSpec::simple_template()
+    );
+    let spec = PipelineSpec::parse("p.yaml", &with, Mode::Strict)
+        .unwrap()
+        .spec;
+    assert_eq!(spec.providers.calls, Some(Box::default()));
 }

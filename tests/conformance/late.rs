@@ -15,7 +15,7 @@ use rspp_kernel::plan::SnapshotProvenance;
 use rspp_proto::{
     Payload, SessionId, Speaker, TurnNumber,
     abi::{OutcomeKind, OutcomePhase, Signal},
-    spec::{LateEventPolicy, POLICY_SCHEMA, PlanFailurePolicy, PolicyBundle},
+    spec::{LateEventPolicy, POLICY_SCHEMA, PlanFailurePolicy, PolicyBundle, ProvidersSpec},
 };
 use rspp_provider_api::scripted::{Conduct, Script, ScriptedEndOfTurn, ScriptedLlm, ScriptedStt};
 use rspp_tests::{
@@ -201,6 +201,7 @@ async fn a_turn_whose_plan_cannot_be_built_does_not_open() {
             recording_policy: None,
             node_execution_policies: BTreeMap::new(),
             insert_nodes: Vec::new(),
+            providers: ProvidersSpec::default(),
         });
         let call = builder.start().await;
         call.log.until(Signal::Commit, 1).await;

@@ -109,6 +109,8 @@ async fn another_detector_moves_boundaries_and_nothing_else() {
             "policy_hash",
             "provider_bindings",
             "node_bindings",
+            "provider_capabilities",
+            "provider_choices",
             "determinism",
             "provenance",
         ] {

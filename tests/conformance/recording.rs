@@ -49,7 +49,10 @@ async fn pressure_on_the_timeline_is_announced_and_costs_no_evidence() {
     kept.extend(recording.take());
     assert_eq!(report.turns.len(), 8);
     assert!(
-        report.turns.iter().all(|turn| turn.is_commit()),
+        report
+            .turns
+            .iter()
+            .all(rspp_host::report::TurnReport::is_commit),
         "{report:#?}"
     );
 

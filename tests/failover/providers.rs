@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rspp_proto::{OutcomeClass, ProviderId, abi::Signal, spec::Modality};
+use rspp_proto::{OutcomeClass, ProviderId, RetryDecision, abi::Signal, spec::Modality};
 use rspp_provider_api::{
     Fault,
     scripted::{Conduct, Script, ScriptedLlm},
 };
 use rspp_tests::call::{Builder, Cast, REPLY, first, says};
-use rspp_timeline::{Entry, RetryDecision};
+use rspp_timeline::Entry;
 
 use crate::row::{assert_aborted, assert_committed, evidence};
 

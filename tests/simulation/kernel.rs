@@ -17,7 +17,7 @@ use rspp_kernel::{
 use rspp_proto::{
     Epoch, Monotonic, SampleIndex, TurnNumber,
     abi::{CancelMode, CancelScope},
-    spec::{BargeInConfirm, LateEventPolicy, PlanFailurePolicy, TurnPolicy},
+    spec::{BargeInConfirm, FailurePolicy, LateEventPolicy, PlanFailurePolicy, TurnPolicy},
 };
 
 /// Sequences of a normal run.
@@ -328,6 +328,7 @@ impl Rig {
                         } else {
                             CancelMode::Hard
                         },
+                        failure: FailurePolicy::default(),
                     }),
                 }),
                 Effect::Start { turn, .. } => {

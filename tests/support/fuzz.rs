@@ -7,7 +7,7 @@ use std::{io::Cursor, path::Path};
 
 use rspp_kernel::{
     graph::Graph,
-    plan::{LayeredSettings, PlanInputs, SnapshotProvenance, resolve},
+    plan::{LayeredSettings, PlanInputs, ProviderInputs, SnapshotProvenance, resolve},
 };
 use rspp_proto::{
     Epoch, TurnNumber,
@@ -108,6 +108,7 @@ pub fn pipeline_spec(bytes: &[u8]) {
             policy: None,
             snapshots: &SnapshotProvenance::local(),
             snapshots_fresh: true,
+            providers: ProviderInputs::unknown(),
         };
         if let Ok(plan) = resolve(&inputs, &TurnNumber::FIRST.id(), Epoch::FIRST) {
             plan.verify().expect("a new plan is what it says");

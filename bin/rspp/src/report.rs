@@ -216,7 +216,7 @@ fn rounded(ms: f64) -> f64 {
 pub(crate) mod tests {
     use rspp_host::Percentiles;
     use rspp_kernel::SessionState;
-    use rspp_proto::TurnNumber;
+    use rspp_proto::{Spending, TurnNumber};
     use rspp_timeline::{Anchor, Anchors};
 
     use super::*;
@@ -255,7 +255,9 @@ pub(crate) mod tests {
                 first_audio_ms: Some(700.0),
                 cancel_fence_us: Some(12.5),
                 dropped: Lane::ALL.map(|lane| (lane, 0)).into(),
+                spending: Spending::default(),
             }],
+            spending: Spending::default(),
             refused: 0,
             node_failures: 0,
             degraded: Vec::new(),

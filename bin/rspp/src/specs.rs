@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, fs, io::Read, path::Path};
 use rspp_kernel::{
     graph::Graph,
     plan::{
-        LayeredSettings, PlanInputs, ResolvedTurnPlan, SnapshotProvenance, resolve, with_insertions,
+        LayeredSettings, PlanInputs, ProviderInputs, ResolvedTurnPlan, SnapshotProvenance, resolve,
+        with_insertions,
     },
 };
 use rspp_proto::{
@@ -176,6 +177,7 @@ impl Setup {
             policy: self.policy.as_ref(),
             snapshots: &snapshots,
             snapshots_fresh: true,
+            providers: ProviderInputs::unknown(),
         };
         resolve(&inputs, &TurnNumber::FIRST.id(), Epoch::FIRST).map_err(Problem::input)
     }

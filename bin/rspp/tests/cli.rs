@@ -583,7 +583,7 @@ fn the_same_input_gives_the_same_plan_and_another_input_another() {
 #[test]
 fn a_part_of_the_plan_that_does_not_exist_is_refused() {
     let refusal = Place::new().run(&["plan", "nothing"]).refusal();
-    assert_snapshot!(refusal, @"error: nothing in the plan begins with `nothing`; there are: budgets, provider_bindings, node_bindings, edge_buffer_policies, flow_control, allowed_adaptive_actions, recording_policy, streaming_handoff, cancel_mode, turns");
+    assert_snapshot!(refusal, @"error: nothing in the plan begins with `nothing`; there are: budgets, provider_bindings, node_bindings, provider_policy, edge_buffer_policies, flow_control, allowed_adaptive_actions, recording_policy, streaming_handoff, cancel_mode, turns");
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod diagnostic;
 mod parse;
 mod pipeline;
 mod policy;
+mod provider;
 mod report;
 mod rules;
 mod shape;
@@ -27,6 +28,10 @@ pub use policy::{
     AdaptiveAction, BargeInConfirm, FlowControl, FlowMode, Insertion, LateEventPolicy, Modality,
     NodeExecutionPolicy, PlanFailurePolicy, PolicyBundle, RecordingLevel, RecordingPolicy,
     ReplayMode, TurnPolicy,
+};
+pub use provider::{
+    Bindings, CallPolicy, Cap, CapAction, ChoicePolicy, CircuitPolicy, CostCaps, FailurePolicy,
+    ProviderPolicy, ProvidersSpec,
 };
 
 /// Lets a schema accept words that are read but never written.

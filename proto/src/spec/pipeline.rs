@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BudgetsSpec, BufferSpec, MemoryLimits, NodeExecutionPolicy, TurnPolicy, also_accept};
+use super::{
+    BudgetsSpec, BufferSpec, MemoryLimits, NodeExecutionPolicy, ProvidersSpec, TurnPolicy,
+    also_accept,
+};
 use crate::abi::CancelMode;
 use crate::{EdgeId, IdError, NodeId, PipelineVersion, ProviderId};
 
@@ -338,6 +341,9 @@ pub struct PipelineSpec {
     /// How much a session may hold in memory; the operator's limits hold besides.
     #[serde(default)]
     pub memory: MemoryLimits,
+    /// How providers are chosen, called and paid for.
+    #[serde(default, skip_serializing_if = "ProvidersSpec::is_empty")]
+    pub providers: ProvidersSpec,
     /// For people; never alters execution (F-082).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,

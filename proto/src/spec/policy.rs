@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Budgets, EdgeBufferPolicy, Marks, NodeKind, NodeSpec, PortType};
+use super::{Budgets, EdgeBufferPolicy, Marks, NodeKind, NodeSpec, PortType, ProvidersSpec};
 use crate::{NodeId, ProviderId};
 
 /// What a provider does.
@@ -295,4 +295,7 @@ pub struct PolicyBundle {
     /// Nodes that it inserts, in their order (F-062).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub insert_nodes: Vec<Insertion>,
+    /// Optional, part by part: how providers are chosen, called and paid for.
+    #[serde(default, skip_serializing_if = "ProvidersSpec::is_empty")]
+    pub providers: ProvidersSpec,
 }

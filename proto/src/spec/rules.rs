@@ -1,5 +1,7 @@
 //! What a spec has to mean, beyond its shape. Every rule reports all that break it.
 
+mod providers;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
@@ -56,6 +58,7 @@ pub(super) fn pipeline(spec: &PipelineSpec, check: &mut Check<'_, '_>) {
             format!("e.g. `soft_bytes: {}`", cap_bytes / 4 * 3),
         );
     }
+    providers::providers("providers", &spec.providers, check);
     if spec.turns.max_context_messages == 0 {
         check.error(
             "out_of_range",
@@ -607,28 +610,9 @@ pub(super) fn policy(bundle: &PolicyBundle, check: &mut Check<'_, '_>) {
         );
     }
     if let Some(bindings) = &bundle.provider_bindings {
-        if bindings.is_empty() {
-            check.error(
-                "too_few",
-                "provider_bindings",
-                "needs at least 1 entry",
-                None,
-            );
-        }
-        for (modality, providers) in bindings {
-            let path = format!("provider_bindings.{}", modality.as_str());
-            if providers.is_empty() {
-                check.error("too_few", &path, "needs at least 1 provider", None);
-            }
-            let mut seen = BTreeSet::new();
-            for (index, provider) in providers.iter().enumerate() {
-                if !seen.insert(provider) {
-                    let message = format!("provider `{provider}` is listed twice");
-                    check.error("duplicate", &format!("{path}[{index}]"), message, None);
-                }
-            }
-        }
+        providers::bindings("provider_bindings", bindings, check);
     }
+    providers::providers("providers", &bundle.providers, check);
     if let Some(policies) = &bundle.edge_buffer_policies {
         if policies.is_empty() {
             let hint = "`default` stands for every edge".to_owned();

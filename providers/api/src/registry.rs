@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use rspp_proto::{ProviderId, spec::Modality};
 use thiserror::Error;
 
-use crate::{EndOfTurn, LanguageModel, SpeechToText, TextToSpeech, VoiceActivity};
+use crate::{Description, EndOfTurn, LanguageModel, SpeechToText, TextToSpeech, VoiceActivity};
 
 /// Why a provider cannot be had.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -78,6 +78,18 @@ impl Providers {
             Modality::EndOfTurn => self.end_of_turn.keys().cloned().collect(),
             Modality::External => Vec::new(),
         }
+    }
+
+    /// What a provider says that it is; `None` if there is no such provider.
+    pub fn describe(&self, modality: Modality, id: &ProviderId) -> Option<&Description> {
+        Some(match modality {
+            Modality::Stt => self.stt.get(id)?.describe(),
+            Modality::Llm => self.llm.get(id)?.describe(),
+            Modality::Tts => self.tts.get(id)?.describe(),
+            Modality::Vad => self.voice.get(id)?.describe(),
+            Modality::EndOfTurn => self.end_of_turn.get(id)?.describe(),
+            Modality::External => return None,
+        })
     }
 
     fn unknown(&self, modality: Modality, id: &ProviderId) -> RegistryError {

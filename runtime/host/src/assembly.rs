@@ -14,21 +14,21 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     EdgeId, Epoch, Monotonic, SessionId, TurnNumber,
-    spec::{Budgets, EdgeBufferPolicy, NodeKind, NodeSpec, Strategy, TurnPolicy},
+    spec::{Budgets, EdgeBufferPolicy, NodeKind, NodeSpec, PortType, Strategy, TurnPolicy},
 };
 use rspp_provider_api::{InferencePool, Providers};
 
 use crate::{
-    circuits::CallRules,
     event::{Arrival, Port},
     memory::{Meter, Share},
     meters::{EdgeMeter, Meters},
     node::{
-        InputEdge, Inputs, NodeHost, NodeMaker, NodeSettings, NodeSetup, Numbers, OutEdge, Standby,
-        Succession, builtin::NodeRegistry,
+        InputEdge, Inputs, NodeHost, NodeMaker, NodeSettings, NodeSetup, Numbers, OutEdge, Speech,
+        Standby, Succession, builtin::NodeRegistry,
     },
     observe::{Observed, Observers},
     overhead::Overhead,
+    providers::{CallRules, Candidates},
     pulse::Pulse,
     session::SessionControl,
     turn::HostHandle,
@@ -46,6 +46,8 @@ pub(crate) struct Assembly {
     pub(crate) pools: Pools,
     pub(crate) session_id: SessionId,
     pub(crate) turn: Option<TurnNumber>,
+    /// Nothing is to be spoken.
+    pub(crate) mute: bool,
     pub(crate) epoch: Epoch,
     pub(crate) turns: Arc<TurnPolicy>,
     pub(crate) handoff: Arc<Handoff>,
@@ -368,6 +370,14 @@ impl Assembly {
                 .map_or_else(Arc::default, |ids| ids.as_slice().into()),
             registry: Arc::clone(&self.providers),
             calls: Arc::clone(&self.calls),
+            speech: if self.mute {
+                Speech::Text
+            } else if self.plan.provider_policy.failure.text_only {
+                Speech::VoiceElseText
+            } else {
+                Speech::Voice
+            },
+            candidates: Candidates::of(&self.plan, spec).map(Arc::new),
             pool: pool.clone(),
             handoff: Arc::clone(&self.handoff),
             instructions: self.instructions.clone(),
@@ -404,6 +414,13 @@ impl Assembly {
             });
         }
         outputs
+    }
+
+    /// Where the agent's audio leaves: the port of the first edge that brings any.
+    pub(crate) fn egress_port(&self) -> Port {
+        let inputs = &self.graph.node(self.graph.egress()).inputs;
+        let audio = |ix: &EdgeIx| self.graph.edge(*ix).carries == PortType::Audio;
+        Port(inputs.iter().position(audio).unwrap_or(0) as u16)
     }
 
     /// Where the user's audio goes.

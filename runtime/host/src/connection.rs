@@ -69,6 +69,10 @@ pub(crate) enum ConnectionControl {
     FinishClause(TurnNumber),
     /// Something of a sync domain was lost on another of its edges.
     Sync(Port, Torn),
+    /// Send a text of a turn that is not spoken, if the turn is still alive.
+    Show(TurnNumber, Epoch, Box<TextChunk>),
+    /// Tell the peer whether the agent has its voice.
+    Voice { available: bool },
     /// The session is over: hang up.
     Close,
 }
@@ -188,7 +192,9 @@ async fn attached(ctx: &mut PumpContext<Connection>) -> Option<Box<Attachment>> 
             | ConnectionControl::Held
             | ConnectionControl::Resume
             | ConnectionControl::FinishClause(_)
-            | ConnectionControl::Sync(..) => {}
+            | ConnectionControl::Sync(..)
+            | ConnectionControl::Show(..)
+            | ConnectionControl::Voice { .. } => {}
             ConnectionControl::Close => return None,
         }
     }
@@ -382,6 +388,12 @@ impl Line {
                     Item::Control(ConnectionControl::Sync(port, torn)) => {
                         ctx.inbox().with_data(|inputs| torn.apply(inputs, port));
                     }
+                    Item::Control(ConnectionControl::Show(turn, epoch, text)) => {
+                        self.show(turn, epoch, &text);
+                    }
+                    Item::Control(ConnectionControl::Voice { available }) => {
+                        self.send(Outgoing::Voice { available });
+                    }
                     Item::Control(ConnectionControl::Close) => return ExitReason::Finished,
                     // A connection belongs to one session for good.
                     Item::Control(ConnectionControl::Attach(_)) => {}
@@ -482,15 +494,9 @@ impl Line {
         match event.payload {
             Payload::Text(ref text) => {
                 // What a turn says is checked where it leaves; the user's own words belong to none.
-                let stamp = &event.stamp;
-                let fence = &self.attachment.fence;
-                if stamp
-                    .turn
-                    .is_none_or(|turn| fence.admits(turn, stamp.epoch))
-                {
-                    self.send_text(text);
-                } else {
-                    self.count_refused(stamp.turn);
+                match event.stamp.turn {
+                    Some(turn) => self.show(turn, event.stamp.epoch, text),
+                    None => self.send(Outgoing::Text((**text).clone())),
                 }
             }
             Payload::AudioChunk(_) | Payload::AudioEnd => {
@@ -509,8 +515,16 @@ impl Line {
         }
     }
 
-    fn send_text(&mut self, text: &TextChunk) {
-        if let Err(error) = self.sink.send(Outgoing::Text(text.clone())) {
+    fn show(&mut self, turn: TurnNumber, epoch: Epoch, text: &TextChunk) {
+        if self.attachment.fence.admits(turn, epoch) {
+            self.send(Outgoing::Text(text.clone()));
+        } else {
+            self.count_refused(Some(turn));
+        }
+    }
+
+    fn send(&mut self, outgoing: Outgoing) {
+        if let Err(error) = self.sink.send(outgoing) {
             tracing::trace!(%error, "a text was not sent");
         }
     }

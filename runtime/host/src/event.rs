@@ -89,6 +89,11 @@ pub struct Port(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CallKey(pub u32);
 
+impl CallKey {
+    /// A node's first call.
+    pub const FIRST: Self = Self(1);
+}
+
 /// A piece of a provider's answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Chunk {

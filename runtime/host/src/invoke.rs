@@ -1,19 +1,24 @@
-//! A provider call as an actor: attempts, deadlines, the answer passed on, the cancel passed down.
+//! A provider call as an actor: attempts, the answer passed on, the cancel passed down. When to try
+//! whom, when to wait and when to give up is the kernel's machine's to say.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+mod attempt;
+mod evidence;
 
-use futures::StreamExt;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
 use rspp_actors::{
     CancellationToken, Clock, ControlRef, DataRef, ExitReason, NoData, NoTelemetry, Offer, Pump,
     PumpContext,
 };
-use rspp_kernel::invocation::{self as kernel, Failure, InvocationSignal, Order};
+use rspp_kernel::invocation::{
+    self as kernel, AttemptKey, CallDeadlines, CircuitChange, Failure, InvocationPolicy,
+    InvocationSignal, Order, Verdict,
+};
 use rspp_proto::{
     EventId, InvocationId, Monotonic, OutcomeClass, ProviderId, TurnNumber, abi::Signal,
     spec::Modality,
 };
-use rspp_provider_api::{Attempt, Call, ChunkStream, Deadlines, Fault, LlmChunk, SttChunk};
-use rspp_timeline::{AttemptRecord, InvocationOutcome, RetryDecision};
+use rspp_provider_api::{Fault, LlmChunk, SttChunk};
 use tokio::time::Instant;
 
 use crate::{
@@ -22,9 +27,7 @@ use crate::{
     pulse::{CallInProgress, Pulse},
     session::SessionControl,
 };
-
-/// How much longer a local model may be silent than a networked provider.
-const LOCAL_PATIENCE: u32 = 5;
+use attempt::{Attempting, Facts};
 
 /// Where a call comes from and where its answer goes.
 pub(crate) struct CallSite {
@@ -67,6 +70,19 @@ impl CallSite {
         let event = EventId::new(label).expect("a node id and a number are no blank text");
         InvocationId::canonical(&settings.session, turn.as_ref(), &event, modality.as_str())
     }
+
+    /// By when the call's first chunk is to come: what is left of the turn, the node and the call.
+    fn deadlines(&self, modality: Modality, now: Monotonic) -> CallDeadlines {
+        let settings = &self.settings;
+        let rules = &settings.calls;
+        let budgets = &settings.budgets;
+        let candidates = settings.candidates.as_ref();
+        let node = candidates.and_then(|candidates| candidates.budget);
+        match rules.deadlines {
+            Some(turn) => turn.of_call(now, modality, self.key == CallKey::FIRST, node, budgets),
+            None => CallDeadlines::of_session(now, node, budgets),
+        }
+    }
 }
 
 /// How a call ended whose actor crashed.
@@ -102,42 +118,36 @@ impl Pump for Invocation {
         let stopped = ctx.cancellation().clone();
         let cancel = site.cancel.clone();
         let mut work = Work::new(site, request);
-        let end = tokio::select! {
+        let outcome = tokio::select! {
             biased;
-            () = stopped.cancelled() => Err(Fault::cancelled()),
-            () = cancel.cancelled() => Err(Fault::cancelled()),
-            end = work.run() => end,
+            () = stopped.cancelled() => None,
+            () = cancel.cancelled() => None,
+            outcome = work.run() => Some(outcome),
         };
         // Nobody waits for the end of a call that was given up; its evidence is kept all the same.
-        work.conclude(end);
+        if let Some(outcome) = outcome.or_else(|| work.cancelled()) {
+            work.conclude(&outcome);
+        }
         ExitReason::Finished
     }
 }
 
-/// One call in progress: dropping it drops the provider's stream, which aborts the call.
+/// One call in progress: dropping it drops the providers' streams, which aborts the call.
 struct Work {
     site: CallSite,
     request: CallRequest,
     modality: Modality,
     id: InvocationId,
     machine: kernel::Invocation,
-    began: Monotonic,
-    records: Vec<AttemptRecord>,
-    running: Option<Running>,
+    /// Why these providers are asked in this order.
+    routing: String,
+    attempts: Vec<Attempting>,
+    facts: BTreeMap<AttemptKey, Facts>,
+    /// What the last attempt that failed had to say, for people.
+    complaint: Option<Fault>,
     progress: Progress,
     /// As long as the provider is what is waited for: it has deadlines of its own.
     in_progress: Option<CallInProgress>,
-}
-
-/// The attempt in progress.
-struct Running {
-    provider: ProviderId,
-    attempt: Attempt,
-    streaming: bool,
-    began: Monotonic,
-    first_chunk: Option<Monotonic>,
-    chunks: u64,
-    bytes: u64,
 }
 
 /// What all attempts together have passed on.
@@ -147,40 +157,49 @@ struct Progress {
     concluded: bool,
 }
 
+/// What comes next.
+enum Step {
+    /// More input was taken in, or it is complete.
+    Listened,
+    /// A piece of an answer, its fault, or its end.
+    Answered(AttemptKey, Option<Result<Chunk, Fault>>),
+    /// A deadline has come.
+    Due,
+}
+
 impl Work {
     fn new(site: CallSite, request: CallRequest) -> Self {
-        let settings = &site.settings;
         let modality = request.modality();
         let id = site.invocation_id(modality);
-        let began = Monotonic::from_duration(site.clock.now());
-        let budgets = &settings.budgets;
-        let limit = match modality {
-            // An utterance lasts as long as the user speaks.
-            Modality::Stt => budgets.max_turn_duration_ms * 2,
-            // A sentence is spoken for as long as it is; what is late with its first sound is the
-            // turn's business.
-            Modality::Tts => budgets.max_turn_duration_ms,
-            Modality::Llm | Modality::Vad | Modality::EndOfTurn | Modality::External => {
-                budgets.turn_budget_ms
-            }
-        };
+        let now = Monotonic::from_duration(site.clock.now());
+        let settings = &site.settings;
+        let rules = &settings.calls;
+        let chosen = settings.candidates.as_deref();
+        let mut candidates = chosen.map_or_else(Vec::new, |chosen| chosen.all.clone());
+        let mut routing = chosen
+            .map_or("", |chosen| chosen.reason.as_str())
+            .to_owned();
+        if let Some(instead) = rules.overruns().order(now, modality, &mut candidates) {
+            routing = format!("overrun:{instead}");
+        }
         let machine = kernel::Invocation::new(
             id.clone(),
-            settings.providers.to_vec(),
-            settings.calls.policy.clone(),
-            began,
-            began + Duration::from_millis(limit),
+            candidates,
+            InvocationPolicy::of(&rules.calls, &rules.actions, modality),
+            now,
+            site.deadlines(modality, now),
         );
         Self {
             machine,
-            began,
+            routing,
             in_progress: Some(site.pulse.call()),
             site,
             request,
             modality,
             id,
-            records: Vec::new(),
-            running: None,
+            attempts: Vec::new(),
+            facts: BTreeMap::new(),
+            complaint: None,
             progress: Progress::default(),
         }
     }
@@ -190,208 +209,209 @@ impl Work {
     }
 
     /// Carries out what the kernel's machine orders, until it says that the call is over.
-    async fn run(&mut self) -> Result<(), Fault> {
-        let rules = Arc::clone(&self.site.settings.calls);
-        let modality = self.modality;
-        let mut verdict = {
-            let now = self.now();
-            self.machine.begin(now, |provider| {
-                rules.circuits.admits(modality, provider, now)
-            })
+    async fn run(&mut self) -> Box<kernel::InvocationOutcome> {
+        if self.request.is_listening() {
+            self.machine.listen();
+        }
+        let mut verdict = self.decide(|machine, now, admits| machine.begin(now, admits));
+        loop {
+            if let Some(outcome) = self.obey(verdict).await {
+                return outcome;
+            }
+            verdict = match self.next().await {
+                Step::Listened => {
+                    if !self.request.is_listening() {
+                        self.machine.heard_out(self.now());
+                    }
+                    Verdict::default()
+                }
+                Step::Due => self.decide(|machine, now, admits| machine.tick(now, admits)),
+                Step::Answered(key, None) => self.ended(key),
+                Step::Answered(key, Some(Err(fault))) => self.failed(key, fault),
+                Step::Answered(key, Some(Ok(chunk))) => {
+                    let verdict = self.machine.chunk(key, self.now());
+                    if let Some(outcome) = self.obey(verdict).await {
+                        return outcome;
+                    }
+                    self.take(key, chunk).await
+                }
+            };
+        }
+    }
+
+    async fn next(&mut self) -> Step {
+        let due = self.machine.next_deadline();
+        let due = due.map(|due| self.site.clock.instant_at(due.as_duration()));
+        let listening = self.request.is_listening();
+        let answering = !self.attempts.is_empty();
+        tokio::select! {
+            biased;
+            () = self.request.listen(), if listening => Step::Listened,
+            (key, next) = Attempting::next_of(&mut self.attempts), if answering => {
+                Step::Answered(key, next)
+            }
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                Step::Due
+            }
+        }
+    }
+
+    /// Asks the machine something that may lead to another attempt.
+    fn decide(
+        &mut self,
+        ask: impl FnOnce(
+            &mut kernel::Invocation,
+            Monotonic,
+            &mut dyn FnMut(&ProviderId) -> bool,
+        ) -> Verdict,
+    ) -> Verdict {
+        let now = self.now();
+        let rules = &self.site.settings.calls;
+        let (policy, modality) = (rules.circuit, self.modality);
+        let circuits = &rules.board.circuits;
+        let mut changes = Vec::new();
+        let mut admits = |provider: &ProviderId| {
+            let (admitted, change) = circuits.admits(policy, modality, provider, now);
+            changes.extend(change.map(|change| circuit_event(provider, &change)));
+            admitted
         };
-        let mut last = Fault::blocked("provider_endpoint_missing", "no provider is bound");
-        loop {
-            self.emit(verdict.signals);
-            let (provider, attempt, at) = match verdict.order {
-                Order::Attempt {
-                    provider,
-                    attempt,
-                    at,
-                } => (provider, attempt, at),
-                Order::Finish(outcome) if outcome.class == OutcomeClass::Success => return Ok(()),
-                Order::Finish(_) => return Err(last),
-            };
-            let wait = at.since(self.now());
-            // A sleep of no time takes up to a millisecond, the timer's step.
-            if !wait.is_zero() {
-                tokio::time::sleep(wait).await;
-            }
-            let attempt = NonZeroU32::new(attempt).map_or(Attempt::FIRST, Attempt);
-            let outcome = self.attempt(&provider, attempt).await;
-            let now = self.now();
-            let (class, wish) = match &outcome {
-                Ok(()) => (OutcomeClass::Success, None),
-                Err(fault) => (fault.class, fault.backoff.filter(|_| fault.circuit_open)),
-            };
-            if let Some(change) = rules.circuits.record(modality, &provider, now, class, wish) {
-                self.emit(vec![InvocationSignal {
-                    signal: Signal::CircuitEvent,
-                    reason: format!("{provider} {}", change.reason()),
-                }]);
-            }
-            verdict = match outcome {
-                Ok(()) => self.machine.succeeded(now),
-                Err(fault) => {
-                    let failure = Failure {
-                        class: fault.class,
-                        retryable: fault.retryable,
-                        reason: fault.reason,
-                        circuit_open: fault.circuit_open,
-                        backoff: fault.backoff,
-                    };
-                    let admits =
-                        |provider: &ProviderId| rules.circuits.admits(modality, provider, now);
-                    let verdict = self.machine.failed(now, &failure, admits);
-                    let decision = self.machine.attempts().last().map(|last| last.decision);
-                    self.record(Err(&fault), decision.unwrap_or(kernel::RetryDecision::None));
-                    last = fault;
-                    verdict
-                }
-            };
-        }
+        let mut verdict = ask(&mut self.machine, now, &mut admits);
+        verdict.signals.extend(changes);
+        verdict
     }
 
-    /// Has signals stamped and published by the session.
-    fn emit(&self, signals: Vec<InvocationSignal>) {
-        for InvocationSignal { signal, reason } in signals {
-            let message = SessionControl::ProviderSignal {
-                turn: self.site.settings.turn,
-                signal,
-                reason,
-                at: self.now(),
-            };
-            if self.site.session.send_reserved(message).is_err() {
-                tracing::debug!(call = %self.id, "the session takes no signal");
+    /// Carries out a verdict; the outcome, if the call is over.
+    async fn obey(&mut self, verdict: Verdict) -> Option<Box<kernel::InvocationOutcome>> {
+        let mut next = Some(verdict);
+        while let Some(verdict) = next.take() {
+            self.tell(verdict.signals);
+            for order in verdict.orders {
+                match order {
+                    Order::Stop(key) => self.stop(key),
+                    Order::Finish(outcome) => return Some(outcome),
+                    Order::Attempt {
+                        key,
+                        provider,
+                        attempt,
+                        at,
+                    } => {
+                        let wait = at.since(self.now());
+                        // A sleep of no time takes up to a millisecond, the timer's step.
+                        if !wait.is_zero() {
+                            tokio::time::sleep(wait).await;
+                        }
+                        if let Err(fault) = self.open(key, &provider, attempt) {
+                            next = Some(self.failed(key, fault));
+                        }
+                    }
+                }
             }
         }
+        None
     }
 
-    async fn attempt(&mut self, provider: &ProviderId, attempt: Attempt) -> Result<(), Fault> {
-        let (mut answer, streaming, patience) = self.open(provider, attempt)?;
-        self.running = Some(Running {
-            provider: provider.clone(),
-            attempt,
-            streaming,
-            began: self.now(),
-            first_chunk: None,
-            chunks: 0,
-            bytes: 0,
-        });
-        let mut skip = self.progress.audio;
-        let mut deadline = Instant::now() + patience.first_byte;
-        loop {
-            let listening = self.request.is_listening();
-            let next = tokio::select! {
-                biased;
-                () = self.request.listen(), if listening => {
-                    // A recogniser owes its answer from the end of the audio on.
-                    deadline = Instant::now() + patience.first_byte;
-                    continue;
-                }
-                next = answer.next() => next,
-                () = tokio::time::sleep_until(deadline), if !listening => {
-                    return Err(Fault::timeout("no answer within the deadline"));
-                }
-            };
-            let chunk = match next {
-                None => break,
-                Some(Err(fault)) => return Err(fault),
-                Some(Ok(chunk)) => chunk,
-            };
-            let done = matches!(chunk, Chunk::Stt(SttChunk::Final { .. }));
-            if let Some(chunk) = self.account(chunk, &mut skip) {
-                self.pass_on(chunk).await;
-            }
-            if done {
-                break;
-            }
-            deadline = Instant::now() + patience.inter_chunk;
-        }
-        if !self.progress.concluded && self.modality != Modality::Tts {
-            return Err(Fault::stream("the answer ended before it was complete"));
-        }
-        self.record(Ok(()), kernel::RetryDecision::None);
+    fn open(&mut self, key: AttemptKey, provider: &ProviderId, attempt: u32) -> Result<(), Fault> {
+        let (site, id) = (&self.site, &self.id);
+        let (mut attempting, facts) =
+            attempt::open(site, id, &mut self.request, key, provider, attempt)?;
+        attempting.skip = self.progress.audio;
+        self.facts.insert(key, facts);
+        self.attempts.push(attempting);
         Ok(())
     }
 
-    /// Opens the provider's stream, and says how long it may be silent.
-    fn open(
-        &mut self,
-        provider: &ProviderId,
-        attempt: Attempt,
-    ) -> Result<(ChunkStream<Chunk>, bool, Deadlines), Fault> {
-        let settings = &self.site.settings;
-        let budgets = &settings.budgets;
-        let ms = |key: &str, default: u64| {
-            Duration::from_millis(settings.number(key, default as f64) as u64)
-        };
-        let deadlines = Deadlines {
-            first_byte: ms("first_byte_ms", budgets.provider_first_byte_ms),
-            inter_chunk: ms("inter_chunk_ms", budgets.provider_inter_chunk_ms),
-        };
-        let call = Call {
-            invocation: self.id.clone(),
-            attempt,
-            session: settings.session.clone(),
-            turn: settings.turn.map(TurnNumber::id),
-            epoch: settings.epoch,
-            idempotency_key: self.id.to_string(),
-            deadlines,
-            cancel: self.site.cancel.clone(),
-        };
-        let unknown = |error: rspp_provider_api::RegistryError| {
-            Fault::blocked("provider_endpoint_missing", error.to_string())
-        };
-        let registry = Arc::clone(&settings.registry);
-        let (answer, description): (ChunkStream<Chunk>, _) = match &mut self.request {
-            CallRequest::Stt(request) => {
-                let provider = registry.stt(provider).map_err(unknown)?;
-                let audio = request.audio();
-                let answer = provider.transcribe(call, request.request.clone(), audio);
-                let answer = answer.map(|chunk| chunk.map(Chunk::Stt)).boxed();
-                (answer, provider.describe().clone())
-            }
-            CallRequest::Llm(request) => {
-                let provider = registry.llm(provider).map_err(unknown)?;
-                let answer = provider.generate(call, request.clone());
-                let answer = answer.map(|chunk| chunk.map(Chunk::Llm)).boxed();
-                (answer, provider.describe().clone())
-            }
-            CallRequest::Tts(request) => {
-                let provider = registry.tts(provider).map_err(unknown)?;
-                let answer = provider.synthesize(call, request.clone());
-                let answer = answer.map(|chunk| chunk.map(Chunk::Tts)).boxed();
-                (answer, provider.describe().clone())
-            }
-        };
-        let patience = if description.networked {
-            deadlines
-        } else {
-            // A model on this machine that is slow is busy, and asking again makes it slower: it
-            // gets more time before it counts as stuck.
-            Deadlines {
-                first_byte: deadlines.first_byte * LOCAL_PATIENCE,
-                inter_chunk: deadlines.inter_chunk * LOCAL_PATIENCE,
-            }
-        };
-        Ok((answer, description.streaming, patience))
+    /// Aborts an attempt: its provider is told, and its stream dropped.
+    fn stop(&mut self, key: AttemptKey) {
+        if let Some(at) = self.attempts.iter().position(|attempt| attempt.key == key) {
+            self.attempts.swap_remove(at).cancel.cancel();
+        }
+        self.account(key);
     }
 
-    /// Counts a chunk; `None` if it repeats audio that an earlier attempt has passed on.
-    fn account(&mut self, chunk: Chunk, skip: &mut Duration) -> Option<Chunk> {
-        let now = self.now();
-        self.machine.chunk(now);
-        if let Some(running) = &mut self.running {
-            running.first_chunk.get_or_insert(now);
-            running.chunks += 1;
-            running.bytes += match &chunk {
-                Chunk::Stt(SttChunk::Partial { text } | SttChunk::Final { text, .. })
-                | Chunk::Llm(LlmChunk::Delta(text)) => text.len(),
-                Chunk::Llm(LlmChunk::ToolCall(call)) => call.arguments.len(),
-                Chunk::Llm(LlmChunk::Finished { .. }) => 0,
-                Chunk::Tts(audio) => audio.pcm.len(),
-            } as u64;
+    fn ended(&mut self, key: AttemptKey) -> Verdict {
+        if !self.progress.concluded && self.modality != Modality::Tts {
+            let fault = Fault::stream("the answer ended before it was complete");
+            return self.failed(key, fault);
         }
+        self.stop(key);
+        self.machine.succeeded(key, self.now())
+    }
+
+    fn failed(&mut self, key: AttemptKey, fault: Fault) -> Verdict {
+        self.stop(key);
+        self.facts.entry(key).or_default().status = fault.status;
+        let failure = Failure {
+            class: fault.class,
+            retryable: fault.retryable,
+            reason: fault.reason,
+            circuit_open: fault.circuit_open,
+            backoff: fault.backoff,
+        };
+        self.complaint = Some(fault);
+        self.decide(|machine, now, admits| machine.failed(key, now, &failure, admits))
+    }
+
+    /// What an attempt costs beside what its chunks say.
+    fn account(&mut self, key: AttemptKey) {
+        if let (Some(facts), CallRequest::Stt(dictation)) =
+            (self.facts.get_mut(&key), &self.request)
+        {
+            facts.spending.audio_ms = dictation.heard().as_millis() as u64;
+        }
+    }
+
+    /// Has signals stamped and published by the session, and lets circuits and session know how
+    /// attempts ended.
+    fn tell(&mut self, signals: Vec<InvocationSignal>) {
+        for signal in signals {
+            self.emit(signal);
+        }
+        let ended = self.machine.take_ended();
+        for attempt in ended {
+            let rules = &self.site.settings.calls;
+            if attempt.was_given_up() {
+                let stay_away = Duration::from_millis(rules.calls.stay_away_ms);
+                let mut overruns = rules.overruns();
+                overruns.note(attempt.ended, self.modality, &attempt.provider, stay_away);
+            }
+            let circuits = &rules.board.circuits;
+            if let Some(change) = circuits.record(rules.circuit, self.modality, &attempt) {
+                self.emit(circuit_event(&attempt.provider, &change));
+            }
+        }
+    }
+
+    fn emit(&self, InvocationSignal { signal, reason }: InvocationSignal) {
+        let message = SessionControl::ProviderSignal {
+            turn: self.site.settings.turn,
+            signal,
+            reason,
+            at: self.now(),
+        };
+        if self.site.session.send_reserved(message).is_err() {
+            tracing::debug!(call = %self.id, "the session takes no signal");
+        }
+    }
+
+    /// Takes a chunk of an attempt that runs, and passes it on.
+    async fn take(&mut self, key: AttemptKey, chunk: Chunk) -> Verdict {
+        if let Some(facts) = self.facts.get_mut(&key) {
+            facts.count(&chunk);
+        }
+        let done = matches!(chunk, Chunk::Stt(SttChunk::Final { .. }));
+        if let Some(chunk) = self.news(key, chunk) {
+            self.pass_on(chunk).await;
+            self.machine.passed_on(self.now());
+        }
+        if done {
+            self.ended(key)
+        } else {
+            Verdict::default()
+        }
+    }
+
+    /// What a chunk adds to what was passed on; `None` if it repeats audio of an earlier attempt.
+    fn news(&mut self, key: AttemptKey, chunk: Chunk) -> Option<Chunk> {
         match chunk {
             Chunk::Stt(SttChunk::Final { .. }) | Chunk::Llm(LlmChunk::Finished { .. }) => {
                 self.progress.concluded = true;
@@ -404,6 +424,11 @@ impl Work {
             }
             Chunk::Stt(SttChunk::Partial { .. }) => Some(chunk),
             Chunk::Tts(mut audio) => {
+                let attempt = self
+                    .attempts
+                    .iter_mut()
+                    .find(|attempt| attempt.key == key)?;
+                let skip = &mut attempt.skip;
                 let length = audio.sample_rate.duration_of(audio.pcm.len() as u64 / 2);
                 if length <= *skip {
                     *skip -= length;
@@ -435,74 +460,58 @@ impl Work {
         }
     }
 
-    fn record(&mut self, outcome: Result<(), &Fault>, decision: kernel::RetryDecision) {
-        let Some(running) = self.running.take() else {
-            return; // The attempt never reached a provider.
-        };
-        let fault = outcome.err();
-        self.records.push(AttemptRecord {
-            provider_invocation_id: self.id.clone(),
-            turn_id: self.site.settings.turn.map(TurnNumber::id),
-            modality: self.modality,
-            provider_id: running.provider,
-            attempt: running.attempt.get(),
-            outcome_class: fault.map_or(OutcomeClass::Success, |fault| fault.class),
-            reason: fault.map_or_else(String::new, |fault| fault.reason.to_owned()),
-            retryable: fault.is_some_and(|fault| fault.retryable),
-            retry_decision: recorded(decision),
-            authority_epoch: self.site.settings.epoch,
-            started_at: running.began,
-            ended_at: self.now(),
-            first_chunk_at: running.first_chunk,
-            streaming_used: running.streaming,
-            chunk_count: running.chunks,
-            bytes_out: running.bytes,
-            circuit_open: fault.is_some_and(|fault| fault.circuit_open),
-            backoff_ms: fault
-                .and_then(|fault| fault.backoff)
-                .map(|backoff| backoff.as_millis() as u64),
-            output_status_code: fault.and_then(|fault| fault.status),
-            input_payload: None,
-            output_payload: None,
-            payload_truncated: false,
-        });
+    /// The result is no longer wanted.
+    fn cancelled(&mut self) -> Option<Box<kernel::InvocationOutcome>> {
+        let now = self.now();
+        self.complaint = None;
+        let verdict = self.machine.cancel(now, now);
+        let mut outcome = None;
+        for order in verdict.orders {
+            match order {
+                Order::Stop(key) => self.stop(key),
+                Order::Finish(ended) => outcome = Some(ended),
+                Order::Attempt { .. } => {}
+            }
+        }
+        outcome
     }
 
     /// Tells the session how it went, and the node that it is over.
-    fn conclude(mut self, end: Result<(), Fault>) {
-        if let Err(fault) = &end {
-            self.record(Err(fault), kernel::RetryDecision::None);
-        }
-        let ended_at = self.now();
-        if let Some(last) = self.records.last() {
-            let outcome = InvocationOutcome {
-                provider_invocation_id: self.id.clone(),
-                turn_id: last.turn_id.clone(),
-                modality: self.modality,
-                provider_id: last.provider_id.clone(),
-                outcome_class: last.outcome_class,
-                retryable: last.retryable,
-                retry_decision: last.retry_decision,
-                attempt_count: self.records.len() as u32,
-                final_attempt_latency_ms: last.latency().as_millis() as u64,
-                total_invocation_latency_ms: ended_at.since(self.began).as_millis() as u64,
-                ended_at,
-            };
+    fn conclude(mut self, outcome: &kernel::InvocationOutcome) {
+        self.tell(Vec::new());
+        let (site, routing) = (&self.site, self.routing.clone());
+        let records = evidence::records(
+            site,
+            self.modality,
+            routing,
+            outcome,
+            &self.facts,
+            self.now(),
+        );
+        if let Some((attempts, outcome)) = records {
+            self.site.settings.calls.meter().spend(outcome.spending);
             let message = SessionControl::Invocation {
                 turn: self.site.settings.turn,
-                attempts: std::mem::take(&mut self.records),
+                attempts,
                 outcome: Box::new(outcome),
             };
             if self.site.session.send_reserved(message).is_err() {
                 tracing::debug!(call = %self.id, "the session takes no invocation record");
             }
         }
-        let end = match end {
-            Ok(()) => CallEnd::SUCCESS,
-            Err(fault) => CallEnd {
-                class: fault.class,
-                reason: Some(fault.reason),
-                message: Some(fault.to_string().into()),
+        let end = match outcome.class {
+            OutcomeClass::Success => CallEnd::SUCCESS,
+            OutcomeClass::Timeout
+            | OutcomeClass::Overload
+            | OutcomeClass::Blocked
+            | OutcomeClass::InfrastructureFailure
+            | OutcomeClass::Cancelled => CallEnd {
+                class: outcome.class,
+                reason: Some(outcome.reason),
+                message: self
+                    .complaint
+                    .filter(|fault| fault.reason == outcome.reason)
+                    .map(|fault| fault.to_string().into()),
             },
         };
         let call = self.site.key;
@@ -510,12 +519,9 @@ impl Work {
     }
 }
 
-/// The decision as the timeline writes it.
-fn recorded(decision: kernel::RetryDecision) -> RetryDecision {
-    match decision {
-        kernel::RetryDecision::None => RetryDecision::None,
-        kernel::RetryDecision::Retry => RetryDecision::Retry,
-        kernel::RetryDecision::ProviderSwitch => RetryDecision::ProviderSwitch,
-        kernel::RetryDecision::Fallback => RetryDecision::Fallback,
+fn circuit_event(provider: &ProviderId, change: &CircuitChange) -> InvocationSignal {
+    InvocationSignal {
+        signal: Signal::CircuitEvent,
+        reason: format!("{provider} {}", change.reason()),
     }
 }

@@ -21,7 +21,11 @@ mod invoke;
 
 mod circuits;
 
+mod providers;
+
 mod connection;
+
+mod clip;
 
 mod event;
 
@@ -39,12 +43,14 @@ mod snapshots;
 mod watchdog;
 
 pub use assembly::Pools;
+pub use clip::Clip;
 pub use event::{Arrival, CallEnd, CallKey, Chunk, Event, Port, Stamp, Tags};
 pub use memory::MemoryUse;
 pub use meters::{EdgeMeasurements, Latency, Measurements, NodeMeasurements};
 pub use node::builtin::{NodeFactory, NodeRegistry};
 pub use observe::{Filter, Notice};
 pub use overhead::{Overhead, Percentiles};
+pub use providers::ProviderBoard;
 pub use runtime::{Config, OpenError, Runtime, SessionHandle, SessionRequest};
 pub use session::{CancelReceipt, CancelTarget, SessionStatus};
 pub use snapshots::Snapshots;

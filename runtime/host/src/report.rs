@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use rspp_kernel::SessionState;
 use rspp_proto::{
-    Epoch, EventId, Lane, Monotonic, NodeId, PipelineVersion, SessionId, TenantId, TurnId,
-    abi::EventRecord,
+    Epoch, EventId, Lane, Monotonic, NodeId, PipelineVersion, SessionId, Spending, TenantId,
+    TurnId, abi::EventRecord,
 };
 use rspp_timeline::{Anchors, Redacted, TerminalOutcome};
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,9 @@ pub struct TurnReport {
     pub cancel_fence_us: Option<f64>,
     /// Items dropped, by lane; those of the data lane include output refused at the fence.
     pub dropped: BTreeMap<Lane, u64>,
+    /// What its provider calls cost, and those of the utterance before it.
+    #[serde(default)]
+    pub spending: Spending,
 }
 
 impl TurnReport {
@@ -112,6 +115,9 @@ pub struct SessionReport {
     pub ended_at: Monotonic,
     /// Its accepted turns, in order.
     pub turns: Vec<TurnReport>,
+    /// What its provider calls cost (F-075).
+    #[serde(default)]
+    pub spending: Spending,
     /// Intents that did not become turns.
     pub refused: u64,
     /// Node hosts that crashed or gave up.

@@ -18,7 +18,7 @@ use rspp_controlplane_api::{Lease, Leases, LocalLeases};
 use rspp_kernel::{
     CancelReason,
     graph::{Graph, GraphError},
-    plan::{LayeredSettings, PlanError, with_insertions},
+    plan::{LayeredSettings, PlanError, ProviderInputs, with_insertions},
 };
 use rspp_proto::{
     Epoch, EventType, SessionId, TenantId,
@@ -32,7 +32,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use crate::{
     assembly::{Graces, Pools},
-    circuits::Circuits,
+    clip::Clip,
     connection::{Connection, ConnectionControl},
     event::Arrival,
     memory::{MemoryUse, Meter, Share},
@@ -40,6 +40,7 @@ use crate::{
     node::{InputEdge, Inputs, builtin::NodeRegistry},
     observe::{Filter, Notice, Observers},
     overhead::Overhead,
+    providers::{ProviderBoard, catalogue},
     report::SessionReport,
     session::{
         Blueprint, CancelReceipt, CancelTarget, Command, Health, LISTENING, OpenAnswer, Opening,
@@ -68,6 +69,8 @@ pub struct Config {
     pub leases: Arc<dyn Leases>,
     /// Which of the control plane's snapshots are in force.
     pub snapshots: Arc<Snapshots>,
+    /// Recordings by name, for policies to refer to (F-135).
+    pub clips: Arc<BTreeMap<String, Clip>>,
     /// Most sessions at once.
     pub max_sessions: usize,
     /// Most turns at once.
@@ -89,6 +92,7 @@ impl Config {
             nodes: Arc::default(),
             leases: Arc::new(LocalLeases::default()),
             snapshots: Arc::default(),
+            clips: Arc::default(),
             max_sessions: 10_000,
             max_turns: 10_000,
             session_memory: MemoryLimits::default(),
@@ -147,6 +151,14 @@ pub enum OpenError {
         node: String,
         /// What is wrong.
         error: String,
+    },
+    /// A recording that the policy refers to is not there.
+    #[error("providers.failure.recording: unknown recording `{name}`; known: {known}")]
+    UnknownRecording {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
     },
     /// The session's lease was not granted.
     #[error(transparent)]
@@ -226,7 +238,7 @@ pub struct Runtime {
     system: System,
     root: Handle<Node>,
     gatekeeper: Arc<Gatekeeper>,
-    circuits: Arc<Circuits>,
+    board: Arc<ProviderBoard>,
     overhead: Arc<Overhead>,
     metered: Metered,
     watchdog: Watchdog,
@@ -235,9 +247,10 @@ pub struct Runtime {
 impl Runtime {
     /// Starts the node's supervision tree.
     pub async fn start(config: Config) -> Result<Self, SpawnError> {
+        let clock = config.clock;
         let system = match config.seed {
-            Some(seed) => System::seeded(config.clock, seed),
-            None => System::new(config.clock),
+            Some(seed) => System::seeded(clock, seed),
+            None => System::new(clock),
         };
         let max_sessions = config.max_sessions;
         let root = system
@@ -257,7 +270,7 @@ impl Runtime {
             system,
             root,
             gatekeeper,
-            circuits: Arc::default(),
+            board: Arc::new(ProviderBoard::new(clock)),
             overhead: Arc::default(),
             metered: Metered::default(),
             watchdog: Watchdog::start(),
@@ -276,8 +289,23 @@ impl Runtime {
             settings: request.settings,
             snapshots: Arc::clone(&self.config.snapshots),
         };
-        let plan = blueprint.plan(LISTENING, Epoch::FIRST)?;
+        let inputs = ProviderInputs {
+            tenant: request.tenant.as_str(),
+            attributes: &request.attributes,
+            catalogue: &catalogue(&self.config.providers),
+            ..ProviderInputs::unknown()
+        };
+        let plan = blueprint.plan(LISTENING, Epoch::FIRST, inputs)?;
         self.check_providers(&blueprint, &plan)?;
+        if let Some(name) = &plan.provider_policy.failure.recording
+            && !self.config.clips.contains_key(name)
+        {
+            let known = self.config.clips.keys().map(String::as_str);
+            return Err(OpenError::UnknownRecording {
+                name: name.clone(),
+                known: known.collect::<Vec<_>>().join(", "),
+            });
+        }
         // A lease takes the session from whoever has it, so it comes last.
         self.gatekeeper.enter()?;
         let lease = self
@@ -328,7 +356,8 @@ impl Runtime {
             grace,
             session: Box::new({
                 let config = self.config.clone();
-                let circuits = Arc::clone(&self.circuits);
+                let board = Arc::clone(&self.board);
+                let circuit = plan.provider_policy.circuit;
                 let overhead = Arc::clone(&self.overhead);
                 let observers = Arc::clone(&observers);
                 let meters = meters.clone();
@@ -347,7 +376,9 @@ impl Runtime {
                     egress,
                     nodes: config.nodes,
                     providers: config.providers,
-                    circuits,
+                    board,
+                    clips: config.clips,
+                    circuit,
                     pools: config.pools,
                     recorder,
                     overhead,
@@ -441,6 +472,11 @@ impl Runtime {
     /// F-068).
     pub fn measurements(&self) -> BTreeMap<SessionId, Measurements> {
         self.metered.measurements()
+    }
+
+    /// What is known of the providers; a probe or a price feed publishes its news there.
+    pub fn provider_board(&self) -> &ProviderBoard {
+        &self.board
     }
 
     /// Ends all sessions and everything else; `false` if something had to be killed.

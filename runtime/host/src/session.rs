@@ -24,7 +24,7 @@ mod evidence;
 mod publish;
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
     time::Duration,
 };
 
@@ -35,8 +35,10 @@ use rspp_actors::{
 use rspp_kernel::{
     Input, SessionState,
     conversation::Said,
+    cost::Meter,
     fence::OutputFence,
     graph::{NodeIx, Scope},
+    invocation::{Overruns, TurnDeadlines},
     plan::ResolvedTurnPlan,
     turn::Ending,
 };
@@ -51,10 +53,10 @@ pub(crate) use setup::{Blueprint, LISTENING, OpenAnswer, Opening, SessionSetup};
 
 use crate::{
     assembly::{Assembly, Hosts},
-    circuits::CallRules,
     connection::{Attachment, ConnectionControl, LineStats},
     memory::Share,
     observe::Observed,
+    providers::CallRules,
     pulse::Pulse,
     report::SessionReport,
     runtime::TurnPlace,
@@ -93,6 +95,9 @@ pub(crate) struct Session {
     conversation: Share,
     ended: String,
     node_failures: u64,
+    /// Providers that had to be given up lately.
+    overruns: Arc<Mutex<Overruns>>,
+    meter: Arc<Mutex<Meter>>,
 }
 
 struct RunningTurn {
@@ -133,6 +138,8 @@ impl Session {
             conversation: Share::of(&setup.memory),
             ended: "the session was stopped".to_owned(),
             node_failures: 0,
+            overruns: Arc::default(),
+            meter: Arc::default(),
             setup,
         }
     }
@@ -142,12 +149,20 @@ impl Session {
         ctx: &Context<Self>,
         plan: Arc<ResolvedTurnPlan>,
         turn: Option<TurnNumber>,
+        mute: bool,
+        deadlines: Option<TurnDeadlines>,
         cancel: CancellationToken,
     ) -> Assembly {
         let blueprint = &self.setup.blueprint;
         let calls = Arc::new(CallRules {
-            policy: plan.invocation_policy(),
-            circuits: Arc::clone(&self.setup.circuits),
+            calls: plan.provider_policy.calls.clone(),
+            circuit: plan.provider_policy.circuit,
+            caps: plan.provider_policy.caps,
+            actions: plan.allowed_adaptive_actions.clone(),
+            deadlines,
+            board: Arc::clone(&self.setup.board),
+            overruns: Arc::clone(&self.overruns),
+            meter: Arc::clone(&self.meter),
         });
         let conversation: Arc<[Said]> = match turn {
             // The newest contribution is what the user has just said; the turn is handed it apart.
@@ -168,6 +183,7 @@ impl Session {
             pools: self.setup.pools.clone(),
             session_id: self.setup.place.lease.session.clone(),
             turn,
+            mute,
             epoch: self.kernel.epoch(),
             turns: Arc::new(blueprint.spec.turns.clone()),
             handoff,
@@ -204,8 +220,8 @@ impl Session {
 
     /// Starts the nodes that listen, downstream first, and lets the connection begin.
     async fn listen(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
-        let plan = Arc::new(self.setup.blueprint.plan(LISTENING, self.kernel.epoch())?);
-        let assembly = self.assembly(ctx, plan, None, self.cancel.clone());
+        let plan = Arc::new(self.setup.plan(LISTENING, self.kernel.epoch())?);
+        let assembly = self.assembly(ctx, plan, None, false, None, self.cancel.clone());
         let order: Vec<NodeIx> = assembly.graph.hosts(Scope::Session).collect();
         for ix in order.into_iter().rev() {
             if let Some(made) = assembly.node(ix, &self.hosts)? {
@@ -303,6 +319,8 @@ impl Actor for Session {
                 reason,
                 at,
             } => {
+                // What is told when the turn is over is no part of it any more.
+                let turn = turn.filter(|turn| self.kernel.current_turn() == Some(*turn));
                 let emitter = Emitter::ProviderInvocationController;
                 self.publisher
                     .signal(signal, emitter, turn, Some(&reason), at);
@@ -438,6 +456,7 @@ impl Actor for Session {
             opened_at: self.ledger.opened_at(),
             ended_at: now,
             turns: self.ledger.take_reports(),
+            spending: self.meter().session(),
             refused: self.ledger.refusals(),
             node_failures: self.node_failures,
             degraded: status.degraded,
@@ -455,6 +474,12 @@ impl Actor for Session {
         let (done, _) = oneshot::channel();
         let done = std::mem::replace(&mut self.setup.done, done);
         let _nobody_waits = done.send(report);
+    }
+}
+
+impl Session {
+    fn meter(&self) -> MutexGuard<'_, Meter> {
+        self.meter.lock().expect("no code panics while locked")
     }
 }
 

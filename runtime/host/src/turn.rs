@@ -1,24 +1,27 @@
 //! The turn actor: starts a turn's nodes under its frozen plan, hands them the user's words, and
 //! takes them down again. What the turn means is the session's to decide.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use rspp_actors::{
-    Actor, ChildExit, Context, ControlRef, ExitReason, Failure, Handle, NoData, NoTelemetry,
+    Actor, ChildExit, Context, ControlRef, ExitReason, Failure, Handle, NoData, NoTelemetry, Offer,
     Verdict,
 };
 use rspp_kernel::{
     CancelReason,
     edge::Patience,
     graph::{EdgeIx, NodeIx, Scope},
+    recovery::Task,
     turn::Ending,
 };
 use rspp_proto::{
-    InvocationId, Monotonic, NodeId, Payload, SampleIndex, Speaker, TextChunk, TurnNumber,
+    AudioChunk, ErrorCode, InvocationId, Monotonic, NodeId, Payload, SampleIndex, Speaker,
+    TextChunk, TurnNumber, spec::NodeKind,
 };
 
 use crate::{
     assembly::{Assembly, Hosts},
+    clip::Clip,
     event::{Arrival, Event, Port, Stamp},
     node::{NodeControl, NodeReport, Torn},
     session::SessionControl,
@@ -60,7 +63,8 @@ pub(crate) enum TurnControl {
 /// Everything a turn needs.
 pub(crate) struct TurnSetup {
     pub(crate) assembly: Assembly,
-    pub(crate) user_text: Arc<str>,
+    pub(crate) task: Task,
+    pub(crate) clips: Arc<BTreeMap<String, Clip>>,
 }
 
 /// The actor. Never restarted: a turn that panics is aborted (design §2).
@@ -157,7 +161,7 @@ impl Actor for Turn {
             Verdict::Restarted { .. } | Verdict::Restarting { .. } => false,
         };
         if gone {
-            let node = rspp_proto::NodeId::new(exit.name.as_str())?;
+            let node = NodeId::new(exit.name.as_str())?;
             self.failed(ctx, node, describe(&exit.reason))?;
         }
         Ok(())
@@ -191,7 +195,17 @@ impl Turn {
                 }
             }
         }
-        self.hand_over(&assembly, &setup.user_text);
+        match setup.task {
+            Task::Answer { user_text } => self.hand_over(&assembly, &user_text.into()),
+            Task::Say { words } => say(&assembly, &self.hosts, self.number, &words),
+            Task::Play { recording, words } => {
+                // Who opened the session has seen to it that it is there.
+                if let Some(clip) = setup.clips.get(&recording).cloned() {
+                    let playing = play(assembly, self.number, clip, words);
+                    ctx.spawn_task("recording", playing);
+                }
+            }
+        }
         Ok(())
     }
 
@@ -202,6 +216,7 @@ impl Turn {
             at: Monotonic::from_duration(ctx.clock().now()),
             report: NodeReport::Failed {
                 ending: Ending::NodeFailed,
+                code: ErrorCode::RuntimeInternalError,
                 message,
             },
         };
@@ -261,6 +276,111 @@ impl Turn {
                 patience: Patience::Spent,
             });
         }
+    }
+}
+
+/// The only clause of what is said without a model.
+const CLAUSE: u32 = 0;
+
+/// Hands words to the turn's voice; to a turn that has none they are given as text.
+fn say(assembly: &Assembly, hosts: &Hosts, turn: TurnNumber, words: &str) {
+    let graph = &assembly.graph;
+    let voice = graph
+        .nodes()
+        .find(|(ix, node)| node.kind() == Some(&NodeKind::Tts) && hosts.get(*ix).is_some())
+        .and_then(|(ix, _)| hosts.get(ix));
+    let text = Payload::Text(Box::new(TextChunk {
+        speaker: Speaker::Agent,
+        text: words.into(),
+        segment: CLAUSE,
+        revision: 1,
+        is_final: true,
+        confidence: None,
+        language: None,
+    }));
+    if let Some(voice) = voice {
+        for (sequence, payload) in [(1, text), (2, Payload::TextEnd)] {
+            let arrival = arrival(assembly, turn, sequence, Port(0), payload);
+            let _first_on_an_empty_lane = voice.data.offer(arrival);
+        }
+        return;
+    }
+    report(
+        assembly,
+        turn,
+        NodeReport::ClauseShown {
+            segment: CLAUSE,
+            text: words.into(),
+        },
+    );
+    let end = arrival(assembly, turn, 1, assembly.egress_port(), Payload::AudioEnd);
+    let _kept_by_every_edge = assembly.egress.offer(end);
+}
+
+/// Plays a recording to the user, as fast as the line takes it.
+async fn play(assembly: Assembly, turn: TurnNumber, clip: Clip, words: String) {
+    let segment = CLAUSE;
+    let text = words.into();
+    report(&assembly, turn, NodeReport::ClauseBegun { segment, text });
+    let frames = clip.frames().len() as u32;
+    report(&assembly, turn, NodeReport::FramesMade { segment, frames });
+    report(&assembly, turn, NodeReport::ClauseMade { segment });
+    let port = assembly.egress_port();
+    let audio = clip.frames().iter().map(|frame| {
+        let chunk = AudioChunk::pcm16(clip.rate(), frame.clone());
+        Payload::AudioChunk(chunk)
+    });
+    let all = audio.chain([Payload::AudioEnd]);
+    for (sequence, payload) in (1..).zip(all) {
+        let mut arrival = arrival(&assembly, turn, sequence, port, payload);
+        loop {
+            if !assembly.fence.is_live(turn) {
+                return;
+            }
+            match assembly.egress.offer(arrival) {
+                Offer::Queued | Offer::Displaced(_) => break,
+                Offer::Closed(_) => return,
+                Offer::Full(back) => arrival = back,
+            }
+            assembly.egress.space_at(usize::from(port.0)).await;
+        }
+    }
+}
+
+fn arrival(
+    assembly: &Assembly,
+    turn: TurnNumber,
+    sequence: u64,
+    port: Port,
+    payload: Payload,
+) -> Arrival {
+    let now = assembly.now();
+    let stamp = Stamp {
+        turn: Some(turn),
+        epoch: assembly.epoch,
+        sequence,
+        made: now,
+        media: SampleIndex(0),
+        segment: CLAUSE,
+    };
+    Arrival::Event {
+        port,
+        event: Event::new(stamp, payload),
+        arrived: now,
+        patience: Patience::Left,
+    }
+}
+
+/// Tells the session what no node of the turn tells it.
+fn report(assembly: &Assembly, turn: TurnNumber, report: NodeReport) {
+    let message = SessionControl::Node {
+        turn: Some(turn),
+        node: NodeId::new("recording").expect("not blank"),
+        at: assembly.now(),
+        report,
+    };
+    if assembly.session.send_reserved(message).is_err() {
+        tracing::debug!(%turn, "the session takes no report");
     }
 }
 

@@ -13,7 +13,10 @@ use rspp_proto::{
     spec::{AdaptiveAction, Budgets},
 };
 
-use crate::graph::{EdgeIx, NodeIx};
+use crate::{
+    graph::{EdgeIx, NodeIx},
+    invocation::TurnDeadlines,
+};
 
 /// What a budget is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -259,6 +262,16 @@ impl BudgetManager {
         own.into_iter().chain(hard).map(Running::ends_at).min()
     }
 
+    /// What the turn's nodes and their provider calls are given to go by. `None` once the first
+    /// output was heard: then they have been given it.
+    pub fn deadlines(&self) -> Option<TurnDeadlines> {
+        let ends_at = |key: &BudgetKey| Some(self.running.get(key)?.ends_at());
+        Some(TurnDeadlines {
+            first_output: ends_at(&BudgetKey::Turn)?,
+            end: ends_at(&BudgetKey::Duration)?,
+        })
+    }
+
     /// What is left of the turn.
     pub fn remaining(&self, now: Monotonic) -> Duration {
         let hard = self.running.iter().filter(|(key, _)| key.is_hard());
@@ -378,6 +391,11 @@ mod tests {
     fn one_deadline_is_passed_down() {
         let mut manager = manager(&[]);
         manager.start(ms(500), NODE, Duration::from_millis(800));
+        let passed_down = TurnDeadlines {
+            first_output: ms(2_000),
+            end: ms(60_000),
+        };
+        assert_eq!(manager.deadlines(), Some(passed_down));
         assert_eq!(manager.deadline(NODE), Some(ms(1_300)));
         manager.start(ms(1_500), NODE, Duration::from_millis(800));
         assert_eq!(manager.deadline(NODE), Some(ms(2_000)));

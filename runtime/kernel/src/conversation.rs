@@ -14,6 +14,8 @@ struct Clause {
     text: String,
     frames: u32,
     complete: bool,
+    /// It was sent as text, so that no playback tells how much of it arrived.
+    shown: bool,
 }
 
 /// The agent's reply of one turn, as it was generated and as it was heard.
@@ -34,6 +36,7 @@ impl Reply {
             text: text.into(),
             frames: 0,
             complete: false,
+            shown: false,
         });
     }
 
@@ -51,6 +54,16 @@ impl Reply {
         }
     }
 
+    /// A clause was sent as text, instead of its audio or in place of the rest of it.
+    pub fn show(&mut self, segment: u32, text: impl Into<String>) {
+        if self.clause(segment).is_none() {
+            self.begin(segment, text);
+        }
+        if let Some(clause) = self.clause(segment) {
+            clause.shown = true;
+        }
+    }
+
     fn clause(&mut self, segment: u32) -> Option<&mut Clause> {
         self.clauses.iter_mut().rev().find(|c| c.segment == segment)
     }
@@ -65,6 +78,11 @@ impl Reply {
         let mut left = frames;
         let mut heard = Vec::new();
         for clause in &self.clauses {
+            if clause.shown {
+                left = left.saturating_sub(clause.frames);
+                heard.push(clause.text.as_str());
+                continue;
+            }
             if left == 0 {
                 break;
             }

@@ -8,6 +8,8 @@ use rspp_proto::{
 
 use crate::{
     input::CancelReason,
+    invocation::TurnDeadlines,
+    recovery::Task,
     turn::{Refusal, Terminal},
 };
 
@@ -97,12 +99,21 @@ pub enum Effect {
         /// The epoch it opens under.
         epoch: Epoch,
     },
-    /// Start the turn's nodes and hand them the user's words.
+    /// Tell the user whether the session has its voice; it goes on in text without.
+    Voice {
+        /// Whether it has.
+        available: bool,
+    },
+    /// Start the turn's nodes and hand them their task.
     Start {
         /// The turn.
         turn: TurnNumber,
-        /// The user's words.
-        user_text: String,
+        /// What it is for.
+        task: Task,
+        /// Whether it is to be said in text only (F-137).
+        mute: bool,
+        /// By when its work has to be done.
+        deadlines: TurnDeadlines,
     },
     /// Raise the output fence, now; answer with `Input::Fenced`.
     Fence {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use rspp_proto::{
     Epoch, Monotonic, SampleIndex, TurnNumber,
     abi::{CancelMode, CancelScope},
-    spec::{AdaptiveAction, Budgets},
+    spec::{AdaptiveAction, Budgets, FailurePolicy},
 };
 
 use crate::{journal::blurred, turn::Ending};
@@ -60,6 +60,9 @@ pub struct PlanFacts {
     pub actions: BTreeSet<AdaptiveAction>,
     /// How a cancel ends what can be heard.
     pub cancel_mode: CancelMode,
+    /// What the user gets when the turn fails for good.
+    #[serde(default)]
+    pub failure: FailurePolicy,
 }
 
 /// What happened.
@@ -210,6 +213,20 @@ pub enum Input {
         /// node within its budget.
         at_work: bool,
     },
+    /// A clause was sent to the user as text, since there is no voice for it.
+    ClauseShown {
+        /// The turn.
+        turn: TurnNumber,
+        /// Which clause.
+        segment: u32,
+        /// Its words.
+        text: String,
+    },
+    /// The turn's voice has failed for good.
+    VoiceLost {
+        /// The turn.
+        turn: TurnNumber,
+    },
     /// A node's standby took its place in the turn.
     TookOver {
         /// The turn.
@@ -242,7 +259,8 @@ impl Input {
         match self {
             Self::UserTurn { text }
             | Self::Spoken { text, .. }
-            | Self::ClauseBegun { text, .. } => {
+            | Self::ClauseBegun { text, .. }
+            | Self::ClauseShown { text, .. } => {
                 *text = blurred(text);
             }
             Self::Recognised { text, .. } => *text = blurred(text).into(),
@@ -267,6 +285,7 @@ impl Input {
             | Self::ClauseOver { .. }
             | Self::Pulse { .. }
             | Self::TookOver { .. }
+            | Self::VoiceLost { .. }
             | Self::PlaybackStarted { .. }
             | Self::PlaybackFinished { .. }
             | Self::TurnFailed { .. }

@@ -1,123 +1,33 @@
 //! One call to a provider as a machine: candidates, attempts, verdicts, evidence.
 //!
-//! Says when to try whom, when to wait and when to stop. Making the call, and stopping it, is the
-//! host's business.
+//! Says when to try whom, when to wait and when to stop, and owns every deadline of the call. Making
+//! an attempt, and dropping it, is the host's business.
 
 mod circuit;
+mod deadline;
+mod overrun;
+mod policy;
+mod record;
 
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use rspp_proto::{
-    InvocationId, Monotonic, OutcomeClass, ProviderId, abi::Signal, spec::AdaptiveAction,
+    InvocationId, Monotonic, OutcomeClass, ProviderId, RetryDecision, abi::Signal,
+    spec::AdaptiveAction,
 };
-use serde::{Deserialize, Serialize};
 
-pub use circuit::{Admission, CircuitBreaker, CircuitChange, CircuitPolicy, CircuitState};
+pub use circuit::{Admission, CircuitBreaker, CircuitCause, CircuitChange, CircuitState};
+pub use deadline::{CallDeadlines, TurnDeadlines};
+pub use overrun::Overruns;
+pub use policy::{Candidate, InvocationPolicy, Patience};
+pub use record::{AttemptRecord, Failure, InvocationOutcome, error_code};
 
-/// How a call may be repeated and moved; frozen with the plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InvocationPolicy {
-    /// Attempts at one provider.
-    pub attempts_per_provider: u32,
-    /// Providers tried, at most.
-    pub max_providers: usize,
-    /// What the plan authorises.
-    pub actions: BTreeSet<AdaptiveAction>,
-    /// Whether a refused request may be put to another provider.
-    pub switch_on_blocked: bool,
-    /// Wait before the second attempt; doubles with each further one. A provider's own wish wins.
-    pub backoff: Duration,
-    /// Least time that makes another attempt worth while.
-    pub least_useful: Duration,
-    /// From an attempt's start to its first chunk.
-    pub first_byte: Duration,
-    /// Between two chunks.
-    pub inter_chunk: Duration,
-}
-
-impl Default for InvocationPolicy {
-    fn default() -> Self {
-        let budgets = crate::plan::profile::budgets();
-        Self {
-            attempts_per_provider: 2,
-            max_providers: 5,
-            actions: crate::plan::profile::adaptive_actions(),
-            switch_on_blocked: false,
-            backoff: Duration::from_millis(50),
-            least_useful: Duration::from_millis(100),
-            first_byte: Duration::from_millis(budgets.provider_first_byte_ms),
-            inter_chunk: Duration::from_millis(budgets.provider_inter_chunk_ms),
-        }
-    }
-}
-
-/// How an attempt failed, as the provider's adapter reports it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// The class; never `Success`.
-    pub class: OutcomeClass,
-    /// Whether the same request may work next time.
-    pub retryable: bool,
-    /// A stable code, e.g. `provider_overload`.
-    pub reason: &'static str,
-    /// The provider asked to be left alone for a while.
-    pub circuit_open: bool,
-    /// For how long.
-    pub backoff: Option<Duration>,
-}
-
-impl Failure {
-    /// A provider that did not answer in time.
-    pub fn timeout() -> Self {
-        Self {
-            class: OutcomeClass::Timeout,
-            retryable: true,
-            reason: "provider_timeout",
-            circuit_open: false,
-            backoff: None,
-        }
-    }
-}
-
-/// What a failure led to (providers.md §4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RetryDecision {
-    /// Nothing further.
-    None,
-    /// The same provider again.
-    Retry,
-    /// The next provider.
-    ProviderSwitch,
-    /// The next provider, as the plan's alternative path.
-    Fallback,
-}
-
-/// What became of one attempt; evidence.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct AttemptRecord {
-    /// Who was asked.
-    pub provider: ProviderId,
-    /// Counts attempts at this provider, from 1.
-    pub attempt: u32,
-    /// When it was to begin.
-    pub began: Monotonic,
-    /// When the first chunk came.
-    pub first_chunk: Option<Monotonic>,
-    /// When it ended.
-    pub ended: Monotonic,
-    /// Chunks that came.
-    pub chunks: u64,
-    /// How it ended.
-    pub class: OutcomeClass,
-    /// Why; `ok` for a success.
-    pub reason: &'static str,
-    /// What it led to.
-    pub decision: RetryDecision,
-}
+/// Names an attempt within its call; counts from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttemptKey(pub u32);
 
 /// A signal that a verdict asks for; all have scope `provider_invocation`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,9 +41,10 @@ pub struct InvocationSignal {
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Begin an attempt at `at`, which may lie ahead, and stop it at the latest at the machine's
-    /// deadline.
+    /// Begin an attempt at `at`, which lies ahead only if no other attempt runs.
     Attempt {
+        /// Its name from now on.
+        key: AttemptKey,
         /// Whom to ask.
         provider: ProviderId,
         /// Counts attempts at this provider, from 1.
@@ -141,80 +52,73 @@ pub enum Order {
         /// When.
         at: Monotonic,
     },
+    /// Drop an attempt: it was silent for too long, or another has won.
+    Stop(AttemptKey),
     /// The call is over.
     Finish(Box<InvocationOutcome>),
 }
 
 /// A decision with the signals that tell of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use = "an order not carried out leaves the call hanging"]
 pub struct Verdict {
-    /// To be emitted, in order, before the order is carried out.
+    /// To be emitted, in order, before the orders are carried out.
     pub signals: Vec<InvocationSignal>,
-    /// What to do next.
-    pub order: Order,
-}
-
-/// How a call ended; evidence.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct InvocationOutcome {
-    /// The call.
-    pub invocation: InvocationId,
-    /// Who answered, or was asked last.
-    pub provider: Option<ProviderId>,
-    /// How it ended.
-    pub class: OutcomeClass,
-    /// Why; `ok` for a success.
-    pub reason: &'static str,
-    /// The last decision between attempts.
-    pub decision: RetryDecision,
-    /// All attempts, in order.
-    pub attempts: Vec<AttemptRecord>,
-    /// From the call's beginning to its end.
-    pub latency: Duration,
-    /// From an accepted cancel to the end.
-    pub cancel_latency: Option<Duration>,
+    /// What to do next, in order.
+    pub orders: Vec<Order>,
 }
 
 /// One call to a provider.
 ///
 /// Attempts at the first candidate come first, then those at the next. What is tried again has to
-/// fit what is left of the budget, waiting included. Once a piece of an answer was passed on
+/// fit what is left of the budget, waiting included; while there is somebody else to ask, an attempt
+/// that says nothing gets half of what is left. A hedged call asks a second candidate as well once
+/// the first is slow: whoever speaks first wins. Once a piece of an answer was passed on
 /// ([`Invocation::commit`]) there is no other attempt: the listener would hear it twice (P6).
 #[derive(Debug)]
 pub struct Invocation {
     id: InvocationId,
     policy: InvocationPolicy,
-    candidates: Vec<ProviderId>,
+    candidates: Vec<Candidate>,
     began: Monotonic,
-    deadline: Monotonic,
-    /// Which candidate is being asked.
+    deadlines: CallDeadlines,
+    /// The last candidate that was asked.
     at: usize,
-    attempt: u32,
-    current: Option<Running>,
+    next_key: u32,
+    /// At most two: one, and its hedge.
+    running: Vec<Running>,
+    hedged: bool,
+    listening: bool,
     committed: bool,
     cancelled: Option<Monotonic>,
     decision: RetryDecision,
     attempts: Vec<AttemptRecord>,
-    is_over: bool,
+    /// Attempts that nobody was told of yet.
+    untold: Vec<AttemptRecord>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Running {
+    key: AttemptKey,
+    candidate: usize,
+    attempt: u32,
     began: Monotonic,
     first_chunk: Option<Monotonic>,
-    last_chunk: Monotonic,
+    /// Since when it owes something.
+    quiet_since: Monotonic,
+    /// Whether it has said something since its input was complete.
+    spoke: bool,
     chunks: u64,
 }
 
 impl Invocation {
-    /// A call that may try `candidates`, in that order, until `deadline`.
+    /// A call that may try `candidates`, in that order.
     pub fn new(
         id: InvocationId,
-        candidates: Vec<ProviderId>,
+        candidates: Vec<Candidate>,
         policy: InvocationPolicy,
         now: Monotonic,
-        deadline: Monotonic,
+        deadlines: CallDeadlines,
     ) -> Self {
         let mut candidates = candidates;
         candidates.truncate(policy.max_providers.max(1));
@@ -223,76 +127,275 @@ impl Invocation {
             policy,
             candidates,
             began: now,
-            deadline,
+            deadlines,
             at: 0,
-            attempt: 0,
-            current: None,
+            next_key: 0,
+            running: Vec::new(),
+            hedged: false,
+            listening: false,
             committed: false,
             cancelled: None,
             decision: RetryDecision::None,
             attempts: Vec::new(),
-            is_over: false,
+            untold: Vec::new(),
         }
     }
 
     /// The first order. `admits` asks the circuit of a provider whether it may be called.
     pub fn begin(&mut self, now: Monotonic, admits: impl FnMut(&ProviderId) -> bool) -> Verdict {
         if self.candidates.is_empty() {
-            return self.finish(
-                now,
-                Vec::new(),
-                OutcomeClass::Blocked,
-                "provider_endpoint_missing",
-            );
+            return self.finish(now, Verdict::default(), OutcomeClass::Blocked, NOBODY);
         }
         if self.left(now) < self.policy.least_useful {
-            return self.finish(now, Vec::new(), OutcomeClass::Timeout, BUDGET_EXHAUSTED);
+            let class = OutcomeClass::Timeout;
+            return self.finish(now, Verdict::default(), class, BUDGET_EXHAUSTED);
         }
-        match self.next_candidate(0, admits) {
-            Some(at) => self.start(now, Vec::new(), at, 1),
-            None => self.finish(now, Vec::new(), OutcomeClass::Overload, CIRCUIT_OPEN),
+        let Some(at) = self.next_candidate(0, admits) else {
+            let class = OutcomeClass::Overload;
+            return self.finish(now, Verdict::default(), class, CIRCUIT_OPEN);
+        };
+        self.start(now, Verdict::default(), at, 1)
+    }
+
+    /// The input is not complete yet, as while the user speaks: nobody owes an answer.
+    pub fn listen(&mut self) {
+        self.listening = true;
+    }
+
+    /// The input is complete: the answer is owed from here on.
+    pub fn heard_out(&mut self, now: Monotonic) {
+        self.listening = false;
+        for running in &mut self.running {
+            running.quiet_since = running.quiet_since.max(now);
+            running.spoke = false;
         }
     }
 
-    /// A chunk came. Not of an attempt that has ended: the host has dropped its stream.
-    pub fn chunk(&mut self, now: Monotonic) {
-        if let Some(running) = &mut self.current {
-            running.first_chunk.get_or_insert(now);
-            running.last_chunk = now;
-            running.chunks += 1;
+    /// A chunk came. The first to speak wins: others are stopped.
+    pub fn chunk(&mut self, key: AttemptKey, now: Monotonic) -> Verdict {
+        let mut verdict = Verdict::default();
+        let Some(winner) = self.running.iter_mut().find(|running| running.key == key) else {
+            return verdict; // Of an attempt that was stopped.
+        };
+        winner.first_chunk.get_or_insert(now);
+        winner.quiet_since = now;
+        winner.spoke = true;
+        winner.chunks += 1;
+        let candidate = winner.candidate;
+        if self.running.len() > 1 {
+            let losers: Vec<Running> = self
+                .running
+                .iter()
+                .filter(|other| other.key != key)
+                .copied()
+                .collect();
+            for loser in losers {
+                let overtaken = loser.candidate < candidate;
+                let decision = if overtaken {
+                    verdict
+                        .signals
+                        .push(self.switch(&loser, candidate, " hedged"));
+                    self.switch_decision()
+                } else {
+                    RetryDecision::None
+                };
+                self.record(loser.key, now, &Failure::overtaken(), decision);
+                verdict.orders.push(Order::Stop(loser.key));
+            }
+        }
+        verdict
+    }
+
+    /// What had come was passed on, which may have had to wait: that was no silence.
+    pub fn passed_on(&mut self, now: Monotonic) {
+        for running in &mut self.running {
+            running.quiet_since = running.quiet_since.max(now);
         }
     }
 
-    /// A piece of this attempt's answer was passed on.
+    /// A piece of the answer was passed on that cannot be taken back.
     pub fn commit(&mut self) {
         self.committed = true;
     }
 
-    /// The attempt ended well.
-    pub fn succeeded(&mut self, now: Monotonic) -> Verdict {
-        self.record(now, OutcomeClass::Success, OK, RetryDecision::None);
-        self.finish(now, Vec::new(), OutcomeClass::Success, OK)
+    /// An attempt ended well.
+    pub fn succeeded(&mut self, key: AttemptKey, now: Monotonic) -> Verdict {
+        let mut verdict = Verdict::default();
+        self.record(key, now, &Failure::none(), RetryDecision::None);
+        // It may have won without a chunk, as a voice that has nothing to say.
+        for loser in self.running.clone() {
+            self.record(loser.key, now, &Failure::overtaken(), RetryDecision::None);
+            verdict.orders.push(Order::Stop(loser.key));
+        }
+        self.finish(now, verdict, OutcomeClass::Success, OK)
     }
 
-    /// The attempt failed.
+    /// An attempt failed.
     pub fn failed(
         &mut self,
+        key: AttemptKey,
         now: Monotonic,
         failure: &Failure,
         admits: impl FnMut(&ProviderId) -> bool,
     ) -> Verdict {
-        if self.cancelled.is_some() || failure.class == OutcomeClass::Cancelled {
-            self.cancelled.get_or_insert(now);
-            self.record(now, OutcomeClass::Cancelled, CANCELLED, RetryDecision::None);
-            return self.finish(now, Vec::new(), OutcomeClass::Cancelled, CANCELLED);
+        self.fail(key, now, failure, Verdict::default(), admits)
+    }
+
+    /// Sees to what is due at `now`: attempts that were silent for too long are given up (P14), a
+    /// slow one is hedged.
+    pub fn tick(&mut self, now: Monotonic, mut admits: impl FnMut(&ProviderId) -> bool) -> Verdict {
+        let silent = self
+            .running
+            .iter()
+            .find(|running| self.due(running).is_some_and(|due| due <= now));
+        if let Some(silent) = silent {
+            let key = silent.key;
+            let verdict = Verdict {
+                signals: Vec::new(),
+                orders: vec![Order::Stop(key)],
+            };
+            return self.fail(key, now, &Failure::timeout(), verdict, admits);
         }
-        let asked = self.candidates.get(self.at).cloned();
-        let name = asked.as_ref().map_or("", ProviderId::as_str);
-        let mut signals = vec![InvocationSignal {
+        if self.hedge_at().is_some_and(|due| due <= now) {
+            // Asked once, whatever comes of it.
+            self.hedged = true;
+            if self.left(now) >= self.policy.least_useful
+                && let Some(to) = self.next_candidate(self.at + 1, &mut admits)
+            {
+                return self.start(now, Verdict::default(), to, 1);
+            }
+        }
+        Verdict::default()
+    }
+
+    /// The result is no longer wanted: accepted at once, in whatever state. The host stops what runs
+    /// and reports nothing more.
+    pub fn cancel(&mut self, accepted: Monotonic, now: Monotonic) -> Verdict {
+        self.cancelled.get_or_insert(accepted);
+        let running: Vec<_> = self.running.iter().map(|running| running.key).collect();
+        let mut verdict = Verdict::default();
+        for key in running {
+            self.record(key, now, &Failure::cancelled(), RetryDecision::None);
+            verdict.orders.push(Order::Stop(key));
+        }
+        let Failure { class, reason, .. } = Failure::cancelled();
+        self.finish(now, verdict, class, reason)
+    }
+
+    /// When to [`Self::tick`] at the latest.
+    pub fn next_deadline(&self) -> Option<Monotonic> {
+        let dues = self.running.iter().filter_map(|running| self.due(running));
+        dues.chain(self.hedge_at()).min()
+    }
+
+    /// Attempts that have ended since the last time of asking: for circuits and [`Overruns`].
+    pub fn take_ended(&mut self) -> Vec<AttemptRecord> {
+        std::mem::take(&mut self.untold)
+    }
+
+    fn provider(&self, running: &Running) -> &ProviderId {
+        &self.candidates[running.candidate].provider
+    }
+
+    fn may(&self, action: AdaptiveAction) -> bool {
+        self.policy.actions.contains(&action)
+    }
+
+    fn may_switch(&self) -> bool {
+        !self.committed
+            && (self.may(AdaptiveAction::ProviderSwitch) || self.may(AdaptiveAction::Fallback))
+    }
+
+    fn switch_decision(&self) -> RetryDecision {
+        if self.may(AdaptiveAction::ProviderSwitch) {
+            RetryDecision::ProviderSwitch
+        } else {
+            RetryDecision::Fallback
+        }
+    }
+
+    fn left(&self, now: Monotonic) -> Duration {
+        self.deadlines.end.since(now)
+    }
+
+    /// When a running attempt is given up unless it says something. The budget bounds the wait for
+    /// the first chunk only: an answer that flows is bounded by the turn.
+    fn due(&self, running: &Running) -> Option<Monotonic> {
+        if self.listening {
+            return None;
+        }
+        let patience = self.candidates[running.candidate].patience;
+        if running.spoke {
+            return Some(running.quiet_since + patience.inter_chunk);
+        }
+        let since = running.quiet_since;
+        let own = (since + patience.first_byte).min(self.deadlines.end);
+        let another = self.may_switch() && self.at + 1 < self.candidates.len();
+        let share = self.deadlines.share.filter(|by| another && *by > since);
+        Some(match share {
+            Some(by) => own.min(since + (by.since(since) / 2).max(self.policy.least_useful)),
+            None => own,
+        })
+    }
+
+    /// When the one attempt that runs has been slow for long enough to ask another as well.
+    fn hedge_at(&self) -> Option<Monotonic> {
+        let [running] = self.running.as_slice() else {
+            return None;
+        };
+        let waits = !self.hedged && !self.listening && running.first_chunk.is_none();
+        let another = self.may_switch() && self.at + 1 < self.candidates.len();
+        let after = self.policy.hedge_after.filter(|_| waits && another)?;
+        Some(running.quiet_since + after)
+    }
+
+    fn fail(
+        &mut self,
+        key: AttemptKey,
+        now: Monotonic,
+        failure: &Failure,
+        mut verdict: Verdict,
+        admits: impl FnMut(&ProviderId) -> bool,
+    ) -> Verdict {
+        let Some(failed) = self
+            .running
+            .iter()
+            .find(|running| running.key == key)
+            .copied()
+        else {
+            return verdict; // Stopped before.
+        };
+        if self.cancelled.is_some() || failure.class == OutcomeClass::Cancelled {
+            self.record(key, now, &Failure::cancelled(), RetryDecision::None);
+            let mut cancelled = self.cancel(now, now);
+            cancelled.orders.splice(0..0, verdict.orders);
+            return cancelled;
+        }
+        let name = self.provider(&failed).clone();
+        verdict.signals.push(InvocationSignal {
             signal: Signal::ProviderError,
             reason: format!("{name} {} {}", failure.class.as_str(), failure.reason),
-        }];
-        let retry_at = self.retry_at(now, failure);
+        });
+        let other = self
+            .running
+            .iter()
+            .find(|running| running.key != key)
+            .copied();
+        if let Some(other) = other {
+            // Its hedge goes on, or it was only the hedge.
+            let decision = if other.candidate > failed.candidate {
+                verdict
+                    .signals
+                    .push(self.switch(&failed, other.candidate, " hedged"));
+                self.switch_decision()
+            } else {
+                RetryDecision::None
+            };
+            self.record(key, now, failure, decision);
+            return verdict;
+        }
+        let retry = self.retry_at(&failed, now, failure);
+        let retry_at = retry.filter(|at| self.left(*at) >= self.policy.least_useful);
         // One that asked for peace is left in peace if there is another. A circuit is asked only
         // when its provider would really be called: the question may spend its one trial.
         let next = if retry_at.is_some() && !failure.circuit_open {
@@ -302,91 +405,45 @@ impl Invocation {
         };
         match (retry_at, next) {
             (Some(at), None) => {
-                self.record(now, failure.class, failure.reason, RetryDecision::Retry);
-                let attempt = self.attempt + 1;
-                self.start(at, signals, self.at, attempt)
+                self.record(key, now, failure, RetryDecision::Retry);
+                self.start(at, verdict, failed.candidate, failed.attempt + 1)
             }
             (_, Some(to)) => {
-                let decision = if self.may(AdaptiveAction::ProviderSwitch) {
-                    RetryDecision::ProviderSwitch
-                } else {
-                    RetryDecision::Fallback
-                };
-                self.record(now, failure.class, failure.reason, decision);
-                signals.push(InvocationSignal {
-                    signal: Signal::ProviderSwitch,
-                    reason: format!("from={name} to={}", self.candidates[to]),
-                });
-                self.start(now, signals, to, 1)
+                let decision = self.switch_decision();
+                self.record(key, now, failure, decision);
+                verdict.signals.push(self.switch(&failed, to, ""));
+                self.start(now, verdict, to, 1)
             }
             (None, None) => {
-                self.record(now, failure.class, failure.reason, RetryDecision::None);
-                let out_of_time = self.left(now) < self.policy.least_useful;
-                let reason = if out_of_time && !self.committed && failure.retryable {
+                self.record(key, now, failure, RetryDecision::None);
+                let no_time = self.left(now) < self.policy.least_useful || retry.is_some();
+                let reason = if no_time && !self.committed && failure.retryable {
                     BUDGET_EXHAUSTED
                 } else {
                     failure.reason
                 };
-                self.finish(now, signals, failure.class, reason)
+                self.finish(now, verdict, failure.class, reason)
             }
         }
     }
 
-    /// The result is no longer wanted: accepted at once, in whatever state. The host stops the
-    /// attempt and reports nothing more.
-    pub fn cancel(&mut self, accepted: Monotonic, now: Monotonic) -> Verdict {
-        self.cancelled.get_or_insert(accepted);
-        self.record(now, OutcomeClass::Cancelled, CANCELLED, RetryDecision::None);
-        self.finish(now, Vec::new(), OutcomeClass::Cancelled, CANCELLED)
+    fn switch(&self, from: &Running, to: usize, how: &str) -> InvocationSignal {
+        let (from, to) = (self.provider(from), &self.candidates[to].provider);
+        InvocationSignal {
+            signal: Signal::ProviderSwitch,
+            reason: format!("from={from} to={to}{how}"),
+        }
     }
 
-    /// Whether the running attempt has been silent for too long (P14). The host stops it and
-    /// reports [`Failure::timeout`].
-    pub fn is_silent(&self, now: Monotonic) -> bool {
-        self.next_deadline().is_some_and(|due| due <= now)
-    }
-
-    /// When the running attempt is given up unless it says something. The budget bounds the wait
-    /// for the first chunk only: an answer that flows is bounded by the turn.
-    pub fn next_deadline(&self) -> Option<Monotonic> {
-        let running = self.current?;
-        Some(match running.first_chunk {
-            None => (running.began + self.policy.first_byte).min(self.deadline),
-            Some(_) => running.last_chunk + self.policy.inter_chunk,
-        })
-    }
-
-    /// Whether the call has ended.
-    pub fn is_over(&self) -> bool {
-        self.is_over
-    }
-
-    /// The attempts so far.
-    pub fn attempts(&self) -> &[AttemptRecord] {
-        &self.attempts
-    }
-
-    fn may(&self, action: AdaptiveAction) -> bool {
-        self.policy.actions.contains(&action)
-    }
-
-    fn left(&self, now: Monotonic) -> Duration {
-        self.deadline.since(now)
-    }
-
-    /// When to ask the same provider again, if that is allowed and fits.
-    fn retry_at(&self, now: Monotonic, failure: &Failure) -> Option<Monotonic> {
+    /// When to ask the same provider again, if that is allowed; whether it fits is another question.
+    fn retry_at(&self, failed: &Running, now: Monotonic, failure: &Failure) -> Option<Monotonic> {
         let allowed = failure.retryable
             && !self.committed
             && self.may(AdaptiveAction::Retry)
-            && self.attempt < self.policy.attempts_per_provider;
-        if !allowed {
-            return None;
-        }
-        let doublings = self.attempt.saturating_sub(1).min(16);
+            && failed.attempt < self.policy.attempts_per_provider;
+        let doublings = failed.attempt.saturating_sub(1).min(16);
         let own = self.policy.backoff.saturating_mul(1 << doublings);
-        let at = now + failure.backoff.unwrap_or(own);
-        (self.left(at) >= self.policy.least_useful).then_some(at)
+        allowed.then(|| now + failure.backoff.unwrap_or(own))
     }
 
     /// The provider to move to, if that is allowed and fits.
@@ -396,8 +453,7 @@ impl Invocation {
         failure: &Failure,
         admits: impl FnMut(&ProviderId) -> bool,
     ) -> Option<usize> {
-        let allowed = !self.committed
-            && (self.may(AdaptiveAction::ProviderSwitch) || self.may(AdaptiveAction::Fallback))
+        let allowed = self.may_switch()
             && (failure.class != OutcomeClass::Blocked || self.policy.switch_on_blocked)
             && self.left(now) >= self.policy.least_useful;
         if !allowed {
@@ -411,85 +467,108 @@ impl Invocation {
         from: usize,
         mut admits: impl FnMut(&ProviderId) -> bool,
     ) -> Option<usize> {
-        (from..self.candidates.len()).find(|at| admits(&self.candidates[*at]))
+        (from..self.candidates.len()).find(|at| admits(&self.candidates[*at].provider))
     }
 
     fn start(
         &mut self,
         at: Monotonic,
-        signals: Vec<InvocationSignal>,
+        mut verdict: Verdict,
         candidate: usize,
         attempt: u32,
     ) -> Verdict {
-        self.at = candidate;
-        self.attempt = attempt;
-        self.current = Some(Running {
+        // A hedge may have been tried and have failed before the first is asked again.
+        self.at = self.at.max(candidate);
+        let key = AttemptKey(self.next_key);
+        self.next_key += 1;
+        self.running.push(Running {
+            key,
+            candidate,
+            attempt,
             began: at,
             first_chunk: None,
-            last_chunk: at,
+            quiet_since: at,
+            spoke: false,
             chunks: 0,
         });
-        let order = Order::Attempt {
-            provider: self.candidates[candidate].clone(),
+        verdict.orders.push(Order::Attempt {
+            key,
+            provider: self.candidates[candidate].provider.clone(),
             attempt,
             at,
-        };
-        Verdict { signals, order }
+        });
+        verdict
     }
 
     fn record(
         &mut self,
+        key: AttemptKey,
         now: Monotonic,
-        class: OutcomeClass,
-        reason: &'static str,
+        failure: &Failure,
         decision: RetryDecision,
     ) {
-        let Some(running) = self.current.take() else {
+        let Some(at) = self.running.iter().position(|running| running.key == key) else {
             return;
         };
+        let running = self.running.remove(at);
         if decision != RetryDecision::None {
             self.decision = decision;
         }
-        self.attempts.push(AttemptRecord {
-            provider: self.candidates[self.at].clone(),
-            attempt: self.attempt,
+        let record = AttemptRecord {
+            key,
+            provider: self.provider(&running).clone(),
+            attempt: running.attempt,
             began: running.began,
             first_chunk: running.first_chunk,
             // One that was cancelled while it waited for its turn never began.
             ended: now.max(running.began),
             chunks: running.chunks,
-            class,
-            reason,
+            class: failure.class,
+            reason: failure.reason,
+            retryable: failure.retryable,
+            circuit_open: failure.circuit_open,
+            backoff: failure.backoff,
             decision,
-        });
+        };
+        self.untold.push(record.clone());
+        self.attempts.push(record);
     }
 
     fn finish(
         &mut self,
         now: Monotonic,
-        signals: Vec<InvocationSignal>,
+        mut verdict: Verdict,
         class: OutcomeClass,
         reason: &'static str,
     ) -> Verdict {
-        self.is_over = true;
+        // Attempts are noted as they end, and told as they began.
+        self.attempts.sort_by_key(|attempt| attempt.key);
         let outcome = InvocationOutcome {
             invocation: self.id.clone(),
-            provider: self.attempts.last().map(|attempt| attempt.provider.clone()),
+            provider: self.answerer(),
             class,
             reason,
             decision: self.decision,
-            attempts: self.attempts.clone(),
+            attempts: std::mem::take(&mut self.attempts),
             latency: now.since(self.began),
             cancel_latency: self.cancelled.map(|accepted| now.since(accepted)),
         };
-        Verdict {
-            signals,
-            order: Order::Finish(Box::new(outcome)),
+        verdict.orders.push(Order::Finish(Box::new(outcome)));
+        verdict
+    }
+
+    /// Who answered, else who was asked last, else who would have been asked.
+    fn answerer(&self) -> Option<ProviderId> {
+        let answered = |attempt: &&AttemptRecord| attempt.class == OutcomeClass::Success;
+        let by = self.attempts.iter().find(answered).or(self.attempts.last());
+        match by {
+            Some(attempt) => Some(attempt.provider.clone()),
+            None => Some(self.candidates.first()?.provider.clone()),
         }
     }
 }
 
 const OK: &str = "ok";
-const CANCELLED: &str = "provider_cancelled";
+const NOBODY: &str = "provider_endpoint_missing";
 const BUDGET_EXHAUSTED: &str = "provider_budget_exhausted";
 const CIRCUIT_OPEN: &str = "provider_circuit_open";

@@ -27,6 +27,10 @@ pub mod budget;
 
 pub mod invocation;
 
+pub mod cost;
+
+pub mod recovery;
+
 pub mod authority;
 
 pub mod determinism;

@@ -6,33 +6,35 @@
 mod error;
 mod insert;
 pub mod profile;
+mod providers;
 mod resolve;
 mod settings;
 
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use rspp_proto::{
     EdgeId, Epoch, NodeId, PipelineVersion, ProviderId, TurnId,
     abi::CancelMode,
     spec::{
         AdaptiveAction, Budgets, EdgeBufferPolicy, FlowControl, Modality, NodeExecutionPolicy,
-        ProfileName, RecordingPolicy, TurnPolicy,
+        ProfileName, ProviderPolicy, RecordingPolicy, TurnPolicy,
     },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::{PlanFacts, canonical, determinism::DeterminismContext, invocation::InvocationPolicy};
+use crate::{PlanFacts, canonical, determinism::DeterminismContext};
 
 pub use error::PlanError;
 pub use insert::{MAX_INSERTIONS, inserted, with_insertions};
+pub use providers::{
+    Capabilities, Catalogue, ChoiceReason, ChosenProvider, Health, News, ProviderChoice,
+    ProviderInputs, ProviderNews, ProviderSignals, SignalSource,
+};
 pub use resolve::{PlanInputs, normalize_profile, resolve};
 pub use settings::{Layer, LayeredSettings, Settings};
 
@@ -166,6 +168,10 @@ pub struct ResolvedTurnPlan {
     pub provider_bindings: BTreeMap<Modality, Vec<ProviderId>>,
     /// Providers of each node that needs one, preferred first.
     pub node_bindings: BTreeMap<NodeId, Vec<ProviderId>>,
+    /// What the bound providers can do, where that is known.
+    pub provider_capabilities: BTreeMap<Modality, BTreeMap<ProviderId, Capabilities>>,
+    /// How providers are called, left alone and paid for, and what follows when none is left.
+    pub provider_policy: ProviderPolicy,
     /// Buffers of every edge.
     pub edge_buffer_policies: BTreeMap<EdgeId, EdgeBufferPolicy>,
     /// Concurrency and fairness of nodes that have such limits.
@@ -188,6 +194,8 @@ pub struct ResolvedTurnPlan {
     pub turns: TurnPolicy,
     /// What makes the turn repeatable. Not part of the hash: its seed follows from it.
     pub determinism: DeterminismContext,
+    /// How the node bindings came about. Not part of the hash: the bindings are.
+    pub provider_choices: BTreeMap<NodeId, ProviderChoice>,
     /// Where each value came from, by field path. Not part of the hash.
     pub provenance: BTreeMap<String, Origin>,
 }
@@ -278,17 +286,19 @@ impl ResolvedTurnPlan {
             budgets: self.budgets.clone(),
             actions: self.allowed_adaptive_actions.clone(),
             cancel_mode: self.cancel_mode,
+            failure: self.provider_policy.failure.clone(),
         }
     }
 
-    /// How calls to providers may be repeated and moved under this plan.
-    pub fn invocation_policy(&self) -> InvocationPolicy {
-        InvocationPolicy {
-            actions: self.allowed_adaptive_actions.clone(),
-            first_byte: Duration::from_millis(self.budgets.provider_first_byte_ms),
-            inter_chunk: Duration::from_millis(self.budgets.provider_inter_chunk_ms),
-            ..InvocationPolicy::default()
-        }
+    /// What a provider can do. One that nothing is known of counts as networked, since it gets less
+    /// time then.
+    pub fn capabilities(&self, modality: Modality, provider: &ProviderId) -> Capabilities {
+        let known = self.provider_capabilities.get(&modality);
+        let known = known.and_then(|known| known.get(provider)).copied();
+        known.unwrap_or(Capabilities {
+            streaming: false,
+            networked: true,
+        })
     }
 
     /// How generated text is handed to synthesis; disabled if all hand-overs are.
@@ -363,6 +373,7 @@ impl ResolvedTurnPlan {
             ("graph_definition_ref", text(&self.graph_definition_ref)),
             ("execution_profile", text(self.execution_profile)),
             ("snapshot_provenance", text(&self.snapshot_provenance)),
+            ("provider_capabilities", text(&self.provider_capabilities)),
         ] {
             fields.insert(name.to_owned(), value);
         }
@@ -370,12 +381,13 @@ impl ResolvedTurnPlan {
     }
 
     /// The values that layers decide.
-    fn policy(&self) -> [(&'static str, Value); 13] {
+    fn policy(&self) -> [(&'static str, Value); 14] {
         [
             ("budgets", text(&self.budgets)),
             ("node_budgets_ms", text(&self.node_budgets_ms)),
             ("provider_bindings", text(&self.provider_bindings)),
             ("node_bindings", text(&self.node_bindings)),
+            ("provider_policy", text(&self.provider_policy)),
             ("edge_buffer_policies", text(&self.edge_buffer_policies)),
             (
                 "node_execution_policies",

@@ -20,6 +20,7 @@ use crate::{
     input::{CancelReason, Gates, Input, PlanFacts},
     interruption::{Interruption, Verdict},
     journal::{Decision, Journal, Line},
+    recovery::{Course, Task, Voice},
     turn::{Ending, Refusal, RefusalReason, Terminal, Turn, TurnEffect, TurnInput, TurnState},
 };
 
@@ -46,6 +47,7 @@ struct Running {
     audible: bool,
     /// Output frames accepted, once the fence has fallen.
     accepted: Option<u32>,
+    course: Course,
 }
 
 /// A soft cancel whose fence has not fallen.
@@ -104,6 +106,9 @@ pub struct Session {
     /// The newest closed turn, and where in the user's audio the speech that it answered ended.
     answered: Option<(TurnNumber, SampleIndex)>,
     conversation: Conversation,
+    voice: Voice,
+    /// What follows the turn that failed.
+    apology: Option<Task>,
     effects: VecDeque<Effect>,
     /// What it is told and decides, for a replay; if somebody keeps it.
     journal: Option<Journal>,
@@ -125,6 +130,8 @@ impl Session {
             interruption,
             answered: None,
             conversation,
+            voice: Voice::default(),
+            apology: None,
             effects: VecDeque::new(),
             journal: None,
         }
@@ -306,6 +313,12 @@ impl Session {
                 running.watch.unstuck = false;
                 running.show_life(now);
             }),
+            Input::ClauseShown {
+                turn,
+                segment,
+                text,
+            } => self.shown(now, turn, segment, text),
+            Input::VoiceLost { turn } => self.voice_lost(now, turn),
             Input::PlaybackStarted { turn } => self.playback_started(now, turn),
             Input::PlaybackFinished { turn } => self.playback_finished(turn),
             Input::TurnFailed { turn, ending } => {
@@ -578,8 +591,12 @@ impl Session {
     fn propose(&mut self, user_text: String, until: Option<SampleIndex>) {
         let number = self.next_turn;
         self.next_turn = number.next();
+        let task = Task::Answer {
+            user_text: user_text.clone(),
+        };
         self.running = Some(Running {
             number,
+            course: Course::new(task),
             turn: Turn::default(),
             user_text,
             until,
@@ -648,10 +665,13 @@ impl Session {
             self.step(TurnInput::Refused(refusal)); // T5a
             return;
         };
+        let mute = self.voice.is_mute(now);
         self.of_turn(turn, |running| {
             running.watch.gap = Duration::from_millis(facts.budgets.output_gap_ms);
             running.budget = Some(BudgetManager::new(&facts.budgets, facts.actions, now));
             running.cancel_mode = facts.cancel_mode;
+            running.course.policy = facts.failure;
+            running.course.mute = mute;
         });
         self.step(TurnInput::PlanResolved); // T5
     }
@@ -685,10 +705,15 @@ impl Session {
 
     fn playback_started(&mut self, now: Monotonic, turn: TurnNumber) {
         let mut first = false;
+        let mut spoken = false;
         self.of_turn(turn, |running| {
             first = !running.audible && running.pending.is_none() && running.softening.is_none();
             running.progress(now);
             running.audible = true;
+            spoken = match running.course.task {
+                Task::Answer { .. } | Task::Say { .. } => true,
+                Task::Play { .. } => false,
+            };
             if let Some(budget) = &mut running.budget {
                 budget.first_output(now);
             }
@@ -705,6 +730,9 @@ impl Session {
                 Emitter::TransportMapping,
                 Some(turn),
             );
+        }
+        if spoken && self.voice.regain() {
+            self.effects.push_back(Effect::Voice { available: true });
         }
     }
 
@@ -884,6 +912,7 @@ impl Session {
                 self.transition(turn, TurnState::Active, TurnTrigger::Commit);
             }
             TurnEffect::End(Terminal::Abort(reason)) => {
+                self.of_turn(turn, |running| running.course.aborted = Some(reason));
                 let reason = reason.as_str();
                 self.signal_because(Signal::Abort, Emitter::TurnArbiter, Some(turn), reason);
                 self.transition(turn, TurnState::Active, TurnTrigger::Abort);
@@ -927,9 +956,21 @@ impl Session {
         let Some(running) = &self.running else {
             return;
         };
-        let user_text = running.user_text.clone();
-        self.conversation.user_said(user_text.clone());
-        self.effects.push_back(Effect::Start { turn, user_text });
+        let budget = running.budget.as_ref();
+        let deadlines = budget
+            .and_then(BudgetManager::deadlines)
+            .expect("a turn opens with its budgets, and unheard");
+        let (task, mute) = (running.course.task.clone(), running.course.mute);
+        // An apology answers nobody.
+        if let Task::Answer { user_text } = &task {
+            self.conversation.user_said(user_text.clone());
+        }
+        self.effects.push_back(Effect::Start {
+            turn,
+            task,
+            mute,
+            deadlines,
+        });
     }
 
     fn transition(&mut self, turn: TurnNumber, from: TurnState, trigger: TurnTrigger) {
@@ -946,16 +987,67 @@ impl Session {
             let heard = running.reply.heard(running.accepted.unwrap_or(0));
             let interrupted = heard.len() < running.reply.text().len();
             self.conversation.agent_was_heard(heard, interrupted);
+            self.apology = running.course.apology();
         }
         self.turn_is_over();
     }
 
     fn turn_is_over(&mut self) {
+        // Who has said something meanwhile gets an answer to that instead.
+        let apology = self.apology.take();
         self.interruption.forget();
         if self.state == SessionState::Draining {
             self.end();
         } else if let Some(Waiting { text, until }) = self.waiting.take() {
             self.propose(text, until);
+        } else if let Some(apology) = apology {
+            self.propose(String::new(), None);
+            if let Some(running) = &mut self.running {
+                running.course.task = apology;
+            }
+        }
+    }
+
+    /// A clause was sent as text: that is output too.
+    fn shown(&mut self, now: Monotonic, turn: TurnNumber, segment: u32, text: String) {
+        let mut first = false;
+        self.of_turn(turn, |running| {
+            running.progress(now);
+            running.reply.show(segment, text);
+            let news = !running.course.shown && !running.audible;
+            first = news && running.pending.is_none();
+            running.course.shown = true;
+            if let Some(budget) = &mut running.budget {
+                budget.first_output(now);
+            }
+        });
+        if first {
+            self.signal_because(
+                Signal::OutputAccepted,
+                Emitter::TransportMapping,
+                Some(turn),
+                "output_accepted",
+            );
+        }
+    }
+
+    /// The voice is gone for good: the turn goes on without, or its apology does (F-135, F-137).
+    fn voice_lost(&mut self, now: Monotonic, turn: TurnNumber) {
+        let mut text_only = None;
+        self.of_turn(turn, |running| {
+            running.course.voice_failed = true;
+            let policy = &running.course.policy;
+            text_only = policy.text_only.then(|| policy.clone());
+        });
+        let Some(policy) = text_only else { return };
+        if self.voice.lose(now, &policy) {
+            self.signal_because(
+                Signal::Degrade,
+                Emitter::BudgetManager,
+                Some(turn),
+                "voice_unavailable_text_only",
+            );
+            self.effects.push_back(Effect::Voice { available: false });
         }
     }
 

@@ -3,35 +3,10 @@
 use std::time::Duration;
 
 use rspp_proto::{
-    EdgeId, Epoch, InvocationId, Monotonic, OutcomeClass, ProviderId, TurnId, spec::Modality,
+    EdgeId, Epoch, InvocationId, Monotonic, OutcomeClass, ProviderId, RetryDecision, Spending,
+    TurnId, spec::Modality,
 };
 use serde::{Deserialize, Serialize};
-
-/// What followed a failed attempt (providers.md §4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RetryDecision {
-    /// Nothing: it succeeded, or nothing was left to try.
-    None,
-    /// The same provider again.
-    Retry,
-    /// The next provider.
-    ProviderSwitch,
-    /// The alternative path.
-    Fallback,
-}
-
-impl RetryDecision {
-    /// The decision's name, as reports write it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Retry => "retry",
-            Self::ProviderSwitch => "provider_switch",
-            Self::Fallback => "fallback",
-        }
-    }
-}
 
 /// One attempt of a provider call.
 #[expect(
@@ -116,28 +91,43 @@ pub struct InvocationOutcome {
     pub turn_id: Option<TurnId>,
     /// What the provider does.
     pub modality: Modality,
-    /// Who answered last.
+    /// Who answered, or was asked last; who would have been asked first if nobody was.
     pub provider_id: ProviderId,
-    /// How the last attempt ended.
+    /// How the call ended.
     pub outcome_class: OutcomeClass,
+    /// A stable code such as `provider_budget_exhausted`; empty on success.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Why these providers were asked in this order (F-056), e.g. `rule:tenant`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub routing_reason: String,
+    /// Whether news of health and price had a part in it (F-066).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub signal_source: String,
     /// Whether another attempt might have succeeded.
     pub retryable: bool,
     /// What the last decision was.
     pub retry_decision: RetryDecision,
-    /// Attempts over all providers, at least 1.
+    /// Attempts over all providers; 0 if there was no time left for any, or nobody to ask.
     pub attempt_count: u32,
     /// How long the last attempt took.
     pub final_attempt_latency_ms: u64,
     /// How long all of them took, waits included; at least the final attempt's.
     pub total_invocation_latency_ms: u64,
+    /// What it cost, over all attempts.
+    #[serde(default, skip_serializing_if = "Spending::is_zero")]
+    pub spending: Spending,
     /// When the call ended.
     pub ended_at: Monotonic,
 }
 
 impl InvocationOutcome {
-    /// Whether the counts and latencies agree with each other.
+    /// Whether the counts and latencies agree with each other. Nothing comes of no attempt, but for
+    /// a reason that is named.
     pub fn is_valid(&self) -> bool {
-        self.attempt_count >= 1 && self.final_attempt_latency_ms <= self.total_invocation_latency_ms
+        let tried = self.attempt_count >= 1;
+        let said_why = self.outcome_class != OutcomeClass::Success && !self.reason.is_empty();
+        (tried || said_why) && self.final_attempt_latency_ms <= self.total_invocation_latency_ms
     }
 }
 

@@ -34,9 +34,7 @@ pub use format::{
     FRAME_HEADER_BYTES, FormatVersion, FrameTooLong, MAGIC, MAX_PAYLOAD_BYTES, PREAMBLE_BYTES,
     PreambleError, VERSION, preamble, write_frame,
 };
-pub use invocation::{
-    AttemptRecord, HandoffAction, HandoffRecord, InvocationOutcome, RetryDecision,
-};
+pub use invocation::{AttemptRecord, HandoffAction, HandoffRecord, InvocationOutcome};
 pub use queue::{Capacity, Room};
 pub use reader::{Filter, Item, ReadError, Report, Timeline};
 pub use recorder::{AppendError, MemoryRecording, Options, Recorder, RecorderStats, SyncPolicy};

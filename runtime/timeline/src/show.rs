@@ -294,7 +294,13 @@ fn attempt_text(attempt: &AttemptRecord) -> String {
 fn invocation_text(outcome: &InvocationOutcome) -> String {
     let (modality, class) = (outcome.modality.as_str(), outcome.outcome_class.as_str());
     let (attempts, ms) = (outcome.attempt_count, outcome.total_invocation_latency_ms);
-    format!("{modality} call: {class} after {attempts} attempts and {ms} ms")
+    let mut text = format!("{modality} call: {class} after {attempts} attempts and {ms} ms");
+    for why in [&outcome.reason, &outcome.routing_reason] {
+        if !why.is_empty() {
+            write!(text, " ({})", escaped(why)).expect("a String takes everything");
+        }
+    }
+    text
 }
 
 fn turn_text(turn: &TurnBaseline) -> String {

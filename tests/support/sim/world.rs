@@ -360,6 +360,7 @@ impl<'a> World<'a> {
                     | OpenError::UnknownNode { .. }
                     | OpenError::Plan(_)
                     | OpenError::Provider { .. }
+                    | OpenError::UnknownRecording { .. }
                     | OpenError::Lease(_)
                     | OpenError::Start(_)
                     | OpenError::Busy => panic!("{error}\n{}", self.scenario),

@@ -397,7 +397,7 @@ impl Sink for LoopbackSink {
         }
         match outgoing {
             // The runtime's events tell the text to whoever wants it.
-            Outgoing::Text(_) => {}
+            Outgoing::Text(_) | Outgoing::Voice { .. } => {}
             Outgoing::AudioEnd(turn) => {
                 state.advance();
                 let now = state.now();

@@ -46,6 +46,11 @@ pub enum Outgoing {
     Text(TextChunk),
     /// The turn's audio is complete.
     AudioEnd(TurnNumber),
+    /// Whether the agent has its voice; without, it goes on in text (F-137).
+    Voice {
+        /// Whether it has.
+        available: bool,
+    },
 }
 
 /// Why a sink did not take something.

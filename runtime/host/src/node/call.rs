@@ -1,6 +1,6 @@
 //! What a node asks a provider for.
 
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -77,6 +77,13 @@ impl Dictation {
         }
         self.to = self.source.is_some().then_some(to);
         Box::pin(ReceiverStream::new(from))
+    }
+
+    /// How much was heard so far.
+    pub(crate) fn heard(&self) -> Duration {
+        self.request
+            .sample_rate
+            .duration_of(self.heard_bytes as u64 / 2)
     }
 
     async fn listen(&mut self) {

@@ -11,12 +11,17 @@ use std::{
 
 use rspp_actors::Clock;
 use rspp_kernel::{
-    CancelReason, conversation::Said, edge::EdgeNotice, plan::Handoff, turn::Ending,
+    CancelReason,
+    conversation::Said,
+    cost::{Allowance, CostKind},
+    edge::EdgeNotice,
+    plan::Handoff,
+    turn::Ending,
 };
 use rspp_proto::{
-    DebugNote, EdgeId, Epoch, Lane, Monotonic, NodeId, Payload, PipelineVersion, ProviderId,
-    SampleIndex, SessionId, SpeechMark, TurnNumber,
-    spec::{Budgets, NodeSpec, TurnPolicy},
+    DebugNote, EdgeId, Epoch, ErrorCode, Lane, Monotonic, NodeId, Payload, PipelineVersion,
+    ProviderId, SampleIndex, SessionId, SpeechMark, TurnNumber,
+    spec::{Budgets, CapAction, NodeSpec, TurnPolicy},
 };
 use rspp_provider_api::{
     AudioStream, InferencePool, LlmRequest, Providers, SttRequest, TtsRequest,
@@ -29,10 +34,10 @@ use super::{
     call::{CallRequest, Dictation},
 };
 use crate::{
-    circuits::CallRules,
     event::{CallEnd, CallKey, Event, Stamp, Tags},
     memory::{Meter, Share},
     observe::Observers,
+    providers::{CallRules, Candidates},
 };
 
 /// What a node is told when it is made; constant while it lives.
@@ -58,6 +63,10 @@ pub struct NodeSettings {
     pub registry: Arc<Providers>,
     /// How calls to them may be repeated and moved.
     pub(crate) calls: Arc<CallRules>,
+    /// Whom it may call; `None` if it needs nobody.
+    pub(crate) candidates: Option<Arc<Candidates>>,
+    /// How it is said what is to be said.
+    pub(crate) speech: Speech,
     /// Where inference runs.
     pub pool: InferencePool,
     /// How generated text is handed to synthesis, from the frozen plan (turn-plan.md §7).
@@ -95,6 +104,17 @@ impl Numbers {
     fn next_call(&self) -> u32 {
         self.calls.fetch_add(1, Relaxed) + 1
     }
+}
+
+/// How what a turn has to say is said (F-137).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Speech {
+    /// By voice alone.
+    Voice,
+    /// By voice, or as text when that fails.
+    VoiceElseText,
+    /// As text.
+    Text,
 }
 
 impl NodeSettings {
@@ -193,6 +213,25 @@ pub enum NodeReport {
         /// Which clause.
         segment: u32,
     },
+    /// A clause is to be sent to the user as text, since there is no voice for it (F-137).
+    ClauseShown {
+        /// Counts clauses within the turn.
+        segment: u32,
+        /// Its words.
+        text: Arc<str>,
+    },
+    /// The voice has failed for good, and the node goes on without it (F-137).
+    VoiceLost {
+        /// How.
+        end: CallEnd,
+    },
+    /// A cost cap was reached (F-058).
+    CapReached {
+        /// Which, and what follows.
+        reason: Arc<str>,
+        /// Whether the turn cannot go on.
+        ends_turn: bool,
+    },
     /// A provider call failed.
     CallFailed {
         /// How it ended.
@@ -274,6 +313,8 @@ pub enum NodeReport {
     Failed {
         /// What this means for the turn.
         ending: Ending,
+        /// The taxonomy's word for it (F-131).
+        code: ErrorCode,
         /// What happened.
         message: Arc<str>,
     },
@@ -440,6 +481,20 @@ impl NodeContext {
         let key = CallKey(self.settings.numbers.next_call());
         self.asked.push_back(Ask::Call(key, request));
         key
+    }
+
+    /// What the session may still spend of something; `None` if nothing limits it (F-058).
+    pub fn allowance(&self, kind: CostKind) -> Option<Allowance> {
+        let rules = &self.settings.calls;
+        rules.meter().left(&rules.caps, kind)
+    }
+
+    /// Says that a cap was reached by work that has `begun` or not, and so whether the turn ends by it.
+    pub fn report_cap(&mut self, cap: &Allowance, begun: bool) {
+        self.report(NodeReport::CapReached {
+            reason: cap.reason(begun).into(),
+            ends_turn: cap.effect(begun) == CapAction::Refuse,
+        });
     }
 
     /// Gives a call up: the provider is told, and nothing more of it arrives.

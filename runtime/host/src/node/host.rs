@@ -435,6 +435,7 @@ impl NodeHost {
         };
         self.report(NodeReport::Failed {
             ending,
+            code: error.code,
             message: error.message.as_str().into(),
         });
     }

@@ -17,12 +17,13 @@ pub mod builtin;
 
 use std::{future::Future, pin::Pin};
 
-use rspp_kernel::{CancelReason, edge::BreakReason};
+use rspp_kernel::{CancelReason, edge::BreakReason, invocation::error_code};
+use rspp_proto::ErrorCode;
 use thiserror::Error;
 
 pub(crate) use call::CallRequest;
-pub(crate) use context::Numbers;
 pub use context::{NodeContext, NodeReport, NodeSettings};
+pub(crate) use context::{Numbers, Speech};
 pub use hook::Hook;
 pub(crate) use host::{NodeControl, NodeHost, NodeMaker, NodeSetup, OutEdge, PRESSURE, Torn};
 pub(crate) use inputs::EdgeReport;
@@ -40,6 +41,8 @@ pub struct NodeError {
     pub message: String,
     /// Whether a provider is to blame, not the node.
     pub provider: bool,
+    /// The taxonomy's word for it (F-131).
+    pub code: ErrorCode,
 }
 
 impl NodeError {
@@ -48,6 +51,7 @@ impl NodeError {
         Self {
             message: message.into(),
             provider: false,
+            code: ErrorCode::RuntimeInternalError,
         }
     }
 
@@ -56,6 +60,15 @@ impl NodeError {
         Self {
             message: message.into(),
             provider: true,
+            code: ErrorCode::RuntimeInternalError,
+        }
+    }
+
+    /// A provider call failed for good.
+    pub fn call(end: &CallEnd) -> Self {
+        Self {
+            code: error_code(end.class).unwrap_or(ErrorCode::RuntimeInternalError),
+            ..Self::provider(end.describe())
         }
     }
 }
@@ -125,7 +138,7 @@ pub trait Node: Send + 'static {
         if end.is_success() {
             Step::OK
         } else {
-            Step::Done(Err(NodeError::provider(end.describe())))
+            Step::Done(Err(NodeError::call(&end)))
         }
     }
 

@@ -8,7 +8,8 @@ use std::{
 use rspp_actors::{ChildSpec, Context, ExitReason, Failure, NoData};
 use rspp_controlplane_api::LeaseError;
 use rspp_kernel::{
-    CancelReason, Effect, Emission, Gates, Input, SessionState, plan::profile, turn::Ending,
+    CancelReason, Effect, Emission, Gates, Input, SessionState, invocation::TurnDeadlines,
+    plan::profile, recovery::Task, turn::Ending,
 };
 use rspp_proto::{
     Epoch, Monotonic, TurnNumber,
@@ -68,8 +69,16 @@ impl Session {
                     self.kernel.handle(now, Input::Gates { turn, gates });
                 }
                 Effect::Resolve { turn, epoch } => self.resolve(now, turn, epoch),
-                Effect::Start { turn, user_text } => {
-                    Box::pin(self.start(ctx, turn, user_text)).await;
+                Effect::Start {
+                    turn,
+                    task,
+                    mute,
+                    deadlines,
+                } => {
+                    Box::pin(self.start(ctx, turn, task, mute, deadlines)).await;
+                }
+                Effect::Voice { available } => {
+                    self.tell_line(ConnectionControl::Voice { available });
                 }
                 Effect::Cancel { turn, reason } => self.stop_work(now, turn, reason),
                 Effect::Flush { turn } => self.flush(turn).await,
@@ -168,7 +177,7 @@ impl Session {
     }
 
     pub(super) fn resolve(&mut self, now: Monotonic, turn: TurnNumber, epoch: Epoch) {
-        let facts = match self.setup.blueprint.plan(turn, epoch) {
+        let facts = match self.setup.plan(turn, epoch) {
             Ok(plan) => {
                 let facts = plan.facts();
                 self.publisher.plan(turn, &plan, now);
@@ -190,7 +199,9 @@ impl Session {
         &mut self,
         ctx: &mut Context<Self>,
         turn: TurnNumber,
-        user_text: String,
+        task: Task,
+        mute: bool,
+        deadlines: TurnDeadlines,
     ) {
         let now = time(ctx);
         let Some(plan) = self.plan.take() else {
@@ -200,11 +211,12 @@ impl Session {
         let cancel = self.cancel.child_token();
         let cancel_grace = Duration::from_millis(plan.budgets.cancel_grace_ms);
         let grace = Graces::under(&plan.budgets).turn;
-        let assembly = self.assembly(ctx, plan, Some(turn), cancel.clone());
+        let assembly = self.assembly(ctx, plan, Some(turn), mute, Some(deadlines), cancel.clone());
         let pulse = Arc::clone(&assembly.pulse);
         let setup = TurnSetup {
             assembly,
-            user_text: user_text.into(),
+            task,
+            clips: Arc::clone(&self.setup.clips),
         };
         let session = ctx.control_ref();
         let mut spec = ChildSpec::temporary(turn.to_string());
@@ -271,7 +283,7 @@ impl Session {
             .unwrap_or(profile::budgets().cancel_grace_ms)
     }
 
-    fn tell_line(&self, message: ConnectionControl) {
+    pub(super) fn tell_line(&self, message: ConnectionControl) {
         if self.setup.connection.send_reserved(message).is_err() {
             tracing::debug!(session = %self.setup.place.lease.session, "the connection is gone");
         }
@@ -338,7 +350,8 @@ impl Session {
 
     pub(super) fn take_down(&mut self, ctx: &mut Context<Self>, turn: TurnNumber) {
         self.conversation.hold(self.kernel.conversation().bytes());
-        if let Some(report) = self.ledger.close(turn) {
+        let spending = self.meter().turn_over();
+        if let Some(report) = self.ledger.close(turn, spending) {
             self.publisher.turn(report);
         }
         if let Some(running) = self.turn.take_if(|running| running.number == turn) {

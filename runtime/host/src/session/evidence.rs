@@ -9,7 +9,8 @@ use rspp_kernel::{
     turn::Terminal,
 };
 use rspp_proto::{
-    Epoch, Lane, Monotonic, PipelineVersion, Reason, SessionId, SpeechMark, TenantId, TurnNumber,
+    Epoch, Lane, Monotonic, PipelineVersion, Reason, SessionId, SpeechMark, Spending, TenantId,
+    TurnNumber,
     abi::{CancelMode, CancelScope, DecisionOutcome, EventScope, PayloadClass, Signal, Stamp},
 };
 use rspp_timeline::{
@@ -383,14 +384,18 @@ impl Ledger {
                 .map(|(from, to)| to.since(from).as_secs_f64() * 1e3),
             cancel_fence_us: open.cancel_fence.map(|took| took.as_secs_f64() * 1e6),
             dropped: dropped.collect(),
+            spending: Spending::default(),
         });
         Some(baseline.clone())
     }
 
     /// The turn is over: its report goes into the book.
-    pub(super) fn close(&mut self, turn: TurnNumber) -> Option<&TurnReport> {
+    pub(super) fn close(&mut self, turn: TurnNumber, spending: Spending) -> Option<&TurnReport> {
         let open = self.open.take_if(|open| open.turn == turn)?;
-        let report = open.report?;
+        let report = TurnReport {
+            spending,
+            ..open.report?
+        };
         if self.reports.len() == MAX_REPORTS {
             self.reports.remove(0);
         }

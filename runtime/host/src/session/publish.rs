@@ -465,7 +465,7 @@ impl Publisher {
             error_code,
             node_id: Some(node.clone()),
             message: message.to_owned(),
-            retryable: false,
+            retryable: error_code.is_retryable(),
         };
         let stamp = self.stamp(turn, at);
         let payload = Payload::Error(Box::new(note));

@@ -1,19 +1,19 @@
 //! What happens to a session, as the kernel is told.
 
-use std::sync::Arc;
-
-use rspp_kernel::{Input, edge::Patience};
+use rspp_kernel::{Input, edge::Patience, invocation::error_code, turn::Ending};
 use rspp_proto::{
-    ErrorCode, Monotonic, NodeId, OutcomeClass, Payload, SpeechMark, TurnNumber,
+    ErrorCode, Monotonic, NodeId, Payload, Speaker, SpeechMark, TextChunk, TurnNumber,
     abi::{Emitter, Signal},
     spec::NodeKind,
 };
+use std::sync::Arc;
 
 use rspp_timeline::HandoffRecord;
 
 use super::{Playback, Session, TransportEvent};
 use crate::{
-    event::{Arrival, Event, Port, Stamp},
+    connection::ConnectionControl,
+    event::{Arrival, CallEnd, Event, Port, Stamp},
     node::{NodeReport, PRESSURE},
     report::Degradation,
 };
@@ -108,9 +108,34 @@ impl Session {
             NodeReport::ClauseMade { segment } => {
                 turn.map(|turn| Input::ClauseMade { turn, segment })
             }
+            NodeReport::ClauseShown { segment, text } => turn.map(|turn| {
+                self.ledger.first_clause(turn, at);
+                self.publisher.agent_text(turn, segment, &text, at);
+                self.show(turn, segment, &text);
+                Input::ClauseShown {
+                    turn,
+                    segment,
+                    text: text.to_string(),
+                }
+            }),
+            NodeReport::VoiceLost { end } => {
+                self.call_failed(turn, node, &end, at);
+                turn.map(|turn| Input::VoiceLost { turn })
+            }
+            NodeReport::CapReached { reason, ends_turn } => {
+                self.publisher.signal(
+                    Signal::BudgetExhausted,
+                    Emitter::BudgetManager,
+                    turn,
+                    Some(&reason),
+                    at,
+                );
+                let ending = Ending::BudgetTerminated;
+                turn.filter(|_| ends_turn)
+                    .map(|turn| Input::TurnFailed { turn, ending })
+            }
             NodeReport::CallFailed { end } => {
-                let code = error_code(end.class);
-                self.publisher.error(turn, node, code, end.describe(), at);
+                self.call_failed(turn, node, &end, at);
                 None
             }
             NodeReport::EdgeNotice { edge, lane, notice } => {
@@ -223,13 +248,19 @@ impl Session {
                     .signal(Signal::Fallback, emitter, turn, Some(&reason), at);
                 turn.map(|turn| Input::TookOver { turn })
             }
-            NodeReport::Failed { ending, message } => {
+            NodeReport::Failed {
+                ending,
+                code,
+                message,
+            } => {
                 self.node_failures += 1;
                 tracing::warn!(session = %self.setup.place.lease.session, %node, %message, "a node failed");
-                let code = ErrorCode::RuntimeInternalError;
                 self.publisher.error(turn, node, code, &message, at);
                 if let Some(turn) = turn {
                     self.give_up_acknowledgement(turn);
+                }
+                if let Some(turn) = turn.filter(|_| self.is_voice(node)) {
+                    self.kernel.handle(now, Input::VoiceLost { turn });
                 }
                 turn.map(|turn| Input::TurnFailed { turn, ending })
             }
@@ -275,6 +306,39 @@ impl Session {
             .then(|| self.publisher.dead_letter(turn, node, event, reason, at));
         health.bury(letter);
         self.degrade("dead_letter", turn, Some(node), at);
+    }
+
+    fn call_failed(
+        &mut self,
+        turn: Option<TurnNumber>,
+        node: &NodeId,
+        end: &CallEnd,
+        at: Monotonic,
+    ) {
+        let code = error_code(end.class).unwrap_or(ErrorCode::RuntimeInternalError);
+        self.publisher.error(turn, node, code, end.describe(), at);
+    }
+
+    /// Whether a node is the session's voice.
+    fn is_voice(&self, node: &NodeId) -> bool {
+        let graph = &self.setup.blueprint.graph;
+        let ix = graph.find(node.as_str());
+        ix.is_some_and(|ix| graph.node(ix).kind() == Some(&NodeKind::Tts))
+    }
+
+    /// Sends a clause to the user as text.
+    fn show(&self, turn: TurnNumber, segment: u32, text: &str) {
+        let chunk = TextChunk {
+            speaker: Speaker::Agent,
+            text: text.into(),
+            segment,
+            revision: 1,
+            is_final: true,
+            confidence: None,
+            language: None,
+        };
+        let epoch = self.kernel.epoch();
+        self.tell_line(ConnectionControl::Show(turn, epoch, Box::new(chunk)));
     }
 
     pub(super) fn playback(
@@ -350,17 +414,5 @@ impl Session {
             // Marks are kept by every edge; only a host that has ended does not take one.
             let _ended = handle.data.offer(arrival);
         }
-    }
-}
-
-/// The taxonomy's word for how a call ended (F-131).
-fn error_code(class: OutcomeClass) -> ErrorCode {
-    match class {
-        OutcomeClass::Timeout => ErrorCode::ProviderTimeout,
-        OutcomeClass::Overload => ErrorCode::ProviderOverload,
-        OutcomeClass::Success
-        | OutcomeClass::Blocked
-        | OutcomeClass::InfrastructureFailure
-        | OutcomeClass::Cancelled => ErrorCode::RuntimeInternalError,
     }
 }

@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use rspp_actors::{ControlRef, DataRef};
 use rspp_kernel::{
     graph::Graph,
-    plan::{PlanError, PlanInputs, ResolvedTurnPlan, resolve},
+    plan::{PlanError, PlanInputs, ProviderInputs, ProviderSignals, ResolvedTurnPlan, resolve},
 };
 use rspp_proto::{
     Epoch, TenantId, TurnNumber,
-    spec::{ObserveSpec, PipelineSpec, PolicyBundle},
+    spec::{CircuitPolicy, ObserveSpec, PipelineSpec, PolicyBundle},
 };
 use rspp_timeline::Recorder;
 use tokio::sync::oneshot;
@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use super::{Health, SessionControl};
 use crate::{
     assembly::Pools,
-    circuits::Circuits,
+    clip::Clip,
     connection::ConnectionControl,
     event::Arrival,
     memory::Meter,
@@ -25,6 +25,7 @@ use crate::{
     node::builtin::NodeRegistry,
     observe::Observers,
     overhead::Overhead,
+    providers::{ProviderBoard, catalogue},
     report::SessionReport,
     runtime::{OpenError, Place},
     snapshots::{self, Snapshots},
@@ -45,6 +46,7 @@ impl Blueprint {
         &self,
         turn: TurnNumber,
         epoch: Epoch,
+        providers: ProviderInputs<'_>,
     ) -> Result<ResolvedTurnPlan, PlanError> {
         let snapshots = self.snapshots.in_force();
         let snapshots = snapshots.ok_or(PlanError::StaleSnapshots)?;
@@ -57,6 +59,7 @@ impl Blueprint {
             policy: self.policy.as_ref(),
             snapshots: &snapshots::for_policy(&snapshots, self.policy.as_ref()),
             snapshots_fresh: true,
+            providers,
         };
         resolve(&inputs, &turn.id(), epoch)
     }
@@ -75,7 +78,10 @@ pub(crate) struct SessionSetup {
     pub(crate) egress: DataRef<Arrival>,
     pub(crate) nodes: Arc<NodeRegistry>,
     pub(crate) providers: Arc<rspp_provider_api::Providers>,
-    pub(crate) circuits: Arc<Circuits>,
+    pub(crate) board: Arc<ProviderBoard>,
+    pub(crate) clips: Arc<BTreeMap<String, Clip>>,
+    /// When providers are left alone, by the session's own policy.
+    pub(crate) circuit: CircuitPolicy,
     pub(crate) pools: Pools,
     pub(crate) recorder: Recorder,
     pub(crate) overhead: Arc<Overhead>,
@@ -132,6 +138,26 @@ impl Drop for Opening {
                 .map_or(OpenError::Closed, OpenError::Start);
             let _caller_is_gone = answer.send(Err(why));
         }
+    }
+}
+
+impl SessionSetup {
+    /// The plan of a turn, by what is known of the providers now.
+    pub(crate) fn plan(
+        &self,
+        turn: TurnNumber,
+        epoch: Epoch,
+    ) -> Result<ResolvedTurnPlan, PlanError> {
+        let catalogue = catalogue(&self.providers);
+        let signals: ProviderSignals = self.board.signals(self.circuit);
+        let inputs = ProviderInputs {
+            tenant: self.tenant.as_str(),
+            attributes: &self.attributes,
+            catalogue: &catalogue,
+            signals: &signals,
+            now: self.board.now(),
+        };
+        self.blueprint.plan(turn, epoch, inputs)
     }
 }
 

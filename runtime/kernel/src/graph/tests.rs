@@ -6,7 +6,7 @@ use rspp_proto::{
     abi::CancelMode,
     spec::{
         BudgetsSpec, Comparison, EGRESS, EdgeSpec, ErrorAction, INGRESS, MemoryLimits, ObserveSpec,
-        PipelineSpec, ProfileName, TurnPolicy,
+        PipelineSpec, ProfileName, ProvidersSpec, TurnPolicy,
     },
 };
 use serde_json::{Value, json};
@@ -57,6 +57,7 @@ fn pipeline(nodes: Vec<NodeSpec>, edges: Vec<EdgeSpec>) -> PipelineSpec {
         observe: ObserveSpec::default(),
         open_to_policy: Vec::new(),
         memory: MemoryLimits::default(),
+        providers: ProvidersSpec::default(),
         metadata: BTreeMap::new(),
     }
 }

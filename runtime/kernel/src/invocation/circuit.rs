@@ -2,35 +2,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use rspp_proto::{Monotonic, OutcomeClass};
+use rspp_proto::{Monotonic, OutcomeClass, spec::CircuitPolicy};
 use serde::{Deserialize, Serialize};
-
-/// When a circuit opens and for how long.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CircuitPolicy {
-    /// Calls looked back on, at most.
-    pub window: usize,
-    /// How far back.
-    pub window_time: Duration,
-    /// Calls needed before a rate means anything.
-    pub least_calls: usize,
-    /// Share of faults at which the circuit opens, 0 to 1.
-    pub fault_rate: f64,
-    /// How long it stays open; doubles each time a trial fails, up to 16 times as long.
-    pub cool_down: Duration,
-}
-
-impl Default for CircuitPolicy {
-    fn default() -> Self {
-        Self {
-            window: 20,
-            window_time: Duration::from_secs(30),
-            least_calls: 5,
-            fault_rate: 0.5,
-            cool_down: Duration::from_secs(2),
-        }
-    }
-}
 
 /// Where a circuit stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -56,18 +29,67 @@ impl CircuitState {
 }
 
 /// A circuit changed: to be emitted as `circuit_event`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CircuitChange {
     /// From where.
     pub from: CircuitState,
     /// To where.
     pub to: CircuitState,
+    /// Why.
+    pub cause: CircuitCause,
+}
+
+/// Why a circuit changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CircuitCause {
+    /// The rate of faults reached its threshold.
+    Faults {
+        /// Calls that failed, of those looked back on.
+        faults: usize,
+        /// Calls looked back on.
+        calls: usize,
+        /// The threshold, in percent.
+        percent: u32,
+        /// How the last of them failed.
+        code: &'static str,
+    },
+    /// The provider asked to be left alone.
+    AskedFor {
+        /// For how long.
+        wait: Duration,
+        /// How it said so.
+        code: &'static str,
+    },
+    /// The trial failed.
+    Relapse {
+        /// How.
+        code: &'static str,
+    },
+    /// It was left alone for long enough.
+    CooledDown,
+    /// The trial went well.
+    Healed,
 }
 
 impl CircuitChange {
-    /// The reason as the signal carries it.
+    /// The reason as the signal carries it: states, thresholds and code, and nothing of what was
+    /// asked (F-136).
     pub fn reason(&self) -> String {
-        format!("from={} to={}", self.from.as_str(), self.to.as_str())
+        let (from, to) = (self.from.as_str(), self.to.as_str());
+        let cause = match self.cause {
+            CircuitCause::Faults {
+                faults,
+                calls,
+                percent,
+                code,
+            } => format!(" faults={faults}/{calls} threshold={percent}% code={code}"),
+            CircuitCause::AskedFor { wait, code } => {
+                format!(" wait_ms={} code={code}", wait.as_millis())
+            }
+            CircuitCause::Relapse { code } => format!(" code={code}"),
+            CircuitCause::CooledDown | CircuitCause::Healed => String::new(),
+        };
+        format!("from={from} to={to}{cause}")
     }
 }
 
@@ -109,7 +131,7 @@ impl CircuitBreaker {
         Self {
             policy,
             state: State::Closed,
-            recent: VecDeque::with_capacity(policy.window),
+            recent: VecDeque::new(),
             relapses: 0,
         }
     }
@@ -122,13 +144,13 @@ impl CircuitBreaker {
             State::Open { until } if now < until => (Admission::Refuse, None),
             State::Open { .. } => {
                 let trial_since = Some(now);
-                let change = self.go(State::HalfOpen { trial_since });
+                let change = self.go(State::HalfOpen { trial_since }, CircuitCause::CooledDown);
                 (Admission::Trial, change)
             }
             // A trial whose end nobody reported does not block the next for ever.
             State::HalfOpen {
                 trial_since: Some(since),
-            } if now.since(since) < self.policy.window_time => (Admission::Refuse, None),
+            } if now.since(since) < self.window_time() => (Admission::Refuse, None),
             State::HalfOpen { .. } => {
                 self.state = State::HalfOpen {
                     trial_since: Some(now),
@@ -138,13 +160,14 @@ impl CircuitBreaker {
         }
     }
 
-    /// Notes how a call ended. `leave_alone` is the time for which the provider asked not to be
-    /// called, if it did.
+    /// Notes how a call ended, by class and code. `leave_alone` is the time for which the provider
+    /// asked not to be called, if it did.
     #[must_use = "a change of the circuit is evidence"]
     pub fn record(
         &mut self,
         now: Monotonic,
         class: OutcomeClass,
+        code: &'static str,
         leave_alone: Option<Duration>,
     ) -> Option<CircuitChange> {
         let fault = match class {
@@ -163,18 +186,34 @@ impl CircuitBreaker {
         match self.state {
             State::HalfOpen { .. } if fault => {
                 self.relapses += 1;
-                self.open(now, leave_alone)
+                self.open(now, leave_alone, CircuitCause::Relapse { code })
             }
             State::HalfOpen { .. } => {
                 self.relapses = 0;
                 self.recent.clear();
-                self.go(State::Closed)
+                self.go(State::Closed, CircuitCause::Healed)
             }
-            State::Closed if fault && (leave_alone.is_some() || self.is_bad()) => {
-                self.open(now, leave_alone)
+            State::Closed if fault => {
+                let cause = match leave_alone {
+                    Some(wait) => CircuitCause::AskedFor { wait, code },
+                    None => self.faults(code)?,
+                };
+                self.open(now, leave_alone, cause)
             }
             // A late answer to a call from before the circuit opened changes nothing.
             State::Closed | State::Open { .. } => None,
+        }
+    }
+
+    /// Whether no call would pass now. Asking spends no trial: for choosing whom to ask, not for
+    /// asking.
+    pub fn is_resting(&self, now: Monotonic) -> bool {
+        match self.state {
+            State::Closed => false,
+            State::Open { until } => now < until,
+            State::HalfOpen { trial_since } => {
+                trial_since.is_some_and(|since| now.since(since) < self.window_time())
+            }
         }
     }
 
@@ -187,37 +226,54 @@ impl CircuitBreaker {
         }
     }
 
+    fn window_time(&self) -> Duration {
+        Duration::from_millis(self.policy.window_ms)
+    }
+
     fn note(&mut self, now: Monotonic, fault: bool) {
-        if self.recent.len() >= self.policy.window.max(1) {
+        if self.recent.len() >= self.policy.window.max(1) as usize {
             self.recent.pop_front();
         }
         self.recent.push_back((now, fault));
-        let oldest = self.policy.window_time;
+        let oldest = self.window_time();
         self.recent.retain(|(at, _)| now.since(*at) <= oldest);
     }
 
-    fn is_bad(&self) -> bool {
+    /// The faults, if they are too many.
+    fn faults(&self, code: &'static str) -> Option<CircuitCause> {
         let faults = self.recent.iter().filter(|(_, fault)| *fault).count();
         let calls = self.recent.len();
-        calls >= self.policy.least_calls.max(1)
-            && faults as f64 >= self.policy.fault_rate * calls as f64
+        let percent = self.policy.fault_percent;
+        let is_bad = calls >= self.policy.least_calls.max(1) as usize
+            && faults * 100 >= percent as usize * calls;
+        is_bad.then_some(CircuitCause::Faults {
+            faults,
+            calls,
+            percent,
+            code,
+        })
     }
 
-    fn open(&mut self, now: Monotonic, leave_alone: Option<Duration>) -> Option<CircuitChange> {
-        let own = self.policy.cool_down * (1 << self.relapses.min(4));
+    fn open(
+        &mut self,
+        now: Monotonic,
+        leave_alone: Option<Duration>,
+        cause: CircuitCause,
+    ) -> Option<CircuitChange> {
+        let own = Duration::from_millis(self.policy.cool_down_ms) * (1 << self.relapses.min(4));
         // What the provider asks for is enough the first time; a relapse waits for the longer.
         let wait = match leave_alone {
             Some(asked) if self.relapses == 0 => asked,
             Some(asked) => asked.max(own),
             None => own,
         };
-        self.go(State::Open { until: now + wait })
+        self.go(State::Open { until: now + wait }, cause)
     }
 
-    fn go(&mut self, to: State) -> Option<CircuitChange> {
+    fn go(&mut self, to: State, cause: CircuitCause) -> Option<CircuitChange> {
         let from = self.state();
         self.state = to;
         let to = self.state();
-        (from != to).then_some(CircuitChange { from, to })
+        (from != to).then_some(CircuitChange { from, to, cause })
     }
 }

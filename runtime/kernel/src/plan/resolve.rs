@@ -8,14 +8,15 @@ use rspp_proto::{
     spec::{
         AdaptiveAction, Budgets, BudgetsSpec, BufferSpec, DataHandling, DefaultingSource,
         EdgeBufferPolicy, FlowControl, Marks, Modality, NodeExecutionPolicy, PipelineSpec,
-        PolicyBundle, PortType, PressureAction, ProfileName, RecordingPolicy, Strategy, SyncGroup,
-        SyncPolicy, SyncScope, TurnPolicy, Watermarks,
+        PolicyBundle, PortType, PressureAction, ProfileName, ProviderPolicy, ProvidersSpec,
+        RecordingPolicy, Strategy, SyncGroup, SyncPolicy, SyncScope, TurnPolicy, Watermarks,
     },
 };
 
 use super::{
-    Handoff, Layer, LayeredSettings, Origin, PlanError, ResolvedTurnPlan, Settings,
-    SnapshotProvenance, StreamingHandoff, profile,
+    Capabilities, ChoiceReason, ChosenProvider, Handoff, Layer, LayeredSettings, Origin, PlanError,
+    ProviderChoice, ProviderInputs, ResolvedTurnPlan, Settings, SnapshotProvenance,
+    StreamingHandoff, profile,
 };
 use crate::{determinism::DeterminismContext, graph::Graph};
 
@@ -38,6 +39,8 @@ pub struct PlanInputs<'a> {
     pub snapshots: &'a SnapshotProvenance,
     /// Whether the caller holds those snapshots for fresh enough.
     pub snapshots_fresh: bool,
+    /// What the choice of providers follows from.
+    pub providers: ProviderInputs<'a>,
 }
 
 /// The profile of that name: `simple/v1`, or `simple` and `simple-v1`, which mean it.
@@ -72,7 +75,8 @@ pub fn resolve(
         Some(over) => draft.overridden("provider_bindings", over.provider_bindings.clone()),
         None => draft.provider_bindings(),
     };
-    let node_bindings = draft.node_bindings(&provider_bindings)?;
+    let provider_policy = draft.provider_policy();
+    let provider_choices = draft.provider_choices(&provider_policy, &provider_bindings)?;
     let edge_buffer_policies =
         draft.edge_buffers(overrides.as_ref().map(|over| over.edge_buffer_policies))?;
     let node_execution_policies = draft.node_execution()?;
@@ -95,18 +99,21 @@ pub fn resolve(
         budgets,
         node_budgets_ms: draft.node_budgets(),
         provider_bindings,
-        node_bindings,
+        node_bindings: bindings_of(&provider_choices),
+        provider_capabilities: draft.capabilities(&provider_choices),
+        provider_policy,
         edge_buffer_policies,
         node_execution_policies,
         flow_control,
         allowed_adaptive_actions: draft.adaptive_actions(),
-        snapshot_provenance: inputs.snapshots.clone(),
+        snapshot_provenance: snapshots(inputs),
         recording_policy,
         streaming_handoff: draft.streaming_handoff(),
         cancel_mode: draft.cancel_mode(),
         cancel_modes: draft.cancel_modes(),
         turns: draft.turns(),
         determinism: DeterminismContext::new("", epoch),
+        provider_choices,
         provenance: draft.provenance,
     };
     check(&plan)?;
@@ -304,48 +311,115 @@ impl<'a> Draft<'a> {
         bindings
     }
 
-    /// A node's own choice, then its own fallbacks; without one the binding of its modality.
-    fn node_bindings(
+    /// Part by part, as the layers say.
+    fn provider_policy(&mut self) -> ProviderPolicy {
+        let mut policy = ProviderPolicy::default();
+        self.note("provider_policy", Layer::ExecutionProfile);
+        let spec = self.inputs.spec;
+        let [defaults, later @ ..] = self.layers().map(|(layer, s)| (layer, &s.providers));
+        let own = (Layer::Pipeline, &spec.providers);
+        let bundle = self.inputs.policy.map(|policy| &policy.providers);
+        let bundle = bundle.map(|providers| (Layer::PolicyBundle, providers));
+        for (layer, spec) in [defaults, own].into_iter().chain(later).chain(bundle) {
+            for name in lay_providers(&mut policy, spec) {
+                self.note(format!("provider_policy/{name}"), layer);
+            }
+        }
+        policy
+    }
+
+    /// A node's own choice, then its own fallbacks; without one what the rules name, in the order
+    /// that news of health and price suggest.
+    fn provider_choices(
         &mut self,
+        policy: &ProviderPolicy,
         by_modality: &BTreeMap<Modality, Vec<ProviderId>>,
-    ) -> Result<BTreeMap<NodeId, Vec<ProviderId>>, PlanError> {
-        let mut bindings = BTreeMap::new();
+    ) -> Result<BTreeMap<NodeId, ProviderChoice>, PlanError> {
+        let inputs = self.inputs.providers;
+        let rules = &policy.choice;
+        let mut choices = BTreeMap::new();
         for node in &self.inputs.spec.nodes {
             let Some(modality) = Modality::of(&node.kind) else {
                 continue;
             };
-            let path = format!("node_bindings/{}", part(&node.id));
-            let inherited = by_modality.get(&modality).map(Vec::as_slice);
-            let mut providers: Vec<ProviderId> = Vec::new();
-            let own = node.provider.iter().chain(&node.fallback_providers);
-            let chosen = match &node.provider {
-                Some(_) => &[],
-                None => inherited.unwrap_or_default(),
+            let named = match &node.provider {
+                Some(_) => None,
+                None => inputs.named(rules, modality, by_modality.get(&modality)),
             };
-            // The preferred one first: chosen by the node or bound, then the node's fallbacks.
-            for provider in chosen.iter().chain(own) {
-                if !providers.contains(provider) {
-                    providers.push(provider.clone());
+            let (reason, named) = named.unwrap_or((ChoiceReason::Pinned, Vec::new()));
+            let (signal_source, mut candidates) = inputs.order(rules, modality, named);
+            // The preferred one first: chosen by the node or the rules, then the node's fallbacks.
+            for own in node.provider.iter().chain(&node.fallback_providers) {
+                if candidates.iter().all(|known| known.provider != *own) {
+                    let (_, own) = inputs.order(rules, modality, vec![own.clone()]);
+                    candidates.extend(own);
                 }
             }
-            if providers.is_empty() {
+            if candidates.is_empty() {
                 return Err(PlanError::Unbound {
                     node: node.id.clone(),
                     modality,
                 });
             }
-            let layer = if node.provider.is_some() || inherited.is_none() {
-                Layer::Pipeline
-            } else {
-                let bound = format!("provider_bindings/{}", modality.as_str());
-                let origin = self.provenance.get(&bound);
-                let origin = origin.or_else(|| self.provenance.get("provider_bindings"));
-                origin.map_or(Layer::Defaults, |origin| origin.layer)
+            self.note_choice(&node.id, modality, reason);
+            let choice = ProviderChoice {
+                modality,
+                reason,
+                signal_source,
+                candidates,
             };
-            self.note(path, layer);
-            bindings.insert(node.id.clone(), providers);
+            choices.insert(node.id.clone(), choice);
         }
-        Ok(bindings)
+        Ok(choices)
+    }
+
+    fn note_choice(&mut self, node: &NodeId, modality: Modality, reason: ChoiceReason) {
+        let path = format!("node_bindings/{}", part(node));
+        let origin = |path: &str| self.provenance.get(path).map(|origin| origin.layer);
+        let layer = match reason {
+            ChoiceReason::Pinned => Layer::Pipeline,
+            ChoiceReason::Default => origin(&format!("provider_bindings/{}", modality.as_str()))
+                .or_else(|| origin("provider_bindings"))
+                .unwrap_or(Layer::Defaults),
+            ChoiceReason::Tenant
+            | ChoiceReason::Language
+            | ChoiceReason::Region
+            | ChoiceReason::CostTier
+            | ChoiceReason::CatalogDefault => {
+                origin("provider_policy/choice").unwrap_or(Layer::Defaults)
+            }
+        };
+        self.note(path.as_str(), layer);
+        match reason {
+            ChoiceReason::Pinned | ChoiceReason::Default => {}
+            ChoiceReason::Tenant
+            | ChoiceReason::Language
+            | ChoiceReason::Region
+            | ChoiceReason::CostTier
+            | ChoiceReason::CatalogDefault => {
+                if let Some(origin) = self.provenance.get_mut(&path) {
+                    origin.source = format!("{} {}", origin.source, reason.as_str());
+                }
+            }
+        }
+    }
+
+    /// What the chosen providers can do, where that is known.
+    fn capabilities(
+        &self,
+        choices: &BTreeMap<NodeId, ProviderChoice>,
+    ) -> BTreeMap<Modality, BTreeMap<ProviderId, Capabilities>> {
+        let mut known: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        for choice in choices.values() {
+            for ChosenProvider { provider, .. } in &choice.candidates {
+                let inputs = self.inputs.providers;
+                if let Some(capabilities) = inputs.capabilities(choice.modality, provider) {
+                    let of = known.entry(choice.modality).or_default();
+                    of.insert(provider.clone(), capabilities);
+                }
+            }
+        }
+        known
     }
 
     fn edge_buffers(
@@ -503,6 +577,65 @@ fn layer_name(layer: Layer) -> &'static str {
 /// An id as one part of a field path.
 fn part(id: &impl ToString) -> String {
     id.to_string()
+}
+
+/// The snapshots in force; news of providers names itself.
+fn snapshots(inputs: &PlanInputs<'_>) -> SnapshotProvenance {
+    let mut snapshots = inputs.snapshots.clone();
+    if let Some(named) = inputs.providers.signals.snapshot_ref() {
+        snapshots.provider_health_snapshot = named;
+    }
+    snapshots
+}
+
+fn bindings_of(choices: &BTreeMap<NodeId, ProviderChoice>) -> BTreeMap<NodeId, Vec<ProviderId>> {
+    choices
+        .iter()
+        .map(|(node, choice)| {
+            let ids = choice
+                .candidates
+                .iter()
+                .map(|chosen| chosen.provider.clone());
+            (node.clone(), ids.collect())
+        })
+        .collect()
+}
+
+/// Lays what `spec` says over `policy` and names what it changed.
+fn lay_providers(policy: &mut ProviderPolicy, spec: &ProvidersSpec) -> Vec<&'static str> {
+    fn lay<T: Clone>(
+        name: &'static str,
+        field: &mut T,
+        value: Option<&T>,
+        laid: &mut Vec<&'static str>,
+    ) {
+        if let Some(value) = value {
+            field.clone_from(value);
+            laid.push(name);
+        }
+    }
+    let mut laid = Vec::new();
+    lay(
+        "choice",
+        &mut policy.choice,
+        spec.choice.as_deref(),
+        &mut laid,
+    );
+    lay("calls", &mut policy.calls, spec.calls.as_deref(), &mut laid);
+    lay(
+        "circuit",
+        &mut policy.circuit,
+        spec.circuit.as_deref(),
+        &mut laid,
+    );
+    lay("caps", &mut policy.caps, spec.caps.as_deref(), &mut laid);
+    lay(
+        "failure",
+        &mut policy.failure,
+        spec.failure.as_deref(),
+        &mut laid,
+    );
+    laid
 }
 
 /// Lays what `spec` says over `budgets` and names what it changed.

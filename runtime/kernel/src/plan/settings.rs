@@ -6,7 +6,7 @@ use rspp_proto::{
     ProviderId,
     spec::{
         BudgetsSpec, BufferSpec, FlowControl, Modality, NodeExecutionPolicy, ObserveSpec,
-        RecordingPolicy,
+        ProvidersSpec, RecordingPolicy,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,9 @@ pub struct Settings {
     /// What a session says about itself. Not part of a plan: it decides nothing.
     #[serde(skip_serializing_if = "ObserveSpec::is_silent")]
     pub observe: ObserveSpec,
+    /// How providers are chosen, called and paid for, part by part.
+    #[serde(skip_serializing_if = "ProvidersSpec::is_empty")]
+    pub providers: ProvidersSpec,
 }
 
 /// The settings of the four layers. The pipeline's own come between defaults and environment.

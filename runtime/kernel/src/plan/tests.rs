@@ -4,12 +4,15 @@ use proptest::prelude::*;
 use rspp_proto::spec::{
     BudgetsSpec, BufferSpec, DataHandling, DefaultingSource, EGRESS, EdgeSpec, ErrorAction,
     INGRESS, Insertion, Marks, MemoryLimits, NodeKind, NodeSpec, ObserveSpec, PipelineSpec,
-    PolicyBundle, PortType, RecordingLevel, ReplayMode, Strategy, SyncDropPolicy, SyncPolicy,
-    SyncScope, TurnPolicy, Watermarks,
+    PolicyBundle, PortType, ProvidersSpec, RecordingLevel, ReplayMode, Strategy, SyncDropPolicy,
+    SyncPolicy, SyncScope, TurnPolicy, Watermarks,
 };
 
 use super::*;
-use crate::graph::Graph;
+use crate::{
+    graph::Graph,
+    invocation::{InvocationPolicy, Patience},
+};
 
 fn spec() -> PipelineSpec {
     let id = |text: &str| NodeId::new(text).unwrap();
@@ -58,6 +61,7 @@ fn spec() -> PipelineSpec {
         observe: ObserveSpec::default(),
         open_to_policy: Vec::new(),
         memory: MemoryLimits::default(),
+        providers: ProvidersSpec::default(),
         metadata: BTreeMap::new(),
     }
 }
@@ -118,6 +122,7 @@ impl Case {
             policy: self.policy.as_ref(),
             snapshots: &self.snapshots,
             snapshots_fresh: self.fresh,
+            providers: ProviderInputs::unknown(),
         };
         resolve(&inputs, turn, epoch)
     }
@@ -139,6 +144,7 @@ fn bundle() -> PolicyBundle {
         recording_policy: None,
         node_execution_policies: BTreeMap::new(),
         insert_nodes: Vec::new(),
+        providers: ProvidersSpec::default(),
     }
 }
 
@@ -483,6 +489,7 @@ fn stale_or_foreign_inputs_are_refused() {
         policy: None,
         snapshots: &case.snapshots,
         snapshots_fresh: true,
+        providers: ProviderInputs::unknown(),
     };
     let error = resolve(&inputs, &turn(), Epoch::FIRST).unwrap_err();
     assert_eq!(error.code(), "graph_mismatch");
@@ -660,9 +667,11 @@ fn limits_come_from_the_plan() {
     case.settings.session.budgets.provider_inter_chunk_ms = Some(321);
     case.spec.nodes[2].budget_ms = Some(600);
     let plan = case.resolve().unwrap();
-    let calls = plan.invocation_policy();
-    assert_eq!(calls.first_byte.as_millis(), 432);
-    assert_eq!(calls.inter_chunk.as_millis(), 321);
+    let patience = Patience::of(&plan.budgets);
+    assert_eq!(patience.first_byte.as_millis(), 432);
+    assert_eq!(patience.inter_chunk.as_millis(), 321);
+    let (calls, actions) = (&plan.provider_policy.calls, &plan.allowed_adaptive_actions);
+    let calls = InvocationPolicy::of(calls, actions, Modality::Llm);
     assert_eq!(calls.actions, BTreeSet::from([AdaptiveAction::Degrade]));
     assert_eq!(plan.node_budget_ms(&NodeId::new("llm").unwrap()), 600);
     assert_eq!(plan.node_budget_ms(&NodeId::new("tts").unwrap()), 800);

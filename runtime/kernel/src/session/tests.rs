@@ -2,7 +2,7 @@
 
 mod interruptions;
 
-use rspp_proto::SampleIndex;
+use rspp_proto::{SampleIndex, spec::FailurePolicy};
 
 use super::*;
 use crate::{plan::profile, turn::AbortReason};
@@ -20,6 +20,7 @@ struct Rig {
     cancel_mode: CancelMode,
     /// Whether a turn that seems mute is found to be at work.
     at_work: bool,
+    failure: FailurePolicy,
     log: Vec<String>,
 }
 
@@ -43,6 +44,7 @@ impl Rig {
             accepted: 0,
             cancel_mode: CancelMode::Hard,
             at_work: false,
+            failure: FailurePolicy::default(),
             log: Vec::new(),
         };
         rig.take(Input::Connected);
@@ -104,6 +106,7 @@ impl Rig {
                         budgets: profile::budgets(),
                         actions: profile::adaptive_actions(),
                         cancel_mode: self.cancel_mode,
+                        failure: self.failure.clone(),
                     }),
                 }),
                 Effect::Fence { turn, .. } => {
@@ -121,8 +124,17 @@ impl Rig {
                     turn,
                     accepted: std::mem::take(&mut self.accepted),
                 }),
-                Effect::Start { user_text, .. } => {
-                    self.log.push(format!("START {user_text}"));
+                Effect::Voice { available } => {
+                    self.log.push(format!("VOICE {available}"));
+                    None
+                }
+                Effect::Start { task, mute, .. } => {
+                    let how = if mute { " in text" } else { "" };
+                    self.log.push(match task {
+                        Task::Answer { user_text } => format!("START {user_text}{how}"),
+                        Task::Say { words } => format!("SAY {words}{how}"),
+                        Task::Play { recording, .. } => format!("PLAY {recording}"),
+                    });
                     None
                 }
                 Effect::Cancel { reason, .. } => {
@@ -517,4 +529,129 @@ fn a_lost_transport_aborts_the_turn() {
             "Ended"
         ]
     );
+}
+
+fn apologetic() -> Rig {
+    let mut rig = Rig::new();
+    rig.failure = FailurePolicy {
+        reply: Some("Sorry, once more?".into()),
+        recording: Some("sorry".into()),
+        ..FailurePolicy::default()
+    };
+    rig.say("hello");
+    rig.log.clear();
+    rig
+}
+
+fn fails(rig: &mut Rig, turn: TurnNumber) {
+    let ending = Ending::ProviderFailed;
+    rig.take(Input::TurnFailed { turn, ending });
+}
+
+/// What was begun, in order.
+fn begun(rig: &Rig) -> Vec<&str> {
+    let begun = rig.log.iter().map(String::as_str);
+    begun
+        .filter(|line| {
+            ["START", "SAY", "PLAY"]
+                .iter()
+                .any(|what| line.starts_with(what))
+        })
+        .collect()
+}
+
+/// F-135: a turn that failed is followed by a turn that says sorry, what was heard of it is
+/// remembered, and then the session waits.
+#[test]
+fn a_failed_turn_is_followed_by_an_apology() {
+    let mut rig = apologetic();
+    fails(&mut rig, T1);
+    assert_eq!(begun(&rig), ["SAY Sorry, once more?"]);
+    let t2 = T1.next();
+    rig.take(Input::ClauseBegun {
+        turn: t2,
+        segment: 0,
+        text: "Sorry, once more?".into(),
+    });
+    rig.take(Input::FramesMade {
+        turn: t2,
+        segment: 0,
+        frames: 10,
+    });
+    rig.take(Input::ClauseMade {
+        turn: t2,
+        segment: 0,
+    });
+    rig.take(Input::PlaybackStarted { turn: t2 });
+    rig.accepted = 10;
+    rig.take(Input::PlaybackFinished { turn: t2 });
+    assert_eq!(rig.heard(), ["Sorry, once more?"]);
+    assert_eq!(rig.session.current_turn(), None);
+    let said = rig.session.conversation().iter().count();
+    assert_eq!(said, 2, "the user's words once, and the apology");
+}
+
+/// F-135: without a voice the recording is played, and nobody apologises for an apology for ever.
+#[test]
+fn a_voice_that_failed_is_not_asked_to_apologise() {
+    let mut rig = apologetic();
+    rig.take(Input::VoiceLost { turn: T1 });
+    fails(&mut rig, T1);
+    let mut other = apologetic();
+    fails(&mut other, T1);
+    fails(&mut other, T1.next());
+    fails(&mut other, T1.next().next());
+    assert_eq!(begun(&rig), ["PLAY sorry"]);
+    assert_eq!(begun(&other), ["SAY Sorry, once more?", "PLAY sorry"]);
+    assert_eq!(other.session.current_turn(), None);
+}
+
+/// F-135: who has said something else meanwhile gets an answer to that.
+#[test]
+fn the_users_next_words_come_before_an_apology() {
+    let mut rig = apologetic();
+    let text = "and another thing".into();
+    let ending = Ending::ProviderFailed;
+    rig.take_together([
+        Input::TurnFailed { turn: T1, ending },
+        Input::UserTurn { text },
+    ]);
+    assert_eq!(begun(&rig), ["START and another thing"]);
+}
+
+/// F-137: without its voice a session goes on in text, says so once, and tries the voice again later.
+#[test]
+fn a_session_without_a_voice_goes_on_in_text() {
+    let mut rig = Rig::new();
+    rig.failure.text_only = true;
+    rig.say("hello");
+    rig.log.clear();
+    rig.take(Input::VoiceLost { turn: T1 });
+    rig.take(Input::VoiceLost { turn: T1 });
+    rig.take(Input::ClauseShown {
+        turn: T1,
+        segment: 0,
+        text: "Good day.".into(),
+    });
+    rig.take(Input::PlaybackFinished { turn: T1 });
+    assert_eq!(
+        rig.log[..3],
+        [
+            "degrade(voice_unavailable_text_only)",
+            "VOICE false",
+            "output_accepted(output_accepted)",
+        ]
+    );
+    assert!(rig.log.contains(&"commit".to_owned()));
+    assert_eq!(rig.heard(), ["Good day."]);
+    rig.log.clear();
+    rig.after(5_000).say("and again");
+    assert_eq!(begun(&rig), ["START and again in text"]);
+    rig.take(Input::PlaybackFinished { turn: T1.next() });
+    rig.log.clear();
+    rig.after(15_000).say("once more");
+    assert_eq!(begun(&rig), ["START once more"]);
+    let turn = T1.next().next();
+    rig.take(Input::PlaybackStarted { turn });
+    assert_eq!(rig.log.last().map(String::as_str), Some("VOICE true"));
 }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, num::NonZeroU32};
 use bytes::Bytes;
 use rspp_proto::{
     AudioChunk, EdgeId, Epoch, EventId, InvocationId, Lane, MetricSample, Monotonic, NodeId,
-    OutcomeClass, Payload, PipelineVersion, ProviderId, Reason, SampleRate, SessionId, Speaker,
-    TextChunk, TurnId, TurnNumber, WallClock,
+    OutcomeClass, Payload, PipelineVersion, ProviderId, Reason, RetryDecision, SampleRate,
+    SessionId, Speaker, Spending, TextChunk, TurnId, TurnNumber, WallClock,
     abi::{
         CancelScope, ControlSignal, DecisionOutcome, Emitter, EventRecord, MediaTime, OutcomeKind,
         OutcomePhase, OutcomeScope, PayloadClass, Signal, Stamp, TurnState, TurnTransition,
@@ -197,11 +197,15 @@ pub(crate) fn invocation(turn: &TurnId, ms: u64) -> InvocationOutcome {
         modality: Modality::Llm,
         provider_id: ProviderId::new("llm-local").unwrap(),
         outcome_class: OutcomeClass::Success,
+        reason: String::new(),
+        routing_reason: String::new(),
+        signal_source: String::new(),
         retryable: false,
         retry_decision: RetryDecision::None,
         attempt_count: 2,
         final_attempt_latency_ms: 180,
         total_invocation_latency_ms: 310,
+        spending: Spending::default(),
         ended_at: Monotonic::from_millis(STARTED_MS + ms),
     }
 }

@@ -37,7 +37,7 @@ pub(super) struct Segmenter {
 
 /// How eager the cut is.
 #[derive(Clone, Copy)]
-struct Eagerness {
+pub(super) struct Eagerness {
     /// Shortest clause that is cut at a comma, in characters.
     shortest: usize,
     /// Whether a sentence is cut however short it is.
@@ -45,7 +45,7 @@ struct Eagerness {
 }
 
 impl Eagerness {
-    fn of(handoff: &Handoff, first: bool) -> Self {
+    pub(super) fn of(handoff: &Handoff, first: bool) -> Self {
         let least = usize::try_from(handoff.min_partial_chars).unwrap_or(usize::MAX);
         Self {
             shortest: if first { least } else { least.max(MIN_CLAUSE) },
@@ -55,7 +55,7 @@ impl Eagerness {
 }
 
 /// Where the first clause of `text` ends, in bytes; `None` if more text may still belong to it.
-fn clause_end(text: &str, eagerness: Eagerness) -> Option<usize> {
+pub(super) fn clause_end(text: &str, eagerness: Eagerness) -> Option<usize> {
     let Eagerness {
         shortest,
         at_sentences,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use rspp_kernel::cost::{Allowance, CostKind};
 use rspp_proto::{
     AudioChunk, OutcomeClass, Payload, SampleIndex, SampleRate, Speaker, SpeechMark, TextChunk,
 };
@@ -35,6 +36,8 @@ pub(super) struct Stt {
     speaking: Option<mpsc::Sender<Bytes>>,
     utterances: BTreeMap<CallKey, Utterance>,
     next_segment: u32,
+    /// What of the utterance in progress may still be recognised.
+    cap: Option<Allowance>,
 }
 
 struct Utterance {
@@ -45,8 +48,17 @@ struct Utterance {
 }
 
 impl Stt {
-    fn take(&mut self, chunk: AudioChunk, at: SampleIndex) {
-        self.rate = Some(chunk.format.sample_rate);
+    fn take(&mut self, cx: &mut NodeContext, chunk: AudioChunk, at: SampleIndex) {
+        let rate = chunk.format.sample_rate;
+        self.rate = Some(rate);
+        let length = rate.duration_of(chunk.data.len() as u64 / 2);
+        if self.speaking.is_some() && !self.affords(length.as_millis() as u64) {
+            // The words so far are recognised; the rest is not paid for.
+            self.speaking = None;
+            if let Some(cap) = self.cap.take() {
+                cx.report_cap(&cap, true);
+            }
+        }
         if let Some(speaking) = &self.speaking {
             // Full means an utterance beyond its limit: the rest of it is not recognised.
             let _cut = speaking.try_send(chunk.data.clone());
@@ -57,13 +69,33 @@ impl Stt {
         self.recent.push_back((at, chunk.data));
     }
 
+    fn affords(&mut self, ms: u64) -> bool {
+        let Some(cap) = &mut self.cap else {
+            return true;
+        };
+        let left = cap.left.checked_sub(ms);
+        cap.left = left.unwrap_or(cap.left);
+        left.is_some()
+    }
+
     fn begin(&mut self, cx: &mut NodeContext, at: SampleIndex) {
         let rate = self.rate.unwrap_or(SampleRate::HZ_16000);
+        self.cap = cx.allowance(CostKind::AudioMs);
+        if let Some(spent) = self.cap.filter(|cap| cap.left == 0) {
+            cx.report_cap(&spent, false);
+            return;
+        }
         let (sender, receiver) = mpsc::channel(MAX_UTTERANCE_FRAMES);
         let from =
             at.0.saturating_sub(u64::from(rate.hertz()) * PRE_ROLL_MS / 1000);
         for (_, data) in self.recent.iter().filter(|(at, _)| at.0 >= from) {
             let _roomy = sender.try_send(data.clone());
+        }
+        let before = self.recent.iter().filter(|(at, _)| at.0 >= from);
+        let before: usize = before.map(|(_, data)| data.len()).sum();
+        let before = rate.duration_of(before as u64 / 2).as_millis() as u64;
+        if let Some(cap) = &mut self.cap {
+            cap.left = cap.left.saturating_sub(before);
         }
         self.speaking = Some(sender);
         let request = SttRequest {
@@ -124,7 +156,7 @@ impl Node for Stt {
             Payload::AudioChunk(chunk) => {
                 // Frames are of one length.
                 cx.hold(self.recent.len() * chunk.data.len());
-                self.take(chunk, event.stamp.media);
+                self.take(cx, chunk, event.stamp.media);
             }
             Payload::Speech(SpeechMark::Started { at }) => self.begin(cx, at),
             // Closing the audio asks for the final text.

@@ -3,14 +3,16 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
-use rspp_kernel::CancelReason;
-use rspp_proto::{AudioChunk, OutcomeClass, Payload, SampleIndex, SampleRate, TextChunk};
+use rspp_kernel::{CancelReason, cost::CostKind};
+use rspp_proto::{
+    AudioChunk, OutcomeClass, Payload, SampleIndex, SampleRate, TextChunk, spec::CapAction,
+};
 use rspp_provider_api::{TtsChunk, TtsRequest};
 use rspp_transport_api::audio::Framer;
 
 use crate::{
     event::{CallEnd, CallKey, Chunk, Event, Port},
-    node::{Node, NodeContext, NodeError, NodeReport, Step},
+    node::{Node, NodeContext, NodeError, NodeReport, Speech, Step},
 };
 
 /// The node.
@@ -20,6 +22,10 @@ pub(super) struct Tts {
     speaking: Option<Speaking>,
     previous: Option<Arc<str>>,
     text_ended: bool,
+    /// Whether the voice is gone: what is to be said is shown.
+    mute: bool,
+    /// Whether a cap was reached: the rest of the reply is left out.
+    cut: bool,
 }
 
 struct Clause {
@@ -29,7 +35,7 @@ struct Clause {
 
 struct Speaking {
     call: CallKey,
-    segment: u32,
+    clause: Clause,
     framer: Option<(SampleRate, Framer)>,
 }
 
@@ -45,6 +51,15 @@ impl Tts {
             }
             return;
         };
+        if self.mute || cx.settings().speech == Speech::Text {
+            Self::show(cx, &clause);
+            self.next_clause(cx);
+            return;
+        }
+        let Some(clause) = self.afforded(cx, clause) else {
+            self.next_clause(cx);
+            return;
+        };
         cx.report(NodeReport::ClauseBegun {
             segment: clause.segment,
             text: Arc::clone(&clause.text),
@@ -54,12 +69,45 @@ impl Tts {
             previous_text: self.previous.take().map(|text| text.to_string()),
             voice: cx.settings().text("voice").map(ToOwned::to_owned),
         });
-        self.previous = Some(clause.text);
+        self.previous = Some(Arc::clone(&clause.text));
         self.speaking = Some(Speaking {
             call,
-            segment: clause.segment,
+            clause,
             framer: None,
         });
+    }
+
+    /// Has a clause sent as text.
+    fn show(cx: &mut NodeContext, clause: &Clause) {
+        cx.report(NodeReport::ClauseShown {
+            segment: clause.segment,
+            text: Arc::clone(&clause.text),
+        });
+        cx.settle_input();
+    }
+
+    /// The clause, if the session can pay for it; the whole words of it that it can pay for, if
+    /// nothing would be said otherwise.
+    fn afforded(&mut self, cx: &mut NodeContext, clause: Clause) -> Option<Clause> {
+        if self.cut {
+            return None;
+        }
+        let Some(allowance) = cx.allowance(CostKind::TtsCharacters) else {
+            return Some(clause);
+        };
+        let characters = clause.text.chars().count() as u64;
+        if characters <= allowance.left {
+            return Some(clause);
+        }
+        self.cut = true;
+        let begun = self.previous.is_some();
+        cx.report_cap(&allowance, begun);
+        let alone = !begun && allowance.effect(begun) == CapAction::Truncate;
+        let words = alone.then(|| whole_words(&clause.text, allowance.left as usize))?;
+        (!words.is_empty()).then(|| Clause {
+            segment: clause.segment,
+            text: words.into(),
+        })
     }
 
     fn take_text(&mut self, chunk: &TextChunk) {
@@ -70,6 +118,19 @@ impl Tts {
             });
         }
     }
+}
+
+/// The whole words at the beginning of `text` that have no more than that many characters.
+fn whole_words(text: &str, most: usize) -> &str {
+    let Some((cut, _)) = text.char_indices().nth(most) else {
+        return text;
+    };
+    let head = &text[..cut];
+    if text[cut..].starts_with(char::is_whitespace) {
+        return head.trim_end();
+    }
+    head.rfind(char::is_whitespace)
+        .map_or("", |at| head[..at].trim_end())
 }
 
 impl Speaking {
@@ -88,7 +149,7 @@ impl Speaking {
             self.emit(cx, rate, framer.finish());
         }
         cx.report(NodeReport::ClauseMade {
-            segment: self.segment,
+            segment: self.clause.segment,
         });
         cx.settle_input();
     }
@@ -102,12 +163,16 @@ impl Speaking {
         let mut count = 0;
         for frame in frames {
             let chunk = AudioChunk::pcm16(rate, frame);
-            cx.emit_at(Payload::AudioChunk(chunk), SampleIndex(0), self.segment);
+            cx.emit_at(
+                Payload::AudioChunk(chunk),
+                SampleIndex(0),
+                self.clause.segment,
+            );
             count += 1;
         }
         if count > 0 {
             cx.report(NodeReport::FramesMade {
-                segment: self.segment,
+                segment: self.clause.segment,
                 frames: count,
             });
         }
@@ -156,7 +221,15 @@ impl Node for Tts {
         };
         // A cancelled call costs the rest of its clause, not the reply.
         if !end.is_success() && end.class != OutcomeClass::Cancelled {
-            return Step::Done(Err(NodeError::provider(end.describe())));
+            if cx.settings().speech == Speech::Voice {
+                return Step::Done(Err(NodeError::call(&end)));
+            }
+            // The rest of the reply is shown, this clause as a whole.
+            self.mute = true;
+            cx.report(NodeReport::VoiceLost { end });
+            Self::show(cx, &speaking.clause);
+            self.next_clause(cx);
+            return Step::OK;
         }
         speaking.finish(cx);
         self.next_clause(cx);
@@ -175,6 +248,7 @@ impl Node for Tts {
         self.speaking = None;
         self.previous = None;
         self.text_ended = false;
+        self.cut = false;
         Step::OK
     }
 }

@@ -1,0 +1,166 @@
+//! What a node knows of its providers, and what a session goes by when it calls them.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use rspp_actors::Clock;
+use rspp_kernel::{
+    cost::Meter,
+    invocation::{Candidate, Overruns, Patience, TurnDeadlines},
+    plan::{
+        Capabilities, Catalogue, ChoiceReason, News, ProviderSignals, ResolvedTurnPlan,
+        SignalSource,
+    },
+};
+use rspp_proto::{
+    Monotonic, ProviderId,
+    spec::{AdaptiveAction, CallPolicy, CircuitPolicy, CostCaps, Modality, NodeSpec},
+};
+use rspp_provider_api::Providers;
+
+use crate::circuits::Circuits;
+
+/// What is known of a node's providers, for all its sessions: the circuits of what they did, and the
+/// news that a probe or a price feed brings. It counts from the next turn on (F-060, F-066).
+#[derive(Debug)]
+pub struct ProviderBoard {
+    clock: Clock,
+    pub(crate) circuits: Circuits,
+    news: Mutex<Option<(Monotonic, News)>>,
+}
+
+impl ProviderBoard {
+    pub(crate) fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            circuits: Circuits::default(),
+            news: Mutex::default(),
+        }
+    }
+
+    /// Publishes all that is known now, in place of what was known before. News that is not renewed
+    /// grows stale by the policy of whoever asks.
+    pub fn publish(&self, news: News) {
+        let now = Monotonic::from_duration(self.clock.now());
+        *self.news() = Some((now, news));
+    }
+
+    fn news(&self) -> MutexGuard<'_, Option<(Monotonic, News)>> {
+        self.news.lock().expect("no code panics while locked")
+    }
+
+    pub(crate) fn now(&self) -> Monotonic {
+        Monotonic::from_duration(self.clock.now())
+    }
+
+    /// What a plan made now may go by.
+    pub(crate) fn signals(&self, circuit: CircuitPolicy) -> ProviderSignals {
+        ProviderSignals {
+            news: self.news().clone(),
+            resting: self.circuits.resting(circuit, self.now()),
+        }
+    }
+}
+
+/// The providers that there are, as they describe themselves now.
+pub(crate) fn catalogue(providers: &Providers) -> Catalogue {
+    let modalities = [
+        Modality::Stt,
+        Modality::Llm,
+        Modality::Tts,
+        Modality::Vad,
+        Modality::EndOfTurn,
+    ];
+    let of = |modality| {
+        let ids = providers.ids(modality).into_iter();
+        ids.filter_map(|id| {
+            let description = providers.describe(modality, &id)?;
+            let capabilities = Capabilities {
+                streaming: description.streaming,
+                networked: description.networked,
+            };
+            Some((id, capabilities))
+        })
+        .collect()
+    };
+    Catalogue(modalities.map(|modality| (modality, of(modality))).into())
+}
+
+/// What the calls of one turn, or of the nodes that listen, are made under. As little of the plan as
+/// that takes: those that listen keep it for as long as the session lives.
+#[derive(Debug)]
+pub(crate) struct CallRules {
+    pub(crate) calls: CallPolicy,
+    pub(crate) circuit: CircuitPolicy,
+    pub(crate) caps: CostCaps,
+    pub(crate) actions: BTreeSet<AdaptiveAction>,
+    /// `None` for the nodes that listen.
+    pub(crate) deadlines: Option<TurnDeadlines>,
+    pub(crate) board: Arc<ProviderBoard>,
+    /// Whom this session had to give up.
+    pub(crate) overruns: Arc<Mutex<Overruns>>,
+    /// What this session has spent.
+    pub(crate) meter: Arc<Mutex<Meter>>,
+}
+
+/// Whom one node may ask, and why them, from the frozen plan.
+#[derive(Debug)]
+pub(crate) struct Candidates {
+    pub(crate) all: Vec<Candidate>,
+    /// Those whose answers come before their input is complete.
+    pub(crate) streaming: Vec<ProviderId>,
+    pub(crate) reason: ChoiceReason,
+    pub(crate) signal_source: SignalSource,
+    /// The node's own time, if it has one.
+    pub(crate) budget: Option<Duration>,
+}
+
+impl Candidates {
+    /// The candidates of a node; `None` if it needs none.
+    pub(crate) fn of(plan: &ResolvedTurnPlan, node: &NodeSpec) -> Option<Self> {
+        let choice = plan.provider_choices.get(&node.id)?;
+        let own = |key: &str| {
+            let ms = node.config.get(key).and_then(serde_json::Value::as_f64)?;
+            Some(Duration::from_millis(ms as u64))
+        };
+        let of_plan = Patience::of(&plan.budgets);
+        let patience = Patience {
+            first_byte: own("first_byte_ms").unwrap_or(of_plan.first_byte),
+            inter_chunk: own("inter_chunk_ms").unwrap_or(of_plan.inter_chunk),
+        };
+        let can = |id: &ProviderId| plan.capabilities(choice.modality, id);
+        let ids = || choice.candidates.iter().map(|chosen| &chosen.provider);
+        let candidate = |provider: &ProviderId| Candidate {
+            provider: provider.clone(),
+            patience: if can(provider).networked {
+                patience
+            } else {
+                patience.local(&plan.provider_policy.calls)
+            },
+        };
+        Some(Self {
+            all: ids().map(candidate).collect(),
+            streaming: ids().filter(|id| can(id).streaming).cloned().collect(),
+            reason: choice.reason,
+            signal_source: choice.signal_source,
+            budget: plan
+                .node_budgets_ms
+                .get(&node.id)
+                .copied()
+                .map(Duration::from_millis),
+        })
+    }
+}
+
+impl CallRules {
+    pub(crate) fn overruns(&self) -> MutexGuard<'_, Overruns> {
+        self.overruns.lock().expect("no code panics while locked")
+    }
+
+    pub(crate) fn meter(&self) -> MutexGuard<'_, Meter> {
+        self.meter.lock().expect("no code panics while locked")
+    }
+}
