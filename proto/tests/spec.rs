@@ -302,12 +302,12 @@ fn relaxed_mode_reads_what_strict_mode_refuses() {
     );
     assert_snapshot!(errors(&text), @r#"
 pipeline.yaml:5:9: schema: schema `rspp.pipeline.v2` is not read here; write `schema: rspp.pipeline.v1`
-pipeline.yaml:6:1: colour: unknown field `colour`; known fields: budgets, edges, instructions, memory, metadata, nodes, observe, open_to_policy, profile, providers, schema, turns, version
+pipeline.yaml:6:1: colour: unknown field `colour`; known fields: budgets, connection, edges, instructions, memory, metadata, nodes, observe, open_to_policy, profile, providers, schema, turns, version
 "#);
     let parsed = PipelineSpec::parse("pipeline.yaml", &text, Mode::Relaxed).unwrap();
     assert_eq!(parsed.spec.nodes, PipelineSpec::simple().nodes);
     let warnings: Vec<String> = parsed.warnings.iter().map(Diagnostic::to_string).collect();
-    assert_snapshot!(warnings.join("\n"), @"pipeline.yaml:6:1: warning: colour: unknown field `colour`; known fields: budgets, edges, instructions, memory, metadata, nodes, observe, open_to_policy, profile, providers, schema, turns, version");
+    assert_snapshot!(warnings.join("\n"), @"pipeline.yaml:6:1: warning: colour: unknown field `colour`; known fields: budgets, connection, edges, instructions, memory, metadata, nodes, observe, open_to_policy, profile, providers, schema, turns, version");
 
     let foreign = changed("schema: rspp.pipeline.v1", "schema: other.v1");
     assert!(PipelineSpec::parse("p.yaml", &foreign, Mode::Relaxed).is_err());

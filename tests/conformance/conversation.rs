@@ -64,6 +64,7 @@ async fn a_turn_says_what_it_does_in_order() {
     assert_eq!(
         ended.signals(),
         [
+            "lease_issued",
             "connected",
             "turn_open_proposed",
             "admit",

@@ -48,7 +48,7 @@ fn acknowledged(ended: &Ended, of: &str) -> Vec<(u64, bool)> {
     let notices = ended.log.notices().into_iter();
     let events = notices.filter_map(|notice| match notice {
         Notice::Event(event) => Some(event),
-        Notice::Signal(_) | Notice::State(_) | Notice::Turn(_) => None,
+        Notice::Signal(_) | Notice::State(_) | Notice::Turn(_) | Notice::Foreign(_) => None,
     });
     let of_node = events.filter(|event| {
         let node = event.envelope.node_id.as_ref();

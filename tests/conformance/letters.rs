@@ -82,7 +82,7 @@ fn check_letter(ended: &Ended, reason: &str) {
             event.envelope.causal_parent_id.as_ref() == Some(&letter.event_id)
                 && matches!(&event.payload, Some(Payload::Error(note)) if note.message.contains(reason))
         }
-        Notice::Signal(_) | Notice::State(_) | Notice::Turn(_) => false,
+        Notice::Signal(_) | Notice::State(_) | Notice::Turn(_) | Notice::Foreign(_) => false,
     });
     assert!(told);
     assert_eq!(ended.log.reasons_of(Signal::Degrade), ["dead_letter"]);

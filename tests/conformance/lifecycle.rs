@@ -26,7 +26,7 @@ fn states(ended: &Ended) -> Vec<SessionState> {
     notices
         .filter_map(|notice| match notice {
             Notice::State(state) => Some(state),
-            Notice::Signal(_) | Notice::Event(_) | Notice::Turn(_) => None,
+            Notice::Signal(_) | Notice::Event(_) | Notice::Turn(_) | Notice::Foreign(_) => None,
         })
         .collect()
 }
@@ -104,8 +104,8 @@ async fn hanging_up_in_the_middle_of_a_reply_ends_everything() {
     assert_eq!(ended.endings(), ["transport_disconnect_or_stall"]);
     assert_eq!(states(&ended), REST_OF_LIFE);
     assert_eq!(
-        ended.signals()[ended.signals().len() - 4..],
-        ["disconnected", "abort", "close", "ended"]
+        ended.signals()[ended.signals().len() - 5..],
+        ["disconnected", "stall", "abort", "close", "ended"]
     );
     let turn = ended.turn(1);
     assert!(!turn.agent_text_played.is_empty() && turn.agent_text_played.len() < LONG.len());

@@ -36,6 +36,7 @@ fn kind(notice: &Notice) -> EventType {
             .payload
             .as_ref()
             .map_or(EventType::Metrics, Payload::event_type),
+        Notice::Foreign(_) => EventType::Debug,
         Notice::Signal(_) | Notice::State(_) | Notice::Turn(_) => EventType::Control,
     }
 }
@@ -43,7 +44,7 @@ fn kind(notice: &Notice) -> EventType {
 fn events(notices: &[Notice]) -> Vec<&EventRecord> {
     let events = notices.iter().filter_map(|notice| match notice {
         Notice::Event(event) => Some(&**event),
-        Notice::Signal(_) | Notice::State(_) | Notice::Turn(_) => None,
+        Notice::Signal(_) | Notice::State(_) | Notice::Turn(_) | Notice::Foreign(_) => None,
     });
     events.collect()
 }

@@ -171,7 +171,7 @@ impl Log {
         notices
             .filter_map(|notice| match notice {
                 Notice::Signal(signal) => Some(*signal),
-                Notice::Event(_) | Notice::State(_) | Notice::Turn(_) => None,
+                Notice::Event(_) | Notice::State(_) | Notice::Turn(_) | Notice::Foreign(_) => None,
             })
             .collect()
     }
@@ -196,7 +196,7 @@ impl Log {
         notices
             .filter_map(|notice| match notice {
                 Notice::Event(event) => event.payload,
-                Notice::Signal(_) | Notice::State(_) | Notice::Turn(_) => None,
+                Notice::Signal(_) | Notice::State(_) | Notice::Turn(_) | Notice::Foreign(_) => None,
             })
             .collect()
     }

@@ -10,3 +10,4 @@ pub mod frames;
 pub mod fuzz;
 pub mod nodes;
 pub mod sim;
+pub mod wire;

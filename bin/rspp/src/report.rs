@@ -265,6 +265,8 @@ pub(crate) mod tests {
             dead_lettered: 0,
             memory: None,
             underruns: 0,
+            authority: rspp_host::report::AuthorityReport::default(),
+            line: rspp_host::report::LineReport::default(),
             kernel_overhead_us: Percentiles {
                 samples: 10,
                 p50: 0.5,

@@ -1,19 +1,39 @@
 //! Leases: the right to be a session's one writer (design §5).
 
-use std::{collections::BTreeMap, sync::Mutex};
+use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Mutex, time::Duration};
 
 use rspp_proto::{Epoch, SessionId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The right to write for a session, until a newer epoch is granted.
+/// The right to write for a session, until a newer epoch is granted or its time is up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// The session.
     pub session: SessionId,
     /// Its newest epoch.
     pub epoch: Epoch,
+    /// How long it lasts without renewal, from when it was asked for; `None`: until a newer one is
+    /// granted.
+    pub ttl: Option<Duration>,
+    /// Whether another placement held the session until this one was granted.
+    pub taken_over: bool,
 }
+
+impl Lease {
+    /// A lease that lasts until a newer one is granted, of a session that nobody held.
+    pub fn new(session: SessionId, epoch: Epoch) -> Self {
+        Self {
+            session,
+            epoch,
+            ttl: None,
+            taken_over: false,
+        }
+    }
+}
+
+/// A renewal in progress.
+pub type Renewal = Pin<Box<dyn Future<Output = Result<Lease, LeaseError>> + Send>>;
 
 /// Why there is no lease.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -34,6 +54,14 @@ pub enum LeaseError {
         /// The session.
         session: SessionId,
     },
+    /// Nobody could be asked. The lease holds for as long as it was granted, and may be asked for again.
+    #[error("the lease of session {session} could not be asked for: {reason}")]
+    Unreachable {
+        /// The session.
+        session: SessionId,
+        /// What was in the way.
+        reason: String,
+    },
 }
 
 /// Grants and checks leases.
@@ -44,6 +72,13 @@ pub trait Leases: Send + Sync + 'static {
     /// Whether `lease` is still the newest.
     fn check(&self, lease: &Lease) -> Result<(), LeaseError>;
 
+    /// Prolongs the lease by its `ttl`, counted from now. Whoever waits for the answer must not be
+    /// whoever speaks for the session: it may take long.
+    fn renew(&self, lease: &Lease) -> Renewal {
+        let answer = self.check(lease).map(|()| lease.clone());
+        Box::pin(std::future::ready(answer))
+    }
+
     /// Gives the lease up; the session's epoch stays spent.
     fn release(&self, lease: &Lease) -> Result<(), LeaseError>;
 }
@@ -51,18 +86,32 @@ pub trait Leases: Send + Sync + 'static {
 /// The authority of a process that stands alone.
 #[derive(Debug, Default)]
 pub struct LocalLeases {
-    epochs: Mutex<BTreeMap<SessionId, Epoch>>,
+    epochs: Mutex<BTreeMap<SessionId, Held>>,
+}
+
+/// The newest lease of a session.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    epoch: Epoch,
+    /// Whether its holder has given it up.
+    released: bool,
 }
 
 impl Leases for LocalLeases {
     fn acquire(&self, session: &SessionId) -> Result<Lease, LeaseError> {
         let mut epochs = self.epochs.lock().expect("no code panics while locked");
-        let epoch = epochs.get(session).map_or(Epoch::FIRST, |held| held.next());
-        epochs.insert(session.clone(), epoch);
-        Ok(Lease {
-            session: session.clone(),
+        let before = epochs.get(session);
+        let epoch = before.map_or(Epoch::FIRST, |held| held.epoch.next());
+        let lease = Lease {
+            taken_over: before.is_some_and(|held| !held.released),
+            ..Lease::new(session.clone(), epoch)
+        };
+        let held = Held {
             epoch,
-        })
+            released: false,
+        };
+        epochs.insert(session.clone(), held);
+        Ok(lease)
     }
 
     fn check(&self, lease: &Lease) -> Result<(), LeaseError> {
@@ -71,17 +120,22 @@ impl Leases for LocalLeases {
             None => Err(LeaseError::Unknown {
                 session: lease.session.clone(),
             }),
-            Some(held) if *held == lease.epoch => Ok(()),
+            Some(held) if held.epoch == lease.epoch => Ok(()),
             Some(held) => Err(LeaseError::Stale {
                 session: lease.session.clone(),
-                held: *held,
+                held: held.epoch,
                 offered: lease.epoch,
             }),
         }
     }
 
     fn release(&self, lease: &Lease) -> Result<(), LeaseError> {
-        self.check(lease)
+        self.check(lease)?;
+        let mut epochs = self.epochs.lock().expect("no code panics while locked");
+        if let Some(held) = epochs.get_mut(&lease.session) {
+            held.released |= held.epoch == lease.epoch;
+        }
+        Ok(())
     }
 }
 
@@ -96,14 +150,19 @@ mod tests {
         let first = leases.acquire(&session).unwrap();
         let second = leases.acquire(&session).unwrap();
         assert!(second.epoch > first.epoch);
+        assert!(!first.taken_over && second.taken_over);
         assert_eq!(leases.check(&second), Ok(()));
         assert_eq!(
             leases.check(&first),
             Err(LeaseError::Stale {
-                session,
+                session: session.clone(),
                 held: second.epoch,
                 offered: first.epoch
             })
         );
+        // What was given up is not taken over.
+        leases.release(&second).unwrap();
+        let third = leases.acquire(&second.session).unwrap();
+        assert!(!third.taken_over);
     }
 }

@@ -2,4 +2,4 @@
 
 mod lease;
 
-pub use lease::{Lease, LeaseError, Leases, LocalLeases};
+pub use lease::{Lease, LeaseError, Leases, LocalLeases, Renewal};

@@ -2,6 +2,7 @@
 
 mod budget;
 mod buffer;
+mod connection;
 mod diagnostic;
 mod parse;
 mod pipeline;
@@ -18,6 +19,7 @@ pub use buffer::{
     EdgeBufferPolicy, LaneHandling, Marks, PressureAction, Strategy, SyncDropPolicy, SyncGroup,
     SyncPolicy, SyncScope, TelemetryHandling, Watermarks,
 };
+pub use connection::{ConnectionPolicy, EchoGuardPolicy, JitterProfile};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use parse::{Mode, PIPELINE_SCHEMA, POLICY_SCHEMA, Parsed};
 pub use pipeline::{

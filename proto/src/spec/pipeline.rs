@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BudgetsSpec, BufferSpec, MemoryLimits, NodeExecutionPolicy, ProvidersSpec, TurnPolicy,
-    also_accept,
+    BudgetsSpec, BufferSpec, ConnectionPolicy, MemoryLimits, NodeExecutionPolicy, ProvidersSpec,
+    TurnPolicy, also_accept,
 };
 use crate::abi::CancelMode;
 use crate::{EdgeId, IdError, NodeId, PipelineVersion, ProviderId};
@@ -344,6 +344,9 @@ pub struct PipelineSpec {
     /// How providers are chosen, called and paid for.
     #[serde(default, skip_serializing_if = "ProvidersSpec::is_empty")]
     pub providers: ProvidersSpec,
+    /// How the connection is treated.
+    #[serde(default)]
+    pub connection: ConnectionPolicy,
     /// For people; never alters execution (F-082).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,

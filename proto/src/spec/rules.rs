@@ -13,6 +13,9 @@ use crate::{NodeId, ProviderId};
 
 /// What the pseudo-nodes carry: the user's audio and text in, the agent's out.
 const OUTSIDE: &[PortType] = &[PortType::Audio, PortType::Text];
+/// What comes in from there: also what only a client or a transport understands, e.g. keys that were
+/// pressed; that rides edges of any type.
+const INSIDE: &[PortType] = &[PortType::Audio, PortType::Text, PortType::Any];
 
 /// The rules of a pipeline.
 pub(super) fn pipeline(spec: &PipelineSpec, check: &mut Check<'_, '_>) {
@@ -205,7 +208,7 @@ impl<'a> Graph<'a> {
     fn edge(&self, path: &str, edge: &EdgeSpec, check: &mut Check<'_, '_>) {
         let (from, to) = (edge.from.as_str(), edge.to.as_str());
         let outputs = match from {
-            INGRESS => Some(OUTSIDE),
+            INGRESS => Some(INSIDE),
             EGRESS => {
                 let hint = "the user speaks at `ingress`".to_owned();
                 check.error(

@@ -423,13 +423,25 @@ impl Assembly {
         Port(inputs.iter().position(audio).unwrap_or(0) as u16)
     }
 
-    /// Where the user's audio goes.
-    pub(crate) fn ingress(&self, hosts: &Hosts) -> Vec<(DataRef<Arrival>, Port)> {
+    /// Where goes what comes in from the user, by what each edge carries.
+    pub(crate) fn ingress(&self, hosts: &Hosts) -> Vec<IngressEdge> {
         let edges = &self.graph.node(self.graph.ingress()).outputs;
         let outputs = self.outputs(edges, hosts);
         outputs
             .into_iter()
-            .map(|edge| (edge.to, edge.port))
+            .map(|edge| IngressEdge {
+                carries: self.graph.edge(edge.ix).carries,
+                to: edge.to,
+                port: edge.port,
+            })
             .collect()
     }
+}
+
+/// An edge that leads away from the user.
+#[derive(Clone)]
+pub(crate) struct IngressEdge {
+    pub(crate) carries: PortType,
+    pub(crate) to: DataRef<Arrival>,
+    pub(crate) port: Port,
 }

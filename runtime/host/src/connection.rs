@@ -4,6 +4,10 @@
 //! on one clock of 20 ms, each frame through the output fence, so that a dead turn falls silent
 //! whatever is queued (F-033, P5, P29).
 
+mod ingress;
+mod media;
+mod watch;
+
 use std::{
     collections::VecDeque,
     sync::{
@@ -16,38 +20,45 @@ use std::{
 use bytes::Bytes;
 use futures::StreamExt;
 use rspp_actors::{
-    Clock, ControlRef, DataRef, ExitReason, Item, NoTelemetry, Offer, Pump, PumpContext,
-    TelemetryRef,
+    Clock, ControlRef, ExitReason, Item, NoTelemetry, Offer, Pump, PumpContext, TelemetryRef,
 };
 use rspp_kernel::{
+    authority::AuthorityFault,
+    echo::{EchoGuard, Loudness, Microphone},
     edge::Patience,
     fence::{OutputFence, Passage},
 };
 use rspp_proto::{
     AudioChunk, EdgeId, Epoch, EventType, Monotonic, NodeId, Payload, SampleIndex, SampleRate,
-    TextChunk, TurnNumber,
+    SessionId, TextChunk, TurnNumber, WallClock,
+    abi::SeqRange,
+    spec::{ConnectionPolicy, PortType},
 };
 use rspp_transport_api::{
-    Ingress, Outgoing, Sink, SinkError, Source, Transport,
+    Link, Outgoing, Sink, SinkError, Source, Transport, TransportKind,
     audio::{FRAME, Framer, Resampler, samples, to_bytes},
 };
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
+    assembly::IngressEdge,
     event::{Arrival, Event, Port, Stamp},
     meters::Meters,
     node::{EdgeReport, Inputs, Torn},
     observe::{Observed, Observers},
+    report::{LineReport, MediaReport},
     session::{Playback, SessionControl, TransportEvent},
 };
+use media::MediaStream;
+use watch::Watch;
 
 /// The runtime's own rate for the user's audio.
 pub(crate) const INGRESS_RATE: SampleRate = SampleRate::HZ_16000;
 /// Frames taken off the data lane ahead of the clock; the rest waits on its edge, which holds
 /// synthesis back.
 const AHEAD: usize = 5;
-/// Frames in a row that a peer may refuse before it counts as gone: one second.
-const STALLED: u32 = 50;
+/// How often a peer that stalls is offered a frame, to see whether it takes output again.
+const PROBE: Duration = Duration::from_millis(500);
 /// Frames whose time of arrival is remembered: 20 s.
 const REMEMBERED: usize = 1_024;
 
@@ -83,8 +94,11 @@ pub(crate) struct Attachment {
     pub(crate) _gone: tokio_util::sync::DropGuard,
     pub(crate) session: ControlRef<SessionControl>,
     pub(crate) fence: Arc<OutputFence>,
-    pub(crate) epoch: Epoch,
-    pub(crate) ingress: Vec<(DataRef<Arrival>, Port)>,
+    pub(crate) policy: ConnectionPolicy,
+    pub(crate) session_id: SessionId,
+    /// The calendar time at the clock's beginning.
+    pub(crate) wall_origin: WallClock,
+    pub(crate) ingress: Vec<IngressEdge>,
     /// The edges that lead out, by port.
     pub(crate) egress: Arc<[EdgeId]>,
     pub(crate) telemetry: TelemetryRef<Observed>,
@@ -109,6 +123,13 @@ pub(crate) struct LineStats {
     pub(crate) played_at: AtomicU64,
     /// Output frames refused for their epoch.
     pub(crate) stale: AtomicU64,
+    /// Output frames that were played under another epoch than the session's.
+    pub(crate) stale_accepted: AtomicU64,
+    /// Output frames that were too old.
+    aged: AtomicU64,
+    /// Frames of the user's that were the agent's own voice.
+    echoes: AtomicU64,
+    media: Mutex<Option<MediaReport>>,
     /// Output frames that the peer was too slow for.
     pub(crate) unplayed: AtomicU64,
     /// Ticks of the output clock that found nothing to play in the middle of a reply.
@@ -133,6 +154,16 @@ impl LineStats {
     pub(crate) fn heard_until(&self) -> SampleIndex {
         let arrivals = self.arrivals.lock().expect("no code panics while locked");
         arrivals.back().map_or(SampleIndex(0), |(end, _)| *end)
+    }
+
+    /// What was carried and lost so far.
+    pub(crate) fn report(&self) -> LineReport {
+        LineReport {
+            aged: self.aged.load(Ordering::Relaxed),
+            unplayed: self.unplayed.load(Ordering::Relaxed),
+            echoes: self.echoes.load(Ordering::Relaxed),
+            media: *self.media.lock().expect("no code panics while locked"),
+        }
     }
 
     fn arrived(&self, end: SampleIndex, at: Monotonic) {
@@ -175,12 +206,18 @@ impl Pump for Connection {
             return ExitReason::Finished;
         };
         let clock = ctx.clock();
-        let mut line = match Line::new(*attachment, transport.sink, transport.source_rate, clock) {
+        let Transport {
+            kind,
+            source_rate,
+            source,
+            sink,
+        } = transport;
+        let mut line = match Line::new(*attachment, kind, sink, source_rate, clock) {
             Ok(line) => line,
             Err(error) => return ExitReason::Failed(error),
         };
         line.tell(TransportEvent::Connected);
-        line.serve(ctx, transport.source).await
+        line.serve(ctx, source).await
     }
 }
 
@@ -203,8 +240,14 @@ async fn attached(ctx: &mut PumpContext<Connection>) -> Option<Box<Attachment>> 
 /// A connection in operation.
 struct Line {
     attachment: Attachment,
+    kind: TransportKind,
     clock: Clock,
     sink: Box<dyn Sink>,
+    watch: Watch,
+    /// Whether a frame under another epoch was refused last: a run of them is told of once.
+    refusing: bool,
+    echo: Option<EchoGuard>,
+    source_rate: SampleRate,
     inbound: Inbound,
     outbound: Outbound,
 }
@@ -216,6 +259,8 @@ struct Inbound {
     framer: Framer,
     position: u64,
     sequence: u64,
+    /// Audio that says where it belongs; made with the first of it.
+    stream: Option<Box<MediaStream>>,
 }
 
 /// The agent's audio on its way out.
@@ -225,8 +270,6 @@ struct Outbound {
     due: Option<Instant>,
     /// Whether a reply has begun to play and its end has not come.
     in_reply: bool,
-    /// Frames in a row that the peer had no room for.
-    refused: u32,
     /// Frames that are committed ahead of their playout.
     ahead: usize,
     /// How many at the front of the queue are.
@@ -240,6 +283,8 @@ struct Outbound {
     cleared: Option<TurnNumber>,
     /// A cleared turn whose committed frames are still to be played.
     clear_after: Option<TurnNumber>,
+    /// Frames in a row that were too old, and whose.
+    aged: Option<(TurnNumber, SeqRange)>,
     resampler: Option<(SampleRate, Resampler)>,
     converted: Vec<i16>,
     framer: Framer,
@@ -258,6 +303,7 @@ struct Closing {
 impl Line {
     fn new(
         attachment: Attachment,
+        kind: TransportKind,
         sink: Box<dyn Sink>,
         source_rate: SampleRate,
         clock: Clock,
@@ -268,8 +314,13 @@ impl Line {
             .map_err(|error| error.to_string())?;
         let out_rate = sink.sample_rate();
         let ahead = attachment.commit_ahead.as_millis() / FRAME.as_millis();
+        let now = Monotonic::from_duration(clock.now());
         Ok(Self {
+            watch: Watch::new(&attachment.policy, now),
+            refusing: false,
+            echo: EchoGuard::new(&attachment.policy.echo_guard, sink.lead()),
             attachment,
+            kind,
             clock,
             sink,
             inbound: Inbound {
@@ -278,12 +329,13 @@ impl Line {
                 framer: Framer::new(INGRESS_RATE),
                 position: 0,
                 sequence: 0,
+                stream: None,
             },
+            source_rate,
             outbound: Outbound {
                 queue: VecDeque::new(),
                 due: None,
                 in_reply: false,
-                refused: 0,
                 ahead: ahead as usize,
                 committed: 0,
                 begins: false,
@@ -291,6 +343,7 @@ impl Line {
                 closing: None,
                 cleared: None,
                 clear_after: None,
+                aged: None,
                 resampler: None,
                 converted: Vec::new(),
                 framer: Framer::new(out_rate),
@@ -347,18 +400,18 @@ impl Line {
         let timer = tokio::time::sleep_until(Instant::now());
         tokio::pin!(stopped, timer);
         loop {
-            let due = self.outbound.due;
+            let due = self.next_due();
             if let Some(due) = due.filter(|due| *due != timer.deadline()) {
                 // Timers go by whole milliseconds, rounded up: what is due needs none.
                 if due <= Instant::now() {
-                    if self.play_due().is_err() {
+                    if self.do_due().is_err() {
                         return ExitReason::Finished;
                     }
                     continue;
                 }
                 timer.as_mut().reset(due);
             }
-            let room = self.outbound.queue.len() < AHEAD.max(self.outbound.ahead + 1);
+            let room = self.outbound.queue.len() < self.room();
             let inbox = ctx.inbox();
             let next = async {
                 if room {
@@ -371,7 +424,7 @@ impl Line {
                 biased;
                 () = &mut stopped => return ExitReason::Finished,
                 () = &mut timer, if due.is_some() => {
-                    if self.play_due().is_err() {
+                    if self.do_due().is_err() {
                         return ExitReason::Finished;
                     }
                     self.report_edges(ctx);
@@ -412,68 +465,106 @@ impl Line {
         }
     }
 
-    // --- in ----------------------------------------------------------------------------------
+    /// When something is to be done next. Nothing plays while nobody is there: what was made waits on
+    /// its edge, and holds synthesis back.
+    fn next_due(&self) -> Option<Instant> {
+        let play = self.outbound.due.filter(|_| !self.watch.is_down());
+        let silence = self.watch.silence_due();
+        let held = self.inbound.stream.as_ref();
+        let held = held.and_then(|stream| stream.next_deadline());
+        let listen = silence.into_iter().chain(held).min();
+        let listen = listen.map(|at| self.clock.instant_at(at.as_duration()));
+        play.into_iter().chain(listen).min()
+    }
 
-    fn come_in(&mut self, ingress: Ingress) {
-        match ingress {
-            Ingress::Audio(pcm) => self.hear(pcm),
-            Ingress::EndOfUtterance => self.tell(TransportEvent::EndOfUtterance),
-            Ingress::Cancel => self.tell(TransportEvent::Cancel),
-            Ingress::Text(text) => self.tell(TransportEvent::Text(text)),
+    /// Frames taken off the data lane. While nobody takes them they wait here, where they are bounded by
+    /// their age alone: a short outage loses nothing of a reply.
+    fn room(&self) -> usize {
+        if self.watch.is_holding() {
+            let most = Duration::from_millis(self.attachment.policy.max_output_age_ms);
+            (most.as_millis() / FRAME.as_millis()) as usize
+        } else {
+            AHEAD.max(self.outbound.ahead + 1)
         }
     }
 
+    fn do_due(&mut self) -> Result<(), SinkError> {
+        if let Some(event) = self.watch.check_silence(self.now()) {
+            self.tell(event);
+        }
+        self.listen_on();
+        let now = Instant::now();
+        if self.watch.is_down() || self.outbound.due.is_none_or(|due| due > now) {
+            return Ok(());
+        }
+        match self.play_due() {
+            Err(SinkError::Lost) => {
+                self.relink(Link::Lost);
+                Ok(())
+            }
+            played => played,
+        }
+    }
+
+    // --- in ----------------------------------------------------------------------------------
+
+    /// The transport says what became of its link.
+    fn relink(&mut self, link: Link) {
+        let tries_in_vain = link == Link::Reconnecting && !self.kind.reconnects();
+        let link = if tries_in_vain { Link::Lost } else { link };
+        if let Some(event) = self.watch.relinked(link, self.now()) {
+            self.tell(event);
+        }
+        if link == Link::Back {
+            self.restart_stream();
+        }
+        if !self.watch.is_down() && self.outbound.due.is_some() {
+            self.outbound.due = Some(Instant::now());
+        }
+    }
+
+    /// Hands a piece of the user's audio on, cut into frames and stamped.
     fn hear(&mut self, pcm: Bytes) {
         let now = self.now();
+        if let Some(event) = self.watch.heard(now) {
+            self.tell(event);
+        }
+        // Under whose authority this is heard is known to the fence first of all (AE-004).
+        let Some(epoch) = self.attachment.fence.epoch() else {
+            return;
+        };
         let Inbound {
             resampler,
             converted,
             framer,
             position,
             sequence,
+            stream: _,
         } = &mut self.inbound;
         let pcm = match resampler {
             Some(resampler) => convert(resampler, &pcm, converted),
             None => pcm,
         };
-        let attachment = &self.attachment;
+        let (attachment, echo) = (&self.attachment, &mut self.echo);
         framer.push(pcm, |frame| {
             *sequence += 1;
-            let samples = frame.len() as u64 / 2;
+            let length = frame.len() as u64 / 2;
             let stamp = Stamp {
                 turn: None,
-                epoch: attachment.epoch,
+                epoch,
                 sequence: *sequence,
                 made: now,
                 media: SampleIndex(*position),
                 segment: 0,
             };
-            *position += samples;
+            *position += length;
             attachment.line.arrived(SampleIndex(*position), now);
+            let frame = match echo {
+                Some(guard) => unless_echo(guard, frame, now, &attachment.line),
+                None => frame,
+            };
             let payload = Payload::AudioChunk(AudioChunk::pcm16(INGRESS_RATE, frame));
-            let event = Event::new(stamp, payload);
-            let node = &attachment.ingress_node;
-            if attachment.observers.taps(node, EventType::Audio) {
-                let _unwatched = attachment.telemetry.offer(Observed {
-                    node: node.clone(),
-                    edge: None,
-                    event: event.clone(),
-                    copied: true,
-                });
-            }
-            for (to, port) in &attachment.ingress {
-                let arrival = Arrival::Event {
-                    port: *port,
-                    event: event.clone(),
-                    arrived: now,
-                    // A microphone cannot wait.
-                    patience: Patience::Spent,
-                };
-                match to.offer(arrival) {
-                    // The edge counts and reports what it displaces and what it has no room for.
-                    Offer::Queued | Offer::Displaced(_) | Offer::Full(_) | Offer::Closed(_) => {}
-                }
-            }
+            hand_on(attachment, &Event::new(stamp, payload));
         });
     }
 
@@ -547,11 +638,14 @@ impl Line {
             };
             match event.payload {
                 Payload::AudioChunk(chunk) => {
+                    if self.is_too_old(turn, &event.stamp) {
+                        continue;
+                    }
                     let played = self.play(turn, &event.stamp, &chunk)?;
                     self.commit_ahead();
                     if played {
                         let due = self.outbound.due.unwrap_or_else(Instant::now);
-                        self.outbound.due = Some(due + FRAME);
+                        self.outbound.due = Some(due + self.watch.pace());
                         return Ok(());
                     }
                 }
@@ -565,6 +659,7 @@ impl Line {
                 | Payload::Extension(_) => {}
             }
         }
+        self.tell_aged();
         // Nothing left: the clock starts anew with the next frame.
         self.outbound.due = None;
         if self.outbound.in_reply {
@@ -574,6 +669,37 @@ impl Line {
                 .fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// What has waited too long would only be heard too late: it makes room for what is to be heard now
+    /// (P23). What was committed is heard.
+    fn is_too_old(&mut self, turn: TurnNumber, stamp: &Stamp) -> bool {
+        let most = Duration::from_millis(self.attachment.policy.max_output_age_ms);
+        if self.outbound.committed > 0 || self.now().since(stamp.made) <= most {
+            self.tell_aged();
+            return false;
+        }
+        self.attachment.line.aged.fetch_add(1, Ordering::Relaxed);
+        let sequence = stamp.sequence;
+        match &mut self.outbound.aged {
+            Some((of, range)) if *of == turn && sequence > range.end => range.end = sequence,
+            _another_turn_or_none => {
+                self.tell_aged();
+                let range = SeqRange {
+                    start: sequence,
+                    end: sequence,
+                };
+                self.outbound.aged = Some((turn, range));
+            }
+        }
+        true
+    }
+
+    /// A run of frames that were too old is over.
+    fn tell_aged(&mut self) {
+        if let Some((turn, range)) = self.outbound.aged.take() {
+            self.tell(TransportEvent::Aged { turn, range });
+        }
     }
 
     /// Whether the event is one that may not be heard for now. The end of a reply is no sound.
@@ -592,8 +718,14 @@ impl Line {
 
     /// Asks the fence for one frame.
     fn accept(&mut self, turn: TurnNumber, epoch: Epoch) -> bool {
+        let held = self.attachment.fence.epoch();
         match self.attachment.fence.accept(turn, epoch) {
             Passage::Accepted { ordinal } => {
+                // What the fence is for; counted on its own account.
+                if held != Some(epoch) {
+                    let stale = &self.attachment.line.stale_accepted;
+                    stale.fetch_add(1, Ordering::Relaxed);
+                }
                 self.outbound.begins |= ordinal == 1;
                 true
             }
@@ -601,10 +733,11 @@ impl Line {
                 self.count_refused(Some(turn));
                 false
             }
-            Passage::StaleEpoch { .. } => {
+            Passage::StaleEpoch { current } => {
                 let before = self.attachment.line.stale.fetch_add(1, Ordering::Relaxed);
                 if before == 0 {
-                    self.tell_playback(turn, Playback::Stale);
+                    let fault = AuthorityFault::of(current, epoch);
+                    self.tell_playback(turn, Playback::Stale(fault));
                 }
                 false
             }
@@ -677,20 +810,22 @@ impl Line {
                 return Err(error);
             }
         };
+        if let Some(event) = self.watch.offered(taken) {
+            self.tell(event);
+        }
         if taken {
-            self.outbound.refused = 0;
-            let now = self.now().as_millis();
-            self.attachment.line.played_at.store(now, Ordering::Relaxed);
+            let now = self.now();
+            let played_at = &self.attachment.line.played_at;
+            played_at.store(now.as_millis(), Ordering::Relaxed);
+            if let Some(guard) = &mut self.echo {
+                guard.played(now, Loudness::of(samples(&chunk.data)));
+            }
             if std::mem::take(&mut self.outbound.begins) {
                 self.tell_playback(turn, Playback::Started);
             }
         } else {
             // What the peer had no room for was not heard (P2).
             self.attachment.fence.take_back(turn);
-            self.outbound.refused += 1;
-            if self.outbound.refused > STALLED {
-                return Err(SinkError::Closed);
-            }
         }
         Ok(true)
     }
@@ -734,6 +869,7 @@ impl Line {
             return Ok(());
         }
         self.outbound.in_reply = false;
+        let mut lost = false;
         let to = self.sink.sample_rate();
         if let Some((_, mut resampler)) = self.outbound.resampler.take() {
             self.outbound.converted.clear();
@@ -744,7 +880,11 @@ impl Line {
             frames.extend(self.outbound.framer.finish());
             for frame in frames {
                 let chunk = AudioChunk::pcm16(to, frame);
-                played(self.sink.play(turn, &chunk), &self.attachment.line)?;
+                match played(self.sink.play(turn, &chunk), &self.attachment.line) {
+                    Ok(_) => {}
+                    Err(SinkError::Lost) => lost = true,
+                    Err(error @ (SinkError::Closed | SinkError::Full)) => return Err(error),
+                }
             }
         }
         if let Err(error) = self.sink.send(Outgoing::AudioEnd(turn)) {
@@ -758,7 +898,7 @@ impl Line {
         } else {
             self.tell_playback(turn, Playback::Finished);
         }
-        Ok(())
+        if lost { Err(SinkError::Lost) } else { Ok(()) }
     }
 
     /// From here on nothing but the clause that is being heard is played of `turn`.
@@ -881,6 +1021,61 @@ impl Line {
     }
 }
 
+/// Offers the user's audio to every edge that carries it.
+fn hand_on(attachment: &Attachment, event: &Event) {
+    let node = &attachment.ingress_node;
+    if attachment.observers.taps(node, EventType::Audio) {
+        let _unwatched = attachment.telemetry.offer(Observed {
+            node: node.clone(),
+            edge: None,
+            event: event.clone(),
+            copied: true,
+        });
+    }
+    for edge in &attachment.ingress {
+        match edge.carries {
+            PortType::Audio | PortType::Any => {}
+            PortType::Text
+            | PortType::Speech
+            | PortType::Metrics
+            | PortType::Debug
+            | PortType::Error => continue,
+        }
+        let arrival = Arrival::Event {
+            port: edge.port,
+            event: event.clone(),
+            arrived: event.stamp.made,
+            // A microphone cannot wait.
+            patience: Patience::Spent,
+        };
+        match edge.to.offer(arrival) {
+            // The edge counts and reports what it displaces; a microphone cannot wait, so what a
+            // blocking edge has no room for is lost there too.
+            Offer::Queued | Offer::Displaced(_) | Offer::Full(_) | Offer::Closed(_) => {}
+        }
+    }
+}
+
+/// A frame of the microphone, or as much silence if it holds nothing but the agent's own voice.
+fn unless_echo(guard: &mut EchoGuard, frame: Bytes, now: Monotonic, line: &LineStats) -> Bytes {
+    match guard.judge(now, Loudness::of(samples(&frame))) {
+        Microphone::Open => frame,
+        Microphone::Echo => {
+            line.echoes.fetch_add(1, Ordering::Relaxed);
+            silence(frame.len())
+        }
+    }
+}
+
+/// So many bytes of silence.
+fn silence(bytes: usize) -> Bytes {
+    const SECOND: &[u8] = &[0; 96_000];
+    match SECOND.get(..bytes) {
+        Some(silence) => Bytes::from_static(silence),
+        None => Bytes::from(vec![0; bytes]),
+    }
+}
+
 /// Changes the rate of a piece of audio; `scratch` is reused from piece to piece.
 fn convert(resampler: &mut Resampler, pcm: &[u8], scratch: &mut Vec<i16>) -> Bytes {
     let input: Vec<i16> = samples(pcm).collect();
@@ -890,13 +1085,17 @@ fn convert(resampler: &mut Resampler, pcm: &[u8], scratch: &mut Vec<i16>) -> Byt
 }
 
 /// A frame that a slow peer has no room for is lost and counted: `false`. A peer that is gone ends the
-/// call.
+/// call; one that may come back is told apart.
 fn played(outcome: Result<(), SinkError>, line: &LineStats) -> Result<bool, SinkError> {
     match outcome {
         Ok(()) => Ok(true),
         Err(SinkError::Full) => {
             line.unplayed.fetch_add(1, Ordering::Relaxed);
             Ok(false)
+        }
+        Err(SinkError::Lost) => {
+            line.unplayed.fetch_add(1, Ordering::Relaxed);
+            Err(SinkError::Lost)
         }
         Err(SinkError::Closed) => Err(SinkError::Closed),
     }

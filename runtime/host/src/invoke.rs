@@ -32,6 +32,9 @@ use attempt::{Attempting, Facts};
 /// Where a call comes from and where its answer goes.
 pub(crate) struct CallSite {
     pub(crate) key: CallKey,
+    /// How often the node's host had been restarted: a new host counts its calls anew, and no two calls
+    /// may go by one id.
+    pub(crate) life: u32,
     pub(crate) settings: NodeSettings,
     pub(crate) to: DataRef<Arrival>,
     pub(crate) session: ControlRef<SessionControl>,
@@ -66,7 +69,11 @@ impl CallSite {
     fn invocation_id(&self, modality: Modality) -> InvocationId {
         let settings = &self.settings;
         let turn = settings.turn.map(TurnNumber::id);
-        let label = format!("{}-{}", settings.node(), self.key.0);
+        let (node, key) = (settings.node(), self.key.0);
+        let label = match self.life {
+            0 => format!("{node}-{key}"),
+            restarted => format!("{node}.{restarted}-{key}"),
+        };
         let event = EventId::new(label).expect("a node id and a number are no blank text");
         InvocationId::canonical(&settings.session, turn.as_ref(), &event, modality.as_str())
     }

@@ -52,5 +52,5 @@ pub use observe::{Filter, Notice};
 pub use overhead::{Overhead, Percentiles};
 pub use providers::ProviderBoard;
 pub use runtime::{Config, OpenError, Runtime, SessionHandle, SessionRequest};
-pub use session::{CancelReceipt, CancelTarget, SessionStatus};
+pub use session::{CancelReceipt, CancelTarget, Foreign, SessionStatus};
 pub use snapshots::Snapshots;

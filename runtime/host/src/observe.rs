@@ -18,7 +18,7 @@ use rspp_proto::{
 };
 use tokio::sync::broadcast;
 
-use crate::{event::Event, report::TurnReport};
+use crate::{event::Event, report::TurnReport, session::Foreign};
 
 /// What subscribers of a session hear.
 #[derive(Clone, Debug)]
@@ -31,6 +31,8 @@ pub enum Notice {
     State(SessionState),
     /// A turn is closed.
     Turn(Box<TurnReport>),
+    /// An event of an unknown type was passed through, as it came (F-020). Counts as debug.
+    Foreign(Box<Foreign>),
 }
 
 /// What a subscriber wants to hear (F-022). By default everything but audio.

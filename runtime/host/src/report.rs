@@ -136,9 +136,71 @@ pub struct SessionReport {
     pub memory: Option<MemoryUse>,
     /// Ticks of the output clock that found nothing to play.
     pub underruns: u64,
+    /// What the checks of epochs came to.
+    #[serde(default)]
+    pub authority: AuthorityReport,
+    /// What the connection carried and lost.
+    #[serde(default)]
+    pub line: LineReport,
     /// What the runtime itself cost per event, in microseconds of real time.
     pub kernel_overhead_us: Percentiles,
     /// Latencies and depths by node and edge, if they were measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measurements: Option<Measurements>,
+}
+
+/// A count at each checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByCheckpoint {
+    /// Where events come in.
+    pub ingress: u64,
+    /// Where nodes and provider calls begin to work.
+    pub dispatch: u64,
+    /// Where something would be heard or shown.
+    pub egress: u64,
+}
+
+/// What the checks of epochs came to (F-156).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityReport {
+    /// Epochs that were compared with the session's.
+    pub authority_epoch_check_total: ByCheckpoint,
+    /// Those that were another's, and refused.
+    pub authority_epoch_reject_total: ByCheckpoint,
+    /// Outputs that were played though their epoch was not the session's: never any.
+    pub stale_epoch_outputs_accepted: u64,
+}
+
+/// What a connection carried and lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineReport {
+    /// Output frames that were too old to be played (P23).
+    pub aged: u64,
+    /// Output frames that the peer was too slow for.
+    pub unplayed: u64,
+    /// Frames of the user's that held nothing but the agent's own voice (P28).
+    pub echoes: u64,
+    /// The user's audio, where it says where it belongs.
+    pub media: Option<MediaReport>,
+}
+
+/// How the user's audio came in over a transport that may lose it or change its order (F-087, NF-018).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MediaReport {
+    /// Frames that went on, in order.
+    pub delivered: u64,
+    /// Frames that came after later ones.
+    pub reordered: u64,
+    /// Frames that came twice.
+    pub duplicates: u64,
+    /// Frames that came when they had been given up.
+    pub late: u64,
+    /// Frames that were given up.
+    pub lost: u64,
+    /// The longest that a frame was held back, in milliseconds.
+    pub longest_held_ms: u64,
+    /// How often media time had to be tied to the runtime's clock anew.
+    pub rebases: u64,
+    /// How far media time and the runtime's clock were apart, 99th percentile, in milliseconds.
+    pub media_runtime_mapping_error_ms: u64,
 }

@@ -21,7 +21,7 @@ use rspp_kernel::{
     plan::{LayeredSettings, PlanError, ProviderInputs, with_insertions},
 };
 use rspp_proto::{
-    Epoch, EventType, SessionId, TenantId,
+    Epoch, EventType, Monotonic, SessionId, TenantId,
     spec::{MemoryLimits, NodeKind, PipelineSpec, PolicyBundle},
 };
 use rspp_provider_api::Providers;
@@ -202,6 +202,8 @@ impl Gatekeeper {
 /// ends, a panic included.
 pub(crate) struct Place {
     pub(crate) lease: Lease,
+    /// When the lease was asked for: it may have begun then.
+    pub(crate) asked: Monotonic,
     pub(crate) leases: Arc<dyn Leases>,
     pub(crate) gatekeeper: Arc<Gatekeeper>,
 }
@@ -308,6 +310,7 @@ impl Runtime {
         }
         // A lease takes the session from whoever has it, so it comes last.
         self.gatekeeper.enter()?;
+        let asked = Monotonic::from_duration(self.config.clock.now());
         let lease = self
             .config
             .leases
@@ -317,6 +320,7 @@ impl Runtime {
             })?;
         let place = Place {
             lease,
+            asked,
             leases: Arc::clone(&self.config.leases),
             gatekeeper: Arc::clone(&self.gatekeeper),
         };
@@ -561,6 +565,17 @@ impl SessionHandle {
     /// Moves the session to a newer epoch.
     pub fn rotate(&self, epoch: Epoch) {
         self.command(Command::Rotate(epoch));
+    }
+
+    /// The session begins to move to another placement: `migration_start`. It opens no turn any more,
+    /// ends the running one, and stays until [`hand_over`](Self::hand_over).
+    pub fn leave(&self) {
+        self.command(Command::Leave);
+    }
+
+    /// Another placement speaks for the session now: `session_handoff`, and nothing more from here.
+    pub fn hand_over(&self) {
+        self.command(Command::HandOver);
     }
 
     /// Takes the session's authority away.

@@ -24,6 +24,7 @@ mod evidence;
 mod publish;
 
 use std::{
+    num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
     time::Duration,
 };
@@ -33,32 +34,37 @@ use rspp_actors::{
     Failure, NoData, Stopwatch, Verdict,
 };
 use rspp_kernel::{
-    Input, SessionState,
+    Input, Placement, SessionState,
+    authority::{CheckCount, Checkpoint},
     conversation::Said,
     cost::Meter,
+    dedupe::{Registry, Seen},
     fence::OutputFence,
     graph::{NodeIx, Scope},
     invocation::{Overruns, TurnDeadlines},
     plan::ResolvedTurnPlan,
     turn::Ending,
 };
-use rspp_proto::{ErrorCode, Monotonic, NodeId, Payload, Speaker, TurnNumber, abi::Emitter};
+use rspp_proto::{
+    ErrorCode, EventId, IdempotencyKey, InvocationId, Monotonic, NodeId, Payload, Speaker,
+    TurnNumber, abi::Emitter, spec::PortType,
+};
 use tokio::{sync::oneshot, time::Instant};
 
 pub(crate) use health::Health;
 pub use health::SessionStatus;
-pub use message::{CancelReceipt, CancelTarget};
+pub use message::{CancelReceipt, CancelTarget, Foreign};
 pub(crate) use message::{Command, Playback, SessionControl, TransportEvent};
 pub(crate) use setup::{Blueprint, LISTENING, OpenAnswer, Opening, SessionSetup};
 
 use crate::{
-    assembly::{Assembly, Hosts},
+    assembly::{Assembly, Hosts, IngressEdge},
     connection::{Attachment, ConnectionControl, LineStats},
     memory::Share,
     observe::Observed,
     providers::CallRules,
     pulse::Pulse,
-    report::SessionReport,
+    report::{AuthorityReport, ByCheckpoint, SessionReport},
     runtime::TurnPlace,
     turn::TurnControl,
 };
@@ -67,6 +73,9 @@ use edges::Domains;
 use evidence::Ledger;
 use publish::Publisher;
 use telemetry::Telemetry;
+
+/// Keys of events, and provider calls, that are remembered for when they come again.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(512).expect("not zero");
 
 /// The actor. Never restarted: a session that panics ends that call (design §2).
 pub(crate) struct Session {
@@ -93,6 +102,12 @@ pub(crate) struct Session {
     unheard: Option<Unheard>,
     /// What the conversation takes.
     conversation: Share,
+    /// Keys under which clients have sent events, with the event that took effect.
+    keys: Registry<IdempotencyKey, EventId>,
+    /// Edges that carry whatever comes in, for what is no audio.
+    taps: Vec<IngressEdge>,
+    /// Provider calls that have reported how they ended.
+    calls: Registry<InvocationId, ()>,
     ended: String,
     node_failures: u64,
     /// Providers that had to be given up lately.
@@ -114,8 +129,9 @@ impl Session {
     pub(crate) fn new(setup: SessionSetup, clock: rspp_actors::Clock) -> Self {
         let epoch = setup.place.lease.epoch;
         let turns = setup.blueprint.spec.turns.clone();
+        let connection = setup.blueprint.spec.connection;
         let publisher = Publisher::new(&setup, clock);
-        let mut kernel = rspp_kernel::Session::new(turns, epoch);
+        let mut kernel = rspp_kernel::Session::new(turns, epoch).with_connection(connection);
         if setup.recorder.is_recording() {
             kernel = kernel.journaled(Monotonic::from_duration(clock.now()));
         }
@@ -136,11 +152,29 @@ impl Session {
             fence_took: None,
             unheard: None,
             conversation: Share::of(&setup.memory),
+            keys: Registry::new(REMEMBERED),
+            taps: Vec::new(),
+            calls: Registry::new(REMEMBERED),
             ended: "the session was stopped".to_owned(),
             node_failures: 0,
             overruns: Arc::default(),
             meter: Arc::default(),
             setup,
+        }
+    }
+
+    /// The session's lease, as the kernel and the timeline learn of it.
+    fn placed(&mut self, now: Monotonic) {
+        let place = &self.setup.place;
+        let placement = if place.lease.taken_over {
+            Placement::TakenOver
+        } else {
+            Placement::Issued
+        };
+        self.kernel.handle(now, Input::Placed(placement));
+        if let Some(ttl) = place.lease.ttl {
+            let asked = place.asked;
+            self.kernel.handle(now, Input::Leased { asked, ttl });
         }
     }
 
@@ -218,6 +252,23 @@ impl Session {
         Ok(())
     }
 
+    /// What the checks of epochs have come to.
+    fn authority(&self) -> AuthorityReport {
+        let count = |of: fn(CheckCount) -> u64| {
+            let at = |checkpoint| of(self.fence.counts(checkpoint));
+            ByCheckpoint {
+                ingress: at(Checkpoint::Ingress),
+                dispatch: at(Checkpoint::Dispatch),
+                egress: at(Checkpoint::Egress),
+            }
+        };
+        AuthorityReport {
+            authority_epoch_check_total: count(|counts| counts.checked),
+            authority_epoch_reject_total: count(|counts| counts.refused),
+            stale_epoch_outputs_accepted: self.line.stale_accepted.load(Ordering::Relaxed),
+        }
+    }
+
     /// Starts the nodes that listen, downstream first, and lets the connection begin.
     async fn listen(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         let plan = Arc::new(self.setup.plan(LISTENING, self.kernel.epoch())?);
@@ -250,12 +301,17 @@ impl Session {
             }
         });
         self.domains = Domains::new(&assembly.graph, &assembly.plan);
+        let ingress = assembly.ingress(&self.hosts);
+        let taps = ingress.iter().filter(|edge| edge.carries == PortType::Any);
+        self.taps = taps.cloned().collect();
         let attachment = Attachment {
             _gone: gone.drop_guard(),
             session: ctx.control_ref(),
             fence: Arc::clone(&self.fence),
-            epoch: self.kernel.epoch(),
-            ingress: assembly.ingress(&self.hosts),
+            policy: self.setup.blueprint.spec.connection,
+            session_id: self.setup.place.lease.session.clone(),
+            wall_origin: self.publisher.wall(Monotonic::ZERO),
+            ingress,
             egress: assembly.egress_edges(),
             telemetry: ctx.telemetry_ref(),
             observers: Arc::clone(&self.setup.observers),
@@ -279,8 +335,10 @@ impl Actor for Session {
     const KIND: &'static str = "session";
 
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
-        self.ledger.opened(time(ctx));
+        let now = time(ctx);
+        self.ledger.opened(now);
         self.observe(ctx);
+        self.placed(now);
         self.setup.memory.report_to(ctx.control_ref());
         ctx.control_ref()
             .send_reserved(SessionControl::Begin)
@@ -307,6 +365,12 @@ impl Actor for Session {
                 attempts,
                 outcome,
             } => {
+                // A call is one call, however often it is told of (F-158).
+                let call = outcome.provider_invocation_id.clone();
+                if self.calls.see(call.clone(), || ()) != Seen::First {
+                    self.publisher.repeated_call(&call, now);
+                    return self.carry_out(ctx).await;
+                }
                 for attempt in &attempts {
                     self.publisher.attempt(attempt);
                 }
@@ -345,6 +409,7 @@ impl Actor for Session {
                 for_at_least,
                 is_lost,
             } => self.blocked(now, turn, &node, for_at_least, is_lost),
+            SessionControl::Lease(answer) => self.lease(now, answer),
             SessionControl::Command(command) => self.command(now, command),
         }
         self.carry_out(ctx).await
@@ -438,12 +503,12 @@ impl Actor for Session {
         }
         let now = time(ctx);
         if self.kernel.state() != SessionState::Ended {
-            self.ended = reason.to_string();
             self.kernel.handle(now, Input::Disconnected);
             self.kernel.settle();
             if let Err(error) = self.carry_out(ctx).await {
                 tracing::warn!(error = %error.message, "the session's last effects failed");
             }
+            self.ended = reason.to_string();
         }
         let status = self.setup.health.read();
         let report = SessionReport {
@@ -464,6 +529,8 @@ impl Actor for Session {
             dead_lettered: status.dead_lettered,
             memory: Some(self.setup.memory.read()),
             underruns: self.line.underruns.load(Ordering::Relaxed),
+            authority: self.authority(),
+            line: self.line.report(),
             kernel_overhead_us: self.setup.overhead.percentiles(),
             measurements: self
                 .setup

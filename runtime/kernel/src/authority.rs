@@ -47,6 +47,15 @@ pub enum AuthorityFault {
 }
 
 impl AuthorityFault {
+    /// Why `offered` is refused where `held` is the only epoch that passes.
+    pub fn of(held: Option<Epoch>, offered: Epoch) -> Self {
+        match held {
+            None => Self::Revoked { offered },
+            Some(held) if offered > held => Self::WithoutLease { held, offered },
+            Some(held) => Self::Stale { held, offered },
+        }
+    }
+
     /// The signal that tells of it.
     pub fn signal(&self) -> Signal {
         match self {
@@ -141,15 +150,11 @@ impl Authority {
     }
 
     fn judge(&self, offered: Epoch) -> Result<(), AuthorityFault> {
-        let held = self.held;
-        if self.revoked {
-            Err(AuthorityFault::Revoked { offered })
-        } else if offered < held {
-            Err(AuthorityFault::Stale { held, offered })
-        } else if offered > held {
-            Err(AuthorityFault::WithoutLease { held, offered })
-        } else {
+        let held = self.epoch();
+        if held == Some(offered) {
             Ok(())
+        } else {
+            Err(AuthorityFault::of(held, offered))
         }
     }
 }
@@ -190,6 +195,76 @@ impl LeaseTimer {
     /// Whether this placement must have stopped.
     pub fn is_over(&self, now: Monotonic) -> bool {
         now >= self.silent_at()
+    }
+}
+
+/// What the holder of a lease has to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseDuty {
+    /// Ask for a renewal.
+    Renew,
+    /// Stop: the lease may be somebody else's.
+    FallSilent,
+}
+
+/// A lease while it is held: asks for renewals in time, again after a failure, and gives up in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenure {
+    timer: LeaseTimer,
+    /// The request that has not been answered, if any.
+    asked: Option<Monotonic>,
+    /// Not before this is a request repeated.
+    again_at: Monotonic,
+    ttl: Duration,
+}
+
+impl Tenure {
+    /// A lease of `ttl` that was asked for at `asked`.
+    pub fn new(asked: Monotonic, ttl: Duration) -> Self {
+        Self {
+            timer: LeaseTimer::new(asked, ttl),
+            asked: None,
+            again_at: Monotonic::ZERO,
+            ttl,
+        }
+    }
+
+    /// When to [`poll`](Self::poll) at the latest.
+    pub fn next_deadline(&self) -> Monotonic {
+        match self.asked {
+            Some(_) => self.timer.silent_at(),
+            None => self
+                .timer
+                .renew_at()
+                .max(self.again_at)
+                .min(self.timer.silent_at()),
+        }
+    }
+
+    /// What is to be done at `now`. A renewal is asked for once; it has to be answered.
+    pub fn poll(&mut self, now: Monotonic) -> Option<LeaseDuty> {
+        if self.timer.is_over(now) {
+            return Some(LeaseDuty::FallSilent);
+        }
+        let due = self.asked.is_none() && now >= self.timer.renew_at().max(self.again_at);
+        due.then(|| {
+            self.asked = Some(now);
+            LeaseDuty::Renew
+        })
+    }
+
+    /// The request was granted; the lease counts from when it was asked for.
+    pub fn renewed(&mut self, ttl: Duration) {
+        if let Some(asked) = self.asked.take() {
+            self.timer.renewed(asked, ttl);
+            self.ttl = ttl;
+        }
+    }
+
+    /// The request was not answered; it is repeated a little later, while there is time.
+    pub fn unanswered(&mut self, now: Monotonic) {
+        self.asked = None;
+        self.again_at = now + self.ttl / 20;
     }
 }
 
@@ -299,5 +374,59 @@ mod tests {
         timer.renewed(Monotonic::from_millis(5_000), ttl);
         timer.renewed(Monotonic::from_millis(2_000), ttl);
         assert_eq!(timer.silent_at(), Monotonic::from_millis(14_000));
+    }
+
+    /// lifecycle §7: what is asked once is asked again only after an answer or a failure.
+    #[test]
+    fn a_renewal_is_asked_for_once_and_again_after_a_failure() {
+        let ms = Monotonic::from_millis;
+        let ttl = Duration::from_secs(10);
+        let mut tenure = Tenure::new(ms(0), ttl);
+        assert_eq!(tenure.next_deadline(), ms(4_000));
+        assert_eq!(tenure.poll(ms(3_999)), None);
+        assert_eq!(tenure.poll(ms(4_000)), Some(LeaseDuty::Renew));
+        assert_eq!(tenure.poll(ms(4_001)), None);
+        assert_eq!(tenure.next_deadline(), ms(9_000));
+        tenure.unanswered(ms(4_100));
+        assert_eq!(tenure.next_deadline(), ms(4_600));
+        assert_eq!(tenure.poll(ms(4_600)), Some(LeaseDuty::Renew));
+        // Counted from the request, not from its answer.
+        tenure.renewed(ttl);
+        assert_eq!(tenure.next_deadline(), ms(8_600));
+        assert_eq!(tenure.poll(ms(8_600)), Some(LeaseDuty::Renew));
+        assert_eq!(tenure.poll(ms(13_600)), Some(LeaseDuty::FallSilent));
+    }
+
+    proptest! {
+        /// Design §5: whatever is answered and whenever, nobody speaks past nine tenths of the last
+        /// lease that was granted, counted from when it was asked for.
+        #[test]
+        fn nobody_speaks_past_the_lease(answers in prop::collection::vec((0u64..6_000, any::<bool>()), 1..20)) {
+            let ttl = Duration::from_secs(10);
+            let mut tenure = Tenure::new(Monotonic::ZERO, ttl);
+            let (mut now, mut granted) = (Monotonic::ZERO, Monotonic::ZERO);
+            for (late, ok) in answers {
+                now = now.max(tenure.next_deadline());
+                match tenure.poll(now) {
+                    Some(LeaseDuty::Renew) => {
+                        let asked = now;
+                        now = now + Duration::from_millis(late);
+                        if tenure.timer.is_over(now) {
+                            break;
+                        }
+                        if ok {
+                            tenure.renewed(ttl);
+                            granted = asked;
+                        } else {
+                            tenure.unanswered(now);
+                        }
+                    }
+                    Some(LeaseDuty::FallSilent) => break,
+                    None => {}
+                }
+                prop_assert!(now < granted + ttl * 9 / 10);
+                prop_assert!(tenure.next_deadline() <= granted + ttl * 9 / 10);
+            }
+        }
     }
 }

@@ -185,6 +185,9 @@ pub enum Effect {
     },
     /// Refuse everything from now on: authority is lost. Answer with `Input::Fenced` if a turn runs.
     Revoke,
+    /// Ask for a renewal of the lease; answer with `Input::Renewed`, or `Input::Revoked` if somebody
+    /// else has it.
+    Renew,
     /// Accept only this epoch from now on.
     Rotate {
         /// The newer epoch.

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rspp_proto::{Epoch, TurnNumber};
 
+use crate::authority::{AuthorityFault, CheckCount, Checkpoint};
+
 /// What became of an output at the fence.
 #[must_use = "an output that was not accepted must not be played"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,14 @@ pub struct OutputFence {
     held: AtomicU32,
     /// The newest turn that was ever held; 0 for none.
     once_held: AtomicU32,
+    /// Checks and refusals by checkpoint.
+    checks: [Checks; 3],
+}
+
+#[derive(Debug, Default)]
+struct Checks {
+    checked: AtomicU64,
+    refused: AtomicU64,
 }
 
 const NO_TURN_LIVES: u32 = u32::MAX;
@@ -59,6 +69,42 @@ impl OutputFence {
             epoch: AtomicU64::new(epoch.get()),
             held: AtomicU32::new(0),
             once_held: AtomicU32::new(0),
+            checks: Default::default(),
+        }
+    }
+
+    /// The session's epoch as everybody in this process sees it at this moment; `None` when authority
+    /// is lost. What comes in without an epoch of its own is taken to be under this one (AE-004).
+    pub fn epoch(&self) -> Option<Epoch> {
+        Epoch::new(self.epoch.load(Ordering::Acquire))
+    }
+
+    /// Compares an epoch exactly with the session's, and counts it (T12).
+    pub fn check(&self, at: Checkpoint, offered: Epoch) -> Result<(), AuthorityFault> {
+        let held = self.epoch();
+        let verdict = if held == Some(offered) {
+            Ok(())
+        } else {
+            Err(AuthorityFault::of(held, offered))
+        };
+        self.count(at, verdict.is_err());
+        verdict
+    }
+
+    fn count(&self, at: Checkpoint, refused: bool) {
+        let checks = &self.checks[at as usize];
+        checks.checked.fetch_add(1, Ordering::Relaxed);
+        if refused {
+            checks.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often epochs were checked there.
+    pub fn counts(&self, at: Checkpoint) -> CheckCount {
+        let checks = &self.checks[at as usize];
+        CheckCount {
+            checked: checks.checked.load(Ordering::Relaxed),
+            refused: checks.refused.load(Ordering::Relaxed),
         }
     }
 
@@ -86,12 +132,12 @@ impl OutputFence {
 
     /// Asks whether one output of `turn`, made under `epoch`, may leave.
     pub fn accept(&self, turn: TurnNumber, epoch: Epoch) -> Passage {
-        let current = self.epoch.load(Ordering::Acquire);
-        if current != epoch.get() {
-            return Passage::StaleEpoch {
-                current: Epoch::new(current),
-            };
+        let current = self.epoch();
+        if current != Some(epoch) {
+            self.count(Checkpoint::Egress, true);
+            return Passage::StaleEpoch { current };
         }
+        self.count(Checkpoint::Egress, false);
         let mut word = self.word.load(Ordering::Acquire);
         loop {
             let (first_live, accepted) = unpack(word);
@@ -110,7 +156,18 @@ impl OutputFence {
                 Ordering::AcqRel,
                 Ordering::Acquire,
             ) {
-                Ok(_) => return Passage::Accepted { ordinal },
+                // An epoch that moved on meanwhile may have done so before: then this came too late.
+                Ok(_) => {
+                    let current = self.epoch();
+                    if current == Some(epoch) {
+                        return Passage::Accepted { ordinal };
+                    }
+                    self.take_back(turn);
+                    self.checks[Checkpoint::Egress as usize]
+                        .refused
+                        .fetch_add(1, Ordering::Relaxed);
+                    return Passage::StaleEpoch { current };
+                }
                 Err(changed) => word = changed,
             }
         }
@@ -232,6 +289,62 @@ mod tests {
         assert_eq!(fence.raise(T1), 1);
         fence.take_back(T1);
         assert_eq!(fence.accept(T2, E1), Passage::Accepted { ordinal: 1 });
+    }
+
+    /// F-156: after a rotation has returned, nothing of the older epoch is accepted any more, however
+    /// the two race.
+    #[test]
+    fn nothing_of_an_older_epoch_is_accepted_after_the_rotation() {
+        use std::sync::atomic::AtomicBool;
+        for _ in 0..50 {
+            let fence = Arc::new(OutputFence::new(E1));
+            let rotated = Arc::new(AtomicBool::new(false));
+            let worker = {
+                let (fence, rotated) = (Arc::clone(&fence), Arc::clone(&rotated));
+                std::thread::spawn(move || {
+                    for _ in 0..10_000 {
+                        let before = rotated.load(Ordering::SeqCst);
+                        let passage = fence.accept(T1, E1);
+                        if before {
+                            assert!(matches!(passage, Passage::StaleEpoch { .. }), "{passage:?}");
+                        }
+                    }
+                })
+            };
+            fence.rotate(E1.next());
+            rotated.store(true, Ordering::SeqCst);
+            worker.join().unwrap();
+            let counts = fence.counts(Checkpoint::Egress);
+            assert_eq!(counts.checked, 10_000);
+        }
+    }
+
+    /// T12, AE-004: one view of the epoch, compared exactly and counted.
+    #[test]
+    fn epochs_are_checked_and_counted_by_checkpoint() {
+        let fence = OutputFence::new(E1.next());
+        assert_eq!(fence.epoch(), Some(E1.next()));
+        assert_eq!(fence.check(Checkpoint::Ingress, E1.next()), Ok(()));
+        let (held, offered) = (E1.next(), E1);
+        assert_eq!(
+            fence.check(Checkpoint::Ingress, E1),
+            Err(AuthorityFault::Stale { held, offered })
+        );
+        let offered = E1.next().next();
+        assert_eq!(
+            fence.check(Checkpoint::Dispatch, offered),
+            Err(AuthorityFault::WithoutLease { held, offered })
+        );
+        fence.revoke();
+        assert_eq!(fence.epoch(), None);
+        assert_eq!(
+            fence.check(Checkpoint::Dispatch, held),
+            Err(AuthorityFault::Revoked { offered: held })
+        );
+        let count = |checked, refused| CheckCount { checked, refused };
+        assert_eq!(fence.counts(Checkpoint::Ingress), count(2, 1));
+        assert_eq!(fence.counts(Checkpoint::Dispatch), count(2, 2));
+        assert_eq!(fence.counts(Checkpoint::Egress), count(0, 0));
     }
 
     /// P4: a turn can be fenced before its first output.

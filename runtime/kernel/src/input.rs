@@ -1,6 +1,6 @@
 //! Everything that can happen to a session.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use rspp_proto::{
     Epoch, Monotonic, SampleIndex, TurnNumber,
@@ -36,6 +36,16 @@ impl CancelReason {
     }
 }
 
+/// How a placement came to its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Placement {
+    /// Nobody has spoken for the session before.
+    Issued,
+    /// Another placement spoke for it until now.
+    TakenOver,
+}
+
 /// What must hold before a turn may open, judged in this order (lifecycle.md §3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Gates {
@@ -69,10 +79,20 @@ pub struct PlanFacts {
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
-    /// The transport is up.
+    /// The transport is up, for the first time or again.
     Connected,
-    /// The transport is gone, or the user hung up.
+    /// The transport is gone for good, or the user hung up.
     Disconnected,
+    /// The transport has lost its link and tries to get it back.
+    Reconnecting,
+    /// The transport has lost its link; it may come back.
+    ConnectionLost,
+    /// No audio has come from the user for a while.
+    LineSilent,
+    /// The peer has taken no output for a while.
+    LineStalled,
+    /// Media flows again after a silence or a stall.
+    LineFlowing,
     /// The session shall end once its turn has.
     Drain,
 
@@ -131,6 +151,24 @@ pub enum Input {
         /// What was cancelled.
         scope: CancelScope,
     },
+    /// This placement speaks for the session now.
+    Placed(Placement),
+    /// The lease lasts for `ttl` from when it was asked for; before that it has to be renewed.
+    Leased {
+        /// When it was asked for.
+        asked: Monotonic,
+        /// For how long.
+        ttl: Duration,
+    },
+    /// Answers [`Effect::Renew`](crate::Effect::Renew); `None` if nobody could be asked.
+    Renewed {
+        /// For how long, counted from when it was asked for.
+        ttl: Option<Duration>,
+    },
+    /// The session begins to move to another placement: no turn opens here any more.
+    Leaving,
+    /// The session has moved: another placement speaks for it.
+    HandedOver,
     /// The lease moved on; this placement may go on under `epoch`.
     Rotated {
         /// The newer epoch.
@@ -266,6 +304,16 @@ impl Input {
             Self::Recognised { text, .. } => *text = blurred(text).into(),
             Self::Connected
             | Self::Disconnected
+            | Self::Reconnecting
+            | Self::ConnectionLost
+            | Self::LineSilent
+            | Self::LineStalled
+            | Self::LineFlowing
+            | Self::Placed(_)
+            | Self::Leased { .. }
+            | Self::Renewed { .. }
+            | Self::Leaving
+            | Self::HandedOver
             | Self::Drain
             | Self::SpeechStarted { .. }
             | Self::SpeechStopped { .. }

@@ -5,7 +5,11 @@
 
 use std::collections::VecDeque;
 
-use rspp_proto::{Epoch, Monotonic, TurnNumber, abi::TurnTransition, spec::TurnPolicy};
+use rspp_proto::{
+    Epoch, Monotonic, TurnNumber,
+    abi::TurnTransition,
+    spec::{ConnectionPolicy, TurnPolicy},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{Effect, Emission, Input, SessionState, turn::Refusal};
@@ -21,6 +25,9 @@ pub enum Line {
     Opened {
         /// Its policy.
         policy: Box<TurnPolicy>,
+        /// How it treats its connection.
+        #[serde(default)]
+        connection: Box<ConnectionPolicy>,
         /// The epoch that it began under.
         epoch: Epoch,
     },

@@ -33,6 +33,16 @@ pub mod recovery;
 
 pub mod authority;
 
+pub mod link;
+
+pub mod dedupe;
+
+pub mod timebase;
+
+pub mod jitter;
+
+pub mod echo;
+
 pub mod determinism;
 
 pub mod journal;
@@ -40,5 +50,5 @@ pub mod journal;
 pub mod invariant;
 
 pub use effect::{Effect, Emission, LateAction, SessionState};
-pub use input::{CancelReason, Gates, Input, PlanFacts};
+pub use input::{CancelReason, Gates, Input, Placement, PlanFacts};
 pub use session::{Exchange, Session};

@@ -9,23 +9,33 @@ use std::time::Duration;
 use rspp_proto::{
     Epoch, Monotonic, SampleIndex, TurnNumber,
     abi::{CancelMode, CancelScope, Emitter, Signal, TurnTransition, TurnTrigger},
-    spec::{LateEventPolicy, PlanFailurePolicy, TurnPolicy},
+    spec::{ConnectionPolicy, LateEventPolicy, PlanFailurePolicy, TurnPolicy},
 };
 
 use crate::{
-    authority::{Authority, AuthorityFault, Checkpoint},
+    authority::{Authority, AuthorityFault, Checkpoint, LeaseDuty, Tenure},
     budget::{BudgetEvent, BudgetKey, BudgetManager, BudgetVerdict},
     conversation::{Conversation, Reply},
     effect::{Effect, Emission, LateAction, SessionState},
-    input::{CancelReason, Gates, Input, PlanFacts},
+    input::{CancelReason, Gates, Input, Placement, PlanFacts},
     interruption::{Interruption, Verdict},
     journal::{Decision, Journal, Line},
+    link::{Link, LinkEnd, LinkEvent},
     recovery::{Course, Task, Voice},
-    turn::{Ending, Refusal, RefusalReason, Terminal, Turn, TurnEffect, TurnInput, TurnState},
+    turn::{
+        AbortReason, Ending, Refusal, RefusalReason, Terminal, Turn, TurnEffect, TurnInput,
+        TurnState,
+    },
 };
 
 /// Longest text of the user that waits for the running turn to end, in bytes.
 const MAX_WAITING_TEXT: usize = 4_096;
+
+/// Why the connection's end takes a turn with it (lifecycle.md §5).
+const GONE: &str = AbortReason::TransportDisconnectOrStall.as_str();
+
+/// Why the epoch is another one.
+const ROTATED: &str = "authority_epoch_rotation";
 
 /// The turn that the session is busy with.
 #[derive(Debug)]
@@ -94,9 +104,17 @@ struct Waiting {
 #[derive(Debug)]
 pub struct Session {
     policy: TurnPolicy,
+    connection: ConnectionPolicy,
+    link: Link,
+    /// Since when nobody takes what is said: time stands still for the turn.
+    away_since: Option<Monotonic>,
     state: SessionState,
     epoch: Epoch,
     authority: Authority,
+    /// The lease, if it has an end.
+    tenure: Option<Tenure>,
+    /// Whether the session is about to be handed over: until then it does not end by itself.
+    moving: bool,
     next_turn: TurnNumber,
     running: Option<Running>,
     /// What the user said meanwhile.
@@ -121,9 +139,14 @@ impl Session {
         let interruption = Interruption::new(&policy);
         Self {
             policy,
+            connection: ConnectionPolicy::default(),
+            link: Link::default(),
+            away_since: None,
             state: SessionState::Connecting,
             epoch,
             authority: Authority::new(epoch),
+            tenure: None,
+            moving: false,
             next_turn: TurnNumber::FIRST,
             running: None,
             waiting: None,
@@ -141,8 +164,12 @@ impl Session {
     #[must_use]
     pub fn journaled(mut self, now: Monotonic) -> Self {
         let mut journal = Journal::default();
-        let (policy, epoch) = (Box::new(self.policy.clone()), self.epoch);
-        journal.note(Some(now), Line::Opened { policy, epoch });
+        let opened = Line::Opened {
+            policy: Box::new(self.policy.clone()),
+            connection: Box::new(self.connection),
+            epoch: self.epoch,
+        };
+        journal.note(Some(now), opened);
         self.journal = Some(journal);
         self
     }
@@ -150,6 +177,18 @@ impl Session {
     /// The next line of the journal; call until `None`.
     pub fn poll_journal(&mut self) -> Option<(Monotonic, Line)> {
         self.journal.as_mut()?.take()
+    }
+
+    /// The same with another way of treating its connection.
+    #[must_use]
+    pub fn with_connection(mut self, policy: ConnectionPolicy) -> Self {
+        self.connection = policy;
+        self
+    }
+
+    /// How the connection stands.
+    pub fn link(&self) -> Link {
+        self.link
     }
 
     /// Where the session stands.
@@ -222,7 +261,7 @@ impl Session {
 
     /// When to call [`handle`](Self::handle) with [`Input::Tick`] at the latest.
     pub fn next_deadline(&self) -> Option<Monotonic> {
-        let held = self.interruption.held_since().is_some();
+        let held = self.interruption.held_since().is_some() || self.away_since.is_some();
         // What has ended waits for nothing but its arbitration.
         let running = self.running.as_ref();
         let running = running.filter(|running| running.pending.is_none());
@@ -230,7 +269,11 @@ impl Session {
         let softening = running.and_then(|running| running.softening);
         let fence = softening.map(|softening| softening.until);
         let doubt = running.and_then(|_| self.interruption.next_deadline());
-        [doubt, budget, fence].into_iter().flatten().min()
+        let lease = self.tenure.as_ref().map(Tenure::next_deadline);
+        [doubt, budget, fence, lease, self.link.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Takes in one input at `now`. What ends a turn is only noted: [`settle`](Self::settle)
@@ -243,8 +286,13 @@ impl Session {
             return; // ENDED is for good (F-138).
         }
         match input {
-            Input::Connected => self.connected(),
-            Input::Disconnected => self.disconnected(),
+            Input::Connected => self.connection(now, LinkEvent::Up),
+            Input::Disconnected => self.connection(now, LinkEvent::HungUp),
+            Input::Reconnecting => self.connection(now, LinkEvent::Reconnecting),
+            Input::ConnectionLost => self.connection(now, LinkEvent::Lost),
+            Input::LineSilent => self.connection(now, LinkEvent::Silent),
+            Input::LineStalled => self.connection(now, LinkEvent::Stalled),
+            Input::LineFlowing => self.connection(now, LinkEvent::Flowing),
             Input::Drain => self.drain(),
             Input::SpeechStarted { at } => self.heard(now, |judge| judge.started(now, at)),
             Input::SpeechResumed { at } => self.heard(now, |judge| judge.resumed(now, at)),
@@ -265,6 +313,11 @@ impl Session {
                 }
             }
             Input::CancelPart { reason, scope } => self.cancelled(reason, scope, None),
+            Input::Placed(placement) => self.placed(placement),
+            Input::Leased { asked, ttl } => self.tenure = Some(Tenure::new(asked, ttl)),
+            Input::Renewed { ttl } => self.renewed(now, ttl),
+            Input::Leaving => self.leaving(),
+            Input::HandedOver => self.handed_over(),
             Input::Rotated { epoch } => self.rotated(epoch),
             Input::Revoked => self.revoked(),
             Input::Gates { turn, gates } => self.judge(turn, gates),
@@ -364,18 +417,56 @@ impl Session {
 
     // --- transport ---------------------------------------------------------------------------
 
-    fn connected(&mut self) {
-        if self.state == SessionState::Connecting {
+    fn connection(&mut self, now: Monotonic, event: LinkEvent) {
+        let (link, signal) = self.link.step(now, event, &self.connection);
+        if link == std::mem::replace(&mut self.link, link) {
+            return;
+        }
+        self.note_away(now);
+        let emitter = Emitter::ConnectionAdapter;
+        if let Link::Ended(end) = link {
+            match end {
+                LinkEnd::HungUp => self.signal(Signal::Disconnected, emitter, None),
+                LinkEnd::Lost | LinkEnd::Stalled => {
+                    self.signal_because(Signal::Disconnected, emitter, None, GONE);
+                }
+            }
+            self.disconnected();
+            return;
+        }
+        if self.state == SessionState::Connecting && link == Link::Connected {
             self.enter(SessionState::Active);
         }
-        self.signal(Signal::Connected, Emitter::ConnectionAdapter, None);
+        if let Some(signal) = signal {
+            self.signal(signal, emitter, None);
+        }
     }
 
+    /// A turn is not charged for the time in which nobody took what it said.
+    fn note_away(&mut self, now: Monotonic) {
+        match (self.away_since, self.link.takes_output()) {
+            (None, false) => self.away_since = Some(now),
+            (Some(since), true) => {
+                self.away_since = None;
+                if let Some(running) = &mut self.running {
+                    if let Some(budget) = &mut running.budget {
+                        budget.postpone(now.since(since));
+                    }
+                    running.show_life(now);
+                }
+            }
+            (None, true) | (Some(_), false) => {}
+        }
+    }
+
+    /// The connection is over: a turn in progress is told apart from a quiet end by `stall` (F6).
     fn disconnected(&mut self) {
-        self.signal(Signal::Disconnected, Emitter::ConnectionAdapter, None);
         self.waiting = None;
+        self.moving = false;
         if let Some(running) = &mut self.running {
             running.end(Ending::TransportLost);
+            let emitter = Emitter::ConnectionAdapter;
+            self.signal_because(Signal::Stall, emitter, None, GONE);
         }
         self.drain();
     }
@@ -384,7 +475,7 @@ impl Session {
         if self.state != SessionState::Draining {
             self.enter(SessionState::Draining);
         }
-        if self.running.is_none() {
+        if self.running.is_none() && !self.moving {
             self.end();
         }
     }
@@ -752,8 +843,16 @@ impl Session {
     }
 
     fn tick(&mut self, now: Monotonic) {
+        if self.link.deadline().is_some_and(|at| at <= now) {
+            self.connection(now, LinkEvent::Expired);
+        }
+        match self.tenure.as_mut().and_then(|tenure| tenure.poll(now)) {
+            Some(LeaseDuty::Renew) => self.effects.push_back(Effect::Renew),
+            Some(LeaseDuty::FallSilent) => self.revoked(),
+            None => {}
+        }
         self.heard(now, |judge| judge.tick(now));
-        if self.interruption.held_since().is_some() {
+        if self.interruption.held_since().is_some() || self.away_since.is_some() {
             return; // Time stands still for the turn.
         }
         let Some(running) = &mut self.running else {
@@ -820,6 +919,57 @@ impl Session {
 
     // --- authority ---------------------------------------------------------------------------
 
+    fn placed(&mut self, placement: Placement) {
+        let lease = Emitter::PlacementLease;
+        match placement {
+            Placement::Issued => self.signal(Signal::LeaseIssued, lease, None),
+            Placement::TakenOver => {
+                self.signal_because(Signal::LeaseRotated, lease, None, ROTATED);
+                let route = Emitter::RoutingView;
+                let reason = "region_failover_complete";
+                self.signal_because(Signal::MigrationFinish, route, None, reason);
+            }
+        }
+    }
+
+    fn renewed(&mut self, now: Monotonic, ttl: Option<Duration>) {
+        let Some(tenure) = &mut self.tenure else {
+            return;
+        };
+        match ttl {
+            Some(ttl) => tenure.renewed(ttl),
+            None => tenure.unanswered(now),
+        }
+    }
+
+    /// Drains, but stays until the other side has taken over: the conversation is still here.
+    fn leaving(&mut self) {
+        if self.moving || self.state != SessionState::Active {
+            return;
+        }
+        self.moving = true;
+        self.waiting = None;
+        let emitter = Emitter::RoutingView;
+        self.signal_because(
+            Signal::MigrationStart,
+            emitter,
+            None,
+            "region_failover_start",
+        );
+        self.drain();
+    }
+
+    fn handed_over(&mut self) {
+        let emitter = Emitter::RoutingView;
+        self.signal_because(
+            Signal::SessionHandoff,
+            emitter,
+            None,
+            "authoritative_handoff",
+        );
+        self.revoked();
+    }
+
     /// A turn that opened under the older epoch cannot be continued: what it says would be refused.
     fn rotated(&mut self, epoch: Epoch) {
         if self.authority.grant(epoch).is_err() {
@@ -830,11 +980,14 @@ impl Session {
             running.end(Ending::AuthorityLost);
         }
         self.effects.push_back(Effect::Rotate { epoch });
+        self.signal_because(Signal::LeaseRotated, Emitter::PlacementLease, None, ROTATED);
     }
 
     /// Nothing may be said any more: what runs ends, and the session with it (T8, lifecycle.md §7).
     fn revoked(&mut self) {
         self.authority.revoke();
+        self.tenure = None;
+        self.moving = false;
         self.waiting = None;
         self.effects.push_back(Effect::Revoke);
         if let Some(running) = &mut self.running {
@@ -997,7 +1150,9 @@ impl Session {
         let apology = self.apology.take();
         self.interruption.forget();
         if self.state == SessionState::Draining {
-            self.end();
+            if !self.moving {
+                self.end();
+            }
         } else if let Some(Waiting { text, until }) = self.waiting.take() {
             self.propose(text, until);
         } else if let Some(apology) = apology {

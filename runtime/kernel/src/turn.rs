@@ -102,7 +102,7 @@ pub enum AbortReason {
 
 impl AbortReason {
     /// The reason as the signal carries it.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Cancelled => "cancelled",
             Self::AuthorityLoss => "authority_loss",

@@ -197,8 +197,16 @@ impl Replay {
         self.at += 1;
         let divergence = match (&told, self.mode) {
             (Line::Lost, _) => return Err(ReplayError::Lost { line }),
-            (Line::Opened { policy, epoch }, _) => {
-                self.machine = Some(Session::new((**policy).clone(), *epoch));
+            (
+                Line::Opened {
+                    policy,
+                    connection,
+                    epoch,
+                },
+                _,
+            ) => {
+                let machine = Session::new((**policy).clone(), *epoch);
+                self.machine = Some(machine.with_connection(**connection));
                 None
             }
             (Line::Input(input), ReplayMode::RecomputeDecisions) => {

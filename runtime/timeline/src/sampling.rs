@@ -3,7 +3,11 @@
 //! Decided by what an event is and its place in the order, never by chance or load, so that two
 //! recordings of one conversation at one level hold the same events.
 
-use rspp_proto::{Payload, TextChunk, abi::EventRecord, spec::RecordingLevel};
+use rspp_proto::{
+    Payload, TextChunk,
+    abi::{EventRecord, PayloadClass},
+    spec::RecordingLevel,
+};
 
 /// At L1, one partial of this many is kept.
 const PARTIALS: u64 = 4;
@@ -17,7 +21,10 @@ pub(crate) fn holds(level: RecordingLevel, record: &EventRecord) -> bool {
     let Some(payload) = &record.payload else {
         return true;
     };
+    // A note that reveals nothing of what was said is an audit: of what came in and had no effect.
+    let is_audit = record.envelope.payload_class == PayloadClass::Metadata;
     match (payload, level) {
+        (Payload::Debug(_), RecordingLevel::L0) => is_audit,
         (_, RecordingLevel::L2)
         // Where speech and streams begin and end, and what went wrong, is summary.
         | (
@@ -31,7 +38,6 @@ pub(crate) fn holds(level: RecordingLevel, record: &EventRecord) -> bool {
         (
             Payload::AudioChunk(_)
             | Payload::Metrics(_)
-            | Payload::Debug(_)
             | Payload::Extension(_),
             RecordingLevel::L0,
         ) => false,

@@ -330,6 +330,8 @@ impl Watch {
         match notice {
             Notice::Signal(signal) => self.signal(*signal),
             Notice::Event(event) => self.event(*event),
+            // What is passed through is none of the session's own.
+            Notice::Foreign(_) => {}
             Notice::State(state) => {
                 self.note(format_args!("state {state:?}"));
                 self.ended |= state == SessionState::Ended;

@@ -5,4 +5,6 @@ pub mod loopback;
 mod transport;
 pub mod wav;
 
-pub use transport::{Ingress, Outgoing, Sink, SinkError, Source, Transport, TransportKind};
+pub use transport::{
+    Frame, Ingress, Link, Outgoing, Sink, SinkError, Source, Stamped, Transport, TransportKind,
+};

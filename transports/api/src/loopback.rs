@@ -4,6 +4,7 @@
 //! on a paused clock a call of minutes takes as long as its computing does.
 
 mod caller;
+mod echo;
 mod playback;
 
 use std::{
@@ -18,11 +19,12 @@ use tokio::time::Instant;
 
 use self::{
     caller::{Caller, Step},
+    echo::Echo,
     playback::{Playback, Reply},
 };
 use crate::{
     Ingress, Outgoing, Sink, SinkError, Source, Transport, TransportKind,
-    audio::{FRAME, Resampler, UnsupportedRate, samples},
+    audio::{FRAME, Resampler, UnsupportedRate, samples, to_bytes},
 };
 
 /// Rate of the user's audio.
@@ -60,7 +62,7 @@ pub struct Utterance {
 }
 
 /// A whole call, from the user's side.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Script {
     /// What the user says, in order.
     pub utterances: Vec<Utterance>,
@@ -72,6 +74,17 @@ pub struct Script {
     pub sink_rate: SampleRate,
     /// How far ahead of playback the agent may send, at most 200 ms (P5).
     pub lead: Duration,
+    /// How the agent's voice comes back into the user's microphone, if it does.
+    pub echo: Option<EchoPath>,
+}
+
+/// A loudspeaker in front of a microphone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EchoPath {
+    /// How much of the agent's voice comes back, by amplitude.
+    pub gain: f32,
+    /// How long it takes. What has not been played cannot come back: less than a frame counts as one.
+    pub delay: Duration,
 }
 
 impl Default for Script {
@@ -82,6 +95,7 @@ impl Default for Script {
             hang_up_after: Duration::from_millis(800),
             sink_rate: SampleRate::HZ_24000,
             lead: Duration::from_millis(60),
+            echo: None,
         }
     }
 }
@@ -135,6 +149,10 @@ pub struct Recorded {
 /// The call's clock starts when either side first makes use of the transport.
 pub fn call(script: Script) -> Result<(Transport, Line), UnsupportedRate> {
     let (sink_rate, lead) = (script.sink_rate, script.lead);
+    let echo = script
+        .echo
+        .map(|path| Echo::new(path, sink_rate))
+        .transpose()?;
     let line = Line {
         state: Arc::new(Mutex::new(State {
             began: None,
@@ -144,6 +162,7 @@ pub fn call(script: Script) -> Result<(Transport, Line), UnsupportedRate> {
             // One frame more than the lead, so that rounding never costs a frame.
             playback: Playback::new(sink_rate, lead + FRAME),
             agent: Vec::new(),
+            echo,
             moments: Vec::new(),
             open: None,
             newest: None,
@@ -175,6 +194,7 @@ struct State {
     user: Vec<i16>,
     playback: Playback,
     agent: Vec<i16>,
+    echo: Option<Echo>,
     moments: Vec<Moment>,
     /// The reply whose beginning is among the moments and whose end is not.
     open: Option<Reply>,
@@ -276,6 +296,9 @@ impl State {
         self.playback.advance(now);
         self.note_reply(now);
         let heard = self.playback.take_heard();
+        if let Some(echo) = &mut self.echo {
+            echo.heard(&heard);
+        }
         self.agent.extend(heard);
     }
 
@@ -339,10 +362,20 @@ fn source(caller: Caller, line: Line) -> Source {
                 match caller.step(at, reply, |moment| state.moment(moment)) {
                     Step::HangUp => return None,
                     Step::Frame(bytes) => {
-                        let pcm: Vec<i16> = samples(&bytes).collect();
+                        let mut pcm: Vec<i16> = samples(&bytes).collect();
                         let State {
-                            to_recording, user, ..
+                            to_recording,
+                            user,
+                            echo,
+                            ..
                         } = &mut *state;
+                        let bytes = match echo {
+                            Some(echo) => {
+                                echo.mix_into(&mut pcm, at);
+                                to_bytes(&pcm)
+                            }
+                            None => bytes,
+                        };
                         to_recording.push(&pcm, user);
                         bytes
                     }
@@ -415,7 +448,6 @@ mod tests {
     use futures::StreamExt;
 
     use super::*;
-    use crate::audio::to_bytes;
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)

@@ -5,7 +5,10 @@ use std::{pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use futures::Stream;
-use rspp_proto::{AudioChunk, SampleRate, TextChunk, TurnNumber};
+use rspp_proto::{
+    AudioChunk, Epoch, IdempotencyKey, SampleIndex, SampleRate, TextChunk, TurnNumber,
+    abi::{Encoding, Signal},
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -23,11 +26,88 @@ pub enum TransportKind {
     Livekit,
 }
 
+impl TransportKind {
+    /// Whether a lost link of this kind may come back to its session.
+    pub fn reconnects(self) -> bool {
+        match self {
+            // In this process nothing is lost that is not meant to be; a test may mean it.
+            Self::Loopback | Self::Websocket | Self::Livekit => true,
+            Self::Telephony => false,
+        }
+    }
+
+    /// The connection signals that a session says of such a transport.
+    pub fn signals(self) -> &'static [Signal] {
+        const ALL: &[Signal] = &[
+            Signal::Connected,
+            Signal::Disconnected,
+            Signal::Ended,
+            Signal::Silence,
+            Signal::Stall,
+            Signal::Reconnecting,
+        ];
+        match self {
+            Self::Loopback | Self::Websocket | Self::Livekit => ALL,
+            Self::Telephony => ALL.split_at(ALL.len() - 1).0,
+        }
+    }
+}
+
+/// What a transport knows about its link. A source that ends is a user who hung up; whoever may come
+/// back keeps its source open and says so here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Link {
+    /// The link is lost, and the transport tries to get it back.
+    Reconnecting,
+    /// The link is lost; it may come back, but nobody tries.
+    Lost,
+    /// The link is there again.
+    Back,
+}
+
+/// A piece of the user's audio that says where it belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Rises by one with each frame that the sender makes; never wraps around.
+    pub sequence: u64,
+    /// Position of the first sample in the sender's audio, at the source's rate.
+    pub position: SampleIndex,
+    /// The epoch that the sender speaks under, if it says; else the session's.
+    pub epoch: Option<Epoch>,
+    /// Mono 16-bit PCM at the source's rate; whole samples, at most a second.
+    pub pcm: Bytes,
+}
+
+/// An event with what its sender says about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stamped {
+    /// The epoch that the sender speaks under, if it says; else the session's.
+    pub epoch: Option<Epoch>,
+    /// Under one key an event has one effect, however often it is sent (F-158).
+    pub key: Option<IdempotencyKey>,
+    /// The event: one that the user causes, or a record. What is said of others is not looked at.
+    pub event: Ingress,
+}
+
 /// What comes in from the user's side.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ingress {
-    /// Mono 16-bit PCM at the source's rate; any length, whole samples.
+    /// Mono 16-bit PCM at the source's rate; any length, whole samples. Nothing is missing between
+    /// one and the next.
     Audio(Bytes),
+    /// Audio from a transport that may lose it or change its order.
+    Frame(Frame),
+    /// An event under an epoch and an idempotency key.
+    Stamped(Box<Stamped>),
+    /// A record of the Event ABI, as it came.
+    Record {
+        /// How it is written.
+        encoding: Encoding,
+        /// The whole record.
+        bytes: Bytes,
+    },
+    /// Something happened to the link.
+    Link(Link),
     /// The user says that the utterance is over (push to talk, F-042).
     EndOfUtterance,
     /// The user's client cancels the running turn.
@@ -62,6 +142,9 @@ pub enum SinkError {
     /// The peer reads too slowly; what was offered is dropped by the caller, who counts it.
     #[error("the peer reads too slowly")]
     Full,
+    /// The link is lost and may come back; the source says what becomes of it.
+    #[error("the link to the peer is lost")]
+    Lost,
 }
 
 /// Where audio goes. Never blocks: a sink has a bounded buffer of its own and says when it is full.

@@ -436,7 +436,7 @@ impl Watcher<'_> {
                 }
                 (_, _) => {}
             },
-            Notice::State(_) => {}
+            Notice::State(_) | Notice::Foreign(_) => {}
             Notice::Turn(turn) => {
                 if self.shows_turns {
                     let heard = crate::report::heard_after(&turn.turn_id, &self.line.moments());

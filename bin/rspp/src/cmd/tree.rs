@@ -129,7 +129,13 @@ pub(crate) async fn is_heard(mut notices: Receiver<Notice>) -> bool {
     loop {
         match notices.recv().await {
             Ok(Notice::Signal(signal)) if signal.signal == Signal::PlaybackStarted => return true,
-            Ok(Notice::Signal(_) | Notice::Event(_) | Notice::State(_) | Notice::Turn(_))
+            Ok(
+                Notice::Signal(_)
+                | Notice::Event(_)
+                | Notice::State(_)
+                | Notice::Turn(_)
+                | Notice::Foreign(_),
+            )
             | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return false,
         }

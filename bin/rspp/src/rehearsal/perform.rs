@@ -21,8 +21,8 @@ use rspp_proto::{
 };
 use rspp_timeline::{FileHeader, Options, Recorder, Recording, Storage, Timeline, verify};
 use rspp_transport_api::{
-    Ingress, Source,
-    loopback::{self, Line, Script, Start, Utterance},
+    Ingress, Link, Source, Stamped,
+    loopback::{self, EchoPath, Line, Script, Start, Utterance},
 };
 use tokio::{
     sync::{broadcast, mpsc},
@@ -33,7 +33,7 @@ use super::{
     cast::Cast,
     expect::Finding,
     patch,
-    scenario::{Call, Cancel, Cue, Happens, Recording as Kept, Says, Scenario},
+    scenario::{Call, Cancel, Cue, Happens, Recording as Kept, Says, Scenario, Sends},
 };
 use crate::{problem::Problem, specs::Setup};
 
@@ -175,6 +175,10 @@ async fn place(
     if let Some(after) = call.hangs_up_after_ms {
         script.hang_up_after = Duration::from_millis(after);
     }
+    script.echo = call.speakerphone.map(|phone| EchoPath {
+        gain: phone.gain,
+        delay: Duration::from_millis(phone.delay_ms),
+    });
     let (mut transport, line) = loopback::call(script).map_err(Problem::failure)?;
     let (client, injected) = mpsc::channel(64);
     transport.source = with_client(transport.source, injected);
@@ -446,7 +450,12 @@ impl Director<'_> {
                     }
                     Ok(Notice::State(SessionState::Ended))
                     | Err(broadcast::error::RecvError::Closed) => return signals,
-                    Ok(Notice::State(_) | Notice::Event(_) | Notice::Turn(_))
+                    Ok(
+                        Notice::State(_)
+                        | Notice::Event(_)
+                        | Notice::Turn(_)
+                        | Notice::Foreign(_),
+                    )
                     | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 },
                 () = timer => {
@@ -464,11 +473,17 @@ impl Director<'_> {
             Happens::Types(text) => self.send(Ingress::Text(text.clone())).await,
             Happens::EndsUtterance => self.send(Ingress::EndOfUtterance).await,
             Happens::PressesStop => self.send(Ingress::Cancel).await,
+            Happens::Sends(sends) => self.send(stamped(sends)).await,
+            Happens::Reconnects => self.send(Ingress::Link(Link::Reconnecting)).await,
+            Happens::LosesLink => self.send(Ingress::Link(Link::Lost)).await,
+            Happens::ComesBack => self.send(Ingress::Link(Link::Back)).await,
             Happens::HangsUp => self.line.hang_up(),
             Happens::Cancel(cancel) => {
                 let _ended = self.handle.cancel_part(target(cancel), cancel.reason).await;
             }
             Happens::Rotate(epoch) => self.handle.rotate(*epoch),
+            Happens::Leave => self.handle.leave(),
+            Happens::HandOver => self.handle.hand_over(),
             Happens::Revoke => self.handle.revoke(),
             Happens::Drain => self.handle.drain(),
         }
@@ -477,6 +492,18 @@ impl Director<'_> {
     async fn send(&self, ingress: Ingress) {
         let _hung_up = self.client.send(ingress).await;
     }
+}
+
+fn stamped(sends: &Sends) -> Ingress {
+    let event = match &sends.words {
+        Some(words) => Ingress::Text(words.clone()),
+        None => Ingress::Cancel,
+    };
+    Ingress::Stamped(Box::new(Stamped {
+        epoch: sends.epoch,
+        key: sends.key.clone(),
+        event,
+    }))
 }
 
 fn target(cancel: &Cancel) -> CancelTarget {

@@ -7,7 +7,7 @@ use std::{
 
 use rspp_kernel::{CancelReason, plan::LayeredSettings};
 use rspp_proto::{
-    Epoch, InvocationId, NodeId, ProviderId, SessionId, TenantId,
+    Epoch, IdempotencyKey, InvocationId, NodeId, ProviderId, SessionId, TenantId,
     abi::{CancelScope, Signal},
     spec::{Modality, RecordingLevel},
 };
@@ -188,11 +188,24 @@ pub(crate) struct Call {
     /// How long after the last reply the user hangs up.
     #[serde(default)]
     pub(crate) hangs_up_after_ms: Option<u64>,
+    /// How the agent's voice comes back into the microphone.
+    #[serde(default)]
+    pub(crate) speakerphone: Option<Speakerphone>,
     /// What else happens, and when.
     #[serde(default)]
     pub(crate) cues: Vec<Cue>,
     #[serde(default)]
     pub(crate) expect: Expected,
+}
+
+/// A loudspeaker in front of the microphone.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Speakerphone {
+    /// How much of the agent's voice comes back, by amplitude.
+    pub(crate) gain: f32,
+    /// How long it takes.
+    pub(crate) delay_ms: u64,
 }
 
 fn call() -> SessionId {
@@ -261,16 +274,44 @@ pub(crate) enum Happens {
     EndsUtterance,
     /// The user presses stop.
     PressesStop,
+    /// The client sends something under an idempotency key, as it does when it is not sure that it
+    /// arrived.
+    Sends(Sends),
+    /// The user's link breaks, and the transport tries to get it back.
+    Reconnects,
+    /// The user's link breaks.
+    LosesLink,
+    /// The link is there again.
+    ComesBack,
     /// The user hangs up.
     HangsUp,
     /// An operator cancels.
     Cancel(Cancel),
     /// The lease moves to this epoch.
     Rotate(Epoch),
+    /// The session begins to move to another placement.
+    Leave,
+    /// Another placement has taken the session over.
+    HandOver,
     /// The lease is lost.
     Revoke,
     /// The session shall end after its turn.
     Drain,
+}
+
+/// What a client sends with what it says about it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sends {
+    /// The same for each time that it is sent.
+    #[serde(default)]
+    pub(crate) key: Option<IdempotencyKey>,
+    /// The epoch that the client speaks under; the session's without.
+    #[serde(default)]
+    pub(crate) epoch: Option<Epoch>,
+    /// Words; without, the user presses stop.
+    #[serde(default)]
+    pub(crate) words: Option<String>,
 }
 
 /// A cancel by an operator or a program.

@@ -12,6 +12,7 @@ use std::{
 use rspp_actors::Clock;
 use rspp_kernel::{
     CancelReason,
+    authority::AuthorityFault,
     conversation::Said,
     cost::{Allowance, CostKind},
     edge::EdgeNotice,
@@ -267,6 +268,12 @@ pub enum NodeReport {
         /// Whether the whole clause was replaced.
         blocked: bool,
     },
+    /// Work under another epoch than the session's was refused (T12). Told once for each host; all are
+    /// counted.
+    StaleEpoch {
+        /// What was wrong.
+        fault: AuthorityFault,
+    },
     /// A handler took longer than the node's budget.
     OverBudget,
     /// A handler of a node that listens was given up; the node is made anew (P16).
@@ -388,6 +395,11 @@ impl NodeContext {
 
     pub(crate) fn renew_cancellation(&mut self, cancel: CancellationToken) {
         self.cancel = cancel;
+    }
+
+    /// What is emitted and asked for from now on is under a newer epoch.
+    pub(crate) fn rotate(&mut self, epoch: Epoch) {
+        self.settings.epoch = epoch;
     }
 
     pub(crate) fn take_settled(&mut self) -> usize {

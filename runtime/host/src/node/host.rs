@@ -16,13 +16,14 @@ use rspp_actors::{
 };
 use rspp_kernel::{
     CancelReason,
+    authority::{AuthorityFault, Checkpoint},
     edge::{BreakReason, EdgeNotice, Patience},
     fence::OutputFence,
     graph::{EdgeIx, EventView, Graph, Route},
     turn::Ending,
 };
 use rspp_proto::{
-    EdgeId, EventType, InvocationId, Monotonic, Payload,
+    EdgeId, Epoch, EventType, InvocationId, Monotonic, Payload,
     abi::CancelMode,
     spec::{ErrorAction, NodeKind, PressureAction},
 };
@@ -59,6 +60,8 @@ pub(crate) enum NodeControl {
     CancelCall(InvocationId),
     /// The turn has gone mute: if a handler is waiting, it hangs, and is given up.
     Unstick,
+    /// Go on under a newer epoch.
+    Rotate(Epoch),
     /// Something of a sync domain was lost on another of its edges.
     Sync(Port, Torn),
 }
@@ -152,6 +155,10 @@ pub(crate) struct NodeHost {
     under_pressure: bool,
     /// Whether text of the model was passed on: that cannot be said again by another.
     said: bool,
+    /// How often this host had been started before.
+    life: u32,
+    /// Whether it was told that work was refused for its epoch.
+    refused: bool,
     /// Whether the node was force-stopped by the cancel at hand.
     is_forced: bool,
     pub(super) ended: bool,
@@ -171,6 +178,12 @@ impl NodeHost {
             setup.make = Arc::clone(&standby.make);
             setup.outputs.clone_from(&standby.outputs);
         }
+        // A node that listens may be restarted after the lease has moved on.
+        if setup.settings.turn.is_none()
+            && let Some(epoch) = setup.fence.epoch()
+        {
+            setup.settings.epoch = epoch;
+        }
         let work = setup.cancel.child_token();
         let cx = NodeContext::new(setup.settings.clone(), setup.clock, work.clone());
         Self {
@@ -188,6 +201,8 @@ impl NodeHost {
             under_pressure: false,
             said: false,
             is_forced: false,
+            life: 0,
+            refused: false,
             ended: false,
         }
     }
@@ -206,6 +221,30 @@ impl NodeHost {
         }
     }
 
+    /// Whether work under `epoch` may begin here. Audio that was heard under an earlier epoch of this
+    /// placement is the user's all the same; what a turn makes is bound to the turn's own epoch.
+    fn is_authorized(&mut self, epoch: Epoch) -> bool {
+        let own = self.setup.settings.epoch;
+        let listens = self.setup.settings.turn.is_none();
+        if epoch == own || (listens && epoch < own) {
+            return true;
+        }
+        let verdict = self.setup.fence.check(Checkpoint::Dispatch, epoch);
+        // Nobody else can have rotated to it: a turn's plan is frozen, its epoch with it.
+        let fault = verdict.err().unwrap_or(AuthorityFault::Stale {
+            held: epoch,
+            offered: own,
+        });
+        self.refuse(fault);
+        false
+    }
+
+    fn refuse(&mut self, fault: AuthorityFault) {
+        if !std::mem::replace(&mut self.refused, true) {
+            self.report(NodeReport::StaleEpoch { fault });
+        }
+    }
+
     /// Tells the session. One whose control lane is exhausted must not miss a report silently: this
     /// host fails instead (design §4).
     pub(super) fn report(&mut self, report: NodeReport) {
@@ -219,6 +258,11 @@ impl NodeHost {
     async fn take(&mut self, ctx: &mut Context<Self>, arrival: Arrival) -> Result<(), Failure> {
         if !self.is_wanted() {
             return Ok(()); // The turn is dead: nothing that waits for it is worth doing.
+        }
+        if let Arrival::Event { event, .. } = &arrival
+            && !self.is_authorized(event.stamp.epoch)
+        {
+            return Ok(());
         }
         self.setup.succession.note(&arrival);
         let began = self.began(&arrival);
@@ -452,7 +496,9 @@ impl NodeHost {
                 standby: standby.settings.node().clone(),
                 reason,
             });
+            let epoch = self.setup.settings.epoch;
             self.setup.settings = standby.settings.clone();
+            self.setup.settings.epoch = epoch;
             self.setup.outputs.clone_from(&standby.outputs);
             self.setup.make = Arc::clone(&standby.make);
             match self.make_anew(ctx).await {
@@ -529,9 +575,17 @@ impl NodeHost {
     }
 
     async fn call(&mut self, ctx: &mut Context<Self>, key: CallKey, request: CallRequest) {
+        // Between the plan and this moment the lease may have moved on (turn-plan.md §5 rule 6).
+        let epoch = self.setup.settings.epoch;
+        if let Err(fault) = self.setup.fence.check(Checkpoint::Dispatch, epoch) {
+            self.refuse(fault);
+            self.fail(ctx, &NodeError::new(fault.to_string())).await;
+            return;
+        }
         let cancel = self.work.child_token();
         let site = CallSite {
             key,
+            life: self.life,
             settings: self.setup.settings.clone(),
             to: ctx.data_ref(),
             session: self.setup.session.clone(),
@@ -766,6 +820,10 @@ impl NodeHost {
                     call.cancel.cancel();
                 }
             }
+            NodeControl::Rotate(epoch) => {
+                self.setup.settings.epoch = epoch;
+                self.cx.rotate(epoch);
+            }
             // Nothing hangs any more.
             NodeControl::Unstick => {}
             NodeControl::Cancel { reason, at: _ } if self.is_soft() => {
@@ -847,7 +905,7 @@ impl NodeControl {
     pub(super) fn stops(&self, soft: bool) -> bool {
         match self {
             Self::Cancel { .. } => !soft,
-            Self::CancelCall(_) | Self::Unstick | Self::Sync(..) => false,
+            Self::CancelCall(_) | Self::Unstick | Self::Rotate(_) | Self::Sync(..) => false,
         }
     }
 }
@@ -902,7 +960,8 @@ impl Actor for NodeHost {
     const KIND: &'static str = "node-host";
 
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
-        let is_first = self.setup.succession.begin_life();
+        self.life = self.setup.succession.begin_life();
+        let is_first = self.life == 0;
         Box::pin(async {
             let took_over = if is_first {
                 false

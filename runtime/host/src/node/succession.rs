@@ -61,11 +61,12 @@ impl Succession {
         self.state.lock().expect("no code panics while locked")
     }
 
-    /// Counts a start of the host; `true` for the first.
-    pub(super) fn begin_life(&self) -> bool {
+    /// Counts a start of the host. Returns how many there were before.
+    pub(super) fn begin_life(&self) -> u32 {
         let mut state = self.state();
+        let before = state.lives;
         state.lives += 1;
-        state.lives == 1
+        before
     }
 
     /// The standby that runs now; `None` while the first node does.

@@ -1,5 +1,6 @@
 //! What operators and the control plane ask of a session, cancels before all.
 
+use rspp_controlplane_api::{Lease, LeaseError};
 use rspp_kernel::{CancelReason, Input, graph::Scope};
 use rspp_proto::{InvocationId, Monotonic, NodeId};
 
@@ -21,6 +22,14 @@ impl Session {
                 self.setup.observers.debug(most);
                 self.captured_until = Some(now + length);
             }
+            Command::Leave => {
+                "the session moved to another placement".clone_into(&mut self.ended);
+                self.kernel.handle(now, Input::Leaving);
+            }
+            Command::HandOver => {
+                "another placement took the session over".clone_into(&mut self.ended);
+                self.kernel.handle(now, Input::HandedOver);
+            }
             Command::Rotate(epoch) => self.kernel.handle(now, Input::Rotated { epoch }),
             Command::Revoke => self.kernel.handle(now, Input::Revoked),
             Command::Drain => {
@@ -28,6 +37,23 @@ impl Session {
                 self.kernel.handle(now, Input::Drain);
             }
         }
+    }
+
+    /// An answer to a renewal: who was told that somebody else has the lease stops at once.
+    pub(super) fn lease(&mut self, now: Monotonic, answer: Result<Lease, LeaseError>) {
+        let ttl = match answer {
+            Ok(lease) => lease.ttl,
+            Err(LeaseError::Unreachable { session, reason }) => {
+                tracing::warn!(%session, reason, "the lease could not be renewed yet");
+                None
+            }
+            Err(error @ (LeaseError::Stale { .. } | LeaseError::Unknown { .. })) => {
+                tracing::warn!(%error, "the lease is lost");
+                self.kernel.handle(now, Input::Revoked);
+                return;
+            }
+        };
+        self.kernel.handle(now, Input::Renewed { ttl });
     }
 
     /// Carries a cancel out as far as it must not wait; the effects do the rest.

@@ -8,8 +8,13 @@ use std::{
 use rspp_actors::{ChildSpec, Context, ExitReason, Failure, NoData};
 use rspp_controlplane_api::LeaseError;
 use rspp_kernel::{
-    CancelReason, Effect, Emission, Gates, Input, SessionState, invocation::TurnDeadlines,
-    plan::profile, recovery::Task, turn::Ending,
+    CancelReason, Effect, Emission, Gates, Input, SessionState,
+    authority::Checkpoint,
+    invocation::TurnDeadlines,
+    link::Link,
+    plan::{self, ResolvedTurnPlan, profile},
+    recovery::Task,
+    turn::Ending,
 };
 use rspp_proto::{
     Epoch, Monotonic, TurnNumber,
@@ -19,10 +24,11 @@ use rspp_proto::{
 use rspp_timeline::LevelTrigger;
 use tokio::sync::oneshot;
 
-use super::{RunningTurn, Session, acknowledge::Unheard, time};
+use super::{RunningTurn, Session, SessionControl, acknowledge::Unheard, time};
 use crate::{
     assembly::Graces,
     connection::ConnectionControl,
+    node::NodeControl,
     turn::{Turn, TurnControl, TurnSetup},
 };
 
@@ -108,11 +114,8 @@ impl Session {
                     }
                     self.cancel.cancel();
                 }
-                Effect::Rotate { epoch } => {
-                    self.fence.rotate(epoch);
-                    self.setup.place.lease.epoch = epoch;
-                    self.publisher.rotated(epoch);
-                }
+                Effect::Renew => self.renew(ctx),
+                Effect::Rotate { epoch } => self.rotate(epoch),
                 Effect::Session(state) => self.enter(ctx, state),
             }
         }
@@ -160,17 +163,49 @@ impl Session {
         }
     }
 
+    /// Everybody who works for the session goes on under the newer epoch; what was made under the
+    /// older one is refused from here on, wherever it is queued.
+    fn rotate(&mut self, epoch: Epoch) {
+        self.fence.rotate(epoch);
+        self.setup.place.lease.epoch = epoch;
+        self.publisher.rotated(epoch);
+        for handle in self.hosts.iter() {
+            let rotate = NodeControl::Rotate(epoch);
+            if handle.control.send_reserved(rotate).is_err() {
+                tracing::debug!(%epoch, "a node host takes no newer epoch");
+            }
+        }
+    }
+
+    /// Asks for a renewal, in a task of its own: whoever has the leases may be slow or gone.
+    fn renew(&self, ctx: &mut Context<Self>) {
+        let place = &self.setup.place;
+        let renewal = place.leases.renew(&place.lease);
+        let session = ctx.control_ref();
+        ctx.spawn_task("lease", async move {
+            let answer = renewal.await;
+            if session
+                .send_reserved(SessionControl::Lease(answer))
+                .is_err()
+            {
+                tracing::debug!("the session is gone before its lease was renewed");
+            }
+        });
+    }
+
+    /// A lease that is another's now is a stale epoch (T3); none at all is lost authority (T4).
     pub(super) fn judge(&self) -> Gates {
         let place = &self.setup.place;
         let (epoch, authorized) = match place.leases.check(&place.lease) {
-            Ok(()) => (place.lease.epoch, true),
+            // Who cannot be asked has not taken it back; the lease itself runs out in time.
+            Ok(()) | Err(LeaseError::Unreachable { .. }) => (place.lease.epoch, true),
             // Somebody else holds the session under a newer epoch: what would open is stale (T3).
             Err(LeaseError::Stale { held, .. }) => (held, false),
             Err(LeaseError::Unknown { .. }) => (place.lease.epoch, false),
         };
         Gates {
             snapshot_valid: self.setup.blueprint.snapshots.in_force().is_some(),
-            capacity: self.setup.place.gatekeeper.has_room_for_turn(),
+            capacity: place.gatekeeper.has_room_for_turn(),
             epoch,
             authorized,
         }
@@ -207,6 +242,9 @@ impl Session {
         let Some(plan) = self.plan.take() else {
             return;
         };
+        if !self.may_start(now, turn, &plan) {
+            return;
+        }
         self.fence_took = None;
         let cancel = self.cancel.child_token();
         let cancel_grace = Duration::from_millis(plan.budgets.cancel_grace_ms);
@@ -245,6 +283,27 @@ impl Session {
                 self.kernel.handle(now, Input::TurnFailed { turn, ending });
             }
         }
+    }
+
+    /// A plan of another turn, version or epoch than what is to be started is refused
+    /// (turn-plan.md §5 rule 6).
+    fn may_start(&mut self, now: Monotonic, turn: TurnNumber, plan: &ResolvedTurnPlan) -> bool {
+        let offered = plan.authority_epoch;
+        if let Err(fault) = self.fence.check(Checkpoint::Dispatch, offered) {
+            self.publisher
+                .stale(fault, Checkpoint::Dispatch, Some(turn), now);
+            let ending = Ending::AuthorityLost;
+            self.kernel.handle(now, Input::TurnFailed { turn, ending });
+            return false;
+        }
+        let version = &self.setup.blueprint.spec.version;
+        if let Err(mismatch) = plan::matches(plan, &turn.id(), version, self.kernel.epoch()) {
+            self.publisher.malformed(&mismatch.to_string(), now);
+            let ending = Ending::NodeFailed;
+            self.kernel.handle(now, Input::TurnFailed { turn, ending });
+            return false;
+        }
+        true
     }
 
     /// The fence has fallen; now everybody is told, best effort and observable (lifecycle.md §6).
@@ -365,6 +424,9 @@ impl Session {
     pub(super) fn enter(&mut self, ctx: &mut Context<Self>, state: SessionState) {
         self.publisher.state(state);
         self.setup.health.enter(state);
+        if let Link::Ended(end) = self.kernel.link() {
+            end.as_str().clone_into(&mut self.ended);
+        }
         if state == SessionState::Ended {
             // At once to all that listen: whoever winds up slowly does so beside the others (P17).
             self.cancel.cancel();

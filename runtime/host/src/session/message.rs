@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
-use rspp_kernel::{CancelReason, edge::EdgeNotice};
+use bytes::Bytes;
+use rspp_controlplane_api::{Lease, LeaseError};
+use rspp_kernel::{CancelReason, authority::AuthorityFault, edge::EdgeNotice};
 use rspp_proto::{
-    EdgeId, Epoch, InvocationId, Lane, Monotonic, NodeId, TurnNumber,
-    abi::{CancelScope, Signal},
+    EdgeId, Epoch, IdempotencyKey, InvocationId, Lane, Monotonic, NodeId, TurnNumber,
+    abi::{CancelScope, Encoding, SeqRange, Signal, UnknownEvent},
 };
 use rspp_timeline::{AttemptRecord, InvocationOutcome};
 use tokio::sync::oneshot;
 
-use crate::{memory::Mark, node::NodeReport};
+use crate::{event::Event, memory::Mark, node::NodeReport};
 
 /// What happened at the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,17 +24,56 @@ pub(crate) enum Playback {
     /// The clause that a soft cancel let end has been heard.
     ClauseOver,
     /// A frame was made under another epoch and refused.
-    Stale,
+    Stale(AuthorityFault),
 }
 
 /// What happened at the transport.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum TransportEvent {
+    /// The link is up, for the first time or again.
     Connected,
+    /// The connection is over.
     Disconnected,
+    Reconnecting,
+    Lost,
+    /// No audio comes in any more.
+    Silent,
+    /// The peer takes no output any more.
+    Stalled,
+    /// Media flows again.
+    Flowing,
     EndOfUtterance,
     Cancel,
     Text(String),
+    /// One of the three above under an idempotency key.
+    Keyed {
+        key: IdempotencyKey,
+        event: Box<TransportEvent>,
+    },
+    /// Something came in under another epoch than the session's, and was refused.
+    Stale(AuthorityFault),
+    /// Something came in that is not what it should be, and was refused.
+    Malformed(String),
+    /// An event of an unknown type came in.
+    Foreign(Box<Foreign>),
+    /// Data that only a client or a transport understands.
+    Extension(Box<Event>),
+    /// The user's audio broke off and goes on elsewhere.
+    Discontinuity(&'static str),
+    /// Output was too old to be played.
+    Aged {
+        turn: TurnNumber,
+        range: SeqRange,
+    },
+}
+
+/// An event of a type that this build does not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// What it says about itself, and what became of it.
+    pub audit: UnknownEvent,
+    /// The whole record as it came, if it was passed through.
+    pub raw: Option<(Encoding, Bytes)>,
 }
 
 /// What an operator or the control plane asks of a session.
@@ -49,6 +90,8 @@ pub(crate) enum Command {
         most: u32,
     },
     Rotate(Epoch),
+    Leave,
+    HandOver,
     Revoke,
     Drain,
 }
@@ -137,5 +180,7 @@ pub(crate) enum SessionControl {
         /// Whether there is no hope left for a node that listens.
         is_lost: bool,
     },
+    /// What the holder of the leases said to a renewal.
+    Lease(Result<Lease, LeaseError>),
     Command(Command),
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::SessionSetup;
+use super::{Foreign, SessionSetup};
 use crate::{
     event::{Event, lane_of},
     observe::{About, Notice, Observed, Observers},
@@ -14,20 +14,23 @@ use crate::{
 use rspp_actors::Clock;
 use rspp_kernel::{
     CancelReason, Emission, LateAction, SessionState,
+    authority::{AuthorityFault, Checkpoint},
     edge::{EdgeNotice, Lineage},
     journal::Line,
     plan::ResolvedTurnPlan,
     turn::Refusal,
 };
 use rspp_proto::{
-    DebugNote, DiscontinuityId, EdgeId, Epoch, ErrorCode, ErrorNote, EventId, EventType, Lane,
-    MergeGroupId, MetricSample, Monotonic, NodeId, Payload, PipelineVersion, Reason, SampleIndex,
-    SessionId, Speaker, TextChunk, TurnNumber, WallClock,
+    DebugNote, DiscontinuityId, EdgeId, Epoch, ErrorCode, ErrorNote, EventId, EventType,
+    IdempotencyKey, InvocationId, Lane, MergeGroupId, MetricSample, Monotonic, NodeId, Payload,
+    PipelineVersion, Reason, SampleIndex, SessionId, Speaker, SyncDomain, TextChunk, TurnNumber,
+    WallClock,
     abi::{
         ControlSignal, DecisionOutcome, Emitter, EventRecord, EventScope, MediaTime, OutcomeKind,
-        OutcomePhase, OutcomeScope, PayloadClass, Signal, Stamp, TurnTransition,
+        OutcomePhase, OutcomeScope, PayloadClass, SeqRange, Signal, Stamp, TurnTransition,
+        UnknownEvent, UnknownEventAction,
     },
-    spec::{PressureAction, RecordingLevel},
+    spec::{INGRESS, PressureAction, RecordingLevel},
 };
 use rspp_timeline::{
     AppendError, AttemptRecord, Entry, EventEntry, HandoffRecord, InvocationOutcome, JournalEntry,
@@ -613,6 +616,154 @@ impl Publisher {
 
     pub(super) fn invocation(&mut self, outcome: InvocationOutcome) {
         self.record(outcome);
+    }
+
+    /// Something under another epoch was refused: a diagnostic that changes no turn (T12).
+    pub(super) fn stale(
+        &mut self,
+        fault: AuthorityFault,
+        checkpoint: Checkpoint,
+        turn: Option<TurnNumber>,
+        at: Monotonic,
+    ) {
+        match fault {
+            AuthorityFault::Stale { .. } | AuthorityFault::WithoutLease { .. } => {}
+            // Lost authority is told where it was lost; what it refuses after that is only counted.
+            AuthorityFault::Revoked { .. } => return,
+        }
+        let reason = fault.reason(turn.is_some());
+        self.signal(
+            fault.signal(),
+            Emitter::ContractGuard,
+            None,
+            Some(reason),
+            at,
+        );
+        let scope = match checkpoint {
+            Checkpoint::Ingress => OutcomeScope::EdgeEnqueue,
+            Checkpoint::Dispatch => OutcomeScope::NodeDispatch,
+            Checkpoint::Egress => OutcomeScope::EdgeDequeue,
+        };
+        let stamp = self.stamp(turn, at);
+        let outcome = DecisionOutcome::new(
+            OutcomeKind::StaleEpochReject,
+            OutcomePhase::SchedulingPoint,
+            scope,
+            Emitter::ContractGuard,
+            Reason::from_static(reason),
+            stamp,
+        );
+        self.record(outcome);
+    }
+
+    /// An event was sent under a key for the first time: the id by which its repetitions name it.
+    pub(super) fn first_of(&mut self, key: &IdempotencyKey, at: Monotonic) -> EventId {
+        let mut record = self.remark("client_event", &[], at);
+        record.envelope.idempotency_key = Some(key.clone());
+        let id = record.envelope.event_id.clone();
+        self.event_record(record);
+        id
+    }
+
+    /// An event was sent again under the same key, and had no effect.
+    pub(super) fn repeated(
+        &mut self,
+        key: &IdempotencyKey,
+        first: EventId,
+        times: u64,
+        at: Monotonic,
+    ) {
+        let mut record = self.remark("duplicate_event", &[("times", times.to_string())], at);
+        record.envelope.idempotency_key = Some(key.clone());
+        record.envelope.causal_parent_id = Some(first);
+        self.event_record(record);
+    }
+
+    /// A provider call was reported again under the same id, and counts once.
+    pub(super) fn repeated_call(&mut self, call: &InvocationId, at: Monotonic) {
+        let mut record = self.remark("duplicate_invocation", &[], at);
+        record.envelope.provider_invocation_id = Some(call.clone());
+        self.event_record(record);
+    }
+
+    /// Something came in that is not what it should be.
+    pub(super) fn malformed(&mut self, message: &str, at: Monotonic) {
+        let note = ErrorNote {
+            error_code: ErrorCode::SchemaValidationError,
+            node_id: None,
+            message: bounded(message).to_string(),
+            retryable: false,
+        };
+        let stamp = self.stamp(None, at);
+        let payload = Payload::Error(Box::new(note));
+        self.event_record(EventRecord::new(stamp, Lane::Telemetry, payload));
+    }
+
+    /// The audit of an event of an unknown type, and the event itself if it is passed through.
+    pub(super) fn foreign(&mut self, foreign: Foreign, at: Monotonic) {
+        let UnknownEvent {
+            envelope,
+            payload_type,
+            bytes,
+            action,
+        } = &foreign.audit;
+        let action = match action {
+            UnknownEventAction::Drop => "drop",
+            UnknownEventAction::PassThrough => "pass_through",
+            UnknownEventAction::Reject => "reject",
+        };
+        let fields = [
+            ("payload_type", bounded(payload_type).to_string()),
+            ("bytes", bytes.to_string()),
+            ("action", action.to_owned()),
+        ];
+        let mut record = self.remark("unknown_event", &fields, at);
+        record.envelope.causal_parent_id = Some(envelope.event_id.clone());
+        self.event_record(record);
+        if foreign.raw.is_some() {
+            let about = About {
+                kind: EventType::Debug,
+                ..CONTROL
+            };
+            self.publish(&about, || Notice::Foreign(Box::new(foreign)));
+        }
+    }
+
+    /// The user's audio broke off: whoever decodes it with a memory has to begin anew.
+    pub(super) fn discontinuity(&mut self, reason: &'static str, at: Monotonic) {
+        let stamp = self.stamp(None, at);
+        let id = format!("dsc/{}", stamp.event_id());
+        let (Ok(domain), Ok(id)) = (SyncDomain::new(INGRESS), DiscontinuityId::new(id)) else {
+            return; // Ids are longer than they may be: so is the session's own.
+        };
+        let signal = ControlSignal::new(Signal::Discontinuity, Emitter::SyncIntegrity, stamp)
+            .because(Reason::from_static(reason))
+            .breaking(domain, id);
+        self.say(signal);
+    }
+
+    /// Output that was too old to be played (P23).
+    pub(super) fn aged(&mut self, turn: TurnNumber, edge: EdgeId, range: SeqRange, at: Monotonic) {
+        let stamp = self.stamp(Some(turn), at);
+        let signal = ControlSignal::new(Signal::DropNotice, Emitter::EdgeBufferManager, stamp)
+            .on_edge(edge, Lane::Data)
+            .because(Reason::from_static("queue_pressure_drop"))
+            .dropping(range.start, range.end);
+        self.say(signal);
+    }
+
+    fn remark(&mut self, message: &str, fields: &[(&str, String)], at: Monotonic) -> EventRecord {
+        let fields = fields.iter();
+        let note = DebugNote {
+            message: message.to_owned(),
+            fields: fields
+                .map(|(key, value)| ((*key).to_owned(), value.clone()))
+                .collect(),
+        };
+        let stamp = self.stamp(None, at);
+        // Nothing of what was said is in it, and an audit is kept at every level.
+        EventRecord::new(stamp, Lane::Telemetry, Payload::Debug(Box::new(note)))
+            .classed(PayloadClass::Metadata)
     }
 
     pub(super) fn state(&mut self, state: SessionState) {

@@ -1,12 +1,17 @@
 //! What happens to a session, as the kernel is told.
 
-use rspp_kernel::{Input, edge::Patience, invocation::error_code, turn::Ending};
-use rspp_proto::{
-    ErrorCode, Monotonic, NodeId, Payload, Speaker, SpeechMark, TextChunk, TurnNumber,
-    abi::{Emitter, Signal},
-    spec::NodeKind,
-};
 use std::sync::Arc;
+
+use rspp_kernel::{
+    Input, authority::Checkpoint, dedupe::Seen, edge::Patience, invocation::error_code,
+    turn::Ending,
+};
+use rspp_proto::{
+    EdgeId, ErrorCode, IdempotencyKey, Lane, Monotonic, NodeId, Payload, Speaker, SpeechMark,
+    TextChunk, TurnNumber,
+    abi::{Emitter, Signal},
+    spec::{NodeKind, PortType},
+};
 
 use rspp_timeline::HandoffRecord;
 
@@ -15,6 +20,7 @@ use crate::{
     connection::ConnectionControl,
     event::{Arrival, CallEnd, Event, Port, Stamp},
     node::{NodeReport, PRESSURE},
+    observe::Observed,
     report::Degradation,
 };
 
@@ -174,6 +180,10 @@ impl Session {
                     ("action", action),
                 ];
                 self.publisher.note(turn, node, "guard", &fields, at);
+                None
+            }
+            NodeReport::StaleEpoch { fault } => {
+                self.publisher.stale(fault, Checkpoint::Dispatch, turn, at);
                 None
             }
             NodeReport::OverBudget => {
@@ -358,27 +368,84 @@ impl Session {
                 self.kernel.handle(now, Input::PlaybackFinished { turn });
             }
             Playback::ClauseOver => self.kernel.handle(now, Input::ClauseOver { turn }),
-            Playback::Stale => self.publisher.signal(
-                Signal::StaleEpochReject,
-                Emitter::ContractGuard,
-                None,
-                Some("authority_epoch_mismatch"),
-                at,
-            ),
+            Playback::Stale(fault) => {
+                self.publisher.stale(fault, Checkpoint::Egress, None, at);
+            }
         }
     }
 
     pub(super) fn transport(&mut self, now: Monotonic, event: TransportEvent) {
         match event {
             TransportEvent::Connected => self.kernel.handle(now, Input::Connected),
-            TransportEvent::Disconnected => {
-                "the user hung up".clone_into(&mut self.ended);
-                self.kernel.handle(now, Input::Disconnected);
-            }
+            TransportEvent::Disconnected => self.kernel.handle(now, Input::Disconnected),
+            TransportEvent::Reconnecting => self.kernel.handle(now, Input::Reconnecting),
+            TransportEvent::Lost => self.kernel.handle(now, Input::ConnectionLost),
+            TransportEvent::Silent => self.kernel.handle(now, Input::LineSilent),
+            TransportEvent::Stalled => self.kernel.handle(now, Input::LineStalled),
+            TransportEvent::Flowing => self.kernel.handle(now, Input::LineFlowing),
             TransportEvent::EndOfUtterance => self.end_utterance(now),
             TransportEvent::Cancel => self.kernel.handle(now, Input::Stop),
             TransportEvent::Text(text) => self.kernel.handle(now, Input::UserTurn { text }),
+            TransportEvent::Keyed { key, event } => self.keyed(now, &key, *event),
+            TransportEvent::Stale(fault) => {
+                self.publisher.stale(fault, Checkpoint::Ingress, None, now);
+            }
+            TransportEvent::Malformed(message) => self.publisher.malformed(&message, now),
+            TransportEvent::Foreign(foreign) => self.publisher.foreign(*foreign, now),
+            TransportEvent::Extension(event) => self.extension(*event),
+            TransportEvent::Discontinuity(reason) => self.publisher.discontinuity(reason, now),
+            TransportEvent::Aged { turn, range } => {
+                let lost = range.end - range.start + 1;
+                self.ledger.dropped(Some(turn), Lane::Data, lost);
+                if let Some(edge) = self.egress_edge() {
+                    self.publisher.aged(turn, edge, range, now);
+                }
+            }
         }
+    }
+
+    /// Data that this runtime does not look into: for nodes that take anything, and for subscribers.
+    fn extension(&mut self, event: Event) {
+        for tap in &self.taps {
+            let arrival = Arrival::Event {
+                port: tap.port,
+                event: event.clone(),
+                arrived: event.stamp.made,
+                // Whoever is outside cannot wait.
+                patience: Patience::Spent,
+            };
+            // The edge counts and reports what it has no room for.
+            let _counted = tap.to.offer(arrival);
+        }
+        let graph = &self.setup.blueprint.graph;
+        let node = graph.node(graph.ingress()).id.clone();
+        self.publisher.observed(Observed {
+            node,
+            edge: None,
+            event,
+            copied: false,
+        });
+    }
+
+    /// Sent again under the same key, over a retry or a reconnect, an event has no second effect
+    /// (F-158); that it was sent again is kept.
+    fn keyed(&mut self, now: Monotonic, key: &IdempotencyKey, event: TransportEvent) {
+        let publisher = &mut self.publisher;
+        let seen = self.keys.see(key.clone(), || publisher.first_of(key, now));
+        match seen {
+            Seen::First => self.transport(now, event),
+            Seen::Again { first, times } => self.publisher.repeated(key, first, times, now),
+        }
+    }
+
+    /// The edge by which the agent's voice leaves, for what is lost behind it.
+    fn egress_edge(&self) -> Option<EdgeId> {
+        let graph = &self.setup.blueprint.graph;
+        let edges = graph.node(graph.egress()).inputs.iter();
+        let mut edges = edges.map(|ix| graph.edge(*ix));
+        edges
+            .find(|edge| edge.carries == PortType::Audio)
+            .map(|edge| edge.id.clone())
     }
 
     /// Push to talk (F-042): recognition and turn detection need not wait for silence.

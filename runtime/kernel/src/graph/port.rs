@@ -56,7 +56,7 @@ pub(super) fn role_accepts(role: &Role) -> &'static [PortType] {
 
 pub(super) fn role_emits(role: &Role) -> &'static [PortType] {
     match role {
-        Role::Ingress => &[PortType::Audio, PortType::Text],
+        Role::Ingress => &[PortType::Audio, PortType::Text, PortType::Any],
         Role::Egress => &[],
         Role::Node(spec) => emits(&spec.kind),
     }

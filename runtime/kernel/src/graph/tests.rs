@@ -5,8 +5,8 @@ use rspp_proto::{
     Payload, PipelineVersion, Speaker, TextChunk,
     abi::CancelMode,
     spec::{
-        BudgetsSpec, Comparison, EGRESS, EdgeSpec, ErrorAction, INGRESS, MemoryLimits, ObserveSpec,
-        PipelineSpec, ProfileName, ProvidersSpec, TurnPolicy,
+        BudgetsSpec, Comparison, ConnectionPolicy, EGRESS, EdgeSpec, ErrorAction, INGRESS,
+        MemoryLimits, ObserveSpec, PipelineSpec, ProfileName, ProvidersSpec, TurnPolicy,
     },
 };
 use serde_json::{Value, json};
@@ -58,6 +58,7 @@ fn pipeline(nodes: Vec<NodeSpec>, edges: Vec<EdgeSpec>) -> PipelineSpec {
         open_to_policy: Vec::new(),
         memory: MemoryLimits::default(),
         providers: ProvidersSpec::default(),
+        connection: ConnectionPolicy::default(),
         metadata: BTreeMap::new(),
     }
 }

@@ -2,10 +2,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use rspp_proto::spec::{
-    BudgetsSpec, BufferSpec, DataHandling, DefaultingSource, EGRESS, EdgeSpec, ErrorAction,
-    INGRESS, Insertion, Marks, MemoryLimits, NodeKind, NodeSpec, ObserveSpec, PipelineSpec,
-    PolicyBundle, PortType, ProvidersSpec, RecordingLevel, ReplayMode, Strategy, SyncDropPolicy,
-    SyncPolicy, SyncScope, TurnPolicy, Watermarks,
+    BudgetsSpec, BufferSpec, ConnectionPolicy, DataHandling, DefaultingSource, EGRESS, EdgeSpec,
+    ErrorAction, INGRESS, Insertion, Marks, MemoryLimits, NodeKind, NodeSpec, ObserveSpec,
+    PipelineSpec, PolicyBundle, PortType, ProvidersSpec, RecordingLevel, ReplayMode, Strategy,
+    SyncDropPolicy, SyncPolicy, SyncScope, TurnPolicy, Watermarks,
 };
 
 use super::*;
@@ -62,6 +62,7 @@ fn spec() -> PipelineSpec {
         open_to_policy: Vec::new(),
         memory: MemoryLimits::default(),
         providers: ProvidersSpec::default(),
+        connection: ConnectionPolicy::default(),
         metadata: BTreeMap::new(),
     }
 }

@@ -175,6 +175,10 @@ impl Rig {
                 | Effect::Stop { .. }
                 | Effect::Flush { .. }
                 | Effect::Rotate { .. } => None,
+                Effect::Renew => {
+                    self.log.push("RENEW".into());
+                    None
+                }
             };
             if let Some(answer) = answer {
                 self.session.handle(self.now, answer);
@@ -521,6 +525,7 @@ fn a_lost_transport_aborts_the_turn() {
         rig.log,
         [
             "disconnected",
+            "stall(transport_disconnect_or_stall)",
             "Draining",
             "FENCE",
             "abort(transport_disconnect_or_stall)",
@@ -654,4 +659,106 @@ fn a_session_without_a_voice_goes_on_in_text() {
     let turn = T1.next().next();
     rig.take(Input::PlaybackStarted { turn });
     assert_eq!(rig.log.last().map(String::as_str), Some("VOICE true"));
+}
+
+// --- the connection and the lease ------------------------------------------------------------
+
+/// F6, F-091: a lost connection is waited for, then torn down: `disconnected`, `stall`, abort, close.
+#[test]
+fn a_lost_connection_is_waited_for_and_then_torn_down() {
+    let mut rig = Rig::talking();
+    rig.speak(50);
+    rig.log.clear();
+    rig.take(Input::Reconnecting);
+    rig.after(10_000).take(Input::ConnectionLost);
+    rig.after(19_999).take(Input::Tick);
+    assert_eq!(rig.log, ["reconnecting", "disconnected"]);
+    assert_eq!(rig.session.current_turn(), Some(T1));
+    rig.log.clear();
+    rig.after(1).take(Input::Tick);
+    assert_eq!(
+        rig.log,
+        [
+            "disconnected(transport_disconnect_or_stall)",
+            "stall(transport_disconnect_or_stall)",
+            "Draining",
+            "FENCE",
+            "abort(transport_disconnect_or_stall)",
+            "close",
+            "ended",
+            "Ended",
+        ]
+    );
+}
+
+/// F-091: a connection that comes back in time finds its turn.
+#[test]
+fn a_connection_that_comes_back_finds_its_turn() {
+    let mut rig = Rig::talking();
+    rig.speak(50);
+    rig.log.clear();
+    rig.take(Input::ConnectionLost);
+    rig.after(29_000).take(Input::Connected);
+    rig.after(300).take(Input::Tick);
+    assert_eq!(rig.log, ["disconnected", "connected"]);
+    assert_eq!(rig.session.current_turn(), Some(T1));
+}
+
+/// Design §5, lifecycle.md §7: a lease is renewed in time, and without renewal nothing is said.
+#[test]
+fn a_session_renews_its_lease_and_falls_silent_without_it() {
+    let mut rig = Rig::new();
+    let ttl = Duration::from_secs(10);
+    let asked = rig.now;
+    rig.take(Input::Leased { asked, ttl });
+    rig.log.clear();
+    rig.after(4_000).take(Input::Tick);
+    rig.take(Input::Renewed { ttl: Some(ttl) });
+    rig.after(4_000).take(Input::Tick);
+    rig.after(100).take(Input::Renewed { ttl: None });
+    assert_eq!(rig.log, ["RENEW", "RENEW"]);
+    rig.log.clear();
+    rig.after(500).take(Input::Tick);
+    rig.after(4_400).take(Input::Tick);
+    assert_eq!(
+        rig.log,
+        [
+            "RENEW",
+            "deauthorized_drain(authority_revoked_before_open)",
+            "Draining",
+            "ended",
+            "Ended"
+        ]
+    );
+}
+
+/// F-157: a session that moves opens nothing more here, keeps its turn, and is then handed over.
+#[test]
+fn a_session_that_moves_is_drained_and_handed_over() {
+    let mut rig = Rig::new();
+    rig.take(Input::Placed(Placement::Issued));
+    rig.take(Input::Leaving);
+    rig.say("is anybody there");
+    rig.take(Input::HandedOver);
+    assert_eq!(
+        rig.log,
+        [
+            "lease_issued",
+            "migration_start(region_failover_start)",
+            "Draining",
+            "session_handoff(authoritative_handoff)",
+            "deauthorized_drain(authority_revoked_before_open)",
+            "ended",
+            "Ended",
+        ]
+    );
+    let mut taken = Rig::new();
+    taken.take(Input::Placed(Placement::TakenOver));
+    assert_eq!(
+        taken.log,
+        [
+            "lease_rotated(authority_epoch_rotation)",
+            "migration_finish(region_failover_complete)"
+        ]
+    );
 }
