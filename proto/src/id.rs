@@ -204,6 +204,15 @@ impl IdempotencyKey {
     }
 }
 
+impl IdempotencyKey {
+    /// The key of a tool call: session, turn and call decide it, so that it stays the same over
+    /// retries, restarts and failovers (P7, F-158).
+    pub fn of_tool(session: &SessionId, turn: &TurnId, call: &str) -> Self {
+        let event = EventId(format!("tool/{}", sanitize_part(call)).into());
+        Self::canonical(session, Some(turn), &event)
+    }
+}
+
 /// Counts turns within a session, from 1; the cheap form of a [`TurnId`] on the audio path.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,

@@ -117,6 +117,10 @@ reasons! {
     EXECUTION_POOL_SATURATED = "execution_pool_saturated";
     /// Execution has stopped.
     EXECUTION_POOL_CLOSED = "execution_pool_closed";
+    /// The node is overloaded, and serves with less (F-048).
+    OVERLOAD_DEGRADE_POSTURE = "overload_degrade_posture";
+    /// A quota is used up, and is served with less (F-050).
+    QUOTA_DEGRADE_POSTURE = "quota_degrade_posture";
     /// The node already runs as often as it may.
     NODE_CONCURRENCY_LIMITED = "node_concurrency_limited";
     /// A node used up its soft budget.

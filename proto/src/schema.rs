@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     abi::{ControlSignal, DecisionOutcome, EventRecord, TurnTransition},
-    spec::{PipelineSpec, PolicyBundle},
+    spec::{LimitsSpec, PipelineSpec, PolicyBundle},
 };
 
 /// A schema that others may rely on (F-032).
@@ -28,6 +28,7 @@ pub fn published() -> Vec<Published> {
         publish::<DecisionOutcome>("decision_outcome"),
         publish::<PipelineSpec>("pipeline"),
         publish::<PolicyBundle>("policy"),
+        publish::<LimitsSpec>("limits"),
     ]
 }
 

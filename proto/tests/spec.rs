@@ -302,12 +302,12 @@ fn relaxed_mode_reads_what_strict_mode_refuses() {
     );
     assert_snapshot!(errors(&text), @r#"
 pipeline.yaml:5:9: schema: schema `rspp.pipeline.v2` is not read here; write `schema: rspp.pipeline.v1`
-pipeline.yaml:6:1: colour: unknown field `colour`; known fields: budgets, connection, edges, instructions, memory, metadata, nodes, observe, open_to_policy, profile, providers, schema, turns, version
+pipeline.yaml:6:1: colour: unknown field `colour`; known fields: budgets, connection, degrade, edges, instructions, memory, metadata, nodes, observe, open_to_policy, priority, profile, providers, schema, state, turns, version
 "#);
     let parsed = PipelineSpec::parse("pipeline.yaml", &text, Mode::Relaxed).unwrap();
     assert_eq!(parsed.spec.nodes, PipelineSpec::simple().nodes);
     let warnings: Vec<String> = parsed.warnings.iter().map(Diagnostic::to_string).collect();
-    assert_snapshot!(warnings.join("\n"), @"pipeline.yaml:6:1: warning: colour: unknown field `colour`; known fields: budgets, connection, edges, instructions, memory, metadata, nodes, observe, open_to_policy, profile, providers, schema, turns, version");
+    assert_snapshot!(warnings.join("\n"), @"pipeline.yaml:6:1: warning: colour: unknown field `colour`; known fields: budgets, connection, degrade, edges, instructions, memory, metadata, nodes, observe, open_to_policy, priority, profile, providers, schema, state, turns, version");
 
     let foreign = changed("schema: rspp.pipeline.v1", "schema: other.v1");
     assert!(PipelineSpec::parse("p.yaml", &foreign, Mode::Relaxed).is_err());
@@ -481,4 +481,36 @@ fn a_pipeline_may_say_nothing_about_providers() {
         .unwrap()
         .spec;
     assert_eq!(spec.providers.calls, Some(Box::default()));
+}
+
+/// A tool has a name of its own, a model to call it, and arguments that can be checked.
+#[test]
+fn tools_that_cannot_be_called_are_named() {
+    let tools = r#"kind: llm
+    tools:
+      - name: order pizza
+        description: Orders.
+      - name: look
+        description: " "
+        parameters: { type: object, properties: { when: { type: string, pattern: "^[0-9]+$" } } }
+      - name: look
+        description: Looks again.
+        run: { http: { url: "ftp://shop.example" } }
+"#;
+    let text = changed("kind: llm\n", tools);
+    assert_snapshot!(errors(&text), @r#"
+    pipeline.yaml:34:15: nodes[3].tools[0].name: `order pizza` is no tool's name; letters, digits, `_` and `-`, at most 64
+    pipeline.yaml:37:22: nodes[3].tools[1].description: must not be blank; the model chooses by it
+    pipeline.yaml:38:82: nodes[3].tools[1].parameters.properties.when.pattern: is not enforced here; say it in the description instead
+    pipeline.yaml:39:15: nodes[3].tools[2].name: tool `look` is declared twice
+    pipeline.yaml:41:29: nodes[3].tools[2].run.http.url: `ftp://shop.example` is no address of a server; e.g. `https://tools.example.com/order`
+    "#);
+    let text = changed(
+        "kind: tts\n",
+        "kind: tts\n    tools: [{ name: look, description: Looks. }]\n",
+    );
+    assert_snapshot!(errors(&text), @"pipeline.yaml:39:12: nodes[5].tools: a tts node calls no tools; declare them at the node that has the language model");
+    let good = "kind: llm\n    tools: [{ name: end_call, description: Hangs up. }]\n";
+    let parsed = PipelineSpec::parse("p.yaml", &changed("kind: llm\n", good), Mode::Strict);
+    assert_eq!(parsed.unwrap().warnings, []);
 }

@@ -8,7 +8,7 @@ use rspp_host::{
     node::{NodeContext, Step},
 };
 use rspp_kernel::CancelReason;
-use rspp_proto::{Epoch, SessionId, abi::Signal};
+use rspp_proto::{Epoch, SessionId, abi::Signal, spec::Quota};
 use rspp_provider_api::scripted::ScriptedLlm;
 use rspp_tests::{
     call::{Builder, Call, Cast, Ended, LONG, after_reply, first, says},
@@ -176,7 +176,7 @@ async fn a_session_that_was_taken_over_opens_no_turn() {
 #[tokio::test(start_paused = true)]
 async fn a_full_node_refuses_turns_before_they_open() {
     let ended = Builder::new(&cast(), vec![says(first())])
-        .configure(|config| config.max_turns = 0)
+        .configure(|config| config.limits.node.turns = Some(Quota::at(0)))
         .hold()
         .await;
     assert!(ended.report.turns.is_empty());

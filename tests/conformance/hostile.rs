@@ -13,7 +13,9 @@ use futures::{StreamExt, stream};
 use rspp_controlplane_api::{Lease, LeaseError, Leases, LocalLeases};
 use rspp_host::{Config, Event, OpenError, Pools, Runtime, SessionRequest, node::NodeContext};
 use rspp_proto::{
-    AudioChunk, SampleRate, SessionId, TenantId, TurnNumber, abi::Signal, spec::PipelineSpec,
+    AudioChunk, SampleRate, SessionId, TenantId, TurnNumber,
+    abi::Signal,
+    spec::{PipelineSpec, Quota},
 };
 use rspp_provider_api::scripted::{ScriptedLlm, ScriptedStt};
 use rspp_tests::{
@@ -183,14 +185,14 @@ async fn a_burst_of_calls_is_taken() {
 #[tokio::test(start_paused = true)]
 async fn a_refused_call_leaves_the_running_one_its_lease() {
     let call = Builder::new(&Cast::default(), vec![says(Start::At(ms(3_000)))])
-        .configure(|config| config.max_sessions = 1)
+        .configure(|config| config.limits.node.sessions = Some(Quota::at(1)))
         .start()
         .await;
     let again = call
         .runtime
         .open(request("call", silent(), SampleRate::HZ_16000, false))
         .await;
-    assert!(matches!(again, Err(OpenError::Full(_))));
+    assert!(matches!(again, Err(OpenError::Refused(_))));
     assert_eq!(call.end().await.endings(), ["commit"]);
 }
 

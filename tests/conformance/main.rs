@@ -5,7 +5,9 @@
     reason = "a test that cannot go on says so by its panic"
 )]
 
+mod admission;
 mod authority;
+mod batching;
 mod budgets;
 mod cancels;
 mod conversation;
@@ -14,6 +16,7 @@ mod deaf;
 mod echo;
 mod edges;
 mod failure;
+mod fairness;
 mod flow;
 mod hooks;
 mod hostile;
@@ -30,6 +33,7 @@ mod liveness;
 mod memory;
 mod nodes;
 mod observing;
+mod overload;
 mod pauses;
 mod plans;
 mod processes;
@@ -41,8 +45,11 @@ mod replay;
 mod routing;
 mod scopes;
 mod shutdown;
+mod speculation;
 mod standbys;
+mod state;
 mod sweeps;
 mod sync;
 mod teardown;
+mod tools;
 mod watchdog;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use rspp_host::{OpenError, Runtime};
 use rspp_proto::{
     EdgeId, ProviderId, SessionId,
-    spec::{BufferSpec, Modality},
+    spec::{BufferSpec, Modality, Quota},
 };
 use rspp_provider_api::{
     Fault,
@@ -134,7 +134,7 @@ async fn a_session_that_does_not_start_leaves_nothing_behind() {
 #[tokio::test(start_paused = true)]
 async fn a_full_node_refuses_sessions_until_one_has_ended() {
     let cast = Cast::default();
-    let mut host = call(&cast).configure(|config| config.max_sessions = 1);
+    let mut host = call(&cast).configure(|config| config.limits.node.sessions = Some(Quota::at(1)));
     let runtime = host.runtime().await;
     let open = async |name: &str| {
         let mut builder = Builder::new(&cast, vec![]);
@@ -146,7 +146,7 @@ async fn a_full_node_refuses_sessions_until_one_has_ended() {
     let Err(full) = open("b").await else {
         panic!("there was room for two");
     };
-    assert!(matches!(full, OpenError::Full(1)), "{full}");
+    assert!(matches!(full, OpenError::Refused(_)), "{full}");
     held.end().await;
     open("b").await.expect("there is room again").end().await;
     empty(&runtime).await;

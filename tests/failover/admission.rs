@@ -4,6 +4,7 @@ use rspp_host::OpenError;
 use rspp_proto::{
     SessionId,
     abi::{Emitter, OutcomeKind, OutcomePhase, OutcomeScope, Signal},
+    spec::Quota,
 };
 use rspp_tests::call::{Builder, Cast, first, says};
 
@@ -14,7 +15,7 @@ use crate::row::{assert_committed, assert_stayed_pre_turn, evidence, outcomes};
 #[tokio::test(start_paused = true)]
 async fn an_intent_beyond_the_nodes_room_is_rejected_before_anything_opens() {
     let ended = Builder::new(&Cast::default(), vec![says(first())])
-        .configure(|config| config.max_turns = 0)
+        .configure(|config| config.limits.node.turns = Some(Quota::at(0)))
         .hold()
         .await;
     assert_stayed_pre_turn(&ended);
@@ -37,14 +38,14 @@ async fn an_intent_beyond_the_nodes_room_is_rejected_before_anything_opens() {
 #[tokio::test(start_paused = true)]
 async fn a_session_beyond_the_nodes_room_is_refused_and_costs_nobody_inside() {
     let cast = Cast::default();
-    let mut inside =
-        Builder::new(&cast, vec![says(first())]).configure(|config| config.max_sessions = 1);
+    let mut inside = Builder::new(&cast, vec![says(first())])
+        .configure(|config| config.limits.node.sessions = Some(Quota::at(1)));
     let runtime = inside.runtime().await;
     let placed = inside.open(&runtime).await.expect("there is room for one");
     let mut outside = Builder::new(&cast, vec![]);
     outside.session = SessionId::new("outside").expect("not blank");
     let refused = outside.open(&runtime).await;
-    assert!(matches!(refused, Err(OpenError::Full(1))));
+    assert!(matches!(refused, Err(OpenError::Refused(_))));
     let ended = placed.end().await;
     assert_committed(&ended, 1);
     let admission = evidence(&ended, 1).admission_outcome.as_ref();

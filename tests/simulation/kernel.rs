@@ -10,6 +10,7 @@ use proptest::{
 };
 use rspp_kernel::{
     CancelReason, Effect, Gates, Input, PlanFacts, Session, SessionState,
+    admission::{Decision, Verdict},
     invariant::{Broken, Orders},
     plan::profile,
     turn::Ending,
@@ -60,12 +61,12 @@ enum Step {
 /// How the host answers.
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "eight answers that are independent of each other"
+    reason = "answers that are independent of each other"
 )]
 #[derive(Clone, Copy, Debug)]
 struct Answers {
     snapshot: bool,
-    capacity: bool,
+    verdict: Verdict,
     authorized: bool,
     stale: bool,
     plans: bool,
@@ -77,7 +78,7 @@ struct Answers {
 
 const WILLING: Answers = Answers {
     snapshot: true,
-    capacity: true,
+    verdict: Verdict::Admit,
     authorized: true,
     stale: false,
     plans: true,
@@ -89,19 +90,27 @@ const WILLING: Answers = Answers {
 
 fn answers() -> impl Strategy<Value = Answers> {
     let mostly = || prop::bool::weighted(0.85);
+    let retry_after = (0..2_000_u64).prop_map(Duration::from_millis);
+    let verdict = prop_oneof![
+        20 => Just(Verdict::Admit),
+        1 => Just(Verdict::Degrade),
+        1 => retry_after.clone().prop_map(|retry_after| Verdict::Throttle { retry_after }),
+        1 => retry_after.prop_map(|retry_after| Verdict::Defer { retry_after }),
+        1 => Just(Verdict::Reject),
+    ];
     (
-        (mostly(), mostly(), mostly(), mostly()),
+        (mostly(), verdict, mostly(), mostly()),
         (mostly(), mostly(), 0..40u32),
         (any::<bool>(), any::<bool>()),
     )
         .prop_map(
             |(
-                (snapshot, capacity, authorized, fresh),
+                (snapshot, verdict, authorized, fresh),
                 (plans, stores, accepted),
                 (soft, at_work),
             )| Answers {
                 snapshot,
-                capacity,
+                verdict,
                 authorized,
                 stale: !fresh,
                 plans,
@@ -308,7 +317,10 @@ impl Rig {
                     turn,
                     gates: Gates {
                         snapshot_valid: says.snapshot,
-                        capacity: says.capacity,
+                        admission: Decision {
+                            verdict: says.verdict,
+                            cause: None,
+                        },
                         epoch: if says.stale {
                             self.session.epoch().next()
                         } else {

@@ -280,6 +280,8 @@ pub struct Builder {
     pub script: Script,
     /// Changes of the runtime's configuration.
     pub configure: Box<dyn FnOnce(&mut Config)>,
+    /// Who it is accounted to.
+    pub tenant: TenantId,
     /// The session's id.
     pub session: SessionId,
     /// Overrides of the pipeline's defaults.
@@ -308,6 +310,7 @@ impl Builder {
                 ..Script::default()
             },
             configure: Box::new(|_| {}),
+            tenant: TenantId::new("tenant").expect("not blank"),
             session: SessionId::new("call").expect("not blank"),
             policy: None,
             settings: bindings(),
@@ -374,7 +377,7 @@ impl Builder {
         }
         let session = runtime
             .open(SessionRequest {
-                tenant: TenantId::new("tenant").expect("not blank"),
+                tenant: self.tenant,
                 session: self.session,
                 pipeline: self.pipeline,
                 policy: self.policy,

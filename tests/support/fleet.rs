@@ -21,7 +21,8 @@ use rspp_host::{
     },
 };
 use rspp_proto::{
-    AudioChunk, Payload, SampleRate, SessionId, TenantId, TurnNumber, spec::PipelineSpec,
+    AudioChunk, Payload, SampleRate, SessionId, TenantId, TurnNumber,
+    spec::{OverloadSpec, PipelineSpec, QuotasSpec},
 };
 use rspp_provider_api::{
     Providers,
@@ -307,8 +308,13 @@ pub async fn runtime_with<const N: usize>(
     let mut config = Config::new(providers, Pools::new(1));
     config.nodes = Arc::new(registry);
     config.clock = watch.clock;
-    config.max_sessions = 100_000;
-    config.max_turns = 100_000;
+    // What is beyond the runtime's own limits is what is measured.
+    config.limits.node = QuotasSpec::default();
+    config.limits.overload = OverloadSpec {
+        scheduler_late_ms: None,
+        output_late_ms: None,
+        ..OverloadSpec::default()
+    };
     Runtime::start(config).await.expect("the runtime starts")
 }
 

@@ -109,6 +109,7 @@ pub fn pipeline_spec(bytes: &[u8]) {
             snapshots: &SnapshotProvenance::local(),
             snapshots_fresh: true,
             providers: ProviderInputs::unknown(),
+            degraded: parsed.spec.degrade.is_some(),
         };
         if let Ok(plan) = resolve(&inputs, &TurnNumber::FIRST.id(), Epoch::FIRST) {
             plan.verify().expect("a new plan is what it says");

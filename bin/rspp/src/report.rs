@@ -94,6 +94,12 @@ pub(crate) struct Overhead {
     pub(crate) p50: f64,
     pub(crate) p99: f64,
     pub(crate) max: f64,
+    /// What it may be, 99th percentile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) budget: Option<u64>,
+    /// Times that it was found above that.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) above_budget: u64,
 }
 
 /// What the session does not know about itself.
@@ -105,6 +111,14 @@ pub(crate) struct Circumstances {
     pub(crate) interrupted: bool,
     pub(crate) frames_after_clear: u64,
     pub(crate) moments: Vec<Moment>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands over a reference"
+)]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Report {
@@ -145,6 +159,8 @@ impl Report {
                 p50: overhead.p50,
                 p99: overhead.p99,
                 max: overhead.max,
+                budget: session.kernel_overhead_budget_us,
+                above_budget: session.kernel_overhead_alerts,
             },
         }
     }
@@ -256,9 +272,12 @@ pub(crate) mod tests {
                 cancel_fence_us: Some(12.5),
                 dropped: Lane::ALL.map(|lane| (lane, 0)).into(),
                 spending: Spending::default(),
+                tools: Vec::new(),
             }],
             spending: Spending::default(),
             refused: 0,
+            speculation: rspp_kernel::speculation::SpeculationStats::default(),
+            hot_state_bytes: 0,
             node_failures: 0,
             degraded: Vec::new(),
             dead_letters: Vec::new(),
@@ -274,6 +293,10 @@ pub(crate) mod tests {
                 max: 20.0,
             },
             measurements: None,
+            node_handlers_us: Percentiles::default(),
+            kernel_overhead_budget_us: None,
+            kernel_overhead_alerts: 0,
+            shed: 0,
         }
     }
 

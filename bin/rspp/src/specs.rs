@@ -178,6 +178,7 @@ impl Setup {
             snapshots: &snapshots,
             snapshots_fresh: true,
             providers: ProviderInputs::unknown(),
+            degraded: false,
         };
         resolve(&inputs, &TurnNumber::FIRST.id(), Epoch::FIRST).map_err(Problem::input)
     }

@@ -243,7 +243,7 @@ fn help_of_the_timeline_shows_every_filter() {
           --turn <TURN>      Only these turns: `2` or `turn-0002`
           --kind <KIND>      Only these kinds of entries [possible values: header, plan, signal, event,
                              outcome, transition, attempt, invocation, handoff, playout, level, dropped,
-                             turn, footer, journal]
+                             turn, footer, journal, tool]
           --type <TYPE>      Only events of these types [possible values: audio, text, control, metrics,
                              debug, error]
           --signal <SIGNAL>  Only these control signals
@@ -583,7 +583,7 @@ fn the_same_input_gives_the_same_plan_and_another_input_another() {
 #[test]
 fn a_part_of_the_plan_that_does_not_exist_is_refused() {
     let refusal = Place::new().run(&["plan", "nothing"]).refusal();
-    assert_snapshot!(refusal, @"error: nothing in the plan begins with `nothing`; there are: budgets, provider_bindings, node_bindings, provider_policy, edge_buffer_policies, flow_control, allowed_adaptive_actions, recording_policy, streaming_handoff, cancel_mode, turns");
+    assert_snapshot!(refusal, @"error: nothing in the plan begins with `nothing`; there are: budgets, provider_bindings, node_bindings, provider_policy, edge_buffer_policies, flow_control, allowed_adaptive_actions, recording_policy, streaming_handoff, cancel_mode, turns, state, priority, extent");
 }
 
 #[test]

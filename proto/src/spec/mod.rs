@@ -1,9 +1,11 @@
 //! What people author: pipelines, execution profiles, edge buffers, budgets and policies.
 
+mod arguments;
 mod budget;
 mod buffer;
 mod connection;
 mod diagnostic;
+mod limits;
 mod parse;
 mod pipeline;
 mod policy;
@@ -12,7 +14,11 @@ mod report;
 mod rules;
 mod shape;
 mod source;
+mod speculation;
+mod state;
+mod tool;
 
+pub use arguments::{ArgumentProblem, ArgumentSchema};
 pub use budget::{Budgets, BudgetsSpec, MemoryLimits};
 pub use buffer::{
     BoundAction, BoundActions, BufferSpec, BufferTuning, DataHandling, DefaultingSource,
@@ -21,7 +27,11 @@ pub use buffer::{
 };
 pub use connection::{ConnectionPolicy, EchoGuardPolicy, JitterProfile};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
-pub use parse::{Mode, PIPELINE_SCHEMA, POLICY_SCHEMA, Parsed};
+pub use limits::{
+    BatchingSpec, DegradeSpec, LimitsSpec, OverLimit, OverloadSpec, Priority, Quota, QuotasSpec,
+    Threshold,
+};
+pub use parse::{LIMITS_SCHEMA, Mode, PIPELINE_SCHEMA, POLICY_SCHEMA, Parsed};
 pub use pipeline::{
     Comparison, Condition, EGRESS, EdgeSpec, ErrorAction, INGRESS, MergeOrder, NodeKind, NodeSpec,
     ObserveSpec, PipelineSpec, PortType, ProfileName,
@@ -34,6 +44,11 @@ pub use policy::{
 pub use provider::{
     Bindings, CallPolicy, Cap, CapAction, ChoicePolicy, CircuitPolicy, CostCaps, FailurePolicy,
     ProviderPolicy, ProvidersSpec,
+};
+pub use speculation::SpeculationPolicy;
+pub use state::{Consistency, StatePolicy};
+pub use tool::{
+    HttpExecutor, OnInterruption, SessionAction, ToolDeclaration, ToolEffects, ToolExecutor,
 };
 
 /// Lets a schema accept words that are read but never written.

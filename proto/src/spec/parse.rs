@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use super::{
-    PipelineSpec, PolicyBundle,
+    LimitsSpec, PipelineSpec, PolicyBundle,
     diagnostic::{Diagnostic, Diagnostics, Severity},
     report::Report,
     rules,
@@ -17,6 +17,9 @@ use crate::schema;
 pub const PIPELINE_SCHEMA: &str = "rspp.pipeline.v1";
 /// The schema that policy bundles are written against.
 pub const POLICY_SCHEMA: &str = "rspp.policy.bundle.v1";
+
+/// The schema that limits are written against; a part of settings, so that they do not name it.
+pub const LIMITS_SCHEMA: &str = "rspp.limits.v1";
 
 /// The built-in pipeline.
 const SIMPLE: &str = include_str!("templates/simple.yaml");
@@ -74,6 +77,13 @@ impl PolicyBundle {
             check.schema(&spec.schema);
             rules::policy(spec, check);
         })
+    }
+}
+
+impl LimitsSpec {
+    /// Reads and checks what a node takes on, from YAML or JSON; `file` is what diagnostics call it.
+    pub fn parse(file: &str, text: &str, mode: Mode) -> Result<Parsed<Self>, Diagnostics> {
+        parse(file, text, mode, LIMITS_SCHEMA, rules::limits)
     }
 }
 

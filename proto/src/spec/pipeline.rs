@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BudgetsSpec, BufferSpec, ConnectionPolicy, MemoryLimits, NodeExecutionPolicy, ProvidersSpec,
-    TurnPolicy, also_accept,
+    BudgetsSpec, BufferSpec, ConnectionPolicy, DegradeSpec, MemoryLimits, NodeExecutionPolicy,
+    Priority, ProvidersSpec, StatePolicy, ToolDeclaration, TurnPolicy, also_accept,
 };
 use crate::abi::CancelMode;
 use crate::{EdgeId, IdError, NodeId, PipelineVersion, ProviderId};
@@ -235,6 +235,9 @@ pub struct NodeSpec {
     /// How a cancel ends its work (F-041). The turn's own mode is that of the nodes that are heard.
     #[serde(default)]
     pub cancel: CancelMode,
+    /// What its model may call.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<ToolDeclaration>,
     /// The node's own settings.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub config: BTreeMap<String, serde_json::Value>,
@@ -309,6 +312,14 @@ impl ObserveSpec {
     }
 }
 
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands over a reference"
+)]
+fn is_interactive(priority: &Priority) -> bool {
+    *priority == Priority::Interactive
+}
+
 /// A pipeline, as authored and published (F-001).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -347,6 +358,15 @@ pub struct PipelineSpec {
     /// How the connection is treated.
     #[serde(default)]
     pub connection: ConnectionPolicy,
+    /// How much nodes may remember, and how fresh it is.
+    #[serde(default)]
+    pub state: StatePolicy,
+    /// Who comes first when there is not enough for all (F-173).
+    #[serde(default, skip_serializing_if = "is_interactive")]
+    pub priority: Priority,
+    /// What is done without under overload (F-048).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degrade: Option<DegradeSpec>,
     /// For people; never alters execution (F-082).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,

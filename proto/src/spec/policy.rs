@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Budgets, EdgeBufferPolicy, Marks, NodeKind, NodeSpec, PortType, ProvidersSpec};
+use super::{
+    Budgets, EdgeBufferPolicy, Marks, NodeKind, NodeSpec, PortType, ProvidersSpec,
+    SpeculationPolicy,
+};
 use crate::{NodeId, ProviderId};
 
 /// What a provider does.
@@ -226,6 +229,8 @@ pub struct TurnPolicy {
     pub plan_failure: PlanFailurePolicy,
     /// Messages of the conversation that the model is shown.
     pub max_context_messages: usize,
+    /// Whether an answer may be begun before it is certain that the user has finished.
+    pub speculation: SpeculationPolicy,
 }
 
 impl Default for TurnPolicy {
@@ -245,6 +250,7 @@ impl Default for TurnPolicy {
             late_events: LateEventPolicy::Drop,
             plan_failure: PlanFailurePolicy::Defer,
             max_context_messages: 64,
+            speculation: SpeculationPolicy::default(),
         }
     }
 }

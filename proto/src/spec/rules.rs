@@ -1,5 +1,6 @@
 //! What a spec has to mean, beyond its shape. Every rule reports all that break it.
 
+mod limits;
 mod providers;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     BufferSpec, Comparison, Condition, DataHandling, EGRESS, EdgeBufferPolicy, EdgeSpec, INGRESS,
     Marks, MemoryLimits, Modality, NodeKind, NodeSpec, PipelineSpec, PolicyBundle, PortType,
-    Strategy, SyncDropPolicy, SyncPolicy, SyncScope, Watermarks, diagnostic::nearest, parse::Check,
+    Strategy, SyncDropPolicy, SyncPolicy, SyncScope, ToolDeclaration, ToolExecutor, Watermarks,
+    diagnostic::nearest, parse::Check,
 };
 use crate::{NodeId, ProviderId};
 
@@ -16,6 +18,8 @@ const OUTSIDE: &[PortType] = &[PortType::Audio, PortType::Text];
 /// What comes in from there: also what only a client or a transport understands, e.g. keys that were
 /// pressed; that rides edges of any type.
 const INSIDE: &[PortType] = &[PortType::Audio, PortType::Text, PortType::Any];
+
+pub(super) use limits::limits;
 
 /// The rules of a pipeline.
 pub(super) fn pipeline(spec: &PipelineSpec, check: &mut Check<'_, '_>) {
@@ -62,6 +66,9 @@ pub(super) fn pipeline(spec: &PipelineSpec, check: &mut Check<'_, '_>) {
         );
     }
     providers::providers("providers", &spec.providers, check);
+    if let Some(degrade) = &spec.degrade {
+        limits::degrade("degrade", degrade, check);
+    }
     if spec.turns.max_context_messages == 0 {
         check.error(
             "out_of_range",
@@ -196,6 +203,7 @@ impl<'a> Graph<'a> {
                 None,
             );
         }
+        tools(path, node, check);
         if let Some(execution) = &node.execution {
             fairness(
                 &format!("{path}.execution"),
@@ -334,6 +342,59 @@ impl<'a> Graph<'a> {
             format!("events would go round: {}", cycle.join(" -> ")),
             "remove one of these edges".to_owned(),
         );
+    }
+}
+
+/// A tool has a name of its own, a model to call it, and arguments that can be checked.
+fn tools(node_path: &str, node: &NodeSpec, check: &mut Check<'_, '_>) {
+    if !node.tools.is_empty() && !matches!(node.kind, NodeKind::Llm | NodeKind::Custom(_)) {
+        check.error(
+            "no_tools",
+            &format!("{node_path}.tools"),
+            format!("a {} node calls no tools", node.kind.as_str()),
+            "declare them at the node that has the language model".to_owned(),
+        );
+    }
+    let mut seen = BTreeSet::new();
+    for (index, tool) in node.tools.iter().enumerate() {
+        let path = format!("{node_path}.tools[{index}]");
+        let name = tool.name.as_str();
+        if !ToolDeclaration::is_name(name) {
+            let hint = "letters, digits, `_` and `-`, at most 64".to_owned();
+            let message = format!("`{name}` is no tool's name");
+            check.error("tool_name", &format!("{path}.name"), message, hint);
+        } else if !seen.insert(name) {
+            let message = format!("tool `{name}` is declared twice");
+            check.error("duplicate", &format!("{path}.name"), message, None);
+        }
+        if tool.description.trim().is_empty() {
+            check.error(
+                "blank",
+                &format!("{path}.description"),
+                "must not be blank",
+                "the model chooses by it".to_owned(),
+            );
+        }
+        for problem in tool.arguments().problems() {
+            let at = if problem.path.is_empty() {
+                format!("{path}.parameters")
+            } else {
+                format!("{path}.parameters.{}", problem.path)
+            };
+            check.error("tool_parameters", &at, problem.message, None);
+        }
+        if let ToolExecutor::Http(http) = &tool.run
+            && !["http://", "https://"]
+                .iter()
+                .any(|scheme| http.url.starts_with(scheme))
+        {
+            check.error(
+                "tool_url",
+                &format!("{path}.run.http.url"),
+                format!("`{}` is no address of a server", http.url),
+                "e.g. `https://tools.example.com/order`".to_owned(),
+            );
+        }
     }
 }
 

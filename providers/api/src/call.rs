@@ -1,12 +1,12 @@
 //! One call to a provider: who asks, how long it may take, how it is stopped.
 
-use std::{fmt, num::NonZeroU32, pin::Pin, time::Duration};
+use std::{fmt, num::NonZeroU32, pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use rspp_proto::{Epoch, InvocationId, ProviderId, SessionId, TurnId};
 use tokio_util::sync::CancellationToken;
 
-use crate::Fault;
+use crate::{Fault, fair::Share};
 
 /// Counts the attempts of one call at one provider, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,6 +55,8 @@ pub struct Call {
     pub idempotency_key: String,
     /// How long the provider may be silent.
     pub deadlines: Deadlines,
+    /// Who the call is accounted to where it shares something with others, such as a pool.
+    pub share: Arc<Share>,
     /// Fires when the result is no longer wanted: the stream must end promptly after it.
     pub cancel: CancellationToken,
 }

@@ -57,6 +57,17 @@ impl Fault {
         }
     }
 
+    /// There was no room for the call on this machine; nothing is wrong with the provider.
+    pub fn shed(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::new(OutcomeClass::Overload, false, reason, message)
+    }
+
+    /// Whether it was [`shed`](Self::shed) by a pool.
+    pub fn is_shed(&self) -> bool {
+        let by_pool = ["execution_pool_saturated", "execution_pool_closed"];
+        self.class == OutcomeClass::Overload && by_pool.contains(&self.reason)
+    }
+
     /// The call was stopped by us.
     pub fn cancelled() -> Self {
         Self::new(

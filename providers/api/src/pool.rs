@@ -7,12 +7,23 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-/// The runtime is shutting down, or the work panicked.
+use crate::{
+    Fault,
+    fair::Share,
+    gate::{FairGate, GateCounters, GateError},
+};
+
+/// Pieces of work that may wait, unless the pool is told otherwise.
+const MOST_WAITING: usize = 4_096;
+
+/// Why work was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum PoolClosed {
+pub enum PoolError {
+    /// Too much work waits already.
+    #[error("too much inference waits already")]
+    Saturated,
     /// No more work is taken.
     #[error("the inference pool is closed")]
     Closed,
@@ -21,14 +32,36 @@ pub enum PoolClosed {
     Panicked(String),
 }
 
-/// Runs blocking work on at most `size` threads at once; more waits its turn.
+impl PoolError {
+    /// What it means for a provider's call.
+    pub fn into_fault(self) -> Fault {
+        match self {
+            Self::Saturated => Fault::shed("execution_pool_saturated", self.to_string()),
+            Self::Closed => Fault::shed("execution_pool_closed", self.to_string()),
+            Self::Panicked(panic) => Fault::model(format!("inference panicked: {panic}")),
+        }
+    }
+}
+
+impl From<GateError> for PoolError {
+    fn from(error: GateError) -> Self {
+        match error {
+            GateError::Saturated => Self::Saturated,
+            GateError::Closed => Self::Closed,
+        }
+    }
+}
+
+/// Runs blocking work on at most `size` threads at once; more waits its turn, which comes by shares
+/// and not by who asked first (F-105).
 ///
 /// In virtual time (a paused tokio clock) the work is charged at what it really cost: the clock
 /// stands still while it runs and is then moved on by its duration, so that latencies measured in
 /// virtual time are those of this machine.
 #[derive(Clone, Debug)]
 pub struct InferencePool {
-    slots: Arc<Semaphore>,
+    gate: FairGate,
+    share: Arc<Share>,
     cost: Cost,
 }
 
@@ -47,7 +80,8 @@ impl InferencePool {
     /// A pool for real time.
     pub fn new(size: usize) -> Self {
         Self {
-            slots: Arc::new(Semaphore::new(size.max(1))),
+            gate: FairGate::new(size, MOST_WAITING),
+            share: Arc::default(),
             cost: Cost::Real,
         }
     }
@@ -69,36 +103,63 @@ impl InferencePool {
         }
     }
 
+    /// The same pool, with room for so much work that waits; the work that waits now is not moved.
+    #[must_use]
+    pub fn with_waiting_room(self, size: usize, most_waiting: usize) -> Self {
+        Self {
+            gate: FairGate::new(size, most_waiting),
+            ..self
+        }
+    }
+
+    /// The same pool, for work that is accounted to `share`.
+    #[must_use]
+    pub fn on_behalf_of(&self, share: Arc<Share>) -> Self {
+        Self {
+            share,
+            ..self.clone()
+        }
+    }
+
+    /// What the pool has done so far (F-105).
+    pub fn counters(&self) -> GateCounters {
+        self.gate.counters()
+    }
+
+    /// Takes no more work.
+    pub fn close(&self) {
+        self.gate.close();
+    }
+
     /// Runs `work` on the pool and waits for it. Dropping the future gives up the wait; work that
     /// has begun runs to its end and keeps its slot until then.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, PoolClosed> {
-        let slot = Arc::clone(&self.slots)
-            .acquire_owned()
-            .await
-            .map_err(|_| PoolClosed::Closed)?;
+    ) -> Result<T, PoolError> {
+        let slot = self.gate.pass(&self.share).await?;
         if let Cost::Fixed(cost) = self.cost {
-            let _slot = slot;
             tokio::time::sleep(cost).await;
-            return catch_unwind(AssertUnwindSafe(work))
-                .map_err(|panic| PoolClosed::Panicked(panic_text(panic.as_ref())));
+            let outcome = catch_unwind(AssertUnwindSafe(work))
+                .map_err(|panic| PoolError::Panicked(panic_text(panic.as_ref())));
+            slot.done(cost);
+            return outcome;
         }
         let joined = tokio::task::spawn_blocking(move || {
-            let _slot = slot;
             #[expect(
                 clippy::disallowed_methods,
                 reason = "measures what the work really cost, whatever the virtual clock says"
             )]
             let began = std::time::Instant::now();
             let result = work();
-            (result, began.elapsed())
+            let took = began.elapsed();
+            slot.done(took);
+            (result, took)
         })
         .await;
         let (result, took) = joined.map_err(|error| match error.try_into_panic() {
-            Ok(panic) => PoolClosed::Panicked(panic_text(panic.as_ref())),
-            Err(_) => PoolClosed::Closed,
+            Ok(panic) => PoolError::Panicked(panic_text(panic.as_ref())),
+            Err(_) => PoolError::Closed,
         })?;
         match self.cost {
             Cost::Charged => tokio::time::sleep_until(Instant::now() + took).await,
@@ -142,7 +203,7 @@ mod tests {
             pool.run(|| panic!("bad weights")),
         );
         assert_eq!(a, Ok(here));
-        assert_eq!(b, Err::<(), _>(PoolClosed::Panicked("bad weights".into())));
+        assert_eq!(b, Err::<(), _>(PoolError::Panicked("bad weights".into())));
         assert_eq!(began.elapsed(), Duration::from_millis(14), "one slot");
     }
 
@@ -152,8 +213,52 @@ mod tests {
         let outcome = pool.run(|| panic!("bad weights")).await;
         assert_eq!(
             outcome,
-            Err::<(), _>(PoolClosed::Panicked("bad weights".into()))
+            Err::<(), _>(PoolError::Panicked("bad weights".into()))
         );
         assert_eq!(pool.run(|| 7).await, Ok(7));
+    }
+
+    /// F-105, F-174: a slot goes to whoever has had least, not to whoever asked most.
+    #[tokio::test(start_paused = true)]
+    async fn slots_go_by_shares() {
+        let pool = InferencePool::in_virtual_time(1);
+        let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let work = |who: &'static str| {
+            let order = Arc::clone(&order);
+            let pool = pool.on_behalf_of(Arc::new(Share::new(who, who)));
+            async move {
+                let done = pool.run(move || order.lock().unwrap().push(who));
+                done.await.unwrap();
+            }
+        };
+        let mut all: Vec<_> = (0..20).map(|_| tokio::spawn(work("big"))).collect();
+        tokio::task::yield_now().await;
+        all.push(tokio::spawn(work("small")));
+        for one in all {
+            one.await.unwrap();
+        }
+        let order = order.lock().unwrap();
+        let place = order.iter().position(|who| *who == "small").unwrap();
+        assert!(place <= 2, "{order:?}");
+        assert_eq!(pool.counters().most_inside, 1);
+    }
+
+    /// F1: a pool with no room to wait in says so.
+    #[tokio::test(start_paused = true)]
+    async fn a_full_waiting_room_is_an_answer() {
+        let pool = InferencePool::in_virtual_time(1).with_waiting_room(1, 0);
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let busy = tokio::spawn({
+            let pool = pool.clone();
+            async move { pool.run(move || wait.recv().is_ok()).await }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(pool.run(|| 1).await, Err(PoolError::Saturated));
+        assert_eq!(
+            PoolError::Saturated.into_fault().reason,
+            "execution_pool_saturated"
+        );
+        go.send(()).unwrap();
+        assert_eq!(busy.await.unwrap(), Ok(true));
     }
 }

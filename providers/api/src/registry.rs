@@ -2,10 +2,16 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use rspp_proto::{ProviderId, spec::Modality};
+use rspp_proto::{
+    ProviderId,
+    spec::{BatchingSpec, Modality},
+};
 use thiserror::Error;
 
-use crate::{Description, EndOfTurn, LanguageModel, SpeechToText, TextToSpeech, VoiceActivity};
+use crate::{
+    BatchCounters, BatchLanguageModel, Batching, Description, EndOfTurn, LanguageModel,
+    SpeechToText, TextToSpeech, VoiceActivity,
+};
 
 /// Why a provider cannot be had.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -15,6 +21,14 @@ pub enum RegistryError {
     Unknown {
         /// What was looked for.
         modality: Modality,
+        /// The id asked for.
+        id: ProviderId,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// No language model of that id can answer several calls together.
+    #[error("language model `{id}` does not batch; those that do: {}", known.join(", "))]
+    NoBatches {
         /// The id asked for.
         id: ProviderId,
         /// What there is.
@@ -30,6 +44,8 @@ pub struct Providers {
     tts: BTreeMap<ProviderId, Arc<dyn TextToSpeech>>,
     voice: BTreeMap<ProviderId, Arc<dyn VoiceActivity>>,
     end_of_turn: BTreeMap<ProviderId, Arc<dyn EndOfTurn>>,
+    /// Language models that can answer several calls together, and what gathers these.
+    batching: BTreeMap<ProviderId, (Arc<dyn BatchLanguageModel>, Arc<Batching>)>,
 }
 
 macro_rules! modality {
@@ -67,6 +83,38 @@ impl Providers {
         EndOfTurn,
         Modality::EndOfTurn
     );
+
+    /// Adds a language model that can answer several calls together; until it is told
+    /// [how](Self::batch), it answers each alone.
+    pub fn add_batch_llm(&mut self, model: Arc<dyn BatchLanguageModel>) -> &mut Self {
+        self.gather(model, None);
+        self
+    }
+
+    /// Gathers the calls of a language model from now on (F-051).
+    pub fn batch(&mut self, id: &ProviderId, spec: BatchingSpec) -> Result<(), RegistryError> {
+        let Some((model, _)) = self.batching.get(id) else {
+            return Err(RegistryError::NoBatches {
+                id: id.clone(),
+                known: self.batching.keys().map(ToString::to_string).collect(),
+            });
+        };
+        self.gather(Arc::clone(model), Some(spec));
+        Ok(())
+    }
+
+    fn gather(&mut self, model: Arc<dyn BatchLanguageModel>, spec: Option<BatchingSpec>) {
+        let id = model.describe().id.clone();
+        let gathering = Arc::new(Batching::new(Arc::clone(&model), spec));
+        self.llm.insert(id.clone(), Arc::clone(&gathering) as _);
+        self.batching.insert(id, (model, gathering));
+    }
+
+    /// What was gathered of a language model's calls; `None` if it answers each alone.
+    pub fn batches(&self, id: &ProviderId) -> Option<BatchCounters> {
+        let (_, gathering) = self.batching.get(id)?;
+        Some(gathering.counters())
+    }
 
     /// The ids that serve a modality, in order.
     pub fn ids(&self, modality: Modality) -> Vec<ProviderId> {

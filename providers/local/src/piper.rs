@@ -20,7 +20,7 @@ use std::{
 
 use futures::{StreamExt, stream};
 use rspp_provider_api::{
-    Call, ChunkStream, Description, Fault, InferencePool, PoolClosed, TextToSpeech, TtsChunk,
+    Call, ChunkStream, Description, Fault, InferencePool, PoolError, TextToSpeech, TtsChunk,
     TtsRequest,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -171,8 +171,12 @@ impl TextToSpeech for Piper {
 
     fn synthesize(&self, call: Call, request: TtsRequest) -> ChunkStream<TtsChunk> {
         let stop = call.cancel.child_token();
+        let piper = Self {
+            pool: self.pool.on_behalf_of(call.share),
+            ..self.clone()
+        };
         let speech = Speech {
-            piper: self.clone(),
+            piper,
             pieces: Pieces::Asked(request),
             ready: VecDeque::new(),
             _stop_when_dropped: stop.clone().drop_guard(),
@@ -234,7 +238,7 @@ impl Speech {
             Pieces::Asked(request) => {
                 let request = request.clone();
                 let pieces = self.piper.pool.run(move || piper.plan(&request)).await;
-                self.pieces = Pieces::Planned(pieces.map_err(pool_fault)??);
+                self.pieces = Pieces::Planned(pieces.map_err(PoolError::into_fault)??);
             }
             Pieces::Planned(pieces) => {
                 let Some(ipa) = pieces.pop_front() else {
@@ -249,18 +253,16 @@ impl Speech {
                     let samples = voice.speak(&ipa, piper.noise)?;
                     Ok(pcm::chunks(&samples, voice.sample_rate))
                 };
-                let chunks = self.piper.pool.run(work).await.map_err(pool_fault)??;
+                let chunks = self
+                    .piper
+                    .pool
+                    .run(work)
+                    .await
+                    .map_err(PoolError::into_fault)??;
                 self.ready.extend(chunks);
             }
         }
         Ok(true)
-    }
-}
-
-fn pool_fault(error: PoolClosed) -> Fault {
-    match error {
-        PoolClosed::Closed => Fault::cancelled(),
-        PoolClosed::Panicked(panic) => Fault::model(format!("the voice panicked: {panic}")),
     }
 }
 
@@ -287,6 +289,7 @@ mod tests {
                 first_byte: Duration::from_secs(1),
                 inter_chunk: Duration::from_secs(1),
             },
+            share: Arc::default(),
             cancel: CancellationToken::new(),
         }
     }

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, thread};
 
 use rspp_proto::spec::Modality;
-use rspp_provider_api::{Fault, InferencePool, PoolClosed, Providers};
+use rspp_provider_api::{Fault, InferencePool, Providers};
 
 use crate::{
     Earshot, Energy, Moonshine, OnnxRuntime, Pause, Piper, PiperFiles, Silero, SmartTurn,
@@ -147,10 +147,7 @@ impl Registered {
         let mut result = Ok(());
         for (id, warm_up) in self.warm_ups {
             let warmed = self.pool.run(warm_up).await;
-            let warmed = warmed.unwrap_or_else(|error| match error {
-                PoolClosed::Closed => Err(Fault::cancelled()),
-                PoolClosed::Panicked(_) => Err(Fault::model(error.to_string())),
-            });
+            let warmed = warmed.unwrap_or_else(|error| Err(error.into_fault()));
             if let Err(fault) = &warmed {
                 tracing::warn!(provider = id, %fault, "a model could not be loaded");
             }

@@ -102,6 +102,7 @@ fn call() -> Call {
             first_byte: Duration::from_secs(20),
             inter_chunk: Duration::from_secs(10),
         },
+        share: Arc::default(),
         cancel: CancellationToken::new(),
     }
 }

@@ -13,7 +13,7 @@ use rspp_kernel::{
     plan::{Handoff, ResolvedTurnPlan},
 };
 use rspp_proto::{
-    EdgeId, Epoch, Monotonic, SessionId, TurnNumber,
+    EdgeId, Epoch, Monotonic, NodeId, SessionId, TurnNumber,
     spec::{Budgets, EdgeBufferPolicy, NodeKind, NodeSpec, PortType, Strategy, TurnPolicy},
 };
 use rspp_provider_api::{InferencePool, Providers};
@@ -24,12 +24,13 @@ use crate::{
     meters::{EdgeMeter, Meters},
     node::{
         InputEdge, Inputs, NodeHost, NodeMaker, NodeSettings, NodeSetup, Numbers, OutEdge, Speech,
-        Standby, Succession, builtin::NodeRegistry,
+        Standby, StateAccess, Succession, builtin::NodeRegistry,
     },
     observe::{Observed, Observers},
     overhead::Overhead,
     providers::{CallRules, Candidates},
     pulse::Pulse,
+    schedule::Scheduling,
     session::SessionControl,
     turn::HostHandle,
     watchdog::Watchdog,
@@ -64,12 +65,16 @@ pub(crate) struct Assembly {
     pub(crate) meters: Option<Arc<Meters>>,
     pub(crate) memory: Arc<Meter>,
     pub(crate) watchdog: Watchdog,
+    pub(crate) scheduling: Arc<Scheduling>,
     /// Fires when what is put together is no longer wanted.
     pub(crate) cancel: CancellationToken,
     /// Where audio and text for the user go.
     pub(crate) egress: DataRef<Arrival>,
     /// Signs of life of the turn.
     pub(crate) pulse: Arc<Pulse>,
+    /// It is a guess yet: nothing leaves, and foreign nodes do not begin, before the promotion.
+    pub(crate) provisional: bool,
+    pub(crate) state: Arc<StateAccess>,
 }
 
 /// Where inference runs. Listening has threads of its own, so that it never waits for thinking.
@@ -256,6 +261,7 @@ impl Assembly {
                 .inputs
                 .iter()
                 .any(|edge| self.policy(*edge).coalesce_ms.is_some()),
+            provisional: self.provisional,
             pulse: Arc::clone(&self.pulse),
             succession,
         };
@@ -355,7 +361,18 @@ impl Assembly {
             | NodeKind::Select
             | NodeKind::Custom(_) => &self.pools.work,
         };
+        let edge_key = self.edge_key(&spec.id);
+        let schedule = self.scheduling.node(
+            (&self.plan.pipeline_version, &spec.id),
+            self.plan.node_execution_policies.get(&spec.id),
+            edge_key,
+            (&self.session_id, self.turn),
+            Duration::from_millis(self.plan.budgets.path_budget_ms_default),
+        );
         NodeSettings {
+            pool: pool.on_behalf_of(Arc::clone(schedule.share())),
+            schedule,
+            extent: self.plan.extent,
             spec: Arc::new(spec.clone()),
             session: self.session_id.clone(),
             turn: self.turn,
@@ -378,7 +395,6 @@ impl Assembly {
                 Speech::Voice
             },
             candidates: Candidates::of(&self.plan, spec).map(Arc::new),
-            pool: pool.clone(),
             handoff: Arc::clone(&self.handoff),
             instructions: self.instructions.clone(),
             conversation: Arc::clone(&self.conversation),
@@ -387,14 +403,23 @@ impl Assembly {
             observers: Arc::clone(&self.observers),
             pipeline_version: self.plan.pipeline_version.clone(),
             memory: Arc::clone(&self.memory),
+            state: Arc::clone(&self.state),
         }
+    }
+
+    /// The fairness key of the edges that lead to a node, for a node without its own (turn-plan.md §2).
+    fn edge_key(&self, node: &NodeId) -> Option<&str> {
+        let ix = self.graph.find(node.as_str())?;
+        let mut edges = self.graph.node(ix).inputs.iter();
+        edges.find_map(|edge| self.policy(*edge).fairness_key.as_deref())
     }
 
     fn outputs(&self, edges: &[EdgeIx], hosts: &Hosts) -> Vec<OutEdge> {
         let mut outputs = Vec::with_capacity(edges.len());
         for ix in edges {
             let edge = self.graph.edge(*ix);
-            let to = if edge.to == self.graph.egress() {
+            let to_user = edge.to == self.graph.egress();
+            let to = if to_user {
                 self.egress.clone()
             } else if let Some(handle) = hosts.get(edge.to) {
                 handle.data.clone()
@@ -406,6 +431,7 @@ impl Assembly {
             outputs.push(OutEdge {
                 ix: *ix,
                 to,
+                to_user,
                 port: Port(port as u16),
                 max_block_time: Duration::from_millis(
                     self.policy(*ix).max_block_time_ms.unwrap_or(0),

@@ -31,7 +31,7 @@ use rspp_kernel::{
 use rspp_proto::{
     AudioChunk, EdgeId, Epoch, EventType, Monotonic, NodeId, Payload, SampleIndex, SampleRate,
     SessionId, TextChunk, TurnNumber, WallClock,
-    abi::SeqRange,
+    abi::{OutcomeScope, SeqRange},
     spec::{ConnectionPolicy, PortType},
 };
 use rspp_transport_api::{
@@ -47,6 +47,7 @@ use crate::{
     node::{EdgeReport, Inputs, Torn},
     observe::{Observed, Observers},
     report::{LineReport, MediaReport},
+    schedule::{Scheduling, Shed},
     session::{Playback, SessionControl, TransportEvent},
 };
 use media::MediaStream;
@@ -110,6 +111,7 @@ pub(crate) struct Attachment {
     pub(crate) line: Arc<LineStats>,
     /// How far ahead of its playout audio is committed (F-039).
     pub(crate) commit_ahead: Duration,
+    pub(crate) scheduling: Arc<Scheduling>,
 }
 
 /// What a session may ask about its connection at any time.
@@ -261,6 +263,8 @@ struct Inbound {
     sequence: u64,
     /// Audio that says where it belongs; made with the first of it.
     stream: Option<Box<MediaStream>>,
+    /// Whether what comes in is shed.
+    shedding: bool,
 }
 
 /// The agent's audio on its way out.
@@ -330,6 +334,7 @@ impl Line {
                 position: 0,
                 sequence: 0,
                 stream: None,
+                shedding: false,
             },
             source_rate,
             outbound: Outbound {
@@ -523,12 +528,35 @@ impl Line {
         }
     }
 
+    /// Whether what comes in is shed where it would be queued (RK-25): said once each time that it
+    /// begins.
+    fn sheds(&mut self) -> bool {
+        let shed = self.attachment.scheduling.is_shed();
+        if shed && !self.inbound.shedding {
+            let message = SessionControl::Shed {
+                turn: None,
+                node: None,
+                shed: Shed {
+                    point: OutcomeScope::EdgeEnqueue,
+                    reason: "scheduling_point_shed",
+                },
+                at: self.now(),
+            };
+            if self.attachment.session.send_reserved(message).is_err() {
+                tracing::debug!("the session is gone before its connection");
+            }
+        }
+        self.inbound.shedding = shed;
+        shed
+    }
+
     /// Hands a piece of the user's audio on, cut into frames and stamped.
     fn hear(&mut self, pcm: Bytes) {
         let now = self.now();
         if let Some(event) = self.watch.heard(now) {
             self.tell(event);
         }
+        let shed = self.sheds();
         // Under whose authority this is heard is known to the fence first of all (AE-004).
         let Some(epoch) = self.attachment.fence.epoch() else {
             return;
@@ -540,6 +568,7 @@ impl Line {
             position,
             sequence,
             stream: _,
+            shedding: _,
         } = &mut self.inbound;
         let pcm = match resampler {
             Some(resampler) => convert(resampler, &pcm, converted),
@@ -559,6 +588,9 @@ impl Line {
             };
             *position += length;
             attachment.line.arrived(SampleIndex(*position), now);
+            if shed {
+                return;
+            }
             let frame = match echo {
                 Some(guard) => unless_echo(guard, frame, now, &attachment.line),
                 None => frame,
@@ -579,8 +611,10 @@ impl Line {
                 self.outbound.framer.clear();
                 return;
             }
-            // A connection calls no provider.
-            Arrival::Chunk { .. } | Arrival::CallEnded { .. } => return,
+            // A connection calls no provider and no tool.
+            Arrival::Chunk { .. } | Arrival::CallEnded { .. } | Arrival::ToolAnswer { .. } => {
+                return;
+            }
         };
         match event.payload {
             Payload::Text(ref text) => {
@@ -644,7 +678,10 @@ impl Line {
                     let played = self.play(turn, &event.stamp, &chunk)?;
                     self.commit_ahead();
                     if played {
-                        let due = self.outbound.due.unwrap_or_else(Instant::now);
+                        let now = Instant::now();
+                        let due = self.outbound.due.unwrap_or(now);
+                        let late = now.saturating_duration_since(due);
+                        self.attachment.scheduling.gatekeeper.output.count(late);
                         self.outbound.due = Some(due + self.watch.pace());
                         return Ok(());
                     }
@@ -729,7 +766,8 @@ impl Line {
                 self.outbound.begins |= ordinal == 1;
                 true
             }
-            Passage::Fenced => {
+            // Nothing of a guess comes here before its promotion; if it did, this would stop it (P9).
+            Passage::Fenced | Passage::Provisional => {
                 self.count_refused(Some(turn));
                 false
             }
@@ -978,7 +1016,8 @@ impl Line {
                 Arrival::Event { .. }
                 | Arrival::Break { .. }
                 | Arrival::Chunk { .. }
-                | Arrival::CallEnded { .. } => kept.push(arrival),
+                | Arrival::CallEnded { .. }
+                | Arrival::ToolAnswer { .. } => kept.push(arrival),
             }
         }
         if let Some(meters) = &self.attachment.meters {

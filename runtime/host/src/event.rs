@@ -173,6 +173,13 @@ pub enum Arrival {
         /// How it ended.
         end: CallEnd,
     },
+    /// What came of a tool call.
+    ToolAnswer {
+        /// The call, as the node asked for it.
+        call: Arc<str>,
+        /// What the model is told.
+        content: Arc<str>,
+    },
 }
 
 impl Arrival {
@@ -183,9 +190,11 @@ impl Arrival {
             Self::Chunk { chunk, .. } => match chunk {
                 Chunk::Stt(SttChunk::Partial { text } | SttChunk::Final { text, .. })
                 | Chunk::Llm(LlmChunk::Delta(text)) => text.len(),
-                Chunk::Llm(LlmChunk::ToolCall(_) | LlmChunk::Finished { .. }) => 0,
+                Chunk::Llm(LlmChunk::ToolCall(call)) => call.arguments.len(),
+                Chunk::Llm(LlmChunk::Finished { .. }) => 0,
                 Chunk::Tts(chunk) => chunk.pcm.len(),
             },
+            Self::ToolAnswer { content, .. } => content.len(),
             Self::CallEnded { .. } | Self::Break { .. } => 0,
         }
     }

@@ -15,16 +15,18 @@ use rspp_kernel::invocation::{
     InvocationSignal, Order, Verdict,
 };
 use rspp_proto::{
-    EventId, InvocationId, Monotonic, OutcomeClass, ProviderId, TurnNumber, abi::Signal,
+    EventId, InvocationId, Monotonic, OutcomeClass, ProviderId, RetryDecision, TurnNumber,
+    abi::{OutcomeScope, Signal},
     spec::Modality,
 };
-use rspp_provider_api::{Fault, LlmChunk, SttChunk};
+use rspp_provider_api::{Fault, LlmChunk, SttChunk, Usage};
 use tokio::time::Instant;
 
 use crate::{
     event::{Arrival, CallEnd, CallKey, Chunk},
     node::{CallRequest, NodeSettings},
     pulse::{CallInProgress, Pulse},
+    schedule::Shed,
     session::SessionControl,
 };
 use attempt::{Attempting, Facts};
@@ -145,6 +147,7 @@ struct Work {
     request: CallRequest,
     modality: Modality,
     id: InvocationId,
+    began: Monotonic,
     machine: kernel::Invocation,
     /// Why these providers are asked in this order.
     routing: String,
@@ -204,6 +207,7 @@ impl Work {
             request,
             modality,
             id,
+            began: now,
             attempts: Vec::new(),
             facts: BTreeMap::new(),
             complaint: None,
@@ -217,6 +221,11 @@ impl Work {
 
     /// Carries out what the kernel's machine orders, until it says that the call is over.
     async fn run(&mut self) -> Box<kernel::InvocationOutcome> {
+        let _slot = match self.site.settings.schedule.slot().await {
+            Ok(slot) => slot,
+            Err(shed) => return Box::new(self.refused(shed.reason)),
+        };
+        let _under_way = self.site.settings.schedule.session().gatekeeper.call();
         if self.request.is_listening() {
             self.machine.listen();
         }
@@ -244,6 +253,53 @@ impl Work {
                 }
             };
         }
+    }
+
+    /// There was no slot of the node for the call, and it is shed (RK-25): nobody is asked.
+    fn refused(&mut self, reason: &'static str) -> kernel::InvocationOutcome {
+        self.shed(reason);
+        let fault = Fault::shed(reason, "there is no room for the call");
+        let candidates = self.site.settings.candidates.as_deref();
+        let first = candidates.and_then(|candidates| candidates.all.first());
+        let outcome = kernel::InvocationOutcome {
+            invocation: self.id.clone(),
+            provider: first.map(|candidate| candidate.provider.clone()),
+            class: fault.class,
+            reason,
+            decision: RetryDecision::None,
+            attempts: Vec::new(),
+            latency: self.now().since(self.began),
+            cancel_latency: None,
+        };
+        self.complaint = Some(fault);
+        outcome
+    }
+
+    fn shed(&self, reason: &'static str) {
+        let message = SessionControl::Shed {
+            turn: self.site.settings.turn,
+            node: Some(self.site.settings.node().clone()),
+            shed: Shed {
+                point: OutcomeScope::NodeDispatch,
+                reason,
+            },
+            at: self.now(),
+        };
+        if self.site.session.send_reserved(message).is_err() {
+            tracing::debug!(call = %self.id, "the session takes no word of what was shed");
+        }
+    }
+
+    /// Accounts what a language model has read and written. One that does not say has written at
+    /// least a token a piece.
+    fn spend(&self, key: AttemptKey, usage: Option<Usage>) {
+        let facts = self.facts.get(&key);
+        let written = facts.map_or(0, |facts| facts.spending.tokens_written);
+        let tokens = usage.map_or(written, |usage| {
+            usage.prompt_tokens.saturating_add(usage.completion_tokens)
+        });
+        let session = self.site.settings.schedule.session();
+        session.gatekeeper.spend_tokens(&session.tenant, tokens);
     }
 
     async fn next(&mut self) -> Step {
@@ -346,7 +402,12 @@ impl Work {
 
     fn failed(&mut self, key: AttemptKey, fault: Fault) -> Verdict {
         self.stop(key);
-        self.facts.entry(key).or_default().status = fault.status;
+        let facts = self.facts.entry(key).or_default();
+        facts.status = fault.status;
+        facts.shed = fault.is_shed();
+        if fault.is_shed() {
+            self.shed(fault.reason);
+        }
         let failure = Failure {
             class: fault.class,
             retryable: fault.retryable,
@@ -375,6 +436,10 @@ impl Work {
         }
         let ended = self.machine.take_ended();
         for attempt in ended {
+            // What found no room here says nothing about the provider.
+            if self.facts.get(&attempt.key).is_some_and(|facts| facts.shed) {
+                continue;
+            }
             let rules = &self.site.settings.calls;
             if attempt.was_given_up() {
                 let stay_away = Duration::from_millis(rules.calls.stay_away_ms);
@@ -420,7 +485,12 @@ impl Work {
     /// What a chunk adds to what was passed on; `None` if it repeats audio of an earlier attempt.
     fn news(&mut self, key: AttemptKey, chunk: Chunk) -> Option<Chunk> {
         match chunk {
-            Chunk::Stt(SttChunk::Final { .. }) | Chunk::Llm(LlmChunk::Finished { .. }) => {
+            Chunk::Stt(SttChunk::Final { .. }) => {
+                self.progress.concluded = true;
+                Some(chunk)
+            }
+            Chunk::Llm(LlmChunk::Finished { usage, .. }) => {
+                self.spend(key, usage);
                 self.progress.concluded = true;
                 Some(chunk)
             }

@@ -7,6 +7,12 @@
 
 mod runtime;
 
+mod admission;
+
+mod capacity;
+
+mod schedule;
+
 pub mod report;
 
 mod session;
@@ -18,6 +24,8 @@ mod assembly;
 pub mod node;
 
 mod invoke;
+
+mod tool;
 
 mod circuits;
 
@@ -42,7 +50,9 @@ mod snapshots;
 
 mod watchdog;
 
+pub use admission::SessionRefused;
 pub use assembly::Pools;
+pub use capacity::{CapacityEvent, CapacityKind, CpuProbe};
 pub use clip::Clip;
 pub use event::{Arrival, CallEnd, CallKey, Chunk, Event, Port, Stamp, Tags};
 pub use memory::MemoryUse;
@@ -54,3 +64,4 @@ pub use providers::ProviderBoard;
 pub use runtime::{Config, OpenError, Runtime, SessionHandle, SessionRequest};
 pub use session::{CancelReceipt, CancelTarget, Foreign, SessionStatus};
 pub use snapshots::Snapshots;
+pub use tool::{HttpToolFactory, ToolRegistry};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rspp_kernel::SessionState;
+use rspp_kernel::{SessionState, speculation::SpeculationStats};
 use rspp_proto::{
     Epoch, EventId, Lane, Monotonic, NodeId, PipelineVersion, SessionId, Spending, TenantId,
     TurnId, abi::EventRecord,
@@ -40,6 +40,20 @@ pub struct TurnReport {
     /// What its provider calls cost, and those of the utterance before it.
     #[serde(default)]
     pub spending: Spending,
+    /// The tool calls of its model, in order, with what had become of them when it closed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<ToolReport>,
+}
+
+/// One tool call of a turn.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolReport {
+    /// The call, unique within its turn.
+    pub call: String,
+    /// Which tool.
+    pub tool: String,
+    /// `finished`, `failed`, `timed_out`, `abandoned`, `refused`, or `detached` if it went on.
+    pub outcome: String,
 }
 
 impl TurnReport {
@@ -120,6 +134,12 @@ pub struct SessionReport {
     pub spending: Spending,
     /// Intents that did not become turns.
     pub refused: u64,
+    /// What became of answers that were begun on a guess (P10).
+    #[serde(default)]
+    pub speculation: SpeculationStats,
+    /// Bytes of session-hot state in the end.
+    #[serde(default)]
+    pub hot_state_bytes: usize,
     /// Node hosts that crashed or gave up.
     pub node_failures: u64,
     /// What was not as it should be, first things first, each once.
@@ -147,6 +167,14 @@ pub struct SessionReport {
     /// Latencies and depths by node and edge, if they were measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measurements: Option<Measurements>,
+    /// What the handlers of nodes took per event, in microseconds of real time.
+    pub node_handlers_us: Percentiles,
+    /// What the runtime itself may cost per event, 99th percentile (F-052).
+    pub kernel_overhead_budget_us: Option<u64>,
+    /// Times that it was found to cost more, in the whole process.
+    pub kernel_overhead_alerts: u64,
+    /// Pieces of work that were shed where they are scheduled.
+    pub shed: u64,
 }
 
 /// A count at each checkpoint.

@@ -1,28 +1,21 @@
 //! One node: the root of the supervision tree, and the door to it.
 
-use std::{
-    collections::BTreeMap,
-    num::NonZeroUsize,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use rspp_actors::{
     Actor, ActorInfo, ChildExit, ChildSpec, Clock, Context, ControlRef, ControlRefused, DataRef,
     ExitReason, Failure, Handle, NoData, NoTelemetry, PumpHandle, SpawnError, System,
 };
-use rspp_controlplane_api::{Lease, Leases, LocalLeases};
+use rspp_controlplane_api::{Lease, Leases, LocalLeases, MemoryStore, StateStore};
 use rspp_kernel::{
     CancelReason,
+    admission::AdmissionReport,
     graph::{Graph, GraphError},
     plan::{LayeredSettings, PlanError, ProviderInputs, with_insertions},
 };
 use rspp_proto::{
     Epoch, EventType, Monotonic, SessionId, TenantId,
-    spec::{MemoryLimits, NodeKind, PipelineSpec, PolicyBundle},
+    spec::{LimitsSpec, MemoryLimits, NodeKind, PipelineSpec, PolicyBundle, Quota},
 };
 use rspp_provider_api::Providers;
 use rspp_timeline::Recorder;
@@ -31,7 +24,9 @@ use thiserror::Error;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::{
+    admission::{Entry, Gatekeeper, Newcomer, SessionRefused},
     assembly::{Graces, Pools},
+    capacity::{CapacityEvent, CpuProbe, Monitor, ProcessCpu},
     clip::Clip,
     connection::{Connection, ConnectionControl},
     event::Arrival,
@@ -47,6 +42,7 @@ use crate::{
         Session, SessionControl, SessionSetup, SessionStatus,
     },
     snapshots::Snapshots,
+    tool::ToolRegistry,
     watchdog::Watchdog,
 };
 
@@ -55,6 +51,9 @@ use crate::{
 const REPORTS: NonZeroUsize = NonZeroUsize::new(1_024).expect("not zero");
 /// Further ones of its connection and its provider calls, and commands.
 const RESERVED_REPORTS: NonZeroUsize = NonZeroUsize::new(128).expect("not zero");
+
+/// Orders that the doors hold where the number of sessions is not limited.
+const MANY: usize = 100_000;
 
 /// What a runtime is made of.
 #[derive(Clone)]
@@ -65,18 +64,22 @@ pub struct Config {
     pub pools: Pools,
     /// Kinds of nodes beside the built-in ones.
     pub nodes: Arc<NodeRegistry>,
+    /// Tools that pipelines may declare.
+    pub tools: Arc<ToolRegistry>,
     /// Who grants leases.
     pub leases: Arc<dyn Leases>,
     /// Which of the control plane's snapshots are in force.
     pub snapshots: Arc<Snapshots>,
     /// Recordings by name, for policies to refer to (F-135).
     pub clips: Arc<BTreeMap<String, Clip>>,
-    /// Most sessions at once.
-    pub max_sessions: usize,
-    /// Most turns at once.
-    pub max_turns: usize,
+    /// Where session-durable state is kept; in memory, under `leases`, if nothing else is.
+    pub store: Option<Arc<dyn StateStore>>,
     /// Most that any session may hold in memory, whatever its pipeline allows itself.
     pub session_memory: MemoryLimits,
+    /// What the node takes on.
+    pub limits: LimitsSpec,
+    /// Who knows how busy the processors are.
+    pub cpu: Arc<dyn CpuProbe>,
     /// The node's clock.
     pub clock: Clock,
     /// What jitter is drawn from; chance if `None`. A simulation sets it, to be run again.
@@ -90,15 +93,37 @@ impl Config {
             providers: Arc::new(providers),
             pools,
             nodes: Arc::default(),
+            tools: Arc::default(),
             leases: Arc::new(LocalLeases::default()),
             snapshots: Arc::default(),
             clips: Arc::default(),
-            max_sessions: 10_000,
-            max_turns: 10_000,
+            store: None,
             session_memory: MemoryLimits::default(),
+            limits: LimitsSpec::default(),
+            cpu: Arc::new(ProcessCpu::default()),
             clock: Clock::start(),
             seed: None,
         }
+    }
+}
+
+impl Config {
+    /// Lets the language models gather calls that are to (F-051).
+    fn gather(&mut self) -> Result<(), SpawnError> {
+        if self.limits.batching.is_empty() {
+            return Ok(());
+        }
+        let mut providers = (*self.providers).clone();
+        for (id, spec) in &self.limits.batching {
+            providers
+                .batch(id, *spec)
+                .map_err(|error| SpawnError::Failed {
+                    path: "node".to_owned(),
+                    message: error.to_string(),
+                })?;
+        }
+        self.providers = Arc::new(providers);
+        Ok(())
     }
 }
 
@@ -125,9 +150,9 @@ pub struct SessionRequest {
 /// Why a session did not open. Nothing has been started then.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// The node is full.
-    #[error("this node holds {0} sessions and takes no more")]
-    Full(usize),
+    /// The session was not let in (F-049, F-050).
+    #[error("this node takes no more: {0}")]
+    Refused(Box<SessionRefused>),
     /// The pipeline cannot run.
     #[error("the pipeline cannot run: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Graph(Vec<GraphError>),
@@ -140,6 +165,16 @@ pub enum OpenError {
         kind: String,
         /// What there is.
         known: String,
+    },
+    /// The pipeline declares a tool that nobody runs.
+    #[error("node `{node}`, tool `{tool}`: {error}")]
+    UnknownTool {
+        /// The node.
+        node: String,
+        /// The tool.
+        tool: String,
+        /// Why nobody runs it.
+        error: String,
     },
     /// No plan can be made of pipeline, policy and settings.
     #[error(transparent)]
@@ -174,30 +209,6 @@ pub enum OpenError {
     Closed,
 }
 
-/// How full a node is.
-#[derive(Debug)]
-pub(crate) struct Gatekeeper {
-    sessions: AtomicUsize,
-    turns: AtomicUsize,
-    max_sessions: usize,
-    max_turns: usize,
-}
-
-impl Gatekeeper {
-    fn enter(&self) -> Result<(), OpenError> {
-        self.sessions
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
-                (held < self.max_sessions).then_some(held + 1)
-            })
-            .map(|_| ())
-            .map_err(OpenError::Full)
-    }
-
-    pub(crate) fn has_room_for_turn(&self) -> bool {
-        self.turns.load(Ordering::Acquire) < self.max_turns
-    }
-}
-
 /// A session's place in its node, and its lease: given back when it is dropped, however the session
 /// ends, a panic included.
 pub(crate) struct Place {
@@ -205,32 +216,14 @@ pub(crate) struct Place {
     /// When the lease was asked for: it may have begun then.
     pub(crate) asked: Monotonic,
     pub(crate) leases: Arc<dyn Leases>,
-    pub(crate) gatekeeper: Arc<Gatekeeper>,
-}
-
-impl Place {
-    /// The place that one more turn takes.
-    pub(crate) fn turn(&self) -> TurnPlace {
-        self.gatekeeper.turns.fetch_add(1, Ordering::AcqRel);
-        TurnPlace(Arc::clone(&self.gatekeeper))
-    }
+    pub(crate) entry: Entry,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.gatekeeper.sessions.fetch_sub(1, Ordering::AcqRel);
         if self.leases.release(&self.lease).is_err() {
             tracing::debug!(session = %self.lease.session, "the lease had been taken away");
         }
-    }
-}
-
-/// A turn's place in its node; given back when it is dropped.
-pub(crate) struct TurnPlace(Arc<Gatekeeper>);
-
-impl Drop for TurnPlace {
-    fn drop(&mut self) {
-        self.0.turns.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -244,36 +237,55 @@ pub struct Runtime {
     overhead: Arc<Overhead>,
     metered: Metered,
     watchdog: Watchdog,
+    store: Arc<dyn StateStore>,
 }
 
 impl Runtime {
     /// Starts the node's supervision tree.
-    pub async fn start(config: Config) -> Result<Self, SpawnError> {
+    pub async fn start(mut config: Config) -> Result<Self, SpawnError> {
+        config.gather()?;
         let clock = config.clock;
         let system = match config.seed {
             Some(seed) => System::seeded(clock, seed),
             None => System::new(clock),
         };
-        let max_sessions = config.max_sessions;
+        let max_sessions = config
+            .limits
+            .node
+            .sessions
+            .map_or(MANY, |Quota { limit, .. }| limit as usize);
+        let gatekeeper = Arc::new(Gatekeeper::new(config.limits.clone(), clock));
+        let overhead = Arc::<Overhead>::default();
+        let monitor = {
+            let gatekeeper = Arc::clone(&gatekeeper);
+            let overhead = Arc::clone(&overhead);
+            let (pools, cpu) = (config.pools.clone(), Arc::clone(&config.cpu));
+            move || Monitor {
+                gatekeeper: Arc::clone(&gatekeeper),
+                pools: pools.clone(),
+                overhead: Arc::clone(&overhead),
+                cpu: Arc::clone(&cpu),
+            }
+        };
         let root = system
             .spawn_root(door("node", max_sessions), NoData, move || Node {
                 max_sessions,
+                monitor: Some(monitor()),
                 listener: None,
             })
             .await?;
-        let gatekeeper = Arc::new(Gatekeeper {
-            sessions: AtomicUsize::new(0),
-            turns: AtomicUsize::new(0),
-            max_sessions: config.max_sessions,
-            max_turns: config.max_turns,
-        });
+        let store = match &config.store {
+            Some(store) => Arc::clone(store),
+            None => Arc::new(MemoryStore::new(Arc::clone(&config.leases))),
+        };
         Ok(Self {
+            store,
             config,
             system,
             root,
             gatekeeper,
             board: Arc::new(ProviderBoard::new(clock)),
-            overhead: Arc::default(),
+            overhead,
             metered: Metered::default(),
             watchdog: Watchdog::start(),
         })
@@ -284,6 +296,7 @@ impl Runtime {
         let pipeline = with_insertions(&request.pipeline, request.policy.as_ref())?;
         let graph = Graph::compile(&pipeline).map_err(OpenError::Graph)?;
         self.check_nodes(&pipeline)?;
+        self.check_tools(&pipeline)?;
         let blueprint = Blueprint {
             spec: pipeline,
             graph: Arc::new(graph),
@@ -291,38 +304,43 @@ impl Runtime {
             settings: request.settings,
             snapshots: Arc::clone(&self.config.snapshots),
         };
+        let catalogue = catalogue(&self.config.providers);
         let inputs = ProviderInputs {
             tenant: request.tenant.as_str(),
             attributes: &request.attributes,
-            catalogue: &catalogue(&self.config.providers),
+            catalogue: &catalogue,
             ..ProviderInputs::unknown()
         };
-        let plan = blueprint.plan(LISTENING, Epoch::FIRST, inputs)?;
+        let plan = blueprint.plan(LISTENING, Epoch::FIRST, inputs, false)?;
         self.check_providers(&blueprint, &plan)?;
-        if let Some(name) = &plan.provider_policy.failure.recording
-            && !self.config.clips.contains_key(name)
-        {
-            let known = self.config.clips.keys().map(String::as_str);
-            return Err(OpenError::UnknownRecording {
-                name: name.clone(),
-                known: known.collect::<Vec<_>>().join(", "),
-            });
+        self.check_recording(&plan)?;
+        let can_degrade = blueprint.spec.degrade.is_some();
+        if can_degrade {
+            let less = blueprint.plan(LISTENING, Epoch::FIRST, inputs, true)?;
+            self.check_providers(&blueprint, &less)?;
+            self.check_recording(&less)?;
         }
+        let newcomer = Newcomer {
+            tenant: request.tenant.clone(),
+            session: request.session.clone(),
+            version: blueprint.spec.version.clone(),
+            priority: plan.priority,
+            can_degrade,
+        };
+        let entry = self.gatekeeper.enter(&newcomer).await.map_err(|decision| {
+            let refused = self
+                .gatekeeper
+                .refuse(&newcomer, decision, &request.recorder);
+            OpenError::Refused(Box::new(refused))
+        })?;
         // A lease takes the session from whoever has it, so it comes last.
-        self.gatekeeper.enter()?;
         let asked = Monotonic::from_duration(self.config.clock.now());
-        let lease = self
-            .config
-            .leases
-            .acquire(&request.session)
-            .inspect_err(|_| {
-                self.gatekeeper.sessions.fetch_sub(1, Ordering::AcqRel);
-            })?;
+        let lease = self.config.leases.acquire(&request.session)?;
         let place = Place {
             lease,
             asked,
             leases: Arc::clone(&self.config.leases),
-            gatekeeper: Arc::clone(&self.gatekeeper),
+            entry,
         };
 
         let observe = blueprint.settings.observe(blueprint.spec.observe);
@@ -362,12 +380,13 @@ impl Runtime {
                 let config = self.config.clone();
                 let board = Arc::clone(&self.board);
                 let circuit = plan.provider_policy.circuit;
-                let overhead = Arc::clone(&self.overhead);
+                let overhead = self.overhead.of_pipeline(&blueprint.spec.version);
                 let observers = Arc::clone(&observers);
                 let meters = meters.clone();
                 let health = Arc::clone(&health);
                 let memory = Arc::clone(&memory);
                 let watchdog = self.watchdog.clone();
+                let store = Arc::clone(&self.store);
                 let tenant = request.tenant;
                 let recorder = request.recorder;
                 let attributes = Arc::new(request.attributes);
@@ -379,6 +398,8 @@ impl Runtime {
                     connection,
                     egress,
                     nodes: config.nodes,
+                    tools: config.tools,
+                    store,
                     providers: config.providers,
                     board,
                     clips: config.clips,
@@ -428,6 +449,22 @@ impl Runtime {
         Ok(())
     }
 
+    /// Better no session than one that promises what nobody does.
+    fn check_tools(&self, pipeline: &PipelineSpec) -> Result<(), OpenError> {
+        for node in &pipeline.nodes {
+            for tool in &node.tools {
+                if let Err(error) = self.config.tools.find(tool) {
+                    return Err(OpenError::UnknownTool {
+                        node: node.id.to_string(),
+                        tool: tool.name.clone(),
+                        error,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Every provider that the plan names must be there: better no session than a mute one.
     fn check_providers(
         &self,
@@ -457,6 +494,21 @@ impl Runtime {
         Ok(())
     }
 
+    /// The recording that the policy refers to must be there too.
+    fn check_recording(&self, plan: &rspp_kernel::plan::ResolvedTurnPlan) -> Result<(), OpenError> {
+        let clips = &self.config.clips;
+        match &plan.provider_policy.failure.recording {
+            Some(name) if !clips.contains_key(name) => {
+                let known = clips.keys().map(String::as_str);
+                Err(OpenError::UnknownRecording {
+                    name: name.clone(),
+                    known: known.collect::<Vec<_>>().join(", "),
+                })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// The supervision tree, parents before children.
     pub fn tree(&self) -> Vec<ActorInfo> {
         self.system.tree()
@@ -464,7 +516,41 @@ impl Runtime {
 
     /// Sessions that are open.
     pub fn sessions(&self) -> usize {
-        self.gatekeeper.sessions.load(Ordering::Acquire)
+        self.gatekeeper.sessions()
+    }
+
+    /// What was decided about sessions and turns so far, by tenant.
+    pub fn admission(&self) -> AdmissionReport {
+        self.gatekeeper.report()
+    }
+
+    /// What was gathered of a language model's calls; `None` if it answers each alone (F-051).
+    pub fn batches(
+        &self,
+        model: &rspp_proto::ProviderId,
+    ) -> Option<rspp_provider_api::BatchCounters> {
+        self.config.providers.batches(model)
+    }
+
+    /// How loaded the node is.
+    pub fn load(&self) -> rspp_kernel::admission::Load {
+        self.gatekeeper.load()
+    }
+
+    /// What has become of the node's capacity: the newest events, oldest first.
+    pub fn capacity_events(&self) -> Vec<CapacityEvent> {
+        self.gatekeeper.events()
+    }
+
+    /// What becomes of the node's capacity from now on.
+    pub fn watch_capacity(&self) -> broadcast::Receiver<CapacityEvent> {
+        self.gatekeeper.subscribe()
+    }
+
+    /// Times that the runtime's own cost was found above its budget (F-052).
+    pub fn overhead_alerts(&self) -> u64 {
+        let alerts = &self.gatekeeper.overhead_alerts;
+        alerts.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// What the runtime itself has cost so far.
@@ -636,6 +722,7 @@ enum NodeOrder {
 /// The root: one per process.
 struct Node {
     max_sessions: usize,
+    monitor: Option<Monitor>,
     listener: Option<Handle<Listener>>,
 }
 
@@ -646,6 +733,10 @@ impl Actor for Node {
     const KIND: &'static str = "node";
 
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
+        if let Some(monitor) = self.monitor.take() {
+            let stopped = ctx.cancellation().clone();
+            ctx.spawn_task("capacity", monitor.run(stopped));
+        }
         let sessions = ctx
             .spawn(door("sessions", self.max_sessions), NoData, || Sessions)
             .await?;

@@ -19,6 +19,10 @@ mod commands;
 
 mod effects;
 
+mod speculation;
+
+mod tools;
+
 mod evidence;
 
 mod publish;
@@ -47,7 +51,9 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     ErrorCode, EventId, IdempotencyKey, InvocationId, Monotonic, NodeId, Payload, Speaker,
-    TurnNumber, abi::Emitter, spec::PortType,
+    TurnNumber,
+    abi::{Emitter, Signal},
+    spec::PortType,
 };
 use tokio::{sync::oneshot, time::Instant};
 
@@ -58,21 +64,26 @@ pub(crate) use message::{Command, Playback, SessionControl, TransportEvent};
 pub(crate) use setup::{Blueprint, LISTENING, OpenAnswer, Opening, SessionSetup};
 
 use crate::{
+    admission::TurnPlace,
     assembly::{Assembly, Hosts, IngressEdge},
     connection::{Attachment, ConnectionControl, LineStats},
     memory::Share,
+    node::{NodeStates, StateAccess},
     observe::Observed,
     providers::CallRules,
     pulse::Pulse,
     report::{AuthorityReport, ByCheckpoint, SessionReport},
-    runtime::TurnPlace,
+    schedule::Scheduling,
+    tool::crashed,
     turn::TurnControl,
 };
 use acknowledge::Unheard;
 use edges::Domains;
 use evidence::Ledger;
 use publish::Publisher;
+use speculation::Guesses;
 use telemetry::Telemetry;
+use tools::Tools;
 
 /// Keys of events, and provider calls, that are remembered for when they come again.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(512).expect("not zero");
@@ -95,6 +106,11 @@ pub(crate) struct Session {
     cancel: CancellationToken,
     /// The plan that was resolved for the turn being opened.
     plan: Option<Arc<ResolvedTurnPlan>>,
+    /// The place of the turn being opened.
+    admitted: Option<TurnPlace>,
+    scheduling: Arc<Scheduling>,
+    /// Whether the last turn ran in the degrade posture.
+    was_degraded: bool,
     /// Since when the message at hand is being handled.
     handling: Stopwatch,
     fence_took: Option<Duration>,
@@ -108,6 +124,9 @@ pub(crate) struct Session {
     taps: Vec<IngressEdge>,
     /// Provider calls that have reported how they ended.
     calls: Registry<InvocationId, ()>,
+    tools: Tools,
+    guesses: Guesses,
+    state: Arc<NodeStates>,
     ended: String,
     node_failures: u64,
     /// Providers that had to be given up lately.
@@ -117,12 +136,34 @@ pub(crate) struct Session {
 
 struct RunningTurn {
     number: TurnNumber,
-    _place: TurnPlace,
+    /// Taken when the turn opens.
+    _place: Option<TurnPlace>,
     actor: ActorId,
     control: ControlRef<TurnControl>,
     cancel: CancellationToken,
     pulse: Arc<Pulse>,
     cancel_grace: Duration,
+}
+
+/// What nodes are assembled for: a turn, a guess at one, or the session's own listening.
+#[derive(Default)]
+struct Occasion {
+    turn: Option<TurnNumber>,
+    /// Nothing of it is spoken.
+    mute: bool,
+    /// None for what listens, and for a guess: it is not waited for yet.
+    deadlines: Option<TurnDeadlines>,
+    /// A guess; told when it becomes a turn.
+    guess: Option<CancellationToken>,
+}
+
+impl Occasion {
+    fn of(turn: TurnNumber) -> Self {
+        Self {
+            turn: Some(turn),
+            ..Self::default()
+        }
+    }
 }
 
 impl Session {
@@ -131,10 +172,19 @@ impl Session {
         let turns = setup.blueprint.spec.turns.clone();
         let connection = setup.blueprint.spec.connection;
         let publisher = Publisher::new(&setup, clock);
+        let policy = setup.blueprint.spec.state.clone();
+        let state = Arc::new(NodeStates::new(policy, Arc::clone(&setup.store)));
         let mut kernel = rspp_kernel::Session::new(turns, epoch).with_connection(connection);
         if setup.recorder.is_recording() {
             kernel = kernel.journaled(Monotonic::from_duration(clock.now()));
         }
+        let entry = &setup.place.entry;
+        let scheduling = Scheduling::new(
+            entry.gatekeeper(),
+            entry.tenant(),
+            entry.priority(),
+            &setup.place.lease.session,
+        );
         Self {
             kernel,
             fence: Arc::new(OutputFence::new(epoch)),
@@ -148,6 +198,9 @@ impl Session {
             telemetry: Telemetry::default(),
             cancel: CancellationToken::new(),
             plan: None,
+            admitted: None,
+            scheduling: Arc::new(scheduling),
+            was_degraded: false,
             handling: Stopwatch::start(),
             fence_took: None,
             unheard: None,
@@ -155,6 +208,9 @@ impl Session {
             keys: Registry::new(REMEMBERED),
             taps: Vec::new(),
             calls: Registry::new(REMEMBERED),
+            tools: Tools::default(),
+            guesses: Guesses::default(),
+            state,
             ended: "the session was stopped".to_owned(),
             node_failures: 0,
             overruns: Arc::default(),
@@ -182,11 +238,15 @@ impl Session {
         &self,
         ctx: &Context<Self>,
         plan: Arc<ResolvedTurnPlan>,
-        turn: Option<TurnNumber>,
-        mute: bool,
-        deadlines: Option<TurnDeadlines>,
+        occasion: Occasion,
         cancel: CancellationToken,
     ) -> Assembly {
+        let Occasion {
+            turn,
+            mute,
+            deadlines,
+            guess,
+        } = occasion;
         let blueprint = &self.setup.blueprint;
         let calls = Arc::new(CallRules {
             calls: plan.provider_policy.calls.clone(),
@@ -199,15 +259,21 @@ impl Session {
             meter: Arc::clone(&self.meter),
         });
         let conversation: Arc<[Said]> = match turn {
-            // The newest contribution is what the user has just said; the turn is handed it apart.
+            // The newest contribution is what the user has just said; the turn is handed it apart. A
+            // guess is none of the conversation's business yet.
             Some(_) => {
                 let mut said: Vec<Said> = self.kernel.conversation().iter().cloned().collect();
-                said.pop();
+                if guess.is_none() {
+                    said.pop();
+                }
+                let most = plan.extent.max_context_messages.saturating_sub(1) as usize;
+                said.drain(..said.len().saturating_sub(most));
                 said.into()
             }
             None => Arc::default(),
         };
         let handoff = Arc::new(plan.llm_to_tts());
+        let state_cancel = cancel.clone();
         Assembly {
             graph: Arc::clone(&blueprint.graph),
             plan,
@@ -233,9 +299,22 @@ impl Session {
             meters: self.setup.meters.clone(),
             memory: Arc::clone(&self.setup.memory),
             watchdog: self.setup.watchdog.clone(),
+            scheduling: Arc::clone(&self.scheduling),
             cancel,
             egress: self.setup.egress.clone(),
             pulse: Arc::default(),
+            provisional: guess.is_some(),
+            state: Arc::new(StateAccess {
+                session: Arc::clone(&self.state),
+                turn: turn.map(|turn| (turn, Arc::default())),
+                session_id: self.setup.place.lease.session.clone(),
+                epoch: self.kernel.epoch(),
+                fence: Arc::clone(&self.fence),
+                promoted: guess,
+                cancel: state_cancel,
+                clock: ctx.clock(),
+                control: ctx.control_ref(),
+            }),
         }
     }
 
@@ -271,8 +350,8 @@ impl Session {
 
     /// Starts the nodes that listen, downstream first, and lets the connection begin.
     async fn listen(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
-        let plan = Arc::new(self.setup.plan(LISTENING, self.kernel.epoch())?);
-        let assembly = self.assembly(ctx, plan, None, false, None, self.cancel.clone());
+        let plan = Arc::new(self.setup.plan(LISTENING, self.kernel.epoch(), false)?);
+        let assembly = self.assembly(ctx, plan, Occasion::default(), self.cancel.clone());
         let order: Vec<NodeIx> = assembly.graph.hosts(Scope::Session).collect();
         for ix in order.into_iter().rev() {
             if let Some(made) = assembly.node(ix, &self.hosts)? {
@@ -319,6 +398,7 @@ impl Session {
             ingress_node: assembly.graph.node(assembly.graph.ingress()).id.clone(),
             line: Arc::clone(&self.line),
             commit_ahead: Duration::from_millis(self.setup.blueprint.spec.turns.commit_ahead_ms),
+            scheduling: Arc::clone(&self.scheduling),
         };
         let attach = ConnectionControl::Attach(Box::new(attachment));
         self.setup
@@ -328,32 +408,12 @@ impl Session {
     }
 }
 
-impl Actor for Session {
-    type Control = SessionControl;
-    type Data = NoData;
-    type Telemetry = Observed;
-    const KIND: &'static str = "session";
-
-    async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
-        let now = time(ctx);
-        self.ledger.opened(now);
-        self.observe(ctx);
-        self.placed(now);
-        self.setup.memory.report_to(ctx.control_ref());
-        ctx.control_ref()
-            .send_reserved(SessionControl::Begin)
-            .map_err(|_| Failure::new("a new control lane has room"))
-    }
-
-    async fn on_control(
-        &mut self,
-        ctx: &mut Context<Self>,
-        message: SessionControl,
-    ) -> Result<(), Failure> {
-        self.handling = Stopwatch::start();
-        let now = time(ctx);
+impl Session {
+    /// Takes in what the session is told.
+    fn dispatch(&mut self, now: Monotonic, message: SessionControl) {
         match message {
-            SessionControl::Begin => Box::pin(self.begin(ctx)).await?,
+            // That is done where it comes in.
+            SessionControl::Begin => {}
             SessionControl::Node {
                 turn,
                 node,
@@ -369,7 +429,7 @@ impl Actor for Session {
                 let call = outcome.provider_invocation_id.clone();
                 if self.calls.see(call.clone(), || ()) != Seen::First {
                     self.publisher.repeated_call(&call, now);
-                    return self.carry_out(ctx).await;
+                    return;
                 }
                 for attempt in &attempts {
                     self.publisher.attempt(attempt);
@@ -388,6 +448,14 @@ impl Actor for Session {
                 let emitter = Emitter::ProviderInvocationController;
                 self.publisher
                     .signal(signal, emitter, turn, Some(&reason), at);
+            }
+            SessionControl::Shed {
+                turn,
+                node,
+                shed,
+                at,
+            } => {
+                self.shed(turn, node.as_ref(), shed, at);
             }
             SessionControl::Playback { turn, playback, at } => {
                 self.playback(now, turn, playback, at);
@@ -410,7 +478,59 @@ impl Actor for Session {
                 is_lost,
             } => self.blocked(now, turn, &node, for_at_least, is_lost),
             SessionControl::Lease(answer) => self.lease(now, answer),
+            SessionControl::Tools {
+                turn,
+                node,
+                calls,
+                to,
+            } => self.tools_called(now, turn, node, calls, to),
+            SessionControl::ToolBegan { turn, call, at } => self.tool_began(now, turn, call, at),
+            SessionControl::ToolEnded {
+                turn,
+                call,
+                outcome,
+            } => self.tool_ended(now, turn, call, outcome),
+            SessionControl::StaleWrite { at } => self.publisher.signal(
+                Signal::StaleEpochReject,
+                Emitter::ContractGuard,
+                None,
+                Some("authority_epoch_mismatch"),
+                at,
+            ),
             SessionControl::Command(command) => self.command(now, command),
+        }
+    }
+}
+
+impl Actor for Session {
+    type Control = SessionControl;
+    type Data = NoData;
+    type Telemetry = Observed;
+    const KIND: &'static str = "session";
+
+    async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
+        let now = time(ctx);
+        self.ledger.opened(now);
+        self.publisher.entered(self.setup.place.entry.decision, now);
+        self.observe(ctx);
+        self.placed(now);
+        self.setup.memory.report_to(ctx.control_ref());
+        ctx.control_ref()
+            .send_reserved(SessionControl::Begin)
+            .map_err(|_| Failure::new("a new control lane has room"))
+    }
+
+    async fn on_control(
+        &mut self,
+        ctx: &mut Context<Self>,
+        message: SessionControl,
+    ) -> Result<(), Failure> {
+        self.handling = Stopwatch::start();
+        let now = time(ctx);
+        if matches!(message, SessionControl::Begin) {
+            Box::pin(self.begin(ctx)).await?;
+        } else if let Some(message) = self.hold(now, message) {
+            self.dispatch(now, message);
         }
         self.carry_out(ctx).await
     }
@@ -474,6 +594,10 @@ impl Actor for Session {
             let ending = Ending::NodeFailed;
             self.give_up_acknowledgement(turn);
             self.kernel.handle(now, Input::TurnFailed { turn, ending });
+        } else if let Some(turn) = self.guesses.of(exit.child) {
+            self.kernel.handle(now, Input::GuessFailed { turn });
+        } else if let Some((turn, call)) = self.tools.of(exit.child) {
+            self.tool_ended(now, turn, call, crashed());
         } else {
             self.node_failures += 1;
             let node = NodeId::new(exit.name.as_str())?;
@@ -503,6 +627,7 @@ impl Actor for Session {
         }
         let now = time(ctx);
         if self.kernel.state() != SessionState::Ended {
+            self.kernel.handle(now, Input::ToolsGivenUp);
             self.kernel.handle(now, Input::Disconnected);
             self.kernel.settle();
             if let Err(error) = self.carry_out(ctx).await {
@@ -523,6 +648,8 @@ impl Actor for Session {
             turns: self.ledger.take_reports(),
             spending: self.meter().session(),
             refused: self.ledger.refusals(),
+            speculation: self.kernel.speculation(),
+            hot_state_bytes: self.state.hot().bytes(),
             node_failures: self.node_failures,
             degraded: status.degraded,
             dead_letters: status.dead_letters,
@@ -537,7 +664,16 @@ impl Actor for Session {
                 .meters
                 .as_ref()
                 .map(|meters| meters.measurements()),
+            node_handlers_us: self.setup.overhead.nodes(),
+            kernel_overhead_budget_us: self.scheduling.gatekeeper.limits().kernel_overhead_p99_us,
+            kernel_overhead_alerts: self
+                .scheduling
+                .gatekeeper
+                .overhead_alerts
+                .load(Ordering::Relaxed),
+            shed: self.ledger.sheds(),
         };
+        self.state.close(&self.setup.place.lease).await;
         let (done, _) = oneshot::channel();
         let done = std::mem::replace(&mut self.setup.done, done);
         let _nobody_waits = done.send(report);

@@ -55,6 +55,8 @@ pub(crate) enum TurnControl {
     Sync(NodeIx, Port, Torn),
     /// The turn has gone mute: whoever's handler hangs gives up.
     Unstick,
+    /// The guess was right: it is a turn now.
+    Promote,
     /// The turn is closed: end. Comes by the same lane as the cancel before it, so that the nodes
     /// are told why before they are stopped.
     Close,
@@ -135,6 +137,11 @@ impl Actor for Turn {
             TurnControl::Unstick => {
                 for handle in self.hosts.iter() {
                     self.tell(handle, NodeControl::Unstick);
+                }
+            }
+            TurnControl::Promote => {
+                for handle in self.hosts.iter() {
+                    self.tell(handle, NodeControl::Promote);
                 }
             }
             TurnControl::Close => ctx.stop(ExitReason::Finished),

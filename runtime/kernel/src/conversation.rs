@@ -3,9 +3,12 @@
 //! Only what was played may enter the conversation. The agent's words are kept by clause with the
 //! number of output frames that each fills, so that a cut after n frames tells which words were heard.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
+use rspp_proto::TurnNumber;
 use serde::{Deserialize, Serialize};
+
+use crate::tool::{ToolEnd, ToolExchange};
 
 /// One clause of the agent's reply, and the frames it fills.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +157,8 @@ pub enum Said {
         /// The reply was cut off after them.
         interrupted: bool,
     },
+    /// What the agent had done, before the words around it.
+    Tool(Box<ToolExchange>),
 }
 
 /// The conversation so far, bounded; the oldest words are forgotten first.
@@ -169,6 +174,7 @@ impl Conversation {
         self.iter()
             .map(|said| match said {
                 Said::User { text } | Said::Agent { text, .. } => text.len(),
+                Said::Tool(exchange) => exchange.arguments.len() + exchange.result.len(),
             })
             .sum()
     }
@@ -192,6 +198,68 @@ impl Conversation {
         if !text.is_empty() {
             self.push(Said::Agent { text, interrupted });
         }
+    }
+
+    /// The agent called a tool.
+    pub fn tool_was_called(&mut self, exchange: ToolExchange) {
+        self.push(Said::Tool(Box::new(exchange)));
+    }
+
+    /// A call that went on without its turn has ended.
+    pub fn tool_ended(&mut self, turn: TurnNumber, call: &str, end: ToolEnd, result: Arc<str>) {
+        if let Some(exchange) = self.exchange(turn, call) {
+            exchange.end = Some(end);
+            exchange.result = result;
+        }
+    }
+
+    /// A call that had been given up has come back after all: its end stands, but the next turn is told
+    /// the result. `None` if nothing is known of it.
+    pub fn tool_came_late(
+        &mut self,
+        turn: TurnNumber,
+        call: &str,
+        result: Arc<str>,
+    ) -> Option<&ToolExchange> {
+        let exchange = self.exchange(turn, call)?;
+        exchange.result = result;
+        exchange.is_known = false;
+        Some(exchange)
+    }
+
+    fn exchange(&mut self, turn: TurnNumber, call: &str) -> Option<&mut ToolExchange> {
+        self.exchanges()
+            .find(|exchange| exchange.turn == turn && &*exchange.call == call)
+    }
+
+    /// A turn opens: from now on the model knows of all calls that have ended.
+    pub fn tools_are_known(&mut self) {
+        for exchange in self.exchanges() {
+            exchange.is_known = exchange.end.is_some();
+        }
+    }
+
+    /// Whether the call is part of the conversation.
+    pub fn has_call(&self, turn: TurnNumber, call: &str) -> bool {
+        self.said.iter().any(|said| match said {
+            Said::Tool(exchange) => exchange.turn == turn && &*exchange.call == call,
+            Said::User { .. } | Said::Agent { .. } => false,
+        })
+    }
+
+    /// The newest call that fits and whose end no model has been shown.
+    pub fn unknown_call(&self, fits: impl Fn(&ToolExchange) -> bool) -> Option<&ToolExchange> {
+        self.said.iter().rev().find_map(|said| match said {
+            Said::Tool(exchange) if !exchange.is_known && fits(exchange) => Some(&**exchange),
+            Said::Tool(_) | Said::User { .. } | Said::Agent { .. } => None,
+        })
+    }
+
+    fn exchanges(&mut self) -> impl Iterator<Item = &mut ToolExchange> {
+        self.said.iter_mut().filter_map(|said| match said {
+            Said::Tool(exchange) => Some(&mut **exchange),
+            Said::User { .. } | Said::Agent { .. } => None,
+        })
     }
 
     fn push(&mut self, said: Said) {

@@ -1,15 +1,21 @@
 //! Everything the kernel can ask the host to do. Effects are carried out in order, and the ones
 //! that have an answer are answered before the next is taken.
 
+use std::sync::Arc;
+
 use rspp_proto::{
-    Epoch, TurnNumber,
+    Epoch, NodeId, TurnNumber,
     abi::{CancelMode, CancelScope, Emitter, Signal, TurnTransition},
+    spec::SessionAction,
 };
 
 use crate::{
+    admission::Decision,
     input::CancelReason,
     invocation::TurnDeadlines,
     recovery::Task,
+    speculation::Discarded,
+    tool::{ToolRequest, ToolStep},
     turn::{Refusal, Terminal},
 };
 
@@ -79,6 +85,8 @@ pub enum Effect {
         turn: TurnNumber,
         /// Why.
         refusal: Refusal,
+        /// The limit that was reached, and when to ask again.
+        decision: Decision,
     },
     /// Record a turn's transition.
     Transition {
@@ -98,6 +106,8 @@ pub enum Effect {
         turn: TurnNumber,
         /// The epoch it opens under.
         epoch: Epoch,
+        /// Whether it runs in the pipeline's degrade posture.
+        degraded: bool,
     },
     /// Tell the user whether the session has its voice; it goes on in text without.
     Voice {
@@ -114,6 +124,28 @@ pub enum Effect {
         mute: bool,
         /// By when its work has to be done.
         deadlines: TurnDeadlines,
+    },
+    /// Begin an answer on a guess, under a provisional number: nothing of it leaves, is kept or is done
+    /// before `Effect::Promote` (P9). If that cannot be, answer with `Input::GuessFailed`.
+    Speculate {
+        /// Its provisional number.
+        turn: TurnNumber,
+        /// The epoch it is begun under.
+        epoch: Epoch,
+        /// The user's words so far.
+        user_text: String,
+    },
+    /// The guess was right, and its turn has opened: what it has made so far counts.
+    Promote {
+        /// The turn.
+        turn: TurnNumber,
+    },
+    /// The guess came to nothing: abort its work, and say what it has cost with `Input::GuessSpent`.
+    Discard {
+        /// Its provisional number.
+        turn: TurnNumber,
+        /// Why.
+        reason: Discarded,
     },
     /// Raise the output fence, now; answer with `Input::Fenced`.
     Fence {
@@ -176,6 +208,42 @@ pub enum Effect {
         /// The turn.
         turn: TurnNumber,
     },
+    /// Write a step of a call down; before it is looked at whether anybody still wants it (P7).
+    Journal(ToolStep),
+    /// Run a tool; answer with `Input::ToolEnded`, once.
+    RunTool {
+        /// The turn that asks for it.
+        turn: TurnNumber,
+        /// The epoch it asks under.
+        epoch: Epoch,
+        /// Who asks.
+        node: NodeId,
+        /// What for.
+        request: ToolRequest,
+    },
+    /// A turn is over: a call of it that has not begun must not, and one that is not to finish is
+    /// given up. Answer with `Input::ToolInterrupted`.
+    InterruptTool {
+        /// The turn.
+        turn: TurnNumber,
+        /// The call.
+        call: Arc<str>,
+        /// Whether it goes on if it has begun.
+        finish: bool,
+    },
+    /// Hand a call's result to the node that asked.
+    AnswerTool {
+        /// The turn.
+        turn: TurnNumber,
+        /// Who asked.
+        node: NodeId,
+        /// The call.
+        call: Arc<str>,
+        /// What the model is told.
+        content: Arc<str>,
+    },
+    /// A tool asked something of the session, and its turn has committed.
+    Act(SessionAction),
     /// Something arrived for a turn that is over.
     Late {
         /// The turn.

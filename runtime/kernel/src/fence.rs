@@ -21,6 +21,8 @@ pub enum Passage {
     },
     /// Its turn is over or was cancelled.
     Fenced,
+    /// Its turn is no turn yet, but a guess (P9).
+    Provisional,
     /// It was made under another epoch than the session's (T12): refused and reported.
     StaleEpoch {
         /// The session's epoch; `None` when authority is lost altogether.
@@ -43,6 +45,8 @@ pub struct OutputFence {
     once_held: AtomicU32,
     /// Checks and refusals by checkpoint.
     checks: [Checks; 3],
+    /// The turn that is a guess yet; 0 for none.
+    provisional: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +56,8 @@ struct Checks {
 }
 
 const NO_TURN_LIVES: u32 = u32::MAX;
+/// Turns count from 1.
+const NO_GUESS: u32 = 0;
 
 fn pack(first_live: u32, accepted: u32) -> u64 {
     u64::from(first_live) << 32 | u64::from(accepted)
@@ -69,6 +75,7 @@ impl OutputFence {
             epoch: AtomicU64::new(epoch.get()),
             held: AtomicU32::new(0),
             once_held: AtomicU32::new(0),
+            provisional: AtomicU32::new(NO_GUESS),
             checks: Default::default(),
         }
     }
@@ -130,6 +137,31 @@ impl OutputFence {
         self.held.load(Ordering::Acquire) == turn.0
     }
 
+    /// Takes `turn` for a guess: nothing of it leaves until it is promoted, or ever (P9).
+    pub fn guess(&self, turn: TurnNumber) {
+        self.provisional.store(turn.0, Ordering::Release);
+    }
+
+    /// The guess was right: from here on `turn` is a turn like any other.
+    pub fn promote(&self, turn: TurnNumber) {
+        let _another_is_held = self.provisional.compare_exchange(
+            turn.0,
+            NO_GUESS,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+    }
+
+    /// The guess came to nothing: `turn` is fenced before it is let go.
+    pub fn discard(&self, turn: TurnNumber) {
+        let _nothing_was_accepted = self.raise(turn);
+        self.promote(turn);
+    }
+
+    fn is_guess(&self, turn: TurnNumber) -> bool {
+        self.provisional.load(Ordering::Acquire) == turn.0
+    }
+
     /// Asks whether one output of `turn`, made under `epoch`, may leave.
     pub fn accept(&self, turn: TurnNumber, epoch: Epoch) -> Passage {
         let current = self.epoch();
@@ -138,6 +170,9 @@ impl OutputFence {
             return Passage::StaleEpoch { current };
         }
         self.count(Checkpoint::Egress, false);
+        if self.is_guess(turn) {
+            return Passage::Provisional;
+        }
         let mut word = self.word.load(Ordering::Acquire);
         loop {
             let (first_live, accepted) = unpack(word);
@@ -176,7 +211,8 @@ impl OutputFence {
     /// Whether something of `turn` that was made under `epoch` may still leave. For what is shown,
     /// not played: it counts nothing.
     pub fn admits(&self, turn: TurnNumber, epoch: Epoch) -> bool {
-        self.epoch.load(Ordering::Acquire) == epoch.get() && self.is_live(turn)
+        let in_force = self.epoch.load(Ordering::Acquire) == epoch.get();
+        in_force && self.is_live(turn) && !self.is_guess(turn)
     }
 
     /// Takes the last acceptance of `turn` back: the transport had no room for it, so that it was
@@ -345,6 +381,26 @@ mod tests {
         assert_eq!(fence.counts(Checkpoint::Ingress), count(2, 1));
         assert_eq!(fence.counts(Checkpoint::Dispatch), count(2, 2));
         assert_eq!(fence.counts(Checkpoint::Egress), count(0, 0));
+    }
+
+    /// P9: nothing of a guess leaves before it is promoted, and nothing ever of one that was wrong.
+    #[test]
+    fn a_guess_is_refused_until_it_is_promoted() {
+        let fence = OutputFence::new(E1);
+        fence.guess(T1);
+        assert_eq!(fence.accept(T1, E1), Passage::Provisional);
+        assert!(!fence.admits(T1, E1));
+        assert!(fence.is_live(T1), "its work is wanted");
+        fence.promote(T2);
+        assert_eq!(fence.accept(T1, E1), Passage::Provisional);
+        fence.promote(T1);
+        assert_eq!(fence.accept(T1, E1), Passage::Accepted { ordinal: 1 });
+        fence.raise(T1);
+        fence.guess(T2);
+        fence.discard(T2);
+        assert_eq!(fence.accept(T2, E1), Passage::Fenced);
+        let third = TurnNumber(3);
+        assert_eq!(fence.accept(third, E1), Passage::Accepted { ordinal: 1 });
     }
 
     /// P4: a turn can be fenced before its first output.

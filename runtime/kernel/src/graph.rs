@@ -73,7 +73,7 @@ pub enum Role {
     /// Where audio and text leave for the user.
     Egress,
     /// A node of the pipeline.
-    Node(NodeSpec),
+    Node(Box<NodeSpec>),
 }
 
 /// One node and its connections.

@@ -5,10 +5,15 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use rspp_proto::{
     Epoch, Monotonic, SampleIndex, TurnNumber,
     abi::{CancelMode, CancelScope},
-    spec::{AdaptiveAction, Budgets, FailurePolicy},
+    spec::{AdaptiveAction, Budgets, FailurePolicy, NodeSpec},
 };
 
-use crate::{journal::blurred, turn::Ending};
+use crate::{
+    admission::Decision,
+    journal::{blurred, blurred_json},
+    tool::{ToolOutcome, ToolRequest},
+    turn::Ending,
+};
 
 /// Why somebody cancels (F-035).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -51,8 +56,8 @@ pub enum Placement {
 pub struct Gates {
     /// The control plane's snapshots are present and fresh enough.
     pub snapshot_valid: bool,
-    /// There is room for one more turn.
-    pub capacity: bool,
+    /// Whether there is room for one more turn.
+    pub admission: Decision,
     /// The epoch that the caller of the turn carries.
     pub epoch: Epoch,
     /// Whether this placement still holds the session's lease.
@@ -136,6 +141,24 @@ pub enum Input {
     },
     /// The user's own client stops the running turn.
     Stop,
+
+    /// The user pauses and may have finished, or not: a guess may be begun with these words.
+    UserPaused {
+        /// The words so far.
+        text: String,
+    },
+    /// Answers [`Effect::Speculate`](crate::Effect::Speculate) if it cannot be begun, or has failed since.
+    GuessFailed {
+        /// Its provisional number.
+        turn: TurnNumber,
+    },
+    /// What a guess that came to nothing has cost.
+    GuessSpent {
+        /// Tokens that models had streamed.
+        tokens: u64,
+        /// Characters that had been given to synthesis.
+        characters: u64,
+    },
 
     /// Somebody cancels the running turn, or something that the turn cannot go on without.
     Cancel {
@@ -287,6 +310,42 @@ pub enum Input {
         /// What ended it.
         ending: Ending,
     },
+    /// A node's model calls tools.
+    ToolsCalled {
+        /// The turn.
+        turn: TurnNumber,
+        /// The node, with the tools that it declares.
+        node: Arc<NodeSpec>,
+        /// What it asks for.
+        calls: Vec<ToolRequest>,
+    },
+    /// A tool's executor found turn and epoch in force, and has begun.
+    ToolBegan {
+        /// The turn that asked for it.
+        turn: TurnNumber,
+        /// The call.
+        call: Arc<str>,
+    },
+    /// Answers [`Effect::RunTool`](crate::Effect::RunTool).
+    ToolEnded {
+        /// The turn that asked for it.
+        turn: TurnNumber,
+        /// The call.
+        call: Arc<str>,
+        /// What came back.
+        outcome: ToolOutcome,
+    },
+    /// Answers [`Effect::InterruptTool`](crate::Effect::InterruptTool).
+    ToolInterrupted {
+        /// The turn that asked for it.
+        turn: TurnNumber,
+        /// The call.
+        call: Arc<str>,
+        /// Whether it had begun.
+        began: bool,
+    },
+    /// The session is stopped now: no call is waited for any more.
+    ToolsGivenUp,
     /// A deadline has passed.
     Tick,
 }
@@ -296,12 +355,19 @@ impl Input {
     pub(crate) fn blur(&mut self) {
         match self {
             Self::UserTurn { text }
+            | Self::UserPaused { text }
             | Self::Spoken { text, .. }
             | Self::ClauseBegun { text, .. }
             | Self::ClauseShown { text, .. } => {
                 *text = blurred(text);
             }
             Self::Recognised { text, .. } => *text = blurred(text).into(),
+            Self::ToolsCalled { calls, .. } => {
+                for call in calls {
+                    call.arguments = blurred_json(&call.arguments).into();
+                }
+            }
+            Self::ToolEnded { outcome, .. } => outcome.content = blurred(&outcome.content),
             Self::Connected
             | Self::Disconnected
             | Self::Reconnecting
@@ -337,6 +403,11 @@ impl Input {
             | Self::PlaybackStarted { .. }
             | Self::PlaybackFinished { .. }
             | Self::TurnFailed { .. }
+            | Self::GuessFailed { .. }
+            | Self::GuessSpent { .. }
+            | Self::ToolBegan { .. }
+            | Self::ToolInterrupted { .. }
+            | Self::ToolsGivenUp
             | Self::Tick => {}
         }
     }

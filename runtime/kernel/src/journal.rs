@@ -11,6 +11,7 @@ use rspp_proto::{
     spec::{ConnectionPolicy, TurnPolicy},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{Effect, Emission, Input, SessionState, turn::Refusal};
 
@@ -86,7 +87,7 @@ impl Decision {
             let (turn, step) = (*turn, *step);
             return Some(Self::Transition { turn, step });
         }
-        if let Effect::Refused { turn, refusal } = effect {
+        if let Effect::Refused { turn, refusal, .. } = effect {
             let (turn, refusal) = (*turn, *refusal);
             return Some(Self::Refused { turn, refusal });
         }
@@ -159,6 +160,27 @@ pub(crate) fn blurred(text: &str) -> String {
         _ => '𐐀',
     };
     text.chars().map(blur).collect()
+}
+
+/// JSON text with the letters and digits of its strings replaced; it stays JSON, since a machine looks
+/// at its form. What is none is blurred as a whole.
+pub(crate) fn blurred_json(text: &str) -> String {
+    fn blur(value: &mut Value) {
+        match value {
+            Value::String(text) => *text = blurred(text),
+            Value::Array(values) => values.iter_mut().for_each(blur),
+            Value::Object(fields) => fields.values_mut().for_each(blur),
+            Value::Number(number) => *number = 0.into(),
+            Value::Null | Value::Bool(_) => {}
+        }
+    }
+    match serde_json::from_str::<Value>(text) {
+        Ok(mut value) => {
+            blur(&mut value);
+            value.to_string()
+        }
+        Err(_) => blurred(text),
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,12 @@ pub mod interruption;
 
 pub mod conversation;
 
+pub mod tool;
+
+pub mod speculation;
+
+pub mod state;
+
 pub mod fence;
 
 pub mod edge;
@@ -41,6 +47,7 @@ pub mod timebase;
 
 pub mod jitter;
 
+pub mod admission;
 pub mod echo;
 
 pub mod determinism;

@@ -20,7 +20,7 @@ use rspp_proto::{
     abi::CancelMode,
     spec::{
         AdaptiveAction, Budgets, EdgeBufferPolicy, FlowControl, Modality, NodeExecutionPolicy,
-        ProfileName, ProviderPolicy, RecordingPolicy, TurnPolicy,
+        Priority, ProfileName, ProviderPolicy, RecordingPolicy, StatePolicy, TurnPolicy,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -132,6 +132,18 @@ pub struct Handoff {
     pub degrade_on_threshold_breach: bool,
 }
 
+/// How much a turn takes of what may become scarce (F-048).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Extent {
+    /// Messages of the conversation that the model is shown.
+    pub max_context_messages: u64,
+    /// Most tokens of a reply; `None` leaves it to the node.
+    pub max_tokens: Option<u64>,
+    /// Highest rate of the agent's audio, in hertz; `None` leaves it to the voice.
+    pub max_sample_rate: Option<u32>,
+}
+
 /// Where a value of the plan came from (F-078, F-080).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -192,6 +204,13 @@ pub struct ResolvedTurnPlan {
     pub cancel_modes: BTreeMap<NodeId, CancelMode>,
     /// When the turn may be interrupted and what becomes of what comes late.
     pub turns: TurnPolicy,
+    /// How much nodes may remember, and how fresh it is.
+    #[serde(default)]
+    pub state: StatePolicy,
+    /// Who comes first when there is not enough for all.
+    pub priority: Priority,
+    /// How much it takes.
+    pub extent: Extent,
     /// What makes the turn repeatable. Not part of the hash: its seed follows from it.
     pub determinism: DeterminismContext,
     /// How the node bindings came about. Not part of the hash: the bindings are.
@@ -301,6 +320,12 @@ impl ResolvedTurnPlan {
         })
     }
 
+    /// Whether the degrade posture had a say in it (F-048).
+    pub fn is_degraded(&self) -> bool {
+        let mut origins = self.provenance.values();
+        origins.any(|origin| origin.layer == Layer::Posture)
+    }
+
     /// How generated text is handed to synthesis; disabled if all hand-overs are.
     pub fn llm_to_tts(&self) -> Handoff {
         let handoff = &self.streaming_handoff;
@@ -381,7 +406,7 @@ impl ResolvedTurnPlan {
     }
 
     /// The values that layers decide.
-    fn policy(&self) -> [(&'static str, Value); 14] {
+    fn policy(&self) -> [(&'static str, Value); 17] {
         [
             ("budgets", text(&self.budgets)),
             ("node_budgets_ms", text(&self.node_budgets_ms)),
@@ -403,6 +428,9 @@ impl ResolvedTurnPlan {
             ("cancel_mode", text(self.cancel_mode)),
             ("cancel_modes", text(&self.cancel_modes)),
             ("turns", text(&self.turns)),
+            ("state", text(&self.state)),
+            ("priority", text(self.priority)),
+            ("extent", text(self.extent)),
         ]
     }
 }

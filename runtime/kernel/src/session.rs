@@ -3,6 +3,9 @@
 //! Inputs and the time go in, effects and a deadline come out. Knows nothing of actors, audio or
 //! models; the host carries out the effects, in order, and answers the ones that ask.
 
+mod speculation;
+mod tools;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -13,6 +16,7 @@ use rspp_proto::{
 };
 
 use crate::{
+    admission::{self, Cause, Limit},
     authority::{Authority, AuthorityFault, Checkpoint, LeaseDuty, Tenure},
     budget::{BudgetEvent, BudgetKey, BudgetManager, BudgetVerdict},
     conversation::{Conversation, Reply},
@@ -22,12 +26,17 @@ use crate::{
     journal::{Decision, Journal, Line},
     link::{Link, LinkEnd, LinkEvent},
     recovery::{Course, Task, Voice},
+    session::tools::Tools,
+    speculation::{Discarded, Speculation},
+    tool::ToolTable,
     turn::{
         AbortReason, Ending, Refusal, RefusalReason, Terminal, Turn, TurnEffect, TurnInput,
         TurnState,
     },
 };
 
+/// Words that wait for room are not proposed again sooner than this.
+const LEAST_WAIT: Duration = Duration::from_millis(10);
 /// Longest text of the user that waits for the running turn to end, in bytes.
 const MAX_WAITING_TEXT: usize = 4_096;
 
@@ -46,6 +55,8 @@ struct Running {
     /// First sample after the speech that it answers; `None` if that was typed.
     until: Option<SampleIndex>,
     reply: Reply,
+    /// What was decided about letting it in.
+    admission: admission::Decision,
     budget: Option<BudgetManager>,
     cancel_mode: CancelMode,
     /// A soft cancel was accepted; what is in flight is being finished.
@@ -58,6 +69,9 @@ struct Running {
     /// Output frames accepted, once the fence has fallen.
     accepted: Option<u32>,
     course: Course,
+    tools: ToolTable,
+    /// It was begun as a guess.
+    promoted: bool,
 }
 
 /// A soft cancel whose fence has not fallen.
@@ -78,6 +92,13 @@ struct Watch {
     unstuck: bool,
     /// It ran out.
     expired: bool,
+}
+
+/// Words that wait for room, because the policy is to throttle (F-050).
+#[derive(Clone, Copy, Debug)]
+struct Throttled {
+    since: Monotonic,
+    until: Monotonic,
 }
 
 /// What was said in a turn.
@@ -123,10 +144,13 @@ pub struct Session {
     interruption: Interruption,
     /// The newest closed turn, and where in the user's audio the speech that it answered ended.
     answered: Option<(TurnNumber, SampleIndex)>,
+    throttled: Option<Throttled>,
     conversation: Conversation,
     voice: Voice,
     /// What follows the turn that failed.
     apology: Option<Task>,
+    tools: Tools,
+    speculation: Speculation,
     effects: VecDeque<Effect>,
     /// What it is told and decides, for a replay; if somebody keeps it.
     journal: Option<Journal>,
@@ -137,6 +161,10 @@ impl Session {
     pub fn new(policy: TurnPolicy, epoch: Epoch) -> Self {
         let conversation = Conversation::new(policy.max_context_messages);
         let interruption = Interruption::new(&policy);
+        // By then the turn would have been detected, and its words recognised or given up.
+        let patience = policy.max_turn_silence_ms + policy.transcript_timeout_ms + 1_000;
+        let speculation =
+            Speculation::new(policy.speculation.clone(), Duration::from_millis(patience));
         Self {
             policy,
             connection: ConnectionPolicy::default(),
@@ -152,9 +180,12 @@ impl Session {
             waiting: None,
             interruption,
             answered: None,
+            throttled: None,
             conversation,
             voice: Voice::default(),
             apology: None,
+            tools: Tools::default(),
+            speculation,
             effects: VecDeque::new(),
             journal: None,
         }
@@ -270,10 +301,12 @@ impl Session {
         let fence = softening.map(|softening| softening.until);
         let doubt = running.and_then(|_| self.interruption.next_deadline());
         let lease = self.tenure.as_ref().map(Tenure::next_deadline);
-        [doubt, budget, fence, lease, self.link.deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        let link = self.link.deadline();
+        let guess = self.speculation.deadline();
+        let throttled = self.throttled.filter(|_| self.running.is_none() && !held);
+        let again = throttled.map(|throttled| throttled.until);
+        let deadlines = [doubt, budget, fence, lease, link, guess, again];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Takes in one input at `now`. What ends a turn is only noted: [`settle`](Self::settle)
@@ -282,8 +315,8 @@ impl Session {
         if let Some(journal) = &mut self.journal {
             journal.note(Some(now), Line::Input(Box::new(input.clone())));
         }
-        if self.state == SessionState::Ended {
-            return; // ENDED is for good (F-138).
+        if self.state == SessionState::Ended && !matches!(input, Input::GuessSpent { .. }) {
+            return; // ENDED is for good (F-138), but a bill may come late.
         }
         match input {
             Input::Connected => self.connection(now, LinkEvent::Up),
@@ -294,7 +327,10 @@ impl Session {
             Input::LineStalled => self.connection(now, LinkEvent::Stalled),
             Input::LineFlowing => self.connection(now, LinkEvent::Flowing),
             Input::Drain => self.drain(),
-            Input::SpeechStarted { at } => self.heard(now, |judge| judge.started(now, at)),
+            Input::SpeechStarted { at } => {
+                self.discard(Discarded::UserWentOn);
+                self.heard(now, |judge| judge.started(now, at));
+            }
             Input::SpeechResumed { at } => self.heard(now, |judge| judge.resumed(now, at)),
             Input::SpeechStopped { at: _ } => self.interruption.stopped(now),
             Input::Recognised { at, text, is_final } => {
@@ -302,6 +338,15 @@ impl Session {
             }
             Input::UserTurn { text } => self.user_turn(now, text, None),
             Input::Spoken { text, from, until } => self.spoken(now, text, from, until),
+            Input::UserPaused { text } => self.user_paused(now, text),
+            Input::GuessFailed { turn } => {
+                if self.speculation.guess().is_some_and(|it| it.number == turn) {
+                    self.discard(Discarded::Failed);
+                }
+            }
+            Input::GuessSpent { tokens, characters } => {
+                self.speculation.spent(now, tokens, characters);
+            }
             Input::Stop => {
                 let reason = CancelReason::UserCancel;
                 self.cancel(now, reason, CancelScope::Turn, Emitter::LaneRouter);
@@ -320,7 +365,7 @@ impl Session {
             Input::HandedOver => self.handed_over(),
             Input::Rotated { epoch } => self.rotated(epoch),
             Input::Revoked => self.revoked(),
-            Input::Gates { turn, gates } => self.judge(turn, gates),
+            Input::Gates { turn, gates } => self.judge(now, turn, gates),
             Input::Plan { turn, facts } => self.planned(now, turn, facts),
             Input::Fenced { turn, accepted } => self.of_turn(turn, |running| {
                 // A second fence finds nothing left to count.
@@ -377,6 +422,22 @@ impl Session {
             Input::TurnFailed { turn, ending } => {
                 self.of_turn(turn, |running| running.end(ending));
             }
+            Input::ToolsCalled { turn, node, calls } => {
+                self.tools_called(now, turn, &node, calls);
+            }
+            Input::ToolBegan { turn, call } => self.tool_began(turn, &call),
+            Input::ToolEnded {
+                turn,
+                call,
+                outcome,
+            } => {
+                self.tool_ended(turn, &call, &outcome);
+                self.tool_answered(now, turn);
+            }
+            Input::ToolInterrupted { turn, call, began } => {
+                self.tool_interrupted(turn, &call, began);
+            }
+            Input::ToolsGivenUp => self.give_tools_up(),
             Input::Tick => self.tick(now),
         }
     }
@@ -405,6 +466,7 @@ impl Session {
         // A soft cancel has been told when it was accepted; its fence falls now.
         let cancelled = softened.is_some() || system.is_some();
         self.effects.push_back(Effect::Fence { turn, cancelled });
+        self.interrupt_tools();
         self.let_go(turn, "turn_ended");
         if let Some(reason) = system.filter(|_| softened.is_none()) {
             self.cancelled(reason, CancelScope::Turn, Some(CancelMode::Hard));
@@ -472,15 +534,26 @@ impl Session {
     }
 
     fn drain(&mut self) {
+        if self.state == SessionState::Ended {
+            return;
+        }
+        self.discard(Discarded::SessionOver);
+        self.throttled = None; // What waits for room waits for a turn that will not come.
         if self.state != SessionState::Draining {
             self.enter(SessionState::Draining);
         }
-        if self.running.is_none() && !self.moving {
+        if self.running.is_none() {
             self.end();
         }
     }
 
     fn end(&mut self) {
+        if self.moving {
+            return; // Until it is handed over.
+        }
+        if self.tools.are_under_way() {
+            return; // What was begun on the user's behalf is seen through, within its deadline (P7).
+        }
         self.signal(Signal::Ended, Emitter::ConnectionAdapter, None);
         self.enter(SessionState::Ended);
     }
@@ -571,7 +644,12 @@ impl Session {
             return;
         }
         let Some(running) = &self.running else {
-            self.propose(text, until);
+            if self.throttled.is_some() {
+                self.discard(Discarded::WordsDiffer);
+                self.keep(text, until);
+            } else {
+                self.open_with(now, text, until);
+            }
             return;
         };
         let interruptible = self.policy.barge_in && running.is_bound();
@@ -580,6 +658,15 @@ impl Session {
             self.heard(now, Interruption::dismissed);
             return;
         }
+        self.keep(text, until);
+        if self.policy.barge_in {
+            let (reason, by) = (CancelReason::BargeIn, Emitter::CancellationManager);
+            self.cancel(now, reason, CancelScope::Turn, by);
+        }
+    }
+
+    /// Keeps words for the next turn.
+    fn keep(&mut self, text: String, until: Option<SampleIndex>) {
         match &mut self.waiting {
             Some(waiting) if waiting.text.len() + text.len() < MAX_WAITING_TEXT => {
                 waiting.text.push(' ');
@@ -587,10 +674,6 @@ impl Session {
                 waiting.until = waiting.until.max(until);
             }
             Some(_) | None => self.waiting = Some(Waiting { text, until }),
-        }
-        if self.policy.barge_in {
-            let (reason, by) = (CancelReason::BargeIn, Emitter::CancellationManager);
-            self.cancel(now, reason, CancelScope::Turn, by);
         }
     }
 
@@ -640,6 +723,7 @@ impl Session {
                 running.softening = Some(Softening { reason, until });
             }
         }
+        self.interrupt_tools();
         self.let_go(turn, "barge_in_confirmed");
         if let Some(asked) = asked {
             self.signal(asked, by, Some(turn));
@@ -682,9 +766,24 @@ impl Session {
     fn propose(&mut self, user_text: String, until: Option<SampleIndex>) {
         let number = self.next_turn;
         self.next_turn = number.next();
-        let task = Task::Answer {
-            user_text: user_text.clone(),
-        };
+        self.propose_as(number, Task::Answer { user_text }, until, false);
+    }
+
+    /// An apology for the turn that failed; it answers nobody.
+    fn apologise(&mut self, task: Task) {
+        let number = self.next_turn;
+        self.next_turn = number.next();
+        self.propose_as(number, task, None, false);
+    }
+
+    fn propose_as(
+        &mut self,
+        number: TurnNumber,
+        task: Task,
+        until: Option<SampleIndex>,
+        promoted: bool,
+    ) {
+        let user_text = task.user_text().to_owned();
         self.running = Some(Running {
             number,
             course: Course::new(task),
@@ -692,6 +791,7 @@ impl Session {
             user_text,
             until,
             reply: Reply::default(),
+            admission: admission::Decision::ADMIT,
             budget: None,
             cancel_mode: CancelMode::Hard,
             softening: None,
@@ -700,6 +800,8 @@ impl Session {
             progressed: false,
             audible: false,
             accepted: None,
+            tools: ToolTable::default(),
+            promoted,
         });
         self.signal_because(
             Signal::TurnOpenProposed,
@@ -712,14 +814,23 @@ impl Session {
     }
 
     /// Snapshot validity, epoch validity, authorisation, in this order; the plan comes last.
-    fn judge(&mut self, turn: TurnNumber, gates: Gates) {
+    fn judge(&mut self, now: Monotonic, turn: TurnNumber, gates: Gates) {
         if !self.is_opening(turn) {
             return;
         }
+        let throttled = self.throttled.take();
+        let full = match gates.admission.verdict {
+            admission::Verdict::Admit | admission::Verdict::Degrade => None,
+            admission::Verdict::Throttle { .. } | admission::Verdict::Defer { .. } => {
+                Some(Refusal::Defer(RefusalReason::Capacity))
+            }
+            admission::Verdict::Reject => Some(Refusal::Reject(RefusalReason::Capacity)),
+        };
         let refusal = if !gates.snapshot_valid {
             Some(Refusal::Defer(RefusalReason::Snapshot)) // T2
-        } else if !gates.capacity {
-            Some(Refusal::Reject(RefusalReason::Capacity)) // T2
+        } else if full.is_some() {
+            self.throttle(now, throttled, gates.admission.verdict);
+            full // T2
         } else {
             match self.authority.check(Checkpoint::Dispatch, gates.epoch) {
                 Err(AuthorityFault::Stale { .. } | AuthorityFault::WithoutLease { .. }) => {
@@ -730,13 +841,47 @@ impl Session {
                 Ok(()) => None,
             }
         };
+        self.of_turn(turn, |running| running.admission = gates.admission);
         match refusal {
             Some(refusal) => self.step(TurnInput::Refused(refusal)),
             None => self.effects.push_back(Effect::Resolve {
                 turn,
                 epoch: self.epoch,
+                degraded: gates.admission.verdict == admission::Verdict::Degrade,
             }),
         }
+    }
+
+    /// Keeps the words of an intent that was refused only for now, to propose them again.
+    fn throttle(&mut self, now: Monotonic, before: Option<Throttled>, verdict: admission::Verdict) {
+        let admission::Verdict::Throttle { retry_after } = verdict else {
+            return;
+        };
+        let Some(running) = &self.running else {
+            return;
+        };
+        match running.course.task {
+            Task::Answer { .. } => {}
+            Task::Say { .. } | Task::Play { .. } => return, // Nobody waits for an apology.
+        }
+        // What was said since comes after it.
+        let later = self.waiting.replace(Waiting {
+            text: running.user_text.clone(),
+            until: running.until,
+        });
+        if let Some(Waiting { text, until }) = later {
+            self.keep(text, until);
+        }
+        self.throttled = Some(Throttled {
+            since: before.map_or(now, |before| before.since),
+            until: now + retry_after.max(LEAST_WAIT),
+        });
+    }
+
+    /// How long the words of the turn that is being opened were kept waiting for room.
+    pub fn waited(&self, now: Monotonic) -> Duration {
+        self.throttled
+            .map_or(Duration::ZERO, |throttled| now.since(throttled.since))
     }
 
     fn planned(&mut self, now: Monotonic, turn: TurnNumber, facts: Option<PlanFacts>) {
@@ -762,7 +907,7 @@ impl Session {
             running.budget = Some(BudgetManager::new(&facts.budgets, facts.actions, now));
             running.cancel_mode = facts.cancel_mode;
             running.course.policy = facts.failure;
-            running.course.mute = mute;
+            running.course.mute = mute && !running.promoted;
         });
         self.step(TurnInput::PlanResolved); // T5
     }
@@ -851,11 +996,13 @@ impl Session {
             Some(LeaseDuty::FallSilent) => self.revoked(),
             None => {}
         }
+        self.guess_is_due(now);
         self.heard(now, |judge| judge.tick(now));
         if self.interruption.held_since().is_some() || self.away_since.is_some() {
             return; // Time stands still for the turn.
         }
         let Some(running) = &mut self.running else {
+            self.try_again(now);
             return;
         };
         if running
@@ -863,6 +1010,10 @@ impl Session {
             .is_some_and(|softening| softening.until <= now)
         {
             running.end(Ending::Cancelled);
+        }
+        if running.tools.is_waiting() {
+            // The user waits for something that is being done, within its own deadline.
+            running.show_life(now);
         }
         if running.seems_mute(now) {
             let turn = running.number;
@@ -914,6 +1065,22 @@ impl Session {
                 return;
             };
             running = next;
+        }
+    }
+
+    /// Proposes words again that waited for room.
+    fn try_again(&mut self, now: Monotonic) {
+        let due = self
+            .throttled
+            .is_some_and(|throttled| throttled.until <= now);
+        if !due {
+            return;
+        }
+        match self.waiting.take() {
+            Some(Waiting { text, until }) if self.state == SessionState::Active => {
+                self.propose(text, until);
+            }
+            Some(_) | None => self.throttled = None,
         }
     }
 
@@ -976,6 +1143,7 @@ impl Session {
             return; // Epochs only rise; an older one is stale news.
         }
         self.epoch = epoch;
+        self.discard(Discarded::SessionOver);
         if let Some(running) = &mut self.running {
             running.end(Ending::AuthorityLost);
         }
@@ -990,6 +1158,7 @@ impl Session {
         self.moving = false;
         self.waiting = None;
         self.effects.push_back(Effect::Revoke);
+        self.give_tools_up();
         if let Some(running) = &mut self.running {
             running.end(Ending::AuthorityLost);
             if running.turn.state() == TurnState::Opening {
@@ -1034,7 +1203,11 @@ impl Session {
                 TurnState::Closed => self.closed(turn),
                 // A refused intent leaves no turn behind.
                 TurnState::Idle => {
-                    self.running = None;
+                    if self.running.take().is_some_and(|running| running.promoted) {
+                        self.speculation.take_back();
+                        let reason = Discarded::Refused;
+                        self.effects.push_back(Effect::Discard { turn, reason });
+                    }
                     self.turn_is_over();
                 }
                 TurnState::Opening | TurnState::Active | TurnState::Terminal => {}
@@ -1061,10 +1234,12 @@ impl Session {
                 self.effects.push_back(Effect::Seal { turn, terminal });
             }
             TurnEffect::End(Terminal::Commit) => {
+                self.act(turn, true);
                 self.signal(Signal::Commit, Emitter::TurnArbiter, Some(turn));
                 self.transition(turn, TurnState::Active, TurnTrigger::Commit);
             }
             TurnEffect::End(Terminal::Abort(reason)) => {
+                self.act(turn, false);
                 self.of_turn(turn, |running| running.course.aborted = Some(reason));
                 let reason = reason.as_str();
                 self.signal_because(Signal::Abort, Emitter::TurnArbiter, Some(turn), reason);
@@ -1094,7 +1269,13 @@ impl Session {
         };
         self.signal_because(signal, emitter, None, refusal.as_str());
         self.transition(turn, TurnState::Opening, trigger);
-        self.effects.push_back(Effect::Refused { turn, refusal });
+        let running = self.running.as_ref();
+        let decision = running.map_or(admission::Decision::ADMIT, |running| running.admission);
+        self.effects.push_back(Effect::Refused {
+            turn,
+            refusal,
+            decision,
+        });
     }
 
     fn open(&mut self, turn: TurnNumber) {
@@ -1109,20 +1290,31 @@ impl Session {
         let Some(running) = &self.running else {
             return;
         };
+        let admission = running.admission;
+        let promoted = running.promoted;
         let budget = running.budget.as_ref();
         let deadlines = budget
             .and_then(BudgetManager::deadlines)
             .expect("a turn opens with its budgets, and unheard");
         let (task, mute) = (running.course.task.clone(), running.course.mute);
+        if admission.verdict == admission::Verdict::Degrade {
+            let (emitter, reason) = degraded_by(admission.cause);
+            self.signal_because(Signal::Degrade, emitter, Some(turn), reason);
+        }
         // An apology answers nobody.
         if let Task::Answer { user_text } = &task {
+            self.conversation.tools_are_known();
             self.conversation.user_said(user_text.clone());
         }
-        self.effects.push_back(Effect::Start {
-            turn,
-            task,
-            mute,
-            deadlines,
+        self.effects.push_back(if promoted {
+            Effect::Promote { turn }
+        } else {
+            Effect::Start {
+                turn,
+                task,
+                mute,
+                deadlines,
+            }
         });
     }
 
@@ -1137,6 +1329,7 @@ impl Session {
         if let Some(running) = self.running.take() {
             let answered = running.until.map(|until| (turn, until));
             self.answered = answered.or(self.answered);
+            self.keep_tools(turn, &running.tools);
             let heard = running.reply.heard(running.accepted.unwrap_or(0));
             let interrupted = heard.len() < running.reply.text().len();
             self.conversation.agent_was_heard(heard, interrupted);
@@ -1149,17 +1342,17 @@ impl Session {
         // Who has said something meanwhile gets an answer to that instead.
         let apology = self.apology.take();
         self.interruption.forget();
-        if self.state == SessionState::Draining {
-            if !self.moving {
-                self.end();
-            }
-        } else if let Some(Waiting { text, until }) = self.waiting.take() {
+        if self.tools.take_hang_up() {
+            self.moving = false; // There is nothing left to hand over.
+            self.drain();
+        } else if self.state == SessionState::Draining {
+            self.end();
+        } else if self.throttled.is_none()
+            && let Some(Waiting { text, until }) = self.waiting.take()
+        {
             self.propose(text, until);
         } else if let Some(apology) = apology {
-            self.propose(String::new(), None);
-            if let Some(running) = &mut self.running {
-                running.course.task = apology;
-            }
+            self.apologise(apology);
         }
     }
 
@@ -1188,6 +1381,10 @@ impl Session {
 
     /// The voice is gone for good: the turn goes on without, or its apology does (F-135, F-137).
     fn voice_lost(&mut self, now: Monotonic, turn: TurnNumber) {
+        if self.speculation.guess().is_some_and(|it| it.number == turn) {
+            self.discard(Discarded::Failed);
+            return;
+        }
         let mut text_only = None;
         self.of_turn(turn, |running| {
             running.course.voice_failed = true;
@@ -1232,6 +1429,20 @@ impl Session {
             scope: None,
             mode: None,
         }));
+    }
+}
+
+/// Who chose the degrade posture, and why (event-abi.md §4).
+fn degraded_by(cause: Option<Cause>) -> (Emitter, &'static str) {
+    match cause.map(|cause| cause.limit) {
+        Some(Limit::Load) | None => (Emitter::WatermarkEngine, "overload_degrade_posture"),
+        Some(
+            Limit::Sessions
+            | Limit::SessionsPerMinute
+            | Limit::Turns
+            | Limit::TurnsPerMinute
+            | Limit::TokensPerMinute,
+        ) => (Emitter::BudgetManager, "quota_degrade_posture"),
     }
 }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     AttemptRecord, HandoffRecord, InvocationOutcome, LevelChange, OR02_EVIDENCE_SCHEMA_VERSION,
-    Redacted, TurnBaseline,
+    Redacted, ToolEntry, TurnBaseline,
 };
 
 /// One fact on the timeline. Large ones are boxed: an entry is cheap to move.
@@ -51,6 +51,8 @@ pub enum Entry {
     Journal(Box<JournalEntry>),
     /// The recording was closed; last in a whole file.
     Footer(Summary),
+    /// A step of a tool call's life.
+    Tool(Box<ToolEntry>),
 }
 
 /// How dear an entry is when room runs out.
@@ -145,6 +147,7 @@ kinds! {
     13 "turn" Turn: Box<TurnBaseline>,
     14 "footer" Footer: Summary,
     20 "journal" Journal: Box<JournalEntry>,
+    15 "tool" Tool: Box<ToolEntry>,
 }
 
 fn read<T: DeserializeOwned>(payload: &[u8]) -> Result<T, rmp_serde::decode::Error> {
@@ -329,6 +332,7 @@ impl Entry {
             }
             Self::Footer(summary) => summary.at,
             Self::Journal(line) => line.at,
+            Self::Tool(step) => step.at,
         }
     }
 
@@ -345,6 +349,7 @@ impl Entry {
             Self::Handoff(handoff) => Some(&handoff.turn_id),
             Self::Playout(playout) => Some(&playout.turn_id),
             Self::Turn(turn) => Some(&turn.turn_id),
+            Self::Tool(step) => Some(&step.turn_id),
             Self::Header(_)
             | Self::Level(_)
             | Self::Dropped(_)
@@ -387,6 +392,7 @@ impl Entry {
             | Self::Dropped(_)
             | Self::Turn(_)
             | Self::Journal(_)
+            | Self::Tool(_)
             | Self::Footer(_) => None,
         }
     }
@@ -408,6 +414,7 @@ impl Entry {
             | Self::Dropped(_)
             | Self::Turn(_)
             | Self::Journal(_)
+            | Self::Tool(_)
             | Self::Footer(_) => None,
         }
     }
@@ -429,6 +436,7 @@ impl Entry {
             | Self::Dropped(_)
             | Self::Turn(_)
             | Self::Journal(_)
+            | Self::Tool(_)
             | Self::Footer(_) => None,
         }
     }
@@ -450,6 +458,7 @@ impl Entry {
             | Self::Invocation(_)
             | Self::Playout(_)
             | Self::Level(_)
+            | Self::Tool(_)
             | Self::Dropped(_) => EntryClass::Baseline,
             Self::Event(_) | Self::Attempt(_) | Self::Handoff(_) | Self::Journal(_) => {
                 EntryClass::Detail
@@ -471,6 +480,10 @@ impl Entry {
             Self::Attempt(attempt) => {
                 let captured = |text: &Option<String>| text.as_ref().map_or(0, String::len);
                 ENVELOPE + captured(&attempt.input_payload) + captured(&attempt.output_payload)
+            }
+            Self::Tool(step) => {
+                let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+                ENVELOPE + text(&step.arguments) + text(&step.result)
             }
             Self::Turn(turn) => {
                 let lists = turn.decision_outcomes.len()
@@ -531,6 +544,7 @@ entry_from! {
     TurnBaseline => Turn,
     JournalEntry => Journal,
     Summary => Footer,
+    ToolEntry => Tool,
 }
 
 impl From<EventRecord> for Entry {

@@ -187,6 +187,7 @@ impl Gates {
                 | Entry::Level(_)
                 | Entry::Dropped(_)
                 | Entry::Journal(_)
+                | Entry::Tool(_)
                 | Entry::Footer(_) => {}
             }
         }
@@ -196,7 +197,8 @@ impl Gates {
         for violation in verifier.finish() {
             let gate = match violation.rule {
                 Rule::NoStaleOutput | Rule::EpochRises => Gate::AuthoritySafety,
-                Rule::NothingAfterFence => Gate::CancelFence,
+                // A tool that begins for a cancelled turn is an output like any other (P1).
+                Rule::NothingAfterFence | Rule::ToolBeginsInTime => Gate::CancelFence,
                 Rule::EvidenceAgrees | Rule::PlanRecorded => Gate::Evidence,
                 Rule::EndWithoutOpen | Rule::TransitionLegal | Rule::NothingAfterTerminal => {
                     Gate::Terminals
@@ -207,7 +209,8 @@ impl Gates {
                 | Rule::OpenOnce
                 | Rule::EvidencePresent
                 | Rule::EvidenceComplete
-                | Rule::SequenceRises => continue,
+                | Rule::SequenceRises
+                | Rule::ToolEndOnce => continue,
             };
             let detail = format!("{}: {}", violation.rule, violation.detail);
             self.violate(gate, violation.turn_id.as_ref(), detail);

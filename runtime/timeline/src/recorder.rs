@@ -246,6 +246,11 @@ pub(crate) fn prepare(mut entry: Entry, level: RecordingLevel, redaction: &Redac
             redaction.apply_to_text(&mut attempt.input_payload, salt, level);
             redaction.apply_to_text(&mut attempt.output_payload, salt, level);
         }
+        Entry::Tool(step) => {
+            let salt = step.session_id.as_str();
+            redaction.apply_to_text(&mut step.arguments, salt, level);
+            redaction.apply_to_text(&mut step.result, salt, level);
+        }
         Entry::Turn(turn) => {
             if let Some(envelope) = &mut turn.envelope_snapshot {
                 envelope.lease_token = None;

@@ -123,6 +123,7 @@ fn who(entry: &Entry) -> &str {
         Entry::Handoff(handoff) => handoff.edge_id.as_str(),
         Entry::Level(_) | Entry::Dropped(_) | Entry::Turn(_) => "OR-02",
         Entry::Plan(_) | Entry::Transition(_) | Entry::Journal(_) => "RK-03",
+        Entry::Tool(step) => &step.tool,
         Entry::Playout(_) => "RK-22",
         Entry::Header(_) | Entry::Footer(_) => "-",
     }
@@ -187,6 +188,15 @@ fn what(entry: &Entry) -> String {
         }
         Entry::Turn(turn) => turn_text(turn),
         Entry::Journal(line) => line.line.to_string(),
+        Entry::Tool(step) => {
+            let text = step.arguments.as_ref().or(step.result.as_ref());
+            let text = text.map_or_else(String::new, |text| format!(": {}", escaped(text)));
+            format!(
+                "tool call {} {}{text}",
+                escaped(&step.call_id),
+                step.step.as_str()
+            )
+        }
         Entry::Footer(summary) => format!(
             "closed: {} entries, {} turns, {} accepted, {} complete, {} details omitted, {} dropped",
             summary.entries,

@@ -9,12 +9,12 @@ use std::{
 };
 
 use rspp_proto::{
-    EdgeId, Epoch, InvocationId, Lane, Monotonic, NodeId, SessionId, TurnId,
+    EdgeId, Epoch, IdempotencyKey, InvocationId, Lane, Monotonic, NodeId, SessionId, TurnId,
     abi::{CancelScope, ControlSignal, Envelope, EventRecord, Signal, TurnState, TurnTransition},
 };
 use serde::Serialize;
 
-use crate::{Entry, TerminalOutcome, TurnBaseline};
+use crate::{Entry, TerminalOutcome, ToolEntry, ToolStep, TurnBaseline};
 
 macro_rules! rules {
     ($($(#[$doc:meta])* $variant:ident = $id:literal;)*) => {
@@ -65,6 +65,10 @@ rules! {
     EpochRises = "epoch-rises";
     /// No output of a stale epoch was accepted (gate 4).
     NoStaleOutput = "no-stale-output";
+    /// A tool call that was requested ends, once (P8).
+    ToolEndOnce = "tool-end-once";
+    /// A tool begins once, and not after its turn was cancelled or has ended (P1).
+    ToolBeginsInTime = "tool-begins-in-time";
 }
 
 impl fmt::Display for Rule {
@@ -115,7 +119,15 @@ pub struct Verifier {
     nodes_fenced: HashSet<(Option<TurnId>, NodeId)>,
     calls_fenced: HashSet<InvocationId>,
     violations: Vec<Violation>,
+    tools: BTreeMap<IdempotencyKey, Tool>,
     latest: Monotonic,
+}
+
+#[derive(Debug)]
+struct Tool {
+    turn: TurnId,
+    begins: u32,
+    ends: u32,
 }
 
 #[derive(Debug, Default)]
@@ -124,9 +136,18 @@ struct Turn {
     terminals: Vec<TerminalOutcome>,
     closes: u32,
     is_fenced: bool,
+    /// When it was first known to be cancelled or to have ended.
+    over_at: Option<Monotonic>,
     state: Option<TurnState>,
     plan_hashes: Vec<String>,
     has_evidence: bool,
+}
+
+impl Turn {
+    fn fence(&mut self, at: Monotonic) {
+        self.is_fenced = true;
+        self.over_at.get_or_insert(at);
+    }
 }
 
 /// Checks a whole recording.
@@ -155,6 +176,7 @@ impl Verifier {
                     .push(plan.plan_hash.clone());
             }
             Entry::Turn(evidence) => self.evidence(evidence, entry.at()),
+            Entry::Tool(step) => self.tool(step),
             Entry::Header(_)
             | Entry::Outcome(_)
             | Entry::Attempt(_)
@@ -173,10 +195,47 @@ impl Verifier {
         &self.violations
     }
 
+    fn tool(&mut self, step: &ToolEntry) {
+        let turn = self.turns.get(&step.turn_id);
+        // Signals are stamped in whole milliseconds.
+        let over_at = turn.and_then(|turn| turn.over_at);
+        let is_over = over_at.is_some_and(|over| step.at.as_millis() > over.as_millis());
+        let tool = self
+            .tools
+            .entry(step.idempotency_key.clone())
+            .or_insert_with(|| Tool {
+                turn: step.turn_id.clone(),
+                begins: 0,
+                ends: 0,
+            });
+        tool.ends += u32::from(step.step.is_end());
+        let (call, at) = (&step.call_id, step.at);
+        let mut detail = None;
+        if step.step == ToolStep::Began {
+            tool.begins += 1;
+            if tool.begins > 1 {
+                detail = Some(format!("call {call} began twice"));
+            } else if tool.ends > 0 {
+                detail = Some(format!("call {call} began after its end"));
+            } else if is_over {
+                detail = Some(format!("call {call} began for a turn that was over"));
+            }
+        }
+        if let Some(detail) = detail {
+            self.report(Rule::ToolBeginsInTime, Some(&step.turn_id), at, detail);
+        }
+    }
+
     /// What is broken, now that nothing more comes.
     #[must_use]
     pub fn finish(mut self) -> Vec<Violation> {
         let at = self.latest;
+        for (key, tool) in std::mem::take(&mut self.tools) {
+            if tool.ends != 1 {
+                let detail = format!("the call with key {key} has {} ends", tool.ends);
+                self.report(Rule::ToolEndOnce, Some(&tool.turn), at, detail);
+            }
+        }
         for (id, turn) in std::mem::take(&mut self.turns) {
             if turn.opens == 0 {
                 continue;
@@ -234,7 +293,7 @@ impl Verifier {
     fn signal(&mut self, signal: &ControlSignal, at: Monotonic) {
         let envelope = &signal.envelope;
         match signal.signal {
-            Signal::Cancel => self.fence(signal),
+            Signal::Cancel => self.fence(signal, at),
             Signal::OutputAccepted | Signal::PlaybackStarted => {
                 self.output(envelope, at, signal.signal.as_str());
             }
@@ -295,6 +354,7 @@ impl Verifier {
             }
             return;
         }
+        turn.over_at.get_or_insert(at);
         if name == Signal::Close {
             turn.closes += 1;
         } else if name == Signal::Commit {
@@ -329,18 +389,16 @@ impl Verifier {
         }
     }
 
-    fn fence(&mut self, signal: &ControlSignal) {
+    fn fence(&mut self, signal: &ControlSignal, at: Monotonic) {
         let envelope = &signal.envelope;
         match signal.scope {
             Some(CancelScope::Session) => {
                 // What had been opened; a later turn is not cancelled by it.
-                self.turns
-                    .values_mut()
-                    .for_each(|turn| turn.is_fenced = true);
+                self.turns.values_mut().for_each(|turn| turn.fence(at));
             }
             Some(CancelScope::Turn) | None => {
                 if let Some(turn) = &envelope.turn_id {
-                    self.turn(turn).is_fenced = true;
+                    self.turn(turn).fence(at);
                 }
             }
             Some(CancelScope::Node) => {

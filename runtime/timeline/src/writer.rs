@@ -319,7 +319,8 @@ impl Summary {
             | Entry::Invocation(_)
             | Entry::Handoff(_)
             | Entry::Playout(_)
-            | Entry::Journal(_) => {}
+            | Entry::Journal(_)
+            | Entry::Tool(_) => {}
         }
         self.entries += 1;
     }

@@ -16,7 +16,7 @@ use rspp_kernel::{CancelReason, SessionState, invariant, plan::ResolvedTurnPlan}
 use rspp_proto::{
     Epoch, EventId, InvocationId, Monotonic, NodeId, SessionId, TenantId, WallClock,
     abi::Signal,
-    spec::{PipelineSpec, RecordingLevel},
+    spec::{PipelineSpec, Quota, RecordingLevel},
 };
 use rspp_timeline::{
     Capacity, CloseError, Entry, FileHeader, MemoryRecording, Options, Recorder, Recording, Report,
@@ -179,8 +179,8 @@ impl<'a> World<'a> {
         probes.install()(&mut config);
         for piece in &scenario.pieces {
             if let Piece::Limits { sessions, turns } = piece {
-                config.max_sessions = *sessions;
-                config.max_turns = *turns;
+                config.limits.node.sessions = Some(Quota::at(*sessions as u64));
+                config.limits.node.turns = Some(Quota::at(*turns as u64));
             }
         }
         let runtime = Runtime::start(config).await.expect("the runtime starts");
@@ -354,10 +354,11 @@ impl<'a> World<'a> {
             }
             Err(error) => {
                 let outcome = match error {
-                    OpenError::Full(_) => "session refused: full",
+                    OpenError::Refused(_) => "session refused: full",
                     OpenError::Closed => "session refused: shut down",
                     OpenError::Graph(_)
                     | OpenError::UnknownNode { .. }
+                    | OpenError::UnknownTool { .. }
                     | OpenError::Plan(_)
                     | OpenError::Provider { .. }
                     | OpenError::UnknownRecording { .. }

@@ -76,6 +76,12 @@ pub(crate) fn summary(report: &Report, took: Duration) -> String {
             overhead.p50, overhead.p99
         ));
     }
+    if let Some(budget) = overhead.budget {
+        lines.push(format!(
+            "runtime overhead was above its budget of {budget} us {} times",
+            overhead.above_budget
+        ));
+    }
     for (count, one, many) in [
         (
             session.refused_turns,

@@ -1,6 +1,6 @@
 //! The user's side of a call: recordings, and words that the local voice speaks.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use rspp_proto::{Epoch, EventId, InvocationId, ProviderId, SessionId};
@@ -98,6 +98,7 @@ async fn speak(text: &str, providers: &Providers) -> Result<Vec<i16>, Problem> {
             first_byte: Duration::from_secs(30),
             inter_chunk: Duration::from_secs(30),
         },
+        share: Arc::default(),
         cancel: CancellationToken::new(),
     };
     let request = TtsRequest {

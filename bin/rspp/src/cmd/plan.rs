@@ -137,6 +137,7 @@ fn origin(origin: &Origin) -> String {
         Layer::Tenant => "tenant",
         Layer::Session => "session",
         Layer::PolicyBundle => "policy",
+        Layer::Posture => "degrade",
     };
     if origin.source.starts_with(layer) {
         origin.source.clone()

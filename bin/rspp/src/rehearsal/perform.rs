@@ -4,14 +4,15 @@ use std::{
     collections::BTreeMap,
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use futures::{StreamExt, future::join_all};
 use rspp_actors::Clock;
 use rspp_host::{
-    CancelTarget, Config, Notice, OpenError, Pools, Runtime, SessionHandle, SessionRequest,
-    report::SessionReport,
+    CancelTarget, Config, CpuProbe, Notice, OpenError, Pools, Runtime, SessionHandle,
+    SessionRequest, report::SessionReport,
 };
 use rspp_kernel::{SessionState, plan::LayeredSettings};
 use rspp_proto::{
@@ -33,7 +34,7 @@ use super::{
     cast::Cast,
     expect::Finding,
     patch,
-    scenario::{Call, Cancel, Cue, Happens, Recording as Kept, Says, Scenario, Sends},
+    scenario::{Busy, Call, Cancel, Cue, Happens, Recording as Kept, Says, Scenario, Sends},
 };
 use crate::{problem::Problem, specs::Setup};
 
@@ -123,9 +124,14 @@ async fn play(
         Pools::in_virtual_time(2)
     };
     let mut config = Config::new(cast.providers.clone(), pools);
-    config.max_sessions = scenario.limits.max_sessions;
-    config.max_turns = scenario.limits.max_turns;
     let clock = config.clock;
+    config.limits = scenario.limits.clone();
+    if !scenario.cpu.is_empty() {
+        config.cpu = Arc::new(Cpu {
+            clock,
+            busy: scenario.cpu.clone(),
+        });
+    }
     let runtime = Runtime::start(config).await.map_err(Problem::failure)?;
     let placed = scenario.calls.iter().map(|call| {
         let file = timeline(&call.id);
@@ -149,6 +155,25 @@ async fn play(
         "some actors had to be killed".to_owned()
     }));
     Ok(Performance { calls, findings })
+}
+
+/// Processors that are as busy as the scenario says.
+struct Cpu {
+    clock: Clock,
+    busy: Vec<Busy>,
+}
+
+impl CpuProbe for Cpu {
+    fn cpu_percent(&self) -> Option<u64> {
+        let now = self.clock.now();
+        let begun = |busy: &&Busy| Duration::from_millis(busy.from_ms) <= now;
+        let latest = self
+            .busy
+            .iter()
+            .filter(begun)
+            .max_by_key(|busy| busy.from_ms);
+        latest.map(|busy| busy.percent)
+    }
 }
 
 /// Actors of a runtime without sessions.
@@ -183,13 +208,15 @@ async fn place(
     let (client, injected) = mpsc::channel(64);
     transport.source = with_client(transport.source, injected);
     let (recorder, recording) = record(kept, clock, piece, &call.id, &file).await?;
+    let mut settings = piece.settings.clone();
+    settings.session.priority = call.priority.or(settings.session.priority);
     let opened = runtime
         .open(SessionRequest {
             tenant: call.tenant.clone(),
             session: call.id.clone(),
             pipeline: piece.spec.clone(),
             policy: piece.policy.clone(),
-            settings: piece.settings.clone(),
+            settings,
             attributes: call.attributes.clone(),
             transport,
             recorder,

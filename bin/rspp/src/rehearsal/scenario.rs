@@ -9,7 +9,7 @@ use rspp_kernel::{CancelReason, plan::LayeredSettings};
 use rspp_proto::{
     Epoch, IdempotencyKey, InvocationId, NodeId, ProviderId, SessionId, TenantId,
     abi::{CancelScope, Signal},
-    spec::{Modality, RecordingLevel},
+    spec::{LimitsSpec, Modality, Priority, RecordingLevel},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -44,9 +44,12 @@ pub(crate) struct Scenario {
     /// Scripted providers, preferred first; those of a modality that is not named go well.
     #[serde(default)]
     pub(crate) providers: Vec<Provider>,
-    /// The most that the runtime takes on.
+    /// What the runtime takes on.
     #[serde(default)]
-    pub(crate) limits: Limits,
+    pub(crate) limits: LimitsSpec,
+    /// How busy the processors are, moment by moment; what this machine does without.
+    #[serde(default)]
+    pub(crate) cpu: Vec<Busy>,
     /// Where timelines go.
     #[serde(default)]
     pub(crate) recording: Recording,
@@ -60,21 +63,12 @@ pub(crate) struct Scenario {
     pub(crate) folder: PathBuf,
 }
 
-/// How much the runtime takes on.
+/// How busy the processors are from some moment on.
 #[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Limits {
-    pub(crate) max_sessions: usize,
-    pub(crate) max_turns: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_sessions: 10_000,
-            max_turns: 10_000,
-        }
-    }
+#[serde(deny_unknown_fields)]
+pub(crate) struct Busy {
+    pub(crate) from_ms: u64,
+    pub(crate) percent: u64,
 }
 
 /// How timelines are kept, and on what.
@@ -173,6 +167,9 @@ pub(crate) struct Call {
     pub(crate) id: SessionId,
     #[serde(default = "tenant")]
     pub(crate) tenant: TenantId,
+    /// Who comes first; the pipeline's word without.
+    #[serde(default)]
+    pub(crate) priority: Option<Priority>,
     /// What conditions and policies may ask of it.
     #[serde(default)]
     pub(crate) attributes: BTreeMap<String, Value>,

@@ -2,7 +2,10 @@
 
 use std::{
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -39,6 +42,7 @@ pub(super) fn new_call(modality: &str) -> Call {
             first_byte: Duration::from_secs(20),
             inter_chunk: Duration::from_secs(10),
         },
+        share: Arc::default(),
         cancel: CancellationToken::new(),
     }
 }

@@ -5,6 +5,7 @@
 //! tokio's, so a paused clock makes a conversation instant. Nothing here spawns: a dropped stream
 //! is gone.
 
+mod batch_llm;
 mod conduct;
 mod end_of_turn;
 mod llm;
@@ -15,6 +16,7 @@ mod tally;
 mod tts;
 mod voice;
 
+pub use batch_llm::ScriptedBatchLlm;
 pub use conduct::{Conduct, OnCancel, Trouble};
 pub use end_of_turn::ScriptedEndOfTurn;
 pub use llm::{Answer, ScriptedLlm};

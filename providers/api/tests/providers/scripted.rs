@@ -1,6 +1,6 @@
 //! Scripted providers do what their script says, in virtual time, and count what became of it.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, stream};
@@ -31,6 +31,7 @@ fn call(session: &str, number: u64) -> Call {
             first_byte: Duration::from_secs(1),
             inter_chunk: Duration::from_secs(1),
         },
+        share: Arc::default(),
         cancel: CancellationToken::new(),
     }
 }

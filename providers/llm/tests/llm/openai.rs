@@ -34,6 +34,7 @@ pub(crate) fn call() -> Call {
             first_byte: Duration::from_secs(5),
             inter_chunk: Duration::from_secs(5),
         },
+        share: Arc::default(),
         cancel: CancellationToken::new(),
     }
 }

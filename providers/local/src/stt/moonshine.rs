@@ -54,7 +54,8 @@ impl SpeechToText for Moonshine {
             return Box::pin(stream::once(async { Err(fault) }));
         }
         let decoder = Arc::clone(&self.decoder);
-        let recognition = Recognition::new(call, request, audio, decoder, self.pool.clone());
+        let pool = self.pool.on_behalf_of(Arc::clone(&call.share));
+        let recognition = Recognition::new(call, request, audio, decoder, pool);
         Box::pin(stream::unfold(recognition, |mut recognition| async {
             let chunk = recognition.next().await?;
             Some((chunk, recognition))

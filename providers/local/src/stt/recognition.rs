@@ -5,9 +5,7 @@ use std::{mem, pin::Pin, sync::Arc};
 use bytes::Bytes;
 use futures::{Future, StreamExt};
 use rspp_proto::SampleRate;
-use rspp_provider_api::{
-    AudioStream, Call, Fault, InferencePool, PoolClosed, SttChunk, SttRequest,
-};
+use rspp_provider_api::{AudioStream, Call, Fault, InferencePool, SttChunk, SttRequest};
 
 use super::{
     decoder::{Decoder, Transcript},
@@ -229,10 +227,9 @@ impl Recognition {
                 let audio = resample(&pcm[..samples], rate);
                 decoder.get()?.transcribe(&audio, &stopped)
             };
-            pool.run(work).await.unwrap_or_else(|error| match error {
-                PoolClosed::Closed => Err(Fault::cancelled()),
-                PoolClosed::Panicked(_) => Err(Fault::model(error.to_string())),
-            })
+            pool.run(work)
+                .await
+                .unwrap_or_else(|error| Err(error.into_fault()))
         };
         self.job = Some(Job {
             goal,

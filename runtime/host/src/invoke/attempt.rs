@@ -3,6 +3,7 @@
 use std::{
     num::NonZeroU32,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::Duration,
 };
 
@@ -32,6 +33,8 @@ pub(super) struct Facts {
     pub(super) streaming: bool,
     pub(super) bytes: u64,
     pub(super) status: Option<u16>,
+    /// Whether there was no room for it on this machine.
+    pub(super) shed: bool,
     pub(super) spending: Spending,
 }
 
@@ -98,6 +101,7 @@ pub(super) fn open(
         epoch: site.settings.epoch,
         idempotency_key: id.to_string(),
         deadlines: deadlines(site, provider),
+        share: Arc::clone(site.settings.schedule.share()),
         cancel: cancel.clone(),
     };
     let registry = &site.settings.registry;

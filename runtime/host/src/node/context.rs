@@ -16,22 +16,24 @@ use rspp_kernel::{
     conversation::Said,
     cost::{Allowance, CostKind},
     edge::EdgeNotice,
-    plan::Handoff,
+    plan::{Extent, Handoff},
+    tool::ToolRequest,
     turn::Ending,
 };
 use rspp_proto::{
     DebugNote, EdgeId, Epoch, ErrorCode, Lane, Monotonic, NodeId, Payload, PipelineVersion,
     ProviderId, SampleIndex, SessionId, SpeechMark, TurnNumber,
+    abi::OutcomeScope,
     spec::{Budgets, CapAction, NodeSpec, TurnPolicy},
 };
 use rspp_provider_api::{
-    AudioStream, InferencePool, LlmRequest, Providers, SttRequest, TtsRequest,
+    AudioStream, InferencePool, LlmRequest, Providers, SttRequest, ToolCall, TtsRequest,
 };
 use rspp_timeline::HandoffAction;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Hook, NodeError,
+    DurableState, Hook, HotState, NodeError, StateAccess, TurnState,
     call::{CallRequest, Dictation},
 };
 use crate::{
@@ -39,6 +41,7 @@ use crate::{
     memory::{Meter, Share},
     observe::Observers,
     providers::{CallRules, Candidates},
+    schedule::NodeSchedule,
 };
 
 /// What a node is told when it is made; constant while it lives.
@@ -72,6 +75,10 @@ pub struct NodeSettings {
     pub pool: InferencePool,
     /// How generated text is handed to synthesis, from the frozen plan (turn-plan.md §7).
     pub handoff: Arc<Handoff>,
+    /// When it may work.
+    pub(crate) schedule: NodeSchedule,
+    /// How much it may take.
+    pub extent: Extent,
     /// What the agent is told it is.
     pub instructions: Option<Arc<str>>,
     /// The conversation before this turn, as heard; empty for session-scoped nodes.
@@ -80,6 +87,8 @@ pub struct NodeSettings {
     pub attributes: Arc<BTreeMap<String, serde_json::Value>>,
     /// Who listens in on the session.
     pub(crate) observers: Arc<Observers>,
+    /// What it may remember.
+    pub(crate) state: Arc<StateAccess>,
     /// What its events and calls were numbered up to.
     pub(crate) numbers: Arc<Numbers>,
     /// The pipeline that the session runs.
@@ -183,6 +192,11 @@ pub enum NodeReport {
         from: SampleIndex,
         /// First sample after the speech that the turn ends with.
         until: SampleIndex,
+    },
+    /// The user pauses, and may have finished with these words.
+    UserPaused {
+        /// The words so far.
+        text: Arc<str>,
     },
     /// The model's first words of a turn.
     FirstToken,
@@ -309,6 +323,13 @@ pub enum NodeReport {
         /// Why.
         reason: Arc<str>,
     },
+    /// Work of the node was shed where it is scheduled.
+    Shed {
+        /// Where.
+        point: OutcomeScope,
+        /// Why.
+        reason: &'static str,
+    },
     /// The node's standby goes on in its place (F-007, F-133).
     TookOver {
         /// The node that goes on.
@@ -332,6 +353,7 @@ pub(crate) enum Ask {
     Call(CallKey, CallRequest),
     Abort(CallKey),
     Report(NodeReport),
+    Tools(Vec<ToolRequest>),
 }
 
 /// What a node may use, and where it leaves what it wants done.
@@ -369,6 +391,22 @@ impl NodeContext {
     /// The node's clock.
     pub fn now(&self) -> Monotonic {
         Monotonic::from_duration(self.clock.now())
+    }
+
+    /// What goes with the turn; `None` for nodes that are of no turn.
+    pub fn turn_state(&self) -> Option<TurnState<'_>> {
+        TurnState::new(&self.settings.state, self.settings.node())
+    }
+
+    /// What the session remembers as long as it stays where it is.
+    pub fn hot_state(&self) -> HotState<'_> {
+        HotState::new(&self.settings.state, self.settings.node())
+    }
+
+    /// What the conversation keeps wherever it goes.
+    pub fn durable_state(&self) -> DurableState {
+        let access = Arc::clone(&self.settings.state);
+        DurableState::new(access, self.settings.node().clone())
     }
 
     /// Where blocking work runs.
@@ -507,6 +545,18 @@ impl NodeContext {
             reason: cap.reason(begun).into(),
             ends_turn: cap.effect(begun) == CapAction::Refuse,
         });
+    }
+
+    /// Has tools of its node's spec called; what comes of each arrives at `on_tool_answer`, as far as the
+    /// turn lives. `calls` have ids that are unique within the turn; `round` counts its answers.
+    pub fn call_tools(&mut self, calls: impl IntoIterator<Item = ToolCall>, round: u32) {
+        let calls = calls.into_iter().map(|call| ToolRequest {
+            call: call.id.into(),
+            tool: call.name.into(),
+            arguments: call.arguments.into(),
+            round,
+        });
+        self.asked.push_back(Ask::Tools(calls.collect()));
     }
 
     /// Gives a call up: the provider is told, and nothing more of it arrives.

@@ -6,7 +6,10 @@ use futures::FutureExt;
 use rspp_actors::{CancellationToken, Context};
 use tokio::time::Instant;
 
-use super::{NodeControl, NodeError, NodeHost, NodeReport, NodeSetup, Step};
+use rspp_provider_api::GatePermit;
+
+use super::{NodeControl, NodeError, NodeHost, NodeReport, NodeSettings, NodeSetup, Step};
+use crate::schedule::{NodeSchedule, Shed};
 
 /// How many budgets a handler of a listening node may take before it counts as hung: its session
 /// cannot do without it, so it is made anew (P16).
@@ -23,6 +26,8 @@ pub(super) enum Handled {
     Hung(Duration),
     /// It panicked, in a node whose panics are its own matter.
     Panicked(String),
+    /// There was no room for it.
+    Shed(Shed),
 }
 
 /// What a handler is watched for.
@@ -51,14 +56,63 @@ pub(super) async fn finish(
         Ok(Step::Work(work)) => (work, true),
         Err(panicked) => return (panicked, false),
     };
-    if watch.is_guarded {
+    // A handler does nothing before it is polled: it begins with its slot.
+    let slot = match held(&watch.setup.settings) {
+        Some(schedule) => match Box::pin(slot(&schedule, ctx, deferred)).await {
+            Ok(slot) => slot,
+            Err(handled) => return (handled, false),
+        },
+        None => None,
+    };
+    let finished = if watch.is_guarded {
         let work = AssertUnwindSafe(watch.setup.watched.watch(work))
             .catch_unwind()
             .map(flatten);
-        return Box::pin(waited(work, winds_up, ctx, deferred, watch)).await;
+        Box::pin(waited(work, winds_up, ctx, deferred, watch)).await
+    } else {
+        let work = watch.setup.watched.watch(work).map(Handled::Done);
+        Box::pin(waited(work, winds_up, ctx, deferred, watch)).await
+    };
+    drop(slot);
+    finished
+}
+
+/// The schedule that handlers of a node wait for, if they do.
+fn held(settings: &NodeSettings) -> Option<NodeSchedule> {
+    let schedule = &settings.schedule;
+    let held = schedule.holds_handlers(&settings.spec.kind) || schedule.session().is_shed();
+    held.then(|| schedule.clone())
+}
+
+/// Waits for a slot until there is one or a cancel comes.
+async fn slot(
+    schedule: &NodeSchedule,
+    ctx: &mut Context<NodeHost>,
+    deferred: &mut std::collections::VecDeque<NodeControl>,
+) -> Result<Option<GatePermit>, Handled> {
+    let slot = schedule.slot();
+    tokio::pin!(slot);
+    let stopped = ctx.cancellation().clone();
+    loop {
+        tokio::select! {
+            biased;
+            () = ctx.control_arrived() => {
+                while let Some(message) = ctx.try_control() {
+                    deferred.push_back(message);
+                }
+                // What has not begun is not finished either, however soft the cancel.
+                if deferred.iter().any(|message| message.stops(false)) {
+                    return Err(Handled::Cancelled);
+                }
+                if deferred.contains(&NodeControl::Unstick) {
+                    let hangs = NodeError::new("a handler waits for its slot");
+                    return Err(Handled::Done(Err(hangs)));
+                }
+            }
+            () = stopped.cancelled() => return Err(Handled::Cancelled),
+            slot = &mut slot => return slot.map_err(Handled::Shed),
+        }
     }
-    let work = watch.setup.watched.watch(work).map(Handled::Done);
-    Box::pin(waited(work, winds_up, ctx, deferred, watch)).await
 }
 
 /// Calls a handler whose panic is not the host's end.

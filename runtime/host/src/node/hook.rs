@@ -56,6 +56,7 @@ impl fmt::Display for Hook {
 impl NodeHost {
     /// Initialises and starts the node. One that was initialised but does not start is stopped.
     pub(super) async fn begin(&mut self, ctx: &Context<Self>) -> Result<(), NodeError> {
+        self.begun = true;
         self.ended = true;
         self.hook(ctx, Hook::Init).await?;
         self.ended = false;
@@ -78,7 +79,7 @@ impl NodeHost {
 
     /// Stops the node, once.
     pub(super) async fn end_node(&mut self, ctx: &Context<Self>) {
-        if !self.ended {
+        if !self.ended && self.begun {
             self.ended = true;
             self.notify(ctx, Hook::Stop).await;
             self.cx.emitted.clear();

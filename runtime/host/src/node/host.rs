@@ -20,11 +20,12 @@ use rspp_kernel::{
     edge::{BreakReason, EdgeNotice, Patience},
     fence::OutputFence,
     graph::{EdgeIx, EventView, Graph, Route},
+    tool::ToolRequest,
     turn::Ending,
 };
 use rspp_proto::{
     EdgeId, Epoch, EventType, InvocationId, Monotonic, Payload,
-    abi::CancelMode,
+    abi::{CancelMode, OutcomeScope},
     spec::{ErrorAction, NodeKind, PressureAction},
 };
 use tokio::time::Instant;
@@ -42,6 +43,7 @@ use crate::{
     observe::Observed,
     overhead::Overhead,
     pulse::Pulse,
+    schedule::Shed,
     session::SessionControl,
     watchdog::Watched,
 };
@@ -64,6 +66,8 @@ pub(crate) enum NodeControl {
     Rotate(Epoch),
     /// Something of a sync domain was lost on another of its edges.
     Sync(Port, Torn),
+    /// The guess was right: what is held for the user may leave (P9).
+    Promote,
 }
 
 /// What a loss on one edge of a sync domain means for the others (`scope: plan_wide`).
@@ -90,6 +94,8 @@ pub(crate) struct OutEdge {
     pub(crate) ix: EdgeIx,
     pub(crate) to: DataRef<Arrival>,
     pub(crate) port: Port,
+    /// Whether it leads to the user.
+    pub(crate) to_user: bool,
     /// How long the edge may hold this node back.
     pub(crate) max_block_time: Duration,
     /// How long an event may wait on it.
@@ -123,6 +129,8 @@ pub(crate) struct NodeSetup {
     pub(crate) input_edges: Arc<[EdgeId]>,
     /// Whether one of them holds partial results back.
     pub(crate) coalesces: bool,
+    /// Its turn is a guess yet.
+    pub(crate) provisional: bool,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) succession: Succession,
 }
@@ -161,8 +169,19 @@ pub(crate) struct NodeHost {
     refused: bool,
     /// Whether the node was force-stopped by the cancel at hand.
     is_forced: bool,
+    /// Its turn is a guess: what is for the user is held here, the place of its edge beside it.
+    provisional: bool,
+    held: VecDeque<(usize, Event)>,
+    /// Whether the node has begun; a foreign one does not for a guess.
+    pub(super) begun: bool,
+    /// Whether what waits here is being shed.
+    shedding: bool,
     pub(super) ended: bool,
 }
+
+/// What a guess may hold for the user at one node; then the node waits. A dozen frames are enough to
+/// begin to play at once.
+const HELD: usize = 64;
 
 struct Running {
     actor: ActorId,
@@ -190,6 +209,7 @@ impl NodeHost {
             node: (setup.make)(),
             cx,
             work,
+            provisional: setup.provisional,
             setup,
             calls: BTreeMap::new(),
             deferred: VecDeque::new(),
@@ -203,6 +223,9 @@ impl NodeHost {
             is_forced: false,
             life: 0,
             refused: false,
+            held: VecDeque::new(),
+            begun: false,
+            shedding: false,
             ended: false,
         }
     }
@@ -264,6 +287,15 @@ impl NodeHost {
         {
             return Ok(());
         }
+        if self.sheds(&arrival) {
+            return Ok(());
+        }
+        if !self.begun && !Box::pin(self.wait_to_begin(ctx)).await {
+            while let Some(message) = self.deferred.pop_front() {
+                Box::pin(self.obey(ctx, message)).await;
+            }
+            return Ok(());
+        }
         self.setup.succession.note(&arrival);
         let began = self.began(&arrival);
         self.taken = self.taken.wrapping_add(1);
@@ -295,6 +327,9 @@ impl NodeHost {
             Arrival::Break { port, reason } => {
                 self.node.on_break(&mut self.cx, port, reason);
                 Ok(Step::OK)
+            }
+            Arrival::ToolAnswer { call, content } => {
+                Ok(self.node.on_tool_answer(&mut self.cx, &call, content))
             }
         };
         drop(beat);
@@ -338,7 +373,7 @@ impl NodeHost {
         {
             self.setup
                 .overhead
-                .add(watch.elapsed().saturating_sub(node));
+                .add(watch.elapsed().saturating_sub(node), node);
         }
         Ok(())
     }
@@ -365,6 +400,7 @@ impl NodeHost {
             Arrival::CallEnded { call, .. } => {
                 ("the end of an answer".to_owned(), u64::from(call.0))
             }
+            Arrival::ToolAnswer { call, .. } => (format!("what came of {call}"), 0),
         };
         let number = number.to_string();
         self.cx
@@ -379,7 +415,10 @@ impl NodeHost {
             }
             (
                 ErrorAction::DeadLetter,
-                Arrival::Chunk { .. } | Arrival::CallEnded { .. } | Arrival::Break { .. },
+                Arrival::Chunk { .. }
+                | Arrival::CallEnded { .. }
+                | Arrival::Break { .. }
+                | Arrival::ToolAnswer { .. },
             )
             | (ErrorAction::Abort, _) => None,
         }
@@ -393,6 +432,9 @@ impl NodeHost {
         handled: Handled,
         letter: Option<Box<Event>>,
     ) -> Result<(), Failure> {
+        if !self.provisional && !self.held.is_empty() {
+            Box::pin(self.release(ctx)).await;
+        }
         match handled {
             Handled::Done(Ok(())) => {
                 if self.carry_out_at_once(ctx) {
@@ -412,6 +454,9 @@ impl NodeHost {
         while let Some(message) = self.deferred.pop_front() {
             Box::pin(self.obey(ctx, message)).await;
         }
+        if !self.provisional && !self.held.is_empty() {
+            Box::pin(self.release(ctx)).await;
+        }
         self.arm(ctx);
         if self.unheard {
             return Err(Failure::new("the session's control lane is full"));
@@ -428,6 +473,9 @@ impl NodeHost {
     ) -> Result<(), Failure> {
         match trouble {
             Handled::Done(Ok(())) | Handled::Cancelled => {}
+            Handled::Shed(Shed { point, reason }) => {
+                self.report(NodeReport::Shed { point, reason });
+            }
             Handled::Done(Err(error)) => match letter {
                 Some(event) => self.bury(event, &error.message),
                 None => self.fail(ctx, &error).await,
@@ -531,12 +579,83 @@ impl NodeHost {
     async fn make_anew(&mut self, ctx: &mut Context<Self>) -> Result<(), NodeError> {
         self.node = (self.setup.make)();
         self.ended = false;
+        self.begun = false;
         self.cx = NodeContext::new(
             self.setup.settings.clone(),
             self.setup.clock,
             self.work.clone(),
         );
+        if !self.may_begin() {
+            return Ok(());
+        }
         self.begin(ctx).await
+    }
+
+    /// What a foreign node does nobody here knows: it does not begin for a guess (P9).
+    fn may_begin(&self) -> bool {
+        let is_foreign = matches!(self.setup.settings.spec.kind, NodeKind::Custom(_));
+        !(self.provisional && is_foreign)
+    }
+
+    /// A foreign node's input waits for the promotion with it; `false` if that does not come.
+    async fn wait_to_begin(&mut self, ctx: &mut Context<Self>) -> bool {
+        if !self.promoted(ctx).await {
+            return false;
+        }
+        if let Err(error) = self.begin(ctx).await {
+            Box::pin(self.fail(ctx, &error)).await;
+            return false;
+        }
+        true
+    }
+
+    /// Waits for the promotion; `false` if a cancel or the end comes instead.
+    async fn promoted(&mut self, ctx: &mut Context<Self>) -> bool {
+        let stopped = ctx.cancellation().clone();
+        while self.provisional {
+            tokio::select! {
+                biased;
+                () = stopped.cancelled() => return false,
+                () = ctx.control_arrived() => {}
+            }
+            while let Some(message) = ctx.try_control() {
+                if message == NodeControl::Promote {
+                    self.provisional = false;
+                } else {
+                    self.deferred.push_back(message);
+                }
+            }
+            if self.deferred.iter().any(|message| message.stops(false)) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Lets out what was held, in its order; stops when a cancel comes.
+    async fn release(&mut self, ctx: &mut Context<Self>) {
+        while let Some((at, event)) = self.held.pop_front() {
+            let arrival = self.arrival(at, event);
+            if let Offer::Full(arrival) = self.setup.outputs[at].to.offer(arrival)
+                && !self.wait_for_space(ctx, at, arrival).await
+            {
+                self.held.clear();
+            }
+        }
+    }
+
+    fn arrival(&self, at: usize, event: Event) -> Arrival {
+        let edge = &self.setup.outputs[at];
+        Arrival::Event {
+            port: edge.port,
+            event,
+            arrived: Monotonic::ZERO,
+            patience: if edge.max_block_time.is_zero() {
+                Patience::Spent
+            } else {
+                Patience::Left
+            },
+        }
     }
 
     /// Tells the standby what its predecessor had been told.
@@ -547,12 +666,35 @@ impl NodeHost {
         Ok(())
     }
 
+    /// Whether an arrival is shed where it is taken from its edge (RK-25): the user's audio for
+    /// background work, in severe overload. Said once each time that it begins.
+    fn sheds(&mut self, arrival: &Arrival) -> bool {
+        let schedule = &self.setup.settings.schedule;
+        let is_shed = schedule.session().is_shed();
+        if !is_shed {
+            self.shedding = false;
+            return false;
+        }
+        let spoken = self.setup.settings.turn.is_none()
+            && matches!(arrival, Arrival::Event { event, .. }
+                if matches!(event.payload, Payload::AudioChunk(_)));
+        if spoken && !self.shedding {
+            self.shedding = true;
+            self.report(NodeReport::Shed {
+                point: OutcomeScope::EdgeDequeue,
+                reason: "scheduling_point_shed",
+            });
+        }
+        spoken
+    }
+
     /// Does what the handler asked for, up to a call that has to be started; `false` if there is one.
     fn carry_out_at_once(&mut self, ctx: &mut Context<Self>) -> bool {
         while let Some(ask) = self.cx.asked.pop_front() {
             match ask {
                 Ask::Report(report) => self.report(report),
                 Ask::Abort(call) => self.abort(ctx, call),
+                Ask::Tools(calls) => self.call_tools(ctx, calls),
                 call @ Ask::Call(..) => {
                     self.cx.asked.push_front(call);
                     return false;
@@ -613,6 +755,25 @@ impl NodeHost {
         }
     }
 
+    /// Tools are the turn's: its session holds the calls, and answers here.
+    fn call_tools(&mut self, ctx: &mut Context<Self>, calls: Vec<ToolRequest>) {
+        let settings = &self.setup.settings;
+        let Some(turn) = settings.turn else {
+            tracing::warn!(node = %settings.node(), "tools are called in turns only");
+            return;
+        };
+        let message = SessionControl::Tools {
+            turn,
+            node: Arc::clone(&settings.spec),
+            calls,
+            to: ctx.data_ref(),
+        };
+        match self.setup.session.send(message) {
+            Ok(()) | Err(ControlRefused::Closed(_)) => {}
+            Err(ControlRefused::Overflow(_)) => self.unheard = true,
+        }
+    }
+
     fn abort(&mut self, ctx: &mut Context<Self>, call: CallKey) {
         if let Some(running) = self.calls.remove(&call) {
             running.cancel.cancel();
@@ -642,6 +803,12 @@ impl NodeHost {
     async fn flush(&mut self, ctx: &mut Context<Self>, blocked: Blocked) {
         let mut blocked = Some(blocked);
         while let Some(Blocked { at, arrival, rest }) = blocked {
+            if self.provisional {
+                if !self.promoted(ctx).await {
+                    return;
+                }
+                self.release(ctx).await;
+            }
             if !self.wait_for_space(ctx, at, arrival).await {
                 return;
             }
@@ -692,18 +859,19 @@ impl NodeHost {
                 event.clone()
             };
             let Some(shared) = shared else { break };
-            let edge = &self.setup.outputs[at];
-            let arrival = Arrival::Event {
-                port: edge.port,
-                event: shared,
-                arrived: Monotonic::ZERO,
-                patience: if edge.max_block_time.is_zero() {
-                    Patience::Spent
-                } else {
-                    Patience::Left
-                },
-            };
-            match edge.to.offer(arrival) {
+            if self.provisional && self.setup.outputs[at].to_user {
+                if self.held.len() < HELD {
+                    self.held.push_back((at, shared));
+                    continue;
+                }
+                return Some(Blocked {
+                    at,
+                    arrival: self.arrival(at, shared),
+                    rest: event,
+                });
+            }
+            let arrival = self.arrival(at, shared);
+            match self.setup.outputs[at].to.offer(arrival) {
                 // What was displaced or shed is counted and reported by the edge itself.
                 Offer::Queued | Offer::Displaced(_) | Offer::Closed(_) => {}
                 Offer::Full(arrival) => {
@@ -728,6 +896,9 @@ impl NodeHost {
 
     /// Shows an event to who listens in; it is lost before it delays anything.
     fn show(&self, event: Event, copied: bool) {
+        if self.provisional {
+            return; // Nobody hears of a guess (P9).
+        }
         let _unwatched = self.setup.telemetry.offer(Observed {
             node: self.setup.settings.node().clone(),
             edge: None,
@@ -824,6 +995,14 @@ impl NodeHost {
                 self.setup.settings.epoch = epoch;
                 self.cx.rotate(epoch);
             }
+            NodeControl::Promote => {
+                self.provisional = false;
+                if !self.begun
+                    && let Err(error) = self.begin(ctx).await
+                {
+                    Box::pin(self.fail(ctx, &error)).await;
+                }
+            }
             // Nothing hangs any more.
             NodeControl::Unstick => {}
             NodeControl::Cancel { reason, at: _ } if self.is_soft() => {
@@ -834,6 +1013,7 @@ impl NodeHost {
                 self.work.cancel();
                 self.abort_all(ctx);
                 self.forget_wishes();
+                self.held.clear();
                 ctx.with_data(Inputs::clear);
                 self.setup.succession.forget();
                 if reason == CancelReason::BargeIn {
@@ -905,7 +1085,11 @@ impl NodeControl {
     pub(super) fn stops(&self, soft: bool) -> bool {
         match self {
             Self::Cancel { .. } => !soft,
-            Self::CancelCall(_) | Self::Unstick | Self::Rotate(_) | Self::Sync(..) => false,
+            Self::CancelCall(_)
+            | Self::Unstick
+            | Self::Rotate(_)
+            | Self::Sync(..)
+            | Self::Promote => false,
         }
     }
 }
@@ -973,6 +1157,7 @@ impl Actor for NodeHost {
                 took_over
             };
             if !took_over
+                && self.may_begin()
                 && let Err(error) = self.begin(ctx).await
                 && !self.take_over(ctx, &error.message).await
             {
@@ -989,8 +1174,12 @@ impl Actor for NodeHost {
         ctx: &mut Context<Self>,
         message: NodeControl,
     ) -> Result<(), Failure> {
+        let promoted = message == NodeControl::Promote;
         Box::pin(self.obey(ctx, message)).await;
         self.arm(ctx);
+        if promoted {
+            return Box::pin(self.conclude(ctx, Handled::Done(Ok(())), None)).await;
+        }
         Ok(())
     }
 

@@ -332,7 +332,9 @@ impl Buffer for Inputs {
                 }
             }
             // The end of a call is never refused: its slot is the call's own. Nobody sends a break.
-            end @ (Arrival::CallEnded { .. } | Arrival::Break { .. }) => {
+            end @ (Arrival::CallEnded { .. }
+            | Arrival::ToolAnswer { .. }
+            | Arrival::Break { .. }) => {
                 self.chunks.push_back(end);
                 Offer::Queued
             }

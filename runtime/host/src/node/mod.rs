@@ -11,11 +11,12 @@ mod hook;
 mod host;
 mod inputs;
 mod process;
+mod state;
 mod succession;
 
 pub mod builtin;
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use rspp_kernel::{CancelReason, edge::BreakReason, invocation::error_code};
 use rspp_proto::ErrorCode;
@@ -29,6 +30,8 @@ pub(crate) use host::{NodeControl, NodeHost, NodeMaker, NodeSetup, OutEdge, PRES
 pub(crate) use inputs::EdgeReport;
 pub use inputs::{InputEdge, Inputs};
 pub use process::ProcessCommand;
+pub use state::{DurableState, HotState, TurnState};
+pub(crate) use state::{NodeStates, StateAccess};
 pub(crate) use succession::{Standby, Succession};
 
 use crate::event::{CallEnd, CallKey, Chunk, Event, Port};
@@ -146,6 +149,17 @@ pub trait Node: Send + 'static {
     /// lost. Must reset what it decodes of that stream (F-146).
     fn on_break(&mut self, cx: &mut NodeContext, port: Port, reason: BreakReason) {
         let _ = (cx, port, reason);
+    }
+
+    /// What came of a tool call that it asked for.
+    fn on_tool_answer<'a>(
+        &'a mut self,
+        cx: &'a mut NodeContext,
+        call: &str,
+        content: Arc<str>,
+    ) -> Step<'a> {
+        let _ = (cx, call, content);
+        Step::OK
     }
 
     /// The time that it asked for with [`NodeContext::wake_in`] has come.

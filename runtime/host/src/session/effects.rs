@@ -10,25 +10,26 @@ use rspp_controlplane_api::LeaseError;
 use rspp_kernel::{
     CancelReason, Effect, Emission, Gates, Input, SessionState,
     authority::Checkpoint,
-    invocation::TurnDeadlines,
     link::Link,
     plan::{self, ResolvedTurnPlan, profile},
     recovery::Task,
     turn::Ending,
 };
 use rspp_proto::{
-    Epoch, Monotonic, TurnNumber,
+    Epoch, Monotonic, NodeId, TurnNumber,
     abi::{Emitter, Signal},
-    spec::PortType,
+    spec::{PortType, SessionAction},
 };
 use rspp_timeline::LevelTrigger;
 use tokio::sync::oneshot;
 
-use super::{RunningTurn, Session, SessionControl, acknowledge::Unheard, time};
+use super::{Occasion, RunningTurn, Session, SessionControl, acknowledge::Unheard, time};
 use crate::{
+    admission::TurnPlace,
     assembly::Graces,
     connection::ConnectionControl,
     node::NodeControl,
+    schedule::Shed,
     turn::{Turn, TurnControl, TurnSetup},
 };
 
@@ -61,9 +62,14 @@ impl Session {
                     self.publisher.emit(&emission, now);
                 }
                 Effect::Transition { turn, step } => self.publisher.transition(turn, step, now),
-                Effect::Refused { turn: _, refusal } => {
+                Effect::Refused {
+                    turn: _,
+                    refusal,
+                    decision,
+                } => {
+                    self.admitted = None;
                     self.ledger.refused();
-                    self.publisher.refused(refusal, now);
+                    self.publisher.refused(refusal, decision, now);
                 }
                 Effect::Judge { turn } => {
                     // What was lost before is no fault of this turn.
@@ -71,17 +77,26 @@ impl Session {
                     self.ledger.count_line(&self.line);
                     self.setup.recorder.turn_boundary(now);
                     self.ledger.proposed(turn, now);
-                    let gates = self.judge();
+                    let gates = self.judge(now);
                     self.kernel.handle(now, Input::Gates { turn, gates });
                 }
-                Effect::Resolve { turn, epoch } => self.resolve(now, turn, epoch),
+                Effect::Resolve {
+                    turn,
+                    epoch,
+                    degraded,
+                } => self.resolve(now, turn, epoch, degraded),
                 Effect::Start {
                     turn,
                     task,
                     mute,
                     deadlines,
                 } => {
-                    Box::pin(self.start(ctx, turn, task, mute, deadlines)).await;
+                    let occasion = Occasion {
+                        mute,
+                        deadlines: Some(deadlines),
+                        ..Occasion::of(turn)
+                    };
+                    Box::pin(self.start(ctx, turn, task, occasion)).await;
                 }
                 Effect::Voice { available } => {
                     self.tell_line(ConnectionControl::Voice { available });
@@ -107,6 +122,34 @@ impl Session {
                 }
                 Effect::Stop { turn } => self.take_down(ctx, turn),
                 Effect::Late { turn, action } => self.publisher.late(turn, action, now),
+                Effect::Journal(step) => self.journal(now, &step),
+                Effect::Speculate {
+                    turn,
+                    epoch,
+                    user_text,
+                } => Box::pin(self.speculate(ctx, turn, epoch, user_text)).await,
+                Effect::Promote { turn } => self.promote(now, turn),
+                Effect::Discard { turn, reason } => self.throw_away(now, turn, reason),
+                Effect::RunTool {
+                    turn,
+                    epoch,
+                    node,
+                    request,
+                } => Box::pin(self.run_tool(ctx, turn, epoch, &node, request)).await,
+                Effect::InterruptTool { turn, call, finish } => {
+                    let began = self.tools.interrupt(turn, &call, finish);
+                    let input = Input::ToolInterrupted { turn, call, began };
+                    self.kernel.handle(now, input);
+                }
+                Effect::AnswerTool {
+                    turn,
+                    node,
+                    call,
+                    content,
+                } => self.tools.answer(turn, &node, call, content),
+                Effect::Act(SessionAction::EndCall) => {
+                    "the agent ended the call".clone_into(&mut self.ended);
+                }
                 Effect::Revoke => {
                     let accepted = self.fence.revoke();
                     if let Some(turn) = self.kernel.current_turn() {
@@ -194,7 +237,10 @@ impl Session {
     }
 
     /// A lease that is another's now is a stale epoch (T3); none at all is lost authority (T4).
-    pub(super) fn judge(&self) -> Gates {
+    pub(super) fn judge(&mut self, now: Monotonic) -> Gates {
+        let waited = self.kernel.waited(now);
+        let (admission, turn) = self.setup.place.entry.turn(now, waited);
+        self.admitted = turn;
         let place = &self.setup.place;
         let (epoch, authorized) = match place.leases.check(&place.lease) {
             // Who cannot be asked has not taken it back; the lease itself runs out in time.
@@ -205,21 +251,39 @@ impl Session {
         };
         Gates {
             snapshot_valid: self.setup.blueprint.snapshots.in_force().is_some(),
-            capacity: place.gatekeeper.has_room_for_turn(),
+            admission,
             epoch,
             authorized,
         }
     }
 
-    pub(super) fn resolve(&mut self, now: Monotonic, turn: TurnNumber, epoch: Epoch) {
-        let facts = match self.setup.plan(turn, epoch) {
+    pub(super) fn resolve(
+        &mut self,
+        now: Monotonic,
+        turn: TurnNumber,
+        epoch: Epoch,
+        degraded: bool,
+    ) {
+        // A guess that was right runs the plan that it was begun with, and that has everything.
+        let (plan, degraded) = if let Some(plan) = self.guesses.plan(turn) {
+            (Ok(plan), false)
+        } else {
+            let plan = self.setup.plan(turn, epoch, degraded);
+            (plan.map(Arc::new), degraded)
+        };
+        let facts = match plan {
             Ok(plan) => {
                 let facts = plan.facts();
+                if degraded != self.was_degraded {
+                    self.was_degraded = degraded;
+                    let load = self.scheduling.gatekeeper.load();
+                    self.publisher.posture(turn, degraded, load, now);
+                }
                 self.publisher.plan(turn, &plan, now);
                 self.ledger.planned(turn, &plan);
                 let (outcome, stamp) = self.publisher.admission(turn, now);
                 self.ledger.admitted(turn, outcome, stamp);
-                self.plan = Some(Arc::new(plan));
+                self.plan = Some(plan);
                 Some(facts)
             }
             Err(error) => {
@@ -235,21 +299,38 @@ impl Session {
         ctx: &mut Context<Self>,
         turn: TurnNumber,
         task: Task,
-        mute: bool,
-        deadlines: TurnDeadlines,
+        occasion: Occasion,
     ) {
         let now = time(ctx);
-        let Some(plan) = self.plan.take() else {
+        let (Some(plan), Some(place)) = (self.plan.take(), self.admitted.take()) else {
             return;
         };
         if !self.may_start(now, turn, &plan) {
             return;
         }
         self.fence_took = None;
+        let running = self.spawn_turn(ctx, plan, task, occasion, Some(place));
+        if let Some(running) = running.await {
+            self.turn = Some(running);
+        } else {
+            let ending = Ending::NodeFailed;
+            self.kernel.handle(now, Input::TurnFailed { turn, ending });
+        }
+    }
+
+    pub(super) async fn spawn_turn(
+        &mut self,
+        ctx: &mut Context<Self>,
+        plan: Arc<ResolvedTurnPlan>,
+        task: Task,
+        occasion: Occasion,
+        place: Option<TurnPlace>,
+    ) -> Option<RunningTurn> {
+        let turn = occasion.turn?;
         let cancel = self.cancel.child_token();
         let cancel_grace = Duration::from_millis(plan.budgets.cancel_grace_ms);
         let grace = Graces::under(&plan.budgets).turn;
-        let assembly = self.assembly(ctx, plan, Some(turn), mute, Some(deadlines), cancel.clone());
+        let assembly = self.assembly(ctx, plan, occasion, cancel.clone());
         let pulse = Arc::clone(&assembly.pulse);
         let setup = TurnSetup {
             assembly,
@@ -266,28 +347,30 @@ impl Session {
             })
             .await
         {
-            Ok(handle) => {
-                self.turn = Some(RunningTurn {
-                    number: turn,
-                    _place: self.setup.place.turn(),
-                    actor: handle.id,
-                    control: handle.control,
-                    cancel,
-                    pulse,
-                    cancel_grace,
-                });
-            }
+            Ok(handle) => Some(RunningTurn {
+                number: turn,
+                _place: place,
+                actor: handle.id,
+                control: handle.control,
+                cancel,
+                pulse,
+                cancel_grace,
+            }),
             Err(error) => {
                 tracing::warn!(session = %self.setup.place.lease.session, %turn, %error, "no turn");
-                let ending = Ending::NodeFailed;
-                self.kernel.handle(now, Input::TurnFailed { turn, ending });
+                None
             }
         }
     }
 
     /// A plan of another turn, version or epoch than what is to be started is refused
     /// (turn-plan.md §5 rule 6).
-    fn may_start(&mut self, now: Monotonic, turn: TurnNumber, plan: &ResolvedTurnPlan) -> bool {
+    pub(super) fn may_start(
+        &mut self,
+        now: Monotonic,
+        turn: TurnNumber,
+        plan: &ResolvedTurnPlan,
+    ) -> bool {
         let offered = plan.authority_epoch;
         if let Err(fault) = self.fence.check(Checkpoint::Dispatch, offered) {
             self.publisher
@@ -304,6 +387,20 @@ impl Session {
             return false;
         }
         true
+    }
+
+    /// Work was shed at a scheduling point: said, decided and counted.
+    pub(super) fn shed(
+        &mut self,
+        turn: Option<TurnNumber>,
+        node: Option<&NodeId>,
+        shed: Shed,
+        at: Monotonic,
+    ) {
+        let entry = &self.setup.place.entry;
+        entry.gatekeeper().count_shed(entry.tenant());
+        let outcome = self.publisher.shed(turn, node, shed, at);
+        self.ledger.shed(turn, outcome);
     }
 
     /// The fence has fallen; now everybody is told, best effort and observable (lifecycle.md §6).
@@ -413,6 +510,7 @@ impl Session {
         if let Some(report) = self.ledger.close(turn, spending) {
             self.publisher.turn(report);
         }
+        self.tools.forget(turn);
         if let Some(running) = self.turn.take_if(|running| running.number == turn) {
             running.cancel.cancel();
             if running.control.send_reserved(TurnControl::Close).is_err() {

@@ -6,6 +6,7 @@ use rspp_kernel::{
     Emission, Exchange,
     determinism::{InputSource, OrderingMarker},
     plan::ResolvedTurnPlan,
+    tool::{ToolEvent, ToolStep},
     turn::Terminal,
 };
 use rspp_proto::{
@@ -19,7 +20,10 @@ use rspp_timeline::{
 };
 
 use super::SessionSetup;
-use crate::{connection::LineStats, report::TurnReport};
+use crate::{
+    connection::LineStats,
+    report::{ToolReport, TurnReport},
+};
 
 /// Turn reports kept of one session; the oldest go first.
 const MAX_REPORTS: usize = 1_024;
@@ -34,6 +38,7 @@ struct Open {
     /// Outputs that the line had queued when the turn was cut off.
     flushed: u64,
     report: Option<TurnReport>,
+    tools: Vec<ToolReport>,
 }
 
 /// A session's book of turns.
@@ -47,6 +52,7 @@ pub(super) struct Ledger {
     open: Option<Open>,
     reports: Vec<TurnReport>,
     refused: u64,
+    shed: u64,
     dropped: BTreeMap<Lane, u64>,
     fenced_before: u64,
 }
@@ -62,6 +68,7 @@ impl Ledger {
             open: None,
             reports: Vec::new(),
             refused: 0,
+            shed: 0,
             dropped: Lane::ALL.iter().map(|lane| (*lane, 0)).collect(),
             fenced_before: 0,
         }
@@ -77,6 +84,18 @@ impl Ledger {
 
     pub(super) fn refusals(&self) -> u64 {
         self.refused
+    }
+
+    pub(super) fn sheds(&self) -> u64 {
+        self.shed
+    }
+
+    /// Work was shed; if it was a turn's, that belongs to its evidence.
+    pub(super) fn shed(&mut self, turn: Option<TurnNumber>, outcome: DecisionOutcome) {
+        self.shed += 1;
+        if let Some(open) = turn.and_then(|turn| self.of(turn)) {
+            open.baseline.decision_outcomes.push(outcome);
+        }
     }
 
     pub(super) fn take_reports(&mut self) -> Vec<TurnReport> {
@@ -127,6 +146,7 @@ impl Ledger {
             dropped_before: self.dropped.clone(),
             flushed: 0,
             report: None,
+            tools: Vec::new(),
         });
     }
 
@@ -302,6 +322,29 @@ impl Ledger {
         open.baseline.invocation_outcomes.push(outcome.clone());
     }
 
+    pub(super) fn tool(&mut self, step: &ToolStep) {
+        let outcome = match &step.what {
+            ToolEvent::Requested { .. } => "requested",
+            ToolEvent::Ended { end, .. } => end.as_str(),
+            ToolEvent::Detached => "detached",
+            ToolEvent::Began
+            | ToolEvent::Late { .. }
+            | ToolEvent::ActionCommitted(_)
+            | ToolEvent::ActionRefused(_) => return,
+        };
+        let Some(open) = self.of(step.turn) else {
+            return;
+        };
+        match open.tools.iter_mut().find(|tool| *tool.call == *step.call) {
+            Some(tool) => outcome.clone_into(&mut tool.outcome),
+            None => open.tools.push(ToolReport {
+                call: step.call.to_string(),
+                tool: step.tool.to_string(),
+                outcome: outcome.to_owned(),
+            }),
+        }
+    }
+
     /// Items of a turn, or of none, were dropped. Those of a turn that is written up already are no
     /// other turn's.
     pub(super) fn dropped(&mut self, turn: Option<TurnNumber>, lane: Lane, count: u64) {
@@ -385,6 +428,7 @@ impl Ledger {
             cancel_fence_us: open.cancel_fence.map(|took| took.as_secs_f64() * 1e6),
             dropped: dropped.collect(),
             spending: Spending::default(),
+            tools: Vec::new(),
         });
         Some(baseline.clone())
     }
@@ -394,6 +438,7 @@ impl Ledger {
         let open = self.open.take_if(|open| open.turn == turn)?;
         let report = TurnReport {
             spending,
+            tools: open.tools,
             ..open.report?
         };
         if self.reports.len() == MAX_REPORTS {

@@ -1,18 +1,30 @@
 //! What a session is told, and by whom.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use rspp_actors::DataRef;
 use rspp_controlplane_api::{Lease, LeaseError};
-use rspp_kernel::{CancelReason, authority::AuthorityFault, edge::EdgeNotice};
+use rspp_kernel::{
+    CancelReason,
+    authority::AuthorityFault,
+    edge::EdgeNotice,
+    tool::{ToolOutcome, ToolRequest},
+};
 use rspp_proto::{
     EdgeId, Epoch, IdempotencyKey, InvocationId, Lane, Monotonic, NodeId, TurnNumber,
     abi::{CancelScope, Encoding, SeqRange, Signal, UnknownEvent},
+    spec::NodeSpec,
 };
 use rspp_timeline::{AttemptRecord, InvocationOutcome};
 use tokio::sync::oneshot;
 
-use crate::{event::Event, memory::Mark, node::NodeReport};
+use crate::{
+    event::{Arrival, Event},
+    memory::Mark,
+    node::NodeReport,
+    schedule::Shed,
+};
 
 /// What happened at the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +164,13 @@ pub(crate) enum SessionControl {
         reason: String,
         at: Monotonic,
     },
+    /// Work was shed where it is scheduled.
+    Shed {
+        turn: Option<TurnNumber>,
+        node: Option<NodeId>,
+        shed: Shed,
+        at: Monotonic,
+    },
     Playback {
         turn: TurnNumber,
         playback: Playback,
@@ -182,5 +201,53 @@ pub(crate) enum SessionControl {
     },
     /// What the holder of the leases said to a renewal.
     Lease(Result<Lease, LeaseError>),
+    /// A node's model calls tools.
+    Tools {
+        turn: TurnNumber,
+        node: Arc<NodeSpec>,
+        calls: Vec<ToolRequest>,
+        /// Where the answers go.
+        to: DataRef<Arrival>,
+    },
+    /// A tool's executor has passed its gate.
+    ToolBegan {
+        turn: TurnNumber,
+        call: Arc<str>,
+        at: Monotonic,
+    },
+    /// A tool has come back.
+    ToolEnded {
+        turn: TurnNumber,
+        call: Arc<str>,
+        outcome: ToolOutcome,
+    },
+    /// A durable write of a placement that was replaced was refused (T12).
+    StaleWrite {
+        at: Monotonic,
+    },
     Command(Command),
+}
+
+impl SessionControl {
+    /// The turn that the message is about, if it is about one's work.
+    pub(crate) fn turn(&self) -> Option<TurnNumber> {
+        match self {
+            Self::Node { turn, .. }
+            | Self::Invocation { turn, .. }
+            | Self::Blocked { turn, .. }
+            | Self::Shed { turn, .. }
+            | Self::ProviderSignal { turn, .. } => *turn,
+            Self::Playback { turn, .. }
+            | Self::Tools { turn, .. }
+            | Self::ToolBegan { turn, .. }
+            | Self::ToolEnded { turn, .. } => Some(*turn),
+            Self::Transport { .. }
+            | Self::Edge { .. }
+            | Self::Begin
+            | Self::Memory { .. }
+            | Self::StaleWrite { .. }
+            | Self::Lease(_)
+            | Self::Command(_) => None,
+        }
+    }
 }

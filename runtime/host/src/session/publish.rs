@@ -1,23 +1,28 @@
 //! Stamping, recording and publishing what a session says and does.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::{Foreign, SessionSetup};
 use crate::{
+    admission::scope_of,
     event::{Event, lane_of},
     observe::{About, Notice, Observed, Observers},
     report::{DeadLetter, TurnReport},
+    schedule::Shed,
 };
 use rspp_actors::Clock;
 use rspp_kernel::{
     CancelReason, Emission, LateAction, SessionState,
+    admission::{Decision, Load},
     authority::{AuthorityFault, Checkpoint},
     edge::{EdgeNotice, Lineage},
     journal::Line,
     plan::ResolvedTurnPlan,
+    tool::{ToolEnd, ToolEvent, ToolStep},
     turn::Refusal,
 };
 use rspp_proto::{
@@ -34,7 +39,7 @@ use rspp_proto::{
 };
 use rspp_timeline::{
     AppendError, AttemptRecord, Entry, EventEntry, HandoffRecord, InvocationOutcome, JournalEntry,
-    PlanEntry, Recorder, Redaction, TransitionEntry,
+    PlanEntry, Recorder, Redaction, ToolEntry, TransitionEntry,
 };
 
 /// What is about the session as such.
@@ -455,6 +460,39 @@ impl Publisher {
         self.event_record(record);
     }
 
+    /// What became of a guess; it belongs to no turn unless it becomes one (P9).
+    pub(super) fn guess(
+        &mut self,
+        turn: TurnNumber,
+        message: &str,
+        fields: &[(&str, &str)],
+        at: Monotonic,
+    ) {
+        let fields = fields.iter();
+        let fields = fields.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let note = DebugNote {
+            message: message.to_owned(),
+            fields: fields
+                .chain([("provisional_turn".to_owned(), turn.to_string())])
+                .collect(),
+        };
+        let stamp = self.stamp(None, at);
+        let payload = Payload::Debug(Box::new(note));
+        self.event_record(EventRecord::new(stamp, Lane::Telemetry, payload));
+    }
+
+    /// A measurement of the session (F-026).
+    pub(super) fn metric(&mut self, name: &str, value: f64, at: Monotonic) {
+        let sample = MetricSample {
+            name: name.to_owned(),
+            value,
+            labels: BTreeMap::new(),
+        };
+        let stamp = self.stamp(None, at);
+        let payload = Payload::Metrics(Box::new(sample));
+        self.event_record(EventRecord::new(stamp, Lane::Telemetry, payload));
+    }
+
     /// A node's failure (F-131).
     pub(super) fn error(
         &mut self,
@@ -531,8 +569,73 @@ impl Publisher {
         self.record(TransitionEntry { at, turn_id, step });
     }
 
+    /// How the session was let in (RK-25).
+    pub(super) fn entered(&mut self, decision: Decision, at: Monotonic) {
+        let reason = Reason::from_static("admission_capacity_allow");
+        let scope = scope_of(decision);
+        let outcome = self.pre_turn(
+            OutcomeKind::Admit,
+            Emitter::LocalAdmission,
+            reason,
+            scope,
+            at,
+        );
+        self.record(outcome);
+    }
+
+    /// The degrade posture is in force from this turn on, or no longer (F-048).
+    pub(super) fn posture(&mut self, turn: TurnNumber, on: bool, load: Load, at: Monotonic) {
+        let posture = if on { "on" } else { "off" };
+        self.capacity(
+            Some(turn),
+            &[("posture", posture), ("load", load.as_str())],
+            at,
+        );
+    }
+
+    /// Something about the node's capacity that a session has to do with (F-172).
+    fn capacity(&mut self, turn: Option<TurnNumber>, fields: &[(&str, &str)], at: Monotonic) {
+        let note = DebugNote {
+            message: "capacity_control".to_owned(),
+            fields: fields
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+        };
+        let stamp = self.stamp(turn, at);
+        let payload = Payload::Debug(Box::new(note));
+        self.event_record(EventRecord::new(stamp, Lane::Telemetry, payload));
+    }
+
+    /// Work that was shed where it is scheduled (RK-25).
+    pub(super) fn shed(
+        &mut self,
+        turn: Option<TurnNumber>,
+        node: Option<&NodeId>,
+        shed: Shed,
+        at: Monotonic,
+    ) -> DecisionOutcome {
+        let stamp = self.stamp(turn, at);
+        let mut signal = ControlSignal::new(Signal::Shed, Emitter::LocalAdmission, stamp)
+            .because(Reason::from_static(shed.reason));
+        if let Some(node) = node {
+            signal = signal.on_node(node.clone());
+        }
+        self.say(signal);
+        let outcome = DecisionOutcome::new(
+            OutcomeKind::Shed,
+            OutcomePhase::SchedulingPoint,
+            shed.point,
+            Emitter::LocalAdmission,
+            Reason::from_static(shed.reason),
+            self.stamp(turn, at),
+        );
+        self.record(outcome.clone());
+        outcome
+    }
+
     /// An intent that did not become a turn.
-    pub(super) fn refused(&mut self, refusal: Refusal, at: Monotonic) {
+    pub(super) fn refused(&mut self, refusal: Refusal, decision: Decision, at: Monotonic) {
         let (kind, emitter) = match refusal {
             Refusal::Defer(_) => (OutcomeKind::Defer, Emitter::LocalAdmission),
             Refusal::Reject(_) => (OutcomeKind::Reject, Emitter::LocalAdmission),
@@ -540,8 +643,21 @@ impl Publisher {
             Refusal::Deauthorized => (OutcomeKind::DeauthorizedDrain, Emitter::ContractGuard),
         };
         let reason = Reason::from_static(refusal.as_str());
-        let outcome = self.outcome(kind, emitter, reason, None, at);
+        let scope = scope_of(decision);
+        let outcome = self.pre_turn(kind, emitter, reason, scope, at);
         self.record(outcome);
+        if let Some(cause) = decision.cause {
+            let wait = decision.verdict.retry_after().unwrap_or_default();
+            let wait = wait.as_millis().to_string();
+            let mut fields = vec![
+                ("limit", cause.limit.as_str()),
+                ("whose", cause.whose.as_str()),
+            ];
+            if decision.verdict.retry_after().is_some() {
+                fields.push(("retry_after_ms", &wait));
+            }
+            self.capacity(None, &fields, at);
+        }
     }
 
     /// The admission of a turn, as its evidence keeps it.
@@ -552,26 +668,25 @@ impl Publisher {
     ) -> (DecisionOutcome, Stamp) {
         let reason = Reason::from_static("admission_capacity_allow");
         let kind = OutcomeKind::Admit;
-        let outcome = self.outcome(kind, Emitter::LocalAdmission, reason, Some(turn), at);
+        let stamp = self.stamp(Some(turn), at);
+        let (phase, scope) = (OutcomePhase::PreTurn, OutcomeScope::Turn);
+        let outcome =
+            DecisionOutcome::new(kind, phase, scope, Emitter::LocalAdmission, reason, stamp);
         self.record(outcome.clone());
         let stamp = self.stamp(Some(turn), at);
         (outcome, stamp)
     }
 
-    fn outcome(
+    /// A decision about a session or its tenant, before any turn.
+    fn pre_turn(
         &mut self,
         kind: OutcomeKind,
         emitter: Emitter,
         reason: Reason,
-        turn: Option<TurnNumber>,
+        scope: OutcomeScope,
         at: Monotonic,
     ) -> DecisionOutcome {
-        let scope = if turn.is_some() {
-            OutcomeScope::Turn
-        } else {
-            OutcomeScope::Session
-        };
-        let stamp = self.stamp(turn, at);
+        let stamp = self.stamp(None, at);
         DecisionOutcome::new(kind, OutcomePhase::PreTurn, scope, emitter, reason, stamp)
     }
 
@@ -594,6 +709,41 @@ impl Publisher {
     /// Text that went on before all of it was there (turn-plan.md §7).
     pub(super) fn handed_over(&mut self, handoff: HandoffRecord) {
         self.record(handoff);
+    }
+
+    /// A step of a tool call's life (P7).
+    pub(super) fn tool(&mut self, step: &ToolStep, at: Monotonic) {
+        let turn_id = step.turn.id();
+        let mut entry = ToolEntry {
+            at,
+            session_id: self.session.clone(),
+            authority_epoch: self.epoch,
+            call_id: step.call.to_string(),
+            idempotency_key: IdempotencyKey::of_tool(&self.session, &turn_id, &step.call),
+            turn_id,
+            tool: step.tool.to_string(),
+            step: recorded(&step.what),
+            attempts: 0,
+            arguments: None,
+            result: None,
+        };
+        match &step.what {
+            ToolEvent::Requested { arguments, .. } => {
+                entry.arguments = Some(arguments.to_string());
+            }
+            ToolEvent::Ended {
+                content, attempts, ..
+            } => {
+                entry.attempts = *attempts;
+                entry.result = Some(content.to_string());
+            }
+            ToolEvent::Late { content } => entry.result = Some(content.to_string()),
+            ToolEvent::Began
+            | ToolEvent::Detached
+            | ToolEvent::ActionCommitted(_)
+            | ToolEvent::ActionRefused(_) => {}
+        }
+        self.record(entry);
     }
 
     pub(super) fn attempt(&mut self, attempt: &AttemptRecord) {
@@ -785,6 +935,26 @@ fn is_own_measurement(record: &EventRecord) -> bool {
     match &record.payload {
         Some(Payload::Metrics(sample)) => sample.labels.contains_key("pipeline_version"),
         Some(_) | None => false,
+    }
+}
+
+/// The step as the timeline writes it.
+fn recorded(event: &ToolEvent) -> rspp_timeline::ToolStep {
+    use rspp_timeline::ToolStep as S;
+    match event {
+        ToolEvent::Requested { .. } => S::Requested,
+        ToolEvent::Began => S::Began,
+        ToolEvent::Ended { end, .. } => match end {
+            ToolEnd::Finished => S::Finished,
+            ToolEnd::Failed => S::Failed,
+            ToolEnd::TimedOut => S::TimedOut,
+            ToolEnd::Abandoned => S::Abandoned,
+            ToolEnd::Refused => S::Refused,
+        },
+        ToolEvent::Detached => S::Detached,
+        ToolEvent::Late { .. } => S::Late,
+        ToolEvent::ActionCommitted(_) => S::ActionCommitted,
+        ToolEvent::ActionRefused(_) => S::ActionRefused,
     }
 }
 

@@ -22,6 +22,7 @@ use crate::{
     node::{NodeReport, PRESSURE},
     observe::Observed,
     report::Degradation,
+    schedule::Shed,
 };
 
 impl Session {
@@ -65,6 +66,9 @@ impl Session {
                 text: text.to_string(),
                 from,
                 until,
+            }),
+            NodeReport::UserPaused { text } => Some(Input::UserPaused {
+                text: text.to_string(),
             }),
             NodeReport::FirstToken => turn.map(|turn| {
                 self.ledger.first_token(turn, at);
@@ -243,6 +247,10 @@ impl Session {
             }
             NodeReport::DeadLetter { event, reason } => {
                 self.bury(turn, node, *event, &reason, at);
+                None
+            }
+            NodeReport::Shed { point, reason } => {
+                self.shed(turn, Some(node), Shed { point, reason }, at);
                 None
             }
             NodeReport::TookOver { standby, reason } => {

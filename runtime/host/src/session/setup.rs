@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use rspp_actors::{ControlRef, DataRef};
+use rspp_controlplane_api::StateStore;
 use rspp_kernel::{
     graph::Graph,
     plan::{PlanError, PlanInputs, ProviderInputs, ProviderSignals, ResolvedTurnPlan, resolve},
@@ -29,6 +30,7 @@ use crate::{
     report::SessionReport,
     runtime::{OpenError, Place},
     snapshots::{self, Snapshots},
+    tool::ToolRegistry,
     watchdog::Watchdog,
 };
 
@@ -47,6 +49,7 @@ impl Blueprint {
         turn: TurnNumber,
         epoch: Epoch,
         providers: ProviderInputs<'_>,
+        degraded: bool,
     ) -> Result<ResolvedTurnPlan, PlanError> {
         let snapshots = self.snapshots.in_force();
         let snapshots = snapshots.ok_or(PlanError::StaleSnapshots)?;
@@ -60,6 +63,7 @@ impl Blueprint {
             snapshots: &snapshots::for_policy(&snapshots, self.policy.as_ref()),
             snapshots_fresh: true,
             providers,
+            degraded,
         };
         resolve(&inputs, &turn.id(), epoch)
     }
@@ -77,6 +81,8 @@ pub(crate) struct SessionSetup {
     pub(crate) connection: ControlRef<ConnectionControl>,
     pub(crate) egress: DataRef<Arrival>,
     pub(crate) nodes: Arc<NodeRegistry>,
+    pub(crate) tools: Arc<ToolRegistry>,
+    pub(crate) store: Arc<dyn StateStore>,
     pub(crate) providers: Arc<rspp_provider_api::Providers>,
     pub(crate) board: Arc<ProviderBoard>,
     pub(crate) clips: Arc<BTreeMap<String, Clip>>,
@@ -147,6 +153,7 @@ impl SessionSetup {
         &self,
         turn: TurnNumber,
         epoch: Epoch,
+        degraded: bool,
     ) -> Result<ResolvedTurnPlan, PlanError> {
         let catalogue = catalogue(&self.providers);
         let signals: ProviderSignals = self.board.signals(self.circuit);
@@ -157,7 +164,7 @@ impl SessionSetup {
             signals: &signals,
             now: self.board.now(),
         };
-        self.blueprint.plan(turn, epoch, inputs)
+        self.blueprint.plan(turn, epoch, inputs, degraded)
     }
 }
 

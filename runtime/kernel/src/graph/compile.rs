@@ -71,7 +71,7 @@ impl Draft {
             } else {
                 by_id.insert(id.clone(), NodeIx(nodes.len() as u16));
             }
-            nodes.push(blank(id, Role::Node(node.clone())));
+            nodes.push(blank(id, Role::Node(Box::new(node.clone()))));
         }
         for (name, role) in [(INGRESS, Role::Ingress), (EGRESS, Role::Egress)] {
             let id = NodeId::new(name).expect("the name is not blank");

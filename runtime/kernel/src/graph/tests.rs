@@ -6,7 +6,8 @@ use rspp_proto::{
     abi::CancelMode,
     spec::{
         BudgetsSpec, Comparison, ConnectionPolicy, EGRESS, EdgeSpec, ErrorAction, INGRESS,
-        MemoryLimits, ObserveSpec, PipelineSpec, ProfileName, ProvidersSpec, TurnPolicy,
+        MemoryLimits, ObserveSpec, PipelineSpec, Priority, ProfileName, ProvidersSpec, StatePolicy,
+        TurnPolicy,
     },
 };
 use serde_json::{Value, json};
@@ -28,6 +29,7 @@ fn node(name: &str, kind: NodeKind) -> NodeSpec {
         execution: None,
         on_error: ErrorAction::Abort,
         cancel: CancelMode::Hard,
+        tools: Vec::new(),
         config: BTreeMap::new(),
         description: None,
     }
@@ -59,6 +61,9 @@ fn pipeline(nodes: Vec<NodeSpec>, edges: Vec<EdgeSpec>) -> PipelineSpec {
         memory: MemoryLimits::default(),
         providers: ProvidersSpec::default(),
         connection: ConnectionPolicy::default(),
+        state: StatePolicy::default(),
+        priority: Priority::Interactive,
+        degrade: None,
         metadata: BTreeMap::new(),
     }
 }

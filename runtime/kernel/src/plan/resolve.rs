@@ -7,15 +7,16 @@ use rspp_proto::{
     abi::CancelMode,
     spec::{
         AdaptiveAction, Budgets, BudgetsSpec, BufferSpec, DataHandling, DefaultingSource,
-        EdgeBufferPolicy, FlowControl, Marks, Modality, NodeExecutionPolicy, PipelineSpec,
-        PolicyBundle, PortType, PressureAction, ProfileName, ProviderPolicy, ProvidersSpec,
-        RecordingPolicy, Strategy, SyncGroup, SyncPolicy, SyncScope, TurnPolicy, Watermarks,
+        DegradeSpec, EdgeBufferPolicy, FlowControl, Marks, Modality, NodeExecutionPolicy,
+        PipelineSpec, PolicyBundle, PortType, PressureAction, Priority, ProfileName,
+        ProviderPolicy, ProvidersSpec, RecordingPolicy, StatePolicy, Strategy, SyncGroup,
+        SyncPolicy, SyncScope, TurnPolicy, Watermarks,
     },
 };
 
 use super::{
-    Capabilities, ChoiceReason, ChosenProvider, Handoff, Layer, LayeredSettings, Origin, PlanError,
-    ProviderChoice, ProviderInputs, ResolvedTurnPlan, Settings, SnapshotProvenance,
+    Capabilities, ChoiceReason, ChosenProvider, Extent, Handoff, Layer, LayeredSettings, Origin,
+    PlanError, ProviderChoice, ProviderInputs, ResolvedTurnPlan, Settings, SnapshotProvenance,
     StreamingHandoff, profile,
 };
 use crate::{determinism::DeterminismContext, graph::Graph};
@@ -41,6 +42,8 @@ pub struct PlanInputs<'a> {
     pub snapshots_fresh: bool,
     /// What the choice of providers follows from.
     pub providers: ProviderInputs<'a>,
+    /// Whether the pipeline's degrade posture is in force (F-048).
+    pub degraded: bool,
 }
 
 /// The profile of that name: `simple/v1`, or `simple` and `simple-v1`, which mean it.
@@ -71,10 +74,11 @@ pub fn resolve(
         Some(over) => draft.overridden("budgets", over.budgets.clone()),
         None => draft.budgets(),
     };
-    let provider_bindings = match &overrides {
+    let mut provider_bindings = match &overrides {
         Some(over) => draft.overridden("provider_bindings", over.provider_bindings.clone()),
         None => draft.provider_bindings(),
     };
+    draft.cheaper_bindings(&mut provider_bindings);
     let provider_policy = draft.provider_policy();
     let provider_choices = draft.provider_choices(&provider_policy, &provider_bindings)?;
     let edge_buffer_policies =
@@ -84,10 +88,11 @@ pub fn resolve(
         Some(over) => draft.overridden("flow_control", *over.flow_control),
         None => draft.flow_control(),
     };
-    let recording_policy = match &overrides {
+    let mut recording_policy = match &overrides {
         Some(over) => draft.overridden("recording_policy", over.recording_policy.clone()),
         None => draft.recording_policy(),
     };
+    draft.less_recording(&mut recording_policy);
     let mut plan = ResolvedTurnPlan {
         turn_id: turn.clone(),
         pipeline_version: inputs.spec.version.clone(),
@@ -112,6 +117,9 @@ pub fn resolve(
         cancel_mode: draft.cancel_mode(),
         cancel_modes: draft.cancel_modes(),
         turns: draft.turns(),
+        state: draft.state(),
+        priority: draft.priority(),
+        extent: draft.extent(),
         determinism: DeterminismContext::new("", epoch),
         provider_choices,
         provenance: draft.provenance,
@@ -233,6 +241,7 @@ impl<'a> Draft<'a> {
             Layer::PolicyBundle => self.inputs.policy.map_or_else(String::new, |policy| {
                 format!("policy/{}", policy.policy_resolution_snapshot)
             }),
+            Layer::Posture => format!("pipeline/{}/degrade", self.inputs.spec.version),
         };
         self.provenance
             .insert(path.into(), Origin { layer, source });
@@ -342,14 +351,19 @@ impl<'a> Draft<'a> {
             let Some(modality) = Modality::of(&node.kind) else {
                 continue;
             };
-            let named = match &node.provider {
-                Some(_) => None,
-                None => inputs.named(rules, modality, by_modality.get(&modality)),
+            // The posture's go before the node's own and the rules (F-048).
+            let posture = self.posture();
+            let cheaper = posture.and_then(|it| it.provider_bindings.get(&modality));
+            let named = match (cheaper, &node.provider) {
+                (Some(cheaper), _) => Some((ChoiceReason::Default, cheaper.clone())),
+                (None, Some(_)) => None,
+                (None, None) => inputs.named(rules, modality, by_modality.get(&modality)),
             };
             let (reason, named) = named.unwrap_or((ChoiceReason::Pinned, Vec::new()));
             let (signal_source, mut candidates) = inputs.order(rules, modality, named);
             // The preferred one first: chosen by the node or the rules, then the node's fallbacks.
-            for own in node.provider.iter().chain(&node.fallback_providers) {
+            let own = node.provider.iter().chain(&node.fallback_providers);
+            for own in own.filter(|_| cheaper.is_none()) {
                 if candidates.iter().all(|known| known.provider != *own) {
                     let (_, own) = inputs.order(rules, modality, vec![own.clone()]);
                     candidates.extend(own);
@@ -536,6 +550,85 @@ impl<'a> Draft<'a> {
         })
     }
 
+    fn state(&mut self) -> StatePolicy {
+        let own = &self.inputs.spec.state;
+        let layer = if *own == StatePolicy::default() {
+            Layer::ExecutionProfile
+        } else {
+            Layer::Pipeline
+        };
+        self.note("state", layer);
+        own.clone()
+    }
+
+    /// What is done without, if the posture is in force.
+    fn posture(&self) -> Option<&'a DegradeSpec> {
+        let spec: &'a PipelineSpec = self.inputs.spec;
+        spec.degrade.as_ref().filter(|_| self.inputs.degraded)
+    }
+
+    fn cheaper_bindings(&mut self, bindings: &mut BTreeMap<Modality, Vec<ProviderId>>) {
+        let Some(posture) = self.posture() else {
+            return;
+        };
+        for (modality, providers) in &posture.provider_bindings {
+            self.note(
+                format!("provider_bindings/{}", modality.as_str()),
+                Layer::Posture,
+            );
+            bindings.insert(*modality, providers.clone());
+        }
+    }
+
+    /// Less evidence than asked for, never more.
+    fn less_recording(&mut self, policy: &mut RecordingPolicy) {
+        let level = self.posture().and_then(|posture| posture.recording_level);
+        if let Some(level) = level.filter(|level| *level < policy.recording_level) {
+            policy.recording_level = level;
+            self.note("recording_policy/recording_level", Layer::Posture);
+        }
+    }
+
+    fn priority(&mut self) -> Priority {
+        let mut priority = self.inputs.spec.priority;
+        self.note("priority", Layer::Pipeline);
+        for (layer, settings) in self.layers() {
+            if let Some(later) = settings.priority {
+                priority = later;
+                self.note("priority", layer);
+            }
+        }
+        priority
+    }
+
+    /// As much as the pipeline says, or less where the posture says less.
+    fn extent(&mut self) -> Extent {
+        self.note("extent", Layer::Pipeline);
+        let mut extent = Extent {
+            max_context_messages: self.inputs.spec.turns.max_context_messages as u64,
+            max_tokens: None,
+            max_sample_rate: None,
+        };
+        let Some(posture) = self.posture() else {
+            return extent;
+        };
+        if let Some(fewer) = posture.max_context_messages
+            && fewer < extent.max_context_messages
+        {
+            extent.max_context_messages = fewer;
+            self.note("extent/max_context_messages", Layer::Posture);
+        }
+        if posture.max_tokens.is_some() {
+            extent.max_tokens = posture.max_tokens;
+            self.note("extent/max_tokens", Layer::Posture);
+        }
+        if posture.sample_rate.is_some() {
+            extent.max_sample_rate = posture.sample_rate;
+            self.note("extent/max_sample_rate", Layer::Posture);
+        }
+        extent
+    }
+
     fn adaptive_actions(&mut self) -> BTreeSet<AdaptiveAction> {
         let path = "allowed_adaptive_actions";
         if let Some(policy) = self.inputs.policy {
@@ -571,6 +664,7 @@ fn layer_name(layer: Layer) -> &'static str {
         Layer::Tenant => "tenant",
         Layer::Session => "session",
         Layer::PolicyBundle => "policy",
+        Layer::Posture => "degrade",
     }
 }
 

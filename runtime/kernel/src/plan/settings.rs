@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rspp_proto::{
     ProviderId,
     spec::{
-        BudgetsSpec, BufferSpec, FlowControl, Modality, NodeExecutionPolicy, ObserveSpec,
+        BudgetsSpec, BufferSpec, FlowControl, Modality, NodeExecutionPolicy, ObserveSpec, Priority,
         ProvidersSpec, RecordingPolicy,
     },
 };
@@ -31,6 +31,8 @@ pub enum Layer {
     Session,
     /// A policy that overrides all surfaces at once.
     PolicyBundle,
+    /// The pipeline's degrade posture, while it is in force (F-048).
+    Posture,
 }
 
 /// One layer's settings: what is absent is left to the layer before.
@@ -60,6 +62,9 @@ pub struct Settings {
     /// How providers are chosen, called and paid for, part by part.
     #[serde(skip_serializing_if = "ProvidersSpec::is_empty")]
     pub providers: ProvidersSpec,
+    /// Who comes first when there is not enough for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
 }
 
 /// The settings of the four layers. The pipeline's own come between defaults and environment.

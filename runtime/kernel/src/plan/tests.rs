@@ -2,10 +2,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use rspp_proto::spec::{
-    BudgetsSpec, BufferSpec, ConnectionPolicy, DataHandling, DefaultingSource, EGRESS, EdgeSpec,
-    ErrorAction, INGRESS, Insertion, Marks, MemoryLimits, NodeKind, NodeSpec, ObserveSpec,
-    PipelineSpec, PolicyBundle, PortType, ProvidersSpec, RecordingLevel, ReplayMode, Strategy,
-    SyncDropPolicy, SyncPolicy, SyncScope, TurnPolicy, Watermarks,
+    BudgetsSpec, BufferSpec, ConnectionPolicy, DataHandling, DefaultingSource, DegradeSpec, EGRESS,
+    EdgeSpec, ErrorAction, INGRESS, Insertion, Marks, MemoryLimits, NodeKind, NodeSpec,
+    ObserveSpec, PipelineSpec, PolicyBundle, PortType, ProvidersSpec, RecordingLevel, ReplayMode,
+    StatePolicy, Strategy, SyncDropPolicy, SyncPolicy, SyncScope, TurnPolicy, Watermarks,
 };
 
 use super::*;
@@ -26,6 +26,7 @@ fn spec() -> PipelineSpec {
         execution: None,
         on_error: ErrorAction::Abort,
         cancel: CancelMode::Hard,
+        tools: Vec::new(),
         config: BTreeMap::new(),
         description: None,
     };
@@ -63,6 +64,9 @@ fn spec() -> PipelineSpec {
         memory: MemoryLimits::default(),
         providers: ProvidersSpec::default(),
         connection: ConnectionPolicy::default(),
+        state: StatePolicy::default(),
+        priority: Priority::Interactive,
+        degrade: None,
         metadata: BTreeMap::new(),
     }
 }
@@ -98,6 +102,7 @@ struct Case {
     snapshots: SnapshotProvenance,
     profile: &'static str,
     fresh: bool,
+    degraded: bool,
 }
 
 impl Case {
@@ -109,6 +114,7 @@ impl Case {
             snapshots: SnapshotProvenance::local(),
             profile: "simple/v1",
             fresh: true,
+            degraded: false,
         }
     }
 
@@ -124,6 +130,7 @@ impl Case {
             snapshots: &self.snapshots,
             snapshots_fresh: self.fresh,
             providers: ProviderInputs::unknown(),
+            degraded: self.degraded,
         };
         resolve(&inputs, turn, epoch)
     }
@@ -491,6 +498,7 @@ fn stale_or_foreign_inputs_are_refused() {
         snapshots: &case.snapshots,
         snapshots_fresh: true,
         providers: ProviderInputs::unknown(),
+        degraded: false,
     };
     let error = resolve(&inputs, &turn(), Epoch::FIRST).unwrap_err();
     assert_eq!(error.code(), "graph_mismatch");
@@ -616,7 +624,7 @@ fn the_hash_covers_what_decides_and_nothing_else() {
     assert_eq!(other.policy_hash, base.policy_hash);
     assert_ne!(other.determinism.seed, base.determinism.seed);
 
-    let changes: [fn(&mut Case); 7] = [
+    let changes: [fn(&mut Case); 8] = [
         |c| c.spec.version = PipelineVersion::new("v2").unwrap(),
         |c| c.settings.session.budgets.turn_budget_ms = Some(1_999),
         |c| c.snapshots.provider_health_snapshot = "health/2".into(),
@@ -633,6 +641,7 @@ fn the_hash_covers_what_decides_and_nothing_else() {
                 ..profile::streaming_handoff()
             });
         },
+        |c| c.settings.tenant.priority = Some(Priority::Background),
         |c| {
             let config = &mut c.spec.nodes[3].config;
             config.insert("voice".into(), "joe".into());
@@ -678,6 +687,73 @@ fn limits_come_from_the_plan() {
     assert_eq!(plan.node_budget_ms(&NodeId::new("tts").unwrap()), 800);
     let facts = plan.facts();
     assert_eq!((facts.hash, facts.budgets), (plan.plan_hash, plan.budgets));
+}
+
+/// F-048: what the posture does without is in the plan, says where it comes from, and is gone with it.
+#[test]
+fn a_degrade_posture_is_the_last_word_while_it_is_in_force() {
+    let mut case = Case::new();
+    case.policy = Some(bundle());
+    case.spec.nodes[2].provider = providers(&["llm-own"]).pop();
+    case.spec.degrade = Some(DegradeSpec {
+        max_context_messages: Some(4),
+        max_tokens: Some(64),
+        sample_rate: Some(8_000),
+        provider_bindings: BTreeMap::from([(Modality::Llm, providers(&["llm-small"]))]),
+        recording_level: Some(RecordingLevel::L0),
+    });
+    let whole = case.resolve().unwrap();
+    assert!(!whole.is_degraded());
+    assert_eq!(whole.extent.max_context_messages, 64);
+    case.degraded = true;
+    let less = case.resolve().unwrap();
+    assert!(less.is_degraded());
+    assert_eq!(
+        less.extent,
+        Extent {
+            max_context_messages: 4,
+            max_tokens: Some(64),
+            max_sample_rate: Some(8_000),
+        }
+    );
+    let llm = NodeId::new("llm").unwrap();
+    assert_eq!(less.node_bindings[&llm], providers(&["llm-small"]));
+    assert_eq!(
+        less.provider_bindings[&Modality::Llm],
+        providers(&["llm-small"])
+    );
+    for path in [
+        "extent/max_context_messages",
+        "extent/max_tokens",
+        "extent/max_sample_rate",
+        "node_bindings/llm",
+        "provider_bindings/llm",
+    ] {
+        let origin = less.origin(path).unwrap();
+        assert_eq!(origin.layer, Layer::Posture, "{path}");
+        assert_eq!(origin.source, "pipeline/v1/degrade");
+    }
+    assert!((less.provenance_coverage() - 1.0).abs() < f64::EPSILON);
+    assert_ne!(less.policy_hash, whole.policy_hash);
+    case.degraded = false;
+    assert_eq!(case.resolve().unwrap(), whole, "undone without a trace");
+}
+
+/// F-048: a posture takes away; it never adds.
+#[test]
+fn a_degrade_posture_never_gives_more() {
+    let mut case = Case::new();
+    case.spec.turns.max_context_messages = 3;
+    case.spec.degrade = Some(DegradeSpec {
+        max_context_messages: Some(8),
+        recording_level: Some(RecordingLevel::L2),
+        ..DegradeSpec::default()
+    });
+    case.degraded = true;
+    let plan = case.resolve().unwrap();
+    assert_eq!(plan.extent.max_context_messages, 3);
+    assert_eq!(plan.recording_policy.recording_level, RecordingLevel::L0);
+    assert!(!plan.is_degraded());
 }
 
 /// F-161, turn-plan §5 rule 6: turn, version and epoch are compared exactly.

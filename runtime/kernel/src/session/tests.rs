@@ -1,6 +1,10 @@
 //! The session machine against the truth table and the bugs of others.
 
 mod interruptions;
+mod speculation;
+mod tools;
+
+use std::collections::BTreeSet;
 
 use rspp_proto::{SampleIndex, spec::FailurePolicy};
 
@@ -8,6 +12,16 @@ use super::*;
 use crate::{plan::profile, turn::AbortReason};
 
 const T1: TurnNumber = TurnNumber::FIRST;
+
+fn refused(verdict: admission::Verdict) -> admission::Decision {
+    admission::Decision {
+        verdict,
+        cause: Some(Cause {
+            whose: crate::admission::Whose::Tenant,
+            limit: Limit::TurnsPerMinute,
+        }),
+    }
+}
 
 /// A session and a host that answers at once.
 struct Rig {
@@ -21,6 +35,8 @@ struct Rig {
     /// Whether a turn that seems mute is found to be at work.
     at_work: bool,
     failure: FailurePolicy,
+    /// Calls whose executors have begun.
+    began: BTreeSet<String>,
     log: Vec<String>,
 }
 
@@ -35,7 +51,7 @@ impl Rig {
             now: Monotonic::ZERO,
             gates: Gates {
                 snapshot_valid: true,
-                capacity: true,
+                admission: admission::Decision::ADMIT,
                 epoch: Epoch::FIRST,
                 authorized: true,
             },
@@ -45,6 +61,7 @@ impl Rig {
             cancel_mode: CancelMode::Hard,
             at_work: false,
             failure: FailurePolicy::default(),
+            began: BTreeSet::new(),
             log: Vec::new(),
         };
         rig.take(Input::Connected);
@@ -166,6 +183,38 @@ impl Rig {
                     heard: None,
                     at_work: self.at_work,
                 }),
+                Effect::Speculate { user_text, .. } => {
+                    self.log.push(format!("GUESS {user_text}"));
+                    None
+                }
+                Effect::Promote { turn } => {
+                    self.log.push(format!("PROMOTE {turn}"));
+                    None
+                }
+                Effect::Discard { turn, reason } => {
+                    self.log.push(format!("DISCARD {turn} {}", reason.as_str()));
+                    None
+                }
+                Effect::Journal(step) => {
+                    self.log.push(tools::described(&step));
+                    None
+                }
+                Effect::RunTool { request, .. } => {
+                    self.log.push(format!("RUN {}", request.call));
+                    None
+                }
+                Effect::InterruptTool { turn, call, .. } => {
+                    let began = self.began.contains(&*call);
+                    Some(Input::ToolInterrupted { turn, call, began })
+                }
+                Effect::AnswerTool { call, content, .. } => {
+                    self.log.push(format!("ANSWER {call}: {content}"));
+                    None
+                }
+                Effect::Act(action) => {
+                    self.log.push(format!("ACT {action:?}"));
+                    None
+                }
                 Effect::Session(state) => {
                     self.log.push(format!("{state:?}"));
                     None
@@ -211,7 +260,7 @@ impl Rig {
             .conversation()
             .iter()
             .filter_map(|said| match said {
-                Said::User { .. } => None,
+                Said::User { .. } | Said::Tool(_) => None,
                 Said::Agent { text, .. } => Some(text.clone()),
             })
             .collect()
@@ -260,12 +309,12 @@ fn refusals_are_judged_in_order_and_stay_pre_turn() {
     check(
         |rig| {
             rig.gates.snapshot_valid = false;
-            rig.gates.capacity = false;
+            rig.gates.admission = refused(admission::Verdict::Reject);
         },
         "defer(snapshot_invalid_or_missing)",
     );
     check(
-        |rig| rig.gates.capacity = false,
+        |rig| rig.gates.admission = refused(admission::Verdict::Reject),
         "reject(admission_capacity_reject)",
     );
     check(
@@ -761,4 +810,120 @@ fn a_session_that_moves_is_drained_and_handed_over() {
             "migration_finish(region_failover_complete)"
         ]
     );
+}
+
+/// F-050: words that are throttled wait, with what is said meanwhile, and are proposed again; no turn
+/// exists before there is room.
+#[test]
+fn throttled_words_wait_for_room() {
+    let mut rig = Rig::new();
+    let retry_after = Duration::from_millis(250);
+    rig.gates.admission = refused(admission::Verdict::Throttle { retry_after });
+    rig.say("hello");
+    let proposed_and_deferred = [
+        "turn_open_proposed(session_turn_intent)",
+        "defer(admission_capacity_defer)",
+    ];
+    assert_eq!(std::mem::take(&mut rig.log), proposed_and_deferred);
+    assert_eq!(rig.session.current_turn(), None);
+    rig.say("are you there?");
+    assert_eq!(rig.log, [""; 0], "it waits with the rest");
+    assert_eq!(rig.session.next_deadline(), Some(rig.now + retry_after));
+    rig.after(250).take(Input::Tick);
+    assert_eq!(std::mem::take(&mut rig.log), proposed_and_deferred);
+    assert_eq!(rig.session.waited(rig.now), Duration::from_millis(250));
+    rig.gates.admission = admission::Decision::ADMIT;
+    rig.after(250).take(Input::Tick);
+    assert!(
+        rig.log.contains(&"START hello are you there?".to_owned()),
+        "{:?}",
+        rig.log
+    );
+    assert_eq!(rig.session.waited(rig.now), Duration::ZERO);
+}
+
+/// F-050: who has waited in vain is told so, and forgotten; the next words are heard.
+#[test]
+fn a_wait_in_vain_ends() {
+    let mut rig = Rig::new();
+    let retry_after = Duration::from_millis(250);
+    rig.gates.admission = refused(admission::Verdict::Throttle { retry_after });
+    rig.say("hello");
+    rig.gates.admission = refused(admission::Verdict::Reject);
+    rig.after(250).take(Input::Tick);
+    assert!(
+        rig.log
+            .ends_with(&["reject(admission_capacity_reject)".to_owned()])
+    );
+    assert_eq!(rig.session.next_deadline(), None);
+    rig.gates.admission = admission::Decision::ADMIT;
+    rig.say("again");
+    assert!(rig.log.contains(&"START again".to_owned()), "{:?}", rig.log);
+}
+
+/// A session that ends takes waiting words with it.
+#[test]
+fn waiting_words_do_not_outlive_their_session() {
+    let mut rig = Rig::new();
+    let retry_after = Duration::from_millis(250);
+    rig.gates.admission = refused(admission::Verdict::Throttle { retry_after });
+    rig.say("hello");
+    rig.take(Input::Disconnected);
+    rig.gates.admission = admission::Decision::ADMIT;
+    rig.log.clear();
+    rig.after(250).take(Input::Tick);
+    assert_eq!(rig.log, [""; 0]);
+}
+
+/// F-048: a turn in the degrade posture says so, and why.
+#[test]
+fn a_degraded_turn_says_so() {
+    for (limit, reason) in [
+        (Limit::Load, "degrade(overload_degrade_posture)"),
+        (Limit::TokensPerMinute, "degrade(quota_degrade_posture)"),
+    ] {
+        let mut rig = Rig::new();
+        rig.gates.admission = admission::Decision {
+            verdict: admission::Verdict::Degrade,
+            cause: Some(Cause {
+                whose: crate::admission::Whose::Node,
+                limit,
+            }),
+        };
+        rig.say("hello");
+        let opened = rig.log.iter().position(|said| said == "turn_open").unwrap();
+        assert_eq!(rig.log[opened + 1], reason);
+    }
+}
+
+/// F-050, F-135: nobody waits for an apology that there is no room for.
+#[test]
+fn an_apology_is_not_throttled_but_left_out() {
+    let mut rig = apologetic();
+    let retry_after = Duration::from_millis(250);
+    rig.gates.admission = refused(admission::Verdict::Throttle { retry_after });
+    fails(&mut rig, T1);
+    rig.gates.admission = admission::Decision::ADMIT;
+    assert_eq!(rig.session.next_deadline(), None);
+    rig.after(250).take(Input::Tick);
+    assert_eq!(begun(&rig), [""; 0]);
+    rig.say("still there?");
+    assert_eq!(begun(&rig), ["START still there?"]);
+}
+
+/// F-050, F-091: words that wait for room wait for the connection too.
+#[test]
+fn throttled_words_wait_for_a_lost_connection() {
+    let mut rig = Rig::new();
+    let retry_after = Duration::from_millis(250);
+    rig.gates.admission = refused(admission::Verdict::Throttle { retry_after });
+    rig.say("hello");
+    rig.gates.admission = admission::Decision::ADMIT;
+    rig.take(Input::ConnectionLost);
+    rig.after(250).take(Input::Tick);
+    assert_eq!(begun(&rig), [""; 0]);
+    assert!(rig.session.next_deadline() > Some(rig.now), "no busy wait");
+    rig.take(Input::Connected);
+    rig.take(Input::Tick);
+    assert_eq!(begun(&rig), ["START hello"]);
 }

@@ -82,7 +82,7 @@ fn the_golden_file_still_loads() {
     // Every kind that a recorder writes in normal operation is in it.
     for kind in EntryKind::ALL {
         let rare = [EntryKind::Handoff, EntryKind::Level, EntryKind::Dropped];
-        let newer = [EntryKind::Journal];
+        let newer = [EntryKind::Journal, EntryKind::Tool];
         assert!(
             rare.contains(kind)
                 || newer.contains(kind)

@@ -1,13 +1,32 @@
 use rspp_proto::{
-    Epoch, Speaker,
+    Epoch, IdempotencyKey, Monotonic, SessionId, Speaker,
     abi::{CancelScope, Emitter, Signal, TurnState, TurnTrigger},
 };
 use rspp_timeline::{
-    Entry, TerminalOutcome, TurnBaseline,
+    Entry, TerminalOutcome, ToolEntry, ToolStep, TurnBaseline,
     verify::{Rule, Violation, verify},
 };
 
-use crate::conversation::{Script, entries, evidence, turn};
+use crate::conversation::{STARTED_MS, Script, entries, evidence, turn};
+
+/// A step of a call of the first turn, that long after the recording began.
+fn tool(step: ToolStep, ms: u64) -> Entry {
+    let session_id = SessionId::new("call-7").unwrap();
+    ToolEntry {
+        at: Monotonic::from_millis(STARTED_MS + ms),
+        idempotency_key: IdempotencyKey::of_tool(&session_id, &turn(1), "a"),
+        session_id,
+        turn_id: turn(1),
+        authority_epoch: Epoch::FIRST,
+        call_id: "a".into(),
+        tool: "order".into(),
+        step,
+        attempts: 0,
+        arguments: None,
+        result: None,
+    }
+    .into()
+}
 
 fn rules(violations: &[Violation]) -> Vec<Rule> {
     let mut rules: Vec<_> = violations.iter().map(|violation| violation.rule).collect();
@@ -128,6 +147,22 @@ fn every_rule_is_found_broken() {
         }),
         check(Rule::NoStaleOutput, |e| {
             baseline(e).accepted_stale_epoch_outputs = 1
+        }),
+        check(Rule::ToolEndOnce, |e| {
+            e.push(tool(ToolStep::Requested, 700))
+        }),
+        check(Rule::ToolEndOnce, |e| {
+            let ends = [ToolStep::Finished, ToolStep::Abandoned];
+            e.extend(ends.map(|end| tool(end, 700)));
+        }),
+        check(Rule::ToolBeginsInTime, |e| {
+            let steps = [ToolStep::Began, ToolStep::Began, ToolStep::Finished];
+            e.extend(steps.map(|step| tool(step, 700)));
+        }),
+        // P1: the turn has ended at 1,090 ms.
+        check(Rule::ToolBeginsInTime, |e| {
+            let steps = [ToolStep::Began, ToolStep::Finished];
+            e.extend(steps.map(|step| tool(step, 1_200)));
         }),
     ];
     for rule in Rule::ALL {

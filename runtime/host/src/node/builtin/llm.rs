@@ -1,21 +1,29 @@
-//! The language model: the user's words in, generated text out, piece by piece.
+//! The language model: the user's words in, generated text out, piece by piece. Tools that it calls
+//! are its session's to run; with their results it is asked again.
 
 use rspp_kernel::{
     CancelReason,
     conversation::Said,
     cost::{Allowance, CostKind},
+    tool::ToolExchange,
 };
 use rspp_proto::{OutcomeClass, Payload, Speaker, TextChunk, spec::CapAction};
-use rspp_provider_api::{FinishReason, LlmChunk, LlmRequest, Message, Role};
+use rspp_provider_api::{FinishReason, LlmChunk, LlmRequest, Message, Role, ToolCall, ToolSpec};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::segmenter::{Eagerness, clause_end};
 use crate::{
     event::{CallEnd, CallKey, Chunk, Event, Port},
-    node::{Node, NodeContext, NodeError, NodeReport, Step},
+    node::{Node, NodeContext, NodeError, NodeReport, NodeSettings, Step},
 };
 
 /// Most tokens of one reply, unless the node says otherwise.
 const MAX_TOKENS: f64 = 512.0;
+/// Most times that a turn's model may call tools, unless the node says otherwise; then it has to answer.
+const MAX_TOOL_ROUNDS: f64 = 4.0;
 
 /// The node.
 #[derive(Default)]
@@ -25,6 +33,15 @@ pub(super) struct Llm {
     /// Whether there was more than blanks.
     said: bool,
     cap: Option<Cap>,
+    /// What the model is shown: the conversation, and what this turn has added.
+    messages: Vec<Message>,
+    /// Answers of this turn that called tools.
+    rounds: u32,
+    answer: Answer,
+    /// Ids of this turn's calls.
+    ids: BTreeSet<String>,
+    /// What came of the calls of the last answer.
+    results: BTreeMap<String, Option<Arc<str>>>,
 }
 
 /// A cap on what the model may write: its text is passed on clause by clause then, so that it can
@@ -39,45 +56,58 @@ struct Cap {
     reached: bool,
 }
 
+/// The answer in progress.
+#[derive(Default)]
+struct Answer {
+    text: String,
+    calls: Vec<ToolCall>,
+}
+
 impl Llm {
-    fn ask(&mut self, cx: &mut NodeContext, words: &str) {
+    fn begin(&mut self, cx: &mut NodeContext, words: &str) {
         if let Some(earlier) = self.call.take() {
             cx.abort(earlier);
         }
+        self.messages = context(cx.settings());
+        self.messages.push(Message::new(Role::User, words));
+        self.pieces = 0;
+        self.said = false;
+        self.rounds = 0;
+        self.ids.clear();
+        self.results.clear();
+        self.ask(cx);
+    }
+
+    fn ask(&mut self, cx: &mut NodeContext) {
+        self.answer = Answer::default();
+        self.cap = None;
         let allowance = cx.allowance(CostKind::Tokens);
         if let Some(spent) = allowance.filter(|allowance| allowance.left == 0) {
-            cx.report_cap(&spent, false);
+            self.spent(cx, &spent);
             return;
         }
         let settings = cx.settings();
-        let mut messages = Vec::new();
-        if let Some(instructions) = &settings.instructions {
-            messages.push(Message::new(Role::System, &**instructions));
-        }
-        messages.extend(settings.conversation.iter().map(|said| match said {
-            Said::User { text } => Message::new(Role::User, text),
-            // A cut-off reply is marked, so that the model knows that the rest was not heard.
-            Said::Agent {
-                text,
-                interrupted: true,
-            } => Message::new(Role::Assistant, format!("{text} —")),
-            Said::Agent {
-                text,
-                interrupted: false,
-            } => Message::new(Role::Assistant, text),
-        }));
-        messages.push(Message::new(Role::User, words));
-        let temperature = settings.number("temperature", f64::NAN);
-        let wanted = settings.number("max_tokens", MAX_TOKENS) as u64;
+        let own = settings.number("max_tokens", MAX_TOKENS) as u64;
+        let wanted = settings.extent.max_tokens.map_or(own, |less| less.min(own));
         let most = allowance.map_or(wanted, |allowance| allowance.left.min(wanted));
+        let temperature = settings.number("temperature", f64::NAN);
+        let tools = if self.may_call(settings) {
+            settings.spec.tools.iter()
+        } else {
+            [].iter() // Enough is enough: now it has to answer.
+        };
         let request = LlmRequest {
-            messages,
-            tools: Vec::new(),
+            messages: self.messages.clone(),
+            tools: tools
+                .map(|tool| ToolSpec {
+                    name: tool.name.clone(),
+                    description: tool.description.clone(),
+                    parameters: tool.parameters.clone(),
+                })
+                .collect(),
             max_tokens: Some(most as u32),
             temperature: (!temperature.is_nan()).then_some(temperature as f32),
         };
-        self.pieces = 0;
-        self.said = false;
         self.cap = allowance
             .filter(|allowance| allowance.left <= wanted)
             .map(|allowance| Cap {
@@ -90,6 +120,18 @@ impl Llm {
         self.call = Some(cx.generate(request));
     }
 
+    fn may_call(&self, settings: &NodeSettings) -> bool {
+        f64::from(self.rounds) < settings.number("max_tool_rounds", MAX_TOOL_ROUNDS)
+    }
+
+    /// Nothing is left to be written. A reply that had begun before its tools ran may end here.
+    fn spent(&self, cx: &mut NodeContext, cap: &Allowance) {
+        cx.report_cap(cap, self.said);
+        if cap.effect(self.said) != CapAction::Refuse {
+            cx.emit(Payload::TextEnd);
+        }
+    }
+
     /// Takes a token of a reply whose length is capped; what is complete is passed on.
     fn take_capped(&mut self, cx: &mut NodeContext, text: &str) {
         let Some(cap) = &mut self.cap else { return };
@@ -98,6 +140,7 @@ impl Llm {
             return;
         }
         cap.tokens -= 1;
+        self.answer.text.push_str(text);
         cap.pending.push_str(text);
         while let Some(cap) = &mut self.cap
             && let Some(end) = clause_end(
@@ -151,6 +194,77 @@ impl Llm {
         };
         cx.emit(Payload::Text(Box::new(chunk)));
     }
+
+    /// Providers number the calls of each answer anew; a turn tells them all apart.
+    fn take_call(&mut self, mut call: ToolCall) {
+        let (id, mut nth) = (call.id.clone(), 1);
+        while !self.ids.insert(call.id.clone()) {
+            nth += 1;
+            call.id = format!("{id}.{nth}");
+        }
+        self.answer.calls.push(call);
+    }
+
+    fn call_tools(&mut self, cx: &mut NodeContext) {
+        let Answer { text, calls } = std::mem::take(&mut self.answer);
+        if let Some(cap) = self.cap.take()
+            && !cap.pending.is_empty()
+        {
+            self.say(cx, &cap.pending);
+        }
+        if !text.trim().is_empty() {
+            // What was said so far is spoken while the tools run.
+            self.say(cx, "\n");
+        }
+        self.results = calls.iter().map(|call| (call.id.clone(), None)).collect();
+        self.messages.push(Message {
+            tool_calls: calls.clone(),
+            ..Message::new(Role::Assistant, text)
+        });
+        cx.call_tools(calls, self.rounds);
+        self.rounds += 1;
+    }
+}
+
+/// The conversation before the turn, instructions first.
+fn context(settings: &NodeSettings) -> Vec<Message> {
+    let instructions = settings.instructions.iter();
+    let instructions = instructions.map(|text| Message::new(Role::System, &**text));
+    let said = settings.conversation.iter().flat_map(|said| match said {
+        Said::User { text } => vec![Message::new(Role::User, text)],
+        // A cut-off reply is marked, so that the model knows that the rest was not heard.
+        Said::Agent {
+            text,
+            interrupted: true,
+        } => vec![Message::new(Role::Assistant, format!("{text} —"))],
+        Said::Agent {
+            text,
+            interrupted: false,
+        } => vec![Message::new(Role::Assistant, text)],
+        Said::Tool(exchange) => called(exchange),
+    });
+    instructions.chain(said).collect()
+}
+
+/// An earlier turn's call, as models expect it: the call, and its result.
+fn called(exchange: &ToolExchange) -> Vec<Message> {
+    // Ids are unique within a turn; here turns meet.
+    let id = format!("{}.{}", exchange.turn, exchange.call);
+    let call = ToolCall {
+        id: id.clone(),
+        name: exchange.tool.to_string(),
+        arguments: exchange.arguments.to_string(),
+    };
+    vec![
+        Message {
+            tool_calls: vec![call],
+            ..Message::new(Role::Assistant, "")
+        },
+        Message {
+            tool_call_id: Some(id),
+            ..Message::new(Role::Tool, &*exchange.result)
+        },
+    ]
 }
 
 impl Node for Llm {
@@ -158,7 +272,7 @@ impl Node for Llm {
         if let Payload::Text(chunk) = &event.payload
             && chunk.is_final
         {
-            self.ask(cx, &chunk.text);
+            self.begin(cx, &chunk.text);
         }
         Step::OK
     }
@@ -176,7 +290,17 @@ impl Node for Llm {
             Chunk::Llm(LlmChunk::Delta(text)) if self.cap.is_some() => {
                 self.take_capped(cx, &text);
             }
-            Chunk::Llm(LlmChunk::Delta(text)) => self.say(cx, &text),
+            Chunk::Llm(LlmChunk::Delta(text)) => {
+                self.answer.text.push_str(&text);
+                self.say(cx, &text);
+            }
+            // A model that was offered none, and calls one all the same, is not listened to.
+            Chunk::Llm(LlmChunk::ToolCall(call)) => {
+                let settings = cx.settings();
+                if !settings.spec.tools.is_empty() && self.may_call(settings) {
+                    self.take_call(call);
+                }
+            }
             Chunk::Llm(LlmChunk::Finished {
                 reason: FinishReason::Length,
                 ..
@@ -185,10 +309,8 @@ impl Node for Llm {
                     cap.reached = true;
                 }
             }
-            // No tool is offered, so none can be called; the end of the call ends the text.
-            Chunk::Llm(LlmChunk::ToolCall(_) | LlmChunk::Finished { .. })
-            | Chunk::Stt(_)
-            | Chunk::Tts(_) => {}
+            // The end of the call ends the text.
+            Chunk::Llm(LlmChunk::Finished { .. }) | Chunk::Stt(_) | Chunk::Tts(_) => {}
         }
         Step::OK
     }
@@ -203,6 +325,12 @@ impl Node for Llm {
             return Step::OK;
         }
         self.call = None;
+        // Calls of an answer that a cap cut are not made: there is nothing left to answer with.
+        let is_cut = self.cap.as_ref().is_some_and(|cap| cap.reached);
+        if end.is_success() && !self.answer.calls.is_empty() && !is_cut {
+            self.call_tools(cx);
+            return Step::OK;
+        }
         // A cancelled call is no failure: what was said so far is the answer.
         if end.is_success() || end.class == OutcomeClass::Cancelled {
             self.end(cx);
@@ -211,8 +339,38 @@ impl Node for Llm {
         Step::Done(Err(NodeError::call(&end)))
     }
 
+    /// Once all calls of an answer have come back the model is asked again, results in its own order.
+    fn on_tool_answer<'a>(
+        &'a mut self,
+        cx: &'a mut NodeContext,
+        call: &str,
+        content: Arc<str>,
+    ) -> Step<'a> {
+        let Some(result) = self.results.get_mut(call) else {
+            return Step::OK;
+        };
+        *result = Some(content);
+        if self.results.values().any(Option::is_none) {
+            return Step::OK;
+        }
+        let mut results = std::mem::take(&mut self.results);
+        let calls = self.messages.last().map(|asked| asked.tool_calls.clone());
+        for ToolCall { id, .. } in calls.into_iter().flatten() {
+            let content = results.remove(&id).flatten();
+            let message = Message::new(Role::Tool, content.as_deref().unwrap_or_default());
+            self.messages.push(Message {
+                tool_call_id: Some(id),
+                ..message
+            });
+        }
+        self.ask(cx);
+        Step::OK
+    }
+
     fn on_cancel<'a>(&'a mut self, _cx: &'a mut NodeContext, _reason: CancelReason) -> Step<'a> {
         self.call = None;
+        self.answer = Answer::default();
+        self.results.clear();
         Step::OK
     }
 }

@@ -8,7 +8,7 @@ use rspp_proto::{
     AudioChunk, OutcomeClass, Payload, SampleIndex, SampleRate, TextChunk, spec::CapAction,
 };
 use rspp_provider_api::{TtsChunk, TtsRequest};
-use rspp_transport_api::audio::Framer;
+use rspp_transport_api::audio::{Framer, Resampler, samples, to_bytes};
 
 use crate::{
     event::{CallEnd, CallKey, Chunk, Event, Port},
@@ -37,6 +37,8 @@ struct Speaking {
     call: CallKey,
     clause: Clause,
     framer: Option<(SampleRate, Framer)>,
+    /// Where the voice's rate is higher than it may be.
+    resampler: Option<Resampler>,
 }
 
 impl Tts {
@@ -74,6 +76,7 @@ impl Tts {
             call,
             clause,
             framer: None,
+            resampler: None,
         });
     }
 
@@ -136,6 +139,7 @@ fn whole_words(text: &str, most: usize) -> &str {
 impl Speaking {
     /// Cuts what came into frames; whole frames share the provider's buffer.
     fn take(&mut self, cx: &mut NodeContext, chunk: TtsChunk) {
+        let chunk = self.lowered(cx, chunk);
         let rate = chunk.sample_rate;
         let (_, framer) = self.framer.get_or_insert_with(|| (rate, Framer::new(rate)));
         let mut frames = Vec::with_capacity(chunk.pcm.len() / framer.frame_bytes() + 1);
@@ -143,8 +147,42 @@ impl Speaking {
         self.emit(cx, rate, frames);
     }
 
+    /// The audio at the highest rate that the plan allows (F-048).
+    fn lowered(&mut self, cx: &NodeContext, chunk: TtsChunk) -> TtsChunk {
+        let most = cx.settings().extent.max_sample_rate;
+        let Some(most) = most.and_then(SampleRate::new) else {
+            return chunk;
+        };
+        if chunk.sample_rate.hertz() <= most.hertz() {
+            return chunk;
+        }
+        if self.resampler.is_none() {
+            self.resampler = Resampler::new(chunk.sample_rate, most).ok();
+        }
+        let Some(resampler) = &mut self.resampler else {
+            return chunk; // A rate that no voice has.
+        };
+        let input: Vec<i16> = samples(&chunk.pcm).collect();
+        let mut lowered = Vec::new();
+        resampler.push(&input, &mut lowered);
+        TtsChunk {
+            sample_rate: most,
+            pcm: to_bytes(&lowered),
+        }
+    }
+
     /// Fills the last frame with silence, so that clauses are counted in whole frames.
     fn finish(mut self, cx: &mut NodeContext) {
+        if let (Some(resampler), Some((_, framer))) = (&mut self.resampler, &mut self.framer) {
+            let mut rest = Vec::new();
+            resampler.finish(&mut rest);
+            let mut frames = Vec::new();
+            framer.push(to_bytes(&rest), |frame| frames.push(frame));
+            let rate = self.framer.as_ref().map(|(rate, _)| *rate);
+            if let Some(rate) = rate {
+                self.emit(cx, rate, frames);
+            }
+        }
         if let Some((rate, mut framer)) = self.framer.take() {
             self.emit(cx, rate, framer.finish());
         }

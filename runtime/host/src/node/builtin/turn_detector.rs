@@ -163,6 +163,20 @@ impl TurnDetector {
             let patience = Duration::from_millis(settings.turns.max_turn_silence_ms);
             self.confidence = p;
             cx.wake_in(patience);
+            self.guess(cx);
+        }
+    }
+
+    /// The user pauses and may have finished: with all words known, an answer may be begun on a guess.
+    fn guess(&self, cx: &mut NodeContext) {
+        let is_pausing = self.state == State::Pausing && self.unheard.is_empty();
+        if !is_pausing || !cx.settings().turns.speculation.enabled {
+            return;
+        }
+        let text = self.finals.join(" ");
+        if !text.trim().is_empty() {
+            let text = text.trim().into();
+            cx.report(NodeReport::UserPaused { text });
         }
     }
 
@@ -242,6 +256,7 @@ impl TurnDetector {
                 self.state = State::Finished;
             }
         }
+        self.guess(cx);
         self.conclude(cx, false);
     }
 

@@ -1,0 +1,70 @@
+//! Tools: who runs them, by name, and the ones that come with the runtime.
+
+mod builtin;
+mod call;
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use rspp_proto::spec::{HttpExecutor, ToolDeclaration, ToolExecutor};
+use rspp_provider_api::Tool;
+
+pub(crate) use call::{Gate, ToolInvocation, ToolSetup, crashed};
+
+/// Makes a tool that posts to a server.
+pub type HttpToolFactory =
+    Arc<dyn Fn(&HttpExecutor) -> Result<Arc<dyn Tool>, String> + Send + Sync>;
+
+/// The tools that pipelines may declare: `clock` and `end_call`, and what the program adds.
+#[derive(Clone)]
+pub struct ToolRegistry {
+    tools: BTreeMap<String, Arc<dyn Tool>>,
+    http: Option<HttpToolFactory>,
+}
+
+impl Default for ToolRegistry {
+    fn default() -> Self {
+        let mut tools = BTreeMap::<String, Arc<dyn Tool>>::new();
+        tools.insert("clock".to_owned(), builtin::clock());
+        tools.insert("end_call".to_owned(), builtin::end_call());
+        Self { tools, http: None }
+    }
+}
+
+impl ToolRegistry {
+    /// Adds a tool; one of the same name is replaced.
+    pub fn register(&mut self, name: impl Into<String>, tool: Arc<dyn Tool>) -> &mut Self {
+        self.tools.insert(name.into(), tool);
+        self
+    }
+
+    /// Lets pipelines declare tools that servers run.
+    pub fn serve_http(&mut self, factory: HttpToolFactory) -> &mut Self {
+        self.http = Some(factory);
+        self
+    }
+
+    /// The registered names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tools.keys().map(String::as_str)
+    }
+
+    /// Who runs a declared tool, or why nobody does.
+    pub(crate) fn find(&self, declared: &ToolDeclaration) -> Result<Arc<dyn Tool>, String> {
+        match &declared.run {
+            ToolExecutor::Registered => self.tools.get(&declared.name).cloned().ok_or_else(|| {
+                let known: Vec<_> = self.names().collect();
+                format!("it is not registered; known: {}", known.join(", "))
+            }),
+            ToolExecutor::Http(server) => match &self.http {
+                Some(make) => make(server),
+                None => Err("this runtime posts to no servers".to_owned()),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for ToolRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.tools.keys()).finish()
+    }
+}

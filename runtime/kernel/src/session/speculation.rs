@@ -1,0 +1,74 @@
+//! Guesses of a session: begun in a pause, promoted by the words that come, or discarded.
+
+use rspp_proto::{Monotonic, SampleIndex};
+
+use super::Session;
+use crate::{
+    effect::{Effect, SessionState},
+    recovery::Task,
+    speculation::{Discarded, SpeculationStats},
+};
+
+impl Session {
+    /// What became of the session's guesses.
+    pub fn speculation(&self) -> SpeculationStats {
+        self.speculation.stats()
+    }
+
+    /// The user pauses, and may have finished with these words.
+    pub(super) fn user_paused(&mut self, now: Monotonic, text: String) {
+        let is_idle = self.running.is_none() && self.waiting.is_none();
+        if self.state != SessionState::Active || !is_idle || self.voice.is_mute(now) {
+            return;
+        }
+        if let Some(guess) = self.speculation.guess() {
+            if guess.text == text {
+                return;
+            }
+            self.discard(Discarded::WordsDiffer);
+        }
+        if !self.speculation.may_begin(now, &text) {
+            return;
+        }
+        let turn = self.next_turn;
+        self.next_turn = turn.next();
+        self.speculation.begin(now, turn, text.clone());
+        let epoch = self.epoch;
+        self.effects.push_back(Effect::Speculate {
+            turn,
+            epoch,
+            user_text: text,
+        });
+    }
+
+    /// The user's final words open a turn: the one that was begun with them, or a new one.
+    pub(super) fn open_with(&mut self, now: Monotonic, text: String, until: Option<SampleIndex>) {
+        let is_right = self
+            .speculation
+            .guess()
+            .is_some_and(|guess| guess.text == text.trim());
+        // A guess is made to be spoken: without the voice the turn begins anew, in text (F-137).
+        let is_right = is_right && !self.voice.is_mute(now);
+        if is_right && let Some(guess) = self.speculation.promote(now) {
+            let task = Task::Answer { user_text: text };
+            self.propose_as(guess.number, task, until, true);
+        } else {
+            self.discard(Discarded::WordsDiffer);
+            self.propose(text, until);
+        }
+    }
+
+    /// The guess in progress, if there is one, comes to nothing.
+    pub(super) fn discard(&mut self, reason: Discarded) {
+        if let Some(guess) = self.speculation.discard() {
+            let turn = guess.number;
+            self.effects.push_back(Effect::Discard { turn, reason });
+        }
+    }
+
+    pub(super) fn guess_is_due(&mut self, now: Monotonic) {
+        if self.speculation.deadline().is_some_and(|at| at <= now) {
+            self.discard(Discarded::TooLate);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Guesses of a session: begun, promoted, discarded.
+
+use rspp_proto::spec::SpeculationPolicy;
+
+use super::*;
+
+fn guessing() -> Rig {
+    Rig::with(TurnPolicy {
+        speculation: SpeculationPolicy {
+            enabled: true,
+            ..SpeculationPolicy::default()
+        },
+        ..TurnPolicy::default()
+    })
+}
+
+impl Rig {
+    fn pause(&mut self, text: &str) {
+        self.take(Input::UserPaused { text: text.into() });
+    }
+}
+
+/// P9: a guess that is right becomes the turn, by the same gates as any other.
+#[test]
+fn the_words_that_were_guessed_promote_the_guess() {
+    let mut rig = guessing();
+    rig.pause("hello");
+    assert_eq!(rig.log, ["GUESS hello"]);
+    assert_eq!(rig.session.current_turn(), None, "a guess is no turn");
+    assert_eq!(rig.session.conversation().iter().count(), 0);
+    rig.after(700).say("hello");
+    assert_eq!(
+        rig.log,
+        [
+            "GUESS hello",
+            "turn_open_proposed(session_turn_intent)",
+            "admit(admission_capacity_allow)",
+            "turn_open",
+            "PROMOTE turn-0001",
+        ]
+    );
+    let stats = rig.session.speculation();
+    assert_eq!((stats.promoted, stats.head_start_ms), (1, 700));
+    rig.speak(100);
+    rig.take(Input::PlaybackFinished { turn: T1 });
+    assert_eq!(rig.heard(), ["one two three four"]);
+}
+
+/// P9: whatever shows that a guess is wrong discards it, and its number is not used again.
+#[test]
+fn a_guess_that_is_wrong_comes_to_nothing() {
+    #[track_caller]
+    fn check(disprove: impl FnOnce(&mut Rig), reason: &str) -> Rig {
+        let mut rig = guessing();
+        rig.pause("hello");
+        disprove(&mut rig);
+        let discarded = format!("DISCARD turn-0001 {reason}");
+        assert!(rig.log.contains(&discarded), "{:?}", rig.log);
+        assert_eq!(rig.session.speculation().discarded, 1);
+        rig
+    }
+    let at = SampleIndex(0);
+    check(|rig| rig.take(Input::SpeechStarted { at }), "user_went_on");
+    let rig = check(|rig| rig.say("hello there"), "words_differ");
+    assert_eq!(rig.session.current_turn(), Some(TurnNumber(2)));
+    assert!(rig.log.contains(&"START hello there".to_owned()));
+    let rig = check(|rig| rig.pause("hello there"), "words_differ");
+    assert_eq!(rig.log.last().unwrap(), "GUESS hello there");
+    check(|rig| rig.take(Input::GuessFailed { turn: T1 }), "failed");
+    check(|rig| rig.take(Input::Disconnected), "session_over");
+    let epoch = Epoch::FIRST.next();
+    check(|rig| rig.take(Input::Rotated { epoch }), "session_over");
+    check(|rig| rig.take(Input::Revoked), "session_over");
+    check(
+        |rig| {
+            rig.gates.admission = refused(admission::Verdict::Reject);
+            rig.say("hello");
+        },
+        "refused",
+    );
+    check(
+        |rig| {
+            let due = rig.session.next_deadline().unwrap();
+            rig.after(due.since(rig.now).as_millis() as u64);
+            rig.take(Input::Tick);
+        },
+        "too_late",
+    );
+}
+
+/// A guess is only made while nobody speaks, and not at all unless the policy says so.
+#[test]
+fn there_are_no_guesses_while_a_turn_runs() {
+    let mut rig = guessing();
+    rig.say("hello");
+    rig.log.clear();
+    rig.pause("and more");
+    assert!(rig.log.is_empty());
+    let mut rig = Rig::new();
+    rig.pause("hello");
+    assert!(rig.log.is_empty());
+}
+
+/// F-137: nothing is guessed without the voice, and a guess whose voice fails is discarded.
+#[test]
+fn without_the_voice_nothing_is_guessed() {
+    let mut rig = guessing();
+    rig.pause("hello");
+    rig.take(Input::VoiceLost { turn: T1 });
+    assert_eq!(rig.log, ["GUESS hello", "DISCARD turn-0001 failed"]);
+    rig.failure.text_only = true;
+    rig.say("hello");
+    let turn = T1.next();
+    rig.take(Input::VoiceLost { turn });
+    rig.take(Input::PlaybackFinished { turn });
+    rig.log.clear();
+    rig.pause("and again");
+    assert_eq!(rig.log, [""; 0]);
+    rig.say("and again");
+    assert!(rig.log.contains(&"START and again in text".to_owned()));
+}

@@ -1,0 +1,363 @@
+//! What many want is shared by tenant and session, queue or not; nobody starves, and who does not
+//! want it notices nothing.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt, future::join_all, stream};
+use rspp_host::{
+    Event, Runtime,
+    node::{NodeContext, NodeError, Step},
+};
+use rspp_proto::{
+    NodeId, Payload, SessionId, TenantId,
+    abi::{DecisionOutcome, Emitter, OutcomeKind, OutcomePhase, OutcomeScope, Signal},
+    spec::{NodeExecutionPolicy, PipelineSpec, QuotasSpec},
+};
+use rspp_provider_api::{
+    Call as ProviderCall, ChunkStream, Description, FinishReason, InferencePool, LanguageModel,
+    LlmChunk, LlmRequest,
+    scripted::{Conduct, Script, ScriptedLlm},
+};
+use rspp_tests::{
+    call::{Builder, Cast, Ended, Placed, REPLY, first, says},
+    nodes::{Probes, custom, insert},
+};
+use rspp_timeline::{Anchor, Entry};
+
+/// What the language model takes for each answer.
+const ANSWER: Duration = Duration::from_millis(400);
+
+/// A cast whose model takes its time.
+fn slow() -> Cast {
+    let script = Script::default().then(Conduct::good().late(ANSWER));
+    Cast {
+        llm: Arc::new(ScriptedLlm::new("llm").answers([REPLY]).script(script)),
+        ..Cast::default()
+    }
+}
+
+/// No turn runs out of time while it waits.
+fn patient(spec: &mut PipelineSpec) {
+    spec.budgets.turn_budget_ms = Some(60_000);
+    spec.budgets.path_budget_ms_default = Some(60_000);
+}
+
+fn execution(limit: u32, key: Option<&str>) -> NodeExecutionPolicy {
+    NodeExecutionPolicy {
+        concurrency_limit: limit,
+        fairness_key: key.map(ToOwned::to_owned),
+    }
+}
+
+/// Lets so many calls of the model run at once.
+fn limited(spec: &mut PipelineSpec, limit: u32, key: Option<&str>) {
+    let id = NodeId::new("llm").unwrap();
+    let node = spec.nodes.iter_mut().find(|node| node.id == id).unwrap();
+    node.execution = Some(execution(limit, key));
+}
+
+/// A call of one utterance, which all calls begin at the same moment.
+fn call(cast: &Cast, tenant: &str, session: &str, limit: u32, key: Option<&str>) -> Builder {
+    let mut builder = Builder::new(cast, vec![says(first())]).pipeline(|spec| {
+        patient(spec);
+        limited(spec, limit, key);
+    });
+    builder.tenant = TenantId::new(tenant).unwrap();
+    builder.session = SessionId::new(session).unwrap();
+    builder.script.reply_timeout = Duration::from_mins(1);
+    builder
+}
+
+/// Places the calls at one moment, and waits for all of them.
+async fn hold(runtime: &Runtime, calls: Vec<Builder>) -> Vec<Ended> {
+    let mut placed: Vec<Placed> = Vec::new();
+    for call in calls {
+        placed.push(call.open(runtime).await.expect("there is room"));
+    }
+    join_all(placed.into_iter().map(Placed::end)).await
+}
+
+fn between(ended: &Ended, from: Anchor, to: Anchor) -> Duration {
+    let anchors = &ended.turn(1).anchors;
+    let (from, to) = (anchors.get(from), anchors.get(to));
+    to.expect("marked").since(from.expect("marked"))
+}
+
+fn first_token(ended: &Ended) -> Duration {
+    between(ended, Anchor::TurnOpenEmitted, Anchor::LlmFirstToken)
+}
+
+fn sheds(ended: &Ended) -> Vec<DecisionOutcome> {
+    let entries = ended.entries.iter();
+    entries
+        .filter_map(|entry| match entry {
+            Entry::Outcome(outcome) if outcome.outcome_kind == OutcomeKind::Shed => {
+                Some((**outcome).clone())
+            }
+            _something_else => None,
+        })
+        .collect()
+}
+
+/// F-109: with one slot, calls of a node wait for each other across sessions; the other nodes keep
+/// their latency.
+#[tokio::test(start_paused = true)]
+async fn a_saturated_node_queues_and_the_others_keep_their_latency() {
+    let alone = {
+        let cast = slow();
+        let runtime = Builder::new(&cast, vec![]).runtime().await;
+        hold(&runtime, vec![call(&cast, "t", "alone", 1, None)]).await
+    };
+    let cast = slow();
+    let runtime = Builder::new(&cast, vec![]).runtime().await;
+    let calls = (0..6).map(|n| call(&cast, "t", &format!("call-{n}"), 1, None));
+    let all = hold(&runtime, calls.collect()).await;
+    assert_eq!(cast.llm.tally().calls, 6);
+    let mut waits: Vec<_> = all.iter().map(first_token).collect();
+    waits.sort();
+    for (n, wait) in waits.iter().enumerate() {
+        let expected = ANSWER * (n as u32 + 1);
+        assert!(
+            *wait >= expected && *wait < expected + Duration::from_millis(100),
+            "{n}: {waits:?}"
+        );
+    }
+    for ended in &all {
+        assert_eq!(ended.endings(), ["commit"]);
+        assert!(sheds(ended).is_empty());
+        for (from, to) in [
+            (Anchor::AudioInputIngress, Anchor::TranscriptFinal),
+            (Anchor::LlmFirstToken, Anchor::PlaybackStarted),
+        ] {
+            let (now, before) = (between(ended, from, to), between(&alone[0], from, to));
+            let slower = now.saturating_sub(before);
+            assert!(slower <= Duration::from_millis(2), "{from:?}: {slower:?}");
+        }
+    }
+    assert!(runtime.shut_down(Duration::from_secs(5)).await);
+}
+
+/// Who was answered, first to last.
+fn order(all: &[Ended]) -> Vec<String> {
+    let mut order: Vec<_> = all
+        .iter()
+        .map(|ended| (first_token(ended), ended))
+        .collect();
+    order.sort_by_key(|(at, _)| *at);
+    let names = order
+        .into_iter()
+        .map(|(_, ended)| ended.report.session_id.to_string());
+    names.collect()
+}
+
+/// F-174, NF-033, F-105: a tenant with one call is not last in line behind one with eight; by default
+/// tenants share, whatever they ask for.
+#[tokio::test(start_paused = true)]
+async fn a_small_tenant_is_not_starved_by_a_big_one() {
+    for key in [None, Some("tenant")] {
+        let cast = slow();
+        let runtime = Builder::new(&cast, vec![]).runtime().await;
+        let mut calls: Vec<_> = (0..8)
+            .map(|n| call(&cast, "big", &format!("big-{n}"), 1, key))
+            .collect();
+        calls.push(call(&cast, "small", "small", 1, key));
+        let all = hold(&runtime, calls).await;
+        let order = order(&all);
+        let place = order.iter().position(|name| name == "small").unwrap();
+        assert!(place <= 1, "{order:?}");
+    }
+}
+
+/// F-174: sessions that share a custom key share as one; a turn or session key shares as such.
+#[tokio::test(start_paused = true)]
+async fn a_node_s_own_key_says_who_shares() {
+    let place = async |key: &str| {
+        let cast = slow();
+        let runtime = Builder::new(&cast, vec![]).runtime().await;
+        let mut calls: Vec<_> = (0..6)
+            .map(|n| call(&cast, "big", &format!("big-{n}"), 1, Some(key)))
+            .collect();
+        calls.push(call(&cast, "small", "small", 1, Some(key)));
+        let order = order(&hold(&runtime, calls).await);
+        order.iter().position(|name| name == "small").unwrap()
+    };
+    assert_eq!(place("tenant").await, 1);
+    // As one of seven, and the last to have come.
+    assert_eq!(place("session").await, 6);
+    assert_eq!(place("turn").await, 6);
+    assert_eq!(place("premium").await, 6);
+}
+
+/// F-174: weights and slots of a tenant hold at every node.
+#[tokio::test(start_paused = true)]
+async fn a_tenant_holds_no_more_than_its_slots() {
+    let cast = slow();
+    let mut host = Builder::new(&cast, vec![]).configure(|config| {
+        let own = QuotasSpec {
+            slots: Some(1),
+            ..QuotasSpec::default()
+        };
+        config
+            .limits
+            .tenants
+            .insert(TenantId::new("big").unwrap(), own);
+    });
+    let runtime = host.runtime().await;
+    let mut calls: Vec<_> = (0..3)
+        .map(|n| call(&cast, "big", &format!("big-{n}"), 2, None))
+        .collect();
+    calls.push(call(&cast, "small", "small", 2, None));
+    let all = hold(&runtime, calls).await;
+    let mut big: Vec<_> = all[..3].iter().map(first_token).collect();
+    big.sort();
+    for (n, wait) in big.iter().enumerate() {
+        assert!(*wait >= ANSWER * (n as u32 + 1), "{big:?}");
+    }
+    assert!(first_token(&all[3]) < ANSWER + Duration::from_millis(50));
+}
+
+/// F-109, F1: who waits for a slot for too long is shed, with signal and outcome; the turn ends in its
+/// one way.
+#[tokio::test(start_paused = true)]
+async fn who_waits_in_vain_for_a_slot_is_shed() {
+    let stuck = Script::default().then(Conduct::good().late(Duration::from_secs(30)));
+    let cast = Cast {
+        llm: Arc::new(ScriptedLlm::new("llm").answers([REPLY]).script(stuck)),
+        ..Cast::default()
+    };
+    let runtime = Builder::new(&cast, vec![]).runtime().await;
+    let impatient = |name: &str| {
+        call(&cast, "t", name, 1, None).pipeline(|spec| {
+            spec.budgets.path_budget_ms_default = Some(1_000);
+            spec.budgets.provider_first_byte_ms = Some(500);
+        })
+    };
+    let calls = vec![impatient("first"), impatient("second")];
+    let all = hold(&runtime, calls).await;
+    let shed: Vec<_> = all
+        .iter()
+        .filter(|ended| !sheds(ended).is_empty())
+        .collect();
+    assert_eq!(shed.len(), 1, "one held the slot, the other waited");
+    assert_eq!(shed[0].endings(), ["provider_failure"]);
+    let decided = sheds(shed[0]);
+    assert_eq!(decided.len(), 1);
+    assert_eq!(decided[0].phase, OutcomePhase::SchedulingPoint);
+    assert_eq!(decided[0].scope, OutcomeScope::NodeDispatch);
+    assert_eq!(decided[0].emitted_by, Emitter::LocalAdmission);
+    assert_eq!(decided[0].reason.as_str(), "node_concurrency_limited");
+    let said = shed[0].log.signals_of(Signal::Shed);
+    assert_eq!(said.len(), 1);
+    assert_eq!(said[0].emitted_by, Emitter::LocalAdmission);
+    assert_eq!(said[0].envelope.node_id.as_ref().unwrap().as_str(), "llm");
+    assert_eq!(shed[0].report.shed, 1);
+    assert_eq!(runtime.admission().tenant("t").shed, 1);
+}
+
+/// F-109: handlers of a custom node take turns too, and nobody else waits for them.
+#[tokio::test(start_paused = true)]
+async fn handlers_of_a_limited_node_take_turns() {
+    let cast = Cast::default();
+    let mut probes = Probes::default();
+    let took = Duration::from_millis(300);
+    probes.add("filter", move |_nth, cx: &mut NodeContext, event: Event| {
+        let slow = matches!(&event.payload, Payload::Text(text) if !text.text.trim().is_empty());
+        Step::Wait(Box::pin(async move {
+            if slow && !matches!(event.payload, Payload::TextEnd) {
+                tokio::time::sleep(took).await;
+            }
+            cx.forward(event);
+            Ok::<(), NodeError>(())
+        }))
+    });
+    let mut host = Builder::new(&cast, vec![]).configure(probes.install());
+    let runtime = host.runtime().await;
+    let filtered = |name: &str, limit: u32| {
+        let mut node = custom("filter");
+        node.execution = Some(execution(limit, None));
+        call(&cast, "t", name, 0, None).pipeline(|spec| insert(spec, "segmenter", node, "tts"))
+    };
+    let calls = (0..4).map(|n| filtered(&format!("call-{n}"), 1)).collect();
+    let all = hold(&runtime, calls).await;
+    let mut opened: Vec<_> = all
+        .iter()
+        .map(|ended| between(ended, Anchor::TurnOpenEmitted, Anchor::PlaybackStarted))
+        .collect();
+    opened.sort();
+    for (n, wait) in opened.iter().enumerate() {
+        assert!(*wait >= took * (n as u32 + 1), "{n}: {opened:?}");
+    }
+    for ended in &all {
+        assert_eq!(ended.endings(), ["commit"]);
+        assert_eq!(ended.turn(1).agent_text_played, REPLY);
+    }
+}
+
+/// A model that thinks on a pool, as local ones do.
+struct Pooled {
+    description: Description,
+    pool: InferencePool,
+}
+
+impl LanguageModel for Pooled {
+    fn describe(&self) -> &Description {
+        &self.description
+    }
+
+    fn generate(&self, call: ProviderCall, _request: LlmRequest) -> ChunkStream<LlmChunk> {
+        let pool = self.pool.on_behalf_of(call.share);
+        let thought = async move {
+            match pool.run(|| REPLY.to_owned()).await {
+                Ok(text) => vec![
+                    Ok(LlmChunk::Delta(text)),
+                    Ok(LlmChunk::Finished {
+                        reason: FinishReason::Stop,
+                        usage: None,
+                    }),
+                ],
+                Err(error) => vec![Err(error.into_fault())],
+            }
+        };
+        stream::once(thought).flat_map(stream::iter).boxed()
+    }
+}
+
+/// F-105, F1: a pool that takes no more is said where work is dispatched, and is not held against the
+/// provider; while it does, its counters say what it has done.
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_takes_no_more_is_said_so() {
+    let cast = Cast::default();
+    let pool = InferencePool::in_virtual_time(1);
+    let mut providers = cast.providers();
+    providers.add_llm(Arc::new(Pooled {
+        description: Description {
+            id: rspp_proto::ProviderId::new("llm").unwrap(),
+            model: "pooled".into(),
+            streaming: true,
+            networked: false,
+        },
+        pool: pool.clone(),
+    }));
+    let mut host = Builder::new(&cast, vec![]);
+    host.providers = providers;
+    let runtime = host.runtime().await;
+    let calls = (0..3).map(|n| call(&cast, "t", &format!("call-{n}"), 0, None));
+    let all = hold(&runtime, calls.collect()).await;
+    assert!(all.iter().all(|ended| ended.endings() == ["commit"]));
+    let counters = pool.counters();
+    assert_eq!((counters.passed, counters.refused), (3, 0));
+    assert_eq!((counters.inside, counters.most_inside), (0, 1), "reused");
+
+    pool.close();
+    let calls = vec![call(&cast, "t", "closed", 0, None)];
+    let all = hold(&runtime, calls).await;
+    assert_eq!(all[0].endings(), ["provider_failure"]);
+    let decided = sheds(&all[0]);
+    assert_eq!(decided[0].scope, OutcomeScope::NodeDispatch);
+    assert_eq!(decided[0].reason.as_str(), "execution_pool_closed");
+    assert_eq!(
+        all[0].log.reasons_of(Signal::Shed),
+        ["execution_pool_closed"]
+    );
+    assert!(all[0].log.signals_of(Signal::CircuitEvent).is_empty());
+}
