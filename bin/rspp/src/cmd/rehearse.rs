@@ -33,7 +33,7 @@ pub(crate) struct Rehearse {
     /// Only say whether each scenario goes as expected
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
-    /// Keep the calls' timelines in this directory, as <scenario>.<call>.rspp
+    /// Keep the calls' timelines in this directory, as SCENARIO.CALL.rspp
     #[arg(long, value_name = "DIR")]
     timelines: Option<PathBuf>,
     /// Print JSON
