@@ -1,15 +1,22 @@
 //! Answers begun on a guess: nothing of one counts before it is right, and being right saves time.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use rspp_host::{ToolRegistry, node::Step};
+use rspp_host::{CpuProbe, ToolRegistry, node::Step};
+use rspp_kernel::plan::{Health, ProviderNews};
 use rspp_proto::{
-    Payload, Speaker, TurnNumber,
+    Payload, ProviderId, Speaker, TurnNumber,
     abi::Signal,
-    spec::{NodeKind, PipelineSpec, SpeculationPolicy},
+    spec::{
+        CallPolicy, DegradeSpec, Modality, NodeKind, OverloadSpec, PipelineSpec, SpeculationPolicy,
+        Threshold,
+    },
 };
 use rspp_provider_api::{
     LlmRequest, Role, ToolCall, ToolOutput, function,
@@ -19,7 +26,7 @@ use rspp_tests::{
     call::{Builder, Cast, Ended, REPLY, after_reply, first, says, tone},
     nodes::{Probes, custom, forward, get, insert},
 };
-use rspp_timeline::Entry;
+use rspp_timeline::{Anchor, Entry};
 use rspp_transport_api::loopback::{Start, Utterance};
 use serde_json::json;
 
@@ -360,4 +367,130 @@ async fn guesses_and_certainty_go_together() {
     assert_eq!(ended.endings(), ["commit", "commit"]);
     assert_eq!(ended.report.speculation.promoted, 2);
     assert_eq!(ended.turn(2).turn_id, TurnNumber(2).id());
+}
+
+/// A second model, which is asked after the cast's own.
+fn with_spare(cast: &Cast) -> Builder {
+    let mut builder = Builder::new(cast, vec![says(first())]).pipeline(guessing(true));
+    let spare = ScriptedLlm::new("spare").answers(["It is the spare one."]);
+    builder.providers.add_llm(Arc::new(spare));
+    let ids = ["llm", "spare"].map(|id| ProviderId::new(id).unwrap());
+    let bound = &mut builder.settings.defaults.provider_bindings;
+    bound.insert(Modality::Llm, ids.into());
+    builder
+}
+
+/// F-046, P9: a guess that became a turn has the turn's time and no more: a model that says nothing is
+/// given up while another still fits, however patient the guess was.
+#[tokio::test(start_paused = true)]
+async fn a_promoted_guess_is_held_to_its_turns_deadlines() {
+    let silent = Script::always(Conduct::good().stalling_after(0));
+    let cast = Cast {
+        llm: Arc::new(ScriptedLlm::new("llm").answers([REPLY]).script(silent)),
+        ..unsure()
+    };
+    let ended = with_spare(&cast)
+        .pipeline(|spec| {
+            spec.budgets.provider_first_byte_ms = Some(10_000);
+            spec.providers.calls = Some(Box::new(CallPolicy {
+                attempts_per_provider: 1,
+                ..CallPolicy::default()
+            }));
+        })
+        .hold()
+        .await;
+    assert_eq!(ended.report.speculation.promoted, 1);
+    assert_eq!(ended.endings(), ["commit"]);
+    assert_eq!(ended.turn(1).agent_text_played, "It is the spare one.");
+    let attempts: Vec<_> = ended
+        .entries
+        .iter()
+        .filter_map(|entry| match entry {
+            Entry::Attempt(attempt) if attempt.modality == Modality::Llm => Some(&**attempt),
+            _something_else => None,
+        })
+        .collect();
+    let asked: Vec<_> = attempts.iter().map(|it| it.provider_id.as_str()).collect();
+    assert_eq!(asked, ["llm", "spare"]);
+    // Half of what was left for it since the guess began, as for any turn.
+    let opened = ended.turn(1).anchors.get(Anchor::TurnOpenEmitted).unwrap();
+    let since = attempts[0].started_at;
+    let budget = Duration::from_secs(2);
+    let given_up = attempts[0].ended_at.since(since);
+    assert_eq!(given_up, ((opened + budget).since(since)) / 2);
+}
+
+/// F-048, F-149, P9: where the turn would run by another plan than its guess was begun with, in the
+/// degrade posture or with other providers, the guess comes to nothing and the turn runs its own.
+#[tokio::test(start_paused = true)]
+async fn a_guess_is_not_promoted_into_another_plan() {
+    #[derive(Debug, Default)]
+    struct Cpu(AtomicU64);
+    impl CpuProbe for Cpu {
+        fn cpu_percent(&self) -> Option<u64> {
+            Some(self.0.load(Ordering::Relaxed))
+        }
+    }
+    let spare_is_first = || {
+        let ids = [ProviderId::new("spare").unwrap()];
+        [(Modality::Llm, ids.into())].into()
+    };
+    for busy in [true, false] {
+        let cpu = Arc::<Cpu>::default();
+        let probe = Arc::clone(&cpu);
+        let call = with_spare(&unsure())
+            .configure(move |config| {
+                config.cpu = probe;
+                config.limits.overload = OverloadSpec {
+                    cpu_percent: Some(Threshold {
+                        low: 50,
+                        high: 80,
+                        severe: 95,
+                    }),
+                    ..OverloadSpec::default()
+                };
+            })
+            .pipeline(|spec| {
+                spec.degrade = Some(DegradeSpec {
+                    provider_bindings: spare_is_first(),
+                    ..DegradeSpec::default()
+                });
+            })
+            .start()
+            .await;
+        // In the pause, after the guess was begun and before it is the turn.
+        tokio::time::sleep(Duration::from_millis(2_400)).await;
+        if busy {
+            cpu.0.store(85, Ordering::Relaxed);
+        } else {
+            let ill = ProviderNews {
+                health: Health::Unhealthy,
+                price_micros: None,
+            };
+            let llm = (Modality::Llm, ProviderId::new("llm").unwrap());
+            call.runtime.provider_board().publish([(llm, ill)].into());
+        }
+        let ended = call.end().await;
+        assert_eq!(
+            notes(&ended),
+            ["speculation_begun", "speculation_discarded plan_differs"]
+        );
+        let stats = ended.report.speculation;
+        assert_eq!((stats.promoted, stats.discarded), (0, 1));
+        assert_eq!(ended.endings(), ["commit"]);
+        assert_eq!(ended.turn(2).agent_text_played, "It is the spare one.");
+        let degraded = ended.log.reasons_of(Signal::Degrade);
+        let expected: &[&str] = if busy {
+            &["overload_degrade_posture"]
+        } else {
+            &[]
+        };
+        assert_eq!(degraded, expected);
+        let plans = ended.entries.iter().filter_map(|entry| match entry {
+            Entry::Plan(plan) => Some(plan.plan["node_bindings"]["llm"][0].clone()),
+            _something_else => None,
+        });
+        assert_eq!(plans.collect::<Vec<_>>(), ["spare"]);
+        assert!(ended.signals_of(1).is_empty(), "a guess is no turn");
+    }
 }

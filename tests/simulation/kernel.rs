@@ -327,6 +327,7 @@ impl Rig {
                             self.session.epoch()
                         },
                         authorized: says.authorized,
+                        guess_holds: says.verdict == Verdict::Admit,
                     },
                 }),
                 Effect::Resolve { turn, .. } => Some(Input::Plan {

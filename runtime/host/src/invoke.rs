@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use crate::{
     event::{Arrival, CallEnd, CallKey, Chunk},
     node::{CallRequest, NodeSettings},
+    providers::Promotion,
     pulse::{CallInProgress, Pulse},
     schedule::Shed,
     session::SessionControl,
@@ -87,7 +88,7 @@ impl CallSite {
         let budgets = &settings.budgets;
         let candidates = settings.candidates.as_ref();
         let node = candidates.and_then(|candidates| candidates.budget);
-        match rules.deadlines {
+        match rules.bound.deadlines() {
             Some(turn) => turn.of_call(now, modality, self.key == CallKey::FIRST, node, budgets),
             None => CallDeadlines::of_session(now, node, budgets),
         }
@@ -158,6 +159,8 @@ struct Work {
     progress: Progress,
     /// As long as the provider is what is waited for: it has deadlines of its own.
     in_progress: Option<CallInProgress>,
+    /// Of a guess that is none of its turn's yet.
+    promotion: Option<Arc<Promotion>>,
 }
 
 /// What all attempts together have passed on.
@@ -175,6 +178,8 @@ enum Step {
     Answered(AttemptKey, Option<Result<Chunk, Fault>>),
     /// A deadline has come.
     Due,
+    /// The guess that it belongs to is a turn now.
+    Promoted,
 }
 
 impl Work {
@@ -192,6 +197,8 @@ impl Work {
         if let Some(instead) = rules.overruns().order(now, modality, &mut candidates) {
             routing = format!("overrun:{instead}");
         }
+        // Promoted from here on, it finds the turn's deadlines itself.
+        let promotion = rules.bound.promotion();
         let machine = kernel::Invocation::new(
             id.clone(),
             candidates,
@@ -203,6 +210,7 @@ impl Work {
             machine,
             routing,
             in_progress: Some(site.pulse.call()),
+            promotion,
             site,
             request,
             modality,
@@ -242,6 +250,12 @@ impl Work {
                     Verdict::default()
                 }
                 Step::Due => self.decide(|machine, now, admits| machine.tick(now, admits)),
+                Step::Promoted => {
+                    self.promotion = None;
+                    let deadlines = self.site.deadlines(self.modality, self.now());
+                    self.machine.hold_to(deadlines);
+                    Verdict::default()
+                }
                 Step::Answered(key, None) => self.ended(key),
                 Step::Answered(key, Some(Err(fault))) => self.failed(key, fault),
                 Step::Answered(key, Some(Ok(chunk))) => {
@@ -307,8 +321,10 @@ impl Work {
         let due = due.map(|due| self.site.clock.instant_at(due.as_duration()));
         let listening = self.request.is_listening();
         let answering = !self.attempts.is_empty();
+        let promotion = self.promotion.as_deref();
         tokio::select! {
             biased;
+            () = promoted(promotion), if promotion.is_some() => Step::Promoted,
             () = self.request.listen(), if listening => Step::Listened,
             (key, next) = Attempting::next_of(&mut self.attempts), if answering => {
                 Step::Answered(key, next)
@@ -593,6 +609,12 @@ impl Work {
         };
         let call = self.site.key;
         let _node_is_gone = self.site.to.offer(Arrival::CallEnded { call, end });
+    }
+}
+
+async fn promoted(promotion: Option<&Promotion>) {
+    if let Some(promotion) = promotion {
+        promotion.token().cancelled().await;
     }
 }
 

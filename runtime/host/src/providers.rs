@@ -2,11 +2,11 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
-use rspp_actors::Clock;
+use rspp_actors::{CancellationToken, Clock};
 use rspp_kernel::{
     cost::Meter,
     invocation::{Candidate, Overruns, Patience, TurnDeadlines},
@@ -97,13 +97,31 @@ pub(crate) struct CallRules {
     pub(crate) circuit: CircuitPolicy,
     pub(crate) caps: CostCaps,
     pub(crate) actions: BTreeSet<AdaptiveAction>,
-    /// `None` for the nodes that listen.
-    pub(crate) deadlines: Option<TurnDeadlines>,
+    pub(crate) bound: Bound,
     pub(crate) board: Arc<ProviderBoard>,
     /// Whom this session had to give up.
     pub(crate) overruns: Arc<Mutex<Overruns>>,
     /// What this session has spent.
     pub(crate) meter: Arc<Mutex<Meter>>,
+}
+
+/// What the calls of some nodes are held to.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Bound {
+    /// Nodes that listen: nobody waits for an answer yet.
+    #[default]
+    Listening,
+    /// A turn.
+    Turn(TurnDeadlines),
+    /// A guess: nobody waits for it before it is promoted.
+    Guess(Arc<Promotion>),
+}
+
+/// The moment at which a guess becomes a turn.
+#[derive(Debug, Default)]
+pub(crate) struct Promotion {
+    token: CancellationToken,
+    deadlines: OnceLock<TurnDeadlines>,
 }
 
 /// Whom one node may ask, and why them, from the frozen plan.
@@ -152,6 +170,39 @@ impl Candidates {
                 .copied()
                 .map(Duration::from_millis),
         })
+    }
+}
+
+impl Bound {
+    /// The turn's deadlines, if it is one by now.
+    pub(crate) fn deadlines(&self) -> Option<TurnDeadlines> {
+        match self {
+            Self::Listening => None,
+            Self::Turn(deadlines) => Some(*deadlines),
+            Self::Guess(promotion) => promotion.deadlines.get().copied(),
+        }
+    }
+
+    /// When a guess becomes a turn.
+    pub(crate) fn promotion(&self) -> Option<Arc<Promotion>> {
+        match self {
+            Self::Listening | Self::Turn(_) => None,
+            Self::Guess(promotion) => Some(Arc::clone(promotion)),
+        }
+    }
+}
+
+impl Promotion {
+    /// It is a turn, which has so much time.
+    pub(crate) fn promote(&self, deadlines: TurnDeadlines) {
+        // A guess is promoted once.
+        let _first = self.deadlines.set(deadlines);
+        self.token.cancel();
+    }
+
+    /// Fires then.
+    pub(crate) fn token(&self) -> &CancellationToken {
+        &self.token
     }
 }
 

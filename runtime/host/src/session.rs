@@ -45,7 +45,7 @@ use rspp_kernel::{
     dedupe::{Registry, Seen},
     fence::OutputFence,
     graph::{NodeIx, Scope},
-    invocation::{Overruns, TurnDeadlines},
+    invocation::Overruns,
     plan::ResolvedTurnPlan,
     turn::Ending,
 };
@@ -70,7 +70,7 @@ use crate::{
     memory::Share,
     node::{NodeStates, StateAccess},
     observe::Observed,
-    providers::CallRules,
+    providers::{Bound, CallRules},
     pulse::Pulse,
     report::{AuthorityReport, ByCheckpoint, SessionReport},
     schedule::Scheduling,
@@ -151,10 +151,8 @@ struct Occasion {
     turn: Option<TurnNumber>,
     /// Nothing of it is spoken.
     mute: bool,
-    /// None for what listens, and for a guess: it is not waited for yet.
-    deadlines: Option<TurnDeadlines>,
-    /// A guess; told when it becomes a turn.
-    guess: Option<CancellationToken>,
+    /// What its calls are held to.
+    bound: Bound,
 }
 
 impl Occasion {
@@ -241,19 +239,15 @@ impl Session {
         occasion: Occasion,
         cancel: CancellationToken,
     ) -> Assembly {
-        let Occasion {
-            turn,
-            mute,
-            deadlines,
-            guess,
-        } = occasion;
+        let Occasion { turn, mute, bound } = occasion;
+        let promotion = bound.promotion();
         let blueprint = &self.setup.blueprint;
         let calls = Arc::new(CallRules {
             calls: plan.provider_policy.calls.clone(),
             circuit: plan.provider_policy.circuit,
             caps: plan.provider_policy.caps,
             actions: plan.allowed_adaptive_actions.clone(),
-            deadlines,
+            bound,
             board: Arc::clone(&self.setup.board),
             overruns: Arc::clone(&self.overruns),
             meter: Arc::clone(&self.meter),
@@ -263,7 +257,7 @@ impl Session {
             // guess is none of the conversation's business yet.
             Some(_) => {
                 let mut said: Vec<Said> = self.kernel.conversation().iter().cloned().collect();
-                if guess.is_none() {
+                if promotion.is_none() {
                     said.pop();
                 }
                 let most = plan.extent.max_context_messages.saturating_sub(1) as usize;
@@ -303,14 +297,14 @@ impl Session {
             cancel,
             egress: self.setup.egress.clone(),
             pulse: Arc::default(),
-            provisional: guess.is_some(),
+            provisional: promotion.is_some(),
             state: Arc::new(StateAccess {
                 session: Arc::clone(&self.state),
                 turn: turn.map(|turn| (turn, Arc::default())),
                 session_id: self.setup.place.lease.session.clone(),
                 epoch: self.kernel.epoch(),
                 fence: Arc::clone(&self.fence),
-                promoted: guess,
+                promoted: promotion.map(|promotion| promotion.token().clone()),
                 cancel: state_cancel,
                 clock: ctx.clock(),
                 control: ctx.control_ref(),

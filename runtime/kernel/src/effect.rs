@@ -135,10 +135,13 @@ pub enum Effect {
         /// The user's words so far.
         user_text: String,
     },
-    /// The guess was right, and its turn has opened: what it has made so far counts.
+    /// The guess was right, and its turn has opened: what it has made so far counts, and what it still
+    /// works on is held to the turn's deadlines from here on.
     Promote {
         /// The turn.
         turn: TurnNumber,
+        /// By when its work has to be done.
+        deadlines: TurnDeadlines,
     },
     /// The guess came to nothing: abort its work, and say what it has cost with `Input::GuessSpent`.
     Discard {

@@ -62,6 +62,14 @@ pub struct Gates {
     pub epoch: Epoch,
     /// Whether this placement still holds the session's lease.
     pub authorized: bool,
+    /// Of a turn that was begun as a guess: whether it would be begun by the same plan now. True of
+    /// every other turn.
+    #[serde(default = "yes")]
+    pub guess_holds: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What the kernel needs to know of a resolved plan.

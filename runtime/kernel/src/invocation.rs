@@ -171,6 +171,11 @@ impl Invocation {
         }
     }
 
+    /// The call is held to other deadlines from here on: a guess became a turn, which is waited for.
+    pub fn hold_to(&mut self, deadlines: CallDeadlines) {
+        self.deadlines = deadlines;
+    }
+
     /// A chunk came. The first to speak wins: others are stopped.
     pub fn chunk(&mut self, key: AttemptKey, now: Monotonic) -> Verdict {
         let mut verdict = Verdict::default();

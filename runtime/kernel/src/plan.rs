@@ -376,6 +376,15 @@ impl ResolvedTurnPlan {
         paths
     }
 
+    /// Whether both let a turn run in the same way, whatever news they were made by.
+    pub fn decides_like(&self, other: &Self) -> bool {
+        self.pipeline_version == other.pipeline_version
+            && self.graph_definition_ref == other.graph_definition_ref
+            && self.execution_profile == other.execution_profile
+            && self.provider_capabilities == other.provider_capabilities
+            && self.policy() == other.policy()
+    }
+
     fn content_hash(&self) -> String {
         let mut fields = self.policy_fields();
         fields.insert("turn_id".to_owned(), text(&self.turn_id));

@@ -803,6 +803,14 @@ impl Session {
             tools: ToolTable::default(),
             promoted,
         });
+        // What was guessed is proposed once it is known whether it can be the turn.
+        if !promoted {
+            self.proposed();
+        }
+        self.effects.push_back(Effect::Judge { turn: number });
+    }
+
+    fn proposed(&mut self) {
         self.signal_because(
             Signal::TurnOpenProposed,
             Emitter::PreludeEngine,
@@ -810,14 +818,13 @@ impl Session {
             "session_turn_intent",
         );
         self.step(TurnInput::Proposed);
-        self.effects.push_back(Effect::Judge { turn: number });
     }
 
     /// Snapshot validity, epoch validity, authorisation, in this order; the plan comes last.
     fn judge(&mut self, now: Monotonic, turn: TurnNumber, gates: Gates) {
-        if !self.is_opening(turn) {
+        let Some(turn) = self.confirm(turn, gates.guess_holds) else {
             return;
-        }
+        };
         let throttled = self.throttled.take();
         let full = match gates.admission.verdict {
             admission::Verdict::Admit | admission::Verdict::Degrade => None,
@@ -1307,7 +1314,7 @@ impl Session {
             self.conversation.user_said(user_text.clone());
         }
         self.effects.push_back(if promoted {
-            Effect::Promote { turn }
+            Effect::Promote { turn, deadlines }
         } else {
             Effect::Start {
                 turn,

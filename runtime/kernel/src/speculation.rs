@@ -39,6 +39,8 @@ pub enum Discarded {
     WordsDiffer,
     /// The conversation that it was begun with is another by now.
     ContextChanged,
+    /// Its turn runs by another plan: one with less, or with other providers.
+    PlanDiffers,
     /// It could not be begun, or failed.
     Failed,
     /// Nobody has said for too long whether it is right.
@@ -56,6 +58,7 @@ impl Discarded {
             Self::UserWentOn => "user_went_on",
             Self::WordsDiffer => "words_differ",
             Self::ContextChanged => "context_changed",
+            Self::PlanDiffers => "plan_differs",
             Self::Failed => "failed",
             Self::TooLate => "too_late",
             Self::Refused => "refused",

@@ -17,7 +17,7 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     Epoch, Monotonic, NodeId, TurnNumber,
-    abi::{Emitter, Signal},
+    abi::{Emitter, Signal, TurnTrigger},
     spec::{PortType, SessionAction},
 };
 use rspp_timeline::LevelTrigger;
@@ -29,6 +29,7 @@ use crate::{
     assembly::Graces,
     connection::ConnectionControl,
     node::NodeControl,
+    providers::Bound,
     schedule::Shed,
     turn::{Turn, TurnControl, TurnSetup},
 };
@@ -61,7 +62,12 @@ impl Session {
                     self.count_cancel(&emission);
                     self.publisher.emit(&emission, now);
                 }
-                Effect::Transition { turn, step } => self.publisher.transition(turn, step, now),
+                Effect::Transition { turn, step } => {
+                    if step.trigger == TurnTrigger::TurnOpenProposed {
+                        self.proposed(now, turn);
+                    }
+                    self.publisher.transition(turn, step, now);
+                }
                 Effect::Refused {
                     turn: _,
                     refusal,
@@ -72,12 +78,7 @@ impl Session {
                     self.publisher.refused(refusal, decision, now);
                 }
                 Effect::Judge { turn } => {
-                    // What was lost before is no fault of this turn.
-                    self.publisher.take_lost();
-                    self.ledger.count_line(&self.line);
-                    self.setup.recorder.turn_boundary(now);
-                    self.ledger.proposed(turn, now);
-                    let gates = self.judge(now);
+                    let gates = self.judge(now, turn);
                     self.kernel.handle(now, Input::Gates { turn, gates });
                 }
                 Effect::Resolve {
@@ -93,7 +94,7 @@ impl Session {
                 } => {
                     let occasion = Occasion {
                         mute,
-                        deadlines: Some(deadlines),
+                        bound: Bound::Turn(deadlines),
                         ..Occasion::of(turn)
                     };
                     Box::pin(self.start(ctx, turn, task, occasion)).await;
@@ -128,7 +129,7 @@ impl Session {
                     epoch,
                     user_text,
                 } => Box::pin(self.speculate(ctx, turn, epoch, user_text)).await,
-                Effect::Promote { turn } => self.promote(now, turn),
+                Effect::Promote { turn, deadlines } => self.promote(now, turn, deadlines),
                 Effect::Discard { turn, reason } => self.throw_away(now, turn, reason),
                 Effect::RunTool {
                     turn,
@@ -236,11 +237,20 @@ impl Session {
         });
     }
 
+    /// A turn is proposed: from here on evidence is its own.
+    fn proposed(&mut self, now: Monotonic, turn: TurnNumber) {
+        // What was lost before is no fault of this turn.
+        self.publisher.take_lost();
+        self.ledger.count_line(&self.line);
+        self.setup.recorder.turn_boundary(now);
+        self.ledger.proposed(turn, now);
+    }
+
     /// A lease that is another's now is a stale epoch (T3); none at all is lost authority (T4).
-    pub(super) fn judge(&mut self, now: Monotonic) -> Gates {
+    fn judge(&mut self, now: Monotonic, turn: TurnNumber) -> Gates {
         let waited = self.kernel.waited(now);
-        let (admission, turn) = self.setup.place.entry.turn(now, waited);
-        self.admitted = turn;
+        let (admission, place) = self.setup.place.entry.turn(now, waited);
+        self.admitted = place;
         let place = &self.setup.place;
         let (epoch, authorized) = match place.leases.check(&place.lease) {
             // Who cannot be asked has not taken it back; the lease itself runs out in time.
@@ -254,6 +264,7 @@ impl Session {
             admission,
             epoch,
             authorized,
+            guess_holds: self.guess_holds(turn, admission.verdict),
         }
     }
 
@@ -264,12 +275,10 @@ impl Session {
         epoch: Epoch,
         degraded: bool,
     ) {
-        // A guess that was right runs the plan that it was begun with, and that has everything.
-        let (plan, degraded) = if let Some(plan) = self.guesses.plan(turn) {
-            (Ok(plan), false)
-        } else {
-            let plan = self.setup.plan(turn, epoch, degraded);
-            (plan.map(Arc::new), degraded)
+        // A guess that was right runs the plan that it was begun with: it would be the same now.
+        let plan = match self.guesses.plan(turn) {
+            Some(plan) => Ok(plan),
+            None => self.setup.plan(turn, epoch, degraded).map(Arc::new),
         };
         let facts = match plan {
             Ok(plan) => {

@@ -2,16 +2,20 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use rspp_actors::{CancellationToken, Context};
+use rspp_actors::Context;
 use rspp_kernel::{
-    Input, dedupe::Seen, plan::ResolvedTurnPlan, recovery::Task, speculation::Discarded,
-    turn::Ending,
+    Input, admission::Verdict, dedupe::Seen, invocation::TurnDeadlines, plan::ResolvedTurnPlan,
+    recovery::Task, speculation::Discarded, turn::Ending,
 };
 use rspp_proto::{Epoch, Monotonic, TurnNumber, spec::Modality};
 use rspp_timeline::AttemptRecord;
 
 use super::{Occasion, RunningTurn, Session, SessionControl, time};
-use crate::{node::NodeReport, turn::TurnControl};
+use crate::{
+    node::NodeReport,
+    providers::{Bound, Promotion},
+    turn::TurnControl,
+};
 
 /// Reports of a guess that are kept until it is promoted; one with more is given up.
 const MAX_HELD: usize = 512;
@@ -29,7 +33,7 @@ struct Guess {
     turn: RunningTurn,
     plan: Arc<ResolvedTurnPlan>,
     /// Tells what waits for it that it is a turn now.
-    promoted: CancellationToken,
+    promotion: Arc<Promotion>,
     /// What its nodes have reported; counts once it is promoted.
     held: Vec<SessionControl>,
 }
@@ -58,7 +62,7 @@ impl Session {
     ) {
         let now = time(ctx);
         let has_room = self.may_guess(now);
-        let promoted = CancellationToken::new();
+        let promotion = Arc::new(Promotion::default());
         let plan = self.setup.plan(turn, epoch, false);
         let begun = match plan {
             Ok(plan) if has_room => {
@@ -66,7 +70,7 @@ impl Session {
                 self.state.hot().stage(turn);
                 let plan = Arc::new(plan);
                 let occasion = Occasion {
-                    guess: Some(promoted.clone()),
+                    bound: Bound::Guess(Arc::clone(&promotion)),
                     ..Occasion::of(turn)
                 };
                 let task = Task::Answer { user_text };
@@ -84,7 +88,7 @@ impl Session {
         self.guesses.current = Some(Guess {
             turn: running,
             plan,
-            promoted,
+            promotion,
             held: Vec::new(),
         });
     }
@@ -96,9 +100,25 @@ impl Session {
         place.entry.has_room(now) && place.leases.check(&place.lease).is_ok()
     }
 
+    /// Whether a turn that was begun as a guess would be begun by the same plan now. What is admitted
+    /// with less was guessed with everything; what is not admitted is discarded for that.
+    pub(super) fn guess_holds(&self, turn: TurnNumber, verdict: Verdict) -> bool {
+        let Some(guessed) = self.guesses.plan(turn) else {
+            return true;
+        };
+        match verdict {
+            Verdict::Admit => {
+                let plan = self.setup.plan(turn, guessed.authority_epoch, false);
+                plan.is_ok_and(|plan| plan.decides_like(&guessed))
+            }
+            Verdict::Degrade => false,
+            Verdict::Throttle { .. } | Verdict::Defer { .. } | Verdict::Reject => true,
+        }
+    }
+
     /// The guess is a turn: the fence lets it out, its nodes are told, and what they had reported counts
-    /// from now on.
-    pub(super) fn promote(&mut self, now: Monotonic, turn: TurnNumber) {
+    /// from now on. What they wait for is held to the turn's deadlines.
+    pub(super) fn promote(&mut self, now: Monotonic, turn: TurnNumber, deadlines: TurnDeadlines) {
         let current = &mut self.guesses.current;
         let Some(guess) = current.take_if(|guess| guess.turn.number == turn) else {
             let ending = Ending::NodeFailed;
@@ -110,7 +130,7 @@ impl Session {
         let may_start = self.may_start(now, turn, &guess.plan);
         let told = may_start.then(|| {
             self.state.hot().promote(turn);
-            guess.promoted.cancel();
+            guess.promotion.promote(deadlines);
             guess.turn.control.send_reserved(TurnControl::Promote)
         });
         self.turn = Some(RunningTurn {

@@ -678,3 +678,18 @@ proptest! {
         }
     }
 }
+
+/// P9, F-046: a call that was begun on a guess is held to the turn's deadlines once there is a turn.
+#[test]
+fn a_call_is_held_to_the_deadlines_of_its_turn() {
+    let mut call = call(policy(&[AdaptiveAction::ProviderSwitch]), 60_000);
+    assert_eq!(told(&call.begin(ms(0), |_| true)), "a#1@0");
+    assert_eq!(call.next_deadline(), Some(ms(1_000)));
+    call.hold_to(CallDeadlines {
+        end: ms(900),
+        share: Some(ms(900)),
+    });
+    assert_eq!(call.next_deadline(), Some(ms(450)), "so that another fits");
+    assert_eq!(told(&call.tick(ms(450), |_| true)), "!0 b#1@450");
+    assert_eq!(call.next_deadline(), Some(ms(900)), "and nobody after that");
+}

@@ -1,12 +1,13 @@
 //! Guesses of a session: begun in a pause, promoted by the words that come, or discarded.
 
-use rspp_proto::{Monotonic, SampleIndex};
+use rspp_proto::{Monotonic, SampleIndex, TurnNumber};
 
 use super::Session;
 use crate::{
     effect::{Effect, SessionState},
     recovery::Task,
     speculation::{Discarded, SpeculationStats},
+    turn::TurnState,
 };
 
 impl Session {
@@ -56,6 +57,30 @@ impl Session {
             self.discard(Discarded::WordsDiffer);
             self.propose(text, until);
         }
+    }
+
+    /// The turn that is judged, if it is the one being opened. One that was begun as a guess is
+    /// proposed now; if the guess does not hold any more it begins anew, under a number that nothing
+    /// has been done under.
+    pub(super) fn confirm(&mut self, turn: TurnNumber, holds: bool) -> Option<TurnNumber> {
+        let running = self.running.as_mut().filter(|it| it.number == turn)?;
+        match running.turn.state() {
+            TurnState::Opening => return Some(turn),
+            TurnState::Idle => {}
+            TurnState::Active | TurnState::Terminal | TurnState::Closed => return None,
+        }
+        let mut number = turn;
+        if !holds {
+            number = self.next_turn;
+            running.number = number;
+            running.promoted = false;
+            self.next_turn = number.next();
+            self.speculation.take_back();
+            let reason = Discarded::PlanDiffers;
+            self.effects.push_back(Effect::Discard { turn, reason });
+        }
+        self.proposed();
+        Some(number)
     }
 
     /// The guess in progress, if there is one, comes to nothing.

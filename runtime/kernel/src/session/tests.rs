@@ -54,6 +54,7 @@ impl Rig {
                 admission: admission::Decision::ADMIT,
                 epoch: Epoch::FIRST,
                 authorized: true,
+                guess_holds: true,
             },
             plan: true,
             stored: true,
@@ -187,8 +188,9 @@ impl Rig {
                     self.log.push(format!("GUESS {user_text}"));
                     None
                 }
-                Effect::Promote { turn } => {
-                    self.log.push(format!("PROMOTE {turn}"));
+                Effect::Promote { turn, deadlines } => {
+                    let within = deadlines.first_output.since(self.now).as_millis();
+                    self.log.push(format!("PROMOTE {turn} within {within}"));
                     None
                 }
                 Effect::Discard { turn, reason } => {

@@ -36,7 +36,7 @@ fn the_words_that_were_guessed_promote_the_guess() {
             "turn_open_proposed(session_turn_intent)",
             "admit(admission_capacity_allow)",
             "turn_open",
-            "PROMOTE turn-0001",
+            "PROMOTE turn-0001 within 2000",
         ]
     );
     let stats = rig.session.speculation();
@@ -86,6 +86,48 @@ fn a_guess_that_is_wrong_comes_to_nothing() {
         },
         "too_late",
     );
+}
+
+/// P9, F-048, F-149: a guess whose turn would run by another plan now comes to nothing; its turn
+/// begins anew, under a number of its own and in the posture that was decided.
+#[test]
+fn a_guess_by_another_plan_than_its_turn_is_begun_anew() {
+    let mut rig = guessing();
+    rig.pause("hello");
+    rig.gates.admission.verdict = admission::Verdict::Degrade;
+    rig.gates.guess_holds = false;
+    rig.say("hello");
+    assert_eq!(
+        rig.log,
+        [
+            "GUESS hello",
+            "DISCARD turn-0001 plan_differs",
+            "turn_open_proposed(session_turn_intent)",
+            "admit(admission_capacity_allow)",
+            "turn_open",
+            "degrade(overload_degrade_posture)",
+            "START hello",
+        ]
+    );
+    assert_eq!(rig.session.current_turn(), Some(TurnNumber(2)));
+    let stats = rig.session.speculation();
+    assert_eq!((stats.promoted, stats.discarded), (0, 1));
+    // Whoever loses the session before the answer comes opens nothing.
+    let mut rig = guessing();
+    rig.pause("hello");
+    rig.session.handle(
+        rig.now,
+        Input::UserTurn {
+            text: "hello".into(),
+        },
+    );
+    rig.take(Input::Revoked);
+    assert!(
+        !rig.log.iter().any(|line| line == "turn_open"),
+        "{:?}",
+        rig.log
+    );
+    assert_eq!(rig.session.state(), SessionState::Ended);
 }
 
 /// A guess is only made while nobody speaks, and not at all unless the policy says so.
