@@ -110,7 +110,7 @@ async fn a_soft_cancel_ends_with_the_clause_and_a_hard_one_at_once() {
         let fenced = evidence.cancel_fence_applied_at.expect("a fence fell");
         let took = fenced.since(accepted);
         let plan = ended.entries.iter().find_map(|entry| match entry {
-            Entry::Plan(plan) => Some(plan.plan.clone()),
+            Entry::Plan(plan) => Some(plan.plan.to_value()),
             _something_else => None,
         });
         let plan = plan.expect("plans are recorded");

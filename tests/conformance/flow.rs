@@ -219,7 +219,7 @@ async fn the_plans_flow_control_holds_for_every_edge() {
     assert!(!signals(&ended, Signal::CreditGrant).is_empty());
     assert_eq!(signals(&ended, Signal::FlowXoff), []);
     let plan = ended.entries.iter().find_map(|entry| match entry {
-        Entry::Plan(plan) => Some(plan.plan.clone()),
+        Entry::Plan(plan) => Some(plan.plan.to_value()),
         _something_else => None,
     });
     assert_eq!(plan.unwrap()["flow_control"]["data_mode"], "credit");
@@ -475,7 +475,7 @@ async fn each_bound_acts_alone_and_says_who_set_it() {
             last.stamp.sequence
         );
         let plan = ended.entries.iter().find_map(|entry| match entry {
-            Entry::Plan(plan) => Some(plan.plan.clone()),
+            Entry::Plan(plan) => Some(plan.plan.to_value()),
             _something_else => None,
         });
         let plan = plan.unwrap();

@@ -364,7 +364,7 @@ fn plans(ended: &Ended) -> Vec<serde_json::Value> {
     let entries = ended.entries.iter();
     entries
         .filter_map(|entry| match entry {
-            Entry::Plan(plan) => Some(plan.plan.clone()),
+            Entry::Plan(plan) => Some(plan.plan.to_value()),
             _something_else => None,
         })
         .collect()

@@ -186,7 +186,7 @@ async fn two_runs_are_compared_by_what_differs() {
     let mut planned = one.entries.clone();
     for entry in &mut planned {
         if let Entry::Plan(plan) = entry {
-            plan.plan["policy_hash"] = "another".into();
+            *plan.plan.get_mut("policy_hash").unwrap() = "another".into();
         }
     }
     assert_eq!(

@@ -21,6 +21,8 @@ mod turn;
 
 mod assembly;
 
+mod blueprint;
+
 pub mod node;
 
 mod invoke;

@@ -10,7 +10,7 @@ use rspp_controlplane_api::{Lease, Leases, LocalLeases, MemoryStore, StateStore}
 use rspp_kernel::{
     CancelReason,
     admission::AdmissionReport,
-    graph::{Graph, GraphError},
+    graph::GraphError,
     plan::{LayeredSettings, PlanError, ProviderInputs, with_insertions},
 };
 use rspp_proto::{
@@ -26,6 +26,7 @@ use tokio::sync::{broadcast, oneshot};
 use crate::{
     admission::{Entry, Gatekeeper, Newcomer, SessionRefused},
     assembly::{Graces, Pools},
+    blueprint::{Blueprint, Blueprints},
     capacity::{CapacityEvent, CpuProbe, Monitor, ProcessCpu},
     clip::Clip,
     connection::{Connection, ConnectionControl},
@@ -38,8 +39,8 @@ use crate::{
     providers::{ProviderBoard, catalogue},
     report::SessionReport,
     session::{
-        Blueprint, CancelReceipt, CancelTarget, Command, Health, LISTENING, OpenAnswer, Opening,
-        Session, SessionControl, SessionSetup, SessionStatus,
+        CancelReceipt, CancelTarget, Command, Health, LISTENING, OpenAnswer, Opening, Session,
+        SessionControl, SessionSetup, SessionStatus,
     },
     snapshots::Snapshots,
     tool::ToolRegistry,
@@ -234,6 +235,7 @@ pub struct Runtime {
     root: Handle<Node>,
     gatekeeper: Arc<Gatekeeper>,
     board: Arc<ProviderBoard>,
+    blueprints: Blueprints,
     overhead: Arc<Overhead>,
     metered: Metered,
     watchdog: Watchdog,
@@ -280,6 +282,7 @@ impl Runtime {
         };
         Ok(Self {
             store,
+            blueprints: Blueprints::new(Arc::clone(&config.snapshots)),
             config,
             system,
             root,
@@ -294,16 +297,13 @@ impl Runtime {
     /// Opens a session; it runs until its user hangs up, it is drained, or the runtime shuts down.
     pub async fn open(&self, request: SessionRequest) -> Result<SessionHandle, OpenError> {
         let pipeline = with_insertions(&request.pipeline, request.policy.as_ref())?;
-        let graph = Graph::compile(&pipeline).map_err(OpenError::Graph)?;
-        self.check_nodes(&pipeline)?;
-        self.check_tools(&pipeline)?;
-        let blueprint = Blueprint {
-            spec: pipeline,
-            graph: Arc::new(graph),
-            policy: request.policy,
-            settings: request.settings,
-            snapshots: Arc::clone(&self.config.snapshots),
-        };
+        let (policy, settings) = (request.policy, request.settings);
+        let blueprint = self
+            .blueprints
+            .find(pipeline, policy, settings, |pipeline| {
+                self.check_nodes(pipeline)?;
+                self.check_tools(pipeline)
+            })?;
         let catalogue = catalogue(&self.config.providers);
         let inputs = ProviderInputs {
             tenant: request.tenant.as_str(),
@@ -393,7 +393,7 @@ impl Runtime {
                 move |connection, egress| SessionSetup {
                     place,
                     tenant,
-                    blueprint: Arc::new(blueprint),
+                    blueprint,
                     attributes,
                     connection,
                     egress,

@@ -61,7 +61,7 @@ pub(crate) use health::Health;
 pub use health::SessionStatus;
 pub use message::{CancelReceipt, CancelTarget, Foreign};
 pub(crate) use message::{Command, Playback, SessionControl, TransportEvent};
-pub(crate) use setup::{Blueprint, LISTENING, OpenAnswer, Opening, SessionSetup};
+pub(crate) use setup::{LISTENING, OpenAnswer, Opening, SessionSetup};
 
 use crate::{
     admission::TurnPlace,
@@ -281,7 +281,7 @@ impl Session {
             epoch: self.kernel.epoch(),
             turns: Arc::new(blueprint.spec.turns.clone()),
             handoff,
-            instructions: blueprint.spec.instructions.as_deref().map(Into::into),
+            instructions: blueprint.instructions.clone(),
             conversation,
             attributes: Arc::clone(&self.setup.attributes),
             clock: ctx.clock(),

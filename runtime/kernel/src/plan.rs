@@ -5,6 +5,7 @@
 
 mod error;
 mod insert;
+mod known;
 pub mod profile;
 mod providers;
 mod resolve;
@@ -13,7 +14,11 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Deref,
+    sync::Arc,
+};
 
 use rspp_proto::{
     EdgeId, Epoch, NodeId, PipelineVersion, ProviderId, TurnId,
@@ -24,18 +29,19 @@ use rspp_proto::{
     },
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::{PlanFacts, canonical, determinism::DeterminismContext};
 
 pub use error::PlanError;
 pub use insert::{MAX_INSERTIONS, inserted, with_insertions};
+pub use known::KnownPolicies;
 pub use providers::{
     Capabilities, Catalogue, ChoiceReason, ChosenProvider, Health, News, ProviderChoice,
     ProviderInputs, ProviderNews, ProviderSignals, SignalSource,
 };
-pub use resolve::{PlanInputs, normalize_profile, resolve};
+pub use resolve::{PlanInputs, normalize_profile, resolve, resolve_policy};
 pub use settings::{Layer, LayeredSettings, Settings};
 
 /// The control plane's snapshots that a plan rests on; none is blank.
@@ -156,22 +162,31 @@ pub struct Origin {
 
 /// A turn's plan. Never changes; a change of policy waits for the next turn.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ResolvedTurnPlan {
     /// The turn.
     pub turn_id: TurnId,
+    /// SHA-256 over everything that decides how this turn runs: its policy, itself and its epoch.
+    pub plan_hash: String,
+    /// The authority under which the turn runs.
+    pub authority_epoch: Epoch,
+    /// What makes the turn repeatable. Not part of the hash: its seed follows from it.
+    pub determinism: DeterminismContext,
+    /// What is equal for all turns that equal inputs are resolved for, and shared by them.
+    #[serde(flatten)]
+    pub policy: Arc<ResolvedPolicy>,
+}
+
+/// What a plan says whichever turn it is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedPolicy {
     /// The pipeline's version.
     pub pipeline_version: PipelineVersion,
     /// Names the compiled graph: `graph/sha256:<fingerprint>`.
     pub graph_definition_ref: String,
     /// The profile that the defaults are from.
     pub execution_profile: ProfileName,
-    /// SHA-256 over everything that decides how this turn runs.
-    pub plan_hash: String,
-    /// The same without turn and epoch: equal policy, equal hash.
+    /// SHA-256 over what it decides: equal policy, equal hash.
     pub policy_hash: String,
-    /// The authority under which the turn runs.
-    pub authority_epoch: Epoch,
     /// Time budgets.
     pub budgets: Budgets,
     /// Soft budgets of nodes that have their own, in milliseconds.
@@ -211,12 +226,27 @@ pub struct ResolvedTurnPlan {
     pub priority: Priority,
     /// How much it takes.
     pub extent: Extent,
-    /// What makes the turn repeatable. Not part of the hash: its seed follows from it.
-    pub determinism: DeterminismContext,
     /// How the node bindings came about. Not part of the hash: the bindings are.
     pub provider_choices: BTreeMap<NodeId, ProviderChoice>,
     /// Where each value came from, by field path. Not part of the hash.
     pub provenance: BTreeMap<String, Origin>,
+}
+
+/// The part of a plan that is the turn's own.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct TurnFields<'a> {
+    turn_id: &'a TurnId,
+    plan_hash: &'a str,
+    authority_epoch: Epoch,
+    determinism: &'a DeterminismContext,
+}
+
+impl Deref for ResolvedTurnPlan {
+    type Target = ResolvedPolicy;
+
+    fn deref(&self) -> &ResolvedPolicy {
+        &self.policy
+    }
 }
 
 /// Why a plan is not the one to run (turn-plan.md §5 rule 6).
@@ -285,17 +315,40 @@ pub fn matches(
 }
 
 impl ResolvedTurnPlan {
+    /// The plan of a turn that this policy was resolved for.
+    pub fn of(policy: Arc<ResolvedPolicy>, turn: &TurnId, epoch: Epoch) -> Self {
+        let plan_hash = plan_hash(&policy.policy_hash, turn, epoch);
+        Self {
+            turn_id: turn.clone(),
+            authority_epoch: epoch,
+            determinism: DeterminismContext::new(&plan_hash, epoch),
+            plan_hash,
+            policy,
+        }
+    }
+
+    /// What is not of its policy.
+    pub fn turn_fields(&self) -> TurnFields<'_> {
+        TurnFields {
+            turn_id: &self.turn_id,
+            plan_hash: &self.plan_hash,
+            authority_epoch: self.authority_epoch,
+            determinism: &self.determinism,
+        }
+    }
+
     /// Checks that a plan read from a recording is what was hashed, e.g. that no profile default
     /// was changed since (F-078).
     pub fn verify(&self) -> Result<(), PlanMismatch> {
-        let content = self.content_hash();
-        if content == self.plan_hash {
-            return Ok(());
+        let policy = self.policy.content_hash();
+        let plan = plan_hash(&policy, &self.turn_id, self.authority_epoch);
+        for (content, stated) in [(policy, &self.policy_hash), (plan, &self.plan_hash)] {
+            if content != *stated {
+                let stated = stated.clone();
+                return Err(PlanMismatch::Hash { content, stated });
+            }
         }
-        Err(PlanMismatch::Hash {
-            content,
-            stated: self.plan_hash.clone(),
-        })
+        Ok(())
     }
 
     /// What the session machine needs to know of it.
@@ -308,7 +361,9 @@ impl ResolvedTurnPlan {
             failure: self.provider_policy.failure.clone(),
         }
     }
+}
 
+impl ResolvedPolicy {
     /// What a provider can do. One that nothing is known of counts as networked, since it gets less
     /// time then.
     pub fn capabilities(&self, modality: Modality, provider: &ProviderId) -> Capabilities {
@@ -386,18 +441,6 @@ impl ResolvedTurnPlan {
     }
 
     fn content_hash(&self) -> String {
-        let mut fields = self.policy_fields();
-        fields.insert("turn_id".to_owned(), text(&self.turn_id));
-        fields.insert("authority_epoch".to_owned(), text(self.authority_epoch));
-        hash(&Value::Object(fields))
-    }
-
-    fn content_policy_hash(&self) -> String {
-        hash(&Value::Object(self.policy_fields()))
-    }
-
-    /// What decides how the turn runs, whichever turn it is.
-    fn policy_fields(&self) -> serde_json::Map<String, Value> {
         let mut fields = serde_json::Map::new();
         for (name, value) in self.policy() {
             fields.insert(name.to_owned(), value);
@@ -411,7 +454,7 @@ impl ResolvedTurnPlan {
         ] {
             fields.insert(name.to_owned(), value);
         }
-        fields
+        hash(&Value::Object(fields))
     }
 
     /// The values that layers decide.
@@ -442,6 +485,11 @@ impl ResolvedTurnPlan {
             ("extent", text(self.extent)),
         ]
     }
+}
+
+/// The policy is hashed once for all turns that it is resolved for, each turn only by itself.
+fn plan_hash(policy_hash: &str, turn: &TurnId, epoch: Epoch) -> String {
+    hash(&json!({ "policy_hash": policy_hash, "turn_id": turn, "authority_epoch": epoch }))
 }
 
 fn text(value: impl Serialize) -> Value {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     AttemptRecord, HandoffRecord, InvocationOutcome, LevelChange, OR02_EVIDENCE_SCHEMA_VERSION,
-    Redacted, ToolEntry, TurnBaseline,
+    PlanRecord, Redacted, ToolEntry, TurnBaseline,
 };
 
 /// One fact on the timeline. Large ones are boxed: an entry is cheap to move.
@@ -228,7 +228,7 @@ pub struct PlanEntry {
     /// SHA-256 of the plan.
     pub plan_hash: String,
     /// The plan.
-    pub plan: serde_json::Value,
+    pub plan: PlanRecord,
 }
 
 /// An event as recorded.
@@ -475,7 +475,7 @@ impl Entry {
                 ENVELOPE + event.record.payload.as_ref().map_or(0, Payload::weight)
             }
             Self::Signal(_) | Self::Outcome(_) | Self::Header(_) => ENVELOPE,
-            Self::Plan(plan) => json_weight(&plan.plan) + ENVELOPE,
+            Self::Plan(plan) => plan.plan.weight() + ENVELOPE,
             Self::Journal(line) => json_weight(&line.line) + 16,
             Self::Attempt(attempt) => {
                 let captured = |text: &Option<String>| text.as_ref().map_or(0, String::len);
@@ -502,7 +502,7 @@ impl Entry {
     }
 }
 
-fn json_weight(value: &serde_json::Value) -> usize {
+pub(crate) fn json_weight(value: &serde_json::Value) -> usize {
     use serde_json::Value;
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 8,

@@ -10,6 +10,7 @@ mod fidelity;
 mod format;
 pub mod gates;
 mod invocation;
+mod plan;
 mod queue;
 mod reader;
 mod recorder;
@@ -36,6 +37,7 @@ pub use format::{
     PreambleError, VERSION, preamble, write_frame,
 };
 pub use invocation::{AttemptRecord, HandoffAction, HandoffRecord, InvocationOutcome};
+pub use plan::{PlanFields, PlanRecord};
 pub use queue::{Capacity, Room};
 pub use reader::{Filter, Item, ReadError, Report, Timeline};
 pub use recorder::{AppendError, MemoryRecording, Options, Recorder, RecorderStats, SyncPolicy};

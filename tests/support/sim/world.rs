@@ -694,7 +694,8 @@ impl<'a> World<'a> {
         if self.plant == Some(Plant::PlanChanged) {
             for entry in entries {
                 if let Entry::Plan(plan) = entry {
-                    plan.plan["budgets"]["turn_budget_ms"] = 1.into();
+                    let budgets = plan.plan.get_mut("budgets").expect("a plan has budgets");
+                    budgets["turn_budget_ms"] = 1.into();
                 }
             }
         }
@@ -807,7 +808,7 @@ fn recorded(
                     let detail = format!("{} has a second plan after {before}", plan.turn_id);
                     watch.broken(Invariant::PlanIsFrozen, detail);
                 }
-                let read = serde_json::from_value::<ResolvedTurnPlan>(plan.plan.clone());
+                let read = serde_json::from_value::<ResolvedTurnPlan>(plan.plan.to_value());
                 match read.map(|read| read.verify()) {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => watch.broken(Invariant::PlanIsFrozen, error.to_string()),

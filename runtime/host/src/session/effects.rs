@@ -288,7 +288,8 @@ impl Session {
                     let load = self.scheduling.gatekeeper.load();
                     self.publisher.posture(turn, degraded, load, now);
                 }
-                self.publisher.plan(turn, &plan, now);
+                let blueprint = &self.setup.blueprint;
+                self.publisher.plan(turn, &plan, blueprint, now);
                 self.ledger.planned(turn, &plan);
                 let (outcome, stamp) = self.publisher.admission(turn, now);
                 self.ledger.admitted(turn, outcome, stamp);

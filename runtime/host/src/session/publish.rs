@@ -9,6 +9,7 @@ use std::{
 use super::{Foreign, SessionSetup};
 use crate::{
     admission::scope_of,
+    blueprint::Blueprint,
     event::{Event, lane_of},
     observe::{About, Notice, Observed, Observers},
     report::{DeadLetter, TurnReport},
@@ -690,17 +691,23 @@ impl Publisher {
         DecisionOutcome::new(kind, OutcomePhase::PreTurn, scope, emitter, reason, stamp)
     }
 
-    pub(super) fn plan(&mut self, turn: TurnNumber, plan: &ResolvedTurnPlan, at: Monotonic) {
+    pub(super) fn plan(
+        &mut self,
+        turn: TurnNumber,
+        plan: &ResolvedTurnPlan,
+        blueprint: &Blueprint,
+        at: Monotonic,
+    ) {
         self.level = plan.recording_policy.recording_level;
         if !self.recorder.is_recording() {
             return;
         }
-        match serde_json::to_value(plan) {
-            Ok(value) => self.record(PlanEntry {
+        match blueprint.record(plan) {
+            Ok(record) => self.record(PlanEntry {
                 at,
                 turn_id: turn.id(),
                 plan_hash: plan.plan_hash.clone(),
-                plan: value,
+                plan: record,
             }),
             Err(error) => tracing::error!(%error, "a plan could not be written down"),
         }

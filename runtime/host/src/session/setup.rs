@@ -4,13 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use rspp_actors::{ControlRef, DataRef};
 use rspp_controlplane_api::StateStore;
-use rspp_kernel::{
-    graph::Graph,
-    plan::{PlanError, PlanInputs, ProviderInputs, ProviderSignals, ResolvedTurnPlan, resolve},
-};
+use rspp_kernel::plan::{PlanError, ProviderInputs, ProviderSignals, ResolvedTurnPlan};
 use rspp_proto::{
     Epoch, TenantId, TurnNumber,
-    spec::{CircuitPolicy, ObserveSpec, PipelineSpec, PolicyBundle},
+    spec::{CircuitPolicy, ObserveSpec},
 };
 use rspp_timeline::Recorder;
 use tokio::sync::oneshot;
@@ -18,6 +15,7 @@ use tokio::sync::oneshot;
 use super::{Health, SessionControl};
 use crate::{
     assembly::Pools,
+    blueprint::Blueprint,
     clip::Clip,
     connection::ConnectionControl,
     event::Arrival,
@@ -29,45 +27,9 @@ use crate::{
     providers::{ProviderBoard, catalogue},
     report::SessionReport,
     runtime::{OpenError, Place},
-    snapshots::{self, Snapshots},
     tool::ToolRegistry,
     watchdog::Watchdog,
 };
-
-/// What a session runs, resolved and checked before it opens; shared by sessions of one pipeline.
-pub(crate) struct Blueprint {
-    pub(crate) spec: PipelineSpec,
-    pub(crate) graph: Arc<Graph>,
-    pub(crate) policy: Option<PolicyBundle>,
-    pub(crate) settings: rspp_kernel::plan::LayeredSettings,
-    pub(crate) snapshots: Arc<Snapshots>,
-}
-
-impl Blueprint {
-    pub(crate) fn plan(
-        &self,
-        turn: TurnNumber,
-        epoch: Epoch,
-        providers: ProviderInputs<'_>,
-        degraded: bool,
-    ) -> Result<ResolvedTurnPlan, PlanError> {
-        let snapshots = self.snapshots.in_force();
-        let snapshots = snapshots.ok_or(PlanError::StaleSnapshots)?;
-        let inputs = PlanInputs {
-            spec: &self.spec,
-            graph: &self.graph,
-            graph_fingerprint: self.graph.fingerprint(),
-            profile: self.spec.profile.as_str(),
-            settings: &self.settings,
-            policy: self.policy.as_ref(),
-            snapshots: &snapshots::for_policy(&snapshots, self.policy.as_ref()),
-            snapshots_fresh: true,
-            providers,
-            degraded,
-        };
-        resolve(&inputs, &turn.id(), epoch)
-    }
-}
 
 /// The number of the plan that a session's own nodes run under; turns count from 1.
 pub(crate) const LISTENING: TurnNumber = TurnNumber(0);

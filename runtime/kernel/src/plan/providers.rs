@@ -210,17 +210,13 @@ pub struct ProviderChoice {
 }
 
 impl ProviderInputs<'_> {
-    /// The candidates that the policy names for `modality`, `bound` being those of its binding;
-    /// `None` if neither names any.
-    pub(super) fn named(
+    /// The rules that hold for the session, the first first.
+    pub(super) fn rules<'r>(
         &self,
-        choice: &ChoicePolicy,
-        modality: Modality,
-        bound: Option<&Vec<ProviderId>>,
-    ) -> Option<(ChoiceReason, Vec<ProviderId>)> {
-        let tenant = choice.tenant.get(self.tenant);
-        let rules = [
-            (ChoiceReason::Tenant, tenant),
+        choice: &'r ChoicePolicy,
+    ) -> [(ChoiceReason, Option<&'r Bindings>); 4] {
+        [
+            (ChoiceReason::Tenant, choice.tenant.get(self.tenant)),
             (
                 ChoiceReason::Language,
                 self.rule(&choice.language, "language"),
@@ -230,9 +226,24 @@ impl ProviderInputs<'_> {
                 ChoiceReason::CostTier,
                 self.rule(&choice.cost_tier, "cost_tier"),
             ),
-        ];
+        ]
+    }
+
+    /// Whether news from `since` counts yet.
+    pub(super) fn trusts(&self, choice: &ChoicePolicy, since: Monotonic) -> bool {
+        self.now.since(since) <= Duration::from_millis(choice.max_signal_age_ms)
+    }
+
+    /// The candidates that the policy names for `modality`, `bound` being those of its binding;
+    /// `None` if neither names any.
+    pub(super) fn named(
+        &self,
+        choice: &ChoicePolicy,
+        modality: Modality,
+        bound: Option<&Vec<ProviderId>>,
+    ) -> Option<(ChoiceReason, Vec<ProviderId>)> {
         let mut asked = false;
-        for (reason, bindings) in rules {
+        for (reason, bindings) in self.rules(choice) {
             let Some(named) = bindings.and_then(|bindings| bindings.get(&modality)) else {
                 continue;
             };
@@ -258,10 +269,9 @@ impl ProviderInputs<'_> {
         modality: Modality,
         named: Vec<ProviderId>,
     ) -> (SignalSource, Vec<ChosenProvider>) {
-        let max_age = Duration::from_millis(choice.max_signal_age_ms);
         let (source, news) = match &self.signals.news {
             None => (SignalSource::Missing, None),
-            Some((since, _)) if self.now.since(*since) > max_age => (SignalSource::Stale, None),
+            Some((since, _)) if !self.trusts(choice, *since) => (SignalSource::Stale, None),
             Some((_, news)) => (SignalSource::CapabilitySnapshot, Some(news)),
         };
         let known = |provider: ProviderId| {

@@ -1,6 +1,9 @@
 //! From layers to one plan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use rspp_proto::{
     EdgeId, Epoch, NodeId, ProviderId, TurnId,
@@ -16,10 +19,10 @@ use rspp_proto::{
 
 use super::{
     Capabilities, ChoiceReason, ChosenProvider, Extent, Handoff, Layer, LayeredSettings, Origin,
-    PlanError, ProviderChoice, ProviderInputs, ResolvedTurnPlan, Settings, SnapshotProvenance,
-    StreamingHandoff, profile,
+    PlanError, ProviderChoice, ProviderInputs, ResolvedPolicy, ResolvedTurnPlan, Settings,
+    SnapshotProvenance, StreamingHandoff, profile,
 };
-use crate::{determinism::DeterminismContext, graph::Graph};
+use crate::graph::Graph;
 
 /// Everything a plan follows from.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +65,12 @@ pub fn resolve(
     turn: &TurnId,
     epoch: Epoch,
 ) -> Result<ResolvedTurnPlan, PlanError> {
+    let policy = resolve_policy(inputs)?;
+    Ok(ResolvedTurnPlan::of(Arc::new(policy), turn, epoch))
+}
+
+/// Resolves what holds for any turn.
+pub fn resolve_policy(inputs: &PlanInputs<'_>) -> Result<ResolvedPolicy, PlanError> {
     let execution_profile = normalize_profile(inputs.profile)?;
     check_versions(inputs)?;
     let overrides = Overrides::of(inputs.policy)?;
@@ -93,14 +102,11 @@ pub fn resolve(
         None => draft.recording_policy(),
     };
     draft.less_recording(&mut recording_policy);
-    let mut plan = ResolvedTurnPlan {
-        turn_id: turn.clone(),
+    let mut resolved = ResolvedPolicy {
         pipeline_version: inputs.spec.version.clone(),
         graph_definition_ref: format!("graph/sha256:{}", inputs.graph.fingerprint()),
         execution_profile,
-        plan_hash: String::new(),
         policy_hash: String::new(),
-        authority_epoch: epoch,
         budgets,
         node_budgets_ms: draft.node_budgets(),
         provider_bindings,
@@ -120,18 +126,15 @@ pub fn resolve(
         state: draft.state(),
         priority: draft.priority(),
         extent: draft.extent(),
-        determinism: DeterminismContext::new("", epoch),
         provider_choices,
         provenance: draft.provenance,
     };
-    check(&plan)?;
-    plan.plan_hash = plan.content_hash();
-    plan.policy_hash = plan.content_policy_hash();
-    plan.determinism = DeterminismContext::new(&plan.plan_hash, epoch);
-    Ok(plan)
+    check(&resolved)?;
+    resolved.policy_hash = resolved.content_hash();
+    Ok(resolved)
 }
 
-fn check_versions(inputs: &PlanInputs<'_>) -> Result<(), PlanError> {
+pub(super) fn check_versions(inputs: &PlanInputs<'_>) -> Result<(), PlanError> {
     if !inputs.snapshots_fresh {
         return Err(PlanError::StaleSnapshots);
     }
@@ -891,7 +894,7 @@ fn strategy_of(handling: DataHandling) -> Strategy {
 }
 
 /// Checks the values themselves, whoever set them (turn-plan.md §2).
-fn check(plan: &ResolvedTurnPlan) -> Result<(), PlanError> {
+fn check(plan: &ResolvedPolicy) -> Result<(), PlanError> {
     let invalid = |path: String, problem| Err(PlanError::Invalid { path, problem });
     let budgets = &plan.budgets;
     for (name, value) in [

@@ -1,11 +1,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use rspp_proto::spec::{
-    BudgetsSpec, BufferSpec, ConnectionPolicy, DataHandling, DefaultingSource, DegradeSpec, EGRESS,
-    EdgeSpec, ErrorAction, INGRESS, Insertion, Marks, MemoryLimits, NodeKind, NodeSpec,
-    ObserveSpec, PipelineSpec, PolicyBundle, PortType, ProvidersSpec, RecordingLevel, ReplayMode,
-    StatePolicy, Strategy, SyncDropPolicy, SyncPolicy, SyncScope, TurnPolicy, Watermarks,
+use rspp_proto::{
+    Monotonic,
+    spec::{
+        Bindings, BudgetsSpec, BufferSpec, ChoicePolicy, ConnectionPolicy, DataHandling,
+        DefaultingSource, DegradeSpec, EGRESS, EdgeSpec, ErrorAction, INGRESS, Insertion, Marks,
+        MemoryLimits, NodeKind, NodeSpec, ObserveSpec, PipelineSpec, PolicyBundle, PortType,
+        ProvidersSpec, RecordingLevel, ReplayMode, StatePolicy, Strategy, SyncDropPolicy,
+        SyncPolicy, SyncScope, TurnPolicy, Watermarks,
+    },
 };
 
 use super::*;
@@ -163,12 +167,12 @@ fn full_bundle() -> PolicyBundle {
     PolicyBundle {
         budgets: Some(Budgets {
             turn_budget_ms: 1_234,
-            ..plan.budgets
+            ..plan.budgets.clone()
         }),
-        provider_bindings: Some(plan.provider_bindings),
+        provider_bindings: Some(plan.provider_bindings.clone()),
         edge_buffer_policies: Some(BTreeMap::from([("default".into(), buffer)])),
         flow_control: Some(plan.flow_control),
-        recording_policy: Some(plan.recording_policy),
+        recording_policy: Some(plan.recording_policy.clone()),
         ..bundle()
     }
 }
@@ -278,7 +282,9 @@ fn every_default_has_its_provenance() {
         plan.origin("budgets/turn_budget_ms").unwrap().source,
         "execution_profile/simple/v1"
     );
-    plan.provenance.remove("flow_control");
+    Arc::make_mut(&mut plan.policy)
+        .provenance
+        .remove("flow_control");
     assert!(plan.provenance_coverage() < 1.0, "a hole is seen");
 }
 
@@ -664,8 +670,18 @@ fn a_doctored_plan_is_found_out() {
     let read: ResolvedTurnPlan = serde_json::from_str(&text).unwrap();
     assert_eq!(read, plan, "a plan survives its recording");
     assert_eq!(read.verify(), Ok(()));
-    plan.budgets.turn_budget_ms += 1;
+    Arc::make_mut(&mut plan.policy).budgets.turn_budget_ms += 1;
     assert!(matches!(plan.verify(), Err(PlanMismatch::Hash { .. })));
+    for doctor in [
+        (|plan| plan.turn_id = TurnId::new("turn-0002").unwrap()) as fn(&mut ResolvedTurnPlan),
+        |plan| plan.authority_epoch = plan.authority_epoch.next(),
+        |plan| plan.plan_hash = "0".repeat(64),
+        |plan| Arc::make_mut(&mut plan.policy).policy_hash = "0".repeat(64),
+    ] {
+        let mut plan = read.clone();
+        doctor(&mut plan);
+        assert!(matches!(plan.verify(), Err(PlanMismatch::Hash { .. })));
+    }
 }
 
 /// F-046, F-059: what runs a turn takes its limits from the frozen plan.
@@ -686,7 +702,8 @@ fn limits_come_from_the_plan() {
     assert_eq!(plan.node_budget_ms(&NodeId::new("llm").unwrap()), 600);
     assert_eq!(plan.node_budget_ms(&NodeId::new("tts").unwrap()), 800);
     let facts = plan.facts();
-    assert_eq!((facts.hash, facts.budgets), (plan.plan_hash, plan.budgets));
+    assert_eq!(facts.hash, plan.plan_hash);
+    assert_eq!(facts.budgets, plan.budgets);
 }
 
 /// F-048: what the posture does without is in the plan, says where it comes from, and is gone with it.
@@ -885,4 +902,122 @@ fn a_policy_inserts_where_the_pipeline_lets_it() {
     let many: Vec<_> = (0..17).map(|n| guard(&format!("g{n}"))).collect();
     refused(&open, &with(&many), "setting_invalid");
     assert_eq!(with_insertions(&spec(), None).unwrap(), spec());
+}
+
+fn with<'a>(
+    mut inputs: PlanInputs<'a>,
+    change: impl FnOnce(&mut ProviderInputs<'a>),
+) -> PlanInputs<'a> {
+    change(&mut inputs.providers);
+    inputs
+}
+
+/// F-149: what was resolved for equal inputs is not resolved again, whatever differs is, and both come
+/// to what resolving anew comes to.
+#[test]
+fn equal_inputs_are_resolved_once() {
+    let mut case = Case::new();
+    let german = Bindings::from([(Modality::Llm, providers(&["spare-brain"]))]);
+    case.settings.session.providers.choice = Some(Box::new(ChoicePolicy {
+        language: BTreeMap::from([("de".to_owned(), german)]),
+        max_signal_age_ms: 1_000,
+        ..ChoicePolicy::default()
+    }));
+    let graph = Graph::compile(&case.spec).unwrap();
+    let speaks = |language: &str| BTreeMap::from([("language".to_owned(), language.into())]);
+    let (english, german, austrian) = (speaks("en"), speaks("de"), speaks("de-AT"));
+    let brain = (Modality::Llm, providers(&["brain"]).remove(0));
+    let dear = ProviderNews {
+        price_micros: Some(9),
+        ..ProviderNews::default()
+    };
+    let news = ProviderSignals {
+        news: Some((
+            Monotonic::from_millis(500),
+            News::from([(brain.clone(), dear)]),
+        )),
+        ..ProviderSignals::default()
+    };
+    let resting = ProviderSignals {
+        resting: BTreeSet::from([brain]),
+        ..ProviderSignals::default()
+    };
+    let can = Capabilities {
+        streaming: true,
+        networked: false,
+    };
+    let brains = providers(&["brain", "spare-brain"]).into_iter();
+    let brains = brains.map(|id| (id, can)).collect();
+    let catalogue = Catalogue(BTreeMap::from([(Modality::Llm, brains)]));
+    let mut newer = case.snapshots.clone();
+    newer.routing_view_snapshot = "routing/2".to_owned();
+
+    let plain = PlanInputs {
+        spec: &case.spec,
+        graph: &graph,
+        graph_fingerprint: graph.fingerprint(),
+        profile: case.profile,
+        settings: &case.settings,
+        policy: None,
+        snapshots: &case.snapshots,
+        snapshots_fresh: true,
+        providers: ProviderInputs::unknown(),
+        degraded: false,
+    };
+    let at = Monotonic::from_millis;
+    // Those of a line are equal where it counts.
+    let lines = [
+        vec![
+            plain,
+            with(plain, |p| p.attributes = &english),
+            with(plain, |p| p.now = at(9_000)),
+        ],
+        vec![
+            with(plain, |p| p.attributes = &german),
+            with(plain, |p| p.attributes = &austrian),
+        ],
+        vec![
+            with(plain, |p| (p.signals, p.now) = (&news, at(600))),
+            with(plain, |p| (p.signals, p.now) = (&news, at(1_500))),
+        ],
+        vec![
+            with(plain, |p| (p.signals, p.now) = (&news, at(1_501))),
+            with(plain, |p| (p.signals, p.now) = (&news, at(5_000))),
+        ],
+        vec![with(plain, |p| p.signals = &resting)],
+        vec![with(plain, |p| p.catalogue = &catalogue)],
+        vec![PlanInputs {
+            degraded: true,
+            ..plain
+        }],
+        vec![PlanInputs {
+            snapshots: &newer,
+            ..plain
+        }],
+    ];
+    let mut known = KnownPolicies::default();
+    let mut seen: Vec<Arc<ResolvedPolicy>> = Vec::new();
+    for _ in 0..2 {
+        for line in &lines {
+            let mut first: Option<Arc<ResolvedPolicy>> = None;
+            for inputs in line {
+                let policy = known.resolve(inputs).unwrap();
+                assert_eq!(*policy, resolve_policy(inputs).unwrap());
+                let first = first.get_or_insert_with(|| Arc::clone(&policy));
+                assert!(Arc::ptr_eq(first, &policy));
+            }
+            seen.extend(first);
+        }
+    }
+    let (before, after) = seen.split_at(lines.len());
+    for (n, one) in before.iter().enumerate() {
+        assert!(Arc::ptr_eq(one, &after[n]), "line {n} is known");
+        let others = before[..n].iter();
+        assert!(others.into_iter().all(|other| !Arc::ptr_eq(one, other)));
+    }
+    let stale = PlanInputs {
+        snapshots_fresh: false,
+        ..plain
+    };
+    assert_eq!(known.resolve(&stale), Err(PlanError::StaleSnapshots));
 }

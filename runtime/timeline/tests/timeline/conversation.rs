@@ -149,7 +149,7 @@ impl Script {
                 at: Monotonic::from_millis(STARTED_MS + ms + 2),
                 turn_id: turn.clone(),
                 plan_hash: plan_hash(),
-                plan: serde_json::json!({"execution_profile": "simple/v1", "budgets": {"turn_budget_ms": 2000}}),
+                plan: serde_json::from_value(serde_json::json!({"execution_profile": "simple/v1", "budgets": {"turn_budget_ms": 2000}})).unwrap(),
             }
             .into(),
         );
