@@ -6,6 +6,7 @@
 
 mod cast;
 mod expect;
+mod nodes;
 mod patch;
 mod perform;
 mod scenario;

@@ -14,7 +14,10 @@ use rspp_host::{
     CancelTarget, Config, CpuProbe, Notice, OpenError, Pools, Runtime, SessionHandle,
     SessionRequest, report::SessionReport,
 };
-use rspp_kernel::{SessionState, plan::LayeredSettings};
+use rspp_kernel::{
+    SessionState,
+    plan::{LayeredSettings, News, ProviderNews},
+};
 use rspp_proto::{
     Monotonic, SessionId, WallClock,
     abi::{CancelScope, ControlSignal},
@@ -33,8 +36,8 @@ use tokio::{
 use super::{
     cast::Cast,
     expect::Finding,
-    patch,
-    scenario::{Busy, Call, Cancel, Cue, Happens, Recording as Kept, Says, Scenario, Sends},
+    nodes, patch,
+    scenario::{self, Busy, Call, Cancel, Cue, Happens, Recording as Kept, Says, Scenario, Sends},
 };
 use crate::{problem::Problem, specs::Setup};
 
@@ -126,6 +129,7 @@ async fn play(
     let mut config = Config::new(cast.providers.clone(), pools);
     let clock = config.clock;
     config.limits = scenario.limits.clone();
+    config.nodes = Arc::new(nodes::registry(&scenario.nodes));
     if !scenario.cpu.is_empty() {
         config.cpu = Arc::new(Cpu {
             clock,
@@ -228,6 +232,7 @@ async fn place(
         (Err(error), None) => return Err(Problem::input(format!("call `{}`: {error}", call.id))),
     };
     let director = Director {
+        runtime,
         handle: &handle,
         line: &line,
         client,
@@ -429,6 +434,7 @@ impl Storage for Disk {
 
 /// Gives the cues of one call, and notes what it says.
 struct Director<'a> {
+    runtime: &'a Runtime,
     handle: &'a SessionHandle,
     line: &'a Line,
     client: mpsc::Sender<Ingress>,
@@ -513,6 +519,7 @@ impl Director<'_> {
             Happens::HandOver => self.handle.hand_over(),
             Happens::Revoke => self.handle.revoke(),
             Happens::Drain => self.handle.drain(),
+            Happens::News(news) => self.runtime.provider_board().publish(published(news)),
         }
     }
 
@@ -531,6 +538,17 @@ fn stamped(sends: &Sends) -> Ingress {
         key: sends.key.clone(),
         event,
     }))
+}
+
+fn published(news: &[scenario::News]) -> News {
+    let each = news.iter().map(|news| {
+        let known = ProviderNews {
+            health: news.health,
+            price_micros: news.price_micros,
+        };
+        ((news.modality, news.id.clone()), known)
+    });
+    each.collect()
 }
 
 fn target(cancel: &Cancel) -> CancelTarget {

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rspp_kernel::{CancelReason, plan::LayeredSettings};
+use rspp_kernel::{
+    CancelReason,
+    plan::{Health, LayeredSettings},
+};
 use rspp_proto::{
     Epoch, IdempotencyKey, InvocationId, NodeId, ProviderId, SessionId, TenantId,
     abi::{CancelScope, Signal},
@@ -44,6 +47,9 @@ pub(crate) struct Scenario {
     /// Scripted providers, preferred first; those of a modality that is not named go well.
     #[serde(default)]
     pub(crate) providers: Vec<Provider>,
+    /// Kinds of nodes that only this rehearsal has, for the pipeline to name.
+    #[serde(default)]
+    pub(crate) nodes: BTreeMap<String, NodeConduct>,
     /// What the runtime takes on.
     #[serde(default)]
     pub(crate) limits: LimitsSpec,
@@ -157,6 +163,31 @@ pub(crate) enum OnCancel {
     Stop,
     StopAfterMs(u64),
     Ignore,
+}
+
+/// How nodes of a kind go: they forward what they get, until the trouble comes.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct NodeConduct {
+    /// What each event takes.
+    pub(crate) takes_ms: u64,
+    /// After how many events of one node the trouble comes.
+    pub(crate) after_events: u32,
+    pub(crate) trouble: Option<NodeTrouble>,
+    /// How often it comes in all; each time without.
+    pub(crate) times: Option<u32>,
+}
+
+/// What goes wrong in a node.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum NodeTrouble {
+    /// The node panics.
+    Panic,
+    /// The node gives up.
+    Fail,
+    /// The node waits for what never comes.
+    Hang,
 }
 
 /// One call.
@@ -294,6 +325,22 @@ pub(crate) enum Happens {
     Revoke,
     /// The session shall end after its turn.
     Drain,
+    /// A probe or a price feed brings news, in place of all that was known before.
+    News(Vec<News>),
+}
+
+/// News of a provider.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct News {
+    pub(crate) id: ProviderId,
+    pub(crate) modality: Modality,
+    /// Whether it is well.
+    #[serde(default)]
+    pub(crate) health: Health,
+    /// What it costs, in millionths; comparable within a modality.
+    #[serde(default)]
+    pub(crate) price_micros: Option<u64>,
 }
 
 /// What a client sends with what it says about it.

@@ -1,0 +1,80 @@
+//! The nodes that only a rehearsal has.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use rspp_host::{
+    Event, Port,
+    node::{Node, NodeContext, NodeError, Step, builtin::NodeRegistry},
+};
+
+use super::scenario::{NodeConduct, NodeTrouble};
+
+/// The kinds of a scenario, by name.
+pub(super) fn registry(kinds: &BTreeMap<String, NodeConduct>) -> NodeRegistry {
+    let mut registry = NodeRegistry::default();
+    for (name, conduct) in kinds {
+        let conduct = *conduct;
+        let struck = Arc::new(AtomicU32::new(0));
+        registry.register(
+            name,
+            Arc::new(move |_| {
+                Box::new(Scripted {
+                    conduct,
+                    struck: Arc::clone(&struck),
+                    taken: 0,
+                })
+            }),
+        );
+    }
+    registry
+}
+
+/// Forwards what it gets, until the trouble comes.
+struct Scripted {
+    conduct: NodeConduct,
+    /// How often the trouble came, to all nodes of the kind.
+    struck: Arc<AtomicU32>,
+    taken: u32,
+}
+
+impl Scripted {
+    fn trouble(&mut self) -> Option<NodeTrouble> {
+        let trouble = self.conduct.trouble?;
+        self.taken += 1;
+        if self.taken <= self.conduct.after_events {
+            return None;
+        }
+        let times = self.conduct.times.unwrap_or(u32::MAX);
+        (self.struck.fetch_add(1, Relaxed) < times).then_some(trouble)
+    }
+}
+
+impl Node for Scripted {
+    #[expect(clippy::panic, reason = "a node that panics is what is rehearsed")]
+    fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
+        match self.trouble() {
+            Some(NodeTrouble::Panic) => panic!("as the scenario has it"),
+            Some(NodeTrouble::Fail) => Step::Done(Err(NodeError::new("as the scenario has it"))),
+            Some(NodeTrouble::Hang) => Step::Wait(Box::pin(std::future::pending())),
+            None if self.conduct.takes_ms == 0 => {
+                cx.forward(event);
+                Step::OK
+            }
+            None => {
+                let takes = Duration::from_millis(self.conduct.takes_ms);
+                Step::Wait(Box::pin(async move {
+                    tokio::time::sleep(takes).await;
+                    cx.forward(event);
+                    Ok(())
+                }))
+            }
+        }
+    }
+}
