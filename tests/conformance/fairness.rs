@@ -11,7 +11,7 @@ use rspp_host::{
 use rspp_proto::{
     NodeId, Payload, SessionId, TenantId,
     abi::{DecisionOutcome, Emitter, OutcomeKind, OutcomePhase, OutcomeScope, Signal},
-    spec::{NodeExecutionPolicy, PipelineSpec, QuotasSpec},
+    spec::{CallPolicy, CircuitPolicy, Modality, NodeExecutionPolicy, PipelineSpec, QuotasSpec},
 };
 use rspp_provider_api::{
     Call as ProviderCall, ChunkStream, Description, FinishReason, InferencePool, LanguageModel,
@@ -19,7 +19,7 @@ use rspp_provider_api::{
     scripted::{Conduct, Script, ScriptedLlm},
 };
 use rspp_tests::{
-    call::{Builder, Cast, Ended, Placed, REPLY, first, says},
+    call::{Builder, Cast, Ended, Placed, REPLY, after_reply, first, says},
     nodes::{Probes, custom, insert},
 };
 use rspp_timeline::{Anchor, Entry};
@@ -305,7 +305,7 @@ impl LanguageModel for Pooled {
     }
 
     fn generate(&self, call: ProviderCall, _request: LlmRequest) -> ChunkStream<LlmChunk> {
-        let pool = self.pool.on_behalf_of(call.share);
+        let pool = self.pool.for_call(&call);
         let thought = async move {
             match pool.run(|| REPLY.to_owned()).await {
                 Ok(text) => vec![
@@ -360,4 +360,106 @@ async fn a_pool_that_takes_no_more_is_said_so() {
         ["execution_pool_closed"]
     );
     assert!(all[0].log.signals_of(Signal::CircuitEvent).is_empty());
+}
+
+fn attempts(ended: &Ended) -> Vec<(String, String)> {
+    let entries = ended.entries.iter();
+    entries
+        .filter_map(|entry| match entry {
+            Entry::Attempt(attempt) if attempt.modality == Modality::Llm => {
+                Some((attempt.provider_id.to_string(), attempt.reason.clone()))
+            }
+            _something_else => None,
+        })
+        .collect()
+}
+
+/// F-105, F-057: a call that waits in a pool of this machine does not wait for its provider, which is
+/// given its time once it has the work; nobody is asked again, and no circuit hears of it.
+#[tokio::test(start_paused = true)]
+async fn who_waits_in_our_own_pool_is_not_too_slow() {
+    let cast = Cast::default();
+    let pool = InferencePool::simulated(1, Duration::from_millis(1_500));
+    let mut host = Builder::new(&cast, vec![]);
+    host.providers.add_llm(Arc::new(Pooled {
+        description: Description {
+            id: rspp_proto::ProviderId::new("pooled").unwrap(),
+            model: "pooled".into(),
+            streaming: true,
+            networked: true,
+        },
+        pool: pool.clone(),
+    }));
+    let runtime = host.runtime().await;
+    let calls = (0..3).map(|n| {
+        let mut one = call(&cast, "t", &format!("call-{n}"), 0, None)
+            .pipeline(|spec| spec.budgets.provider_first_byte_ms = Some(2_000));
+        let ids = [rspp_proto::ProviderId::new("pooled").unwrap()];
+        let bound = &mut one.settings.defaults.provider_bindings;
+        bound.insert(Modality::Llm, ids.into());
+        one
+    });
+    let all = hold(&runtime, calls.collect()).await;
+    for ended in &all {
+        assert_eq!(ended.endings(), ["commit"]);
+        let once = ("pooled".to_owned(), String::new());
+        assert_eq!(attempts(ended), [once]);
+        assert!(ended.log.signals_of(Signal::ProviderError).is_empty());
+        assert!(ended.log.signals_of(Signal::CircuitEvent).is_empty());
+    }
+    let slowest = all.iter().map(first_token).max().unwrap();
+    assert!(slowest >= Duration::from_millis(4_500), "{slowest:?}");
+    assert_eq!(
+        (pool.counters().passed, pool.counters().most_waiting),
+        (3, 2)
+    );
+}
+
+/// F-109, F-047: the turn's time runs on while its call waits for a slot, so that another provider may
+/// have to be asked; but the first is not held to blame, and has the next turn's call.
+#[tokio::test(start_paused = true)]
+async fn who_was_given_no_time_is_not_stayed_away_from() {
+    let after = |ms| Conduct::good().late(Duration::from_millis(ms));
+    let script = Script::calls([after(1_500)]).then(after(600));
+    let cast = Cast {
+        llm: Arc::new(ScriptedLlm::new("llm").answers([REPLY]).script(script)),
+        ..Cast::default()
+    };
+    let mut host = Builder::new(&cast, vec![]);
+    let spare = ScriptedLlm::new("spare").answers(["It is the spare one."]);
+    host.providers.add_llm(Arc::new(spare));
+    let runtime = host.runtime().await;
+    let strict = |spec: &mut PipelineSpec| {
+        spec.budgets.turn_budget_ms = Some(2_000);
+        spec.budgets.provider_first_byte_ms = Some(1_800);
+        spec.providers.circuit = Some(Box::new(CircuitPolicy {
+            least_calls: 1,
+            fault_percent: 1,
+            ..CircuitPolicy::default()
+        }));
+        spec.providers.calls = Some(Box::new(CallPolicy {
+            attempts_per_provider: 1,
+            ..CallPolicy::default()
+        }));
+    };
+    let holds = call(&cast, "t", "first", 1, None).pipeline(strict);
+    let mut waits = call(&cast, "t", "second", 1, None).pipeline(strict);
+    let ids = ["llm", "spare"].map(|id| rspp_proto::ProviderId::new(id).unwrap());
+    let bound = &mut waits.settings.defaults.provider_bindings;
+    bound.insert(Modality::Llm, ids.into());
+    waits.script.utterances.push(says(after_reply()));
+    let all = hold(&runtime, vec![holds, waits]).await;
+    assert_eq!(all[0].endings(), ["commit"]);
+    assert_eq!(all[1].endings(), ["commit", "commit"]);
+    let asked = attempts(&all[1]);
+    let asked: Vec<_> = asked.iter().map(|(who, why)| (&**who, &**why)).collect();
+    assert_eq!(
+        asked,
+        [
+            ("llm", "provider_budget_exhausted"),
+            ("spare", ""),
+            ("llm", "")
+        ]
+    );
+    assert!(all[1].log.signals_of(Signal::CircuitEvent).is_empty());
 }

@@ -145,6 +145,8 @@ impl Shared {
             window.min(call.deadlines.first_byte / PATIENCE)
         });
         let latest = Instant::now() + wait;
+        // What waits for company waits for us.
+        let _waiting = call.queue.wait();
         let (number, mut answer) = self.join(call, request);
         if !wait.is_zero() {
             tokio::select! {

@@ -6,7 +6,7 @@ use futures::Stream;
 use rspp_proto::{Epoch, InvocationId, ProviderId, SessionId, TurnId};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Fault, fair::Share};
+use crate::{Fault, QueueTime, fair::Share};
 
 /// Counts the attempts of one call at one provider, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,6 +57,8 @@ pub struct Call {
     pub deadlines: Deadlines,
     /// Who the call is accounted to where it shares something with others, such as a pool.
     pub share: Arc<Share>,
+    /// Where the adapter says that the call waits for this machine and not for the provider.
+    pub queue: Arc<QueueTime>,
     /// Fires when the result is no longer wanted: the stream must end promptly after it.
     pub cancel: CancellationToken,
 }

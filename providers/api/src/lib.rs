@@ -12,6 +12,7 @@ mod fault;
 mod gate;
 mod llm;
 mod pool;
+mod queue;
 mod registry;
 pub mod scripted;
 mod stt;
@@ -27,6 +28,7 @@ pub use llm::{
     FinishReason, LanguageModel, LlmChunk, LlmRequest, Message, Role, ToolCall, ToolSpec, Usage,
 };
 pub use pool::{InferencePool, PoolError};
+pub use queue::{QueueTime, Queueing};
 pub use registry::{Providers, RegistryError};
 pub use rspp_proto::OutcomeClass;
 pub use stt::{AudioStream, SpeechToText, SttChunk, SttRequest};

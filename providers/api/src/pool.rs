@@ -10,7 +10,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use crate::{
-    Fault,
+    Call, Fault, QueueTime,
     fair::Share,
     gate::{FairGate, GateCounters, GateError},
 };
@@ -62,6 +62,8 @@ impl From<GateError> for PoolError {
 pub struct InferencePool {
     gate: FairGate,
     share: Arc<Share>,
+    /// Told how long the work of a call waits.
+    queue: Option<Arc<QueueTime>>,
     cost: Cost,
 }
 
@@ -82,6 +84,7 @@ impl InferencePool {
         Self {
             gate: FairGate::new(size, MOST_WAITING),
             share: Arc::default(),
+            queue: None,
             cost: Cost::Real,
         }
     }
@@ -121,6 +124,15 @@ impl InferencePool {
         }
     }
 
+    /// The same pool, for a provider's call: accounted to whoever asks, and its waits told to the call.
+    #[must_use]
+    pub fn for_call(&self, call: &Call) -> Self {
+        Self {
+            queue: Some(Arc::clone(&call.queue)),
+            ..self.on_behalf_of(Arc::clone(&call.share))
+        }
+    }
+
     /// What the pool has done so far (F-105).
     pub fn counters(&self) -> GateCounters {
         self.gate.counters()
@@ -137,7 +149,9 @@ impl InferencePool {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, PoolError> {
+        let waiting = self.queue.as_ref().map(QueueTime::wait);
         let slot = self.gate.pass(&self.share).await?;
+        drop(waiting);
         if let Cost::Fixed(cost) = self.cost {
             tokio::time::sleep(cost).await;
             let outcome = catch_unwind(AssertUnwindSafe(work))

@@ -172,7 +172,7 @@ impl TextToSpeech for Piper {
     fn synthesize(&self, call: Call, request: TtsRequest) -> ChunkStream<TtsChunk> {
         let stop = call.cancel.child_token();
         let piper = Self {
-            pool: self.pool.on_behalf_of(call.share),
+            pool: self.pool.for_call(&call),
             ..self.clone()
         };
         let speech = Speech {
@@ -290,6 +290,7 @@ mod tests {
                 inter_chunk: Duration::from_secs(1),
             },
             share: Arc::default(),
+            queue: Arc::default(),
             cancel: CancellationToken::new(),
         }
     }

@@ -103,6 +103,7 @@ fn call() -> Call {
             inter_chunk: Duration::from_secs(10),
         },
         share: Arc::default(),
+        queue: Arc::default(),
         cancel: CancellationToken::new(),
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use rspp_kernel::invocation::{Admission, AttemptRecord, CircuitBreaker, CircuitChange};
 use rspp_proto::{
-    Monotonic, ProviderId,
+    Monotonic, OutcomeClass, ProviderId,
     spec::{CircuitPolicy, Modality},
 };
 
@@ -66,7 +66,12 @@ impl Circuits {
         }
         let wish = attempt.leave_alone();
         let breaker = breakers.get_mut(&key)?;
-        breaker.record(attempt.ended, attempt.class, attempt.reason, wish)
+        let class = if attempt.excused {
+            OutcomeClass::Cancelled // By us: it had no time to answer in.
+        } else {
+            attempt.class
+        };
+        breaker.record(attempt.ended, class, attempt.reason, wish)
     }
 
     /// Who is to be left alone, by that policy.

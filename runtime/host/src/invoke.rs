@@ -229,10 +229,17 @@ impl Work {
 
     /// Carries out what the kernel's machine orders, until it says that the call is over.
     async fn run(&mut self) -> Box<kernel::InvocationOutcome> {
-        let _slot = match self.site.settings.schedule.slot().await {
+        let deadlines = self.site.deadlines(self.modality, self.began);
+        let left = deadlines.end.since(self.began);
+        let _slot = match self.site.settings.schedule.slot(left).await {
             Ok(slot) => slot,
             Err(shed) => return Box::new(self.refused(shed.reason)),
         };
+        let now = self.now();
+        if now > self.began {
+            let deadlines = self.site.deadlines(self.modality, now);
+            self.machine.let_in(now, deadlines);
+        }
         let _under_way = self.site.settings.schedule.session().gatekeeper.call();
         if self.request.is_listening() {
             self.machine.listen();
@@ -242,7 +249,9 @@ impl Work {
             if let Some(outcome) = self.obey(verdict).await {
                 return outcome;
             }
-            verdict = match self.next().await {
+            let step = self.next().await;
+            self.note_queues();
+            verdict = match step {
                 Step::Listened => {
                     if !self.request.is_listening() {
                         self.machine.heard_out(self.now());
@@ -316,7 +325,15 @@ impl Work {
         session.gatekeeper.spend_tokens(&session.tenant, tokens);
     }
 
+    /// Tells the machine how long attempts have waited for this machine.
+    fn note_queues(&mut self) {
+        for attempt in &self.attempts {
+            self.machine.queued(attempt.key, attempt.queue.total());
+        }
+    }
+
     async fn next(&mut self) -> Step {
+        self.note_queues();
         let due = self.machine.next_deadline();
         let due = due.map(|due| self.site.clock.instant_at(due.as_duration()));
         let listening = self.request.is_listening();

@@ -174,8 +174,8 @@ impl NodeSchedule {
         }
     }
 
-    /// Waits for a slot of the node; `None` if it needs none.
-    pub(crate) async fn slot(&self) -> Result<Option<GatePermit>, Shed> {
+    /// Waits for a slot of the node, no longer than `left`; `None` if it needs none.
+    pub(crate) async fn slot(&self, left: Duration) -> Result<Option<GatePermit>, Shed> {
         let shed = |reason| Shed {
             point: OutcomeScope::NodeDispatch,
             reason,
@@ -186,7 +186,7 @@ impl NodeSchedule {
         let Some(gate) = &self.gate else {
             return Ok(None);
         };
-        let passed = tokio::time::timeout(self.max_wait, gate.pass(&self.share)).await;
+        let passed = tokio::time::timeout(self.max_wait.min(left), gate.pass(&self.share)).await;
         match passed {
             Ok(Ok(permit)) => Ok(Some(permit)),
             Ok(Err(GateError::Saturated)) | Err(_) => Err(shed("node_concurrency_limited")),

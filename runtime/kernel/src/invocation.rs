@@ -82,6 +82,8 @@ pub struct Invocation {
     candidates: Vec<Candidate>,
     began: Monotonic,
     deadlines: CallDeadlines,
+    /// What they would be if the call had not had to wait for this machine.
+    in_peace: CallDeadlines,
     /// The last candidate that was asked.
     at: usize,
     next_key: u32,
@@ -106,9 +108,25 @@ struct Running {
     first_chunk: Option<Monotonic>,
     /// Since when it owes something.
     quiet_since: Monotonic,
+    /// How long it has waited for this machine, and how much of that was before it fell quiet.
+    queued: Duration,
+    queued_before: Duration,
     /// Whether it has said something since its input was complete.
     spoke: bool,
     chunks: u64,
+}
+
+impl Running {
+    /// It owes something from here on.
+    fn quiet_from(&mut self, now: Monotonic) {
+        self.quiet_since = self.quiet_since.max(now);
+        self.queued_before = self.queued;
+    }
+
+    /// How long it has waited for this machine since then.
+    fn waited(&self) -> Duration {
+        self.queued.saturating_sub(self.queued_before)
+    }
 }
 
 impl Invocation {
@@ -128,6 +146,7 @@ impl Invocation {
             candidates,
             began: now,
             deadlines,
+            in_peace: deadlines,
             at: 0,
             next_key: 0,
             running: Vec::new(),
@@ -166,7 +185,7 @@ impl Invocation {
     pub fn heard_out(&mut self, now: Monotonic) {
         self.listening = false;
         for running in &mut self.running {
-            running.quiet_since = running.quiet_since.max(now);
+            running.quiet_from(now);
             running.spoke = false;
         }
     }
@@ -174,6 +193,22 @@ impl Invocation {
     /// The call is held to other deadlines from here on: a guess became a turn, which is waited for.
     pub fn hold_to(&mut self, deadlines: CallDeadlines) {
         self.deadlines = deadlines;
+        self.in_peace = deadlines;
+    }
+
+    /// The call had to wait for its slot until now. Its own times count from here, its turn's do not;
+    /// `deadlines` are what that leaves. Call before [`Self::begin`].
+    pub fn let_in(&mut self, now: Monotonic, deadlines: CallDeadlines) {
+        self.in_peace = self.deadlines.later(now.since(self.began));
+        self.deadlines = deadlines;
+    }
+
+    /// An attempt has waited for this machine for `total` so far: its provider cannot answer what it
+    /// has not been given. To be told before whatever may end the attempt's silence.
+    pub fn queued(&mut self, key: AttemptKey, total: Duration) {
+        if let Some(running) = self.running.iter_mut().find(|running| running.key == key) {
+            running.queued = total;
+        }
     }
 
     /// A chunk came. The first to speak wins: others are stopped.
@@ -183,7 +218,7 @@ impl Invocation {
             return verdict; // Of an attempt that was stopped.
         };
         winner.first_chunk.get_or_insert(now);
-        winner.quiet_since = now;
+        winner.quiet_from(now);
         winner.spoke = true;
         winner.chunks += 1;
         let candidate = winner.candidate;
@@ -214,7 +249,7 @@ impl Invocation {
     /// What had come was passed on, which may have had to wait: that was no silence.
     pub fn passed_on(&mut self, now: Monotonic) {
         for running in &mut self.running {
-            running.quiet_since = running.quiet_since.max(now);
+            running.quiet_from(now);
         }
     }
 
@@ -255,11 +290,16 @@ impl Invocation {
             .find(|running| self.due(running).is_some_and(|due| due <= now));
         if let Some(silent) = silent {
             let key = silent.key;
+            let failure = if self.is_excused(silent, now) {
+                Failure::no_time()
+            } else {
+                Failure::timeout()
+            };
             let verdict = Verdict {
                 signals: Vec::new(),
                 orders: vec![Order::Stop(key)],
             };
-            return self.fail(key, now, &Failure::timeout(), verdict, admits);
+            return self.fail(key, now, &failure, verdict, admits);
         }
         if self.hedge_at().is_some_and(|due| due <= now) {
             // Asked once, whatever comes of it.
@@ -329,18 +369,33 @@ impl Invocation {
         if self.listening {
             return None;
         }
+        Some(self.due_by(running, running.waited(), self.deadlines))
+    }
+
+    /// The same with that wait for this machine and these deadlines. Who waits for this machine may be
+    /// given up for another all the same, but not for its own silence.
+    fn due_by(&self, running: &Running, waited: Duration, by: CallDeadlines) -> Monotonic {
         let patience = self.candidates[running.candidate].patience;
-        if running.spoke {
-            return Some(running.quiet_since + patience.inter_chunk);
-        }
         let since = running.quiet_since;
-        let own = (since + patience.first_byte).min(self.deadlines.end);
+        if running.spoke {
+            return since + waited + patience.inter_chunk;
+        }
+        let own = (since + waited + patience.first_byte).min(by.end);
         let another = self.may_switch() && self.at + 1 < self.candidates.len();
-        let share = self.deadlines.share.filter(|by| another && *by > since);
-        Some(match share {
+        let share = by.share.filter(|by| another && *by > since);
+        match share {
             Some(by) => own.min(since + (by.since(since) / 2).max(self.policy.least_useful)),
             None => own,
-        })
+        }
+    }
+
+    /// Whether a provider that is given up now has had less time than it would have had if nothing of
+    /// the call had waited for this machine.
+    fn is_excused(&self, running: &Running, now: Monotonic) -> bool {
+        let waited = running.waited();
+        let had = now.since(running.quiet_since).saturating_sub(waited);
+        let would = self.due_by(running, Duration::ZERO, self.in_peace.later(waited));
+        running.quiet_since + had < would
     }
 
     /// When the one attempt that runs has been slow for long enough to ask another as well.
@@ -493,6 +548,8 @@ impl Invocation {
             began: at,
             first_chunk: None,
             quiet_since: at,
+            queued: Duration::ZERO,
+            queued_before: Duration::ZERO,
             spoke: false,
             chunks: 0,
         });
@@ -534,6 +591,8 @@ impl Invocation {
             circuit_open: failure.circuit_open,
             backoff: failure.backoff,
             decision,
+            queued: running.queued,
+            excused: *failure == Failure::no_time(),
         };
         self.untold.push(record.clone());
         self.attempts.push(record);

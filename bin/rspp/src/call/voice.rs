@@ -99,6 +99,7 @@ async fn speak(text: &str, providers: &Providers) -> Result<Vec<i16>, Problem> {
             inter_chunk: Duration::from_secs(30),
         },
         share: Arc::default(),
+        queue: Arc::default(),
         cancel: CancellationToken::new(),
     };
     let request = TtsRequest {

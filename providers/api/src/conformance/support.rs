@@ -43,6 +43,7 @@ pub(super) fn new_call(modality: &str) -> Call {
             inter_chunk: Duration::from_secs(10),
         },
         share: Arc::default(),
+        queue: Arc::default(),
         cancel: CancellationToken::new(),
     }
 }

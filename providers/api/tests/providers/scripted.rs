@@ -32,6 +32,7 @@ fn call(session: &str, number: u64) -> Call {
             inter_chunk: Duration::from_secs(1),
         },
         share: Arc::default(),
+        queue: Arc::default(),
         cancel: CancellationToken::new(),
     }
 }

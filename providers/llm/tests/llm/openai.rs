@@ -35,6 +35,7 @@ pub(crate) fn call() -> Call {
             inter_chunk: Duration::from_secs(5),
         },
         share: Arc::default(),
+        queue: Arc::default(),
         cancel: CancellationToken::new(),
     }
 }

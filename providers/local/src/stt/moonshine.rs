@@ -54,7 +54,7 @@ impl SpeechToText for Moonshine {
             return Box::pin(stream::once(async { Err(fault) }));
         }
         let decoder = Arc::clone(&self.decoder);
-        let pool = self.pool.on_behalf_of(Arc::clone(&call.share));
+        let pool = self.pool.for_call(&call);
         let recognition = Recognition::new(call, request, audio, decoder, pool);
         Box::pin(stream::unfold(recognition, |mut recognition| async {
             let chunk = recognition.next().await?;

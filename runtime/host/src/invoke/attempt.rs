@@ -12,7 +12,7 @@ use rspp_actors::CancellationToken;
 use rspp_kernel::invocation::{AttemptKey, Patience};
 use rspp_proto::{InvocationId, ProviderId, Spending, TurnNumber};
 use rspp_provider_api::{
-    Attempt, Call, ChunkStream, Deadlines, Fault, LlmChunk, RegistryError, SttChunk,
+    Attempt, Call, ChunkStream, Deadlines, Fault, LlmChunk, QueueTime, RegistryError, SttChunk,
 };
 
 use super::CallSite;
@@ -24,6 +24,8 @@ pub(super) struct Attempting {
     pub(super) cancel: CancellationToken,
     /// How much of its audio was passed on by an earlier attempt.
     pub(super) skip: Duration,
+    /// How long it waits for this machine.
+    pub(super) queue: Arc<QueueTime>,
     answer: ChunkStream<Chunk>,
 }
 
@@ -93,6 +95,7 @@ pub(super) fn open(
     attempt: u32,
 ) -> Result<(Attempting, Facts), Fault> {
     let cancel = site.cancel.child_token();
+    let queue = Arc::<QueueTime>::default();
     let call = Call {
         invocation: id.clone(),
         attempt: NonZeroU32::new(attempt).map_or(Attempt::FIRST, Attempt),
@@ -102,6 +105,7 @@ pub(super) fn open(
         idempotency_key: id.to_string(),
         deadlines: deadlines(site, provider),
         share: Arc::clone(site.settings.schedule.share()),
+        queue: Arc::clone(&queue),
         cancel: cancel.clone(),
     };
     let registry = &site.settings.registry;
@@ -135,6 +139,7 @@ pub(super) fn open(
         key,
         cancel,
         skip: Duration::ZERO,
+        queue,
         answer,
     };
     Ok((attempting, facts))

@@ -90,7 +90,7 @@ async fn slot(
     ctx: &mut Context<NodeHost>,
     deferred: &mut std::collections::VecDeque<NodeControl>,
 ) -> Result<Option<GatePermit>, Handled> {
-    let slot = schedule.slot();
+    let slot = schedule.slot(Duration::MAX);
     tokio::pin!(slot);
     let stopped = ctx.cancellation().clone();
     loop {

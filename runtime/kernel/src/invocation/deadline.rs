@@ -63,6 +63,14 @@ impl TurnDeadlines {
 }
 
 impl CallDeadlines {
+    /// The same, so much later.
+    pub(super) fn later(self, by: Duration) -> Self {
+        Self {
+            end: self.end + by,
+            share: self.share.map(|share| share + by),
+        }
+    }
+
     /// The deadlines of a call that belongs to no turn: an utterance lasts as long as the user
     /// speaks, so it ends with what no turn may outlast.
     pub fn of_session(now: Monotonic, node: Option<Duration>, budgets: &Budgets) -> Self {

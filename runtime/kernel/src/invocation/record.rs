@@ -40,6 +40,11 @@ impl Failure {
         Self::plain(OutcomeClass::Timeout, true, "provider_timeout")
     }
 
+    /// There was no time for the provider to answer in, since so much was spent waiting for this machine.
+    pub(super) fn no_time() -> Self {
+        Self::plain(OutcomeClass::Timeout, true, super::BUDGET_EXHAUSTED)
+    }
+
     /// An attempt that was stopped because the result is no longer wanted.
     pub fn cancelled() -> Self {
         Self::plain(OutcomeClass::Cancelled, false, "provider_cancelled")
@@ -80,6 +85,11 @@ pub struct AttemptRecord {
     pub backoff: Option<Duration>,
     /// What it led to.
     pub decision: RetryDecision,
+    /// How long it waited for this machine.
+    pub queued: Duration,
+    /// It was given up before its provider had had the time that it is given: the rest was spent in
+    /// queues of this machine. Says nothing about the provider.
+    pub excused: bool,
 }
 
 impl AttemptRecord {
@@ -95,7 +105,7 @@ impl AttemptRecord {
             | OutcomeClass::InfrastructureFailure => true,
             OutcomeClass::Success | OutcomeClass::Blocked | OutcomeClass::Cancelled => false,
         };
-        moved_on && at_fault
+        moved_on && at_fault && !self.excused
     }
 
     /// For how long the provider asked to be left alone, if it did.

@@ -693,3 +693,69 @@ fn a_call_is_held_to_the_deadlines_of_its_turn() {
     assert_eq!(told(&call.tick(ms(450), |_| true)), "!0 b#1@450");
     assert_eq!(call.next_deadline(), Some(ms(900)), "and nobody after that");
 }
+
+/// providers.md §4: what waits in a queue of this machine does not wait for its provider.
+#[test]
+fn a_provider_is_not_waited_for_while_its_call_waits_here() {
+    let mut busy = call(policy(&[]), 60_000);
+    assert_eq!(told(&busy.begin(ms(0), |_| true)), "a#1@0");
+    busy.queued(FIRST, Duration::from_millis(900));
+    assert_eq!(busy.next_deadline(), Some(ms(1_900)));
+    assert_eq!(told(&busy.tick(ms(1_000), |_| true)), "");
+    let slow = outcome(busy.tick(ms(1_900), |_| true));
+    assert_eq!(slow.reason, "provider_timeout", "it had its second");
+    let attempt = &slow.attempts[0];
+    assert_eq!((attempt.excused, attempt.queued.as_millis()), (false, 900));
+
+    let mut fluent = call(policy(&[]), 60_000);
+    assert_eq!(told(&fluent.begin(ms(0), |_| true)), "a#1@0");
+    fluent.queued(FIRST, Duration::from_millis(900));
+    assert_eq!(told(&fluent.chunk(FIRST, ms(1_500))), "");
+    assert_eq!(fluent.next_deadline(), Some(ms(2_200)), "between chunks");
+    fluent.queued(FIRST, Duration::from_secs(1));
+    assert_eq!(
+        fluent.next_deadline(),
+        Some(ms(2_300)),
+        "100 ms of it since"
+    );
+}
+
+/// providers.md §4, F-057: the turn's time runs on while a call waits here, but whom that leaves no
+/// time is not blamed.
+#[test]
+fn a_provider_that_was_given_no_time_is_excused() {
+    #[track_caller]
+    fn check(waits: u64, given_up: u64, reason: &str, excused: bool) {
+        let mut late = call(policy(&[]), 2_000);
+        late.let_in(ms(waits), until(2_000));
+        assert_eq!(
+            told(&late.begin(ms(waits), |_| true)),
+            format!("a#1@{waits}")
+        );
+        assert_eq!(late.next_deadline(), Some(ms(given_up)));
+        let ended = outcome(late.tick(ms(given_up), |_| true));
+        assert_eq!(ended.class, OutcomeClass::Timeout);
+        assert_eq!(ended.attempts[0].reason, reason, "after {waits} ms");
+        assert_eq!(ended.attempts[0].excused, excused, "after {waits} ms");
+    }
+    check(0, 1_000, "provider_timeout", false);
+    check(1_000, 2_000, "provider_timeout", false);
+    check(1_001, 2_000, "provider_budget_exhausted", true);
+    check(1_800, 2_000, "provider_budget_exhausted", true);
+
+    // Late for another reason than that, it is the provider's.
+    let mut late = call(policy(&[]), 500);
+    assert_eq!(told(&late.begin(ms(0), |_| true)), "a#1@0");
+    assert!(!outcome(late.tick(ms(500), |_| true)).attempts[0].excused);
+    // Given up for another while it waits here.
+    let mut shared = call(policy(&[AdaptiveAction::ProviderSwitch]), 2_000);
+    shared.hold_to(CallDeadlines {
+        end: ms(2_000),
+        share: Some(ms(1_000)),
+    });
+    assert_eq!(told(&shared.begin(ms(0), |_| true)), "a#1@0");
+    shared.queued(FIRST, Duration::from_millis(400));
+    assert_eq!(told(&shared.tick(ms(500), |_| true)), "!0 b#1@500");
+    let ended = shared.take_ended();
+    assert!(ended[0].excused && !ended[0].was_given_up());
+}
