@@ -44,6 +44,7 @@ mod refusals;
 mod replay;
 mod routing;
 mod scopes;
+mod sdk;
 mod shutdown;
 mod speculation;
 mod standbys;

@@ -8,6 +8,8 @@ pub mod features;
 pub mod fleet;
 pub mod frames;
 pub mod fuzz;
+#[path = "../nodes/greeter.rs"]
+pub mod greeter;
 pub mod nodes;
 pub mod sim;
 pub mod wire;

@@ -41,7 +41,8 @@ pub(crate) struct Blueprint {
 }
 
 impl Blueprint {
-    fn new(
+    /// Compiles a pipeline, for sessions that are checked otherwise.
+    pub(crate) fn new(
         spec: PipelineSpec,
         policy: Option<PolicyBundle>,
         settings: LayeredSettings,

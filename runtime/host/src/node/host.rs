@@ -24,7 +24,7 @@ use rspp_kernel::{
     turn::Ending,
 };
 use rspp_proto::{
-    EdgeId, Epoch, EventType, InvocationId, Monotonic, Payload,
+    EdgeId, Epoch, InvocationId, Monotonic, Payload,
     abi::{CancelMode, OutcomeScope},
     spec::{ErrorAction, NodeKind, PressureAction},
 };
@@ -821,7 +821,9 @@ impl NodeHost {
     fn send(&mut self, event: Event, first: usize) -> Option<Blocked> {
         let kind = event.payload.event_type();
         let observers = &self.setup.settings.observers;
-        if kind == EventType::Debug && first == 0 && !observers.spend_debug() {
+        // Only notes: data of a node's own is filtered like these, but is no developer's.
+        let is_note = matches!(event.payload, Payload::Debug(_));
+        if is_note && first == 0 && !observers.spend_debug() {
             return None; // Off unless the session turns it on (F-027).
         }
         // A copy for who listens in, if it goes its way; else all of it is for them.

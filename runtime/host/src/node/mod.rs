@@ -15,6 +15,7 @@ mod state;
 mod succession;
 
 pub mod builtin;
+pub mod testing;
 
 use std::{future::Future, pin::Pin, sync::Arc};
 

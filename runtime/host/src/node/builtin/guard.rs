@@ -141,7 +141,10 @@ impl Node for Guard {
 
 #[cfg(test)]
 mod tests {
+    use rspp_proto::spec::NodeKind;
+
     use super::*;
+    use crate::node::testing::{Harness, clause};
 
     fn guard(blocks: bool) -> Guard {
         Guard {
@@ -175,5 +178,53 @@ mod tests {
     fn a_blocking_guard_replaces_the_clause() {
         let (said, found) = guard(true).judge("Acme is top secret.").unwrap();
         assert_eq!((said.as_str(), found), ("No comment.", 2));
+    }
+
+    fn harness() -> Harness {
+        let terms = serde_json::json!(["acme", "top secret"]);
+        Harness::of_kind(NodeKind::Guard).config("terms", terms)
+    }
+
+    /// F-118, F-128: clauses keep their order and their end; each that was changed is told of.
+    #[test]
+    fn clauses_pass_in_their_order_and_what_was_changed_is_told() {
+        let mut rig = harness().start().unwrap();
+        for said in ["Good day.", "Buy it from Acme.", "Goodbye."] {
+            rig.feed(clause(said));
+        }
+        rig.feed(Payload::TextEnd);
+        assert_eq!(rig.texts(), ["Good day.", "Buy it from beep.", "Goodbye."]);
+        assert_eq!(rig.emitted(), [Payload::TextEnd]);
+        let guarded = NodeReport::Guarded {
+            segment: 0,
+            found: 1,
+            blocked: false,
+        };
+        assert_eq!(rig.reports(), [guarded]);
+        rig.stop();
+    }
+
+    /// F-118, F-128: a guard that blocks says what it was told to say instead, or nothing at all.
+    #[test]
+    fn a_blocked_clause_is_replaced_or_left_out() {
+        for (instead, said) in [("No comment.", vec!["No comment."]), ("", vec![])] {
+            let blocks = harness()
+                .config("action", "block")
+                .config("instead", instead);
+            let mut rig = blocks.start().unwrap();
+            rig.feed(clause("Acme is top secret."));
+            assert_eq!(rig.texts(), said);
+            rig.stop();
+        }
+    }
+
+    /// F-128: a guard without terms would guard nothing, and is refused.
+    #[test]
+    fn a_guard_without_terms_is_refused() {
+        for terms in [serde_json::json!([]), serde_json::json!("acme")] {
+            let refused = Harness::of_kind(NodeKind::Guard).config("terms", terms);
+            let refused = refused.start().expect_err("it is refused").to_string();
+            assert!(refused.contains("needs `terms`"), "{refused}");
+        }
     }
 }

@@ -207,7 +207,10 @@ impl Node for Segmenter {
 
 #[cfg(test)]
 mod tests {
+    use rspp_proto::spec::NodeKind;
+
     use super::*;
+    use crate::node::testing::{Harness, generated};
 
     fn clauses(text: &str) -> Vec<String> {
         let mut pending = text.to_owned();
@@ -257,5 +260,47 @@ mod tests {
                     .all(|c| c.chars().count() <= MAX_CLAUSE)
             );
         }
+    }
+
+    /// F-128: a clause goes on as soon as it is whole, the rest when the text ends.
+    #[test]
+    fn a_clause_goes_on_as_soon_as_it_is_whole() {
+        let mut rig = Harness::of_kind(NodeKind::Segmenter).start().unwrap();
+        for piece in ["Good day. ", "How ", "can I "] {
+            rig.feed(generated(piece));
+        }
+        assert_eq!(rig.texts(), ["Good day."]);
+        rig.feed(generated("help?"));
+        assert!(rig.texts().is_empty(), "more may belong to it");
+        rig.feed(Payload::TextEnd);
+        assert_eq!(rig.texts(), ["How can I help?"]);
+        assert_eq!(rig.emitted(), [Payload::TextEnd]);
+        rig.stop();
+    }
+
+    /// F-128, turn-plan.md §7: what has waited for as long as the plan allows goes on at its last blank.
+    #[test]
+    fn what_has_waited_too_long_goes_on() {
+        let handoff = rspp_kernel::plan::profile::streaming_handoff().llm_to_tts;
+        let just_before = Duration::from_millis(handoff.max_partial_age_ms - 1);
+        let mut rig = Harness::of_kind(NodeKind::Segmenter).start().unwrap();
+        rig.feed(generated("Let me think about that for a mo"));
+        rig.advance(just_before);
+        assert!(rig.texts().is_empty());
+        rig.advance(Duration::from_millis(1));
+        assert_eq!(rig.texts(), ["Let me think about that for a"]);
+        rig.stop();
+    }
+
+    /// F-038, F-128: nothing of a cancelled turn is said in the next.
+    #[test]
+    fn a_cancelled_clause_is_forgotten() {
+        let mut rig = Harness::of_kind(NodeKind::Segmenter).start().unwrap();
+        rig.feed(generated("Never said, "));
+        rig.cancel_work(CancelReason::BargeIn);
+        rig.feed(generated("Said."));
+        rig.feed(Payload::TextEnd);
+        assert_eq!(rig.texts(), ["Said."]);
+        rig.stop();
     }
 }
