@@ -8,6 +8,7 @@ mod epoch;
 pub mod external;
 mod id;
 mod lane;
+pub mod metric;
 mod outcome;
 mod payload;
 pub mod reason;

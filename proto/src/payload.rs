@@ -6,7 +6,10 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeId, SampleIndex, SampleRate};
+use crate::{
+    NodeId, SampleIndex, SampleRate,
+    metric::{Metric, MetricLabel},
+};
 
 /// The six event types by which consumers subscribe (F-022).
 #[derive(
@@ -168,6 +171,25 @@ pub struct MetricSample {
     /// Bounded labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+}
+
+impl MetricSample {
+    /// A measurement in the words of [`metric`](crate::metric).
+    pub fn of<'a>(
+        metric: Metric,
+        value: f64,
+        labels: impl IntoIterator<Item = (MetricLabel, &'a str)>,
+    ) -> Self {
+        let labels = labels.into_iter().map(|(label, value)| {
+            debug_assert!(metric.labels().contains(&label), "{metric:?} {label:?}");
+            (label.as_str().to_owned(), value.to_owned())
+        });
+        Self {
+            name: metric.as_str().to_owned(),
+            value,
+            labels: labels.collect(),
+        }
+    }
 }
 
 /// A note for a developer (F-027).

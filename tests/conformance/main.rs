@@ -30,6 +30,7 @@ mod letters;
 mod lifecycle;
 mod link;
 mod liveness;
+mod measuring;
 mod memory;
 mod nodes;
 mod observing;

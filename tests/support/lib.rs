@@ -12,4 +12,5 @@ pub mod fuzz;
 pub mod greeter;
 pub mod nodes;
 pub mod sim;
+pub mod web;
 pub mod wire;

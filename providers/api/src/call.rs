@@ -6,7 +6,7 @@ use futures::Stream;
 use rspp_proto::{Epoch, InvocationId, ProviderId, SessionId, TurnId};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Fault, QueueTime, fair::Share};
+use crate::{Extras, Fault, QueueTime, fair::Share};
 
 /// Counts the attempts of one call at one provider, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,6 +59,8 @@ pub struct Call {
     pub share: Arc<Share>,
     /// Where the adapter says that the call waits for this machine and not for the provider.
     pub queue: Arc<QueueTime>,
+    /// Where the adapter counts what other adapters do not.
+    pub extras: Arc<Extras>,
     /// Fires when the result is no longer wanted: the stream must end promptly after it.
     pub cancel: CancellationToken,
 }

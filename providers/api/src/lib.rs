@@ -7,6 +7,7 @@ mod batching;
 mod call;
 #[cfg(feature = "testing")]
 pub mod conformance;
+mod extras;
 pub mod fair;
 mod fault;
 mod gate;
@@ -22,6 +23,7 @@ mod voice;
 
 pub use batching::{BatchCounters, BatchLanguageModel, Batching};
 pub use call::{Attempt, Call, ChunkStream, Deadlines, Description};
+pub use extras::Extras;
 pub use fault::Fault;
 pub use gate::{FairGate, GateCounters, GateError, GatePermit};
 pub use llm::{

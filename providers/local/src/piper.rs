@@ -291,6 +291,7 @@ mod tests {
             },
             share: Arc::default(),
             queue: Arc::default(),
+            extras: Arc::default(),
             cancel: CancellationToken::new(),
         }
     }

@@ -104,6 +104,7 @@ fn call() -> Call {
         },
         share: Arc::default(),
         queue: Arc::default(),
+        extras: Arc::default(),
         cancel: CancellationToken::new(),
     }
 }

@@ -53,6 +53,7 @@ fn call() -> Call {
         },
         share: Arc::default(),
         queue: Arc::default(),
+        extras: Arc::default(),
         cancel: CancellationToken::new(),
     }
 }

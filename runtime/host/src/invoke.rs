@@ -458,6 +458,7 @@ impl Work {
             (self.facts.get_mut(&key), &self.request)
         {
             facts.spending.audio_ms = dictation.heard().as_millis() as u64;
+            facts.asked = self.request.bytes();
         }
     }
 

@@ -58,7 +58,7 @@ pub use capacity::{CapacityEvent, CapacityKind, CpuProbe};
 pub use clip::Clip;
 pub use event::{Arrival, CallEnd, CallKey, Chunk, Event, Port, Stamp, Tags};
 pub use memory::MemoryUse;
-pub use meters::{EdgeMeasurements, Latency, Measurements, NodeMeasurements};
+pub use meters::{EdgeMeasurements, Latency, Measurements, NodeMeasurements, ProviderMeasurements};
 pub use node::builtin::{NodeFactory, NodeRegistry};
 pub use observe::{Filter, Notice};
 pub use overhead::{Overhead, Percentiles};

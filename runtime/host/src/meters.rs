@@ -16,9 +16,12 @@ use std::{
 use hdrhistogram::Histogram;
 use rspp_kernel::edge::EdgeCounters;
 use rspp_proto::{
-    EdgeId, Lane, MetricSample, Monotonic, NodeId, PipelineVersion, ProviderId, SessionId,
-    spec::Strategy,
+    EdgeId, Lane, MetricSample, Monotonic, NodeId, OutcomeClass, PipelineVersion, ProviderId,
+    RetryDecision, SessionId,
+    metric::{Metric, MetricLabel, MetricLabel as L},
+    spec::{Modality, Strategy},
 };
+use rspp_timeline::AttemptRecord;
 use serde::{Deserialize, Serialize};
 
 /// Percentiles of durations, in milliseconds of the node's clock.
@@ -49,6 +52,32 @@ pub struct NodeMeasurements {
     pub cancel: Latency,
 }
 
+/// What was measured of a provider that a node asks; the same of every provider (F-065).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProviderMeasurements {
+    /// What it does.
+    pub modality: Modality,
+    /// From a request until its answer was over.
+    pub rtt: Latency,
+    /// From a request until the first piece of its answer.
+    pub first_chunk: Latency,
+    /// What requests waited for this machine before the provider had them.
+    pub queue_wait: Latency,
+    /// Requests by the class of how they ended.
+    pub attempts: BTreeMap<String, u64>,
+    /// Requests that led to another, by what was decided.
+    pub retries: BTreeMap<String, u64>,
+    /// Requests that failed, by code.
+    pub errors: BTreeMap<String, u64>,
+    /// Bytes of what was asked: text, or audio.
+    pub request_bytes: u64,
+    /// Bytes of what was answered.
+    pub response_bytes: u64,
+    /// What this vendor counts beside that.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extras: BTreeMap<String, f64>,
+}
+
 /// What was measured of an edge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EdgeMeasurements {
@@ -77,6 +106,8 @@ pub struct Measurements {
     pub nodes: BTreeMap<NodeId, NodeMeasurements>,
     /// By edge.
     pub edges: BTreeMap<EdgeId, EdgeMeasurements>,
+    /// By the node that asks and who was asked.
+    pub providers: BTreeMap<NodeId, BTreeMap<ProviderId, ProviderMeasurements>>,
     /// From the acceptance of a cancel until the output has let go of the turn.
     pub cancel: Latency,
     /// Cancels by their reason code (F-035).
@@ -89,6 +120,8 @@ pub(crate) struct Meters {
     version: PipelineVersion,
     nodes: Mutex<BTreeMap<NodeId, Arc<NodeMeter>>>,
     edges: Mutex<BTreeMap<EdgeId, Arc<EdgeMeter>>>,
+    /// As many as nodes have candidates.
+    providers: Mutex<BTreeMap<(NodeId, ProviderId), ProviderMeter>>,
     cancel: Spans,
     /// When work was last told to stop, in microseconds; 0 for never.
     cancelled_at: AtomicU64,
@@ -105,6 +138,102 @@ pub(crate) struct NodeMeter {
     provider: Option<ProviderId>,
     latency: Spans,
     cancel: Spans,
+}
+
+/// A provider's instruments at one node.
+#[derive(Debug)]
+struct ProviderMeter {
+    modality: Modality,
+    rtt: Spans,
+    first_chunk: Spans,
+    queue_wait: Spans,
+    attempts: BTreeMap<&'static str, u64>,
+    retries: BTreeMap<&'static str, u64>,
+    errors: BTreeMap<String, u64>,
+    request_bytes: u64,
+    response_bytes: u64,
+    extras: BTreeMap<String, f64>,
+}
+
+/// Codes and names of one provider that are told apart; the others are told together.
+const MOST_NAMES: usize = 32;
+const OTHERS: &str = "others";
+
+impl ProviderMeter {
+    fn new(modality: Modality) -> Self {
+        Self {
+            modality,
+            rtt: Spans::default(),
+            first_chunk: Spans::default(),
+            queue_wait: Spans::default(),
+            attempts: BTreeMap::new(),
+            retries: BTreeMap::new(),
+            errors: BTreeMap::new(),
+            request_bytes: 0,
+            response_bytes: 0,
+            extras: BTreeMap::new(),
+        }
+    }
+
+    fn asked(&mut self, attempt: &AttemptRecord) {
+        self.rtt.add(attempt.latency());
+        if let Some(latency) = attempt.first_chunk_latency() {
+            self.first_chunk.add(latency);
+        }
+        self.queue_wait
+            .add(Duration::from_millis(attempt.queue_wait_ms));
+        let outcome = attempt.outcome_class.as_str();
+        *self.attempts.entry(outcome).or_default() += 1;
+        match attempt.retry_decision {
+            RetryDecision::None => {}
+            RetryDecision::Retry | RetryDecision::ProviderSwitch | RetryDecision::Fallback => {
+                let decision = attempt.retry_decision.as_str();
+                *self.retries.entry(decision).or_default() += 1;
+            }
+        }
+        match attempt.outcome_class {
+            OutcomeClass::Success | OutcomeClass::Cancelled => {}
+            OutcomeClass::Timeout
+            | OutcomeClass::Overload
+            | OutcomeClass::Blocked
+            | OutcomeClass::InfrastructureFailure => {
+                *named(&mut self.errors, &attempt.reason) += 1;
+            }
+        }
+        self.request_bytes += attempt.bytes_in;
+        self.response_bytes += attempt.bytes_out;
+        for (name, amount) in &attempt.extras {
+            *named(&mut self.extras, name) += amount;
+        }
+    }
+
+    fn measurements(&self) -> ProviderMeasurements {
+        let counts = |of: &BTreeMap<&'static str, u64>| {
+            let counts = of.iter();
+            counts
+                .map(|(name, count)| ((*name).to_owned(), *count))
+                .collect()
+        };
+        ProviderMeasurements {
+            modality: self.modality,
+            rtt: self.rtt.latency(),
+            first_chunk: self.first_chunk.latency(),
+            queue_wait: self.queue_wait.latency(),
+            attempts: counts(&self.attempts),
+            retries: counts(&self.retries),
+            errors: self.errors.clone(),
+            request_bytes: self.request_bytes,
+            response_bytes: self.response_bytes,
+            extras: self.extras.clone(),
+        }
+    }
+}
+
+/// The count under a name, or under that of all others once there are many: names become labels.
+fn named<'a, T: Default>(counts: &'a mut BTreeMap<String, T>, name: &str) -> &'a mut T {
+    let known = counts.len() < MOST_NAMES || counts.contains_key(name);
+    let name = if known { name } else { OTHERS };
+    counts.entry(name.to_owned()).or_default()
 }
 
 /// An edge's instruments.
@@ -204,6 +333,7 @@ impl Meters {
             version,
             nodes: Mutex::default(),
             edges: Mutex::default(),
+            providers: Mutex::default(),
             cancel: Spans::default(),
             cancelled_at: AtomicU64::new(0),
             sounds: AtomicBool::new(false),
@@ -244,6 +374,27 @@ impl Meters {
             })
         });
         Arc::clone(meter)
+    }
+
+    /// A request to a provider is over.
+    pub(crate) fn asked(&self, attempt: &AttemptRecord) {
+        let Some(node) = attempt.node_id.clone() else {
+            return;
+        };
+        let mut providers = lock(&self.providers);
+        let meter = providers
+            .entry((node, attempt.provider_id.clone()))
+            .or_insert_with(|| ProviderMeter::new(attempt.modality));
+        meter.asked(attempt);
+    }
+
+    fn providers(&self) -> BTreeMap<NodeId, BTreeMap<ProviderId, ProviderMeasurements>> {
+        let mut measured = BTreeMap::<NodeId, BTreeMap<_, _>>::new();
+        for ((node, provider), meter) in &*lock(&self.providers) {
+            let of_node = measured.entry(node.clone()).or_default();
+            of_node.insert(provider.clone(), meter.measurements());
+        }
+        measured
     }
 
     /// Work is told to stop; `whole` if the user is to hear silence, after an accepted cancel.
@@ -307,6 +458,7 @@ impl Meters {
                     (edge.clone(), measured)
                 })
                 .collect(),
+            providers: self.providers(),
             cancel: self.cancel.latency(),
             cancels: lock(&self.cancels)
                 .iter()
@@ -350,111 +502,178 @@ pub(crate) struct Measured {
     pub(crate) sample: MetricSample,
 }
 
-/// What has changed since `before`, as in-band metrics: names, units and labels as in
-/// observability.md §5. Latencies are in milliseconds, one sample for each quantile; the depth of an
-/// edge is told each time, so that it is a series.
+/// What has changed since `before`, as in-band metrics in the words of [`rspp_proto::metric`].
+/// Latencies are in milliseconds, one sample for each quantile; the depth of an edge is told each time,
+/// so that it is a series.
 pub(crate) fn samples(before: Option<&Measurements>, now: &Measurements) -> Vec<Measured> {
     let mut list = Vec::new();
-    let version = ("pipeline_version", now.pipeline_version.as_str());
+    let version = (L::PipelineVersion, now.pipeline_version.as_str());
     for (node, measured) in &now.nodes {
         let known = before.and_then(|before| before.nodes.get(node));
         let mut labels = vec![
             version,
-            ("node_id", node.as_str()),
-            ("node_type", measured.node_type.as_str()),
+            (L::NodeId, node.as_str()),
+            (L::NodeType, measured.node_type.as_str()),
         ];
         if let Some(provider) = &measured.provider {
-            labels.push(("provider_id", provider.as_str()));
+            labels.push((L::ProviderId, provider.as_str()));
         }
-        for (name, latency, old) in [
-            (
-                "node_latency_ms",
-                measured.latency,
-                known.map(|known| known.latency),
-            ),
-            (
-                "cancel_latency_ms",
-                measured.cancel,
-                known.map(|known| known.cancel),
-            ),
-        ] {
-            if latency.samples > old.map_or(0, |old| old.samples) {
-                quantiles(&mut list, node, None, name, latency, &labels);
-            }
-        }
+        let mut told = Telling {
+            list: &mut list,
+            node,
+            edge: None,
+            labels: &labels,
+        };
+        let old = known.map(|known| known.latency);
+        told.latency(Metric::NodeLatency, measured.latency, old);
+        let old = known.map(|known| known.cancel);
+        told.latency(Metric::CancelLatency, measured.cancel, old);
     }
     for (edge, measured) in &now.edges {
         let known = before.and_then(|before| before.edges.get(edge));
         let labels = [
             version,
-            ("node_id", measured.node_id.as_str()),
-            ("edge_id", edge.as_str()),
-            ("lane", Lane::Data.as_str()),
+            (L::NodeId, measured.node_id.as_str()),
+            (L::EdgeId, edge.as_str()),
+            (L::Lane, Lane::Data.as_str()),
         ];
-        let node = &measured.node_id;
-        let mut tell = |name: &str, value: u64, more: &[(&str, &str)]| {
-            list.push(Measured {
-                node: node.clone(),
-                edge: Some(edge.clone()),
-                sample: sample(name, value as f64, labels.iter().chain(more)),
-            });
+        let mut told = Telling {
+            list: &mut list,
+            node: &measured.node_id,
+            edge: Some(edge),
+            labels: &labels,
         };
-        tell(
-            "edge_queue_depth",
-            measured.depth,
-            &[("status", "accepted")],
+        let accepted = (L::Status, "accepted");
+        told.value(
+            Metric::EdgeQueueDepth,
+            measured.depth as f64,
+            Some(accepted),
         );
-        let strategy = strategy_name(measured.strategy);
-        if measured.dropped > known.map_or(0, |known| known.dropped) {
-            tell(
-                "edge_drops_total",
-                measured.dropped,
-                &[("strategy", strategy)],
-            );
-        }
-        if measured.merged > known.map_or(0, |known| known.merged) {
-            tell("edge_merges_total", measured.merged, &[]);
-        }
-        if measured.latency.samples > known.map_or(0, |known| known.latency.samples) {
-            let name = "edge_latency_ms";
-            quantiles(&mut list, node, Some(edge), name, measured.latency, &labels);
+        let strategy = (L::Strategy, strategy_name(measured.strategy));
+        let old = known.map_or(0, |known| known.dropped);
+        told.count(Metric::EdgeDrops, measured.dropped, old, Some(strategy));
+        let old = known.map_or(0, |known| known.merged);
+        told.count(Metric::EdgeMerges, measured.merged, old, None);
+        let old = known.map(|known| known.latency);
+        told.latency(Metric::EdgeLatency, measured.latency, old);
+    }
+    for (node, providers) in &now.providers {
+        for (provider, measured) in providers {
+            let known = before.and_then(|before| before.providers.get(node)?.get(provider));
+            let labels = [
+                version,
+                (L::NodeId, node.as_str()),
+                (L::ProviderId, provider.as_str()),
+                (L::Modality, measured.modality.as_str()),
+            ];
+            let mut told = Telling {
+                list: &mut list,
+                node,
+                edge: None,
+                labels: &labels,
+            };
+            told.provider(measured, known);
         }
     }
     list
 }
 
-fn quantiles(
-    list: &mut Vec<Measured>,
-    node: &NodeId,
-    edge: Option<&EdgeId>,
-    name: &str,
-    latency: Latency,
-    labels: &[(&str, &str)],
-) {
-    for (quantile, value) in [
-        ("0.5", latency.p50_ms),
-        ("0.95", latency.p95_ms),
-        ("0.99", latency.p99_ms),
-    ] {
-        list.push(Measured {
-            node: node.clone(),
-            edge: edge.cloned(),
-            sample: sample(name, value, labels.iter().chain(&[("quantile", quantile)])),
-        });
-    }
+/// Measurements that have their node and most of their labels in common.
+struct Telling<'a> {
+    list: &'a mut Vec<Measured>,
+    node: &'a NodeId,
+    edge: Option<&'a EdgeId>,
+    labels: &'a [(MetricLabel, &'a str)],
 }
 
-fn sample<'a>(
-    name: &str,
-    value: f64,
-    labels: impl Iterator<Item = &'a (&'a str, &'a str)>,
-) -> MetricSample {
-    MetricSample {
-        name: name.to_owned(),
-        value,
-        labels: labels
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect(),
+impl Telling<'_> {
+    fn value(&mut self, metric: Metric, value: f64, more: Option<(MetricLabel, &str)>) {
+        let labels = self.labels.iter().copied().chain(more);
+        self.list.push(Measured {
+            node: self.node.clone(),
+            edge: self.edge.cloned(),
+            sample: MetricSample::of(metric, value, labels),
+        });
+    }
+
+    /// A total, if it has grown.
+    fn count(&mut self, metric: Metric, now: u64, old: u64, more: Option<(MetricLabel, &str)>) {
+        if now > old {
+            self.value(metric, now as f64, more);
+        }
+    }
+
+    /// Quantiles, if there are more measurements than before.
+    fn latency(&mut self, metric: Metric, latency: Latency, old: Option<Latency>) {
+        if latency.samples <= old.map_or(0, |old| old.samples) {
+            return;
+        }
+        for (quantile, value) in [
+            ("0.5", latency.p50_ms),
+            ("0.95", latency.p95_ms),
+            ("0.99", latency.p99_ms),
+        ] {
+            self.value(metric, value, Some((L::Quantile, quantile)));
+        }
+    }
+
+    /// The same of every provider, whatever it does.
+    fn provider(&mut self, now: &ProviderMeasurements, old: Option<&ProviderMeasurements>) {
+        for (metric, latency, old) in [
+            (Metric::ProviderRtt, now.rtt, old.map(|old| old.rtt)),
+            (
+                Metric::ProviderFirstChunk,
+                now.first_chunk,
+                old.map(|old| old.first_chunk),
+            ),
+            (
+                Metric::ProviderQueueWait,
+                now.queue_wait,
+                old.map(|old| old.queue_wait),
+            ),
+        ] {
+            self.latency(metric, latency, old);
+        }
+        for (metric, label, counts, old) in [
+            (
+                Metric::ProviderAttempts,
+                L::Outcome,
+                &now.attempts,
+                old.map(|old| &old.attempts),
+            ),
+            (
+                Metric::ProviderRetries,
+                L::RetryDecision,
+                &now.retries,
+                old.map(|old| &old.retries),
+            ),
+            (
+                Metric::ProviderErrors,
+                L::ErrorCode,
+                &now.errors,
+                old.map(|old| &old.errors),
+            ),
+        ] {
+            for (name, count) in counts {
+                let old = old.and_then(|old| old.get(name)).copied().unwrap_or(0);
+                self.count(metric, *count, old, Some((label, name)));
+            }
+        }
+        let bytes = old.map_or(0, |old| old.request_bytes);
+        self.count(Metric::ProviderRequestBytes, now.request_bytes, bytes, None);
+        let bytes = old.map_or(0, |old| old.response_bytes);
+        self.count(
+            Metric::ProviderResponseBytes,
+            now.response_bytes,
+            bytes,
+            None,
+        );
+        for (name, amount) in &now.extras {
+            let old = old.and_then(|old| old.extras.get(name));
+            if old != Some(amount) {
+                self.value(Metric::ProviderExtra, *amount, Some((L::Extra, name)));
+            }
+        }
     }
 }
 

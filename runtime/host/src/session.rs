@@ -425,9 +425,7 @@ impl Session {
                     self.publisher.repeated_call(&call, now);
                     return;
                 }
-                for attempt in &attempts {
-                    self.publisher.attempt(attempt);
-                }
+                self.attempts_ended(&attempts);
                 self.ledger.invoked(turn, &outcome);
                 self.publisher.invocation(*outcome);
             }

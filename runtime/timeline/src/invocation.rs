@@ -1,10 +1,10 @@
 //! What providers did: attempts, outcomes and hand-overs between stages (observability.md §2).
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use rspp_proto::{
-    EdgeId, Epoch, InvocationId, Monotonic, OutcomeClass, ProviderId, RetryDecision, Spending,
-    TurnId, spec::Modality,
+    EdgeId, Epoch, InvocationId, Monotonic, NodeId, OutcomeClass, ProviderId, RetryDecision,
+    Spending, TurnId, spec::Modality,
 };
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,9 @@ pub struct AttemptRecord {
     /// The turn it worked for; `None` for session-scoped work such as recognition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turn_id: Option<TurnId>,
+    /// The node that asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
     /// What the provider does.
     pub modality: Modality,
     /// Who was asked.
@@ -50,6 +53,15 @@ pub struct AttemptRecord {
     pub chunk_count: u64,
     /// Bytes received.
     pub bytes_out: u64,
+    /// Bytes of what was asked: text, or audio.
+    #[serde(default)]
+    pub bytes_in: u64,
+    /// How long the request waited for this machine before the provider had it.
+    #[serde(default)]
+    pub queue_wait_ms: u64,
+    /// What the vendor counts beside what all count.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extras: BTreeMap<String, f64>,
     /// The provider asked not to be called for a while.
     pub circuit_open: bool,
     /// How long the runtime waited before the next attempt.

@@ -100,6 +100,7 @@ async fn speak(text: &str, providers: &Providers) -> Result<Vec<i16>, Problem> {
         },
         share: Arc::default(),
         queue: Arc::default(),
+        extras: Arc::default(),
         cancel: CancellationToken::new(),
     };
     let request = TtsRequest {

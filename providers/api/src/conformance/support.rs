@@ -44,6 +44,7 @@ pub(super) fn new_call(modality: &str) -> Call {
         },
         share: Arc::default(),
         queue: Arc::default(),
+        extras: Arc::default(),
         cancel: CancellationToken::new(),
     }
 }

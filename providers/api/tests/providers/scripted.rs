@@ -33,6 +33,7 @@ fn call(session: &str, number: u64) -> Call {
         },
         share: Arc::default(),
         queue: Arc::default(),
+        extras: Arc::default(),
         cancel: CancellationToken::new(),
     }
 }

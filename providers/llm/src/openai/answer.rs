@@ -22,6 +22,7 @@ pub(super) struct Answer {
     tool_bytes: usize,
     reason: Option<FinishReason>,
     usage: Option<Usage>,
+    cached_tokens: Option<u64>,
     finished: bool,
 }
 
@@ -43,6 +44,7 @@ impl Answer {
             return Err(failure::in_stream(&error, private));
         }
         if let Some(usage) = event.usage {
+            self.cached_tokens = usage.cached_tokens();
             self.usage = Some(usage.into());
         }
         // One answer was asked for; a server that sends more is heard for its first.
@@ -136,6 +138,11 @@ impl Answer {
             self.chunks.push_back(LlmChunk::ToolCall(call));
         }
         Ok(())
+    }
+
+    /// Tokens of the prompt that the server had read before, if it has said so; told once.
+    pub(super) fn take_cached_tokens(&mut self) -> Option<u64> {
+        self.cached_tokens.take()
     }
 
     fn finish(&mut self) {

@@ -302,6 +302,9 @@ impl Reading {
             if self.answer.only_end_left() {
                 self.read_trailer().await;
             }
+            if let Some(cached) = self.answer.take_cached_tokens() {
+                call.extras.add("cached_prompt_tokens", cached as f64);
+            }
             if let Some(chunk) = self.answer.next_chunk() {
                 return Ok(Some(chunk));
             }

@@ -146,6 +146,22 @@ pub(super) struct WireUsage {
     prompt_tokens: u64,
     #[serde(default)]
     completion_tokens: u64,
+    prompt_tokens_details: Option<PromptTokens>,
+}
+
+/// What some servers tell of the tokens that they read.
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct PromptTokens {
+    #[serde(default)]
+    cached_tokens: u64,
+}
+
+impl WireUsage {
+    /// Tokens that the server had read before, if it says so.
+    pub(super) fn cached_tokens(self) -> Option<u64> {
+        self.prompt_tokens_details
+            .map(|tokens| tokens.cached_tokens)
+    }
 }
 
 impl From<WireUsage> for Usage {

@@ -36,6 +36,7 @@ pub(crate) fn call() -> Call {
         },
         share: Arc::default(),
         queue: Arc::default(),
+        extras: Arc::default(),
         cancel: CancellationToken::new(),
     }
 }

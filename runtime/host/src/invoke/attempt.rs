@@ -1,6 +1,7 @@
 //! One attempt: opening the provider's stream, and what is to be known of it beside its chunks.
 
 use std::{
+    collections::BTreeMap,
     num::NonZeroU32,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -12,7 +13,8 @@ use rspp_actors::CancellationToken;
 use rspp_kernel::invocation::{AttemptKey, Patience};
 use rspp_proto::{InvocationId, ProviderId, Spending, TurnNumber};
 use rspp_provider_api::{
-    Attempt, Call, ChunkStream, Deadlines, Fault, LlmChunk, QueueTime, RegistryError, SttChunk,
+    Attempt, Call, ChunkStream, Deadlines, Extras, Fault, LlmChunk, QueueTime, RegistryError,
+    SttChunk,
 };
 
 use super::CallSite;
@@ -34,6 +36,10 @@ pub(super) struct Attempting {
 pub(super) struct Facts {
     pub(super) streaming: bool,
     pub(super) bytes: u64,
+    /// Bytes of what the provider was asked.
+    pub(super) asked: u64,
+    /// What its adapter counts beside.
+    extras: Arc<Extras>,
     pub(super) status: Option<u16>,
     /// Whether there was no room for it on this machine.
     pub(super) shed: bool,
@@ -41,6 +47,14 @@ pub(super) struct Facts {
 }
 
 impl Facts {
+    /// What its adapter has counted beside what all count.
+    pub(super) fn extras(&self) -> BTreeMap<String, f64> {
+        let counts = self.extras.counts().into_iter();
+        counts
+            .map(|(name, amount)| (name.to_owned(), amount))
+            .collect()
+    }
+
     /// Counts a chunk.
     pub(super) fn count(&mut self, chunk: &Chunk) {
         let (bytes, tokens) = match chunk {
@@ -96,6 +110,7 @@ pub(super) fn open(
 ) -> Result<(Attempting, Facts), Fault> {
     let cancel = site.cancel.child_token();
     let queue = Arc::<QueueTime>::default();
+    let extras = Arc::<Extras>::default();
     let call = Call {
         invocation: id.clone(),
         attempt: NonZeroU32::new(attempt).map_or(Attempt::FIRST, Attempt),
@@ -106,6 +121,7 @@ pub(super) fn open(
         deadlines: deadlines(site, provider),
         share: Arc::clone(site.settings.schedule.share()),
         queue: Arc::clone(&queue),
+        extras: Arc::clone(&extras),
         cancel: cancel.clone(),
     };
     let registry = &site.settings.registry;
@@ -113,6 +129,8 @@ pub(super) fn open(
     let streams = |of: &Candidates| of.streaming.contains(provider);
     let mut facts = Facts {
         streaming: candidates.is_some_and(streams),
+        asked: request.bytes(),
+        extras,
         ..Facts::default()
     };
     let begin = || -> Result<ChunkStream<Chunk>, Fault> {

@@ -63,6 +63,7 @@ fn record(
     AttemptRecord {
         provider_invocation_id: outcome.invocation.clone(),
         turn_id: site.settings.turn.map(TurnNumber::id),
+        node_id: Some(site.settings.node().clone()),
         modality,
         provider_id: attempt.provider.clone(),
         attempt: attempt.attempt,
@@ -77,6 +78,9 @@ fn record(
         streaming_used: facts.streaming,
         chunk_count: attempt.chunks,
         bytes_out: facts.bytes,
+        bytes_in: facts.asked,
+        queue_wait_ms: attempt.queued.as_millis() as u64,
+        extras: facts.extras(),
         circuit_open: attempt.circuit_open,
         backoff_ms: attempt.backoff.map(|backoff| backoff.as_millis() as u64),
         output_status_code: facts.status,

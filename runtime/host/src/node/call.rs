@@ -40,6 +40,19 @@ impl CallRequest {
         }
     }
 
+    /// Bytes of what is asked, as far as it is known: text, or audio.
+    pub(crate) fn bytes(&self) -> u64 {
+        let bytes = match self {
+            Self::Stt(dictation) => dictation.heard_bytes,
+            Self::Llm(request) => {
+                let messages = request.messages.iter();
+                messages.map(|message| message.content.len()).sum()
+            }
+            Self::Tts(request) => request.text.len(),
+        };
+        bytes as u64
+    }
+
     /// Whether more input may come.
     pub(crate) fn is_listening(&self) -> bool {
         match self {

@@ -36,6 +36,7 @@ use rspp_proto::{
         OutcomePhase, OutcomeScope, PayloadClass, SeqRange, Signal, Stamp, TurnTransition,
         UnknownEvent, UnknownEventAction,
     },
+    metric::{Metric, MetricLabel},
     spec::{INGRESS, PressureAction, RecordingLevel},
 };
 use rspp_timeline::{
@@ -445,16 +446,12 @@ impl Publisher {
     ) {
         let forced = if is_forced { "yes" } else { "no" };
         let labels = [
-            ("node_id", node.as_str()),
-            ("pipeline_version", self.version.as_str()),
-            ("reason", reason.as_str()),
-            ("forced", forced),
+            (MetricLabel::NodeId, node.as_str()),
+            (MetricLabel::PipelineVersion, self.version.as_str()),
+            (MetricLabel::Reason, reason.as_str()),
+            (MetricLabel::Forced, forced),
         ];
-        let sample = MetricSample {
-            name: "cancel_ack_ms".to_owned(),
-            value: after.as_secs_f64() * 1e3,
-            labels: labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
-        };
+        let sample = MetricSample::of(Metric::CancelAck, after.as_secs_f64() * 1e3, labels);
         let stamp = self.stamp(turn, at);
         let payload = Payload::Metrics(Box::new(sample));
         let record = EventRecord::new(stamp, Lane::Telemetry, payload).from_node(node.clone());

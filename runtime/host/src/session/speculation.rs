@@ -238,9 +238,7 @@ impl Session {
                     self.publisher.repeated_call(&call, now);
                     return None;
                 }
-                for attempt in &attempts {
-                    self.publisher.attempt(attempt);
-                }
+                self.attempts_ended(&attempts);
                 self.publisher.invocation(*outcome);
                 (tokens(&attempts), 0)
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rspp_actors::Context;
 use rspp_kernel::edge::{DropReason, EdgeNotice, SequenceSpan};
 use rspp_proto::{EdgeId, Epoch, Lane, Monotonic, Payload, SampleIndex};
+use rspp_timeline::AttemptRecord;
 
 use super::{Session, time};
 use crate::{
@@ -51,6 +52,16 @@ impl Session {
                 before = Some(now);
             }
         });
+    }
+
+    /// Requests to providers are over: evidence, and measured.
+    pub(super) fn attempts_ended(&mut self, attempts: &[AttemptRecord]) {
+        for attempt in attempts {
+            if let Some(meters) = &self.setup.meters {
+                meters.asked(attempt);
+            }
+            self.publisher.attempt(attempt);
+        }
     }
 
     /// Says what the telemetry lane has lost: it drops its oldest, and never holds anybody up.

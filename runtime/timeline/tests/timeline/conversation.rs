@@ -214,6 +214,7 @@ pub(crate) fn attempt(turn: &TurnId, ms: u64) -> AttemptRecord {
     AttemptRecord {
         provider_invocation_id: call(turn),
         turn_id: Some(turn.clone()),
+        node_id: None,
         modality: Modality::Llm,
         provider_id: ProviderId::new("llm-local").unwrap(),
         attempt: NonZeroU32::MIN.get(),
@@ -228,6 +229,9 @@ pub(crate) fn attempt(turn: &TurnId, ms: u64) -> AttemptRecord {
         streaming_used: true,
         chunk_count: 0,
         bytes_out: 0,
+        bytes_in: 18,
+        queue_wait_ms: 0,
+        extras: std::collections::BTreeMap::new(),
         circuit_open: true,
         backoff_ms: Some(50),
         output_status_code: Some(429),

@@ -1,0 +1,235 @@
+//! The words that measurements are told in: names, units and labels (F-065, observability.md §5).
+//!
+//! A dashboard goes by these. Each metric has one set of labels, whoever is measured, and each label
+//! takes its values from something bounded: ids of a pipeline, registered providers, closed enums and
+//! codes that are written in code.
+
+/// What is measured; the unit is at the name's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Metric {
+    /// From the begin of a handler until all that it emitted is sent.
+    NodeLatency,
+    /// From the acceptance of a cancel until a node has let go.
+    CancelLatency,
+    /// From the acceptance of a cancel until a node has heard of it.
+    CancelAck,
+    /// Events that wait on an edge.
+    EdgeQueueDepth,
+    /// Events that an edge gave up.
+    EdgeDrops,
+    /// Events that an edge folded into others.
+    EdgeMerges,
+    /// From an event's arrival on an edge until its node takes it.
+    EdgeLatency,
+    /// From a request to a provider until its answer is over.
+    ProviderRtt,
+    /// From a request to a provider until the first piece of its answer.
+    ProviderFirstChunk,
+    /// What a request waited for this machine before its provider had it.
+    ProviderQueueWait,
+    /// Requests by how they ended.
+    ProviderAttempts,
+    /// Requests that led to another, at the same provider or elsewhere.
+    ProviderRetries,
+    /// Requests that failed, by code.
+    ProviderErrors,
+    /// Payload of requests: text, or audio.
+    ProviderRequestBytes,
+    /// Payload of answers.
+    ProviderResponseBytes,
+    /// What one vendor counts and another does not.
+    ProviderExtra,
+}
+
+/// What a measurement is told by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MetricLabel {
+    /// The pipeline's version.
+    PipelineVersion,
+    /// The node.
+    NodeId,
+    /// What the node does.
+    NodeType,
+    /// The edge.
+    EdgeId,
+    /// The edge's lane.
+    Lane,
+    /// What became of what is counted.
+    Status,
+    /// What gives when an edge is full.
+    Strategy,
+    /// Why a cancel was accepted.
+    Reason,
+    /// Whether a node had to be stopped.
+    Forced,
+    /// The provider.
+    ProviderId,
+    /// What the provider does.
+    Modality,
+    /// The class of an outcome.
+    Outcome,
+    /// What a failed request led to.
+    RetryDecision,
+    /// The code of a failure.
+    ErrorCode,
+    /// What a vendor counts beside what all count.
+    Extra,
+    /// Which quantile of a latency.
+    Quantile,
+}
+
+impl Metric {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::NodeLatency,
+        Self::CancelLatency,
+        Self::CancelAck,
+        Self::EdgeQueueDepth,
+        Self::EdgeDrops,
+        Self::EdgeMerges,
+        Self::EdgeLatency,
+        Self::ProviderRtt,
+        Self::ProviderFirstChunk,
+        Self::ProviderQueueWait,
+        Self::ProviderAttempts,
+        Self::ProviderRetries,
+        Self::ProviderErrors,
+        Self::ProviderRequestBytes,
+        Self::ProviderResponseBytes,
+        Self::ProviderExtra,
+    ];
+
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NodeLatency => "node_latency_ms",
+            Self::CancelLatency => "cancel_latency_ms",
+            Self::CancelAck => "cancel_ack_ms",
+            Self::EdgeQueueDepth => "edge_queue_depth",
+            Self::EdgeDrops => "edge_drops_total",
+            Self::EdgeMerges => "edge_merges_total",
+            Self::EdgeLatency => "edge_latency_ms",
+            Self::ProviderRtt => "provider_rtt_ms",
+            Self::ProviderFirstChunk => "provider_first_chunk_ms",
+            Self::ProviderQueueWait => "provider_queue_wait_ms",
+            Self::ProviderAttempts => "provider_attempts_total",
+            Self::ProviderRetries => "provider_retries_total",
+            Self::ProviderErrors => "provider_errors_total",
+            Self::ProviderRequestBytes => "provider_request_bytes_total",
+            Self::ProviderResponseBytes => "provider_response_bytes_total",
+            Self::ProviderExtra => "provider_extra_total",
+        }
+    }
+
+    /// All labels that it may have. A node that no provider serves has no `provider_id`; every other
+    /// metric has all of its labels each time.
+    pub const fn labels(self) -> &'static [MetricLabel] {
+        use MetricLabel as L;
+        match self {
+            Self::NodeLatency | Self::CancelLatency => &[
+                L::PipelineVersion,
+                L::NodeId,
+                L::NodeType,
+                L::ProviderId,
+                L::Quantile,
+            ],
+            Self::CancelAck => &[L::PipelineVersion, L::NodeId, L::Reason, L::Forced],
+            Self::EdgeQueueDepth => &[L::PipelineVersion, L::NodeId, L::EdgeId, L::Lane, L::Status],
+            Self::EdgeDrops => &[
+                L::PipelineVersion,
+                L::NodeId,
+                L::EdgeId,
+                L::Lane,
+                L::Strategy,
+            ],
+            Self::EdgeMerges => &[L::PipelineVersion, L::NodeId, L::EdgeId, L::Lane],
+            Self::EdgeLatency => &[
+                L::PipelineVersion,
+                L::NodeId,
+                L::EdgeId,
+                L::Lane,
+                L::Quantile,
+            ],
+            Self::ProviderRtt | Self::ProviderFirstChunk | Self::ProviderQueueWait => &[
+                L::PipelineVersion,
+                L::NodeId,
+                L::ProviderId,
+                L::Modality,
+                L::Quantile,
+            ],
+            Self::ProviderAttempts => &[
+                L::PipelineVersion,
+                L::NodeId,
+                L::ProviderId,
+                L::Modality,
+                L::Outcome,
+            ],
+            Self::ProviderRetries => &[
+                L::PipelineVersion,
+                L::NodeId,
+                L::ProviderId,
+                L::Modality,
+                L::RetryDecision,
+            ],
+            Self::ProviderErrors => &[
+                L::PipelineVersion,
+                L::NodeId,
+                L::ProviderId,
+                L::Modality,
+                L::ErrorCode,
+            ],
+            Self::ProviderRequestBytes | Self::ProviderResponseBytes => {
+                &[L::PipelineVersion, L::NodeId, L::ProviderId, L::Modality]
+            }
+            Self::ProviderExtra => &[
+                L::PipelineVersion,
+                L::NodeId,
+                L::ProviderId,
+                L::Modality,
+                L::Extra,
+            ],
+        }
+    }
+}
+
+impl MetricLabel {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PipelineVersion => "pipeline_version",
+            Self::NodeId => "node_id",
+            Self::NodeType => "node_type",
+            Self::EdgeId => "edge_id",
+            Self::Lane => "lane",
+            Self::Status => "status",
+            Self::Strategy => "strategy",
+            Self::Reason => "reason",
+            Self::Forced => "forced",
+            Self::ProviderId => "provider_id",
+            Self::Modality => "modality",
+            Self::Outcome => "outcome",
+            Self::RetryDecision => "retry_decision",
+            Self::ErrorCode => "error_code",
+            Self::Extra => "extra",
+            Self::Quantile => "quantile",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// F-065: one name for one thing, and no label twice.
+    #[test]
+    fn names_are_told_apart() {
+        let names: BTreeSet<_> = Metric::ALL.iter().map(|metric| metric.as_str()).collect();
+        assert_eq!(names.len(), Metric::ALL.len());
+        for metric in Metric::ALL {
+            let labels: BTreeSet<_> = metric.labels().iter().map(|label| label.as_str()).collect();
+            assert_eq!(labels.len(), metric.labels().len(), "{metric:?}");
+        }
+    }
+}
