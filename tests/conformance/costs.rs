@@ -1,13 +1,16 @@
 //! What may be spent: caps cut a reply where a clause ends, or end the turn, and say so.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rspp_proto::{
     Spending,
     abi::Signal,
     spec::{Cap, CapAction, CostCaps},
 };
-use rspp_provider_api::scripted::ScriptedLlm;
+use rspp_provider_api::{
+    Fault, LlmRequest, Role,
+    scripted::{Conduct, Script, ScriptedLlm},
+};
 use rspp_tests::call::{Builder, Cast, Ended, after_reply, first, says};
 
 /// Three clauses: of 5, 7 and 6 tokens; of 24, 31 and 32 characters.
@@ -169,4 +172,115 @@ async fn a_session_knows_what_it_cost() {
         sum += turn.spending;
     }
     assert_eq!(sum, ended.report.spending);
+}
+
+/// A model that tells its story, and a short end to it when it is asked for one.
+fn teller(asked: &Arc<Mutex<Vec<LlmRequest>>>, end: &'static str) -> Cast {
+    let asked = Arc::clone(asked);
+    let llm = ScriptedLlm::new("llm").answer_with(move |request: &LlmRequest| {
+        asked.lock().unwrap().push(request.clone());
+        match request.messages.last().unwrap().role {
+            Role::System => end,
+            Role::User | Role::Assistant | Role::Tool => STORY,
+        }
+    });
+    Cast {
+        llm: Arc::new(llm),
+        ..Cast::default()
+    }
+}
+
+async fn tell(cast: &Cast, turn: Cap) -> Ended {
+    let caps = CostCaps {
+        turn,
+        action: CapAction::Summarize,
+        ..CostCaps::default()
+    };
+    Builder::new(cast, vec![says(first())])
+        .pipeline(|spec| spec.providers.caps = Some(Box::new(caps)))
+        .hold()
+        .await
+}
+
+/// F-058: where policy says so, the rest of a reply that a cap cuts is said in short by its model, within
+/// the cap, and the enforcement is told.
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_a_long_reply_is_said_in_short() {
+    for (cap, kind, limit) in [
+        (tokens(16), "tokens", 16),
+        (characters(80), "tts_characters", 80),
+    ] {
+        let asked = Arc::default();
+        let cast = teller(&asked, "Nobody went there.");
+        let ended = tell(&cast, cap).await;
+        assert_eq!(ended.endings(), ["commit"]);
+        let heard = "It was a bright morning. Nobody went there.";
+        assert_eq!(ended.turn(1).agent_text_played, heard, "{kind}");
+        assert_eq!(
+            ended.log.reasons_of(Signal::BudgetExhausted),
+            [format!(
+                "cost_cap_{kind} scope=turn limit={limit} action=summarize"
+            )]
+        );
+        let spent = ended.turn(1).spending;
+        assert!(spent.tts_characters <= 80, "{spent:?}");
+        if kind == "tokens" {
+            assert!(spent.tokens_written <= limit, "{spent:?}");
+        }
+        // It is told what was heard, is offered no tools, and may not write more than is left.
+        let asked = asked.lock().unwrap();
+        assert_eq!(asked.len(), 2, "once, and not again");
+        let [.., told, wish] = &asked[1].messages[..] else {
+            panic!("{:?}", asked[1]);
+        };
+        assert_eq!((told.role, wish.role), (Role::Assistant, Role::System));
+        assert_eq!(told.content, "It was a bright morning.");
+        assert!(asked[1].max_tokens.is_some_and(|most| most <= 40));
+        assert!(asked[1].tools.is_empty());
+    }
+}
+
+/// F-058: a summary that is too long itself, one that fails, and one that cannot be afforded: the rest is
+/// left out, and that is told.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_said_in_short_is_cut() {
+    let truncated =
+        |limit: u64| format!("cost_cap_tokens scope=turn limit={limit} action=truncate");
+    let summarized =
+        |limit: u64| format!("cost_cap_tokens scope=turn limit={limit} action=summarize");
+    // Too long: no end of a clause within what is left.
+    let asked = Arc::default();
+    let long = "Nobody at all ever went there any more then since it was so far away.";
+    let ended = tell(&teller(&asked, long), tokens(16)).await;
+    assert_eq!(ended.endings(), ["commit"]);
+    assert_eq!(ended.turn(1).agent_text_played, "It was a bright morning.");
+    let told = ended.log.reasons_of(Signal::BudgetExhausted);
+    assert_eq!(told, [summarized(16), truncated(16)]);
+    assert_eq!(ended.turn(1).spending.tokens_written, 16);
+    // Fails.
+    let asked = Arc::default();
+    let mut cast = teller(&asked, "Nobody went there.");
+    let fault = Fault::blocked("provider_client_error", "no");
+    let conducts = [Conduct::good(), Conduct::good().failing_after(0, fault)];
+    cast.llm = Arc::new(
+        ScriptedLlm::new("llm")
+            .answers([STORY])
+            .script(Script::calls(conducts)),
+    );
+    let ended = tell(&cast, tokens(16)).await;
+    assert_eq!(ended.endings(), ["commit"]);
+    assert_eq!(ended.turn(1).agent_text_played, "It was a bright morning.");
+    let told = ended.log.reasons_of(Signal::BudgetExhausted);
+    assert_eq!(told, [summarized(16), truncated(16)]);
+    // Not worth it.
+    let asked = Arc::default();
+    let ended = tell(&teller(&asked, "Nobody went there."), tokens(15)).await;
+    assert_eq!(ended.endings(), ["commit"]);
+    let fits = "It was a bright morning. The sea was calm and very blue.";
+    assert_eq!(ended.turn(1).agent_text_played, fits);
+    assert_eq!(
+        ended.log.reasons_of(Signal::BudgetExhausted),
+        [truncated(15)]
+    );
+    assert_eq!(asked.lock().unwrap().len(), 1);
 }

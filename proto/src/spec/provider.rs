@@ -211,6 +211,9 @@ pub enum CapAction {
     /// What fits is said, up to the end of a clause; the rest is left out.
     #[default]
     Truncate,
+    /// What fits is said, and its model is asked to say the rest in short, within the cap. Where that
+    /// cannot be afforded, and of what is heard, the rest is left out.
+    Summarize,
     /// The turn ends.
     Refuse,
 }

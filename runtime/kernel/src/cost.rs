@@ -43,8 +43,8 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// The reason as `budget_exhausted` carries it; see [`Self::effect`].
-    pub fn reason(&self, begun: bool) -> String {
+    /// The reason as `budget_exhausted` carries it, where that follows.
+    pub fn reason(&self, follows: CapAction) -> String {
         let kind = match self.kind {
             CostKind::Tokens => "tokens",
             CostKind::AudioMs => "audio_ms",
@@ -54,8 +54,9 @@ impl Allowance {
             CapScope::Turn => "turn",
             CapScope::Session => "session",
         };
-        let action = match self.effect(begun) {
+        let action = match follows {
             CapAction::Truncate => "truncate",
+            CapAction::Summarize => "summarize",
             CapAction::Refuse => "refuse",
         };
         let limit = self.limit;
@@ -64,12 +65,39 @@ impl Allowance {
 
     /// What follows, for work that has `begun` or not: what may not even begin cannot be cut short.
     pub fn effect(&self, begun: bool) -> CapAction {
-        if self.left == 0 && !begun {
-            CapAction::Refuse
-        } else {
-            self.action
+        match self.action {
+            _ if self.left == 0 && !begun => CapAction::Refuse,
+            // Whoever can have it summarised does so before; see [`Self::summary`].
+            CapAction::Truncate | CapAction::Summarize => CapAction::Truncate,
+            CapAction::Refuse => CapAction::Refuse,
         }
     }
+
+    /// How it is to be spent so that there is enough left to say the rest in short. `None` where it is to
+    /// be cut: by policy, or because a summary would take more than the reply itself may.
+    pub fn summary(&self) -> Option<Summary> {
+        let (least, most) = match self.kind {
+            CostKind::Tokens => (8, 48),
+            CostKind::TtsCharacters => (40, 240),
+            CostKind::AudioMs => return None,
+        };
+        match self.action {
+            CapAction::Summarize => {}
+            CapAction::Truncate | CapAction::Refuse => return None,
+        }
+        let rest = (self.left / 4).clamp(least, most);
+        let draft = self.left.checked_sub(rest)?;
+        (draft >= rest).then_some(Summary { draft, rest })
+    }
+}
+
+/// A cap in two parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// What the reply itself may take.
+    pub draft: u64,
+    /// What is kept for the rest in short.
+    pub rest: u64,
 }
 
 /// What a session has spent.
@@ -179,7 +207,7 @@ mod tests {
         let caps = caps(Some(20), None);
         let mut allowance = meter.left(&caps, CostKind::Tokens).unwrap();
         assert_eq!(
-            allowance.reason(false),
+            allowance.reason(CapAction::Truncate),
             "cost_cap_tokens scope=turn limit=20 action=truncate"
         );
         allowance.left = 0;
@@ -187,5 +215,40 @@ mod tests {
         assert_eq!(allowance.effect(true), CapAction::Truncate);
         allowance.action = CapAction::Refuse;
         assert_eq!(allowance.effect(true), CapAction::Refuse);
+    }
+
+    /// F-058: a summary is kept room for, within the cap, where it is worth it; audio has none.
+    #[test]
+    fn room_is_kept_for_a_summary() {
+        use CapAction::{Refuse, Summarize, Truncate};
+        use CostKind::{AudioMs, Tokens, TtsCharacters};
+        let of = |kind, left, action| Allowance {
+            kind,
+            left,
+            scope: CapScope::Turn,
+            limit: 1_000,
+            action,
+        };
+        for (kind, left, split) in [
+            (Tokens, 0, None),
+            (Tokens, 15, None),
+            (Tokens, 16, Some((8, 8))),
+            (Tokens, 100, Some((75, 25))),
+            (Tokens, 1_000, Some((952, 48))),
+            (TtsCharacters, 79, None),
+            (TtsCharacters, 80, Some((40, 40))),
+            (TtsCharacters, 400, Some((300, 100))),
+            (AudioMs, 60_000, None),
+        ] {
+            let allowance = of(kind, left, Summarize);
+            let summary = allowance.summary().map(|it| (it.draft, it.rest));
+            assert_eq!(summary, split, "{kind:?} {left}");
+            assert_eq!(of(kind, left, Truncate).summary(), None);
+            assert_eq!(of(kind, left, Refuse).summary(), None);
+        }
+        // What could not be summarised is cut.
+        let allowance = of(Tokens, 15, Summarize);
+        assert_eq!(allowance.effect(true), Truncate);
+        assert_eq!(of(Tokens, 0, Summarize).effect(false), Refuse);
     }
 }

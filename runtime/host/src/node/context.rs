@@ -541,9 +541,18 @@ impl NodeContext {
 
     /// Says that a cap was reached by work that has `begun` or not, and so whether the turn ends by it.
     pub fn report_cap(&mut self, cap: &Allowance, begun: bool) {
+        let follows = cap.effect(begun);
         self.report(NodeReport::CapReached {
-            reason: cap.reason(begun).into(),
-            ends_turn: cap.effect(begun) == CapAction::Refuse,
+            reason: cap.reason(follows).into(),
+            ends_turn: follows == CapAction::Refuse,
+        });
+    }
+
+    /// Says that a cap was reached, and that what does not fit is said in short.
+    pub fn report_summary(&mut self, cap: &Allowance) {
+        self.report(NodeReport::CapReached {
+            reason: cap.reason(CapAction::Summarize).into(),
+            ends_turn: false,
         });
     }
 

@@ -25,6 +25,10 @@ const MAX_TOKENS: f64 = 512.0;
 /// Most times that a turn's model may call tools, unless the node says otherwise; then it has to answer.
 const MAX_TOOL_ROUNDS: f64 = 4.0;
 
+/// What a model is told that has to say the rest in short.
+const IN_SHORT: &str = "Your answer is too long. What you have said so far has been heard. Say what is most \
+    important of the rest in one short sentence, and nothing else.";
+
 /// The node.
 #[derive(Default)]
 pub(super) struct Llm {
@@ -47,13 +51,88 @@ pub(super) struct Llm {
 /// A cap on what the model may write: its text is passed on clause by clause then, so that it can
 /// be cut where one ends. Nothing is spoken before its clause is complete anyway.
 struct Cap {
-    allowance: Allowance,
-    /// Most tokens of this call.
-    tokens: u64,
+    /// Of what models write.
+    tokens: Option<Part>,
+    /// Of what is to be spoken: only if the rest is to be said in short. Else its voice sees to it.
+    characters: Option<Part>,
     /// Text that no clause's end has come to yet.
     pending: String,
     clauses: u32,
-    reached: bool,
+    /// The cap that did not allow more.
+    reached: Option<Allowance>,
+    /// It is the summary of what a cap has cut.
+    is_summary: bool,
+}
+
+/// What a call may take of a cap.
+#[derive(Clone, Copy)]
+struct Part {
+    allowance: Allowance,
+    left: u64,
+    /// What is kept to say the rest in short.
+    rest: Option<u64>,
+}
+
+impl Part {
+    /// What a reply that wants so much may take, if the cap is tighter than that.
+    fn of(allowance: Allowance, wanted: u64) -> Option<Self> {
+        let summary = allowance.summary();
+        (allowance.left <= wanted).then(|| Self {
+            allowance,
+            left: summary.map_or(allowance.left, |summary| summary.draft),
+            rest: summary.map(|summary| summary.rest),
+        })
+    }
+
+    /// What the summary may take.
+    fn of_summary(self) -> Self {
+        Self {
+            left: self.rest.unwrap_or(self.left),
+            rest: None,
+            ..self
+        }
+    }
+}
+
+impl Cap {
+    fn takes_token(&mut self) -> bool {
+        let Some(part) = &mut self.tokens else {
+            return true;
+        };
+        if part.left == 0 {
+            self.reached = Some(part.allowance);
+            return false;
+        }
+        part.left -= 1;
+        true
+    }
+
+    /// Whether a clause, or what there is of one, may be spoken.
+    fn takes_clause(&mut self, end: usize) -> bool {
+        let Some(part) = &mut self.characters else {
+            return true;
+        };
+        let characters = self.pending[..end].trim().chars().count() as u64;
+        if characters > part.left {
+            self.reached = Some(part.allowance);
+            return false;
+        }
+        part.left -= characters;
+        true
+    }
+
+    /// Whether what it has cut can be said in short.
+    fn may_summarize(&self) -> bool {
+        let Some(reached) = self.reached.filter(|_| !self.is_summary) else {
+            return false;
+        };
+        let part = match reached.kind {
+            CostKind::Tokens => self.tokens,
+            CostKind::TtsCharacters => self.characters,
+            CostKind::AudioMs => None,
+        };
+        part.is_some_and(|part| part.rest.is_some())
+    }
 }
 
 /// The answer in progress.
@@ -89,7 +168,18 @@ impl Llm {
         let settings = cx.settings();
         let own = settings.number("max_tokens", MAX_TOKENS) as u64;
         let wanted = settings.extent.max_tokens.map_or(own, |less| less.min(own));
-        let most = allowance.map_or(wanted, |allowance| allowance.left.min(wanted));
+        let cap = Cap {
+            tokens: allowance.and_then(|allowance| Part::of(allowance, wanted)),
+            characters: cx
+                .allowance(CostKind::TtsCharacters)
+                .and_then(|allowance| Part::of(allowance, u64::MAX))
+                .filter(|part| part.rest.is_some()),
+            pending: String::new(),
+            clauses: 0,
+            reached: None,
+            is_summary: false,
+        };
+        let most = cap.tokens.map_or(wanted, |part| part.left);
         let temperature = settings.number("temperature", f64::NAN);
         let tools = if self.may_call(settings) {
             settings.spec.tools.iter()
@@ -108,16 +198,49 @@ impl Llm {
             max_tokens: Some(most as u32),
             temperature: (!temperature.is_nan()).then_some(temperature as f32),
         };
-        self.cap = allowance
-            .filter(|allowance| allowance.left <= wanted)
-            .map(|allowance| Cap {
-                allowance,
-                tokens: most,
-                pending: String::new(),
-                clauses: 0,
-                reached: false,
-            });
+        let is_capped = cap.tokens.is_some() || cap.characters.is_some();
+        self.cap = is_capped.then_some(cap);
         self.call = Some(cx.generate(request));
+    }
+
+    /// Has the rest of a reply that a cap has cut said in short, if that was kept room for.
+    fn summarize(&mut self, cx: &mut NodeContext) -> bool {
+        let Some(cap) = self.cap.take_if(|cap| cap.may_summarize()) else {
+            return false;
+        };
+        if let Some(reached) = &cap.reached {
+            cx.report_summary(reached);
+        }
+        let heard = self.answer.text.len() - cap.pending.len();
+        self.answer.text.truncate(heard);
+        let mut messages = self.messages.clone();
+        if heard > 0 {
+            messages.push(Message::new(Role::Assistant, self.answer.text.trim()));
+        }
+        messages.push(Message::new(Role::System, IN_SHORT));
+        let tokens = cap.tokens.map(Part::of_summary);
+        let characters = cap.characters.map(Part::of_summary);
+        // A token is at least a letter.
+        let most = [tokens, characters].into_iter().flatten();
+        let most = most.map(|part| part.left).min();
+        self.cap = Some(Cap {
+            tokens,
+            characters,
+            pending: String::new(),
+            clauses: cap.clauses,
+            reached: None,
+            is_summary: true,
+        });
+        if self.said {
+            self.say(cx, " ");
+        }
+        self.call = Some(cx.generate(LlmRequest {
+            messages,
+            tools: Vec::new(),
+            max_tokens: most.map(|most| most as u32),
+            temperature: None,
+        }));
+        true
     }
 
     fn may_call(&self, settings: &NodeSettings) -> bool {
@@ -135,11 +258,9 @@ impl Llm {
     /// Takes a token of a reply whose length is capped; what is complete is passed on.
     fn take_capped(&mut self, cx: &mut NodeContext, text: &str) {
         let Some(cap) = &mut self.cap else { return };
-        if cap.reached || cap.tokens == 0 {
-            cap.reached = true;
+        if cap.reached.is_some() || !cap.takes_token() {
             return;
         }
-        cap.tokens -= 1;
         self.answer.text.push_str(text);
         cap.pending.push_str(text);
         while let Some(cap) = &mut self.cap
@@ -150,10 +271,19 @@ impl Llm {
         {
             // With the blank after it, by which the segmenter knows that the clause is over.
             let blank = cap.pending[end..].chars().next().map_or(0, char::len_utf8);
+            if !cap.takes_clause(end) {
+                break;
+            }
             let rest = cap.pending.split_off(end + blank);
             let clause = std::mem::replace(&mut cap.pending, rest);
             cap.clauses += 1;
             self.say(cx, &clause);
+        }
+        // Nothing more of this answer is wanted.
+        let is_cut = self.cap.as_ref().is_some_and(Cap::may_summarize);
+        if is_cut && let Some(call) = self.call.take() {
+            cx.abort(call);
+            self.summarize(cx);
         }
     }
 
@@ -161,9 +291,9 @@ impl Llm {
     /// unless there is no other: whole words then.
     fn end(&mut self, cx: &mut NodeContext) {
         if let Some(mut cap) = self.cap.take() {
-            if cap.reached {
-                cx.report_cap(&cap.allowance, true);
-                if cap.allowance.effect(true) == CapAction::Refuse {
+            if let Some(reached) = &cap.reached {
+                cx.report_cap(reached, true);
+                if reached.effect(true) == CapAction::Refuse {
                     return;
                 }
                 if cap.clauses > 0 {
@@ -306,7 +436,7 @@ impl Node for Llm {
                 ..
             }) => {
                 if let Some(cap) = &mut self.cap {
-                    cap.reached = true;
+                    cap.reached = cap.reached.or(cap.tokens.map(|part| part.allowance));
                 }
             }
             // The end of the call ends the text.
@@ -325,15 +455,31 @@ impl Node for Llm {
             return Step::OK;
         }
         self.call = None;
+        if let Some(cap) = &mut self.cap
+            && cap.reached.is_none()
+        {
+            cap.takes_clause(cap.pending.len()); // Its last, which no other follows.
+        }
         // Calls of an answer that a cap cut are not made: there is nothing left to answer with.
-        let is_cut = self.cap.as_ref().is_some_and(|cap| cap.reached);
+        let is_cut = self.cap.as_ref().is_some_and(|cap| cap.reached.is_some());
         if end.is_success() && !self.answer.calls.is_empty() && !is_cut {
             self.call_tools(cx);
             return Step::OK;
         }
         // A cancelled call is no failure: what was said so far is the answer.
         if end.is_success() || end.class == OutcomeClass::Cancelled {
-            self.end(cx);
+            if !(end.is_success() && self.summarize(cx)) {
+                self.end(cx);
+            }
+            return Step::OK;
+        }
+        // Nor is a summary that fails: the rest is left out.
+        if let Some(cap) = self.cap.take_if(|cap| cap.is_summary) {
+            let cut_by = [cap.tokens, cap.characters].into_iter().flatten().next();
+            if let Some(part) = cut_by {
+                cx.report_cap(&part.allowance, true);
+            }
+            cx.emit(Payload::TextEnd);
             return Step::OK;
         }
         Step::Done(Err(NodeError::call(&end)))
