@@ -10,11 +10,13 @@ use rspp_kernel::CancelReason;
 use rspp_proto::{
     ErrorCode, ErrorNote, EventType, MetricSample, Monotonic, NodeId, Payload, SessionId, Speaker,
     abi::{EventRecord, Signal},
+    spec::RecordingLevel,
 };
 use rspp_tests::{
     call::{Builder, Call, Cast, Ended, after_reply, first, over_reply, says},
     nodes::{Probes, branch, custom, edge, words},
 };
+use rspp_timeline::{Entry, Options, Recorder};
 use serde_json::json;
 use tokio::sync::broadcast::{Receiver, error::TryRecvError};
 
@@ -453,18 +455,37 @@ fn debug_events(ended: &Ended) -> usize {
         .count()
 }
 
+fn debug_entries(entries: &[Entry]) -> usize {
+    let debug = entries.iter().filter(|entry| match entry {
+        Entry::Event(event) => matches!(event.record.payload, Some(Payload::Debug(_))),
+        _something_else => false,
+    });
+    debug.count()
+}
+
 /// F-027: debug events are off, and turning them on changes nothing else: same audio at the same
 /// times, same words, same signals, same plan.
 #[tokio::test(start_paused = true)]
 async fn debug_events_change_nothing_else() {
     let said = || vec![says(first()), says(over_reply(300)), says(after_reply())];
-    let run = async |debug: Option<bool>| {
+    let run = async |debug: Option<bool>, level| {
         let mut builder = chatty(Builder::new(&Cast::default(), said()));
         builder.pipeline.observe.debug = None;
         builder.settings.session.observe.debug = debug;
-        builder.hold().await
+        let (recorder, recording) = Recorder::in_memory(Options {
+            level,
+            ..Options::default()
+        });
+        builder.recorder = Some(recorder);
+        (builder.hold().await, debug_entries(&recording.entries()))
     };
-    let (off, on) = (run(None).await, run(Some(true)).await);
+    // What each event goes through is written down where everything is.
+    let (off, none) = run(None, RecordingLevel::L2).await;
+    let (some, unkept) = run(Some(true), RecordingLevel::L1).await;
+    let (on, kept) = run(Some(true), RecordingLevel::L2).await;
+    assert_eq!((none, unkept), (0, 0));
+    assert!(kept > 20, "{kept}");
+    assert_eq!(business(&off), business(&some));
     assert_eq!(business(&off), business(&on));
     assert_eq!(debug_events(&off), 0);
     assert!(debug_events(&on) > 20, "{}", debug_events(&on));

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     problem::Problem,
-    rehearsal::{Finding, Performance, Scenario, perform},
+    rehearsal::{Finding, Performance, Scenario, perform, wording},
     terminal,
 };
 
@@ -149,7 +149,7 @@ fn calls(performance: &Performance) -> String {
                 envelope.turn_id.as_ref().map_or("", |turn| turn.as_str()),
                 signal.emitted_by.as_str(),
                 signal.signal,
-                signal.reason.as_ref().map_or("", |reason| reason.as_str())
+                wording(signal),
             );
             line.trim_end().to_owned()
         }));

@@ -44,7 +44,7 @@ pub(crate) struct ExpectedTurn {
 }
 
 /// A signal, with what it has to say: `provider_switch`, or `2: abort cancelled` for the turn and a part
-/// of the reason.
+/// of its wording.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pattern {
     turn: Option<u32>,
@@ -82,11 +82,22 @@ impl Pattern {
 
     fn matches(&self, signal: &ControlSignal) -> bool {
         let turn = self.turn.map(|turn| TurnNumber(turn).id());
-        let said = signal.reason.as_ref().map_or("", |reason| reason.as_str());
         self.signal == signal.signal
             && (turn.is_none() || turn == signal.envelope.turn_id)
-            && said.contains(&self.reason)
+            && wording(signal).contains(&self.reason)
     }
+}
+
+/// What a signal says beside its name: why, on which edge or at which node, about which events.
+pub(crate) fn wording(signal: &ControlSignal) -> String {
+    let envelope = &signal.envelope;
+    let reason = signal.reason.as_ref().map(ToString::to_string);
+    let edge = envelope.edge_id.as_ref().map(ToString::to_string);
+    let node = envelope.node_id.as_ref().map(ToString::to_string);
+    let range = signal.seq_range.as_ref();
+    let range = range.map(|range| format!("{}..{}", range.start, range.end));
+    let parts = [reason, edge.or(node), range].into_iter().flatten();
+    parts.collect::<Vec<_>>().join(" ")
 }
 
 /// One thing that was looked at.
@@ -215,10 +226,7 @@ fn check_turns(expected: &[ExpectedTurn], found: &[TurnReport]) -> Vec<Finding> 
 fn told(signals: &[ControlSignal], kind: Signal) -> String {
     let of_kind = signals.iter().filter(|signal| signal.signal == kind);
     let told: Vec<String> = of_kind
-        .map(|signal| {
-            let reason = signal.reason.as_ref().map_or("", |reason| reason.as_str());
-            format!("`{kind} {reason}`").replace(" `", "`")
-        })
+        .map(|signal| format!("`{kind} {}`", wording(signal)).replace(" `", "`"))
         .collect();
     if told.is_empty() {
         format!("no `{kind}`")

@@ -11,6 +11,6 @@ mod patch;
 mod perform;
 mod scenario;
 
-pub(crate) use expect::Finding;
+pub(crate) use expect::{Finding, wording};
 pub(crate) use perform::{Performance, perform};
 pub(crate) use scenario::Scenario;

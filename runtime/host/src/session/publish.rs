@@ -406,7 +406,9 @@ impl Publisher {
             record.envelope.sync_id.clone_from(&tags.sync_id);
             record.envelope.sync_domain.clone_from(&tags.sync_domain);
         }
-        if copied || kind == EventType::Debug || is_own_measurement(&record) {
+        // What a debugging session has to say of each event is kept where everything is.
+        let is_fine = kind == EventType::Debug && self.recorder.level() < RecordingLevel::L2;
+        if copied || is_fine || is_own_measurement(&record) {
             self.show(&record);
         } else {
             self.event_record(record);
