@@ -46,6 +46,7 @@ mod replay;
 mod routing;
 mod scopes;
 mod sdk;
+mod servers;
 mod shutdown;
 mod speculation;
 mod standbys;

@@ -4,12 +4,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use clap::Args;
 use rspp_actors::{ActorInfo, Stopwatch};
-use rspp_host::{Config, Notice, Pools, Runtime, SessionRequest, report::SessionReport};
+use rspp_host::{
+    Config, Notice, Pools, Runtime, SessionRequest, ToolRegistry, report::SessionReport,
+};
 use rspp_local::Registered;
 use rspp_proto::{
     Monotonic, NodeId, Payload, ProviderId, SessionId, Speaker, TenantId, TurnId, WallClock,
@@ -17,6 +20,7 @@ use rspp_proto::{
 };
 use rspp_provider_api::{Description, Providers};
 use rspp_timeline::{FileHeader, OpenError, Options, Recorder, Recording, Timeline};
+use rspp_tools::HttpTools;
 use rspp_transport_api::{
     loopback::{self, Line, Script},
     wav::StereoWriter,
@@ -233,7 +237,8 @@ impl Loopback {
         .map_err(Problem::failure)?;
         let sink_rate = transport.sink.sample_rate();
 
-        let config = Config::new(offered, pools);
+        let mut config = Config::new(offered, pools);
+        config.tools = tools();
         let clock = config.clock;
         let session =
             SessionId::new(format!("loopback-{}", unix_ms())).map_err(Problem::failure)?;
@@ -448,6 +453,14 @@ impl Watcher<'_> {
         }
         Ok(())
     }
+}
+
+/// What a pipeline may let its model have done: what comes with the runtime, and what servers do.
+fn tools() -> Arc<ToolRegistry> {
+    let mut tools = ToolRegistry::default();
+    let http = HttpTools::default();
+    tools.serve_http(Arc::new(move |server| http.tool(server)));
+    Arc::new(tools)
 }
 
 /// Moves what was heard since the last time into the file.
