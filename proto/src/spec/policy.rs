@@ -9,7 +9,7 @@ use super::{
     Budgets, EdgeBufferPolicy, Marks, NodeKind, NodeSpec, PortType, ProvidersSpec,
     SpeculationPolicy,
 };
-use crate::{NodeId, ProviderId};
+use crate::{NodeId, ProviderId, abi::PayloadClass};
 
 /// What a provider does.
 #[derive(
@@ -153,6 +153,9 @@ pub struct RecordingPolicy {
     /// At least one, unique.
     #[schemars(length(min = 1))]
     pub allowed_replay_modes: BTreeSet<ReplayMode>,
+    /// Classes of payload that L2 keeps whole, as the tenant agreed; what playback answers from.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub full_capture: BTreeSet<PayloadClass>,
 }
 
 /// What a failed plan leads to, before any turn opened (T5a).

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     BufferSpec, Comparison, Condition, DataHandling, EGRESS, EdgeBufferPolicy, EdgeSpec, INGRESS,
     Marks, MemoryLimits, Modality, NodeKind, NodeSpec, PipelineSpec, PolicyBundle, PortType,
-    Strategy, SyncDropPolicy, SyncPolicy, SyncScope, ToolDeclaration, ToolExecutor, Watermarks,
+    RecordingLevel, Strategy, SyncDropPolicy, SyncPolicy, SyncScope, ToolDeclaration, ToolExecutor, Watermarks,
     diagnostic::nearest, parse::Check,
 };
 use crate::{NodeId, ProviderId};
@@ -690,6 +690,17 @@ pub(super) fn policy(bundle: &PolicyBundle, check: &mut Check<'_, '_>) {
         for (edge, policy) in policies {
             resolved_buffer(&format!("edge_buffer_policies.{edge}"), policy, check);
         }
+    }
+    if let Some(recording) = &bundle.recording_policy
+        && !recording.full_capture.is_empty()
+        && recording.recording_level < RecordingLevel::L2
+    {
+        check.error(
+            "full_capture",
+            "recording_policy.full_capture",
+            "payloads are kept whole at L2 only",
+            "set `recording_level: L2`, or leave `full_capture` out".to_owned(),
+        );
     }
     if let Some(flow) = &bundle.flow_control {
         low_below_high("flow_control.data_marks", flow.data_marks, check);

@@ -68,7 +68,7 @@ pub struct ToolCall {
 }
 
 /// What to generate.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct LlmRequest {
     /// The conversation, instructions first.
     pub messages: Vec<Message>,

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures::Stream;
 use rspp_proto::SampleRate;
+use serde::Serialize;
 
 use crate::{Call, ChunkStream, Description};
 
@@ -12,7 +13,7 @@ use crate::{Call, ChunkStream, Description};
 pub type AudioStream = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 
 /// How to recognise.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SttRequest {
     /// Rate of the audio.
     pub sample_rate: SampleRate,

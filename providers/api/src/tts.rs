@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 use rspp_proto::SampleRate;
+use serde::Serialize;
 
 use crate::{Call, ChunkStream, Description};
 
 /// What to say. One call is one clause, so that a dead provider costs one clause (P14).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TtsRequest {
     /// The clause, with its punctuation; never blank.
     pub text: String,

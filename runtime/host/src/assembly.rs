@@ -19,6 +19,7 @@ use rspp_proto::{
 use rspp_provider_api::{InferencePool, Providers};
 
 use crate::{
+    capture::Capture,
     event::{Arrival, Port},
     memory::{Meter, Share},
     meters::{EdgeMeter, Meters},
@@ -75,6 +76,7 @@ pub(crate) struct Assembly {
     /// It is a guess yet: nothing leaves, and foreign nodes do not begin, before the promotion.
     pub(crate) provisional: bool,
     pub(crate) state: Arc<StateAccess>,
+    pub(crate) capture: Option<Capture>,
 }
 
 /// Where inference runs. Listening has threads of its own, so that it never waits for thinking.
@@ -404,6 +406,7 @@ impl Assembly {
             pipeline_version: self.plan.pipeline_version.clone(),
             memory: Arc::clone(&self.memory),
             state: Arc::clone(&self.state),
+            capture: self.capture.clone(),
         }
     }
 

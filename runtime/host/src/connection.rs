@@ -42,6 +42,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     assembly::IngressEdge,
+    capture::Capture,
     event::{Arrival, Event, Port, Stamp},
     meters::Meters,
     node::{EdgeReport, Inputs, Torn},
@@ -112,6 +113,8 @@ pub(crate) struct Attachment {
     /// How far ahead of its playout audio is committed (F-039).
     pub(crate) commit_ahead: Duration,
     pub(crate) scheduling: Arc<Scheduling>,
+    /// Keeps what comes in, if the recording may hold it.
+    pub(crate) capture: Option<Capture>,
 }
 
 /// What a session may ask about its connection at any time.
@@ -460,11 +463,19 @@ impl Line {
                 },
                 ingress = source.next() => match ingress {
                     Some(ingress) => {
+                        if let Some(capture) = &self.attachment.capture {
+                            capture.came(Some(&ingress));
+                        }
                         self.come_in(ingress);
                         // A source that is always ready must not keep the thread for itself.
                         tokio::task::consume_budget().await;
                     }
-                    None => return ExitReason::Finished,
+                    None => {
+                        if let Some(capture) = &self.attachment.capture {
+                            capture.came(None);
+                        }
+                        return ExitReason::Finished;
+                    }
                 },
             }
         }

@@ -33,6 +33,8 @@ mod circuits;
 
 mod providers;
 
+mod capture;
+
 mod connection;
 
 mod clip;

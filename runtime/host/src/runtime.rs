@@ -15,10 +15,10 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     Epoch, EventType, Monotonic, SessionId, TenantId,
-    spec::{LimitsSpec, MemoryLimits, NodeKind, PipelineSpec, PolicyBundle, Quota},
+    spec::{LimitsSpec, MemoryLimits, Modality, NodeKind, PipelineSpec, PolicyBundle, Quota},
 };
 use rspp_provider_api::Providers;
-use rspp_timeline::Recorder;
+use rspp_timeline::{LineNote, OpeningEntry, ProviderNote, Recorder};
 use rspp_transport_api::Transport;
 use thiserror::Error;
 use tokio::sync::{broadcast, oneshot};
@@ -297,7 +297,7 @@ impl Runtime {
     /// Opens a session; it runs until its user hangs up, it is drained, or the runtime shuts down.
     pub async fn open(&self, request: SessionRequest) -> Result<SessionHandle, OpenError> {
         let pipeline = with_insertions(&request.pipeline, request.policy.as_ref())?;
-        let (policy, settings) = (request.policy, request.settings);
+        let (policy, settings) = (request.policy.clone(), request.settings.clone());
         let blueprint = self
             .blueprints
             .find(pipeline, policy, settings, |pipeline| {
@@ -336,6 +336,10 @@ impl Runtime {
         // A lease takes the session from whoever has it, so it comes last.
         let asked = Monotonic::from_duration(self.config.clock.now());
         let lease = self.config.leases.acquire(&request.session)?;
+        let opening = request
+            .recorder
+            .is_recording()
+            .then(|| opening(&request, &blueprint, &lease, &self.config.providers, asked));
         let place = Place {
             lease,
             asked,
@@ -406,6 +410,7 @@ impl Runtime {
                     circuit,
                     pools: config.pools,
                     recorder,
+                    opening,
                     overhead,
                     observers,
                     observe,
@@ -685,6 +690,60 @@ impl SessionHandle {
     pub async fn wait(self) -> Option<SessionReport> {
         self.report.await.ok()
     }
+}
+
+/// What providers of a process do.
+const MODALITIES: [Modality; 5] = [
+    Modality::Vad,
+    Modality::EndOfTurn,
+    Modality::Stt,
+    Modality::Llm,
+    Modality::Tts,
+];
+
+/// What a session is opened with, for who replays it or asks what it runs.
+fn opening(
+    request: &SessionRequest,
+    blueprint: &Blueprint,
+    lease: &Lease,
+    providers: &Providers,
+    at: Monotonic,
+) -> Box<OpeningEntry> {
+    fn written<T: serde::Serialize>(value: &T) -> serde_json::Value {
+        serde_json::to_value(value).expect("specs are written as they are read")
+    }
+    let notes = MODALITIES.iter().flat_map(|modality| {
+        let ids = providers.ids(*modality).into_iter();
+        ids.filter_map(|id| {
+            let description = providers.describe(*modality, &id)?;
+            Some(ProviderNote {
+                modality: *modality,
+                model: description.model.clone(),
+                streaming: description.streaming,
+                id,
+            })
+        })
+    });
+    let transport = &request.transport;
+    Box::new(OpeningEntry {
+        at,
+        session_id: request.session.clone(),
+        tenant_id: request.tenant.clone(),
+        authority_epoch: lease.epoch,
+        taken_over: lease.taken_over,
+        lease_ttl_us: lease.ttl.map(|ttl| ttl.as_micros() as u64),
+        pipeline: written(&request.pipeline),
+        policy: blueprint.policy.as_ref().map(written),
+        settings: written(&blueprint.settings),
+        attributes: Some(written(&request.attributes)),
+        providers: notes.collect(),
+        line: LineNote {
+            transport: transport.kind.as_str().to_owned(),
+            source_rate: transport.source_rate.hertz(),
+            sink_rate: transport.sink.sample_rate().hertz(),
+            sink_lead_us: transport.sink.lead().as_micros() as u64,
+        },
+    })
 }
 
 /// A session to start, as the tree hands it down.

@@ -34,7 +34,7 @@ use std::{
 };
 
 use rspp_actors::{
-    Actor, ActorId, CancellationToken, ChildExit, Context, ControlRef, ControlRefused, ExitReason,
+    Actor, ActorId, CancellationToken, ChildExit, Clock, Context, ControlRef, ControlRefused, ExitReason,
     Failure, NoData, Stopwatch, Verdict,
 };
 use rspp_kernel::{
@@ -66,6 +66,7 @@ pub(crate) use setup::{LISTENING, OpenAnswer, Opening, SessionSetup};
 use crate::{
     admission::TurnPlace,
     assembly::{Assembly, Hosts, IngressEdge},
+    capture::Capture,
     connection::{Attachment, ConnectionControl, LineStats},
     memory::Share,
     node::{NodeStates, StateAccess},
@@ -132,6 +133,7 @@ pub(crate) struct Session {
     /// Providers that had to be given up lately.
     overruns: Arc<Mutex<Overruns>>,
     meter: Arc<Mutex<Meter>>,
+    clock: Clock,
 }
 
 struct RunningTurn {
@@ -165,7 +167,7 @@ impl Occasion {
 }
 
 impl Session {
-    pub(crate) fn new(setup: SessionSetup, clock: rspp_actors::Clock) -> Self {
+    pub(crate) fn new(setup: SessionSetup, clock: Clock) -> Self {
         let epoch = setup.place.lease.epoch;
         let turns = setup.blueprint.spec.turns.clone();
         let connection = setup.blueprint.spec.connection;
@@ -213,6 +215,7 @@ impl Session {
             node_failures: 0,
             overruns: Arc::default(),
             meter: Arc::default(),
+            clock,
             setup,
         }
     }
@@ -298,6 +301,7 @@ impl Session {
             egress: self.setup.egress.clone(),
             pulse: Arc::default(),
             provisional: promotion.is_some(),
+            capture: Capture::of(&self.setup.recorder, ctx.clock()),
             state: Arc::new(StateAccess {
                 session: Arc::clone(&self.state),
                 turn: turn.map(|turn| (turn, Arc::default())),
@@ -393,6 +397,7 @@ impl Session {
             line: Arc::clone(&self.line),
             commit_ahead: Duration::from_millis(self.setup.blueprint.spec.turns.commit_ahead_ms),
             scheduling: Arc::clone(&self.scheduling),
+            capture: assembly.capture.clone(),
         };
         let attach = ConnectionControl::Attach(Box::new(attachment));
         self.setup
@@ -503,6 +508,9 @@ impl Actor for Session {
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         let now = time(ctx);
         self.ledger.opened(now);
+        if let Some(opening) = self.setup.opening.take() {
+            self.publisher.opened(*opening, now);
+        }
         self.publisher.entered(self.setup.place.entry.decision, now);
         self.observe(ctx);
         self.placed(now);

@@ -9,13 +9,13 @@ use rspp_proto::{
         ControlSignal, DecisionOutcome, Envelope, EventRecord, PayloadClass, SchemaVersion, Signal,
         TurnTransition,
     },
-    spec::RecordingLevel,
+    spec::{RecordingLevel, ReplayMode},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    AttemptRecord, HandoffRecord, InvocationOutcome, LevelChange, OR02_EVIDENCE_SCHEMA_VERSION,
-    PlanRecord, Redacted, ToolEntry, TurnBaseline,
+    AttemptRecord, CaptureEntry, HandoffRecord, InvocationOutcome, LevelChange,
+    OR02_EVIDENCE_SCHEMA_VERSION, OpeningEntry, PlanRecord, Redacted, ToolEntry, TurnBaseline,
 };
 
 /// One fact on the timeline. Large ones are boxed: an entry is cheap to move.
@@ -53,6 +53,10 @@ pub enum Entry {
     Footer(Summary),
     /// A step of a tool call's life.
     Tool(Box<ToolEntry>),
+    /// What the session was opened with.
+    Opening(Box<OpeningEntry>),
+    /// Something from outside, kept for playback; at L2 only.
+    Capture(Box<CaptureEntry>),
 }
 
 /// How dear an entry is when room runs out.
@@ -148,6 +152,8 @@ kinds! {
     14 "footer" Footer: Summary,
     20 "journal" Journal: Box<JournalEntry>,
     15 "tool" Tool: Box<ToolEntry>,
+    21 "opening" Opening: Box<OpeningEntry>,
+    22 "capture" Capture: Box<CaptureEntry>,
 }
 
 fn read<T: DeserializeOwned>(payload: &[u8]) -> Result<T, rmp_serde::decode::Error> {
@@ -181,6 +187,9 @@ pub struct FileHeader {
     pub authority_epoch: Option<Epoch>,
     /// How much it was meant to hold.
     pub recording_level: RecordingLevel,
+    /// Which replay made it (F-151); `None` of a call that was held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay_mode: Option<ReplayMode>,
     /// When recording began, on the clock of all other times in the file.
     pub started_at: Monotonic,
     /// The same moment on the calendar.
@@ -212,6 +221,7 @@ impl FileHeader {
             runtime: runtime.into(),
             authority_epoch: None,
             recording_level,
+            replay_mode: None,
             started_at,
             started_wall,
         }
@@ -333,6 +343,8 @@ impl Entry {
             Self::Footer(summary) => summary.at,
             Self::Journal(line) => line.at,
             Self::Tool(step) => step.at,
+            Self::Opening(opening) => opening.at,
+            Self::Capture(capture) => capture.at,
         }
     }
 
@@ -350,7 +362,9 @@ impl Entry {
             Self::Playout(playout) => Some(&playout.turn_id),
             Self::Turn(turn) => Some(&turn.turn_id),
             Self::Tool(step) => Some(&step.turn_id),
+            Self::Capture(capture) => capture.turn_id.as_ref(),
             Self::Header(_)
+            | Self::Opening(_)
             | Self::Level(_)
             | Self::Dropped(_)
             | Self::Journal(_)
@@ -393,6 +407,8 @@ impl Entry {
             | Self::Turn(_)
             | Self::Journal(_)
             | Self::Tool(_)
+            | Self::Opening(_)
+            | Self::Capture(_)
             | Self::Footer(_) => None,
         }
     }
@@ -415,6 +431,8 @@ impl Entry {
             | Self::Turn(_)
             | Self::Journal(_)
             | Self::Tool(_)
+            | Self::Opening(_)
+            | Self::Capture(_)
             | Self::Footer(_) => None,
         }
     }
@@ -437,6 +455,8 @@ impl Entry {
             | Self::Turn(_)
             | Self::Journal(_)
             | Self::Tool(_)
+            | Self::Opening(_)
+            | Self::Capture(_)
             | Self::Footer(_) => None,
         }
     }
@@ -459,10 +479,13 @@ impl Entry {
             | Self::Playout(_)
             | Self::Level(_)
             | Self::Tool(_)
+            | Self::Opening(_)
             | Self::Dropped(_) => EntryClass::Baseline,
-            Self::Event(_) | Self::Attempt(_) | Self::Handoff(_) | Self::Journal(_) => {
-                EntryClass::Detail
-            }
+            Self::Event(_)
+            | Self::Attempt(_)
+            | Self::Handoff(_)
+            | Self::Journal(_)
+            | Self::Capture(_) => EntryClass::Detail,
         }
     }
 
@@ -476,6 +499,17 @@ impl Entry {
             }
             Self::Signal(_) | Self::Outcome(_) | Self::Header(_) => ENVELOPE,
             Self::Plan(plan) => plan.plan.weight() + ENVELOPE,
+            Self::Opening(opening) => {
+                let optional = |value: &Option<serde_json::Value>| {
+                    value.as_ref().map_or(0, json_weight)
+                };
+                json_weight(&opening.pipeline)
+                    + json_weight(&opening.settings)
+                    + optional(&opening.policy)
+                    + optional(&opening.attributes)
+                    + ENVELOPE
+            }
+            Self::Capture(capture) => capture.what.weight() + 128,
             Self::Journal(line) => json_weight(&line.line) + 16,
             Self::Attempt(attempt) => {
                 let captured = |text: &Option<String>| text.as_ref().map_or(0, String::len);
@@ -545,6 +579,8 @@ entry_from! {
     JournalEntry => Journal,
     Summary => Footer,
     ToolEntry => Tool,
+    OpeningEntry => Opening,
+    CaptureEntry => Capture,
 }
 
 impl From<EventRecord> for Entry {

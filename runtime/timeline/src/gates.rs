@@ -188,6 +188,8 @@ impl Gates {
                 | Entry::Dropped(_)
                 | Entry::Journal(_)
                 | Entry::Tool(_)
+                | Entry::Opening(_)
+                | Entry::Capture(_)
                 | Entry::Footer(_) => {}
             }
         }

@@ -4,6 +4,7 @@
 //! the file, and come out through a [`Timeline`]. [`verify`] says whether a recording keeps the
 //! invariants, [`show`] renders it for people, [`Waterfall`] says where a turn's time went.
 
+mod capture;
 mod entry;
 mod evidence;
 mod fidelity;
@@ -23,6 +24,9 @@ pub mod verify;
 mod waterfall;
 mod writer;
 
+pub use capture::{
+    CallRef, Came, CaptureEntry, Captured, LineNote, OpeningEntry, Ordered, Piece, ProviderNote,
+};
 pub use entry::{
     DropNote, Entry, EntryClass, EntryKind, EventEntry, FileHeader, JournalEntry, PlanEntry,
     PlayoutEntry, Summary, TransitionEntry,

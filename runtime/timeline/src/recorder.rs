@@ -195,6 +195,11 @@ impl Recorder {
             .map_or(RecordingLevel::L0, |shared| shared.lock().fidelity.level())
     }
 
+    /// The level that was asked for; what is recorded now may be less. Costs nothing.
+    pub fn wanted(&self) -> Option<RecordingLevel> {
+        Some(self.shared.as_ref()?.options.level)
+    }
+
     /// How the recorder fares; `None` if it records nothing.
     pub fn stats(&self) -> Option<RecorderStats> {
         Some(self.shared.as_ref()?.lock().stats())
@@ -256,6 +261,8 @@ pub(crate) fn prepare(mut entry: Entry, level: RecordingLevel, redaction: &Redac
                 envelope.lease_token = None;
             }
         }
+        Entry::Capture(capture) => capture.withhold(redaction, level),
+        Entry::Opening(opening) => opening.withhold(level),
         Entry::Header(_)
         | Entry::Plan(_)
         | Entry::Outcome(_)
@@ -457,6 +464,10 @@ impl State {
             && class == EntryClass::Detail
             && !sampling::holds(level, &event.record)
         {
+            self.omitted += 1;
+            return Ok(());
+        }
+        if matches!(entry, Entry::Capture(_)) && level < RecordingLevel::L2 {
             self.omitted += 1;
             return Ok(());
         }

@@ -124,8 +124,9 @@ fn who(entry: &Entry) -> &str {
         Entry::Level(_) | Entry::Dropped(_) | Entry::Turn(_) => "OR-02",
         Entry::Plan(_) | Entry::Transition(_) | Entry::Journal(_) => "RK-03",
         Entry::Tool(step) => &step.tool,
+        Entry::Capture(capture) => capture.what.who(),
         Entry::Playout(_) => "RK-22",
-        Entry::Header(_) | Entry::Footer(_) => "-",
+        Entry::Header(_) | Entry::Opening(_) | Entry::Footer(_) => "-",
     }
 }
 
@@ -197,6 +198,11 @@ fn what(entry: &Entry) -> String {
                 step.step.as_str()
             )
         }
+        Entry::Opening(opening) => format!(
+            "opened for {} under {}, over {}",
+            opening.tenant_id, opening.authority_epoch, opening.line.transport
+        ),
+        Entry::Capture(capture) => capture.what.to_string(),
         Entry::Footer(summary) => format!(
             "closed: {} entries, {} turns, {} accepted, {} complete, {} details omitted, {} dropped",
             summary.entries,

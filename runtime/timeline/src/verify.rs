@@ -186,6 +186,8 @@ impl Verifier {
             | Entry::Level(_)
             | Entry::Dropped(_)
             | Entry::Journal(_)
+            | Entry::Opening(_)
+            | Entry::Capture(_)
             | Entry::Footer(_) => {}
         }
     }

@@ -320,6 +320,8 @@ impl Summary {
             | Entry::Handoff(_)
             | Entry::Playout(_)
             | Entry::Journal(_)
+            | Entry::Opening(_)
+            | Entry::Capture(_)
             | Entry::Tool(_) => {}
         }
         self.entries += 1;

@@ -27,6 +27,16 @@ pub enum TransportKind {
 }
 
 impl TransportKind {
+    /// The kind's name, as specs and recordings write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Loopback => "loopback",
+            Self::Websocket => "websocket",
+            Self::Telephony => "telephony",
+            Self::Livekit => "livekit",
+        }
+    }
+
     /// Whether a lost link of this kind may come back to its session.
     pub fn reconnects(self) -> bool {
         match self {

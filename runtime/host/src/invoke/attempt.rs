@@ -133,7 +133,7 @@ pub(super) fn open(
         extras,
         ..Facts::default()
     };
-    let begin = || -> Result<ChunkStream<Chunk>, Fault> {
+    let begin = |request: &mut CallRequest| -> Result<ChunkStream<Chunk>, Fault> {
         Ok(match request {
             CallRequest::Stt(request) => {
                 let provider = registry.stt(provider).map_err(|error| unknown(&error))?;
@@ -152,7 +152,28 @@ pub(super) fn open(
             }
         })
     };
-    let answer = catch_unwind(AssertUnwindSafe(begin)).unwrap_or_else(|_| Err(panicked()))?;
+    let capture = site.settings.capture.as_ref().map(|capture| {
+        let turn = site.settings.turn;
+        let provider = provider.clone();
+        capture.asked(turn, id, provider, attempt, &*request)
+    });
+    let begun = catch_unwind(AssertUnwindSafe(|| begin(request)));
+    let begun = begun.unwrap_or_else(|_| Err(panicked()));
+    let answer = match (begun, capture) {
+        (Ok(answer), Some(mut capture)) => answer
+            .map(Some)
+            .chain(stream::once(std::future::ready(None)))
+            .inspect(move |item| capture.answered(item.as_ref()))
+            .filter_map(std::future::ready)
+            .boxed(),
+        (Ok(answer), None) => answer,
+        (Err(fault), capture) => {
+            if let Some(mut capture) = capture {
+                capture.answered(Some(&Err(fault.clone())));
+            }
+            return Err(fault);
+        }
+    };
     let attempting = Attempting {
         key,
         cancel,

@@ -37,6 +37,7 @@ use super::{
     call::{CallRequest, Dictation},
 };
 use crate::{
+    capture::Capture,
     event::{CallEnd, CallKey, Event, Stamp, Tags},
     memory::{Meter, Share},
     observe::Observers,
@@ -87,6 +88,8 @@ pub struct NodeSettings {
     pub attributes: Arc<BTreeMap<String, serde_json::Value>>,
     /// Who listens in on the session.
     pub(crate) observers: Arc<Observers>,
+    /// Keeps what providers say, if the recording may hold it.
+    pub(crate) capture: Option<Capture>,
     /// What it may remember.
     pub(crate) state: Arc<StateAccess>,
     /// What its events and calls were numbered up to.

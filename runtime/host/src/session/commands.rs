@@ -5,10 +5,13 @@ use rspp_kernel::{CancelReason, Input, graph::Scope};
 use rspp_proto::{InvocationId, Monotonic, NodeId};
 
 use super::{CancelReceipt, CancelTarget, Command, Session};
-use crate::{node::NodeControl, turn::TurnControl};
+use crate::{capture::Capture, node::NodeControl, turn::TurnControl};
 
 impl Session {
     pub(super) fn command(&mut self, now: Monotonic, command: Command) {
+        if let Some(capture) = Capture::of(&self.setup.recorder, self.clock) {
+            capture.ordered(&command);
+        }
         match command {
             Command::Cancel {
                 target,

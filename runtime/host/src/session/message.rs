@@ -123,7 +123,7 @@ pub enum CancelTarget {
 }
 
 impl CancelTarget {
-    pub(super) fn scope(&self) -> CancelScope {
+    pub(crate) fn scope(&self) -> CancelScope {
         match self {
             Self::Session => CancelScope::Session,
             Self::Turn => CancelScope::Turn,

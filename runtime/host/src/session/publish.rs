@@ -41,7 +41,7 @@ use rspp_proto::{
 };
 use rspp_timeline::{
     AppendError, AttemptRecord, Entry, EventEntry, HandoffRecord, InvocationOutcome, JournalEntry,
-    PlanEntry, Recorder, Redaction, ToolEntry, TransitionEntry,
+    OpeningEntry, PlanEntry, Recorder, Redaction, ToolEntry, TransitionEntry,
 };
 
 /// What is about the session as such.
@@ -688,6 +688,12 @@ impl Publisher {
     ) -> DecisionOutcome {
         let stamp = self.stamp(None, at);
         DecisionOutcome::new(kind, OutcomePhase::PreTurn, scope, emitter, reason, stamp)
+    }
+
+    /// What the session was opened with.
+    pub(super) fn opened(&mut self, mut opening: OpeningEntry, at: Monotonic) {
+        opening.at = at;
+        self.record(opening);
     }
 
     pub(super) fn plan(

@@ -9,7 +9,7 @@ use rspp_proto::{
     Epoch, TenantId, TurnNumber,
     spec::{CircuitPolicy, ObserveSpec},
 };
-use rspp_timeline::Recorder;
+use rspp_timeline::{OpeningEntry, Recorder};
 use tokio::sync::oneshot;
 
 use super::{Health, SessionControl};
@@ -52,6 +52,8 @@ pub(crate) struct SessionSetup {
     pub(crate) circuit: CircuitPolicy,
     pub(crate) pools: Pools,
     pub(crate) recorder: Recorder,
+    /// What it was opened with, until that is recorded.
+    pub(crate) opening: Option<Box<OpeningEntry>>,
     pub(crate) overhead: Arc<Overhead>,
     pub(crate) observers: Arc<Observers>,
     pub(crate) observe: ObserveSpec,

@@ -46,6 +46,7 @@ pub fn recording_policy() -> RecordingPolicy {
     RecordingPolicy {
         recording_level: RecordingLevel::L0,
         allowed_replay_modes: BTreeSet::from([ReplayMode::ReplayDecisions]),
+        full_capture: BTreeSet::new(),
     }
 }
 

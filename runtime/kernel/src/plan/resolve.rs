@@ -12,7 +12,7 @@ use rspp_proto::{
         AdaptiveAction, Budgets, BudgetsSpec, BufferSpec, DataHandling, DefaultingSource,
         DegradeSpec, EdgeBufferPolicy, FlowControl, Marks, Modality, NodeExecutionPolicy,
         PipelineSpec, PolicyBundle, PortType, PressureAction, Priority, ProfileName,
-        ProviderPolicy, ProvidersSpec, RecordingPolicy, StatePolicy, Strategy, SyncGroup,
+        ProviderPolicy, ProvidersSpec, RecordingLevel, RecordingPolicy, StatePolicy, Strategy, SyncGroup,
         SyncPolicy, SyncScope, TurnPolicy, Watermarks,
     },
 };
@@ -588,6 +588,7 @@ impl<'a> Draft<'a> {
         let level = self.posture().and_then(|posture| posture.recording_level);
         if let Some(level) = level.filter(|level| *level < policy.recording_level) {
             policy.recording_level = level;
+            policy.full_capture.clear();
             self.note("recording_policy/recording_level", Layer::Posture);
         }
     }
@@ -965,6 +966,11 @@ fn check(plan: &ResolvedPolicy) -> Result<(), PlanError> {
     if plan.recording_policy.allowed_replay_modes.is_empty() {
         let path = "recording_policy.allowed_replay_modes".to_owned();
         return invalid(path, "at least one mode is needed, e.g. replay_decisions");
+    }
+    let recording = &plan.recording_policy;
+    if !recording.full_capture.is_empty() && recording.recording_level < RecordingLevel::L2 {
+        let path = "recording_policy.full_capture".to_owned();
+        return invalid(path, "payloads are kept whole at L2 only");
     }
     handoff_problem(&plan.streaming_handoff)
 }

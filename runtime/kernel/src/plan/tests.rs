@@ -639,6 +639,7 @@ fn the_hash_covers_what_decides_and_nothing_else() {
             c.settings.session.recording_policy = Some(RecordingPolicy {
                 recording_level: RecordingLevel::L2,
                 allowed_replay_modes: BTreeSet::from([ReplayMode::RecomputeDecisions]),
+                full_capture: BTreeSet::new(),
             });
         },
         |c| {

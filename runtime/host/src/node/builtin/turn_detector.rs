@@ -57,13 +57,17 @@ impl TurnDetector {
     fn load(&mut self, cx: &NodeContext) -> Result<(), NodeError> {
         if self.model.is_none() {
             let settings = cx.settings();
+            let id = settings.provider()?;
             let model = settings
                 .registry
-                .end_of_turn(settings.provider()?)
+                .end_of_turn(id)
                 .map_err(|error| NodeError::new(error.to_string()))?
                 .model()
                 .map_err(|fault| NodeError::provider(fault.to_string()))?;
-            self.model = Some(model);
+            self.model = Some(match &settings.capture {
+                Some(capture) => capture.model(id, model),
+                None => model,
+            });
         }
         Ok(())
     }

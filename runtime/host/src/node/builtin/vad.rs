@@ -127,6 +127,10 @@ impl Vad {
         let detector = provider
             .detector()
             .map_err(|fault| NodeError::provider(fault.to_string()))?;
+        let detector = match &settings.capture {
+            Some(capture) => capture.detector(id, detector),
+            None => detector,
+        };
         let rate = f64::from(detector.sample_rate().hertz());
         let samples = |ms: f64| (ms * rate / 1e3) as u64;
         self.limits = Limits {
