@@ -43,6 +43,7 @@ mod recording;
 mod recovery;
 mod refusals;
 mod replay;
+mod rerun;
 mod routing;
 mod scopes;
 mod sdk;

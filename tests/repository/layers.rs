@@ -28,7 +28,16 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ),
     (
         "rspp-replay",
-        &["rspp-proto", "rspp-kernel", "rspp-timeline"],
+        &[
+            "rspp-proto",
+            "rspp-actors",
+            "rspp-kernel",
+            "rspp-timeline",
+            "rspp-provider-api",
+            "rspp-transport-api",
+            "rspp-controlplane-api",
+            "rspp-host",
+        ],
     ),
     ("rspp-local", &["rspp-proto", "rspp-provider-api"]),
     ("rspp-llm", &["rspp-proto", "rspp-provider-api"]),

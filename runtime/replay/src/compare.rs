@@ -2,31 +2,45 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rspp_proto::{Monotonic, TurnId};
-use rspp_timeline::{Anchor, Entry, TurnBaseline};
+use rspp_proto::{Monotonic, Payload, SessionId, TurnId};
+use rspp_timeline::{Anchor, Captured, Entry, InvocationOutcome, TurnBaseline};
 use similar::{Algorithm, DiffOp, capture_diff_slices};
 
-use crate::{Divergence, DivergenceClass as Class};
+use crate::{
+    Divergence, DivergenceClass as Class,
+    divergence::{FINAL_LATENCY, TOTAL_LATENCY},
+};
 
 /// How far apart times may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
     /// Between the same anchors of the same turn, in milliseconds from the turn's proposal.
     pub timing_ms: f64,
+    /// Longest last attempt of a provider call of the candidate, in milliseconds (RD-005).
+    pub final_attempt_latency_ms: Option<u64>,
+    /// Longest provider call of the candidate over all attempts, in milliseconds (RD-005).
+    pub total_invocation_latency_ms: Option<u64>,
 }
 
 impl Default for Tolerance {
     /// The specification's 15 ms (gates.md §1).
     fn default() -> Self {
-        Self { timing_ms: 15.0 }
+        Self {
+            timing_ms: 15.0,
+            final_attempt_latency_ms: None,
+            total_invocation_latency_ms: None,
+        }
     }
 }
 
 /// What of a recording is compared, turn by turn.
 #[derive(Debug, Default)]
 struct Trace {
+    session: Option<SessionId>,
     /// Signals with their reasons, in order, of the whole session.
     said: Vec<Said>,
+    /// What the nodes put out, where both recordings hold it: words, and what providers were asked.
+    outputs: Vec<Said>,
     turns: BTreeMap<TurnId, TurnTrace>,
 }
 
@@ -63,7 +77,11 @@ struct TurnTrace {
 /// a hundred. The same signals in another order are a difference in order, not in outcome.
 pub fn compare(baseline: &[Entry], candidate: &[Entry], tolerance: Tolerance) -> Vec<Divergence> {
     let (a, b) = (Trace::of(baseline), Trace::of(candidate));
-    let mut found = said(&a, &b);
+    let mut found = said(&a.said, &b.said);
+    // Words of which only a hash is left say nothing beyond their session's own salt.
+    if a.session == b.session {
+        found.extend(said(&a.outputs, &b.outputs));
+    }
     let turns: BTreeSet<&TurnId> = a.turns.keys().chain(b.turns.keys()).collect();
     let none = TurnTrace::default();
     for turn in turns {
@@ -71,18 +89,47 @@ pub fn compare(baseline: &[Entry], candidate: &[Entry], tolerance: Tolerance) ->
         let (ours, theirs) = (ours.unwrap_or(&none), theirs.unwrap_or(&none));
         compare_turn(turn, ours, theirs, tolerance, &mut found);
     }
+    found.extend(slow(candidate, tolerance));
     found
 }
 
-fn said(a: &Trace, b: &Trace) -> Vec<Divergence> {
-    let ops = capture_diff_slices(Algorithm::Myers, &a.said, &b.said);
+/// Provider calls that took longer than they may (RD-005): a fault of the candidate alone.
+fn slow(candidate: &[Entry], tolerance: Tolerance) -> Vec<Divergence> {
+    let calls = candidate.iter().filter_map(|entry| match entry {
+        Entry::Invocation(outcome) => Some(&**outcome),
+        _no_provider_call => None,
+    });
+    let over = |latency: u64, most: Option<u64>, prefix: &str, call: &InvocationOutcome| {
+        let most = most.filter(|most| latency > *most)?;
+        Some(Divergence {
+            class: Class::TimingDivergence,
+            scope: format!("{prefix}{}", call.provider_invocation_id),
+            baseline: format!("at most {most} ms"),
+            candidate: format!("{latency} ms"),
+            diff_ms: Some((latency - most) as f64),
+        })
+    };
+    calls
+        .flat_map(|call| {
+            let (last, total) = (call.final_attempt_latency_ms, call.total_invocation_latency_ms);
+            [
+                over(last, tolerance.final_attempt_latency_ms, FINAL_LATENCY, call),
+                over(total, tolerance.total_invocation_latency_ms, TOTAL_LATENCY, call),
+            ]
+        })
+        .flatten()
+        .collect()
+}
+
+fn said(a: &[Said], b: &[Said]) -> Vec<Divergence> {
+    let ops = capture_diff_slices(Algorithm::Myers, a, b);
     let (mut missing, mut added) = (Vec::new(), Vec::new());
     for op in ops {
         match op {
             DiffOp::Equal { .. } => {}
             DiffOp::Delete { .. } | DiffOp::Insert { .. } | DiffOp::Replace { .. } => {
-                missing.extend(a.said[op.old_range()].iter());
-                added.extend(b.said[op.new_range()].iter());
+                missing.extend(a[op.old_range()].iter());
+                added.extend(b[op.new_range()].iter());
             }
         }
     }
@@ -149,6 +196,14 @@ fn compare_turn(
     let (Some(ours), Some(theirs)) = (&a.baseline, &b.baseline) else {
         return; // A turn without evidence shows among the signals.
     };
+    if ours.snapshots != theirs.snapshots {
+        let refs = |of: &TurnBaseline| {
+            let refs = of.snapshots.entries().into_iter();
+            let refs: Vec<_> = refs.map(|(_, reference)| reference.to_owned()).collect();
+            refs.join(", ")
+        };
+        differ(Class::PlanDivergence, refs(ours), refs(theirs), None);
+    }
     let epochs = |of: &TurnBaseline| {
         let open = of.lease_epoch_at_turn_open;
         let end = of.lease_epoch_at_terminal;
@@ -199,6 +254,27 @@ impl Trace {
                         .as_ref()
                         .map_or_else(String::new, ToString::to_string),
                 }),
+                Entry::Header(header) => trace.session = Some(header.session_id.clone()),
+                Entry::Event(event) => {
+                    if let Some(Payload::Text(text)) = &event.record.payload
+                        && text.is_final
+                    {
+                        trace.outputs.push(Said {
+                            turn: event.record.envelope.turn_id.clone(),
+                            signal: format!("{:?} said", text.speaker).to_lowercase(),
+                            reason: text.text.to_string(),
+                        });
+                    }
+                }
+                Entry::Capture(capture) => {
+                    if let Captured::Asked { call, request } = &capture.what {
+                        trace.outputs.push(Said {
+                            turn: capture.turn_id.clone(),
+                            signal: format!("{} asked `{}`", call.invocation, call.provider),
+                            reason: request.to_string(),
+                        });
+                    }
+                }
                 Entry::Plan(plan) => {
                     // Equal policy has an equal hash whichever turn and epoch it is for.
                     let policy = plan.plan.get("policy_hash").and_then(|it| it.as_str());

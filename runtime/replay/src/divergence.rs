@@ -4,6 +4,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// Scope of a provider call whose last attempt took too long.
+pub(crate) const FINAL_LATENCY: &str = "invocation_latency_final:";
+/// Scope of a provider call that took too long over all its attempts.
+pub(crate) const TOTAL_LATENCY: &str = "invocation_latency_total:";
+
 /// The kind of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -101,7 +106,7 @@ impl Verdict {
 }
 
 /// Sets differences against what is accepted. Each accepted one excuses one difference of its class and
-/// scope; authority is never excused, order only if approved.
+/// scope; authority and slow provider calls are never excused, order only if approved.
 pub fn judge(found: Vec<Divergence>, expected: &[Expected]) -> Verdict {
     let mut left: Vec<&Expected> = expected.iter().collect();
     let mut verdict = Verdict::default();
@@ -109,10 +114,13 @@ pub fn judge(found: Vec<Divergence>, expected: &[Expected]) -> Verdict {
         let excusable = |it: &Expected| match divergence.class {
             DivergenceClass::AuthorityDivergence => false,
             DivergenceClass::OrderingDivergence => it.approved,
+            DivergenceClass::TimingDivergence => {
+                let scope = divergence.scope.as_str();
+                !scope.starts_with(FINAL_LATENCY) && !scope.starts_with(TOTAL_LATENCY)
+            }
             DivergenceClass::PlanDivergence
             | DivergenceClass::OutcomeDivergence
-            | DivergenceClass::ProviderChoiceDivergence
-            | DivergenceClass::TimingDivergence => true,
+            | DivergenceClass::ProviderChoiceDivergence => true,
         };
         let excuse = left.iter().position(|it| {
             it.class == divergence.class && it.scope == divergence.scope && excusable(it)

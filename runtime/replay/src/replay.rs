@@ -58,7 +58,7 @@ pub enum ReplayError {
 }
 
 /// A mode's name, as specs write it.
-fn mode_name(mode: ReplayMode) -> &'static str {
+pub(crate) fn mode_name(mode: ReplayMode) -> &'static str {
     match mode {
         ReplayMode::ReSimulateNodes => "re_simulate_nodes",
         ReplayMode::PlaybackRecordedProviderOutputs => "playback_recorded_provider_outputs",
