@@ -517,6 +517,55 @@ async fn added_latency_is_bounded_in_played_time() {
     assert!(ended.log.signals_of(Signal::DropNotice).len() > 10);
 }
 
+/// F-150: a turn with merges and provider calls exports its seed, its order, the merge rule with its
+/// version, and every outside input with where the recording holds it.
+#[tokio::test(start_paused = true)]
+async fn a_turn_with_merges_and_calls_exports_what_a_replay_needs() {
+    let buffer = with(
+        roomy(),
+        json!({ "strategy": "merge", "max_queue_items": 8 }),
+    );
+    let (_, ended) = one_edge(buffer, Duration::from_millis(90), |nth, cx| {
+        cx.emit(words(nth / 20, "so far", nth % 20 == 19));
+    })
+    .await;
+    let merges = ended.entries.iter().filter(|entry| match entry {
+        Entry::Event(event) => event.record.envelope.merge_group_id.is_some(),
+        _no_event => false,
+    });
+    assert!(merges.count() > 10);
+    let calls: BTreeSet<(String, String)> = ended
+        .entries
+        .iter()
+        .filter_map(|entry| match entry {
+            Entry::Invocation(outcome) if outcome.turn_id.is_some() => Some((
+                format!("provider/{}", outcome.modality.as_str()),
+                outcome.provider_invocation_id.to_string(),
+            )),
+            _no_call_of_a_turn => None,
+        })
+        .collect();
+    assert!(!calls.is_empty());
+    let turns = ended.entries.iter().filter_map(|entry| match entry {
+        Entry::Turn(turn) => Some(turn),
+        _no_turn => None,
+    });
+    let mut exported = BTreeSet::new();
+    for turn in turns {
+        let epoch = turn.lease_epoch_at_turn_open.unwrap();
+        let seed = rspp_kernel::determinism::seed(&turn.plan_hash, epoch);
+        assert_eq!(turn.determinism_seed, Some(seed));
+        assert_eq!(turn.ordering_markers, ["runtime_sequence", "event_id"]);
+        assert_eq!(turn.merge_rule_id, "default-merge-rule");
+        assert_eq!(turn.merge_rule_version, "v1.0.0");
+        let inputs = turn.nondeterministic_inputs.iter();
+        let outside = inputs.filter(|input| input.input_key.starts_with("provider/"));
+        exported.extend(outside.map(|it| (it.input_key.clone(), it.evidence_ref.clone())));
+        assert!(turn.is_complete(), "{:?}", turn.missing());
+    }
+    assert_eq!(exported, calls);
+}
+
 /// F-044, ML-002, ML-003: each merge leaves the group and its sources in the record; a final text is
 /// never merged away.
 #[tokio::test(start_paused = true)]

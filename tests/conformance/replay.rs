@@ -164,7 +164,16 @@ async fn two_runs_are_compared_by_what_differs() {
         classes(&slow, tolerance),
         [DivergenceClass::TimingDivergence]
     );
-    assert_eq!(classes(&slow, Tolerance { timing_ms: 25.0, ..tolerance }), []);
+    assert_eq!(
+        classes(
+            &slow,
+            Tolerance {
+                timing_ms: 25.0,
+                ..tolerance
+            }
+        ),
+        []
+    );
     // A signal that is gone is one difference.
     let mut gone = one.entries.clone();
     let at = gone

@@ -126,7 +126,11 @@ async fn a_recorded_call_is_played_back_without_user_and_providers() {
         })
         .collect();
     assert_eq!(turns.len(), 3);
-    assert!(turns.iter().all(|turn| turn.is_accepted() && turn.is_complete()));
+    assert!(
+        turns
+            .iter()
+            .all(|turn| turn.is_accepted() && turn.is_complete())
+    );
     assert_eq!(verify(&candidate), []);
     let heard = rerun.report.unwrap().turns;
     assert!(heard[0].agent_text_played.starts_with("Well"), "{heard:?}");
@@ -151,7 +155,10 @@ async fn every_output_says_which_mode_made_it() {
     }
     for mode in [ReplayMode::ReplayDecisions, ReplayMode::RecomputeDecisions] {
         let refused = again(&baseline, mode, Stage::default()).await.unwrap_err();
-        assert!(refused.to_string().contains("allowed_replay_modes"), "{refused}");
+        assert!(
+            refused.to_string().contains("allowed_replay_modes"),
+            "{refused}"
+        );
     }
 }
 
@@ -173,7 +180,11 @@ async fn only_re_simulation_asks_the_providers_of_today() {
     assert!(other.llm.tally().calls > 0);
     let outcome = |it: &Divergence| it.class == DivergenceClass::OutcomeDivergence;
     assert!(found.iter().any(outcome), "{found:#?}");
-    assert!(found.iter().any(|it| it.candidate.contains("Certainly not.")));
+    assert!(
+        found
+            .iter()
+            .any(|it| it.candidate.contains("Certainly not."))
+    );
 
     let asked = other.llm.tally().calls;
     let (rerun, candidate) = again(&baseline, PLAYBACK, stage()).await.unwrap();
@@ -234,13 +245,21 @@ async fn orders_are_given_again() {
 async fn a_recording_that_holds_too_little_says_what_it_lacks() {
     let refused = async |policy: RecordingPolicy| {
         let entries = recorded(&talkative(), &policy).await;
-        let refused = again(&entries, PLAYBACK, Stage::default()).await.unwrap_err();
+        let refused = again(&entries, PLAYBACK, Stage::default())
+            .await
+            .unwrap_err();
         refused.to_string()
     };
     let told = refused(policy(RecordingLevel::L0, &[])).await;
-    assert!(told.contains("full_capture: [audio_raw, text_raw]"), "{told}");
+    assert!(
+        told.contains("full_capture: [audio_raw, text_raw]"),
+        "{told}"
+    );
     let told = refused(policy(RecordingLevel::L2, &[])).await;
-    assert!(told.contains("withheld") && told.contains("`hash`"), "{told}");
+    assert!(
+        told.contains("withheld") && told.contains("`hash`"),
+        "{told}"
+    );
     let told = refused(policy(RecordingLevel::L2, &[PayloadClass::AudioRaw])).await;
     assert!(told.contains("text_raw is under `mask`"), "{told}");
     let decisions = RecordingPolicy {
@@ -248,7 +267,10 @@ async fn a_recording_that_holds_too_little_says_what_it_lacks() {
         ..whole()
     };
     let told = refused(decisions).await;
-    assert!(told.contains("allowed_replay_modes of turn-0001's plan: replay_decisions"), "{told}");
+    assert!(
+        told.contains("allowed_replay_modes of turn-0001's plan: replay_decisions"),
+        "{told}"
+    );
 
     let entries = recorded(&talkative(), &whole()).await;
     let without = |lacks: fn(&Entry) -> bool| {
@@ -256,7 +278,10 @@ async fn a_recording_that_holds_too_little_says_what_it_lacks() {
         kept.cloned().collect::<Vec<_>>()
     };
     let headless = without(|entry| matches!(entry, Entry::Opening(_)));
-    assert!(matches!(Recorded::of(&headless), Err(RerunError::NoOpening)));
+    assert!(matches!(
+        Recorded::of(&headless),
+        Err(RerunError::NoOpening)
+    ));
     let torn = without(|entry| match entry {
         Entry::Capture(capture) => matches!(&capture.what, Captured::Answered { index: 1, .. }),
         _something_else => false,
@@ -281,8 +306,19 @@ async fn an_answer_that_was_not_recorded_is_not_made_up() {
     let (rerun, _) = again(&entries, PLAYBACK, Stage::default()).await.unwrap();
     let classes: BTreeSet<_> = rerun.divergences.iter().map(|it| it.class).collect();
     assert!(classes.contains(&DivergenceClass::ProviderChoiceDivergence));
-    let reasons: Vec<_> = rerun.report.unwrap().turns.into_iter().map(|turn| turn.reason).collect();
-    assert!(reasons.iter().all(|reason| reason.as_deref() == Some("provider_failure")), "{reasons:?}");
+    let reasons: Vec<_> = rerun
+        .report
+        .unwrap()
+        .turns
+        .into_iter()
+        .map(|turn| turn.reason)
+        .collect();
+    assert!(
+        reasons
+            .iter()
+            .all(|reason| reason.as_deref() == Some("provider_failure")),
+        "{reasons:?}"
+    );
 }
 
 /// RD-004, RD-005: other snapshots are another plan and have to be declared; a provider call that took

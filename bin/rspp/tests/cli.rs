@@ -144,7 +144,7 @@ fn help_shows_what_there_is_with_examples() {
       rehearse  Rehearse calls in which things go wrong, and see what the runtime does about it
       timeline  Look at the timeline of a recorded conversation
       gates     Judge recorded calls by the seven quality gates
-      replay    Play the decisions of a recorded call again, and say where they differ
+      replay    Play a recorded call again, and say where it differs
       diff      Set two recorded calls against each other
       tree      Show the supervision tree of a conversation, caught while the agent speaks
       doctor    Check what a conversation on this machine needs, each with its fix
@@ -243,7 +243,7 @@ fn help_of_the_timeline_shows_every_filter() {
           --turn <TURN>      Only these turns: `2` or `turn-0002`
           --kind <KIND>      Only these kinds of entries [possible values: header, plan, signal, event,
                              outcome, transition, attempt, invocation, handoff, playout, level, dropped,
-                             turn, footer, journal, tool]
+                             turn, footer, journal, tool, opening, capture]
           --type <TYPE>      Only events of these types [possible values: audio, text, control, metrics,
                              debug, error]
           --signal <SIGNAL>  Only these control signals

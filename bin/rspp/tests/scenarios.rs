@@ -47,3 +47,64 @@ fn what_is_not_as_expected_is_told() {
     );
     assert!(said.contains("no `commit`: `commit`"), "{said}");
 }
+
+/// F-151: both modes that run nodes, chosen on the command line: what they print and what they keep says
+/// which one it was. A recording that holds too little, or does not allow it, is refused with what to do.
+#[test]
+fn a_kept_call_is_replayed_by_nodes_from_the_command_line() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios");
+    let rspp = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_rspp"))
+            .args(arguments)
+            .current_dir(folder.path())
+            .env("RSPP_LOG", "off")
+            .output()
+            .expect("the program starts");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let scenario = |name: &str| scenarios.join(name).display().to_string();
+    let played = scenario("played-back.yaml");
+    let plain = scenario("interruption.yaml");
+    let (code, _, complaint) = rspp(&["rehearse", "-q", "--timelines", ".", &played, &plain]);
+    assert_eq!(code, Some(0), "{complaint}");
+    let kept = "played-back.call.rspp";
+    for (mode, more) in [
+        ("playback_recorded_provider_outputs", &[][..]),
+        ("re_simulate_nodes", &["--scenario", &played]),
+    ] {
+        let arguments = ["replay", kept, "--mode", mode, "--keep", "again.rspp"];
+        let (code, said, complaint) = rspp(&[&arguments, more].concat());
+        assert_eq!(
+            said,
+            format!("{kept}: {mode}, 3 turns, nothing differs\n"),
+            "{complaint}"
+        );
+        assert_eq!(code, Some(0));
+        let (_, lines, _) = rspp(&["timeline", "show", "again.rspp", "--json"]);
+        let named = format!("\"replay_mode\":\"{mode}\"");
+        assert!(
+            lines
+                .lines()
+                .next()
+                .is_some_and(|line| line.contains(&named)),
+            "{lines}"
+        );
+        let (code, said, _) = rspp(&["diff", kept, "again.rspp"]);
+        assert_eq!(code, Some(0), "{said}");
+    }
+    let playback = "playback_recorded_provider_outputs";
+    let (code, _, complaint) = rspp(&["replay", "interruption.call.rspp", "--mode", playback]);
+    assert_eq!(code, Some(2));
+    assert!(
+        complaint.contains("allowed_replay_modes of turn-0001's plan"),
+        "{complaint}"
+    );
+    let wrong = ["replay", kept, "--mode", playback, "--scenario", &played];
+    assert_eq!(rspp(&wrong).0, Some(2));
+}

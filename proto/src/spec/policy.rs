@@ -144,6 +144,18 @@ pub enum ReplayMode {
     RecomputeDecisions,
 }
 
+impl ReplayMode {
+    /// The mode's name, as specs write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ReSimulateNodes => "re_simulate_nodes",
+            Self::PlaybackRecordedProviderOutputs => "playback_recorded_provider_outputs",
+            Self::ReplayDecisions => "replay_decisions",
+            Self::RecomputeDecisions => "recompute_decisions",
+        }
+    }
+}
+
 /// What is recorded of a turn.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

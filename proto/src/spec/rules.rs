@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     BufferSpec, Comparison, Condition, DataHandling, EGRESS, EdgeBufferPolicy, EdgeSpec, INGRESS,
     Marks, MemoryLimits, Modality, NodeKind, NodeSpec, PipelineSpec, PolicyBundle, PortType,
-    RecordingLevel, Strategy, SyncDropPolicy, SyncPolicy, SyncScope, ToolDeclaration, ToolExecutor, Watermarks,
-    diagnostic::nearest, parse::Check,
+    RecordingLevel, Strategy, SyncDropPolicy, SyncPolicy, SyncScope, ToolDeclaration, ToolExecutor,
+    Watermarks, diagnostic::nearest, parse::Check,
 };
 use crate::{NodeId, ProviderId};
 

@@ -461,21 +461,16 @@ impl Line {
                     Item::Data(arrival) => self.take(arrival),
                     Item::Telemetry(none) => match none {},
                 },
-                ingress = source.next() => match ingress {
-                    Some(ingress) => {
-                        if let Some(capture) = &self.attachment.capture {
-                            capture.came(Some(&ingress));
-                        }
-                        self.come_in(ingress);
-                        // A source that is always ready must not keep the thread for itself.
-                        tokio::task::consume_budget().await;
+                ingress = source.next() => {
+                    if let Some(capture) = &self.attachment.capture {
+                        capture.came(ingress.as_ref());
                     }
-                    None => {
-                        if let Some(capture) = &self.attachment.capture {
-                            capture.came(None);
-                        }
+                    let Some(ingress) = ingress else {
                         return ExitReason::Finished;
-                    }
+                    };
+                    self.come_in(ingress);
+                    // A source that is always ready must not keep the thread for itself.
+                    tokio::task::consume_budget().await;
                 },
             }
         }

@@ -34,8 +34,8 @@ use std::{
 };
 
 use rspp_actors::{
-    Actor, ActorId, CancellationToken, ChildExit, Clock, Context, ControlRef, ControlRefused, ExitReason,
-    Failure, NoData, Stopwatch, Verdict,
+    Actor, ActorId, CancellationToken, ChildExit, Clock, Context, ControlRef, ControlRefused,
+    ExitReason, Failure, NoData, Stopwatch, Verdict,
 };
 use rspp_kernel::{
     Input, Placement, SessionState,

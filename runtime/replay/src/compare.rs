@@ -111,10 +111,23 @@ fn slow(candidate: &[Entry], tolerance: Tolerance) -> Vec<Divergence> {
     };
     calls
         .flat_map(|call| {
-            let (last, total) = (call.final_attempt_latency_ms, call.total_invocation_latency_ms);
+            let (last, total) = (
+                call.final_attempt_latency_ms,
+                call.total_invocation_latency_ms,
+            );
             [
-                over(last, tolerance.final_attempt_latency_ms, FINAL_LATENCY, call),
-                over(total, tolerance.total_invocation_latency_ms, TOTAL_LATENCY, call),
+                over(
+                    last,
+                    tolerance.final_attempt_latency_ms,
+                    FINAL_LATENCY,
+                    call,
+                ),
+                over(
+                    total,
+                    tolerance.total_invocation_latency_ms,
+                    TOTAL_LATENCY,
+                    call,
+                ),
             ]
         })
         .flatten()

@@ -52,19 +52,9 @@ pub enum ReplayError {
     /// The mode runs nodes, which this replay does not.
     #[error(
         "`{}` is not a mode of decisions; choose replay_decisions or recompute_decisions",
-        mode_name(*.0)
+        .0.as_str()
     )]
     Mode(ReplayMode),
-}
-
-/// A mode's name, as specs write it.
-pub(crate) fn mode_name(mode: ReplayMode) -> &'static str {
-    match mode {
-        ReplayMode::ReSimulateNodes => "re_simulate_nodes",
-        ReplayMode::PlaybackRecordedProviderOutputs => "playback_recorded_provider_outputs",
-        ReplayMode::ReplayDecisions => "replay_decisions",
-        ReplayMode::RecomputeDecisions => "recompute_decisions",
-    }
 }
 
 /// Where a replay stands; can be kept and gone on from (F-152).

@@ -312,7 +312,9 @@ impl Captured {
     fn class(&self) -> PayloadClass {
         match self {
             Self::Came(came) => came.class(),
-            Self::Ordered(_) | Self::Detected { .. } => PayloadClass::Metadata,
+            Self::Ordered(_) | Self::Detected { .. } | Self::Withheld { .. } => {
+                PayloadClass::Metadata
+            }
             Self::Asked { call, .. } => match call.modality {
                 Modality::Stt | Modality::Vad | Modality::EndOfTurn => PayloadClass::Metadata,
                 Modality::Llm | Modality::Tts | Modality::External => PayloadClass::TextRaw,
@@ -327,7 +329,6 @@ impl Captured {
                     PayloadClass::Metadata
                 }
             },
-            Self::Withheld { .. } => PayloadClass::Metadata,
         }
     }
 

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use rspp_proto::{Monotonic, spec::RecordingLevel};
+use rspp_proto::{
+    Monotonic,
+    spec::{RecordingLevel, RecordingPolicy},
+};
 use thiserror::Error;
 use tokio::sync::Notify;
 
@@ -47,6 +50,17 @@ impl Default for Options {
             redaction: Redaction::default(),
             sync: SyncPolicy::AtTurnEnd,
             linger: Duration::from_millis(20),
+        }
+    }
+}
+
+impl Options {
+    /// As a plan's recording policy says.
+    pub fn under(policy: &RecordingPolicy) -> Self {
+        Self {
+            level: policy.recording_level,
+            redaction: Redaction::default().with_full_capture(policy.full_capture.iter().copied()),
+            ..Self::default()
         }
     }
 }

@@ -252,10 +252,7 @@ impl Loopback {
                     Monotonic::from_duration(clock.now()),
                     WallClock(unix_ms()),
                 );
-                let options = Options {
-                    level: plan.recording_policy.recording_level,
-                    ..Options::default()
-                };
+                let options = Options::under(&plan.recording_policy);
                 let (recorder, recording) = record(path, header, options).await?;
                 (recorder, Some(recording))
             }

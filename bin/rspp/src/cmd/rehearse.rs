@@ -73,7 +73,7 @@ impl Rehearse {
         for (file, scenario) in scenarios {
             let (title, shows) = (scenario.title.clone(), scenario.shows.clone());
             let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-            let performance = perform(scenario, |call| {
+            let performance = perform(&scenario, |call| {
                 scratch.path.join(format!("{stem}.{call}.rspp"))
             })?;
             let holds = performance.findings().all(Finding::holds);

@@ -1,4 +1,4 @@
-//! `rspp replay` and `rspp diff`: does the kernel decide again as it did, and where do two calls differ?
+//! `rspp replay` and `rspp diff`: does a recorded call go the same way again, and where do two differ?
 
 use std::{
     fs,
@@ -6,17 +6,26 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
+use rspp_host::Pools;
 use rspp_proto::spec::ReplayMode;
-use rspp_replay::{Cursor, Divergence, Expected, Replay, Step, Tolerance, compare, judge};
+use rspp_provider_api::Providers;
+use rspp_replay::{Cursor, Divergence, Expected, Replay, Stage, Step, Tolerance, compare, judge};
 use rspp_timeline::{Entry, Timeline};
 use serde::Serialize;
 
-use crate::{call::said::parse_duration, problem::Problem, terminal};
+use super::models::StoreOptions;
+use crate::{
+    call::{providers::ProviderOptions, rerun, said::parse_duration, transcript::counted},
+    problem::Problem,
+    rehearsal, terminal,
+};
 
-/// Play the decisions of a recorded call again, and say where they differ.
+/// Play a recorded call again, and say where it differs.
 ///
-/// The session machine of this build is told what the recorded one was told, at the same times, and has to
-/// decide the same. No node, model or audio runs.
+/// By decisions: the session machine of this build is told what the recorded one was told, at the same
+/// times, and has to decide the same; no node, model or audio runs. By nodes: the whole session runs again
+/// in virtual time, with the providers' recorded answers or with providers; that takes a recording at L2
+/// with full capture, whose plans allow the mode. The mode is never guessed, and all output names it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -25,8 +34,12 @@ Examples:
   rspp replay call.rspp --until 40 --save-cursor here     Stop after 40 lines …
   rspp replay call.rspp --cursor here                     … and go on from there
   rspp replay call.rspp --json                            For programs
+  rspp replay call.rspp --mode playback_recorded_provider_outputs
+                                                          The session again, by the recorded answers
+  rspp replay call.rspp --mode re_simulate_nodes --scenario outage.yaml --keep again.rspp
+                                                          The session again, with a scenario's providers
 
-Exit code 1 if a decision differs.")]
+Exit code 1 if something differs.")]
 pub(crate) struct ReplayCommand {
     /// The recording
     #[arg(value_name = "FILE")]
@@ -34,6 +47,19 @@ pub(crate) struct ReplayCommand {
     /// How to replay
     #[arg(long, value_enum, default_value_t = Mode::RecomputeDecisions)]
     mode: Mode,
+    /// Whose scripted providers to ask in re_simulate_nodes; those of this machine without
+    #[arg(long, value_name = "FILE", help_heading = "By nodes")]
+    scenario: Option<PathBuf>,
+    /// Keep the timeline of the replay; for modes that run nodes
+    #[arg(long, value_name = "FILE", help_heading = "By nodes")]
+    keep: Option<PathBuf>,
+    /// How far apart times may be, for modes that run nodes
+    #[arg(long, value_name = "TIME", default_value = "15ms", value_parser = parse_duration, help_heading = "By nodes")]
+    tolerance: std::time::Duration,
+    #[command(flatten)]
+    store: StoreOptions,
+    #[command(flatten)]
+    providers: ProviderOptions,
     /// Print every line, not only what differs
     #[arg(long)]
     steps: bool,
@@ -51,7 +77,6 @@ pub(crate) struct ReplayCommand {
     json: bool,
 }
 
-/// The modes that decide without running nodes.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 #[value(rename_all = "snake_case")]
 enum Mode {
@@ -59,6 +84,10 @@ enum Mode {
     ReplayDecisions,
     /// Decide again from recorded inputs, and compare
     RecomputeDecisions,
+    /// Run nodes and host again, with providers
+    ReSimulateNodes,
+    /// Run nodes and host again, with the providers' recorded answers
+    PlaybackRecordedProviderOutputs,
 }
 
 impl From<Mode> for ReplayMode {
@@ -66,6 +95,8 @@ impl From<Mode> for ReplayMode {
         match mode {
             Mode::ReplayDecisions => Self::ReplayDecisions,
             Mode::RecomputeDecisions => Self::RecomputeDecisions,
+            Mode::ReSimulateNodes => Self::ReSimulateNodes,
+            Mode::PlaybackRecordedProviderOutputs => Self::PlaybackRecordedProviderOutputs,
         }
     }
 }
@@ -80,9 +111,104 @@ struct Replayed {
     divergences: Vec<Divergence>,
 }
 
+/// What `--json` prints of a replay that ran nodes.
+#[derive(Serialize)]
+struct Rerun<'a> {
+    mode: ReplayMode,
+    turns: usize,
+    divergences: &'a [Divergence],
+}
+
 impl ReplayCommand {
     pub(crate) fn run(self) -> Result<(), Problem> {
         let entries = read(&self.file)?;
+        match self.mode {
+            Mode::ReplayDecisions | Mode::RecomputeDecisions => self.by_decisions(&entries),
+            Mode::ReSimulateNodes | Mode::PlaybackRecordedProviderOutputs => {
+                self.by_nodes(&entries)
+            }
+        }
+    }
+
+    fn by_nodes(&self, entries: &[Entry]) -> Result<(), Problem> {
+        let name = self.file.display();
+        if self.cursor.is_some() || self.save_cursor.is_some() || self.until.is_some() {
+            return Err(Problem::input(
+                "--cursor, --save-cursor and --until are for the modes of decisions",
+            ));
+        }
+        let mode = ReplayMode::from(self.mode);
+        let tokio = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .map_err(Problem::failure)?;
+        let tolerance = Tolerance {
+            timing_ms: self.tolerance.as_secs_f64() * 1e3,
+            ..Tolerance::default()
+        };
+        let kept = self.keep.clone();
+        let file = kept.unwrap_or_else(|| {
+            std::env::temp_dir().join(format!("rspp-replay-{}.rspp", std::process::id()))
+        });
+        let played = tokio.block_on(async {
+            let stage = Stage {
+                providers: self.cast(mode).await?,
+                ..Stage::default()
+            };
+            rerun::again(entries, mode, stage, &file, tolerance).await
+        });
+        if self.keep.is_none() {
+            let _left_for_the_system = fs::remove_file(&file);
+        }
+        let (rerun, divergences) = played?;
+        let turns = rerun.report.as_ref().map_or(0, |report| report.turns.len());
+        if self.json {
+            terminal::print_json(&Rerun {
+                mode,
+                turns,
+                divergences: &divergences,
+            })?;
+        } else {
+            let mut lines: Vec<String> = divergences.iter().map(ToString::to_string).collect();
+            let verdict = if divergences.is_empty() {
+                "nothing differs"
+            } else {
+                "DIFFERS"
+            };
+            let turns = counted(turns as u64, "turn", "turns");
+            lines.push(format!("{name}: {}, {turns}, {verdict}", mode.as_str()));
+            terminal::print(terminal::of_lines(&lines))?;
+        }
+        if divergences.is_empty() {
+            Ok(())
+        } else {
+            Err(Problem::Reported)
+        }
+    }
+
+    /// Who is asked: a scenario's cast, this machine's providers, or nobody.
+    async fn cast(&self, mode: ReplayMode) -> Result<Providers, Problem> {
+        match (mode, &self.scenario) {
+            (ReplayMode::ReSimulateNodes, Some(scenario)) => {
+                rehearsal::providers(&rehearsal::Scenario::load(scenario)?)
+            }
+            (ReplayMode::ReSimulateNodes, None) => {
+                let pools = Pools::in_virtual_time(1);
+                let (providers, registered) =
+                    self.providers.register(&self.store.open()?, &pools.work)?;
+                let warm = registered.warm_up().await;
+                warm.map_err(|fault| Problem::failure(fault.message))?;
+                Ok(providers)
+            }
+            (_nobody_is_asked, None) => Ok(Providers::new()),
+            (_nobody_is_asked, Some(_)) => Err(Problem::input(
+                "--scenario is for --mode re_simulate_nodes: in the others no provider is asked",
+            )),
+        }
+    }
+
+    fn by_decisions(self, entries: &[Entry]) -> Result<(), Problem> {
         let name = self.file.display();
         let session = entries.iter().find_map(|entry| match entry {
             Entry::Header(header) => Some(header.session_id.clone()),
@@ -94,7 +220,7 @@ impl ReplayCommand {
             .as_ref()
             .map_or(self.mode.into(), |cursor| cursor.mode);
         let wrong = |error: rspp_replay::ReplayError| Problem::input(format!("{name}: {error}"));
-        let mut replay = Replay::new(session, &entries, mode).map_err(wrong)?;
+        let mut replay = Replay::new(session, entries, mode).map_err(wrong)?;
         if let Some(cursor) = &cursor {
             replay.go_to(cursor).map_err(wrong)?;
         }
@@ -136,10 +262,7 @@ impl ReplayCommand {
                 })
                 .collect();
             lines.extend(divergences.iter().map(ToString::to_string));
-            let mode = self
-                .mode
-                .to_possible_value()
-                .map_or_else(String::new, |it| it.get_name().to_owned());
+            let mode = mode.as_str();
             let verdict = if differs {
                 "DIFFERS"
             } else {
@@ -184,6 +307,12 @@ pub(crate) struct Diff {
     /// How far apart times may be
     #[arg(long, value_name = "TIME", default_value = "15ms", value_parser = parse_duration)]
     tolerance: std::time::Duration,
+    /// Longest last attempt of a provider call of the candidate; never excused
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    final_attempt: Option<std::time::Duration>,
+    /// Longest provider call of the candidate, over all its attempts; never excused
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    total_invocation: Option<std::time::Duration>,
     /// Differences that are known: a JSON list of class, scope and approved
     #[arg(long, value_name = "FILE")]
     expect: Option<PathBuf>,
@@ -200,6 +329,8 @@ impl Diff {
         };
         let tolerance = Tolerance {
             timing_ms: self.tolerance.as_secs_f64() * 1e3,
+            final_attempt_latency_ms: self.final_attempt.map(millis),
+            total_invocation_latency_ms: self.total_invocation.map(millis),
         };
         let found = compare(&read(&self.baseline)?, &read(&self.candidate)?, tolerance);
         let verdict = judge(found, &expected);
@@ -237,6 +368,10 @@ impl Diff {
             Err(Problem::Reported)
         }
     }
+}
+
+fn millis(time: std::time::Duration) -> u64 {
+    time.as_millis() as u64
 }
 
 fn read(file: &Path) -> Result<Vec<Entry>, Problem> {

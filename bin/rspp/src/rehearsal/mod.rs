@@ -14,3 +14,10 @@ mod scenario;
 pub(crate) use expect::{Finding, wording};
 pub(crate) use perform::{Performance, perform};
 pub(crate) use scenario::Scenario;
+
+/// The scripted providers of a scenario.
+pub(crate) fn providers(
+    scenario: &Scenario,
+) -> Result<rspp_provider_api::Providers, crate::problem::Problem> {
+    Ok(cast::Cast::of(scenario)?.providers)
+}

@@ -21,8 +21,9 @@ use rspp_kernel::{
 use rspp_proto::{
     Monotonic, SessionId, WallClock,
     abi::{CancelScope, ControlSignal},
-    spec::{PipelineSpec, PolicyBundle},
+    spec::{PipelineSpec, PolicyBundle, ReplayMode},
 };
+use rspp_replay::{Stage, Tolerance};
 use rspp_timeline::{FileHeader, Options, Recorder, Recording, Storage, Timeline, verify};
 use rspp_transport_api::{
     Ingress, Link, Source, Stamped,
@@ -39,7 +40,7 @@ use super::{
     nodes, patch,
     scenario::{self, Busy, Call, Cancel, Cue, Happens, Recording as Kept, Says, Scenario, Sends},
 };
-use crate::{problem::Problem, specs::Setup};
+use crate::{call::rerun, problem::Problem, specs::Setup};
 
 /// How long the runtime may take to stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -75,7 +76,7 @@ impl Performance {
 /// Plays a scenario to its end. The timeline of each call is kept in a file of its own, by the name that
 /// `timeline` gives it.
 pub(crate) fn perform(
-    scenario: Scenario,
+    scenario: &Scenario,
     timeline: impl Fn(&SessionId) -> PathBuf,
 ) -> Result<Performance, Problem> {
     let mut builder = if scenario.realtime {
@@ -90,7 +91,7 @@ pub(crate) fn perform(
         .map_err(Problem::failure)?;
     let spec = patch::pipeline(&scenario.pipeline, &scenario.folder)?;
     let policy = patch::policy(&scenario.policy, &scenario.folder)?;
-    let cast = Cast::of(&scenario)?;
+    let cast = Cast::of(scenario)?;
     let mut settings = scenario.settings.clone();
     for (modality, ids) in &cast.bindings {
         let bound = &mut settings.defaults.provider_bindings;
@@ -102,10 +103,43 @@ pub(crate) fn perform(
         settings,
     };
     tokio.block_on(async {
-        tokio::time::timeout(LONGEST, play(scenario, piece, cast, timeline))
+        let played = async {
+            let mut performance = play(scenario, piece, cast, &timeline).await?;
+            for call in &mut performance.calls {
+                for mode in &scenario.recording.replays {
+                    let file = timeline(&call.id);
+                    call.findings.push(replayed(scenario, *mode, &file).await?);
+                }
+            }
+            Ok(performance)
+        };
+        tokio::time::timeout(LONGEST, Box::pin(played))
             .await
             .map_err(|_| Problem::failure("the rehearsal does not come to an end"))?
     })
+}
+
+/// Whether a call goes the same way again, beside an equal cast (F-151).
+async fn replayed(scenario: &Scenario, mode: ReplayMode, file: &Path) -> Result<Finding, Problem> {
+    let entries = Timeline::open(file)
+        .map_err(Problem::failure)?
+        .entries()
+        .map_err(Problem::failure)?;
+    let stage = Stage {
+        providers: Cast::of(scenario)?.providers,
+        limits: scenario.limits.clone(),
+        ..Stage::default()
+    };
+    let again = file.with_extension(format!("{}.rspp", mode.as_str()));
+    let (_, found) = rerun::again(&entries, mode, stage, &again, Tolerance::default()).await?;
+    Ok(Finding::of(
+        format!("the same again by {}", mode.as_str()),
+        found.is_empty(),
+        || {
+            let told: Vec<_> = found.iter().map(ToString::to_string).collect();
+            told.join("; ")
+        },
+    ))
 }
 
 /// What all calls run.
@@ -116,10 +150,10 @@ struct Piece {
 }
 
 async fn play(
-    scenario: Scenario,
+    scenario: &Scenario,
     piece: Piece,
     cast: Cast,
-    timeline: impl Fn(&SessionId) -> PathBuf,
+    timeline: &impl Fn(&SessionId) -> PathBuf,
 ) -> Result<Performance, Problem> {
     let pools = if scenario.realtime {
         Pools::new(2)
@@ -363,14 +397,9 @@ async fn record(
         piece.policy.clone(),
         piece.settings.clone(),
     )?;
-    let level = match kept.level {
-        Some(level) => level,
-        None => setup.plan()?.recording_policy.recording_level,
-    };
-    let mut options = Options {
-        level,
-        ..Options::default()
-    };
+    let mut options = Options::under(&setup.plan()?.recording_policy);
+    options.level = kept.level.unwrap_or(options.level);
+    let level = options.level;
     if let Some(entries) = kept.queue_entries {
         options.capacity.total.entries = entries;
     }

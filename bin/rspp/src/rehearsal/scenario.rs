@@ -12,7 +12,7 @@ use rspp_kernel::{
 use rspp_proto::{
     Epoch, IdempotencyKey, InvocationId, NodeId, ProviderId, SessionId, TenantId,
     abi::{CancelScope, Signal},
-    spec::{LimitsSpec, Modality, Priority, RecordingLevel},
+    spec::{LimitsSpec, Modality, Priority, RecordingLevel, ReplayMode},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -87,6 +87,8 @@ pub(crate) struct Recording {
     pub(crate) disk_bytes: Option<usize>,
     /// What each write takes, in milliseconds of real time.
     pub(crate) write_takes_ms: u64,
+    /// How each call is replayed when all are over: it has to go the same way again.
+    pub(crate) replays: Vec<ReplayMode>,
     /// Entries that may wait for the disk.
     pub(crate) queue_entries: Option<usize>,
 }

@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use rspp_kernel::{
     Emission, Exchange,
-    determinism::{InputSource, OrderingMarker},
+    determinism::{InputSource, MAX_NONDETERMINISTIC_INPUTS, OrderingMarker},
     plan::ResolvedTurnPlan,
     tool::{ToolEvent, ToolStep},
     turn::Terminal,
 };
 use rspp_proto::{
-    Epoch, Lane, Monotonic, PipelineVersion, Reason, SessionId, SpeechMark, Spending, TenantId,
-    TurnNumber,
+    Epoch, IdempotencyKey, Lane, Monotonic, PipelineVersion, Reason, SessionId, SpeechMark,
+    Spending, TenantId, TurnNumber,
     abi::{CancelMode, CancelScope, DecisionOutcome, EventScope, PayloadClass, Signal, Stamp},
 };
 use rspp_timeline::{
@@ -39,6 +39,21 @@ struct Open {
     flushed: u64,
     report: Option<TurnReport>,
     tools: Vec<ToolReport>,
+}
+
+impl Open {
+    /// Something came from outside that a replay takes from the recording; once per key and reference.
+    fn outside(&mut self, input_key: String, evidence_ref: String) {
+        let inputs = &mut self.baseline.nondeterministic_inputs;
+        let input = NondeterministicInput {
+            input_key,
+            source: NondeterminismSource::ExternalCall,
+            evidence_ref,
+        };
+        if inputs.len() < MAX_NONDETERMINISTIC_INPUTS && !inputs.contains(&input) {
+            inputs.push(input);
+        }
+    }
 }
 
 /// A session's book of turns.
@@ -318,11 +333,17 @@ impl Ledger {
             return;
         };
         let id = outcome.provider_invocation_id.clone();
+        // What it answered cannot be derived (F-150).
+        open.outside(
+            format!("provider/{}", outcome.modality.as_str()),
+            id.to_string(),
+        );
         open.baseline.provider_invocation_ids.push(id);
         open.baseline.invocation_outcomes.push(outcome.clone());
     }
 
     pub(super) fn tool(&mut self, step: &ToolStep) {
+        let session = self.session.clone();
         let outcome = match &step.what {
             ToolEvent::Requested { .. } => "requested",
             ToolEvent::Ended { end, .. } => end.as_str(),
@@ -336,7 +357,11 @@ impl Ledger {
             return;
         };
         match open.tools.iter_mut().find(|tool| *tool.call == *step.call) {
-            Some(tool) => outcome.clone_into(&mut tool.outcome),
+            Some(tool) => {
+                outcome.clone_into(&mut tool.outcome);
+                let key = IdempotencyKey::of_tool(&session, &step.turn.id(), &step.call);
+                open.outside(format!("tool/{}", step.tool), key.to_string());
+            }
             None => open.tools.push(ToolReport {
                 call: step.call.to_string(),
                 tool: step.tool.to_string(),

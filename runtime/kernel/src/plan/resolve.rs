@@ -12,8 +12,8 @@ use rspp_proto::{
         AdaptiveAction, Budgets, BudgetsSpec, BufferSpec, DataHandling, DefaultingSource,
         DegradeSpec, EdgeBufferPolicy, FlowControl, Marks, Modality, NodeExecutionPolicy,
         PipelineSpec, PolicyBundle, PortType, PressureAction, Priority, ProfileName,
-        ProviderPolicy, ProvidersSpec, RecordingLevel, RecordingPolicy, StatePolicy, Strategy, SyncGroup,
-        SyncPolicy, SyncScope, TurnPolicy, Watermarks,
+        ProviderPolicy, ProvidersSpec, RecordingLevel, RecordingPolicy, StatePolicy, Strategy,
+        SyncGroup, SyncPolicy, SyncScope, TurnPolicy, Watermarks,
     },
 };
 

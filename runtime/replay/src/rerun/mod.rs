@@ -90,9 +90,7 @@ pub async fn rerun(
     recorded.allows(mode)?;
     let notes = notes::Notes::default();
     let providers = match mode {
-        ReplayMode::PlaybackRecordedProviderOutputs => {
-            providers::playback(recorded, &notes)?
-        }
+        ReplayMode::PlaybackRecordedProviderOutputs => providers::playback(recorded, &notes)?,
         ReplayMode::ReSimulateNodes => stage.providers,
         ReplayMode::ReplayDecisions | ReplayMode::RecomputeDecisions => {
             return Err(RerunError::Mode(mode));

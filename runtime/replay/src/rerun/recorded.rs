@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use rspp_kernel::plan::{LayeredSettings, ResolvedTurnPlan, SnapshotProvenance};
+use rspp_kernel::plan::{LayeredSettings, SnapshotProvenance};
 use rspp_proto::{
     Epoch, Monotonic, ProviderId, SampleRate, SessionId, TenantId, TurnId,
     abi::PayloadClass,
@@ -21,7 +21,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::{Attributes, Comings, notes::Notes};
-use crate::{Divergence, DivergenceClass, replay::mode_name};
+use crate::{Divergence, DivergenceClass};
 
 /// Why a recorded session cannot be run again.
 #[derive(Debug, Error)]
@@ -73,7 +73,7 @@ pub enum RerunError {
     },
     /// The turns' plans do not allow it.
     #[error(
-        "`{}` is not among the allowed_replay_modes of {turn}'s plan: {allowed}", mode_name(*.mode)
+        "`{}` is not among the allowed_replay_modes of {turn}'s plan: {allowed}", .mode.as_str()
     )]
     NotAllowed {
         /// The mode.
@@ -86,7 +86,7 @@ pub enum RerunError {
     /// The mode runs no nodes.
     #[error(
         "`{}` runs no nodes; choose re_simulate_nodes or playback_recorded_provider_outputs",
-        mode_name(*.0)
+        .0.as_str()
     )]
     Mode(ReplayMode),
     /// The runtime or the session did not start.
@@ -162,14 +162,16 @@ impl Recorded {
             match entry {
                 Entry::Header(header) => recorded.level = format!("{:?}", header.recording_level),
                 Entry::Plan(plan) => {
-                    let plan: ResolvedTurnPlan = read("plan", &plan.plan)?;
+                    let fields = &plan.plan;
+                    let policy: RecordingPolicy =
+                        read("recording policy", &fields["recording_policy"])?;
+                    let modes = policy.allowed_replay_modes.clone();
                     if recorded.modes.is_empty() {
-                        recorded.recording.clone_from(&plan.recording_policy);
-                        recorded.snapshots.clone_from(&plan.snapshot_provenance);
-                        recorded.seed = plan.determinism.seed;
+                        recorded.recording = policy;
+                        recorded.snapshots = read("snapshots", &fields["snapshot_provenance"])?;
+                        recorded.seed = fields["determinism"]["seed"].as_u64().unwrap_or(0);
                     }
-                    let modes = plan.recording_policy.allowed_replay_modes;
-                    recorded.modes.push((plan.turn_id, modes));
+                    recorded.modes.push((plan.turn_id.clone(), modes));
                 }
                 Entry::Dropped(note) => recorded.dropped += note.details,
                 Entry::Tool(step) => recorded.tools.push((**step).clone()),
@@ -281,11 +283,16 @@ impl Recorded {
         }
     }
 
+    /// What was recorded of it, by the plan of its first turn.
+    pub fn recording_policy(&self) -> &RecordingPolicy {
+        &self.recording
+    }
+
     /// Whether it holds enough for `mode`, and its plans allow it.
     pub(super) fn allows(&self, mode: ReplayMode) -> Result<(), RerunError> {
         let refused = self.modes.iter().find(|(_, modes)| !modes.contains(&mode));
         if let Some((turn, modes)) = refused {
-            let allowed: Vec<_> = modes.iter().map(|mode| mode_name(*mode)).collect();
+            let allowed: Vec<_> = modes.iter().map(|mode| mode.as_str()).collect();
             return Err(RerunError::NotAllowed {
                 mode,
                 turn: turn.clone(),
@@ -314,7 +321,10 @@ impl Recorded {
 
     /// Recorded calls that the replay did not make.
     pub(super) fn unused(&self, notes: &Notes) -> Vec<Divergence> {
-        let unused = self.answers.iter().filter(|(call, _)| !notes.was_used(call));
+        let unused = self
+            .answers
+            .iter()
+            .filter(|(call, _)| !notes.was_used(call));
         unused
             .map(|(call, answer)| Divergence {
                 class: DivergenceClass::OutcomeDivergence,

@@ -57,7 +57,9 @@ pub(super) fn recorded(session: &Recorded) -> ToolRegistry {
             answer.began = Some(step.at);
         }
         if let Some(content) = step.result.as_ref().filter(|_| step.step.is_end()) {
-            let after = answer.began.map_or(Duration::ZERO, |began| step.at.since(began));
+            let after = answer
+                .began
+                .map_or(Duration::ZERO, |began| step.at.since(began));
             answer.ended = Some((after, step.step, content.clone()));
         }
     }

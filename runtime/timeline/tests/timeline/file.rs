@@ -82,7 +82,12 @@ fn the_golden_file_still_loads() {
     // Every kind that a recorder writes in normal operation is in it.
     for kind in EntryKind::ALL {
         let rare = [EntryKind::Handoff, EntryKind::Level, EntryKind::Dropped];
-        let newer = [EntryKind::Journal, EntryKind::Tool];
+        let newer = [
+            EntryKind::Journal,
+            EntryKind::Tool,
+            EntryKind::Opening,
+            EntryKind::Capture,
+        ];
         assert!(
             rare.contains(kind)
                 || newer.contains(kind)

@@ -482,6 +482,7 @@ impl World {
         };
         let spec = &self.blueprint.spec;
         Assembly {
+            capture: None,
             graph: Arc::clone(&self.blueprint.graph),
             nodes: Arc::clone(&self.registry),
             providers: Arc::clone(&self.providers),
