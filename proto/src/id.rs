@@ -111,6 +111,12 @@ ids! {
     PipelineVersion = "pipeline version";
     /// Who a session is accounted to.
     TenantId = "tenant id";
+    /// A process that runs sessions, over its restarts: a runtime of the fleet, never a node of a graph.
+    RuntimeId = "runtime id";
+    /// Where runtimes stand and where data may be, e.g. `eu-central`.
+    Region = "region";
+    /// Who acts: a person, a service or a runtime, as their credentials name them.
+    Actor = "actor";
     /// A provider in the registry, e.g. `stt-local`.
     ProviderId = "provider id";
     /// Names one effect over retry, reconnect and failover, so that it happens once.

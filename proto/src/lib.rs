@@ -19,9 +19,9 @@ mod time;
 
 pub use epoch::{Epoch, LeaseToken, LeaseTokenError, MAX_LEASE_TOKEN_BYTES};
 pub use id::{
-    CorrelationId, DiscontinuityId, EdgeId, EventId, IdError, IdempotencyKey, InvocationId,
-    MAX_ID_BYTES, MergeGroupId, NodeId, PipelineVersion, ProviderId, SessionId, SyncDomain, SyncId,
-    TenantId, TurnId, TurnNumber, sanitize_part,
+    Actor, CorrelationId, DiscontinuityId, EdgeId, EventId, IdError, IdempotencyKey, InvocationId,
+    MAX_ID_BYTES, MergeGroupId, NodeId, PipelineVersion, ProviderId, Region, RuntimeId, SessionId,
+    SyncDomain, SyncId, TenantId, TurnId, TurnNumber, sanitize_part,
 };
 pub use lane::Lane;
 pub use outcome::{OutcomeClass, RetryDecision};

@@ -6,7 +6,7 @@ use crate::tree;
 
 /// Each crate of ours, what of ours it may be built from, and nothing else. Programs and the tests
 /// may use everything; nothing may use them.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("rspp-proto", &[]),
     ("rspp-actors", &[]),
     ("rspp-kernel", &["rspp-proto"]),
@@ -14,6 +14,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("rspp-provider-api", &["rspp-proto"]),
     ("rspp-transport-api", &["rspp-proto"]),
     ("rspp-controlplane-api", &["rspp-proto"]),
+    ("rspp-controlplane", &["rspp-proto"]),
     (
         "rspp-host",
         &[
@@ -47,7 +48,18 @@ const MAY_USE: [(&str, &[&str]); 12] = [
 const ON_TOP: [&str; 2] = ["rspp", "rspp-tests"];
 
 /// What a crate of ours must never name, not even for its tests.
-const KEPT_OUT: [(&str, &[&str]); 3] = [
+const KEPT_OUT: [(&str, &[&str]); 4] = [
+    (
+        "rspp-controlplane",
+        &[
+            "tokio",
+            "tokio-util",
+            "tokio-stream",
+            "rand",
+            "tonic",
+            "tracing",
+        ],
+    ),
     (
         "rspp-kernel",
         &[

@@ -1,0 +1,311 @@
+//! The runtimes: what they said of themselves, whether they still renew, and whether they take anything on.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rspp_proto::{Region, RuntimeId, WallClock, abi::SchemaVersion};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::authority::{Holder, Incarnation};
+
+/// Most ways to reach a runtime.
+pub const MAX_ENDPOINTS: usize = 16;
+
+/// The versions of the control protocol that this build speaks: N and N-1 (NF-032).
+pub const PROTOCOL: ProtocolWindow = ProtocolWindow {
+    oldest: 1,
+    newest: 1,
+};
+
+/// A stretch of protocol versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProtocolWindow {
+    /// The oldest that is spoken.
+    pub oldest: u32,
+    /// The newest.
+    pub newest: u32,
+}
+
+impl ProtocolWindow {
+    /// The newest version that both speak.
+    pub fn common(self, other: Self) -> Option<u32> {
+        let newest = self.newest.min(other.newest);
+        (newest >= self.oldest.max(other.oldest)).then_some(newest)
+    }
+}
+
+/// How clients reach a runtime.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    /// `websocket`, `telephony`, `livekit`.
+    pub transport: String,
+    /// Where.
+    pub url: String,
+}
+
+/// What a runtime says of itself when it registers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    /// Where it stands.
+    pub region: Region,
+    /// How it is reached.
+    pub endpoints: Vec<Endpoint>,
+    /// Sessions that it takes.
+    pub capacity: u32,
+    /// Its build, for people.
+    pub build: String,
+    /// What it speaks with the control plane.
+    pub protocol: ProtocolWindow,
+    /// The newest event schema that it reads.
+    pub events: String,
+    /// What else it can: models, transports, hardware; pipelines may ask for it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Whether a runtime takes sessions on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Duty {
+    /// It does.
+    Serving,
+    /// It takes no new ones and gets rid of those it has (F-106).
+    Draining,
+}
+
+/// A runtime's record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Runtime {
+    /// Who, in its newest life.
+    pub holder: Holder,
+    /// What it says of itself.
+    pub description: Description,
+    /// Whether it takes sessions on.
+    pub duty: Duty,
+    /// When it registered, for people.
+    pub since: WallClock,
+}
+
+/// Why a runtime may not join.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum JoinError {
+    /// It speaks another protocol.
+    #[error(
+        "this control plane speaks protocols {} to {}, the runtime {} to {}: upgrade the {} first",
+        ours.oldest, ours.newest, theirs.oldest, theirs.newest,
+        if theirs.newest < ours.oldest { "runtime" } else { "control plane" }
+    )]
+    Protocol {
+        /// What we speak.
+        ours: ProtocolWindow,
+        /// What it speaks.
+        theirs: ProtocolWindow,
+    },
+    /// It reads no events that we know of.
+    #[error("`{0}` is no event schema version")]
+    Events(String),
+    /// It can be reached nowhere, or in too many ways.
+    #[error("a runtime has 1 to {MAX_ENDPOINTS} endpoints, this one {0}")]
+    Endpoints(usize),
+    /// It takes no sessions.
+    #[error("a runtime without capacity cannot serve")]
+    NoCapacity,
+}
+
+/// Registers a runtime, in its next life. A runtime that was being drained comes back serving: it is
+/// another process.
+pub fn register(
+    before: Option<&Runtime>,
+    runtime: RuntimeId,
+    description: Description,
+    now: WallClock,
+) -> Result<Runtime, JoinError> {
+    let theirs = description.protocol;
+    if theirs.oldest > theirs.newest || PROTOCOL.common(theirs).is_none() {
+        return Err(JoinError::Protocol {
+            ours: PROTOCOL,
+            theirs,
+        });
+    }
+    if description.events.parse::<SchemaVersion>().is_err() {
+        return Err(JoinError::Events(description.events));
+    }
+    if !(1..=MAX_ENDPOINTS).contains(&description.endpoints.len()) {
+        return Err(JoinError::Endpoints(description.endpoints.len()));
+    }
+    if description.capacity == 0 {
+        return Err(JoinError::NoCapacity);
+    }
+    let incarnation = match before {
+        Some(before) => before.holder.incarnation.next(),
+        None => Incarnation::FIRST,
+    };
+    Ok(Runtime {
+        holder: Holder {
+            runtime,
+            incarnation,
+        },
+        description,
+        duty: Duty::Serving,
+        since: now,
+    })
+}
+
+/// How a runtime fares, as it says with each heartbeat.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Load {
+    /// Sessions that it holds.
+    pub sessions: u32,
+    /// Processor time, in percent of the machine's.
+    pub cpu_percent: u8,
+    /// Whether all that it needs can be reached; if not it keeps what it has and gets nothing new (F-108).
+    pub ready: bool,
+    /// Whether it measures itself as overloaded (F-172).
+    pub overloaded: bool,
+}
+
+/// How a runtime seems to be, by when it was last heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Presence {
+    /// Heard lately.
+    Alive,
+    /// A heartbeat is missing: gets nothing new, keeps what it has.
+    Suspect,
+    /// Its lease has ended, by the store's clock: what it had may be taken over.
+    Dead,
+}
+
+impl Presence {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Suspect => "suspect",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// What is known of a runtime when somebody asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sight {
+    /// Its record.
+    pub runtime: Runtime,
+    /// What it last said.
+    pub load: Load,
+    /// How it seems to be.
+    pub presence: Presence,
+}
+
+/// How a runtime seems to be. `has_lease`: its liveness is in the store; `silent_for`: how long ago the
+/// asker last saw it renew, on the asker's own clock.
+///
+/// Only the store decides that somebody is dead, for that gives others the right to its sessions. To
+/// suspect somebody needs no such care: it only keeps new sessions away.
+pub fn presence(has_lease: bool, silent_for: Duration, heartbeat: Duration) -> Presence {
+    if !has_lease {
+        Presence::Dead
+    } else if silent_for > heartbeat * 2 {
+        Presence::Suspect
+    } else {
+        Presence::Alive
+    }
+}
+
+/// How far a drain has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainProgress {
+    /// Sessions that it had when the drain began.
+    pub had: u32,
+    /// Sessions that are still there.
+    pub left: u32,
+}
+
+impl DrainProgress {
+    /// Whether the runtime may go.
+    pub fn is_done(self) -> bool {
+        self.left == 0
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn description(region: &str, capacity: u32) -> Description {
+        Description {
+            region: Region::new(region).unwrap(),
+            endpoints: vec![Endpoint {
+                transport: "websocket".to_owned(),
+                url: format!("ws://{region}.test/call"),
+            }],
+            capacity,
+            build: "test".to_owned(),
+            protocol: PROTOCOL,
+            events: "v1.0".to_owned(),
+            labels: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_runtime_that_restarts_is_somebody_else() {
+        let id = RuntimeId::new("a").unwrap();
+        let first = register(None, id.clone(), description("eu", 2), WallClock(1)).unwrap();
+        assert_eq!(first.holder.incarnation, Incarnation::FIRST);
+        let draining = Runtime {
+            duty: Duty::Draining,
+            ..first
+        };
+        let again = register(Some(&draining), id, description("eu", 2), WallClock(2)).unwrap();
+        assert!(again.holder.incarnation > draining.holder.incarnation);
+        assert_eq!(again.duty, Duty::Serving);
+    }
+
+    /// NF-032: neighbours in version work together, others are told what to do.
+    #[test]
+    fn only_versions_that_speak_together_join() {
+        let window = |oldest, newest| ProtocolWindow { oldest, newest };
+        assert_eq!(window(1, 2).common(window(2, 3)), Some(2));
+        assert_eq!(window(1, 3).common(window(1, 2)), Some(2));
+        assert_eq!(window(1, 1).common(window(2, 3)), None);
+        let join = |description| {
+            register(
+                None,
+                RuntimeId::new("a").unwrap(),
+                description,
+                WallClock(0),
+            )
+        };
+        let newer = Description {
+            protocol: window(8, 9),
+            ..description("eu", 1)
+        };
+        assert_eq!(
+            join(newer).unwrap_err().to_string(),
+            "this control plane speaks protocols 1 to 1, the runtime 8 to 9: \
+             upgrade the control plane first"
+        );
+        let odd = Description {
+            events: "1".to_owned(),
+            ..description("eu", 1)
+        };
+        assert_eq!(join(odd), Err(JoinError::Events("1".to_owned())));
+        assert_eq!(join(description("eu", 0)), Err(JoinError::NoCapacity));
+    }
+
+    #[test]
+    fn only_the_store_says_that_somebody_is_dead() {
+        let beat = Duration::from_secs(1);
+        let long = Duration::from_hours(1);
+        assert_eq!(presence(true, beat, beat), Presence::Alive);
+        assert_eq!(presence(true, beat * 2, beat), Presence::Alive);
+        assert_eq!(presence(true, long, beat), Presence::Suspect);
+        assert_eq!(presence(false, Duration::ZERO, beat), Presence::Dead);
+    }
+}

@@ -1,0 +1,196 @@
+//! How a session goes, as somebody who asks is told (F-101).
+
+use rspp_proto::{Epoch, PipelineVersion, Region, RuntimeId, SessionId, TenantId, WallClock};
+use serde::{Deserialize, Serialize};
+
+use crate::authority::{Placement, Standing};
+
+/// What the session's runtime says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The client has connected, nothing has been said.
+    Connected,
+    /// It goes on.
+    Running,
+    /// It goes on with less.
+    Degraded,
+    /// Its client is gone and may come back (F-091).
+    Waiting,
+    /// It is over.
+    Ended,
+}
+
+impl Phase {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Running => "running",
+            Self::Degraded => "degraded",
+            Self::Waiting => "waiting",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// A report of a session's runtime, written under its lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// How it goes.
+    pub phase: Phase,
+    /// Since when, as the reporter's wall clock has it.
+    pub at: WallClock,
+    /// Why, if there is something to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Under which epoch.
+    pub epoch: Epoch,
+}
+
+/// What is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// The session.
+    pub session: SessionId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// How it goes.
+    pub phase: Phase,
+    /// Why.
+    pub reason: String,
+    /// Its version.
+    pub pipeline: PipelineVersion,
+    /// Its newest epoch.
+    pub epoch: Epoch,
+    /// Who speaks for it.
+    pub runtime: Option<RuntimeId>,
+    /// Where that is.
+    pub region: Option<Region>,
+    /// Since when.
+    pub since: WallClock,
+}
+
+/// How a session goes, from its record and its runtime's last report. `alive`: whether its holder renews.
+///
+/// A report of an earlier epoch is about a placement that is gone. A session without a holder that
+/// renews waits: somebody may take it over.
+pub fn of(
+    placement: &Placement,
+    report: Option<&Report>,
+    alive: bool,
+    region: Option<Region>,
+) -> View {
+    let report = report.filter(|report| report.epoch == placement.epoch);
+    let reported = |fallback: &'static str| match report {
+        Some(report) => (
+            report.phase,
+            report
+                .reason
+                .clone()
+                .unwrap_or_else(|| report.phase.as_str().to_owned()),
+        ),
+        None => (Phase::Connected, fallback.to_owned()),
+    };
+    let (phase, reason) = match &placement.standing {
+        Standing::Held { .. } if alive => reported("placed"),
+        Standing::Held { .. } => (Phase::Waiting, "runtime_lost".to_owned()),
+        Standing::Revoking { why, .. } => (Phase::Degraded, format!("letting_go_{}", why.as_str())),
+        Standing::Vacant { .. } => (Phase::Waiting, "unplaced".to_owned()),
+        Standing::Ended { .. } => {
+            let reason = report.and_then(|report| report.reason.clone());
+            (Phase::Ended, reason.unwrap_or_else(|| "ended".to_owned()))
+        }
+    };
+    View {
+        session: placement.session.clone(),
+        tenant: placement.binding.tenant.clone(),
+        phase,
+        reason,
+        pipeline: placement.binding.pipeline.clone(),
+        epoch: placement.epoch,
+        runtime: placement.holder().map(|holder| holder.runtime.clone()),
+        region: placement.holder().and(region),
+        since: report.map_or(placement.since, |report| report.at.max(placement.since)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authority::{Attempt, Binding, Fuse, Holder, Incarnation, Vacated, WhyRevoked};
+
+    fn placement(standing: Standing) -> Placement {
+        Placement {
+            session: SessionId::new("s").unwrap(),
+            binding: Binding {
+                tenant: TenantId::new("acme").unwrap(),
+                pipeline: PipelineVersion::new("desk-1").unwrap(),
+                policy: None,
+                providers: None,
+            },
+            epoch: Epoch::new(2).unwrap(),
+            attempt: Attempt(1),
+            standing,
+            since: WallClock(50),
+        }
+    }
+
+    fn report(epoch: u64, phase: Phase) -> Report {
+        Report {
+            phase,
+            at: WallClock(60),
+            reason: None,
+            epoch: Epoch::new(epoch).unwrap(),
+        }
+    }
+
+    /// F-101: the table of what is told.
+    #[test]
+    fn a_status_follows_record_report_and_renewals() {
+        let holder = Holder {
+            runtime: RuntimeId::new("a").unwrap(),
+            incarnation: Incarnation::FIRST,
+        };
+        let held = placement(Standing::Held { by: holder.clone() });
+        let revoking = placement(Standing::Revoking {
+            from: holder.clone(),
+            why: WhyRevoked::Drain,
+            fuse: Fuse::Lit,
+            to: None,
+        });
+        let vacant = placement(Standing::Vacant {
+            last: holder.clone(),
+            how: Vacated::Released,
+            to: None,
+        });
+        let ended = placement(Standing::Ended { last: holder });
+        let told = |placement: &Placement, report: Option<Report>, alive| {
+            let view = of(placement, report.as_ref(), alive, None);
+            (view.phase, view.reason)
+        };
+        let is = |phase, reason: &str| (phase, reason.to_owned());
+        assert_eq!(told(&held, None, true), is(Phase::Connected, "placed"));
+        let running = Some(report(2, Phase::Running));
+        assert_eq!(
+            told(&held, running.clone(), true),
+            is(Phase::Running, "running")
+        );
+        let stale = Some(report(1, Phase::Ended));
+        assert_eq!(told(&held, stale, true), is(Phase::Connected, "placed"));
+        assert_eq!(
+            told(&held, running.clone(), false),
+            is(Phase::Waiting, "runtime_lost")
+        );
+        assert_eq!(
+            told(&revoking, running.clone(), true),
+            is(Phase::Degraded, "letting_go_drain")
+        );
+        assert_eq!(
+            told(&vacant, running.clone(), true),
+            is(Phase::Waiting, "unplaced")
+        );
+        assert_eq!(told(&ended, running, true), is(Phase::Ended, "ended"));
+    }
+}
