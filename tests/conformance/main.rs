@@ -47,6 +47,7 @@ mod rerun;
 mod routing;
 mod scopes;
 mod sdk;
+mod secrets;
 mod servers;
 mod shutdown;
 mod speculation;
