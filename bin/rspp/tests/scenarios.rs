@@ -108,3 +108,47 @@ fn a_kept_call_is_replayed_by_nodes_from_the_command_line() {
     let wrong = ["replay", kept, "--mode", playback, "--scenario", &played];
     assert_eq!(rspp(&wrong).0, Some(2));
 }
+
+/// F-081: what a session ran is shown from its timeline, bound to its id: the node that the policy
+/// inserted, the chosen providers, the defaults. F-078: the profile's defaults are the recorded ones.
+#[test]
+fn a_sessions_resolved_pipeline_is_read_off_its_timeline() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let scenario =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios/guard-by-policy.yaml");
+    let rspp = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_rspp"))
+            .args(arguments)
+            .current_dir(folder.path())
+            .env("RSPP_LOG", "off")
+            .output()
+            .expect("the program starts");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said, complaint)
+    };
+    let scenario = scenario.display().to_string();
+    let (code, _, complaint) = rspp(&["rehearse", "-q", "--timelines", ".", &scenario]);
+    assert_eq!(code, Some(0), "{complaint}");
+    let file = "guard-by-policy.call.rspp";
+    let (_, told, complaint) = rspp(&["plan", "--session", file]);
+    assert!(
+        told.starts_with("session   call (turn-0001)\n"),
+        "{told}{complaint}"
+    );
+    assert!(told.contains("execution_profile/simple/v1"), "{told}");
+    let (_, graph, _) = rspp(&["plan", "--session", file, "--graph"]);
+    assert!(graph.contains("guard"), "{graph}");
+    let (_, json, _) = rspp(&["plan", "--session", file, "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["session_id"], "call");
+    assert_eq!(json["plan"]["node_bindings"]["llm"][0], "llm");
+    let nodes = json["pipeline"]["nodes"].as_array().expect("nodes");
+    assert!(nodes.iter().any(|node| node["id"] == "guard"), "{nodes:?}");
+    let (code, _, complaint) = rspp(&["plan", "--session", file, "--turn", "9"]);
+    assert_eq!(code, Some(2));
+    assert!(
+        complaint.contains("has no plan of turn-0009"),
+        "{complaint}"
+    );
+}
