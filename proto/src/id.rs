@@ -10,6 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::Epoch;
+
 /// Why a text is not an identifier.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
@@ -211,10 +213,11 @@ impl IdempotencyKey {
 }
 
 impl IdempotencyKey {
-    /// The key of a tool call: session, turn and call decide it, so that it stays the same over
-    /// retries, restarts and failovers (P7, F-158).
-    pub fn of_tool(session: &SessionId, turn: &TurnId, call: &str) -> Self {
-        let event = EventId(format!("tool/{}", sanitize_part(call)).into());
+    /// The key of a tool call: session, the epoch under which its placement began, turn and call decide
+    /// it, so that it stays the same over retries and restarts (P7, F-158). A placement that takes the
+    /// session over counts its turns anew: what it asks for is not what was asked for before.
+    pub fn of_tool(session: &SessionId, placed: Epoch, turn: &TurnId, call: &str) -> Self {
+        let event = EventId(format!("tool/{placed}/{}", sanitize_part(call)).into());
         Self::canonical(session, Some(turn), &event)
     }
 }

@@ -13,14 +13,15 @@ use rspp_host::{
 };
 use rspp_kernel::plan::SnapshotProvenance;
 use rspp_proto::{
-    Payload, SessionId, Speaker, TurnNumber,
+    Lane, Payload, SessionId, Speaker, TurnNumber,
     abi::{OutcomeKind, OutcomePhase, Signal},
     spec::{LateEventPolicy, POLICY_SCHEMA, PlanFailurePolicy, PolicyBundle, ProvidersSpec},
 };
 use rspp_provider_api::scripted::{Conduct, Script, ScriptedEndOfTurn, ScriptedLlm, ScriptedStt};
 use rspp_tests::{
-    call::{Builder, Cast, Ended, after_reply, first, says, tone},
+    call::{Builder, Cast, Ended, LONG, after_reply, first, says, tone},
     nodes::{Probes, add, custom, get, insert},
+    wire::{Opening, Wire},
 };
 use rspp_timeline::Entry;
 use rspp_transport_api::{
@@ -103,6 +104,35 @@ async fn late_words_are_treated_as_the_policy_says() {
         assert_eq!(signals.iter().filter(|s| **s == "close").count(), 1);
         assert_eq!(signals.last(), Some(&"close"));
     }
+}
+
+/// P23, F-140: output of a turn that is lost when the next one runs already is counted where it belongs:
+/// here what was committed to be heard, and the peer had no room for.
+#[tokio::test(start_paused = true)]
+async fn output_lost_late_is_its_own_turn_s() {
+    let cast = Cast {
+        llm: Arc::new(ScriptedLlm::new("llm").answers([LONG, "All right."])),
+        ..Cast::default()
+    };
+    let mut opening = Opening::default();
+    opening.pipeline.turns.commit_ahead_ms = 200;
+    let wire = Wire::open(&cast, opening).await;
+    wire.types("tell me a story");
+    wire.until(Signal::PlaybackStarted, 1).await;
+    tokio::time::sleep(ms(510)).await;
+    wire.peer.refuses_one_of(1);
+    wire.types("stop");
+    wire.until(Signal::TurnOpen, 2).await;
+    tokio::time::sleep(ms(150)).await;
+    wire.peer.refuses_one_of(0);
+    wire.until(Signal::PlaybackCompleted, 1).await;
+    let over = wire.end().await;
+    assert_eq!(over.endings(), ["cancelled", "commit"]);
+    let unplayed = over.report.line.unplayed;
+    assert!((5..=10).contains(&unplayed), "{unplayed}");
+    let lost = |turn: usize| over.report.turns[turn].dropped[&Lane::Data];
+    assert!(lost(0) >= unplayed, "{} of {unplayed}", lost(0));
+    assert_eq!(lost(1), 0);
 }
 
 /// T3: a placement whose lease has been rotated away does not open a turn: the epoch is stale, nothing

@@ -131,7 +131,7 @@ async fn a_server_runs_a_declared_tool() {
     );
     let turn = TurnNumber::FIRST.id();
     let session = SessionId::new("call").unwrap();
-    let key = IdempotencyKey::of_tool(&session, &turn, "a");
+    let key = IdempotencyKey::of_tool(&session, Epoch::FIRST, &turn, "a");
     assert_eq!(headers["idempotency-key"], key.as_str());
     assert_eq!(headers["x-session-id"], "call");
     assert_eq!(headers["x-turn-id"], turn.as_str());
@@ -287,7 +287,7 @@ async fn nothing_is_posted_for_a_turn_that_is_over() {
     let turn = TurnNumber::FIRST.id();
     let session = SessionId::new("call").unwrap();
     let run = |permit: Permit| ToolRun {
-        key: IdempotencyKey::of_tool(&session, &turn, "a"),
+        key: IdempotencyKey::of_tool(&session, Epoch::FIRST, &turn, "a"),
         session: session.clone(),
         turn: turn.clone(),
         epoch: Epoch::FIRST,

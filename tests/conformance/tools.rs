@@ -9,8 +9,13 @@ use std::{
     time::Duration,
 };
 
+use rspp_controlplane_api::LocalLeases;
 use rspp_host::{Config, OpenError, ToolRegistry};
-use rspp_proto::spec::{NodeKind, PipelineSpec};
+use rspp_kernel::SessionState;
+use rspp_proto::{
+    abi::Signal,
+    spec::{NodeKind, PipelineSpec},
+};
 use rspp_provider_api::{
     LlmRequest, Role, Tool, ToolCall, ToolFault, ToolFuture, ToolOutput, ToolRun, function,
     scripted::{Answer, ScriptedLlm, ScriptedTts},
@@ -307,6 +312,120 @@ async fn an_interruption_never_orders_twice() {
             "{shown}"
         );
     }
+}
+
+/// P1, P8: a call that has run out of time before it began never begins: whatever the tool has left
+/// running is refused, and the model is told so.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_timed_out_does_not_begin_afterwards() {
+    struct Stubborn(Careful);
+    impl Tool for Stubborn {
+        fn commits_itself(&self) -> bool {
+            true
+        }
+
+        fn run(&self, run: ToolRun) -> ToolFuture {
+            let work = tokio::spawn(self.0.run(run));
+            Box::pin(async { work.await.expect("it does not panic") })
+        }
+    }
+    let (cast, _) = cast(|request| match last_result(request) {
+        None => calls("", "order", "{}"),
+        Some(result) => result.into(),
+    });
+    let effects = Arc::new(AtomicU32::new(0));
+    let tool = Arc::new(Stubborn(Careful {
+        effects: Arc::clone(&effects),
+        prepares: Duration::from_millis(700),
+    }));
+    let ended = Builder::new(&cast, vec![says(first())])
+        .pipeline(declare(json!([
+            { "name": "order", "description": "Orders.", "timeout_ms": 500 }
+        ])))
+        .configure(run_by("order", tool))
+        .hold()
+        .await;
+    assert_eq!(ended.endings(), ["commit"]);
+    assert_eq!(effects.load(Relaxed), 0);
+    assert_eq!(
+        steps(&ended, "turn-0001", "call_0"),
+        [Requested, ToolStep::TimedOut]
+    );
+    let told = &ended.turn(1).agent_text;
+    assert!(told.ends_with("it had not begun, and will not"), "{told}");
+}
+
+/// F-158, F-157: a placement that takes a session over counts its turns anew; what it orders is not what
+/// was ordered before, and has a key of its own.
+#[tokio::test(start_paused = true)]
+async fn a_session_that_moved_orders_under_keys_of_its_own() {
+    let leases = Arc::new(LocalLeases::default());
+    let keys = Arc::new(Mutex::new(Vec::new()));
+    for placement in 1..=2 {
+        let (cast, _) = cast(|request| match last_result(request) {
+            None => calls("", "order", "{}"),
+            Some(result) => result.into(),
+        });
+        let seen = Arc::clone(&keys);
+        let tool = function(move |run: ToolRun| {
+            seen.lock().unwrap().push(run.key);
+            async { Ok(ToolOutput::new("It is ordered.")) }
+        });
+        let (run, leases) = (run_by("order", tool), Arc::clone(&leases));
+        let ended = Builder::new(&cast, vec![says(first())])
+            .pipeline(declare(
+                json!([{ "name": "order", "description": "Orders." }]),
+            ))
+            .configure(move |config| {
+                run(config);
+                config.leases = leases;
+            })
+            .hold()
+            .await;
+        assert_eq!(ended.endings(), ["commit"]);
+        assert_eq!(ended.report.epoch.get(), placement);
+        let recorded = ended.entries.iter().find_map(|entry| match entry {
+            Entry::Tool(step) => Some(step.idempotency_key.clone()),
+            _something_else => None,
+        });
+        assert_eq!(recorded.as_ref(), keys.lock().unwrap().last());
+    }
+    let keys = keys.lock().unwrap();
+    assert_ne!(keys[0], keys[1]);
+}
+
+/// F-138, P7: what ended the session stays the reason, whatever follows while it winds up: here the agent
+/// ends the call, and the user hangs up while an earlier order is still being seen through.
+#[tokio::test(start_paused = true)]
+async fn what_ended_the_call_first_is_the_reason() {
+    let (mut cast, _) = cast(|request| match (turn_of(request), last_result(request)) {
+        (1, _) => calls("I am ordering it now, please wait a moment.", "order", "{}"),
+        (_, None) => calls("", "end_call", "{}"),
+        (_, Some(_)) => "Goodbye.".into(),
+    });
+    cast.tts = Arc::new(ScriptedTts::new("tts").real_time_factor(0.5));
+    let effects = Arc::new(AtomicU32::new(0));
+    let call = Builder::new(&cast, vec![says(first()), says(over_reply(700))])
+        .pipeline(declare(json!([
+            { "name": "order", "description": "Orders.", "timeout_ms": 60_000 },
+            { "name": "end_call", "description": "Hangs up." },
+        ])))
+        .configure(run_by("order", order(&effects, Duration::from_secs(30))))
+        .start()
+        .await;
+    call.log.until(Signal::Commit, 1).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(call.session.status().state, SessionState::Draining);
+    call.line.hang_up();
+    let ended = call.end().await;
+    assert_eq!(ended.endings(), ["cancelled", "commit"]);
+    assert_eq!(
+        steps(&ended, "turn-0001", "call_0").last(),
+        Some(&Finished),
+        "the order was seen through"
+    );
+    assert_eq!(ended.report.ended, "the agent ended the call");
+    assert!(ended.signals().contains(&"disconnected"));
 }
 
 /// P7, F-138: whoever hangs up after ordering has ordered; the session waits for no longer than that.

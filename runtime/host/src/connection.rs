@@ -120,10 +120,9 @@ pub(crate) struct Attachment {
 /// What a session may ask about its connection at any time.
 #[derive(Debug, Default)]
 pub(crate) struct LineStats {
-    /// Output frames refused at the fence.
-    pub(crate) fenced: AtomicU64,
-    /// Outputs refused at the fence that came when their turn had been accounted for.
-    pub(crate) late: AtomicU64,
+    /// Outputs that were refused at the fence, or that the peer was too slow for, by their turn, since
+    /// they were last asked for: a few turns at most.
+    lost: Mutex<Vec<(TurnNumber, u64)>>,
     /// When the newest output frame was played, in milliseconds of the node's clock; 0 for never.
     pub(crate) played_at: AtomicU64,
     /// Output frames refused for their epoch.
@@ -136,7 +135,7 @@ pub(crate) struct LineStats {
     echoes: AtomicU64,
     media: Mutex<Option<MediaReport>>,
     /// Output frames that the peer was too slow for.
-    pub(crate) unplayed: AtomicU64,
+    unplayed: AtomicU64,
     /// Ticks of the output clock that found nothing to play in the middle of a reply.
     pub(crate) underruns: AtomicU64,
     /// When the newest frames came in, by the position after their last sample.
@@ -169,6 +168,21 @@ impl LineStats {
             echoes: self.echoes.load(Ordering::Relaxed),
             media: *self.media.lock().expect("no code panics while locked"),
         }
+    }
+
+    /// An output of a turn was not played.
+    fn lose(&self, of: TurnNumber) {
+        let mut lost = self.lost.lock().expect("no code panics while locked");
+        match lost.iter_mut().rev().find(|(turn, _)| *turn == of) {
+            Some((_, count)) => *count += 1,
+            None => lost.push((of, 1)),
+        }
+    }
+
+    /// Outputs that were not played since the last time of asking, by their turn.
+    pub(crate) fn take_lost(&self) -> Vec<(TurnNumber, u64)> {
+        let mut lost = self.lost.lock().expect("no code panics while locked");
+        std::mem::take(&mut *lost)
     }
 
     fn arrived(&self, end: SampleIndex, at: Monotonic) {
@@ -281,13 +295,12 @@ struct Outbound {
     ahead: usize,
     /// How many at the front of the queue are.
     committed: usize,
-    /// Whether the first frame of a turn was accepted and has not been played.
-    begins: bool,
+    /// The turn whose first frame was accepted and has not been played: it may stand behind the last
+    /// committed frames of the turn before.
+    begins: Option<TurnNumber>,
     /// The clause that is being heard.
     playing: Option<(TurnNumber, u32)>,
     closing: Option<Closing>,
-    /// The newest turn that was cleared and counted.
-    cleared: Option<TurnNumber>,
     /// A cleared turn whose committed frames are still to be played.
     clear_after: Option<TurnNumber>,
     /// Frames in a row that were too old, and whose.
@@ -346,10 +359,9 @@ impl Line {
                 in_reply: false,
                 ahead: ahead as usize,
                 committed: 0,
-                begins: false,
+                begins: None,
                 playing: None,
                 closing: None,
-                cleared: None,
                 clear_after: None,
                 aged: None,
                 resampler: None,
@@ -650,7 +662,7 @@ impl Line {
         if self.attachment.fence.admits(turn, epoch) {
             self.send(Outgoing::Text(text.clone()));
         } else {
-            self.count_refused(Some(turn));
+            self.attachment.line.lose(turn);
         }
     }
 
@@ -769,12 +781,14 @@ impl Line {
                     let stale = &self.attachment.line.stale_accepted;
                     stale.fetch_add(1, Ordering::Relaxed);
                 }
-                self.outbound.begins |= ordinal == 1;
+                if ordinal == 1 {
+                    self.outbound.begins = Some(turn);
+                }
                 true
             }
             // Nothing of a guess comes here before its promotion; if it did, this would stop it (P9).
             Passage::Fenced | Passage::Provisional => {
-                self.count_refused(Some(turn));
+                self.attachment.line.lose(turn);
                 false
             }
             Passage::StaleEpoch { current } => {
@@ -786,17 +800,6 @@ impl Line {
                 false
             }
         }
-    }
-
-    /// Counts an output that the fence refused.
-    fn count_refused(&self, turn: Option<TurnNumber>) {
-        let line = &self.attachment.line;
-        let counter = if turn <= self.outbound.cleared {
-            &line.late
-        } else {
-            &line.fenced
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Commits what is due soon: past this point it is heard, whatever happens to its turn (F-039).
@@ -864,7 +867,7 @@ impl Line {
             if let Some(guard) = &mut self.echo {
                 guard.played(now, Loudness::of(samples(&chunk.data)));
             }
-            if std::mem::take(&mut self.outbound.begins) {
+            if self.outbound.begins.take_if(|of| *of == turn).is_some() {
                 self.tell_playback(turn, Playback::Started);
             }
         } else {
@@ -883,7 +886,7 @@ impl Line {
         let from = chunk.format.sample_rate;
         let to = self.sink.sample_rate();
         if from == to {
-            return played(self.sink.play(turn, chunk), &self.attachment.line);
+            return played(self.sink.play(turn, chunk), turn, &self.attachment.line);
         }
         let Outbound {
             resampler,
@@ -901,7 +904,7 @@ impl Line {
         let mut outcome = Ok(true);
         framer.push(pcm, |frame| {
             let chunk = AudioChunk::pcm16(to, frame);
-            let frame = played(self.sink.play(turn, &chunk), &self.attachment.line);
+            let frame = played(self.sink.play(turn, &chunk), turn, &self.attachment.line);
             outcome = outcome.and_then(|so_far| frame.map(|taken| so_far && taken));
         });
         outcome
@@ -924,7 +927,7 @@ impl Line {
             frames.extend(self.outbound.framer.finish());
             for frame in frames {
                 let chunk = AudioChunk::pcm16(to, frame);
-                match played(self.sink.play(turn, &chunk), &self.attachment.line) {
+                match played(self.sink.play(turn, &chunk), turn, &self.attachment.line) {
                     Ok(_) => {}
                     Err(SinkError::Lost) => lost = true,
                     Err(error @ (SinkError::Closed | SinkError::Full)) => return Err(error),
@@ -994,7 +997,9 @@ impl Line {
             self.outbound.queue.push_back(end);
             self.resume();
         }
-        self.count_refused(turn);
+        if let Some(turn) = turn {
+            self.attachment.line.lose(turn);
+        }
         false
     }
 
@@ -1029,7 +1034,6 @@ impl Line {
         if let Some(meters) = &self.attachment.meters {
             meters.fell_silent(self.now());
         }
-        self.outbound.cleared = self.outbound.cleared.max(Some(turn));
         let closing = self
             .outbound
             .closing
@@ -1057,7 +1061,7 @@ impl Line {
             return;
         };
         self.outbound.clear_after = None;
-        self.outbound.begins = false;
+        self.outbound.begins.take_if(|of| *of <= turn);
         self.outbound.playing = None;
         self.outbound.resampler = None;
         self.outbound.framer.clear();
@@ -1131,15 +1135,23 @@ fn convert(resampler: &mut Resampler, pcm: &[u8], scratch: &mut Vec<i16>) -> Byt
 
 /// A frame that a slow peer has no room for is lost and counted: `false`. A peer that is gone ends the
 /// call; one that may come back is told apart.
-fn played(outcome: Result<(), SinkError>, line: &LineStats) -> Result<bool, SinkError> {
+fn played(
+    outcome: Result<(), SinkError>,
+    turn: TurnNumber,
+    line: &LineStats,
+) -> Result<bool, SinkError> {
+    let not_taken = || {
+        line.unplayed.fetch_add(1, Ordering::Relaxed);
+        line.lose(turn);
+    };
     match outcome {
         Ok(()) => Ok(true),
         Err(SinkError::Full) => {
-            line.unplayed.fetch_add(1, Ordering::Relaxed);
+            not_taken();
             Ok(false)
         }
         Err(SinkError::Lost) => {
-            line.unplayed.fetch_add(1, Ordering::Relaxed);
+            not_taken();
             Err(SinkError::Lost)
         }
         Err(SinkError::Closed) => Err(SinkError::Closed),

@@ -346,6 +346,10 @@ impl Load for Queued {
         *self = newer;
     }
 
+    fn turn(&self) -> Option<TurnNumber> {
+        self.event.stamp.turn
+    }
+
     fn sync_group(&self) -> Option<u64> {
         self.marks.as_ref()?.group
     }

@@ -86,6 +86,9 @@ use speculation::Guesses;
 use telemetry::Telemetry;
 use tools::Tools;
 
+/// Why a session ended of which nothing else is known.
+const STOPPED: &str = "the session was stopped";
+
 /// Keys of events, and provider calls, that are remembered for when they come again.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(512).expect("not zero");
 
@@ -128,7 +131,8 @@ pub(crate) struct Session {
     tools: Tools,
     guesses: Guesses,
     state: Arc<NodeStates>,
-    ended: String,
+    /// Why it ends, as soon as it does.
+    ended: Option<String>,
     node_failures: u64,
     /// Providers that had to be given up lately.
     overruns: Arc<Mutex<Overruns>>,
@@ -211,7 +215,7 @@ impl Session {
             tools: Tools::default(),
             guesses: Guesses::default(),
             state,
-            ended: "the session was stopped".to_owned(),
+            ended: None,
             node_failures: 0,
             overruns: Arc::default(),
             meter: Arc::default(),
@@ -321,7 +325,7 @@ impl Session {
         match self.listen(ctx).await {
             Ok(()) => self.setup.opened.succeed(ctx.control_ref()),
             Err(failure) => {
-                self.ended.clone_from(&failure.message);
+                self.ends_because(failure.message.as_str());
                 self.setup.opened.fail(failure.message);
                 ctx.stop(ExitReason::Finished);
             }
@@ -607,7 +611,7 @@ impl Actor for Session {
             match exit.verdict {
                 Verdict::Restarted { .. } | Verdict::Restarting { .. } => {}
                 Verdict::Ended | Verdict::GaveUp => {
-                    self.ended = format!("node `{node}` could not be kept running");
+                    self.ends_because(format!("node `{node}` could not be kept running"));
                     self.kernel.handle(now, Input::Drain);
                 }
             }
@@ -633,8 +637,9 @@ impl Actor for Session {
             if let Err(error) = self.carry_out(ctx).await {
                 tracing::warn!(error = %error.message, "the session's last effects failed");
             }
-            self.ended = reason.to_string();
+            self.ends_because(reason.to_string());
         }
+        self.ledger.count_line(&self.line);
         let status = self.setup.health.read();
         let report = SessionReport {
             session_id: self.setup.place.lease.session.clone(),
@@ -642,7 +647,7 @@ impl Actor for Session {
             pipeline_version: self.setup.blueprint.spec.version.clone(),
             epoch: self.kernel.epoch(),
             state: self.kernel.state(),
-            ended: self.ended.clone(),
+            ended: self.ended.take().unwrap_or_else(|| STOPPED.to_owned()),
             opened_at: self.ledger.opened_at(),
             ended_at: now,
             turns: self.ledger.take_reports(),
@@ -681,6 +686,12 @@ impl Actor for Session {
 }
 
 impl Session {
+    /// Notes why the session ends. What ended it first is the reason, whatever follows while it winds
+    /// up: whoever hangs up while the agent's last order is still being seen through was hung up on.
+    fn ends_because(&mut self, why: impl Into<String>) {
+        self.ended.get_or_insert_with(|| why.into());
+    }
+
     fn meter(&self) -> MutexGuard<'_, Meter> {
         self.meter.lock().expect("no code panics while locked")
     }

@@ -19,7 +19,7 @@ use std::{
 };
 
 use rspp_proto::{
-    EventId, Monotonic,
+    EventId, Monotonic, TurnNumber,
     spec::{EdgeBufferPolicy, FlowMode, Marks, PressureAction, Strategy, TelemetryHandling},
 };
 
@@ -58,6 +58,11 @@ pub trait Load: Sized {
 
     /// Its event's id, for merge lineage.
     fn event(&self) -> Option<&EventId> {
+        None
+    }
+
+    /// The turn that it is of.
+    fn turn(&self) -> Option<TurnNumber> {
         None
     }
 
@@ -713,7 +718,8 @@ impl<T: Load> EdgeBuffer<T> {
     fn note_drop(&mut self, ordinal: u64, item: &T, reason: DropReason) {
         self.counters.dropped += 1;
         self.free_credit(1);
-        self.notices.dropped(ordinal, item.sequence(), reason);
+        self.notices
+            .dropped(ordinal, item.sequence(), item.turn(), reason);
         if self.groups.is_some() {
             self.note_torn(ordinal, item, reason);
         }

@@ -26,17 +26,16 @@ impl Session {
                 self.captured_until = Some(now + length);
             }
             Command::Leave => {
-                "the session moved to another placement".clone_into(&mut self.ended);
                 self.kernel.handle(now, Input::Leaving);
             }
             Command::HandOver => {
-                "another placement took the session over".clone_into(&mut self.ended);
+                self.ends_because("another placement took the session over");
                 self.kernel.handle(now, Input::HandedOver);
             }
             Command::Rotate(epoch) => self.kernel.handle(now, Input::Rotated { epoch }),
             Command::Revoke => self.kernel.handle(now, Input::Revoked),
             Command::Drain => {
-                "the session was drained".clone_into(&mut self.ended);
+                self.ends_because("the session was drained");
                 self.kernel.handle(now, Input::Drain);
             }
         }

@@ -60,8 +60,15 @@ impl Session {
         notice: &EdgeNotice,
         at: Monotonic,
     ) {
+        let mut said_of = turn;
         match notice {
-            EdgeNotice::Drop { count, .. } => self.ledger.dropped(turn, lane, *count),
+            EdgeNotice::Drop {
+                count, turn: of, ..
+            } => {
+                // An edge that outlives turns tells of the last one's when the next may run already.
+                self.ledger.dropped(of.or(turn), lane, *count);
+                said_of = turn.filter(|turn| of.is_none_or(|of| of == *turn));
+            }
             EdgeNotice::GroupLost { domain, group, .. } => {
                 self.spread(edge, domain, Torn::Lose(*group));
             }
@@ -79,7 +86,7 @@ impl Session {
             | EdgeNotice::Credit { .. }
             | EdgeNotice::Merge { .. } => {}
         }
-        self.publisher.edge(turn, edge, lane, notice, at);
+        self.publisher.edge(said_of, edge, lane, notice, at);
     }
 
     /// Tells every other edge of a domain (`scope: plan_wide`).

@@ -149,9 +149,10 @@ impl Session {
                     content,
                 } => self.tools.answer(turn, &node, call, content),
                 Effect::Act(SessionAction::EndCall) => {
-                    "the agent ended the call".clone_into(&mut self.ended);
+                    self.ends_because("the agent ended the call");
                 }
                 Effect::Revoke => {
+                    self.ends_because("the session lost its authority");
                     let accepted = self.fence.revoke();
                     if let Some(turn) = self.kernel.current_turn() {
                         self.kernel.handle(now, Input::Fenced { turn, accepted });
@@ -533,7 +534,7 @@ impl Session {
         self.publisher.state(state);
         self.setup.health.enter(state);
         if let Link::Ended(end) = self.kernel.link() {
-            end.as_str().clone_into(&mut self.ended);
+            self.ends_because(end.as_str());
         }
         if state == SessionState::Ended {
             // At once to all that listen: whoever winds up slowly does so beside the others (P17).

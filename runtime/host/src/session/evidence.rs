@@ -1,6 +1,6 @@
 //! What a turn leaves behind: its anchors, its OR-02 baseline and its report.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use rspp_kernel::{
     Emission, Exchange,
@@ -35,8 +35,8 @@ struct Open {
     baseline: TurnBaseline,
     cancel_fence: Option<Duration>,
     dropped_before: BTreeMap<Lane, u64>,
-    /// Outputs that the line had queued when the turn was cut off.
-    flushed: u64,
+    /// Outputs that were not played: queued when the turn was cut off, or come too late for it.
+    rejected: u64,
     report: Option<TurnReport>,
     tools: Vec<ToolReport>,
 }
@@ -59,6 +59,8 @@ impl Open {
 /// A session's book of turns.
 pub(super) struct Ledger {
     session: SessionId,
+    /// The epoch under which the placement began.
+    placed: Epoch,
     tenant: TenantId,
     version: PipelineVersion,
     opened_at: Monotonic,
@@ -69,13 +71,13 @@ pub(super) struct Ledger {
     refused: u64,
     shed: u64,
     dropped: BTreeMap<Lane, u64>,
-    fenced_before: u64,
 }
 
 impl Ledger {
     pub(super) fn new(setup: &SessionSetup) -> Self {
         Self {
             session: setup.place.lease.session.clone(),
+            placed: setup.place.lease.epoch,
             tenant: setup.tenant.clone(),
             version: setup.blueprint.spec.version.clone(),
             opened_at: Monotonic::ZERO,
@@ -85,7 +87,6 @@ impl Ledger {
             refused: 0,
             shed: 0,
             dropped: Lane::ALL.iter().map(|lane| (*lane, 0)).collect(),
-            fenced_before: 0,
         }
     }
 
@@ -159,7 +160,7 @@ impl Ledger {
             baseline,
             cancel_fence: None,
             dropped_before: self.dropped.clone(),
-            flushed: 0,
+            rejected: 0,
             report: None,
             tools: Vec::new(),
         });
@@ -343,7 +344,7 @@ impl Ledger {
     }
 
     pub(super) fn tool(&mut self, step: &ToolStep) {
-        let session = self.session.clone();
+        let (session, placed) = (self.session.clone(), self.placed);
         let outcome = match &step.what {
             ToolEvent::Requested { .. } => "requested",
             ToolEvent::Ended { end, .. } => end.as_str(),
@@ -359,7 +360,7 @@ impl Ledger {
         match open.tools.iter_mut().find(|tool| *tool.call == *step.call) {
             Some(tool) => {
                 outcome.clone_into(&mut tool.outcome);
-                let key = IdempotencyKey::of_tool(&session, &step.turn.id(), &step.call);
+                let key = IdempotencyKey::of_tool(&session, placed, &step.turn.id(), &step.call);
                 open.outside(format!("tool/{}", step.tool), key.to_string());
             }
             None => open.tools.push(ToolReport {
@@ -370,35 +371,48 @@ impl Ledger {
         }
     }
 
-    /// Items of a turn, or of none, were dropped. Those of a turn that is written up already are no
-    /// other turn's.
+    /// Items of a turn, or of none, were dropped. What comes out only when the turn is written up is
+    /// added to what was written: it is no other turn's.
     pub(super) fn dropped(&mut self, turn: Option<TurnNumber>, lane: Lane, count: u64) {
-        let open = self.open.as_ref().map(|open| open.turn);
-        if turn.is_none_or(|turn| open == Some(turn)) {
-            *self.dropped.entry(lane).or_default() += count;
+        let open = self
+            .open
+            .as_mut()
+            .filter(|open| turn.is_none_or(|turn| open.turn == turn));
+        let written = match (open, turn) {
+            (Some(open), _) => open.report.as_mut(),
+            (None, None) => None,
+            (None, Some(turn)) => {
+                let id = turn.id();
+                let mut reports = self.reports.iter_mut().rev();
+                match reports.find(|report| report.turn_id == id) {
+                    Some(report) => Some(report),
+                    None => return, // Forgotten, or a guess: nobody asks.
+                }
+            }
+        };
+        match written {
+            Some(report) => *report.dropped.entry(lane).or_default() += count,
+            None => *self.dropped.entry(lane).or_default() += count,
         }
     }
 
-    /// The line has forgotten so many outputs of a turn that ended early.
+    /// So many outputs of a turn were not played: it ended early, or they came too late for it.
     pub(super) fn flushed(&mut self, turn: TurnNumber, count: u64) {
         self.dropped(Some(turn), Lane::Data, count);
         if let Some(open) = self.of(turn) {
-            open.flushed += count;
+            open.rejected += count;
         }
     }
 
     /// Takes over what the connection has counted since the last time.
     pub(super) fn count_line(&mut self, line: &LineStats) {
-        let fenced = line.fenced.load(Ordering::Relaxed);
-        let unplayed = line.unplayed.load(Ordering::Relaxed);
-        let total = fenced + unplayed;
-        let new = total.saturating_sub(self.fenced_before);
-        self.fenced_before = total;
-        self.dropped(None, Lane::Data, new);
+        for (turn, count) in line.take_lost() {
+            self.flushed(turn, count);
+        }
         if let Some(open) = &mut self.open
             && let Some(cancel) = &mut open.baseline.cancel
         {
-            cancel.late_outputs_rejected = Some(new + open.flushed);
+            cancel.late_outputs_rejected = Some(open.rejected);
         }
     }
 

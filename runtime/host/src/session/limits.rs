@@ -66,7 +66,7 @@ impl Session {
 
     /// Ends the session in order, with what it is busy with.
     fn give_up(&mut self, now: Monotonic, why: String) {
-        self.ended = why;
+        self.ends_because(why);
         if let Some(turn) = self.kernel.current_turn() {
             let ending = Ending::BudgetTerminated;
             self.kernel.handle(now, Input::TurnFailed { turn, ending });

@@ -56,6 +56,8 @@ pub(super) struct Publisher {
     session: SessionId,
     version: PipelineVersion,
     epoch: Epoch,
+    /// The epoch under which the placement began.
+    placed: Epoch,
     /// The calendar time at the clock's beginning.
     wall_origin_ms: u64,
     ordinal: u64,
@@ -75,6 +77,7 @@ impl Publisher {
             session: setup.place.lease.session.clone(),
             version: setup.blueprint.spec.version.clone(),
             epoch: setup.place.lease.epoch,
+            placed: setup.place.lease.epoch,
             wall_origin_ms: wall_ms().saturating_sub(clock.now().as_millis() as u64),
             ordinal: 0,
             sequence: 0,
@@ -84,6 +87,11 @@ impl Publisher {
             level: RecordingLevel::L0,
             observers: Arc::clone(&setup.observers),
         }
+    }
+
+    /// The epoch under which the placement began.
+    pub(super) fn placed(&self) -> Epoch {
+        self.placed
     }
 
     pub(super) fn rotated(&mut self, epoch: Epoch) {
@@ -731,7 +739,12 @@ impl Publisher {
             session_id: self.session.clone(),
             authority_epoch: self.epoch,
             call_id: step.call.to_string(),
-            idempotency_key: IdempotencyKey::of_tool(&self.session, &turn_id, &step.call),
+            idempotency_key: IdempotencyKey::of_tool(
+                &self.session,
+                self.placed,
+                &turn_id,
+                &step.call,
+            ),
             turn_id,
             tool: step.tool.to_string(),
             step: recorded(&step.what),

@@ -83,6 +83,7 @@ impl Session {
             },
             reason: DropReason::Items,
             count,
+            turn: None,
         };
         let turn = self.kernel.current_turn();
         self.edge_reported(turn, &edge, Lane::Telemetry, &notice, time(ctx));

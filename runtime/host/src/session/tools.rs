@@ -187,6 +187,7 @@ impl Session {
             session_id: self.setup.place.lease.session.clone(),
             turn,
             epoch,
+            placed: self.publisher.placed(),
             call: Arc::clone(&request.call),
             arguments: request.arguments,
             timeout: Duration::from_millis(declared.timeout_ms),

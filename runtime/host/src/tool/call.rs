@@ -98,6 +98,8 @@ pub(crate) struct ToolSetup {
     pub(crate) session_id: SessionId,
     pub(crate) turn: TurnNumber,
     pub(crate) epoch: Epoch,
+    /// The epoch under which the session's placement began.
+    pub(crate) placed: Epoch,
     pub(crate) call: Arc<str>,
     pub(crate) arguments: Arc<str>,
     pub(crate) timeout: Duration,
@@ -137,9 +139,14 @@ impl Pump for ToolInvocation {
         let outcome = tokio::select! {
             biased;
             // Given up by its session, which has given it its end.
-            () = stopped.cancelled() => return ExitReason::Finished,
-            () = cancel.cancelled() => return ExitReason::Finished,
-            outcome = limit => outcome.unwrap_or_else(|_| setup.timed_out()),
+            () = stopped.cancelled() => None,
+            () = cancel.cancelled() => None,
+            outcome = limit => Some(outcome.unwrap_or_else(|_| setup.timed_out())),
+        };
+        // Whatever a tool has left running that asks for leave only now: the call has had its end.
+        setup.gate.close();
+        let Some(outcome) = outcome else {
+            return ExitReason::Finished;
         };
         setup.tell(SessionControl::ToolEnded {
             turn: setup.turn,
@@ -199,7 +206,7 @@ impl ToolSetup {
         let (number, call, clock) = (self.turn, Arc::clone(&self.call), self.clock);
         ToolRun {
             session: self.session_id.clone(),
-            key: IdempotencyKey::of_tool(&self.session_id, &turn, &self.call),
+            key: IdempotencyKey::of_tool(&self.session_id, self.placed, &turn, &self.call),
             turn,
             epoch: self.epoch,
             call: self.call.to_string(),
@@ -223,9 +230,11 @@ impl ToolSetup {
     fn timed_out(&self) -> ToolOutcome {
         let limit = self.timeout.as_millis();
         let mut content = format!("no result within {limit} ms");
-        if !self.gate.is_closed() {
-            content.push_str("; it may or may not have taken effect");
-        }
+        content.push_str(if self.gate.close() {
+            "; it may or may not have taken effect"
+        } else {
+            "; it had not begun, and will not"
+        });
         let attempts = NonZeroU32::MIN;
         ended(ToolEnd::TimedOut, content, Attempt(attempts))
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{VecDeque, vec_deque};
 
-use rspp_proto::{EventId, SyncDomain, spec::PressureAction};
+use rspp_proto::{EventId, SyncDomain, TurnNumber, spec::PressureAction};
 
 use super::BreakReason;
 
@@ -186,6 +186,8 @@ pub enum EdgeNotice {
         reason: DropReason,
         /// How many; always exact.
         count: u64,
+        /// The turn that they were of; `None` if of none, or if notices of several were folded.
+        turn: Option<TurnNumber>,
     },
     /// A drop tore what is synchronised: downstream must reset that domain.
     Discontinuity {
@@ -241,7 +243,13 @@ impl Notices {
     }
 
     /// Reports the drop of the `ordinal`-th item offered to the edge.
-    pub(super) fn dropped(&mut self, ordinal: u64, sequence: u64, why: DropReason) {
+    pub(super) fn dropped(
+        &mut self,
+        ordinal: u64,
+        sequence: u64,
+        of: Option<TurnNumber>,
+        why: DropReason,
+    ) {
         let adjacent = self.last_drop.is_some_and(|last| last + 1 == ordinal);
         let full = self.list.len() >= SOFT_LIMIT;
         let open = self.list.iter_mut().rev().find_map(|notice| match notice {
@@ -249,7 +257,8 @@ impl Notices {
                 range,
                 reason,
                 count,
-            } => Some((range, *reason, count)),
+                turn,
+            } => Some((range, *reason, count, *turn)),
             EdgeNotice::Watermark { .. }
             | EdgeNotice::Act(_)
             | EdgeNotice::FlowXoff
@@ -260,8 +269,9 @@ impl Notices {
             | EdgeNotice::Merge { .. } => None,
         });
         self.last_drop = Some(ordinal);
-        if let Some((range, reason, count)) = open
+        if let Some((range, reason, count, turn)) = open
             && reason == why
+            && turn == of
             && adjacent
         {
             range.cover(sequence);
@@ -274,11 +284,13 @@ impl Notices {
                     range,
                     reason,
                     count,
+                    turn,
                 } = notice
                     && *reason == why
                 {
                     range.cover(sequence);
                     *count += 1;
+                    *turn = turn.filter(|turn| Some(*turn) == of);
                     return;
                 }
             }
@@ -287,6 +299,7 @@ impl Notices {
             range: SequenceSpan::of(sequence),
             reason: why,
             count: 1,
+            turn: of,
         });
     }
 

@@ -134,6 +134,7 @@ fn dropped(range: (u64, u64), reason: DropReason, count: u64) -> EdgeNotice {
         },
         reason,
         count,
+        turn: None,
     }
 }
 

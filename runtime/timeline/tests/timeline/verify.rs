@@ -14,7 +14,7 @@ fn tool(step: ToolStep, ms: u64) -> Entry {
     let session_id = SessionId::new("call-7").unwrap();
     ToolEntry {
         at: Monotonic::from_millis(STARTED_MS + ms),
-        idempotency_key: IdempotencyKey::of_tool(&session_id, &turn(1), "a"),
+        idempotency_key: IdempotencyKey::of_tool(&session_id, Epoch::FIRST, &turn(1), "a"),
         session_id,
         turn_id: turn(1),
         authority_epoch: Epoch::FIRST,
