@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use rspp_proto::spec::{DataHandling, Modality};
+use rspp_proto::spec::{DataHandling, Modality, OverLimit};
 use rspp_provider_api::{Fault, scripted::Conduct};
 
 use super::{
-    Dice, DiskFault, LineFault, Order, Part, Piece, Scenario, Twist, UserAct,
+    Chore, ChoreFault, Counted, Departure, Dice, DiskFault, LineFault, Order, Part, Piece,
+    Scenario, Twist, UserAct,
     pipeline::{EDGES, MODALITIES, TURN_EDGES},
     scenario::{NodeFault, Tuned},
 };
@@ -84,7 +85,123 @@ impl Scenario {
                 orders: Order::ShutDown,
             });
         }
+        if dice.chance(25) {
+            pieces.push(Piece::Tool(chore(&mut dice)));
+        }
+        if dice.chance(20) {
+            pieces.push(Piece::Guesses {
+                per_minute: dice.pick(&[1, 2, 6]),
+                wasted_tokens: dice.pick(&[1, 5, 2_000]),
+            });
+            // Nobody guesses who is sure.
+            pieces.push(Piece::Hesitation {
+                percent: (0..4).map(|_| dice.pick(&[10, 20, 30, 100])).collect(),
+            });
+        }
+        admission(&mut dice, callers, &mut pieces);
+        moves(&mut dice, callers, &mut pieces);
+        if dice.chance(5) {
+            let cap_kib = dice.within(20..400);
+            pieces.push(Piece::Memory {
+                soft_kib: dice.within(10..cap_kib),
+                cap_kib,
+            });
+        }
         Self { seed, pieces }
+    }
+}
+
+/// What may be done, how often, how sharply, and who comes last.
+fn admission(dice: &mut Dice, callers: u8, pieces: &mut Vec<Piece>) {
+    if dice.chance(18) {
+        let (of, most) = dice.pick(&[
+            (Counted::Sessions, 1),
+            (Counted::Sessions, 2),
+            (Counted::SessionsPerMinute, 1),
+            (Counted::Turns, 1),
+            (Counted::TurnsPerMinute, 1),
+            (Counted::TurnsPerMinute, 2),
+            (Counted::TokensPerMinute, 3),
+            (Counted::TokensPerMinute, 20),
+        ]);
+        pieces.push(Piece::Quota {
+            shared: dice.chance(60),
+            of,
+            most,
+            over: dice.pick(&[
+                OverLimit::Reject,
+                OverLimit::Defer,
+                OverLimit::Throttle,
+                OverLimit::Degrade,
+            ]),
+        });
+    }
+    if dice.chance(8) {
+        let mut at_ms = 0;
+        for _ in 0..dice.within(1..4) {
+            at_ms += dice.within(0..1_500);
+            pieces.push(Piece::Load {
+                at_ms,
+                percent: dice.pick(&[10, 60, 85, 99]),
+            });
+        }
+    }
+    if dice.chance(12) {
+        pieces.push(Piece::Background {
+            caller: dice.within(0..u64::from(callers)) as u8,
+        });
+    }
+    if dice.chance(8) {
+        pieces.push(Piece::Twist(Twist::Posture));
+    }
+}
+
+/// Sessions that go on elsewhere.
+fn moves(dice: &mut Dice, callers: u8, pieces: &mut Vec<Piece>) {
+    let runs_out = dice.chance(12);
+    if runs_out {
+        pieces.push(Piece::Lease {
+            ms: dice.within(300..1_500),
+        });
+    }
+    if !dice.chance(if runs_out { 60 } else { 6 }) {
+        return;
+    }
+    let caller = dice.within(0..u64::from(callers)) as u8;
+    for _ in 0..dice.pick(&[1, 1, 1, 2]) {
+        let by = if runs_out && dice.chance(60) {
+            Departure::Lost
+        } else {
+            Departure::HandOver {
+                after_ms: dice.within(0..900),
+            }
+        };
+        pieces.push(Piece::Move {
+            caller,
+            at_ms: dice.within(200..4_000),
+            by,
+        });
+    }
+}
+
+fn chore(dice: &mut Dice) -> Chore {
+    let fault = match dice.within(0..100) {
+        0..50 => ChoreFault::None,
+        50..66 => ChoreFault::Fails {
+            attempts: dice.within(1..4) as u32,
+        },
+        66..74 => ChoreFault::Deaf,
+        74..92 => ChoreFault::Stubborn,
+        _ => ChoreFault::Panics,
+    };
+    let prepares = fault == ChoreFault::Stubborn || dice.chance(60);
+    Chore {
+        idempotent: dice.chance(50),
+        prepares_ms: prepares.then(|| dice.within(0..700)),
+        takes_ms: dice.within(0..700),
+        finishes: dice.chance(60),
+        timeout_ms: dice.pick(&[200, 600, 1_500]),
+        fault,
     }
 }
 
@@ -158,8 +275,10 @@ fn calls(dice: &mut Dice, caller: u8, pieces: &mut Vec<Piece>) {
             },
             40..60 => LineFault::Stalls { at_ms, for_ms },
             60..80 => LineFault::Full { at_ms, for_ms },
-            80..90 => LineFault::Dies { at_ms },
-            _ => LineFault::Closes { at_ms },
+            80..87 => LineFault::Dies { at_ms },
+            87..92 => LineFault::Closes { at_ms },
+            92..96 => LineFault::Mute { at_ms, for_ms },
+            _ => LineFault::Reconnects { at_ms, for_ms },
         };
         pieces.push(Piece::Line { caller, fault });
     }
@@ -297,7 +416,13 @@ fn twist(dice: &mut Dice) -> Twist {
         88..94 => Twist::Patience {
             ms: dice.within(100..1_500),
         },
-        94..97 => Twist::NoBargeIn,
+        94..96 => Twist::NoBargeIn,
+        96 => Twist::StandbyVoice,
+        97 | 98 => Twist::Impatience {
+            silence_ms: dice.within(60..600),
+            stall_ms: dice.within(40..400),
+            cleanup_ms: dice.within(100..1_500),
+        },
         _ => Twist::Diagnostics,
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::stream;
 use rspp_proto::{AudioChunk, SampleRate, TurnNumber};
 use rspp_transport_api::{
-    Ingress, Outgoing, Sink, SinkError, Source, Transport, TransportKind, audio::FRAME,
+    Ingress, Link, Outgoing, Sink, SinkError, Source, Transport, TransportKind, audio::FRAME,
 };
 use tokio::time::Instant;
 
@@ -39,6 +39,19 @@ impl Script {
         self.hangs_up
     }
 
+    /// The rest, for another line that the user is on from `after` on.
+    pub(super) fn rest(mut self, after: Duration) -> Self {
+        self.sends.retain(|(at, _)| *at >= after);
+        for (at, _) in &mut self.sends {
+            *at -= after;
+        }
+        for fault in &mut self.faults {
+            fault.sooner(after.as_millis() as u64);
+        }
+        self.hangs_up = self.hangs_up.saturating_sub(after);
+        self
+    }
+
     /// What `caller` does in this scenario.
     pub(super) fn of(scenario: &Scenario, caller: u8, hangs_up_ms: u64, packet_ms: u64) -> Self {
         let mut speech = Vec::new();
@@ -60,6 +73,12 @@ impl Script {
                 _of_others => {}
             }
         }
+        for fault in &faults {
+            if let LineFault::Reconnects { at_ms, for_ms } = *fault {
+                sends.push((ms(at_ms), Ingress::Link(Link::Reconnecting)));
+                sends.push((ms(at_ms + for_ms), Ingress::Link(Link::Back)));
+            }
+        }
         let mut dice = Dice::new(scenario.seed ^ u64::from(caller));
         let packet = packet_ms.max(20);
         let mut late = Duration::ZERO;
@@ -68,8 +87,12 @@ impl Script {
             let audio = packet_of(from, to, &speech);
             // What is spoken arrives once it has been.
             let mut at = ms(to);
+            let mut is_lost = false;
             for fault in &faults {
                 match *fault {
+                    LineFault::Mute { at_ms, for_ms } | LineFault::Reconnects { at_ms, for_ms } => {
+                        is_lost |= (at_ms..at_ms + for_ms).contains(&to);
+                    }
                     LineFault::Jitter { up_to_ms } => at += ms(dice.within(0..up_to_ms)),
                     LineFault::Stalls { at_ms, for_ms } if at >= ms(at_ms) => {
                         at = at.max(ms(at_ms + for_ms));
@@ -81,7 +104,9 @@ impl Script {
                 }
             }
             late = late.max(at);
-            sends.push((late, Ingress::Audio(audio)));
+            if !is_lost {
+                sends.push((late, Ingress::Audio(audio)));
+            }
         }
         sends.sort_by_key(|(at, _)| *at);
         let dies = faults.iter().filter_map(|fault| match fault {
@@ -193,10 +218,17 @@ impl Peer {
                     self.happened("line: full");
                     return Err(SinkError::Full);
                 }
+                LineFault::Reconnects { at_ms, for_ms }
+                    if now >= ms(at_ms) && now < ms(at_ms + for_ms) =>
+                {
+                    return Err(SinkError::Lost);
+                }
                 LineFault::Closes { .. }
                 | LineFault::Full { .. }
                 | LineFault::Jitter { .. }
                 | LineFault::Stalls { .. }
+                | LineFault::Mute { .. }
+                | LineFault::Reconnects { .. }
                 | LineFault::Dies { .. } => {}
             }
         }
@@ -228,8 +260,9 @@ impl Sink for Peer {
                 self.watch().broken(Invariant::LeadIsKept, detail);
             }
         }
-        if outcome != Err(SinkError::Closed) {
-            self.watch().plays(turn, chunk, outcome.is_ok());
+        match outcome {
+            Ok(()) | Err(SinkError::Full) => self.watch().plays(turn, chunk, outcome.is_ok()),
+            Err(SinkError::Closed | SinkError::Lost) => {}
         }
         match self.plant {
             Some(Plant::FrameTwice) => self.watch().plays(turn, chunk, outcome.is_ok()),
@@ -248,7 +281,7 @@ impl Sink for Peer {
     }
 
     fn send(&mut self, outgoing: Outgoing) -> Result<(), SinkError> {
-        self.watch().note(format_args!("sends {outgoing:?}"));
+        self.watch().sends(&outgoing);
         self.conduct(self.began.elapsed())
     }
 }

@@ -9,17 +9,22 @@
 mod dice;
 mod disk;
 mod generate;
+mod leases;
 mod line;
 mod pipeline;
 mod providers;
 mod scenario;
 mod shrink;
 mod tally;
+mod tools;
 mod watch;
 mod world;
 
 pub use dice::Dice;
-pub use scenario::{DiskFault, LineFault, Order, Part, Piece, Scenario, Twist, UserAct};
+pub use scenario::{
+    Chore, ChoreFault, Counted, Departure, DiskFault, LineFault, Order, Part, Piece, Scenario,
+    Twist, UserAct,
+};
 pub use shrink::shrink;
 pub use tally::Tally;
 pub use watch::{Broken, Invariant};

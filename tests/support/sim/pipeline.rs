@@ -13,8 +13,9 @@ use rspp_kernel::plan::LayeredSettings;
 use rspp_proto::{
     ProviderId,
     spec::{
-        BoundAction, BoundActions, BufferSpec, DataHandling, FlowMode, LateEventPolicy, Modality,
-        PipelineSpec, SyncDropPolicy, SyncGroup, SyncPolicy, SyncScope,
+        BoundAction, BoundActions, BufferSpec, DataHandling, DegradeSpec, FlowMode,
+        LateEventPolicy, Modality, PipelineSpec, SpeculationPolicy, SyncDropPolicy, SyncGroup,
+        SyncPolicy, SyncScope,
     },
 };
 use serde_json::json;
@@ -22,6 +23,7 @@ use serde_json::json;
 use super::{
     Piece, Scenario, Twist,
     scenario::{NodeFault, Tuned},
+    tools,
     watch::Trace,
 };
 use crate::{
@@ -50,6 +52,9 @@ pub(super) fn stage(scenario: &Scenario, plain: &PipelineSpec, trace: &Trace) ->
     for (nth, twist) in twists.enumerate() {
         stage.twist(nth, twist, trace);
     }
+    for piece in &scenario.pieces {
+        stage.furnish(piece);
+    }
     stage
 }
 
@@ -57,6 +62,34 @@ impl Stage {
     fn has_edge(&self, from: &str, to: &str) -> bool {
         let mut edges = self.spec.edges.iter();
         edges.any(|edge| edge.from.as_str() == from && edge.to.as_str() == to)
+    }
+
+    /// What a piece that is no twist asks of the pipeline.
+    fn furnish(&mut self, piece: &Piece) {
+        match piece {
+            Piece::Tool(chore) => {
+                let mut nodes = self.spec.nodes.iter_mut();
+                let llm = nodes.find(|node| node.id.as_str() == "llm");
+                let declared = serde_json::from_value(tools::declared(*chore));
+                llm.expect("there is a model").tools = declared.expect("it is valid");
+            }
+            Piece::Guesses {
+                per_minute,
+                wasted_tokens,
+            } => {
+                self.spec.turns.speculation = SpeculationPolicy {
+                    enabled: true,
+                    min_characters: 1,
+                    max_per_minute: *per_minute,
+                    max_wasted_tokens_per_minute: *wasted_tokens,
+                };
+            }
+            Piece::Memory { soft_kib, cap_kib } => {
+                self.spec.memory.soft_bytes = soft_kib * 1024;
+                self.spec.memory.cap_bytes = cap_kib * 1024;
+            }
+            _asks_nothing_of_it => {}
+        }
     }
 
     fn twist(&mut self, nth: usize, twist: &Twist, trace: &Trace) {
@@ -97,6 +130,18 @@ impl Stage {
                     "from": "llm-standby", "to": "segmenter", "carries": "text",
                 })));
             }
+            Twist::StandbyVoice if self.spec.nodes.iter().any(|n| n.fallback.is_some()) => {}
+            Twist::StandbyVoice if self.has_edge("tts", "egress") => {
+                let mut nodes = self.spec.nodes.iter_mut();
+                let tts = nodes.find(|node| node.id.as_str() == "tts");
+                tts.expect("there is a voice").fallback = Some(custom("tts-standby").id);
+                self.spec.nodes.push(node(json!({
+                    "id": "tts-standby", "kind": "tts", "provider": "tts-2",
+                })));
+                self.spec.edges.push(edge(json!({
+                    "from": "tts-standby", "to": "egress", "carries": "audio",
+                })));
+            }
             Twist::Branches { select } if self.has_edge("llm", "segmenter") => {
                 self.branches(*select);
             }
@@ -106,9 +151,7 @@ impl Stage {
                 let (trace, tap) = (trace.clone(), name.clone());
                 self.probes
                     .add(&name, move |_nth, cx: &mut NodeContext, event: Event| {
-                        let session = cx.settings().session.clone();
-                        let turn = event.stamp.turn;
-                        trace.passes(session.as_str(), &tap, turn, event.stamp.sequence);
+                        trace.passes(&cx.settings().session, &tap, &event.stamp);
                         cx.forward(event);
                         Step::OK
                     });
@@ -123,7 +166,30 @@ impl Stage {
                 insert(&mut self.spec, from, custom(&name), to);
                 self.bad_node(&name, *event, *fault, trace);
             }
-            Twist::Branches { .. } | Twist::Tap { .. } | Twist::Node { .. } => {}
+            Twist::StandbyVoice
+            | Twist::Branches { .. }
+            | Twist::Tap { .. }
+            | Twist::Node { .. } => {}
+            Twist::Posture => {
+                let second = vec![ProviderId::new("llm-2").expect("not blank")];
+                self.spec.degrade = Some(DegradeSpec {
+                    max_context_messages: Some(2),
+                    max_tokens: Some(3),
+                    provider_bindings: [(Modality::Llm, second)].into(),
+                    ..DegradeSpec::default()
+                });
+            }
+            Twist::Impatience {
+                silence_ms,
+                stall_ms,
+                cleanup_ms,
+            } => {
+                let connection = &mut self.spec.connection;
+                connection.silence_after_ms = *silence_ms;
+                connection.stall_after_ms = *stall_ms;
+                connection.stall_cleanup_ms = *cleanup_ms;
+                connection.cleanup_ms = *cleanup_ms;
+            }
             Twist::Budget { ms } => {
                 for node in &mut self.spec.nodes {
                     if node.id.as_str() == "llm" {

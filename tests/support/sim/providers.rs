@@ -9,7 +9,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use rspp_proto::{InvocationId, SessionId, TurnId, spec::Modality};
+use rspp_proto::{Epoch, InvocationId, SessionId, TurnId, spec::Modality};
 use rspp_provider_api::{
     Call, ChunkStream, Description, LanguageModel, LlmChunk, LlmRequest, Providers, Role,
     TextToSpeech, TtsChunk, TtsRequest,
@@ -20,12 +20,29 @@ use rspp_provider_api::{
 };
 
 use super::{
-    Part, Piece, Plant, Scenario,
-    watch::{Invariant, Watch},
+    Part, Piece, Plant, Scenario, tools,
+    watch::{Invariant, Watch, number},
 };
 
-/// The watchers by session.
-pub(super) type Watches = Arc<Mutex<BTreeMap<SessionId, Arc<Mutex<Watch>>>>>;
+/// The watchers by session, with the epoch under which each placement of it began; the newest last.
+pub(super) type Watches = Arc<Mutex<BTreeMap<SessionId, Vec<(Epoch, Arc<Mutex<Watch>>)>>>>;
+
+/// Runs `look` on the watcher of the placement that works under `epoch`.
+pub(super) fn with_watch<R>(
+    watches: &Watches,
+    session: &SessionId,
+    epoch: Epoch,
+    look: impl FnOnce(&mut Watch) -> R,
+) -> Option<R> {
+    let watch = {
+        let watches = watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let placements = watches.get(session)?;
+        let mut began = placements.iter().rev();
+        Arc::clone(&began.find(|(began, _)| *began <= epoch)?.1)
+    };
+    let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
+    Some(look(&mut watch))
+}
 
 /// What the model answers; the n-th user message gets the n-th.
 const ANSWERS: &[&str] = &[
@@ -86,7 +103,7 @@ impl Cast {
         });
         let llm = each.map(|(suffix, second)| {
             let llm = ScriptedLlm::new(&format!("llm{suffix}"))
-                .answers(ANSWERS.iter().copied())
+                .answer_with(|request| tools::answer(request, ANSWERS))
                 .token_every(Duration::from_millis(token_ms))
                 .script(script(Modality::Llm, second));
             Arc::new(llm)
@@ -207,15 +224,18 @@ impl LanguageModel for Attentive {
     }
 
     fn generate(&self, call: Call, request: LlmRequest) -> ChunkStream<LlmChunk> {
-        let watch = {
-            let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-            watches.get(&call.session).cloned()
-        };
-        if let Some(watch) = watch {
-            let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
+        with_watch(&self.watches, &call.session, call.epoch, |watch| {
             watch.look();
-            for message in &request.messages {
-                if message.role != Role::Assistant {
+            if let Some(turn) = &call.turn {
+                watch.thinks(number(turn));
+            }
+            // What it says in this turn it says before it is heard.
+            let mut messages = &request.messages[..];
+            if let Some(asked) = messages.iter().rposition(|it| it.role == Role::User) {
+                messages = &messages[..asked];
+            }
+            for message in messages {
+                if message.role != Role::Assistant || message.content.is_empty() {
                     continue;
                 }
                 let told = message.content.trim_end_matches(" —");
@@ -224,7 +244,7 @@ impl LanguageModel for Attentive {
                     watch.broken(Invariant::ToldIsHeard, detail);
                 }
             }
-        }
+        });
         if self.plant == Some(Plant::StreamLeft) {
             let left = self.inner.generate(call.clone(), request.clone());
             tokio::spawn(async move {

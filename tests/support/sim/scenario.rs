@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use rspp_proto::spec::{DataHandling, Modality};
+use rspp_proto::spec::{DataHandling, Modality, OverLimit};
 use rspp_provider_api::scripted::{Conduct, Trouble};
 
 /// A whole simulation.
@@ -109,6 +109,122 @@ pub enum Piece {
         /// Turns.
         turns: usize,
     },
+    /// Each tenant, or the node, has no more than this. Callers are of two tenants, in turn.
+    Quota {
+        /// Whether all tenants share it.
+        shared: bool,
+        /// What is counted.
+        of: Counted,
+        /// How many.
+        most: u64,
+        /// What is done about more.
+        over: OverLimit,
+    },
+    /// The processors are so busy from then on.
+    Load {
+        /// From when, from the beginning.
+        at_ms: u64,
+        /// How busy.
+        percent: u64,
+    },
+    /// Nobody is on the line: the call comes last under load.
+    Background {
+        /// Whose.
+        caller: u8,
+    },
+    /// The model may call a tool that has effects.
+    Tool(Chore),
+    /// Answers are begun on a guess, within these budgets.
+    Guesses {
+        /// Most in a minute.
+        per_minute: u32,
+        /// Most tokens wasted in a minute.
+        wasted_tokens: u64,
+    },
+    /// Leases last so long unless they are renewed.
+    Lease {
+        /// How long.
+        ms: u64,
+    },
+    /// The session goes on in the other runtime.
+    Move {
+        /// Whose.
+        caller: u8,
+        /// When, from the beginning.
+        at_ms: u64,
+        /// How.
+        by: Departure,
+    },
+    /// Sessions may hold no more than this.
+    Memory {
+        /// From where on they shed, in KiB.
+        soft_kib: u64,
+        /// Where they end, in KiB.
+        cap_kib: u64,
+    },
+}
+
+/// What a quota counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Sessions at once.
+    Sessions,
+    /// Sessions a minute.
+    SessionsPerMinute,
+    /// Turns at once.
+    Turns,
+    /// Turns a minute.
+    TurnsPerMinute,
+    /// Tokens a minute.
+    TokensPerMinute,
+}
+
+/// How a session leaves a runtime for the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Departure {
+    /// In order: it is told to leave, and some time later that it is handed over.
+    HandOver {
+        /// How much later.
+        after_ms: u64,
+    },
+    /// Its runtime cannot reach the leases any more; the other takes the session over as soon as it is
+    /// granted that. Nothing, where leases do not run out.
+    Lost,
+}
+
+/// A tool, and how it behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chore {
+    /// Whether a failed attempt may be repeated under the same key.
+    pub idempotent: bool,
+    /// Whether it asks for leave itself, right before its effect, after so long.
+    pub prepares_ms: Option<u64>,
+    /// How long it takes from its effect to its answer.
+    pub takes_ms: u64,
+    /// What becomes of it with its turn.
+    pub finishes: bool,
+    /// The most that it may take.
+    pub timeout_ms: u64,
+    /// How it misbehaves.
+    pub fault: ChoreFault,
+}
+
+/// How a tool misbehaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChoreFault {
+    /// Not at all.
+    None,
+    /// So many attempts fail before their effect, and may be repeated.
+    Fails {
+        /// How many.
+        attempts: u32,
+    },
+    /// It never answers.
+    Deaf,
+    /// It panics after its effect.
+    Panics,
+    /// What it has begun to prepare goes on when it is given up.
+    Stubborn,
 }
 
 /// What a user does.
@@ -184,6 +300,20 @@ pub enum LineFault {
         /// When.
         at_ms: u64,
     },
+    /// No audio is sent for a while, and none later in its place.
+    Mute {
+        /// From when, from the opening of the session.
+        at_ms: u64,
+        /// For how long.
+        for_ms: u64,
+    },
+    /// The link is lost and comes back.
+    Reconnects {
+        /// When.
+        at_ms: u64,
+        /// How long that takes.
+        for_ms: u64,
+    },
 }
 
 /// How a disk misbehaves.
@@ -237,6 +367,8 @@ pub enum Twist {
     Second(Modality),
     /// A second model node stands by for the first.
     Standby,
+    /// A second voice node stands by for the first.
+    StandbyVoice,
     /// Model and segmenter are connected by two branches, of which an attribute chooses one.
     Branches {
         /// Whether they meet in a `select`, or else in a `merge`.
@@ -269,6 +401,17 @@ pub enum Twist {
     Patience {
         /// How much.
         ms: u64,
+    },
+    /// Under load, or beyond a quota, turns are served with less.
+    Posture,
+    /// What is said of the connection, and what becomes of it, comes sooner.
+    Impatience {
+        /// Until `silence`.
+        silence_ms: u64,
+        /// Until `stall`.
+        stall_ms: u64,
+        /// Until a stalled or lost connection is given up.
+        cleanup_ms: u64,
     },
     /// The user's words do not interrupt the agent.
     NoBargeIn,
@@ -317,6 +460,24 @@ pub enum NodeFault {
     Hangs,
 }
 
+impl LineFault {
+    /// The same on a clock that began so much later.
+    pub(super) fn sooner(&mut self, by_ms: u64) {
+        match self {
+            Self::Jitter { .. } => {}
+            Self::Dies { at_ms } | Self::Closes { at_ms } => *at_ms = at_ms.saturating_sub(by_ms),
+            Self::Stalls { at_ms, for_ms }
+            | Self::Full { at_ms, for_ms }
+            | Self::Mute { at_ms, for_ms }
+            | Self::Reconnects { at_ms, for_ms } => {
+                let until = (*at_ms + *for_ms).saturating_sub(by_ms);
+                *at_ms = at_ms.saturating_sub(by_ms);
+                *for_ms = until.saturating_sub(*at_ms);
+            }
+        }
+    }
+}
+
 impl Scenario {
     /// Whether nothing fails, nobody orders anything and nothing is too tight.
     pub(super) fn is_plain(&self) -> bool {
@@ -325,14 +486,21 @@ impl Scenario {
             | Piece::User { .. }
             | Piece::DeafSubscriber { .. }
             | Piece::Hesitation { .. }
+            | Piece::Background { .. }
+            | Piece::Guesses { .. }
+            | Piece::Lease { .. }
             | Piece::Pace { .. } => true,
+            Piece::Tool(chore) => chore.fault == ChoreFault::None,
             Piece::Line { fault, .. } => matches!(fault, LineFault::Jitter { .. }),
             Piece::Disk { fault, .. } => matches!(fault, DiskFault::None),
             Piece::Twist(twist) => match twist {
                 Twist::Second(_)
                 | Twist::Standby
+                | Twist::StandbyVoice
                 | Twist::Branches { .. }
                 | Twist::Tap { .. }
+                | Twist::Posture
+                | Twist::Impatience { .. }
                 | Twist::NoBargeIn
                 | Twist::Diagnostics => true,
                 Twist::Buffer { .. }
@@ -344,8 +512,21 @@ impl Scenario {
             | Piece::Provider { .. }
             | Piece::Tight { .. }
             | Piece::DeafeningNoise { .. }
+            | Piece::Quota { .. }
+            | Piece::Load { .. }
+            | Piece::Move { .. }
+            | Piece::Memory { .. }
             | Piece::Limits { .. } => false,
         })
+    }
+
+    /// The same as if these callers had never called.
+    pub(super) fn without(&self, callers: &[u8]) -> Self {
+        let mut without = self.clone();
+        without.pieces.retain(
+            |piece| !matches!(piece, Piece::Caller { caller, .. } if callers.contains(caller)),
+        );
+        without
     }
 
     /// Whether all that fails is a model before its first word, for which another stands by.
@@ -369,7 +550,13 @@ impl Scenario {
     /// What `caller` types while nobody and nothing keeps a turn from opening.
     pub(super) fn typed(&self, caller: u8) -> Vec<(Duration, &str)> {
         let hindered = self.pieces.iter().any(|piece| match piece {
-            Piece::Operator { .. } | Piece::Limits { .. } | Piece::DeafeningNoise { .. } => true,
+            Piece::Operator { .. }
+            | Piece::Limits { .. }
+            | Piece::Quota { .. }
+            | Piece::Load { .. }
+            | Piece::Move { .. }
+            | Piece::Memory { .. }
+            | Piece::DeafeningNoise { .. } => true,
             Piece::Twist(twist) => matches!(twist, Twist::NoBargeIn),
             Piece::Line { caller: of, fault } => {
                 *of == caller && !matches!(fault, LineFault::Jitter { .. })

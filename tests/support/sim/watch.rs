@@ -9,16 +9,18 @@ use std::{
     time::Duration,
 };
 
-use rspp_host::Notice;
+use rspp_host::{Notice, Stamp};
 use rspp_kernel::{SessionState, invariant};
 use rspp_proto::{
-    AudioChunk, Epoch, Payload, TurnNumber,
+    AudioChunk, Epoch, IdempotencyKey, Payload, SampleRate, SessionId, Speaker, TurnNumber,
     abi::{ControlSignal, EventRecord, Signal},
 };
+use rspp_provider_api::ToolRun;
 use rspp_timeline::{
     EventEntry,
     verify::{Rule, Verifier},
 };
+use rspp_transport_api::Outgoing;
 use tokio::{sync::broadcast, time::Instant};
 
 use super::{Plant, Tally};
@@ -66,6 +68,19 @@ pub enum Invariant {
     StandbysAnswer,
     /// What the user typed is the matter of a turn (F-025).
     WordsAreAnswered,
+    /// A tool has its effect once, whoever asks for it how often (P7, F-158).
+    EffectsHappenOnce,
+    /// A tool begins for a turn that lives, under its epoch, and for no other (P1).
+    EffectsOfTheLiving,
+    /// Nothing of a guess is heard, shown or done before it is a turn; a wrong one never becomes one
+    /// (P9).
+    GuessesAreMute,
+    /// Of two placements of a session the newer speaks, and no other (F-156, AE-003).
+    OneWriter,
+    /// Who is refused at the door costs nobody inside, and leaves nothing (F-049, F1).
+    RefusalsCostNothing,
+    /// A session that holds more than it may ends (P19).
+    MemoryIsBounded,
 }
 
 impl fmt::Display for Invariant {
@@ -91,6 +106,12 @@ impl fmt::Display for Invariant {
             Self::NothingFailsByItself => f.write_str("nothing-fails-by-itself"),
             Self::StandbysAnswer => f.write_str("standbys-answer"),
             Self::WordsAreAnswered => f.write_str("words-are-answered"),
+            Self::EffectsHappenOnce => f.write_str("effects-happen-once"),
+            Self::EffectsOfTheLiving => f.write_str("effects-of-the-living"),
+            Self::GuessesAreMute => f.write_str("guesses-are-mute"),
+            Self::OneWriter => f.write_str("one-writer"),
+            Self::RefusalsCostNothing => f.write_str("refusals-cost-nothing"),
+            Self::MemoryIsBounded => f.write_str("memory-is-bounded"),
         }
     }
 }
@@ -128,11 +149,19 @@ pub(super) struct Trace(Arc<Mutex<State>>);
 pub(super) struct State {
     began: Instant,
     hash: DefaultHasher,
+    /// The same for each caller alone, whenever it was looked at.
+    of_callers: BTreeMap<u8, DefaultHasher>,
     lines: Option<Vec<String>>,
     pub(super) broken: Vec<Broken>,
     pub(super) tally: Tally,
-    /// The newest sequence that passed a tap, by session, tap and turn.
-    passed: BTreeMap<(String, String, Option<TurnNumber>), u64>,
+    /// Placements of sessions, by the epoch under which each began.
+    pub(super) placed: BTreeSet<(SessionId, Epoch)>,
+    /// The newest sequence that passed a tap, by placement, tap and turn.
+    passed: BTreeMap<Passed, u64>,
+    /// Who has begun to have an effect under each key: caller, placement and call.
+    keys: BTreeMap<IdempotencyKey, (u8, Option<Epoch>, String)>,
+    /// Callers who were refused at the door.
+    pub(super) refused: BTreeSet<u8>,
 }
 
 impl Trace {
@@ -140,10 +169,14 @@ impl Trace {
         Self(Arc::new(Mutex::new(State {
             began: Instant::now(),
             hash: DefaultHasher::new(),
+            of_callers: BTreeMap::new(),
             lines: keep_lines.then(Vec::new),
             broken: Vec::new(),
             tally: Tally::default(),
+            placed: BTreeSet::new(),
             passed: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            refused: BTreeSet::new(),
         })))
     }
 
@@ -152,9 +185,16 @@ impl Trace {
     }
 
     /// An event passes a tap.
-    pub(super) fn passes(&self, session: &str, tap: &str, turn: Option<TurnNumber>, sequence: u64) {
+    pub(super) fn passes(&self, session: &SessionId, tap: &str, stamp: &Stamp) {
+        let (turn, sequence) = (stamp.turn, stamp.sequence);
         let mut state = self.lock();
-        let key = (session.to_owned(), tap.to_owned(), turn);
+        let mut placed = state.placed.range((session.clone(), Epoch::FIRST)..);
+        let placed = placed
+            .by_ref()
+            .take_while(|(of, began)| of == session && *began <= stamp.epoch)
+            .last()
+            .cloned();
+        let key = (placed, tap.to_owned(), turn);
         let before = state.passed.insert(key, sequence);
         if before >= Some(sequence) {
             let detail = format!("{sequence} after {before:?} at {tap} of {session}, {turn:?}");
@@ -162,6 +202,9 @@ impl Trace {
         }
     }
 }
+
+/// A tap of a placement, and a turn.
+type Passed = (Option<(SessionId, Epoch)>, String, Option<TurnNumber>);
 
 /// Takes text in without keeping it.
 struct Hashing<'a>(&'a mut DefaultHasher);
@@ -184,6 +227,10 @@ impl State {
         self.hash.write_u64(at.as_micros() as u64);
         self.hash.write_u8(caller.unwrap_or(u8::MAX));
         let _infallible = Hashing(&mut self.hash).write_fmt(what);
+        if let Some(caller) = caller {
+            let of_caller = self.of_callers.entry(caller).or_default();
+            let _infallible = Hashing(of_caller).write_fmt(what);
+        }
         if let Some(lines) = &mut self.lines {
             let caller = caller.map_or_else(String::new, |caller| format!("c{caller} "));
             lines.push(format!("{:>9.3} {caller}{what}", at.as_secs_f64() * 1e3));
@@ -206,6 +253,12 @@ impl State {
                 detail,
             });
         }
+    }
+
+    /// How each call went, as a number, whenever it was looked at.
+    pub(super) fn of_callers(&self) -> BTreeMap<u8, u64> {
+        let hashes = self.of_callers.iter();
+        hashes.map(|(of, hash)| (*of, hash.finish())).collect()
     }
 
     pub(super) fn finish(&mut self) -> (u64, Vec<String>) {
@@ -240,6 +293,18 @@ pub(super) struct Watch {
     /// The turn and the mark of the frame that was played last.
     played: Option<(TurnNumber, u16)>,
     pub(super) ended: bool,
+    /// The epoch under which the placement began, once it is known.
+    pub(super) placed: Option<Epoch>,
+    /// The epoch under which the session's newest placement began.
+    pub(super) newest: Box<dyn Fn() -> Option<Epoch> + Send>,
+    /// Turns that a model was asked for before they opened.
+    guessed: BTreeSet<TurnNumber>,
+    /// Guesses that were thrown away.
+    discarded: BTreeSet<TurnNumber>,
+    /// Attempts at each call that has begun.
+    begun: BTreeMap<IdempotencyKey, u32>,
+    /// Effects, by what was asked for.
+    effects: BTreeMap<String, u32>,
     /// What was heard of the turns so far.
     pub(super) heard: BTreeSet<String>,
     /// How turns ended, by their signals.
@@ -280,6 +345,12 @@ impl Watch {
             draining: false,
             played: None,
             ended: false,
+            placed: None,
+            newest: Box::new(|| None),
+            guessed: BTreeSet::new(),
+            discarded: BTreeSet::new(),
+            begun: BTreeMap::new(),
+            effects: BTreeMap::new(),
             heard: BTreeSet::new(),
             endings: Vec::new(),
             refused: 0,
@@ -404,6 +475,11 @@ impl Watch {
                 }
                 // The authority that was lost was that of an older epoch.
                 self.revoked = false;
+                if self.discarded.contains(&turn) {
+                    let detail = format!("{turn} opens, whose guess was thrown away");
+                    self.broken(Invariant::GuessesAreMute, detail);
+                }
+                self.speaks(format_args!("opens {turn}"));
                 let epoch = envelope.authority_epoch.unwrap_or(Epoch::FIRST);
                 self.opened.insert(turn, epoch);
                 self.refused_before = (self.refused_evidence)();
@@ -451,6 +527,24 @@ impl Watch {
 
     fn event(&mut self, record: EventRecord) {
         let envelope = &record.envelope;
+        if let Some(Payload::Debug(note)) = &record.payload
+            && note.message.starts_with("speculation")
+        {
+            let reason = note.fields.get("reason").map_or("", String::as_str);
+            let outcome = format!("{} {reason}", note.message);
+            self.trace.lock().tally.outcome(outcome.trim());
+            let turn = note.fields.get("provisional_turn");
+            let turn = turn.and_then(|turn| turn.rsplit('-').next()?.parse().ok());
+            if let Some(turn) = turn.filter(|_| note.message == "speculation_discarded") {
+                self.discarded.insert(TurnNumber(turn));
+            }
+        }
+        if let Some(Payload::Text(text)) = &record.payload
+            && text.speaker == Speaker::Agent
+            && let Some(turn) = envelope.turn_id.as_ref().map(number)
+        {
+            self.not_guessed(turn, format_args!("{:?} is said of {turn}", text.text));
+        }
         match &record.payload {
             Some(Payload::Text(text)) => self.note(format_args!(
                 "text {} {:?} {:?} {} {} {:?}",
@@ -483,7 +577,10 @@ impl Watch {
             .data
             .get(..2)
             .map_or(0, |at| u16::from_le_bytes([at[0], at[1]]));
-        self.note(format_args!("plays {turn} {mark} {taken}"));
+        let now = self.trace.lock().now();
+        self.note(format_args!("plays {turn} {mark} {taken} {now:?}"));
+        self.speaks(format_args!("plays {turn}"));
+        self.not_guessed(turn, format_args!("frame {mark} of {turn} is heard"));
         let opened = self.opened.get(&turn).copied();
         let is_over = self.over.contains(&turn);
         if is_over || self.cancelled.contains(&turn) || self.cleared >= Some(turn) {
@@ -493,7 +590,7 @@ impl Watch {
                 format!("frame {mark} of {turn}, which is {why}"),
             );
         }
-        if opened.is_none() {
+        if opened.is_none() && !self.guessed.contains(&turn) {
             let detail = format!("frame {mark} of {turn}, which never opened");
             self.broken(Invariant::SilentAfterTheFence, detail);
         }
@@ -521,10 +618,102 @@ impl Watch {
         }
     }
 
+    /// The peer is told something.
+    pub(super) fn sends(&mut self, outgoing: &Outgoing) {
+        self.look();
+        self.note(format_args!("sends {outgoing:?}"));
+    }
+
+    /// A model is asked for a turn's reply.
+    pub(super) fn thinks(&mut self, turn: TurnNumber) {
+        if self.opened.contains_key(&turn) {
+            return;
+        }
+        self.guessed.insert(turn);
+        if self.plant == Some(Plant::GuessHeard) {
+            let silence = AudioChunk::pcm16(SampleRate::HZ_16000, vec![0; 640].into());
+            self.plays(turn, &silence, true);
+        }
+    }
+
+    /// Whoever is another placement's predecessor is quiet.
+    fn speaks(&self, how: fmt::Arguments<'_>) {
+        if let Some(placed) = self.placed
+            && let Some(newest) = (self.newest)().filter(|newest| *newest > placed)
+        {
+            let detail = format!("placed at {placed}, now held at {newest}: {how}");
+            self.broken(Invariant::OneWriter, detail);
+        }
+    }
+
+    /// A guess is no turn yet.
+    fn not_guessed(&self, turn: TurnNumber, what: fmt::Arguments<'_>) {
+        if self.guessed.contains(&turn) && !self.opened.contains_key(&turn) {
+            self.broken(Invariant::GuessesAreMute, what.to_string());
+        }
+    }
+
+    /// A tool's attempt passes the gate.
+    pub(super) fn begins(&mut self, run: &ToolRun, idempotent: bool) {
+        self.look();
+        let turn = number(&run.turn);
+        let what = run.arguments.to_string();
+        self.note(format_args!("begins {} {turn} {what}", run.call));
+        let attempts = self.begun.entry(run.key.clone()).or_default();
+        *attempts += 1;
+        let attempts = *attempts;
+        let once = attempts == 1;
+        if !once && !idempotent || attempts != run.attempt.get() {
+            let detail = format!("{} of {turn} begins {attempts} times", run.call);
+            self.broken(Invariant::EffectsHappenOnce, detail);
+        }
+        let mine = (self.caller, self.placed, format!("{} {what}", run.call));
+        let before = self.trace.lock().keys.insert(run.key.clone(), mine.clone());
+        if let Some(before) = before.filter(|before| *before != mine) {
+            let detail = format!("{before:?} and {mine:?} have the key {}", run.key);
+            self.broken(Invariant::EffectsHappenOnce, detail);
+        }
+        if !once {
+            return; // What has begun is seen through.
+        }
+        let broken = |why: &str| {
+            let detail = format!("{} of {turn} begins, {why}", run.call);
+            self.broken(Invariant::EffectsOfTheLiving, detail);
+        };
+        match self.opened.get(&turn) {
+            None => broken("which never opened"),
+            Some(_) if self.over.contains(&turn) => broken("which is over"),
+            Some(_) if self.cancelled.contains(&turn) || self.cleared >= Some(turn) => {
+                broken("which is fenced");
+            }
+            Some(_) if self.revoked => broken("which has no authority"),
+            Some(opened) if *opened != run.epoch || Some(run.epoch) < self.epoch => {
+                broken("of an old epoch");
+            }
+            Some(_) => {}
+        }
+        self.speaks(format_args!("begins {} of {turn}", run.call));
+    }
+
+    /// A tool has its effect.
+    pub(super) fn takes_effect(&mut self, run: &ToolRun) {
+        let what = run.arguments.to_string();
+        self.note(format_args!("does {} {what}", run.call));
+        self.trace.lock().tally.act("tool: effect");
+        let effects = self.effects.entry(what.clone()).or_default();
+        *effects += 1;
+        let effects = *effects;
+        if effects > 1 {
+            let detail = format!("{what} is ordered {effects} times, now by {}", run.call);
+            self.broken(Invariant::EffectsHappenOnce, detail);
+        }
+    }
+
     /// The peer is told to forget a turn.
     pub(super) fn clears(&mut self, turn: TurnNumber) {
         self.look();
-        self.note(format_args!("clears {turn}"));
+        let now = self.trace.lock().now();
+        self.note(format_args!("clears {turn} {now:?}"));
         self.cleared = self.cleared.max(Some(turn));
     }
 

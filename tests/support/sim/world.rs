@@ -1,22 +1,22 @@
 //! Plays a scenario: real actors on one thread and a paused clock, looked at after every step.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
-use rspp_controlplane_api::{Leases, LocalLeases};
+use rspp_controlplane_api::MemoryStore;
 use rspp_host::{
-    CancelTarget, Config, Notice, OpenError, Pools, Runtime, SessionHandle, SessionRequest,
-    report::SessionReport,
+    CancelTarget, Config, CpuProbe, Notice, OpenError, Pools, Runtime, SessionHandle,
+    SessionRefused, SessionRequest, report::SessionReport,
 };
 use rspp_kernel::{CancelReason, SessionState, invariant, plan::ResolvedTurnPlan};
 use rspp_proto::{
     Epoch, EventId, InvocationId, Monotonic, NodeId, SessionId, TenantId, WallClock,
     abi::Signal,
-    spec::{PipelineSpec, Quota, RecordingLevel},
+    spec::{LimitsSpec, OverloadSpec, PipelineSpec, Priority, Quota, RecordingLevel, Threshold},
 };
 use rspp_timeline::{
     Capacity, CloseError, Entry, FileHeader, MemoryRecording, Options, Recorder, Recording, Report,
@@ -29,11 +29,13 @@ use tokio::{
 };
 
 use super::{
-    Broken, DiskFault, Invariant, LineFault, Order, Piece, Scenario, Tally,
+    Broken, Counted, Departure, DiskFault, Invariant, LineFault, Order, Piece, Scenario, Tally,
     disk::Platter,
+    leases::SimLeases,
     line::{self, Script},
     pipeline::{self, Stage},
     providers::{self, Cast, Watches},
+    tools,
     watch::{Trace, Watch, number},
 };
 
@@ -43,6 +45,10 @@ const STEP: Duration = Duration::from_millis(20);
 const ANSWERED_WITHIN: Duration = Duration::from_millis(100);
 /// The longest that a session may live on after its user has hung up.
 const OVER_WITHIN: Duration = Duration::from_secs(2);
+/// From when a session is told that another has it until that one comes.
+const HANDED_OVER_WITHIN: Duration = Duration::from_millis(5);
+/// What a session may hold beyond its cap while it ends, in bytes.
+const MEMORY_SLACK: u64 = 256 * 1024;
 
 /// A bug that is planted between the runtime and those who look on, to see that they do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +73,18 @@ pub enum Plant {
     PlanChanged,
     /// A session's end is not told.
     EndUntold,
+    /// A tool has its effect twice.
+    EffectTwice,
+    /// A tool has its effect although it was refused.
+    EffectOfTheDead,
+    /// A sink plays something of a guess.
+    GuessHeard,
+    /// A session is given to another placement while its own goes on.
+    TwoWriters,
+    /// Somebody inside is cut off when somebody is refused.
+    RefusalCosts,
+    /// What a session holds is much more than it says.
+    MemoryLeaks,
 }
 
 /// How a scenario went.
@@ -82,8 +100,50 @@ pub struct Played {
     pub lines: Vec<String>,
 }
 
-/// Plays a scenario to its end.
+/// Plays a scenario to its end. If somebody is refused in it, it is played once more without them, to
+/// see that all others fare the same.
 pub fn play(scenario: &Scenario, plant: Option<Plant>, keep_lines: bool) -> Played {
+    let Once {
+        mut played,
+        of_callers,
+        refused,
+    } = play_once(scenario, plant, keep_lines);
+    if refused.is_empty() || !played.broken.is_empty() {
+        return played;
+    }
+    let refused: Vec<_> = refused.into_iter().collect();
+    let without = play_once(&scenario.without(&refused), None, keep_lines);
+    for (caller, went) in without.of_callers {
+        if of_callers.get(&caller) == Some(&went) {
+            continue;
+        }
+        let name = format!("c{caller} ");
+        let of = |lines: &[String]| -> Vec<String> {
+            let told = lines.iter().filter_map(|line| line.get(10..));
+            told.filter(|line| line.starts_with(&name))
+                .map(str::to_owned)
+                .collect()
+        };
+        let (with, without) = (of(&played.lines), of(&without.played.lines));
+        let differs = with.iter().zip(&without).find(|(one, other)| one != other);
+        played.broken.push(Broken {
+            invariant: Invariant::RefusalsCostNothing,
+            caller: Some(caller),
+            at: Duration::ZERO,
+            detail: format!("{refused:?} were refused, and it went another way: {differs:?}"),
+        });
+    }
+    played
+}
+
+/// How a scenario went, and what follows only from that.
+struct Once {
+    played: Played,
+    of_callers: BTreeMap<u8, u64>,
+    refused: BTreeSet<u8>,
+}
+
+fn play_once(scenario: &Scenario, plant: Option<Plant>, keep_lines: bool) -> Once {
     let tokio = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -97,11 +157,15 @@ pub fn play(scenario: &Scenario, plant: Option<Plant>, keep_lines: bool) -> Play
     drop(tokio);
     let mut state = trace.lock();
     let (hash, lines) = state.finish();
-    Played {
-        hash,
-        broken: std::mem::take(&mut state.broken),
-        tally: std::mem::take(&mut state.tally),
-        lines,
+    Once {
+        of_callers: state.of_callers(),
+        refused: std::mem::take(&mut state.refused),
+        played: Played {
+            hash,
+            broken: std::mem::take(&mut state.broken),
+            tally: std::mem::take(&mut state.tally),
+            lines,
+        },
     }
 }
 
@@ -116,8 +180,27 @@ fn plain() -> &'static PipelineSpec {
 
 /// What happens next.
 enum Action {
-    Opens { caller: u8, script: Script },
-    Order { caller: u8, order: Order },
+    Opens {
+        caller: u8,
+        script: Script,
+    },
+    Order {
+        caller: u8,
+        order: Order,
+    },
+    /// Its session leaves the runtime that it is in.
+    Leaves {
+        caller: u8,
+        by: Departure,
+    },
+    /// Its session is told that another placement has it.
+    HandsOver {
+        guest: usize,
+    },
+    /// Its session goes on in the other runtime, as soon as that is granted it.
+    Arrives {
+        guest: usize,
+    },
 }
 
 /// Where a session's timeline goes.
@@ -135,6 +218,10 @@ enum Kept {
 /// A session that was opened.
 struct Guest {
     caller: u8,
+    /// In which runtime it is.
+    home: usize,
+    /// When its user called.
+    called: Instant,
     id: SessionId,
     handle: SessionHandle,
     watch: Arc<Mutex<Watch>>,
@@ -153,19 +240,110 @@ struct World<'a> {
     plant: Option<Plant>,
     trace: &'a Trace,
     began: Instant,
-    leases: Arc<LocalLeases>,
+    leases: Arc<SimLeases>,
     cast: Cast,
     watches: Watches,
     spec: PipelineSpec,
     settings: rspp_kernel::plan::LayeredSettings,
-    runtime: Runtime,
+    /// The one that all call, and the one that sessions move to.
+    runtimes: Vec<Runtime>,
     guests: Vec<Guest>,
+    /// What is still to happen, last first.
+    actions: Vec<(Duration, Action)>,
     shut_down: bool,
+}
+
+/// Processors that are as busy as the scenario says.
+#[derive(Debug)]
+struct Processors {
+    began: Instant,
+    /// From when on, first first.
+    loads: Vec<(Duration, u64)>,
+}
+
+impl Processors {
+    fn of(scenario: &Scenario) -> Self {
+        let pieces = scenario.pieces.iter();
+        let loads = pieces.filter_map(|piece| match piece {
+            Piece::Load { at_ms, percent } => Some((ms(*at_ms), *percent)),
+            _something_else => None,
+        });
+        let mut loads: Vec<_> = loads.collect();
+        loads.sort_unstable();
+        Self {
+            began: Instant::now(),
+            loads,
+        }
+    }
+}
+
+impl CpuProbe for Processors {
+    fn cpu_percent(&self) -> Option<u64> {
+        let now = self.began.elapsed();
+        let mut before = self.loads.iter().rev();
+        Some(before.find(|(from, _)| *from <= now).map_or(0, |it| it.1))
+    }
+}
+
+/// What a runtime of the scenario takes on.
+fn limits(scenario: &Scenario) -> LimitsSpec {
+    let mut limits = LimitsSpec {
+        max_wait_ms: 400,
+        max_waiting: 1,
+        ..LimitsSpec::default()
+    };
+    for piece in &scenario.pieces {
+        match piece {
+            Piece::Limits { sessions, turns } => {
+                limits.node.sessions = Some(Quota::at(*sessions as u64));
+                limits.node.turns = Some(Quota::at(*turns as u64));
+            }
+            Piece::Quota {
+                shared,
+                of,
+                most,
+                over,
+            } => {
+                let quotas = if *shared {
+                    &mut limits.node
+                } else {
+                    &mut limits.tenant
+                };
+                let quota = match of {
+                    Counted::Sessions => &mut quotas.sessions,
+                    Counted::SessionsPerMinute => &mut quotas.sessions_per_minute,
+                    Counted::Turns => &mut quotas.turns,
+                    Counted::TurnsPerMinute => &mut quotas.turns_per_minute,
+                    Counted::TokensPerMinute => &mut quotas.tokens_per_minute,
+                };
+                *quota = Some(Quota::at(*most).then(*over));
+            }
+            Piece::Load { .. } => {
+                limits.overload = OverloadSpec {
+                    cpu_percent: Some(Threshold {
+                        low: 50,
+                        high: 80,
+                        severe: 95,
+                    }),
+                    every_ms: 100,
+                    recover_after_ms: 300,
+                    ..OverloadSpec::default()
+                };
+            }
+            _something_else => {}
+        }
+    }
+    limits
 }
 
 impl<'a> World<'a> {
     async fn play(scenario: &'a Scenario, plant: Option<Plant>, trace: &'a Trace) {
-        let leases = Arc::new(LocalLeases::default());
+        let ttl = scenario.pieces.iter().find_map(|piece| match piece {
+            Piece::Lease { ms: lasts } => Some(ms(*lasts)),
+            _something_else => None,
+        });
+        let generous = plant == Some(Plant::TwoWriters);
+        let leases = Arc::new(SimLeases::new(ttl, generous));
         let watches = Watches::default();
         let cast = Cast::of(scenario, &watches, plant);
         let Stage {
@@ -175,15 +353,19 @@ impl<'a> World<'a> {
         } = pipeline::stage(scenario, plain(), trace);
         let mut config = Config::new(cast.registry.clone(), Pools::simulated(2, ms(1)));
         config.leases = leases.clone();
+        config.store = Some(Arc::new(MemoryStore::new(config.leases.clone())));
         config.seed = Some(scenario.seed);
+        config.cpu = Arc::new(Processors::of(scenario));
+        config.tools = Arc::new(tools::registry(scenario, &watches, trace, plant));
+        config.limits = limits(scenario);
         probes.install()(&mut config);
-        for piece in &scenario.pieces {
-            if let Piece::Limits { sessions, turns } = piece {
-                config.limits.node.sessions = Some(Quota::at(*sessions as u64));
-                config.limits.node.turns = Some(Quota::at(*turns as u64));
-            }
+        let moves = |piece: &Piece| matches!(piece, Piece::Move { .. });
+        let homes = 1 + usize::from(scenario.pieces.iter().any(moves));
+        let mut runtimes = Vec::new();
+        for _ in 0..homes {
+            let runtime = Runtime::start(config.clone()).await;
+            runtimes.push(runtime.expect("the runtime starts"));
         }
-        let runtime = Runtime::start(config).await.expect("the runtime starts");
         let mut world = Self {
             scenario,
             plant,
@@ -194,10 +376,12 @@ impl<'a> World<'a> {
             watches,
             spec,
             settings,
-            runtime,
+            runtimes,
             guests: Vec::new(),
+            actions: Vec::new(),
             shut_down: false,
         };
+        world.actions = world.actions();
         world.run().await;
         world.clean_up().await;
     }
@@ -227,6 +411,13 @@ impl<'a> World<'a> {
                         order: *orders,
                     },
                 )),
+                Piece::Move { caller, at_ms, by } => actions.push((
+                    ms(*at_ms),
+                    Action::Leaves {
+                        caller: *caller,
+                        by: *by,
+                    },
+                )),
                 _of_somebody_else => {}
             }
         }
@@ -235,43 +426,43 @@ impl<'a> World<'a> {
         actions
     }
 
+    /// Something more is to happen, so much later.
+    fn later(&mut self, after: Duration, action: Action) {
+        let at = self.began.elapsed() + after;
+        let behind = self.actions.partition_point(|(other, _)| *other > at);
+        self.actions.insert(behind, (at, action));
+    }
+
     async fn run(&mut self) {
-        let mut actions = self.actions();
         let mut next_look = self.began + STEP;
         loop {
-            let due = actions.last().map(|(at, _)| self.began + *at);
+            let due = self.actions.last().map(|(at, _)| self.began + *at);
             let next = due.map_or(next_look, |due| due.min(next_look));
             sleep_until(next).await;
             next_look = next_look.max(Instant::now() + STEP);
             self.look();
+            let began = self.began;
             while let Some((_, action)) =
-                actions.pop_if(|(at, _)| self.began + *at <= Instant::now())
+                self.actions.pop_if(|(at, _)| began + *at <= Instant::now())
             {
                 self.act(action).await;
                 self.look();
             }
-            if actions.is_empty() && self.guests.iter().all(Guest::is_over) {
+            if self.actions.is_empty() && self.guests.iter().all(Guest::is_over) {
                 return;
             }
         }
     }
 
     fn look(&mut self) {
-        let plant = self.plant;
-        for guest in &mut self.guests {
-            let mut watch = guest.watch.lock().unwrap_or_else(PoisonError::into_inner);
-            watch.look();
-            let told = watch.ended && plant != Some(Plant::EndUntold);
-            if !told && !guest.late && Instant::now() > guest.until {
-                guest.late = true;
-                watch.broken(Invariant::TeardownIsBounded, "the session is not over");
-            }
-        }
+        look_at(&mut self.guests, self.plant);
     }
 
     async fn act(&mut self, action: Action) {
         match action {
-            Action::Opens { caller, script } => self.open(caller, script).await,
+            Action::Opens { caller, script } => {
+                let _in_or_not = self.open(caller, 0, script).await;
+            }
             Action::Order {
                 order: Order::ShutDown,
                 ..
@@ -281,6 +472,88 @@ impl<'a> World<'a> {
                 self.shut_down().await;
             }
             Action::Order { caller, order } => self.order(caller, order).await,
+            Action::Leaves { caller, by } => self.leaves(caller, by),
+            Action::HandsOver { guest } => self.hands_over(guest),
+            Action::Arrives { guest } => Box::pin(self.arrives(guest)).await,
+        }
+    }
+
+    /// The newest placement of a caller's session.
+    fn newest(&self, caller: u8) -> Option<usize> {
+        self.guests.iter().rposition(|guest| guest.caller == caller)
+    }
+
+    /// The same, if it lives.
+    fn guest(&self, caller: u8) -> Option<&Guest> {
+        let newest = &self.guests[self.newest(caller)?];
+        (!lock(&newest.watch).ended).then_some(newest)
+    }
+
+    fn leaves(&mut self, caller: u8, by: Departure) {
+        let Some(nth) = self.newest(caller) else {
+            return;
+        };
+        let guest = &self.guests[nth];
+        if lock(&guest.watch).ended {
+            return;
+        }
+        match by {
+            Departure::HandOver { after_ms } => {
+                self.note(Some(caller), "leaves");
+                self.trace.lock().tally.act("move: hand over");
+                guest.handle.leave();
+                self.later(ms(after_ms), Action::HandsOver { guest: nth });
+            }
+            Departure::Lost if self.leases.run_out() => {
+                self.note(Some(caller), "is lost");
+                self.trace.lock().tally.act("move: lost");
+                self.leases.cut(&guest.id);
+                self.later(STEP, Action::Arrives { guest: nth });
+            }
+            Departure::Lost => {}
+        }
+    }
+
+    fn hands_over(&mut self, nth: usize) {
+        let guest = &self.guests[nth];
+        if lock(&guest.watch).ended || self.newest(guest.caller) != Some(nth) {
+            return;
+        }
+        self.note(Some(guest.caller), "is handed over");
+        if self.plant != Some(Plant::TwoWriters) {
+            guest.handle.hand_over();
+        }
+        self.later(HANDED_OVER_WITHIN, Action::Arrives { guest: nth });
+    }
+
+    /// The user finds the session in the other runtime.
+    async fn arrives(&mut self, nth: usize) {
+        let caller = self.guests[nth].caller;
+        if self.newest(caller) != Some(nth) {
+            return;
+        }
+        let old = &mut self.guests[nth];
+        // Whoever was left behind does not need the user to be over.
+        let grace = Instant::now() + OVER_WITHIN;
+        old.until = old.until.min(grace);
+        let (called, home) = (old.called, 1 - old.home);
+        let piece = self.scenario.pieces.iter().find_map(|piece| match piece {
+            Piece::Caller {
+                caller: of,
+                hangs_up_ms,
+                packet_ms,
+                ..
+            } if *of == caller => Some((*hangs_up_ms, *packet_ms)),
+            _of_others => None,
+        });
+        let (hangs_up, packet) = piece.expect("somebody who calls is a piece");
+        let script = Script::of(self.scenario, caller, hangs_up, packet).rest(called.elapsed());
+        if self.shut_down || script.hangs_up() < STEP {
+            return;
+        }
+        if let Ok(false) = self.open(caller, home, script).await {
+            // Nobody is granted it yet.
+            self.later(STEP, Action::Arrives { guest: nth });
         }
     }
 
@@ -288,10 +561,12 @@ impl<'a> World<'a> {
         self.trace.lock().note(caller, format_args!("{what}"));
     }
 
-    async fn open(&mut self, caller: u8, script: Script) {
+    /// Whether the session is open; `Err` if it is not and will not be.
+    async fn open(&mut self, caller: u8, home: usize, script: Script) -> Result<bool, ()> {
         let id = SessionId::new(format!("call-{caller}")).expect("not blank");
         let mut fault = None;
         let mut deaf = false;
+        let mut settings = self.settings.clone();
         for piece in &self.scenario.pieces {
             match piece {
                 Piece::Disk {
@@ -299,79 +574,168 @@ impl<'a> World<'a> {
                     fault: is,
                 } if *of == caller => fault = Some(*is),
                 Piece::DeafSubscriber { caller: of } if *of == caller => deaf = true,
+                Piece::Background { caller: of } if *of == caller => {
+                    settings.session.priority = Some(Priority::Background);
+                }
                 _of_others => {}
             }
         }
         let Some((recorder, record)) = self.record(&id, fault).await else {
-            return; // Not even the header fits: nobody is let in without a timeline.
+            return Err(()); // Not even the header fits: nobody is let in without a timeline.
         };
         let watch = Arc::new(Mutex::new(Watch::new(
             caller,
             self.trace.clone(),
             self.plant,
         )));
-        let kept = recorder.clone();
-        lock(&watch).refused_evidence = Box::new(move || {
-            let stats = kept.stats();
-            stats.map_or(0, |stats| stats.evidence_refused)
-        });
+        let placed = self.leases.next(&id);
+        {
+            let mut watch = lock(&watch);
+            let (kept, leases, of) = (recorder.clone(), Arc::clone(&self.leases), id.clone());
+            watch.refused_evidence = Box::new(move || {
+                let stats = kept.stats();
+                stats.map_or(0, |stats| stats.evidence_refused)
+            });
+            watch.placed = Some(placed);
+            watch.newest = Box::new(move || leases.placed(&of));
+            let before = self.guests.iter().filter(|guest| guest.caller == caller);
+            for guest in before {
+                watch.heard.extend(lock(&guest.watch).heard.iter().cloned());
+            }
+        }
         let hangs_up = script.hangs_up();
         self.watches
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(id.clone(), Arc::clone(&watch));
+            .entry(id.clone())
+            .or_default()
+            .push((placed, Arc::clone(&watch)));
         let transport = line::transport(script, Arc::clone(&watch), self.trace.clone(), self.plant);
-        let opened = self
-            .runtime
-            .open(SessionRequest {
-                tenant: TenantId::new("tenant").expect("not blank"),
-                session: id.clone(),
-                pipeline: self.spec.clone(),
-                policy: None,
-                settings: self.settings.clone(),
-                attributes: BTreeMap::from([("tier".to_owned(), "gold".into())]),
-                transport,
-                recorder: recorder.clone(),
-            })
-            .await;
-        match opened {
+        let tenant = if caller.is_multiple_of(2) {
+            "acme"
+        } else {
+            "other"
+        };
+        let request = SessionRequest {
+            tenant: TenantId::new(tenant).expect("not blank"),
+            session: id.clone(),
+            pipeline: self.spec.clone(),
+            policy: None,
+            settings,
+            attributes: BTreeMap::from([("tier".to_owned(), "gold".into())]),
+            transport,
+            recorder: recorder.clone(),
+        };
+        self.trace.lock().placed.insert((id.clone(), placed));
+        let asked = Instant::now();
+        let opened = {
+            // Whoever waits for room holds nobody up.
+            let mut opening = std::pin::pin!(self.runtimes[home].open(request));
+            loop {
+                tokio::select! {
+                    biased;
+                    opened = &mut opening => break opened,
+                    () = sleep(STEP) => look_at(&mut self.guests, self.plant),
+                }
+            }
+        };
+        let error = match opened {
             Ok(handle) => {
                 lock(&watch).follow(handle.subscribe());
                 self.trace.lock().tally.sessions += 1;
                 self.note(Some(caller), "opens");
+                let now = Instant::now();
+                let mut before = self.guests.iter().filter(|guest| guest.caller == caller);
+                let called = before.next().map_or(now, |first| first.called);
                 self.guests.push(Guest {
                     caller,
+                    home,
+                    called,
                     id,
                     watch,
                     record,
                     fault,
                     recorder,
-                    until: Instant::now() + hangs_up + OVER_WITHIN,
+                    until: now + hangs_up + OVER_WITHIN,
                     deaf: deaf.then(|| handle.subscribe()),
                     handle,
                     late: false,
                 });
+                return Ok(true);
             }
-            Err(error) => {
-                let outcome = match error {
-                    OpenError::Refused(_) => "session refused: full",
-                    OpenError::Closed => "session refused: shut down",
-                    OpenError::Graph(_)
-                    | OpenError::UnknownNode { .. }
-                    | OpenError::UnknownTool { .. }
-                    | OpenError::Plan(_)
-                    | OpenError::Provider { .. }
-                    | OpenError::UnknownRecording { .. }
-                    | OpenError::Lease(_)
-                    | OpenError::Start(_)
-                    | OpenError::Busy => panic!("{error}\n{}", self.scenario),
-                };
-                self.note(Some(caller), outcome);
-                self.trace.lock().tally.outcome(outcome);
-                if let Record::Disk(recording, _) = record {
-                    let _whole_or_not = recording.close().await;
+            Err(error) => error,
+        };
+        {
+            let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(placements) = watches.get_mut(&id) {
+                placements.pop();
+            }
+        }
+        let outcome = match error {
+            OpenError::Refused(refused) => {
+                self.is_refused(caller, &id, &refused, &record);
+                // Who had to wait for that held up what was to happen meanwhile.
+                let at_once = fault.is_none() && asked == Instant::now();
+                if at_once && !self.guests.iter().any(|guest| guest.caller == caller) {
+                    self.trace.lock().refused.insert(caller);
                 }
+                "session refused: full"
             }
+            OpenError::Closed => "session refused: shut down",
+            OpenError::Lease(_) if home != 0 || self.leases.placed(&id).is_some() => {
+                return Ok(false);
+            }
+            OpenError::Graph(_)
+            | OpenError::UnknownNode { .. }
+            | OpenError::UnknownTool { .. }
+            | OpenError::Plan(_)
+            | OpenError::Provider { .. }
+            | OpenError::UnknownRecording { .. }
+            | OpenError::Lease(_)
+            | OpenError::Start(_)
+            | OpenError::Busy => panic!("{error}\n{}", self.scenario),
+        };
+        self.note(Some(caller), outcome);
+        self.trace.lock().tally.outcome(outcome);
+        if let Record::Disk(recording, _) = record {
+            let _whole_or_not = recording.close().await;
+        }
+        Err(())
+    }
+
+    /// Who is refused is told why, once, and leaves nothing behind.
+    fn is_refused(&self, caller: u8, id: &SessionId, refused: &SessionRefused, record: &Record) {
+        let broken = |detail: String| {
+            let mut state = self.trace.lock();
+            state.broken(Invariant::RefusalsCostNothing, Some(caller), detail);
+        };
+        let kind = refused.outcome.outcome_kind;
+        self.trace
+            .lock()
+            .tally
+            .outcome(format!("newcomer: {kind:?}"));
+        if let Record::Memory(recording) = record {
+            let entries = recording.entries();
+            let said: Vec<_> = entries.iter().filter_map(Entry::signal).collect();
+            if !matches!(said[..], [Signal::Reject | Signal::Defer]) {
+                broken(format!("it was told {said:?}"));
+            }
+        }
+        if self.guests.iter().any(|guest| guest.caller == caller) {
+            return; // It was inside, and finds no room elsewhere.
+        }
+        let tree = self.runtimes[0].tree();
+        let left = tree.iter().find(|actor| actor.path.contains(id.as_str()));
+        if let Some(left) = left {
+            broken(format!("{} is left", left.path));
+        }
+        if self.leases.placed(id).is_some() {
+            broken("it was granted a lease".to_owned());
+        }
+        if self.plant == Some(Plant::RefusalCosts)
+            && let Some(inside) = self.guests.first()
+        {
+            inside.handle.drain();
         }
     }
 
@@ -418,12 +782,9 @@ impl<'a> World<'a> {
     }
 
     async fn order(&mut self, caller: u8, order: Order) {
-        let Some(guest) = self.guests.iter().find(|guest| guest.caller == caller) else {
+        let Some(guest) = self.guest(caller) else {
             return;
         };
-        if lock(&guest.watch).ended {
-            return;
-        }
         self.note(Some(caller), &format!("ordered: {order:?}"));
         self.trace.lock().tally.act(kind(order));
         match order {
@@ -441,12 +802,12 @@ impl<'a> World<'a> {
                 self.cancel(guest, CancelTarget::Invocation(call)).await;
             }
             Order::Rotate => {
-                let newer = self.leases.acquire(&guest.id).expect("local leases are");
+                let newer = self.leases.rotate(&guest.id);
                 guest.handle.rotate(newer.epoch);
             }
             Order::RotateBack => guest.handle.rotate(Epoch::FIRST),
             Order::Steal => {
-                let _of_another = self.leases.acquire(&guest.id);
+                let _of_another = self.leases.rotate(&guest.id);
             }
             Order::Revoke => guest.handle.revoke(),
             Order::Drain => guest.handle.drain(),
@@ -483,10 +844,12 @@ impl<'a> World<'a> {
         if std::mem::replace(&mut self.shut_down, true) {
             return;
         }
-        if !self.runtime.shut_down(Duration::from_secs(5)).await {
-            let tree = format!("something was killed: {:?}", self.runtime.tree());
-            let mut state = self.trace.lock();
-            state.broken(Invariant::TeardownIsBounded, None, tree);
+        for runtime in &self.runtimes {
+            if !runtime.shut_down(Duration::from_secs(5)).await {
+                let tree = format!("something was killed: {:?}", runtime.tree());
+                let mut state = self.trace.lock();
+                state.broken(Invariant::TeardownIsBounded, None, tree);
+            }
         }
     }
 
@@ -496,14 +859,14 @@ impl<'a> World<'a> {
         // The lines hang up, the last notices arrive.
         sleep(Duration::from_secs(1)).await;
         self.look();
-        if !self.shut_down {
-            let kinds: Vec<_> = self.runtime.tree().iter().map(|actor| actor.kind).collect();
-            if kinds != ["node", "sessions", "listener"] {
+        for runtime in &self.runtimes {
+            let kinds: Vec<_> = runtime.tree().iter().map(|actor| actor.kind).collect();
+            if !self.shut_down && kinds != ["node", "sessions", "listener"] {
                 self.left(format!("actors: {kinds:?}"));
             }
-        }
-        if self.runtime.sessions() != 0 {
-            self.left(format!("{} places", self.runtime.sessions()));
+            if runtime.sessions() != 0 {
+                self.left(format!("{} places", runtime.sessions()));
+            }
         }
         let working = self.cast.at_work();
         if !working.is_empty() {
@@ -513,7 +876,7 @@ impl<'a> World<'a> {
         for guest in std::mem::take(&mut self.guests) {
             self.conclude(guest).await;
         }
-        drop(self.runtime);
+        drop(std::mem::take(&mut self.runtimes));
         // Tasks that were told to end get the turn that they need for it.
         tokio::task::yield_now().await;
         let tasks = tokio::runtime::Handle::current()
@@ -538,6 +901,8 @@ impl<'a> World<'a> {
                     LineFault::Jitter { .. } => state.tally.fault("line: jitter"),
                     LineFault::Stalls { .. } => state.tally.fault("line: stalls"),
                     LineFault::Dies { .. } => state.tally.fault("line: dies"),
+                    LineFault::Mute { .. } => state.tally.fault("line: mute"),
+                    LineFault::Reconnects { .. } => state.tally.fault("line: reconnects"),
                     // Counted where they happen.
                     LineFault::Full { .. } | LineFault::Closes { .. } => {}
                 },
@@ -705,6 +1070,30 @@ impl<'a> World<'a> {
 impl Guest {
     fn is_over(&self) -> bool {
         self.late || lock(&self.watch).ended
+    }
+}
+
+/// Looks at everything.
+fn look_at(guests: &mut [Guest], plant: Option<Plant>) {
+    for guest in guests {
+        let mut watch = lock(&guest.watch);
+        watch.look();
+        let told = watch.ended && plant != Some(Plant::EndUntold);
+        if told || guest.late {
+            continue;
+        }
+        if Instant::now() > guest.until {
+            guest.late = true;
+            watch.broken(Invariant::TeardownIsBounded, "the session is not over");
+        }
+        let mut memory = guest.handle.memory();
+        if plant == Some(Plant::MemoryLeaks) {
+            memory.held += memory.cap;
+        }
+        if memory.held > memory.cap + MEMORY_SLACK {
+            guest.late = true;
+            watch.broken(Invariant::MemoryIsBounded, format!("{memory:?}"));
+        }
     }
 }
 
