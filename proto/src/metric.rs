@@ -13,6 +13,8 @@ pub enum Metric {
     CancelLatency,
     /// From the acceptance of a cancel until a node has heard of it.
     CancelAck,
+    /// Times that a node was found beyond what it may take.
+    NodeLimitViolations,
     /// Events that wait on an edge.
     EdgeQueueDepth,
     /// Events that an edge gave up.
@@ -50,6 +52,8 @@ pub enum MetricLabel {
     NodeId,
     /// What the node does.
     NodeType,
+    /// What a node may take only so much of: `cpu` or `memory`.
+    Limit,
     /// The edge.
     EdgeId,
     /// The edge's lane.
@@ -80,10 +84,11 @@ pub enum MetricLabel {
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::NodeLatency,
         Self::CancelLatency,
         Self::CancelAck,
+        Self::NodeLimitViolations,
         Self::EdgeQueueDepth,
         Self::EdgeDrops,
         Self::EdgeMerges,
@@ -105,6 +110,7 @@ impl Metric {
             Self::NodeLatency => "node_latency_ms",
             Self::CancelLatency => "cancel_latency_ms",
             Self::CancelAck => "cancel_ack_ms",
+            Self::NodeLimitViolations => "node_limit_violations_total",
             Self::EdgeQueueDepth => "edge_queue_depth",
             Self::EdgeDrops => "edge_drops_total",
             Self::EdgeMerges => "edge_merges_total",
@@ -134,6 +140,13 @@ impl Metric {
                 L::Quantile,
             ],
             Self::CancelAck => &[L::PipelineVersion, L::NodeId, L::Reason, L::Forced],
+            Self::NodeLimitViolations => &[
+                L::PipelineVersion,
+                L::NodeId,
+                L::NodeType,
+                L::ProviderId,
+                L::Limit,
+            ],
             Self::EdgeQueueDepth => &[L::PipelineVersion, L::NodeId, L::EdgeId, L::Lane, L::Status],
             Self::EdgeDrops => &[
                 L::PipelineVersion,
@@ -199,6 +212,7 @@ impl MetricLabel {
             Self::PipelineVersion => "pipeline_version",
             Self::NodeId => "node_id",
             Self::NodeType => "node_type",
+            Self::Limit => "limit",
             Self::EdgeId => "edge_id",
             Self::Lane => "lane",
             Self::Status => "status",

@@ -125,6 +125,10 @@ reasons! {
     NODE_CONCURRENCY_LIMITED = "node_concurrency_limited";
     /// A node used up its soft budget.
     NODE_BUDGET_THRESHOLD_EXCEEDED = "node_budget_threshold_exceeded";
+    /// A node used up its processor time, and is held (F-107).
+    NODE_CPU_LIMIT_EXCEEDED = "node_cpu_limit_exceeded";
+    /// A node keeps more memory than it may, and is stopped (F-107).
+    NODE_MEMORY_LIMIT_EXCEEDED = "node_memory_limit_exceeded";
     /// A node failed or never came back.
     NODE_TIMEOUT_OR_FAILURE = "node_timeout_or_failure";
 

@@ -215,7 +215,8 @@ async fn a_listening_node_that_hangs_is_made_anew() {
     let at = |signal: &rspp_proto::abi::ControlSignal| signal.envelope.runtime_timestamp_ms;
     // It is noticed at its budget of 800 ms (P18), and given up at three times that.
     assert_eq!(at(&given_up[0]) - at(&warned[0]), 1_600);
-    assert_eq!(ended.log.reasons_of(Signal::Degrade), ["node_hung"]);
+    let degraded = ["node_budget_threshold_exceeded", "node_hung"];
+    assert_eq!(ended.log.reasons_of(Signal::Degrade), degraded);
     assert_eq!(ended.report.node_failures, 1);
 }
 

@@ -46,6 +46,7 @@ fn execution(limit: u32, key: Option<&str>) -> NodeExecutionPolicy {
     NodeExecutionPolicy {
         concurrency_limit: limit,
         fairness_key: key.map(ToOwned::to_owned),
+        ..Default::default()
     }
 }
 

@@ -28,6 +28,7 @@ mod late;
 mod leases;
 mod letters;
 mod lifecycle;
+mod limits;
 mod link;
 mod liveness;
 mod measuring;

@@ -177,6 +177,7 @@ async fn real_traffic_trips_the_thresholds_of_calls_and_queues() {
                 llm.unwrap().execution = Some(rspp_proto::spec::NodeExecutionPolicy {
                     concurrency_limit: limit,
                     fairness_key: None,
+                    ..Default::default()
                 });
             });
             inside.push(call.open(&runtime).await.expect("there is room"));

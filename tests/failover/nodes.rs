@@ -124,3 +124,63 @@ async fn a_standby_goes_on_with_the_turn() {
     assert_eq!(chosen.len(), 1);
     assert!(chosen[0].starts_with("from=llm to=backup"), "{chosen:?}");
 }
+
+/// Hangs for ever at its first event, and passes all others on.
+fn hangs_once(probes: &mut Probes, kind: &str) {
+    let seen = std::sync::atomic::AtomicU32::new(0);
+    probes.add(kind, move |_nth, cx: &mut NodeContext, event: Event| {
+        if rspp_tests::nodes::add(&seen) == 1 {
+            return Step::Wait(Box::pin(std::future::pending()));
+        }
+        cx.forward(event);
+        Step::OK
+    });
+}
+
+/// F2, F-045: a node that hangs over its whole turn costs that turn, by its own reason, and no other.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_hangs_aborts_its_turn() {
+    let mut probes = Probes::default();
+    hangs_once(&mut probes, "probe");
+    let ended = with_probe(probes).await;
+    assert_aborted(&ended, 1, "node_timeout_or_failure");
+    assert_committed(&ended, 2);
+    let warned = ended.log.reasons_of(Signal::BudgetWarning);
+    assert_eq!(warned[0], "node_budget_threshold_exceeded");
+}
+
+/// F2, F-007: a node that listens and hangs is given up for its standby where there is one, and made anew
+/// where there is none; either way the call goes on.
+#[tokio::test(start_paused = true)]
+async fn a_listening_node_that_hangs_is_replaced() {
+    for standby in [false, true] {
+        let mut probes = Probes::default();
+        hangs_once(&mut probes, "probe");
+        probes.add("backup", rspp_tests::nodes::forward);
+        let second = Start::At(Duration::from_secs(9));
+        let ended = Builder::new(&Cast::default(), vec![says(first()), says(second)])
+            .pipeline(|spec| {
+                let mut probe = custom("probe");
+                if standby {
+                    probe.fallback = Some("backup".parse().unwrap());
+                    spec.nodes.push(custom("backup"));
+                }
+                insert(spec, "stt", probe, "turn");
+            })
+            .configure(probes.install())
+            .hold()
+            .await;
+        let endings = ended.endings();
+        assert_eq!(endings.last(), Some(&"commit"), "{endings:?}");
+        let exhausted = ended.log.reasons_of(Signal::BudgetExhausted);
+        assert!(!exhausted.is_empty());
+        let fallbacks = ended.log.signals_of(Signal::Fallback).len();
+        assert_eq!(fallbacks, usize::from(standby));
+        let hung = ended
+            .report
+            .degraded
+            .iter()
+            .any(|it| it.reason == "node_hung");
+        assert_eq!(hung, !standby);
+    }
+}

@@ -37,9 +37,9 @@ pub use pipeline::{
     ObserveSpec, PipelineSpec, PortType, ProfileName,
 };
 pub use policy::{
-    AdaptiveAction, BargeInConfirm, FlowControl, FlowMode, Insertion, LateEventPolicy, Modality,
-    NodeExecutionPolicy, PlanFailurePolicy, PolicyBundle, RecordingLevel, RecordingPolicy,
-    ReplayMode, TurnPolicy,
+    AdaptiveAction, BargeInConfirm, BudgetPer, FlowControl, FlowMode, Insertion, LateEventPolicy,
+    Modality, NodeExecutionPolicy, PlanFailurePolicy, PolicyBundle, RecordingLevel,
+    RecordingPolicy, ReplayMode, TurnPolicy,
 };
 pub use provider::{
     Bindings, CallPolicy, Cap, CapAction, ChoicePolicy, CircuitPolicy, CostCaps, FailurePolicy,

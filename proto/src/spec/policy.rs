@@ -113,6 +113,43 @@ pub struct NodeExecutionPolicy {
     /// Who shares.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fairness_key: Option<String>,
+    /// Most processor time that it may take of each second, in milliseconds; beyond it its events wait
+    /// (F-107). Absent means no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub cpu_ms_per_second: Option<u64>,
+    /// Most bytes that may wait for it, and most that it may keep; one that keeps more is stopped
+    /// (F-107). Absent means no limit of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub memory_bytes: Option<u64>,
+    /// What its time budget counts by (F-045).
+    #[serde(skip_serializing_if = "BudgetPer::is_event")]
+    pub budget_per: BudgetPer,
+}
+
+/// What a node's time budget counts by (F-045).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BudgetPer {
+    /// Each event has all of it.
+    #[default]
+    Event,
+    /// All events of a turn share it; of a node that listens, each has all of it.
+    Turn,
+}
+
+impl BudgetPer {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde hands over a reference"
+    )]
+    fn is_event(&self) -> bool {
+        match self {
+            Self::Event => true,
+            Self::Turn => false,
+        }
+    }
 }
 
 /// How much a recording holds (observability.md §3).

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     BufferSpec, Comparison, Condition, DataHandling, EGRESS, EdgeBufferPolicy, EdgeSpec, INGRESS,
-    Marks, MemoryLimits, Modality, NodeKind, NodeSpec, PipelineSpec, PolicyBundle, PortType,
-    RecordingLevel, Strategy, SyncDropPolicy, SyncPolicy, SyncScope, ToolDeclaration, ToolExecutor,
-    Watermarks, diagnostic::nearest, parse::Check,
+    Marks, MemoryLimits, Modality, NodeExecutionPolicy, NodeKind, NodeSpec, PipelineSpec,
+    PolicyBundle, PortType, RecordingLevel, Strategy, SyncDropPolicy, SyncPolicy, SyncScope,
+    ToolDeclaration, ToolExecutor, Watermarks, diagnostic::nearest, parse::Check,
 };
 use crate::{NodeId, ProviderId};
 
@@ -205,11 +205,7 @@ impl<'a> Graph<'a> {
         }
         tools(path, node, check);
         if let Some(execution) = &node.execution {
-            fairness(
-                &format!("{path}.execution"),
-                execution.fairness_key.as_deref(),
-                check,
-            );
+            self::execution(&format!("{path}.execution"), execution, check);
         }
     }
 
@@ -709,6 +705,25 @@ pub(super) fn policy(bundle: &PolicyBundle, check: &mut Check<'_, '_>) {
     }
     for (node, execution) in &bundle.node_execution_policies {
         let path = format!("node_execution_policies.{node}");
-        fairness(&path, execution.fairness_key.as_deref(), check);
+        self::execution(&path, execution, check);
+    }
+}
+
+/// The rules of how a node's work is scheduled and limited.
+fn execution(path: &str, policy: &NodeExecutionPolicy, check: &mut Check<'_, '_>) {
+    fairness(path, policy.fairness_key.as_deref(), check);
+    for (name, limit) in [
+        ("cpu_ms_per_second", policy.cpu_ms_per_second),
+        ("memory_bytes", policy.memory_bytes),
+    ] {
+        if limit == Some(0) {
+            let hint = "leave it out for no limit".to_owned();
+            check.error(
+                "range",
+                &format!("{path}.{name}"),
+                "must be at least 1",
+                hint,
+            );
+        }
     }
 }

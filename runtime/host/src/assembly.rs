@@ -24,8 +24,8 @@ use crate::{
     memory::{Meter, Share},
     meters::{EdgeMeter, Meters},
     node::{
-        InputEdge, Inputs, NodeHost, NodeMaker, NodeSettings, NodeSetup, Numbers, OutEdge, Speech,
-        Standby, StateAccess, Succession, builtin::NodeRegistry,
+        InputEdge, Inputs, Limits, NodeHost, NodeMaker, NodeSettings, NodeSetup, Numbers, OutEdge,
+        Speech, Standby, StateAccess, Succession, builtin::NodeRegistry,
     },
     observe::{Observed, Observers},
     overhead::Overhead,
@@ -233,6 +233,7 @@ impl Assembly {
             return Ok(None);
         };
         let settings = self.settings(spec);
+        let measured = self.has_limited_time(ix);
         let meters = self.meters.as_ref().map(|meters| {
             let provider = settings.providers.first();
             let own = meters.node(&spec.id, spec.kind.as_str(), provider);
@@ -250,9 +251,12 @@ impl Assembly {
             session: self.session.clone(),
             telemetry: self.telemetry.clone(),
             overhead: Arc::clone(&self.overhead),
-            watched: self
-                .watchdog
-                .watch(self.turn, spec.id.clone(), self.session.clone()),
+            watched: self.watchdog.watch(
+                self.turn,
+                spec.id.clone(),
+                self.session.clone(),
+                measured,
+            ),
             cancel: self.cancel.clone(),
             input_edges: node
                 .inputs
@@ -301,6 +305,17 @@ impl Assembly {
         };
         child.grace = Graces::under(&self.plan.budgets).node;
         child
+    }
+
+    /// Whether the processor time of the node there, or of a standby of it, is limited.
+    fn has_limited_time(&self, ix: NodeIx) -> bool {
+        let mut all = std::iter::once(ix).chain(self.standbys(ix));
+        all.any(|ix| {
+            let id = &self.graph.node(ix).id;
+            Limits::of(self.plan.node_execution_policies.get(id))
+                .cpu
+                .is_some()
+        })
     }
 
     /// The nodes that stand by for the one at `ix`, in the order in which they take over.
@@ -382,6 +397,7 @@ impl Assembly {
             turns: Arc::clone(&self.turns),
             budgets: Arc::new(self.plan.budgets.clone()),
             budget: Duration::from_millis(self.plan.node_budget_ms(&spec.id)),
+            limits: Limits::of(self.plan.node_execution_policies.get(&spec.id)),
             providers: self
                 .plan
                 .node_bindings

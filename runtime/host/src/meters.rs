@@ -50,6 +50,15 @@ pub struct NodeMeasurements {
     pub latency: Latency,
     /// From the acceptance of a cancel until the node has let go.
     pub cancel: Latency,
+    /// Processor time that it took, in milliseconds, if that is limited (F-107).
+    #[serde(default)]
+    pub cpu_ms: f64,
+    /// Times that it was found beyond its processor time.
+    #[serde(default)]
+    pub cpu_violations: u64,
+    /// Times that it was found beyond its memory.
+    #[serde(default)]
+    pub memory_violations: u64,
 }
 
 /// What was measured of a provider that a node asks; the same of every provider (F-065).
@@ -138,6 +147,10 @@ pub(crate) struct NodeMeter {
     provider: Option<ProviderId>,
     latency: Spans,
     cancel: Spans,
+    /// Microseconds.
+    cpu: AtomicU64,
+    cpu_violations: AtomicU64,
+    memory_violations: AtomicU64,
 }
 
 /// A provider's instruments at one node.
@@ -299,6 +312,19 @@ impl NodeMeter {
     pub(crate) fn let_go(&self, took: Duration) {
         self.cancel.add(took);
     }
+
+    pub(crate) fn computed(&self, busy: Duration) {
+        let micros = u64::try_from(busy.as_micros()).unwrap_or(u64::MAX);
+        self.cpu.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    pub(crate) fn was_throttled(&self) {
+        self.cpu_violations.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn kept_too_much(&self) {
+        self.memory_violations.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl EdgeMeter {
@@ -355,6 +381,9 @@ impl Meters {
                 provider: provider.cloned(),
                 latency: Spans::default(),
                 cancel: Spans::default(),
+                cpu: AtomicU64::new(0),
+                cpu_violations: AtomicU64::new(0),
+                memory_violations: AtomicU64::new(0),
             })
         });
         Arc::clone(meter)
@@ -438,6 +467,9 @@ impl Meters {
                         provider: meter.provider.clone(),
                         latency: meter.latency.latency(),
                         cancel: meter.cancel.latency(),
+                        cpu_ms: meter.cpu.load(Ordering::Relaxed) as f64 / 1e3,
+                        cpu_violations: meter.cpu_violations.load(Ordering::Relaxed),
+                        memory_violations: meter.memory_violations.load(Ordering::Relaxed),
                     };
                     (node.clone(), measured)
                 })
@@ -528,6 +560,14 @@ pub(crate) fn samples(before: Option<&Measurements>, now: &Measurements) -> Vec<
         told.latency(Metric::NodeLatency, measured.latency, old);
         let old = known.map(|known| known.cancel);
         told.latency(Metric::CancelLatency, measured.cancel, old);
+        let (cpu, memory) = known.map_or((0, 0), |it| (it.cpu_violations, it.memory_violations));
+        for (limit, count, old) in [
+            ("cpu", measured.cpu_violations, cpu),
+            ("memory", measured.memory_violations, memory),
+        ] {
+            let limit = Some((L::Limit, limit));
+            told.count(Metric::NodeLimitViolations, count, old, limit);
+        }
     }
     for (edge, measured) in &now.edges {
         let known = before.and_then(|before| before.edges.get(edge));

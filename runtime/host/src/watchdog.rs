@@ -9,7 +9,7 @@ use std::{
     future::poll_fn,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     thread,
     time::Duration,
@@ -18,6 +18,7 @@ use std::{
 use futures::FutureExt;
 use rspp_actors::ControlRef;
 use rspp_proto::{NodeId, TurnNumber};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::session::SessionControl;
 
@@ -48,6 +49,8 @@ pub(crate) struct Watched {
     /// The tick in which the call at hand began; 0 between calls.
     since: AtomicU32,
     is_told: AtomicBool,
+    /// Processor time of calls since somebody asked, in nanoseconds; of a node whose time is limited.
+    busy: Option<AtomicU64>,
     turn: Option<TurnNumber>,
     node: NodeId,
     session: ControlRef<SessionControl>,
@@ -89,11 +92,13 @@ impl Watchdog {
         turn: Option<TurnNumber>,
         node: NodeId,
         session: ControlRef<SessionControl>,
+        measured: bool,
     ) -> Arc<Watched> {
         let pulse = Arc::new(Watched {
             shared: Arc::clone(&self.shared),
             since: AtomicU32::new(0),
             is_told: AtomicBool::new(false),
+            busy: measured.then(AtomicU64::default),
             turn,
             node,
             session,
@@ -124,7 +129,24 @@ impl Watched {
     /// A call into the node begins; it ends with what is returned.
     pub(crate) fn enter(&self) -> Beat<'_> {
         self.since.store(self.shared.now.load(Relaxed), Relaxed);
-        Beat(self)
+        Beat {
+            watched: self,
+            since: self.busy.is_some().then(processor_time),
+        }
+    }
+
+    /// Adds processor time that was taken for the node elsewhere.
+    pub(crate) fn charge(&self, time: Duration) {
+        if let Some(busy) = &self.busy {
+            let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            busy.fetch_add(nanos, Relaxed);
+        }
+    }
+
+    /// The processor time that the node has taken since this was asked last; zero if it is not limited.
+    pub(crate) fn take_busy(&self) -> Duration {
+        let nanos = self.busy.as_ref().map_or(0, |busy| busy.swap(0, Relaxed));
+        Duration::from_nanos(nanos)
     }
 
     /// The same for each time that a future of the node is polled.
@@ -156,10 +178,27 @@ impl Watched {
 }
 
 /// A call into a node.
-pub(crate) struct Beat<'a>(&'a Watched);
+pub(crate) struct Beat<'a> {
+    watched: &'a Watched,
+    /// The thread's processor time when it began, where that is measured.
+    since: Option<Duration>,
+}
 
 impl Drop for Beat<'_> {
     fn drop(&mut self) {
-        self.0.since.store(0, Relaxed);
+        self.watched.since.store(0, Relaxed);
+        if let Some(since) = self.since {
+            self.watched.charge(processor_time().saturating_sub(since));
+        }
     }
+}
+
+/// What this thread has computed so far: what else runs on the machine does not count.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    // The clock counts from the thread's begin, so it is never below zero.
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        time.tv_nsec.unsigned_abs() as u32,
+    )
 }

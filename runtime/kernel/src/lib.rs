@@ -39,6 +39,7 @@ pub mod recovery;
 
 pub mod authority;
 
+pub mod limit;
 pub mod link;
 
 pub mod dedupe;

@@ -24,7 +24,7 @@ use rspp_proto::{
     DebugNote, EdgeId, Epoch, ErrorCode, Lane, Monotonic, NodeId, Payload, PipelineVersion,
     ProviderId, SampleIndex, SessionId, SpeechMark, TurnNumber,
     abi::OutcomeScope,
-    spec::{Budgets, CapAction, NodeSpec, TurnPolicy},
+    spec::{BudgetPer, Budgets, CapAction, NodeExecutionPolicy, NodeSpec, TurnPolicy},
 };
 use rspp_provider_api::{
     AudioStream, InferencePool, LlmRequest, Providers, SttRequest, ToolCall, TtsRequest,
@@ -62,6 +62,8 @@ pub struct NodeSettings {
     pub budgets: Arc<Budgets>,
     /// How long one of its handlers may take before the node is told (F-045).
     pub budget: Duration,
+    /// What that counts by, and what else is limited (F-107).
+    pub(crate) limits: Limits,
     /// Providers for its modality, preferred first, from the frozen plan.
     pub providers: Arc<[ProviderId]>,
     /// All providers of the process.
@@ -98,6 +100,31 @@ pub struct NodeSettings {
     pub pipeline_version: PipelineVersion,
     /// What the session holds in memory.
     pub(crate) memory: Arc<Meter>,
+}
+
+/// What a node may take, from the frozen plan (F-045, F-107).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Limits {
+    pub(crate) budget_per: BudgetPer,
+    /// Of each second.
+    pub(crate) cpu: Option<Duration>,
+    /// Bytes that it may keep.
+    pub(crate) memory: Option<usize>,
+}
+
+impl Limits {
+    pub(crate) fn of(policy: Option<&NodeExecutionPolicy>) -> Self {
+        let Some(policy) = policy else {
+            return Self::default();
+        };
+        Self {
+            budget_per: policy.budget_per,
+            cpu: policy.cpu_ms_per_second.map(Duration::from_millis),
+            memory: policy
+                .memory_bytes
+                .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+        }
+    }
 }
 
 /// How far the events and calls of a place in the graph are numbered. Whoever stands there goes on
@@ -291,8 +318,23 @@ pub enum NodeReport {
         /// What was wrong.
         fault: AuthorityFault,
     },
-    /// A handler took longer than the node's budget.
-    OverBudget,
+    /// A handler took longer than the node's budget, or the handlers of a turn did together (F-045).
+    OverBudget {
+        /// Whether it is given up, since somebody stands by; else it goes on.
+        is_given_up: bool,
+    },
+    /// It has used up its processor time: what comes for it waits (F-107). Told once a second at most.
+    Throttled {
+        /// For how long.
+        wait: Duration,
+    },
+    /// It keeps more than it may, and is stopped (F-107).
+    OverMemory {
+        /// Bytes that it keeps.
+        kept: usize,
+        /// Bytes that it may keep.
+        limit: usize,
+    },
     /// A handler of a node that listens was given up; the node is made anew (P16).
     Hung {
         /// How long it was waited for.
@@ -367,6 +409,8 @@ pub struct NodeContext {
     wake_at: Option<Monotonic>,
     settled: usize,
     share: Share,
+    kept: usize,
+    charged: Duration,
     pub(crate) emitted: VecDeque<Event>,
     pub(crate) asked: VecDeque<Ask>,
 }
@@ -381,6 +425,8 @@ impl NodeContext {
             cancel,
             wake_at: None,
             settled: 0,
+            kept: 0,
+            charged: Duration::ZERO,
             emitted: VecDeque::new(),
             asked: VecDeque::new(),
         }
@@ -426,6 +472,28 @@ impl NodeContext {
     /// it holds. Cheap enough to say for each frame (P19).
     pub fn hold(&mut self, bytes: usize) {
         self.share.hold(bytes);
+        self.kept = bytes;
+    }
+
+    /// Says that processor time was spent for the node where the runtime does not see it: on a thread or
+    /// in a process of its own. It counts against the node's limit, if it has one (F-107).
+    pub fn charge(&mut self, time: Duration) {
+        self.charged += time;
+    }
+
+    pub(crate) fn take_charged(&mut self) -> Duration {
+        std::mem::take(&mut self.charged)
+    }
+
+    /// Whether the node's processor time is limited, so that it is worth measuring.
+    pub fn is_charged(&self) -> bool {
+        self.settings.limits.cpu.is_some()
+    }
+
+    /// The bytes that it keeps beyond its limit, with that; `None` if it may (F-107).
+    pub(crate) fn keeps_too_much(&self) -> Option<(usize, usize)> {
+        let limit = self.settings.limits.memory?;
+        (self.kept > limit).then_some((self.kept, limit))
     }
 
     /// Says that the oldest text that it was given is dealt with: should the node fail, its standby

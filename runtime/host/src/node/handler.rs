@@ -26,6 +26,8 @@ pub(super) enum Handled {
     Hung(Duration),
     /// It panicked, in a node whose panics are its own matter.
     Panicked(String),
+    /// The node keeps more than it may.
+    TooLarge(NodeError),
     /// There was no room for it.
     Shed(Shed),
 }
@@ -35,6 +37,8 @@ pub(super) struct Watch<'a> {
     pub(super) setup: &'a NodeSetup,
     /// Fires when the work is no longer wanted.
     pub(super) token: &'a CancellationToken,
+    /// What is left of its budget; `None` if all of it is spent, and that was told.
+    pub(super) budget: Option<Duration>,
     /// Whether somebody could take over: then a budget is a limit (F-007), else it is only told.
     pub(super) is_limited: bool,
     /// Whether a panic is caught, and not the host's end.
@@ -144,7 +148,8 @@ async fn waited(
 ) -> (Handled, bool) {
     tokio::pin!(work);
     let Watch { setup, token, .. } = watch;
-    let budget = setup.settings.budget;
+    let left = watch.budget;
+    let hung_after = setup.settings.budget * HUNG_AFTER;
     let grace = Duration::from_millis(setup.settings.budgets.cancel_grace_ms);
     let is_listening = setup.settings.turn.is_none();
     let began = Instant::now();
@@ -180,17 +185,20 @@ async fn waited(
             () = tokio::time::sleep_until(until.unwrap_or(began)), if is_cancelled => {
                 return (Handled::Deaf(grace), overran);
             }
-            () = tokio::time::sleep_until(began + budget), if !overran => {
+            () = tokio::time::sleep_until(began + left.unwrap_or_default()),
+                if !overran && left.is_some() =>
+            {
                 overran = true;
-                setup.tell(NodeReport::OverBudget);
+                let is_given_up = watch.is_limited;
+                setup.tell(NodeReport::OverBudget { is_given_up });
                 if watch.is_limited {
                     let late = NodeError::new("a handler took longer than the node's budget");
                     return (Handled::Done(Err(late)), true);
                 }
                 continue;
             }
-            () = tokio::time::sleep_until(began + budget * HUNG_AFTER), if is_listening => {
-                return (Handled::Hung(budget * HUNG_AFTER), true);
+            () = tokio::time::sleep_until(began + hung_after), if is_listening => {
+                return (Handled::Hung(hung_after), true);
             }
         }
         if !winds_up {

@@ -34,6 +34,7 @@ use super::{
     CallRequest, EdgeReport, Hook, Inputs, Node, NodeContext, NodeError, NodeReport, NodeSettings,
     Step, Succession,
     context::Ask,
+    effort::Effort,
     handler::{Handled, Watch, finish, guarded},
 };
 use crate::{
@@ -176,6 +177,7 @@ pub(crate) struct NodeHost {
     pub(super) begun: bool,
     /// Whether what waits here is being shed.
     shedding: bool,
+    pub(super) effort: Effort,
     pub(super) ended: bool,
 }
 
@@ -226,6 +228,7 @@ impl NodeHost {
             held: VecDeque::new(),
             begun: false,
             shedding: false,
+            effort: Effort::default(),
             ended: false,
         }
     }
@@ -296,8 +299,12 @@ impl NodeHost {
             }
             return Ok(());
         }
+        if !self.effort.is_free(&self.setup) && !Box::pin(self.wait_for_time(ctx)).await? {
+            return Ok(());
+        }
         self.setup.succession.note(&arrival);
         let began = self.began(&arrival);
+        self.effort.begins(&self.setup);
         self.taken = self.taken.wrapping_add(1);
         let whole = Overhead::sample(self.taken);
         let soft = self.is_soft();
@@ -346,11 +353,14 @@ impl NodeHost {
         let watch = Watch {
             setup: &self.setup,
             token: &self.work,
+            budget: self.effort.left(&self.setup),
             is_limited: !self.said && self.setup.succession.has_next(),
             is_guarded: letter.is_some(),
             is_soft: soft,
         };
         let (handled, overran) = finish(step, ctx, &mut self.deferred, watch).await;
+        self.effort
+            .ends(&self.setup, self.cx.take_charged(), overran);
         if overran {
             Box::pin(self.notify(ctx, Hook::BudgetExhausted)).await;
         }
@@ -426,7 +436,7 @@ impl NodeHost {
 
     /// After any handler: what it asked for is done, what it emitted is sent, what came meanwhile
     /// is heard.
-    async fn conclude(
+    pub(super) async fn conclude(
         &mut self,
         ctx: &mut Context<Self>,
         handled: Handled,
@@ -435,7 +445,7 @@ impl NodeHost {
         if !self.provisional && !self.held.is_empty() {
             Box::pin(self.release(ctx)).await;
         }
-        match handled {
+        match self.weighed(handled) {
             Handled::Done(Ok(())) => {
                 if self.carry_out_at_once(ctx) {
                     if let Some(blocked) = self.flush_at_once() {
@@ -491,6 +501,13 @@ impl NodeHost {
             Handled::Deaf(after) => {
                 self.is_forced = true;
                 self.report(NodeReport::ForceStopped { after });
+            }
+            Handled::TooLarge(error) => {
+                self.fail(ctx, &error).await;
+                // A node that listens is made anew, without what it kept.
+                if self.setup.settings.turn.is_none() && self.cx.keeps_too_much().is_some() {
+                    return Err(error.into());
+                }
             }
             Handled::Hung(after) => {
                 self.report(NodeReport::Hung { after });
@@ -578,6 +595,7 @@ impl NodeHost {
 
     async fn make_anew(&mut self, ctx: &mut Context<Self>) -> Result<(), NodeError> {
         self.node = (self.setup.make)();
+        self.effort = Effort::default();
         self.ended = false;
         self.begun = false;
         self.cx = NodeContext::new(
@@ -630,6 +648,19 @@ impl NodeHost {
             }
         }
         true
+    }
+
+    /// Takes in what was said while the node waits for its time; whether it waits too long for the turn.
+    pub(super) fn gives_up_waiting(&mut self, ctx: &mut Context<Self>) -> bool {
+        while let Some(message) = ctx.try_control() {
+            self.deferred.push_back(message);
+        }
+        self.deferred.contains(&NodeControl::Unstick)
+    }
+
+    /// Whether what was said meanwhile ends the work at hand, which has not begun.
+    pub(super) fn hears_of_a_stop(&self) -> bool {
+        self.deferred.iter().any(|message| message.stops(false))
     }
 
     /// Lets out what was held, in its order; stops when a cancel comes.
@@ -1200,17 +1231,21 @@ impl Actor for NodeHost {
             return Ok(());
         }
         let soft = self.is_soft();
+        self.effort.begins(&self.setup);
         let beat = self.setup.watched.enter();
         let step = self.node.on_wake(&mut self.cx);
         drop(beat);
         let watch = Watch {
             setup: &self.setup,
             token: &self.work,
+            budget: self.effort.left(&self.setup),
             is_limited: false,
             is_guarded: false,
             is_soft: soft,
         };
         let (handled, overran) = finish(Ok(step), ctx, &mut self.deferred, watch).await;
+        self.effort
+            .ends(&self.setup, self.cx.take_charged(), overran);
         if overran {
             Box::pin(self.notify(ctx, Hook::BudgetExhausted)).await;
         }

@@ -6,6 +6,7 @@
 
 mod call;
 mod context;
+mod effort;
 mod handler;
 mod hook;
 mod host;
@@ -24,8 +25,8 @@ use rspp_proto::ErrorCode;
 use thiserror::Error;
 
 pub(crate) use call::CallRequest;
+pub(crate) use context::{Limits, Numbers, Speech};
 pub use context::{NodeContext, NodeReport, NodeSettings};
-pub(crate) use context::{Numbers, Speech};
 pub use hook::Hook;
 pub(crate) use host::{NodeControl, NodeHost, NodeMaker, NodeSetup, OutEdge, PRESSURE, Torn};
 pub(crate) use inputs::EdgeReport;

@@ -190,24 +190,25 @@ impl Session {
                 self.publisher.stale(fault, Checkpoint::Dispatch, turn, at);
                 None
             }
-            NodeReport::OverBudget => {
-                self.publisher.signal(
-                    Signal::BudgetWarning,
-                    Emitter::BudgetManager,
-                    turn,
-                    Some("node_budget_threshold_exceeded"),
-                    at,
-                );
+            NodeReport::OverBudget { is_given_up } => {
+                self.over_budget(turn, node, is_given_up, at);
+                None
+            }
+            NodeReport::Throttled { wait: _ } => {
+                let reason = "node_cpu_limit_exceeded";
+                self.budget(Signal::BudgetWarning, turn, reason, at);
+                self.degrade(reason, turn, Some(node), at);
+                None
+            }
+            NodeReport::OverMemory { kept: _, limit: _ } => {
+                let reason = "node_memory_limit_exceeded";
+                self.budget(Signal::BudgetExhausted, turn, reason, at);
+                self.degrade(reason, turn, Some(node), at);
                 None
             }
             NodeReport::Hung { after: _ } => {
-                self.publisher.signal(
-                    Signal::BudgetExhausted,
-                    Emitter::BudgetManager,
-                    turn,
-                    Some("node_timeout_or_failure"),
-                    at,
-                );
+                let reason = "node_timeout_or_failure";
+                self.budget(Signal::BudgetExhausted, turn, reason, at);
                 self.degrade("node_hung", turn, Some(node), at);
                 None
             }
@@ -286,6 +287,30 @@ impl Session {
         if let Some(input) = input {
             self.kernel.handle(now, input);
         }
+    }
+
+    /// A node took longer than its budget (F-045): its standby goes on, or the node does, and its session
+    /// is less than it should be.
+    fn over_budget(
+        &mut self,
+        turn: Option<TurnNumber>,
+        node: &NodeId,
+        is_given_up: bool,
+        at: Monotonic,
+    ) {
+        let reason = "node_budget_threshold_exceeded";
+        self.budget(Signal::BudgetWarning, turn, reason, at);
+        if is_given_up {
+            self.budget(Signal::BudgetExhausted, turn, reason, at);
+        } else {
+            self.degrade(reason, turn, Some(node), at);
+        }
+    }
+
+    fn budget(&mut self, signal: Signal, turn: Option<TurnNumber>, reason: &str, at: Monotonic) {
+        let emitter = Emitter::BudgetManager;
+        self.publisher
+            .signal(signal, emitter, turn, Some(reason), at);
     }
 
     /// Something is not as it should be from now on; said once of each thing (F-037).

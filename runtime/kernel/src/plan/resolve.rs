@@ -90,9 +90,10 @@ pub fn resolve_policy(inputs: &PlanInputs<'_>) -> Result<ResolvedPolicy, PlanErr
     draft.cheaper_bindings(&mut provider_bindings);
     let provider_policy = draft.provider_policy();
     let provider_choices = draft.provider_choices(&provider_policy, &provider_bindings)?;
-    let edge_buffer_policies =
+    let mut edge_buffer_policies =
         draft.edge_buffers(overrides.as_ref().map(|over| over.edge_buffer_policies))?;
     let node_execution_policies = draft.node_execution()?;
+    draft.limit_buffers(&node_execution_policies, &mut edge_buffer_policies);
     let flow_control = match &overrides {
         Some(over) => draft.overridden("flow_control", *over.flow_control),
         None => draft.flow_control(),
@@ -537,6 +538,34 @@ impl<'a> Draft<'a> {
         Ok(policies)
     }
 
+    /// What waits for a node whose memory is limited: its edges share what it may have, evenly (F-107).
+    fn limit_buffers(
+        &mut self,
+        nodes: &BTreeMap<NodeId, NodeExecutionPolicy>,
+        edges: &mut BTreeMap<EdgeId, EdgeBufferPolicy>,
+    ) {
+        let graph = self.inputs.graph;
+        for (node, policy) in nodes {
+            let (Some(most), Some(ix)) = (policy.memory_bytes, graph.find(node.as_str())) else {
+                continue;
+            };
+            let inputs = &graph.node(ix).inputs;
+            let share = (most / inputs.len().max(1) as u64).max(1);
+            let path = format!("node_execution_policies/{}", part(node));
+            let layer = self.provenance.get(&path).map(|origin| origin.layer);
+            for edge in inputs {
+                let id = &graph.edge(*edge).id;
+                if let Some(buffer) = edges.get_mut(id)
+                    && buffer.max_queue_bytes > share
+                {
+                    buffer.max_queue_bytes = share;
+                    let path = format!("edge_buffer_policies/{}/max_queue_bytes", part(id));
+                    self.note(path, layer.unwrap_or(Layer::Pipeline));
+                }
+            }
+        }
+    }
+
     fn flow_control(&mut self) -> FlowControl {
         self.whole("flow_control", profile::flow_control(), |s| s.flow_control)
     }
@@ -917,6 +946,19 @@ fn check(plan: &ResolvedPolicy) -> Result<(), PlanError> {
     for (node, ms) in &plan.node_budgets_ms {
         if *ms == 0 {
             return invalid(format!("nodes.{node}.budget_ms"), AT_LEAST_ONE);
+        }
+    }
+    for (node, policy) in &plan.node_execution_policies {
+        for (name, limit) in [
+            ("cpu_ms_per_second", policy.cpu_ms_per_second),
+            ("memory_bytes", policy.memory_bytes),
+        ] {
+            if limit == Some(0) {
+                return invalid(
+                    format!("node_execution_policies.{node}.{name}"),
+                    AT_LEAST_ONE,
+                );
+            }
         }
     }
     for (modality, providers) in &plan.provider_bindings {

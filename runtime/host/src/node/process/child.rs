@@ -3,7 +3,10 @@
 use std::{fmt, io, os::unix::process::ExitStatusExt, process::Stdio, time::Duration};
 
 use rspp_proto::external::{Down, Up, decode, encode};
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, prlimit};
+use rustix::{
+    param::clock_ticks_per_second,
+    process::{Pid, Resource, Rlimit, Signal, kill_process_group, prlimit},
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     process::{self, ChildStderr, ChildStdin, ChildStdout, Command},
@@ -79,7 +82,7 @@ pub(super) struct Child {
 impl Child {
     /// Starts the program, in a process group of its own, with an environment of its own, within its
     /// limits.
-    pub(super) fn start(command: &ProcessCommand) -> Result<Self, Trouble> {
+    pub(super) fn start(command: &ProcessCommand, memory: Option<u64>) -> Result<Self, Trouble> {
         let mut process = Command::new(&command.program)
             .args(&command.arguments)
             .env_clear()
@@ -111,11 +114,11 @@ impl Child {
             _errors: errors,
         };
         // It has been told nothing yet, so it has had nothing to do.
-        child.limit(command).map_err(Trouble::Start)?;
+        child.limit(command, memory).map_err(Trouble::Start)?;
         Ok(child)
     }
 
-    fn limit(&self, command: &ProcessCommand) -> io::Result<()> {
+    fn limit(&self, command: &ProcessCommand, memory: Option<u64>) -> io::Result<()> {
         let set = |resource, most| {
             let limit = Rlimit {
                 current: Some(most),
@@ -123,7 +126,8 @@ impl Child {
             };
             prlimit(self.group, resource, limit)
         };
-        if let Some(bytes) = command.memory {
+        // The operator's limit or the pipeline's, whichever is less.
+        if let Some(bytes) = command.memory.into_iter().chain(memory).min() {
             set(Resource::As, bytes)?;
         }
         if let Some(seconds) = command.cpu_seconds {
@@ -138,6 +142,20 @@ impl Child {
         // What it would leave behind when it crashes is nobody's to read.
         set(Resource::Core, 0)?;
         Ok(())
+    }
+
+    /// The processor time that the process has taken so far; a hundredth of a second may be missing.
+    /// `None` where the system does not say.
+    pub(super) fn processor_time(&self) -> Option<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()?)).ok()?;
+        // Its name is in brackets, and may hold anything; what follows is numbers.
+        let (_, numbers) = stat.rsplit_once(')')?;
+        let mut numbers = numbers.split_whitespace().skip(11);
+        let mut ticks = || numbers.next()?.parse::<u64>().ok();
+        let ticks = ticks()? + ticks()?;
+        Some(Duration::from_millis(
+            ticks * 1_000 / clock_ticks_per_second(),
+        ))
     }
 
     /// Sends a frame.

@@ -130,7 +130,8 @@ impl ProcessNode {
         }
         let place = self.place().await?;
         self.started += 1;
-        let mut child = Child::start(&self.command).map_err(|error| self.error(&error))?;
+        let memory = settings.limits.memory.map(|bytes| bytes as u64);
+        let mut child = Child::start(&self.command, memory).map_err(|error| self.error(&error))?;
         let greeted = tokio::time::timeout(self.command.start_timeout, async {
             let hello = Hello {
                 protocol: PROTOCOL.to_owned(),
@@ -199,9 +200,11 @@ impl ProcessNode {
         let event = Box::new(record(cx, id, event));
         self.at_hand = true;
         let limit = self.command.event_timeout;
+        let measured = cx.is_charged();
         let Some(Running { child, .. }) = &mut self.running else {
             return Ok(());
         };
+        let before = measured.then(|| child.processor_time()).flatten();
         let answered = {
             let answer = answer(child, cx, self.command.emitted, port, id, event);
             tokio::pin!(answer);
@@ -212,6 +215,11 @@ impl ProcessNode {
                 () = tokio::time::sleep(limit) => Some(Err(Trouble::Late(limit))),
             }
         };
+        if let Some(before) = before
+            && let Some(after) = child.processor_time()
+        {
+            cx.charge(after.saturating_sub(before));
+        }
         let trouble = match answered {
             Some(Ok(Ok(outcome))) => {
                 self.at_hand = false;

@@ -161,7 +161,8 @@ fn a_budget_runs_out_at_its_moment() {
     rig.advance(ms(199));
     assert!(rig.reports().is_empty());
     rig.advance(ms(1));
-    assert_eq!(rig.reports(), [NodeReport::OverBudget]);
+    let told = NodeReport::OverBudget { is_given_up: false };
+    assert_eq!(rig.reports(), [told]);
     rig.advance(ms(100));
     assert_eq!(rig.texts(), ["wait"], "nobody stands by: it goes on");
     rig.stop();
@@ -172,7 +173,7 @@ fn a_budget_runs_out_at_its_moment() {
     rig.advance(ms(200));
     let reports = rig.reports();
     assert!(
-        matches!(&reports[..], [NodeReport::OverBudget, NodeReport::TookOver { standby, .. }]
+        matches!(&reports[..], [NodeReport::OverBudget { is_given_up: true }, NodeReport::TookOver { standby, .. }]
             if standby.as_str() == "standby-1"),
         "{reports:?}"
     );
