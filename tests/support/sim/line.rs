@@ -151,7 +151,7 @@ pub(super) fn transport(
     Transport {
         kind: TransportKind::Loopback,
         source_rate: SampleRate::HZ_16000,
-        source: source(sends, began, hangs_up),
+        source: source(sends, began, hangs_up, Arc::clone(&watch)),
         sink: Box::new(Peer {
             began,
             faults,
@@ -165,19 +165,35 @@ pub(super) fn transport(
     }
 }
 
-fn source(sends: VecDeque<(Duration, Ingress)>, began: Instant, hangs_up: Duration) -> Source {
-    Box::pin(stream::unfold(sends, move |mut sends| async move {
-        match sends.pop_front() {
-            Some((at, ingress)) if at < hangs_up => {
-                tokio::time::sleep_until(began + at).await;
-                Some((ingress, sends))
+fn source(
+    sends: VecDeque<(Duration, Ingress)>,
+    began: Instant,
+    hangs_up: Duration,
+    watch: Arc<Mutex<Watch>>,
+) -> Source {
+    Box::pin(stream::unfold(
+        (sends, watch),
+        move |(mut sends, watch)| async move {
+            match sends.pop_front() {
+                Some((at, ingress)) if at < hangs_up => {
+                    tokio::time::sleep_until(began + at).await;
+                    // Whoever waited for room to open speaks once somebody listens.
+                    while !watch
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .is_followed()
+                    {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                    Some((ingress, (sends, watch)))
+                }
+                Some(_) | None => {
+                    tokio::time::sleep_until(began + hangs_up).await;
+                    None
+                }
             }
-            Some(_) | None => {
-                tokio::time::sleep_until(began + hangs_up).await;
-                None
-            }
-        }
-    }))
+        },
+    ))
 }
 
 /// What plays the agent's audio.

@@ -366,6 +366,11 @@ impl Watch {
         self.notices = Some(notices);
     }
 
+    /// Whether it hears what the session says.
+    pub(super) fn is_followed(&self) -> bool {
+        self.notices.is_some()
+    }
+
     pub(super) fn note(&self, what: fmt::Arguments<'_>) {
         self.trace.lock().note(Some(self.caller), what);
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rspp_kernel::{CancelReason, Input, turn::Ending};
+use rspp_kernel::{CancelReason, Input, SessionState, turn::Ending};
 use rspp_proto::{
     ErrorCode, Monotonic, NodeId, TurnNumber,
     abi::{Emitter, Signal},
@@ -14,6 +14,9 @@ use crate::memory::Mark;
 impl Session {
     /// Over the soft mark it sheds what it can do without, and says so; over the cap it ends (P19).
     pub(super) fn came_to(&mut self, now: Monotonic, mark: Mark, held: u64) {
+        if self.kernel.state() == SessionState::Ended {
+            return; // What still comes in is let go with the session.
+        }
         let turn = self.kernel.current_turn();
         match mark {
             Mark::Soft => self.degrade("session_memory_soft_mark", turn, None, now),
