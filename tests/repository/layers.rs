@@ -6,7 +6,7 @@ use crate::tree;
 
 /// Each crate of ours, what of ours it may be built from, and nothing else. Programs and the tests
 /// may use everything; nothing may use them.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("rspp-proto", &[]),
     ("rspp-actors", &[]),
     ("rspp-kernel", &["rspp-proto"]),
@@ -41,8 +41,15 @@ const MAY_USE: [(&str, &[&str]); 13] = [
         ],
     ),
     ("rspp-local", &["rspp-proto", "rspp-provider-api"]),
-    ("rspp-llm", &["rspp-proto", "rspp-provider-api"]),
-    ("rspp-tools", &["rspp-proto", "rspp-provider-api"]),
+    ("rspp-provider-http", &[]),
+    (
+        "rspp-llm",
+        &["rspp-proto", "rspp-provider-api", "rspp-provider-http"],
+    ),
+    (
+        "rspp-tools",
+        &["rspp-proto", "rspp-provider-api", "rspp-provider-http"],
+    ),
 ];
 /// What stands above all of them.
 const ON_TOP: [&str; 2] = ["rspp", "rspp-tests"];

@@ -5,15 +5,13 @@
 //! lives and its epoch holds (P1), all attempts carry one key by which a server can tell that it has
 //! done the work already (F-158), and a call that is given up breaks its request off.
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
 use futures::StreamExt;
-use reqwest::{Client, Response, StatusCode, Url, header, redirect};
+use reqwest::{Client, Response, StatusCode, Url, header};
 use rspp_proto::spec::HttpExecutor;
 use rspp_provider_api::{Tool, ToolFault, ToolFuture, ToolOutput, ToolRun};
+use rspp_provider_http::is_loopback;
 
 /// As much as is read of an answer, in bytes: the most that any tool may show its model.
 const MOST_ANSWER: usize = 1_048_576;
@@ -48,12 +46,7 @@ impl HttpTools {
         if let Some(client) = kept.get() {
             return Ok(client.clone());
         }
-        // Whoever came first has chosen a provider that will do as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = Client::builder()
-            // What is posted is for the declared server and no other.
-            .redirect(redirect::Policy::none())
-            .tcp_nodelay(true);
+        let mut builder = rspp_provider_http::client();
         if near {
             // Needs no root certificates, which a small container may not have.
             builder = builder.no_proxy().tls_certs_only([]);
@@ -147,12 +140,6 @@ fn may_pass(status: StatusCode) -> bool {
     status.is_server_error()
         || status == StatusCode::REQUEST_TIMEOUT
         || status == StatusCode::TOO_MANY_REQUESTS
-}
-
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    address.map_or(host == "localhost", |address| address.is_loopback())
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ mod wire;
 
 use std::{
     fmt,
-    net::IpAddr,
     pin::Pin,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -16,11 +15,12 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
-use reqwest::{Client, Response, Url, header, redirect};
+use reqwest::{Client, Response, Url, header};
 use rspp_proto::{IdError, ProviderId};
 use rspp_provider_api::{
     Call, ChunkStream, Description, Fault, LanguageModel, LlmChunk, LlmRequest,
 };
+use rspp_provider_http::is_loopback;
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 
@@ -141,12 +141,7 @@ impl OpenAi {
             .as_deref()
             .map(SecretRef::parse)
             .transpose()?;
-        // Whoever came first has chosen a provider that will do as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = Client::builder()
-            .connect_timeout(config.connect_timeout)
-            .redirect(redirect::Policy::none())
-            .tcp_nodelay(true);
+        let mut builder = rspp_provider_http::client().connect_timeout(config.connect_timeout);
         if endpoint.scheme() == "http" {
             // Needs no root certificates, which a small container may not have.
             builder = builder.tls_certs_only([]);
@@ -419,12 +414,6 @@ fn endpoint(base_url: &str) -> Result<Url, OpenAiError> {
     Ok(endpoint)
 }
 
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    address.map_or(host == "localhost", |address| address.is_loopback())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -445,13 +434,6 @@ mod tests {
                 "{bad}"
             );
         }
-    }
-
-    #[test]
-    fn loopback_is_known_by_name_and_address() {
-        let check = |url: &str| is_loopback(&Url::parse(url).unwrap());
-        assert!(check("http://localhost/") && check("http://127.9.9.9/") && check("http://[::1]/"));
-        assert!(!check("http://10.0.0.1/") && !check("http://localhost.example/"));
     }
 
     #[test]
