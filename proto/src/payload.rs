@@ -137,6 +137,21 @@ pub struct TextChunk {
     pub language: Option<Arc<str>>,
 }
 
+impl TextChunk {
+    /// A segment whose words are all there.
+    pub fn whole(speaker: Speaker, segment: u32, text: impl Into<Arc<str>>) -> Self {
+        Self {
+            speaker,
+            text: text.into(),
+            segment,
+            revision: 1,
+            is_final: true,
+            confidence: None,
+            language: None,
+        }
+    }
+}
+
 /// What voice activity and turn detection found in the user's audio.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "mark", rename_all = "snake_case", deny_unknown_fields)]
@@ -339,6 +354,21 @@ impl Payload {
             Self::Speech(_) | Self::Metrics(_) => EventType::Metrics,
             Self::Debug(_) | Self::Extension(_) => EventType::Debug,
             Self::Error(_) => EventType::Error,
+        }
+    }
+
+    /// The text that it is, if it is any.
+    pub fn text(&self) -> Option<&TextChunk> {
+        match self {
+            Self::Text(chunk) => Some(chunk),
+            Self::AudioChunk(_)
+            | Self::AudioEnd
+            | Self::TextEnd
+            | Self::Speech(_)
+            | Self::Metrics(_)
+            | Self::Debug(_)
+            | Self::Error(_)
+            | Self::Extension(_) => None,
         }
     }
 

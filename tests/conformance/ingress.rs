@@ -138,15 +138,7 @@ fn stamp(session: &str) -> AbiStamp {
 }
 
 fn text(text: &str) -> Payload {
-    Payload::Text(Box::new(TextChunk {
-        speaker: Speaker::User,
-        text: text.into(),
-        segment: 0,
-        revision: 1,
-        is_final: true,
-        confidence: None,
-        language: None,
-    }))
+    Payload::Text(Box::new(TextChunk::whole(Speaker::User, 0, text)))
 }
 
 fn record(session: &str, payload: Payload) -> EventRecord {

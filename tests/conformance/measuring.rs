@@ -9,7 +9,7 @@ use std::{
 use rspp_host::ProviderMeasurements;
 use rspp_llm::{OpenAi, OpenAiConfig};
 use rspp_proto::{
-    MetricSample, Payload, ProviderId,
+    ProviderId,
     abi::Signal,
     metric::{Metric, MetricLabel},
     spec::{Modality, PipelineSpec},
@@ -40,20 +40,10 @@ fn measured(spec: &mut PipelineSpec) {
     spec.observe.metrics_every_ms = Some(100);
 }
 
-fn samples(ended: &Ended) -> Vec<MetricSample> {
-    let payloads = ended.log.payloads().into_iter();
-    payloads
-        .filter_map(|payload| match payload {
-            Payload::Metrics(sample) => Some(*sample),
-            _something_else => None,
-        })
-        .collect()
-}
-
 /// The labels of each metric that a provider was measured by.
 fn labels(ended: &Ended, provider: &str) -> BTreeMap<String, BTreeSet<String>> {
     let mut labels = BTreeMap::<String, BTreeSet<String>>::new();
-    for sample in samples(ended) {
+    for sample in ended.log.samples() {
         if sample
             .labels
             .get("provider_id")
@@ -133,7 +123,7 @@ async fn adapters_are_measured_in_the_same_words() {
         "the answer's text"
     );
     // Values are ids and words of the vocabulary, and nothing that somebody said.
-    let told = samples(&ended).into_iter();
+    let told = ended.log.samples().into_iter();
     let told = told.filter(|sample| sample.name.starts_with("provider_"));
     for sample in told {
         for value in sample.labels.values() {
@@ -180,7 +170,9 @@ async fn an_adapter_over_http_is_measured_like_the_others() {
     assert_eq!(web.response_bytes, "Good day.".len() as u64);
     let extras: Vec<_> = web.extras.iter().map(|(k, v)| (k.as_str(), *v)).collect();
     assert_eq!(extras, [("cached_prompt_tokens", 4.0)]);
-    let extra = samples(&ended)
+    let extra = ended
+        .log
+        .samples()
         .into_iter()
         .find(|sample| sample.name == Metric::ProviderExtra.as_str());
     let extra = extra.expect("it was told in band");

@@ -130,15 +130,11 @@ async fn what_waits_on_edges_counts() {
     probes.add("prolific", |_nth, cx: &mut NodeContext, _event: Event| {
         let text = "x".repeat(100 * KIB);
         for _ in 0..3 {
-            cx.emit(Payload::Text(Box::new(TextChunk {
-                speaker: Speaker::Agent,
-                text: text.as_str().into(),
-                segment: 0,
-                revision: 1,
-                is_final: true,
-                confidence: None,
-                language: None,
-            })));
+            cx.emit(Payload::Text(Box::new(TextChunk::whole(
+                Speaker::Agent,
+                0,
+                text.as_str(),
+            ))));
         }
         Step::OK
     });

@@ -199,17 +199,6 @@ async fn a_node_receives_the_types_that_its_edges_declare() {
     );
 }
 
-/// In-band measurements of a call that has some.
-fn samples(ended: &Ended) -> Vec<MetricSample> {
-    let payloads = ended.log.payloads().into_iter();
-    payloads
-        .filter_map(|payload| match payload {
-            Payload::Metrics(sample) => Some(*sample),
-            _something_else => None,
-        })
-        .collect()
-}
-
 fn measured(every_ms: Option<u64>) -> Builder {
     Builder::new(
         &Cast::default(),
@@ -223,7 +212,7 @@ fn measured(every_ms: Option<u64>) -> Builder {
 #[tokio::test(start_paused = true)]
 async fn a_session_measures_itself_on_request() {
     let ended = measured(Some(200)).hold().await;
-    let samples = samples(&ended);
+    let samples = ended.log.samples();
     let names: BTreeSet<_> = samples.iter().map(|sample| sample.name.as_str()).collect();
     for name in [
         "node_latency_ms",
@@ -276,7 +265,7 @@ async fn a_session_measures_itself_on_request() {
     assert!(latency.p99_ms >= latency.p95_ms && latency.max_ms + 0.1 >= latency.p99_ms);
 
     let silent = measured(None).hold().await;
-    assert_eq!(self::samples(&silent), []);
+    assert_eq!(silent.log.samples(), []);
     assert!(silent.report.measurements.is_none());
     assert_eq!(
         silent.line.moments(),
@@ -330,7 +319,7 @@ async fn drop_and_merge_counters_move_on_their_own_edges_only() {
         of("merges")
     );
     assert!(of("drops").deepest == 4 && of("merges").deepest <= 4);
-    let samples = samples(&ended);
+    let samples = ended.log.samples();
     let moved = |name: &str| -> BTreeSet<String> {
         let of = samples.iter().filter(|sample| sample.name == name);
         of.map(|sample| sample.labels["edge_id"].clone()).collect()

@@ -43,15 +43,7 @@ impl Greeter {
     fn say(&mut self, cx: &mut NodeContext, text: &str) {
         let segment = self.clauses;
         self.clauses += 1;
-        let chunk = TextChunk {
-            speaker: Speaker::Agent,
-            text: text.into(),
-            segment,
-            revision: 1,
-            is_final: true,
-            confidence: None,
-            language: None,
-        };
+        let chunk = TextChunk::whole(Speaker::Agent, segment, text);
         cx.emit_at(Payload::Text(Box::new(chunk)), SampleIndex(0), segment);
     }
 }

@@ -13,8 +13,8 @@ use rspp_host::{
 };
 use rspp_kernel::plan::{LayeredSettings, Settings};
 use rspp_proto::{
-    AudioChunk, Payload, ProviderId, SampleRate, SessionId, Speaker, TenantId, TextChunk,
-    TurnNumber,
+    AudioChunk, MetricSample, Payload, ProviderId, SampleRate, SessionId, Speaker, TenantId,
+    TextChunk, TurnNumber,
     abi::{ControlSignal, Signal},
     spec::{Modality, PipelineSpec, PolicyBundle},
 };
@@ -208,6 +208,17 @@ impl Log {
             .filter_map(|payload| match payload {
                 Payload::Text(text) if text.speaker == speaker => Some(*text),
                 _not_text_of_the_speaker => None,
+            })
+            .collect()
+    }
+
+    /// What was measured in band so far.
+    pub fn samples(&self) -> Vec<MetricSample> {
+        let payloads = self.payloads().into_iter();
+        payloads
+            .filter_map(|payload| match payload {
+                Payload::Metrics(sample) => Some(*sample),
+                _something_else => None,
             })
             .collect()
     }

@@ -156,13 +156,8 @@ impl Taken {
 /// A piece of text, as a node of a test says it.
 pub fn words(segment: u32, text: &str, is_final: bool) -> Payload {
     Payload::Text(Box::new(TextChunk {
-        speaker: Speaker::User,
-        text: text.into(),
-        segment,
-        revision: 1,
         is_final,
-        confidence: None,
-        language: None,
+        ..TextChunk::whole(Speaker::User, segment, text)
     }))
 }
 

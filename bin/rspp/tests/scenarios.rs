@@ -48,26 +48,29 @@ fn what_is_not_as_expected_is_told() {
     assert!(said.contains("no `commit`: `commit`"), "{said}");
 }
 
+/// What the program says in a folder: its exit code, and the texts of both its outputs.
+fn rspp_in(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_rspp"))
+        .args(arguments)
+        .current_dir(folder)
+        .env("RSPP_LOG", "off")
+        .output()
+        .expect("the program starts");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
 /// F-151: both modes that run nodes, chosen on the command line: what they print and what they keep says
 /// which one it was. A recording that holds too little, or does not allow it, is refused with what to do.
 #[test]
 fn a_kept_call_is_replayed_by_nodes_from_the_command_line() {
     let folder = tempfile::tempdir().expect("a directory");
     let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios");
-    let rspp = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_rspp"))
-            .args(arguments)
-            .current_dir(folder.path())
-            .env("RSPP_LOG", "off")
-            .output()
-            .expect("the program starts");
-        let text = |bytes| String::from_utf8(bytes).expect("text");
-        (
-            output.status.code(),
-            text(output.stdout),
-            text(output.stderr),
-        )
-    };
+    let rspp = |arguments: &[&str]| rspp_in(folder.path(), arguments);
     let scenario = |name: &str| scenarios.join(name).display().to_string();
     let played = scenario("played-back.yaml");
     let plain = scenario("interruption.yaml");
@@ -116,17 +119,7 @@ fn a_sessions_resolved_pipeline_is_read_off_its_timeline() {
     let folder = tempfile::tempdir().expect("a directory");
     let scenario =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios/guard-by-policy.yaml");
-    let rspp = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_rspp"))
-            .args(arguments)
-            .current_dir(folder.path())
-            .env("RSPP_LOG", "off")
-            .output()
-            .expect("the program starts");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
-        (output.status.code(), said, complaint)
-    };
+    let rspp = |arguments: &[&str]| rspp_in(folder.path(), arguments);
     let scenario = scenario.display().to_string();
     let (code, _, complaint) = rspp(&["rehearse", "-q", "--timelines", ".", &scenario]);
     assert_eq!(code, Some(0), "{complaint}");

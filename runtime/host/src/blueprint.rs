@@ -126,12 +126,12 @@ impl Blueprints {
     pub(crate) fn find(
         &self,
         spec: PipelineSpec,
-        policy: Option<PolicyBundle>,
-        settings: LayeredSettings,
+        policy: Option<&PolicyBundle>,
+        settings: &LayeredSettings,
         check: impl FnOnce(&PipelineSpec) -> Result<(), OpenError>,
     ) -> Result<Arc<Blueprint>, OpenError> {
         let fits = |known: &Arc<Blueprint>| {
-            known.spec == spec && known.policy == policy && known.settings == settings
+            known.spec == spec && known.policy.as_ref() == policy && known.settings == *settings
         };
         let mut kept = lock(&self.kept);
         if let Some(at) = kept.iter().rposition(fits) {
@@ -141,6 +141,7 @@ impl Blueprints {
         }
         drop(kept);
         let snapshots = Arc::clone(&self.snapshots);
+        let (policy, settings) = (policy.cloned(), settings.clone());
         let made = Blueprint::new(spec, policy, settings, snapshots).map_err(OpenError::Graph)?;
         let made = Arc::new(made);
         check(&made.spec)?;

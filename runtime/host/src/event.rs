@@ -280,17 +280,7 @@ impl Keys {
     }
 
     fn share(&self, event: &Event) -> Option<u64> {
-        let text = match &event.payload {
-            Payload::Text(text) => Some(text),
-            Payload::AudioChunk(_)
-            | Payload::AudioEnd
-            | Payload::TextEnd
-            | Payload::Speech(_)
-            | Payload::Metrics(_)
-            | Payload::Debug(_)
-            | Payload::Error(_)
-            | Payload::Extension(_) => None,
-        };
+        let text = event.payload.text();
         match self.share_by.as_ref()? {
             ShareBy::Turn => event.stamp.turn.as_ref().map(hash),
             ShareBy::Speaker => text.map(|text| hash(&text.speaker)),

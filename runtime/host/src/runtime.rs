@@ -297,7 +297,7 @@ impl Runtime {
     /// Opens a session; it runs until its user hangs up, it is drained, or the runtime shuts down.
     pub async fn open(&self, request: SessionRequest) -> Result<SessionHandle, OpenError> {
         let pipeline = with_insertions(&request.pipeline, request.policy.as_ref())?;
-        let (policy, settings) = (request.policy.clone(), request.settings.clone());
+        let (policy, settings) = (request.policy.as_ref(), &request.settings);
         let blueprint = self
             .blueprints
             .find(pipeline, policy, settings, |pipeline| {

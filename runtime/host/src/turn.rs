@@ -266,15 +266,11 @@ impl Turn {
                     media: SampleIndex(0),
                     segment: 0,
                 },
-                Payload::Text(Box::new(TextChunk {
-                    speaker: Speaker::User,
-                    text: Arc::clone(user_text),
-                    segment: 0,
-                    revision: 1,
-                    is_final: true,
-                    confidence: None,
-                    language: None,
-                })),
+                Payload::Text(Box::new(TextChunk::whole(
+                    Speaker::User,
+                    0,
+                    Arc::clone(user_text),
+                ))),
             );
             let _first_on_an_empty_lane = handle.data.offer(Arrival::Event {
                 port: Port(port as u16),
@@ -296,15 +292,7 @@ fn say(assembly: &Assembly, hosts: &Hosts, turn: TurnNumber, words: &str) {
         .nodes()
         .find(|(ix, node)| node.kind() == Some(&NodeKind::Tts) && hosts.get(*ix).is_some())
         .and_then(|(ix, _)| hosts.get(ix));
-    let text = Payload::Text(Box::new(TextChunk {
-        speaker: Speaker::Agent,
-        text: words.into(),
-        segment: CLAUSE,
-        revision: 1,
-        is_final: true,
-        confidence: None,
-        language: None,
-    }));
+    let text = Payload::Text(Box::new(TextChunk::whole(Speaker::Agent, CLAUSE, words)));
     if let Some(voice) = voice {
         for (sequence, payload) in [(1, text), (2, Payload::TextEnd)] {
             let arrival = arrival(assembly, turn, sequence, Port(0), payload);

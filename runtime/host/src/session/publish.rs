@@ -375,13 +375,8 @@ impl Publisher {
         at: Monotonic,
     ) {
         let chunk = TextChunk {
-            speaker,
-            text: text.into(),
-            segment,
-            revision: 1,
             is_final,
-            confidence: None,
-            language: None,
+            ..TextChunk::whole(speaker, segment, text)
         };
         let stamp = self.stamp(turn, at);
         let payload = Payload::Text(Box::new(chunk));

@@ -371,15 +371,7 @@ impl Session {
 
     /// Sends a clause to the user as text.
     fn show(&self, turn: TurnNumber, segment: u32, text: &str) {
-        let chunk = TextChunk {
-            speaker: Speaker::Agent,
-            text: text.into(),
-            segment,
-            revision: 1,
-            is_final: true,
-            confidence: None,
-            language: None,
-        };
+        let chunk = TextChunk::whole(Speaker::Agent, segment, text);
         let epoch = self.kernel.epoch();
         self.tell_line(ConnectionControl::Show(turn, epoch, Box::new(chunk)));
     }

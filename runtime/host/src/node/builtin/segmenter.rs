@@ -146,15 +146,7 @@ impl Segmenter {
             action,
             accepted,
         });
-        let chunk = TextChunk {
-            speaker: Speaker::Agent,
-            text: clause.into(),
-            segment,
-            revision: 1,
-            is_final: true,
-            confidence: None,
-            language: None,
-        };
+        let chunk = TextChunk::whole(Speaker::Agent, segment, clause);
         cx.emit_at(Payload::Text(Box::new(chunk)), SampleIndex(0), segment);
     }
 }

@@ -209,15 +209,7 @@ impl TurnDetector {
         cx.emit_at(Payload::Speech(mark), self.speech_ended, self.turns);
         if !text.is_empty() {
             let text: Arc<str> = text.into();
-            let chunk = TextChunk {
-                speaker: Speaker::User,
-                text: Arc::clone(&text),
-                segment: self.turns,
-                revision: 1,
-                is_final: true,
-                confidence: None,
-                language: None,
-            };
+            let chunk = TextChunk::whole(Speaker::User, self.turns, Arc::clone(&text));
             cx.emit_at(
                 Payload::Text(Box::new(chunk)),
                 self.speech_ended,

@@ -347,13 +347,8 @@ pub fn partial_words(text: &str) -> Payload {
 
 fn words(speaker: Speaker, text: &str, is_final: bool) -> Payload {
     Payload::Text(Box::new(TextChunk {
-        speaker,
-        text: text.into(),
-        segment: 0,
-        revision: 1,
         is_final,
-        confidence: None,
-        language: None,
+        ..TextChunk::whole(speaker, 0, text)
     }))
 }
 

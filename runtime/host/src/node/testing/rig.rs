@@ -538,17 +538,7 @@ impl World {
             sequence: self.fed.events,
             made: self.now(),
             media,
-            segment: match &payload {
-                Payload::Text(chunk) => chunk.segment,
-                Payload::AudioChunk(_)
-                | Payload::AudioEnd
-                | Payload::TextEnd
-                | Payload::Speech(_)
-                | Payload::Metrics(_)
-                | Payload::Debug(_)
-                | Payload::Error(_)
-                | Payload::Extension(_) => 0,
-            },
+            segment: payload.text().map_or(0, |chunk| chunk.segment),
         };
         Event::new(stamp, payload)
     }
