@@ -94,6 +94,31 @@ pub enum FinishReason {
     ContentFilter,
 }
 
+impl FinishReason {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::Stop,
+        Self::Length,
+        Self::ToolCalls,
+        Self::ContentFilter,
+    ];
+
+    /// The name that recordings have for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
+            Self::ContentFilter => "content_filter",
+        }
+    }
+
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+}
+
 /// What a call cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
@@ -126,4 +151,17 @@ pub trait LanguageModel: Send + Sync + 'static {
 
     /// Generates an answer: deltas, then exactly one `Finished`.
     fn generate(&self, call: Call, request: LlmRequest) -> ChunkStream<LlmChunk>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_is_found_by_its_name() {
+        for reason in FinishReason::ALL {
+            assert_eq!(FinishReason::named(reason.as_str()), Some(reason));
+        }
+        assert_eq!(FinishReason::named("eos"), None);
+    }
 }

@@ -8,11 +8,9 @@ use rspp_proto::{
     InvocationId, Monotonic, ProviderId, SampleRate, TurnNumber,
     spec::{Modality, RecordingLevel},
 };
-use rspp_provider_api::{
-    Cost, EndOfTurnModel, Fault, FinishReason, LlmChunk, SttChunk, VoiceDetector,
-};
+use rspp_provider_api::{Cost, EndOfTurnModel, Fault, LlmChunk, SttChunk, VoiceDetector};
 use rspp_timeline::{CallRef, Came, CaptureEntry, Captured, Ordered, Piece, Recorder};
-use rspp_transport_api::{Frame, Ingress, Link, Stamped};
+use rspp_transport_api::{Frame, Ingress, Stamped};
 
 use crate::{
     event::Chunk,
@@ -166,14 +164,7 @@ fn came(ingress: &Ingress) -> Came {
             encoding: *encoding,
             bytes: bytes.clone(),
         },
-        Ingress::Link(link) => Came::Link(
-            match link {
-                Link::Reconnecting => "reconnecting",
-                Link::Lost => "lost",
-                Link::Back => "back",
-            }
-            .to_owned(),
-        ),
+        Ingress::Link(link) => Came::Link(link.as_str().to_owned()),
         Ingress::EndOfUtterance => Came::EndOfUtterance,
         Ingress::Cancel => Came::Cancel,
         Ingress::Text(text) => Came::Text(text.clone()),
@@ -228,13 +219,7 @@ fn piece(chunk: &Chunk) -> Piece {
             arguments: call.arguments.clone(),
         },
         Chunk::Llm(LlmChunk::Finished { reason, usage }) => Piece::Finished {
-            reason: match reason {
-                FinishReason::Stop => "stop",
-                FinishReason::Length => "length",
-                FinishReason::ToolCalls => "tool_calls",
-                FinishReason::ContentFilter => "content_filter",
-            }
-            .to_owned(),
+            reason: reason.as_str().to_owned(),
             usage: usage.map(|usage| (usage.prompt_tokens, usage.completion_tokens)),
         },
         Chunk::Tts(audio) => Piece::Audio {

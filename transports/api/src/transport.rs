@@ -75,6 +75,25 @@ pub enum Link {
     Back,
 }
 
+impl Link {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Reconnecting, Self::Lost, Self::Back];
+
+    /// The name that recordings have for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reconnecting => "reconnecting",
+            Self::Lost => "lost",
+            Self::Back => "back",
+        }
+    }
+
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|link| link.as_str() == name)
+    }
+}
+
 /// A piece of the user's audio that says where it belongs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -185,4 +204,17 @@ pub struct Transport {
     pub source: Source,
     /// The agent's side.
     pub sink: Box<dyn Sink>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn news_of_a_link_is_found_by_its_name() {
+        for link in Link::ALL {
+            assert_eq!(Link::named(link.as_str()), Some(link));
+        }
+        assert_eq!(Link::named("gone"), None);
+    }
 }

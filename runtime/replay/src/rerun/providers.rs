@@ -241,12 +241,7 @@ impl LanguageModel for Player {
                 arguments: arguments.clone(),
             })),
             Piece::Finished { reason, usage } => Some(LlmChunk::Finished {
-                reason: match reason.as_str() {
-                    "length" => FinishReason::Length,
-                    "tool_calls" => FinishReason::ToolCalls,
-                    "content_filter" => FinishReason::ContentFilter,
-                    _stop => FinishReason::Stop,
-                },
+                reason: FinishReason::named(reason).unwrap_or(FinishReason::Stop),
                 usage: usage.map(|(prompt_tokens, completion_tokens)| Usage {
                     prompt_tokens,
                     completion_tokens,

@@ -371,11 +371,7 @@ fn ingress(came: &Came) -> Option<Ingress> {
             encoding: *encoding,
             bytes: bytes.clone(),
         },
-        Came::Link(news) => Ingress::Link(match news.as_str() {
-            "reconnecting" => Link::Reconnecting,
-            "back" => Link::Back,
-            _lost => Link::Lost,
-        }),
+        Came::Link(news) => Ingress::Link(Link::named(news).unwrap_or(Link::Lost)),
         Came::EndOfUtterance => Ingress::EndOfUtterance,
         Came::Cancel => Ingress::Cancel,
         Came::Text(text) => Ingress::Text(text.clone()),
