@@ -6,7 +6,7 @@ use crate::tree;
 
 /// Each crate of ours, what of ours it may be built from, and nothing else. Programs and the tests
 /// may use everything; nothing may use them.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("rspp-proto", &[]),
     ("rspp-actors", &[]),
     ("rspp-kernel", &["rspp-proto"]),
@@ -15,6 +15,10 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ("rspp-transport-api", &["rspp-proto"]),
     ("rspp-controlplane-api", &["rspp-proto"]),
     ("rspp-controlplane", &["rspp-proto"]),
+    (
+        "rspp-controlplane-storage",
+        &["rspp-proto", "rspp-controlplane"],
+    ),
     (
         "rspp-host",
         &[

@@ -1,0 +1,10 @@
+//! Where a control plane keeps its records: a file of its own; one suite that every store passes.
+//!
+//! What a store promises is said by [`rspp_controlplane::store::Store`]; [`conformance`] holds every
+//! implementation to it.
+
+pub mod backup;
+pub mod conformance;
+mod embedded;
+
+pub use embedded::{Embedded, OpenError};
