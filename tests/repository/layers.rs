@@ -135,15 +135,23 @@ fn what_a_crate_keeps_out_stays_out() {
             .find(|name| kept_out.contains(&name.as_str()));
         assert_eq!(named, None, "{name} keeps it out");
     }
-    let namers = packages
-        .iter()
-        .filter(|package| package.names.iter().any(|n| n == "ractor"));
-    let namers: BTreeSet<_> = namers.map(|package| package.name.as_str()).collect();
-    let allowed = BTreeSet::from(["rspp-actors", "rspp-host"]);
-    assert!(
-        namers.is_subset(&allowed),
-        "only {allowed:?} may name ractor: {namers:?}"
-    );
+    let may_name = [
+        ("ractor", BTreeSet::from(["rspp-actors", "rspp-host"])),
+        (
+            "tonic",
+            BTreeSet::from(["rspp-controlplane-api", "rspp-controlplane-server"]),
+        ),
+    ];
+    for (what, allowed) in may_name {
+        let namers = packages
+            .iter()
+            .filter(|package| package.names.iter().any(|name| name == what));
+        let namers: BTreeSet<_> = namers.map(|package| package.name.as_str()).collect();
+        assert!(
+            namers.is_subset(&allowed),
+            "only {allowed:?} may name {what}: {namers:?}"
+        );
+    }
 }
 
 #[test]

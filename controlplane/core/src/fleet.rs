@@ -1,8 +1,9 @@
 //! The runtimes: what they said of themselves, whether they still renew, and whether they take anything on.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use rspp_proto::{Region, RuntimeId, WallClock, abi::SchemaVersion};
+pub use rspp_proto::control::{Description, Endpoint, Load, PROTOCOL, ProtocolWindow};
+use rspp_proto::{RuntimeId, WallClock, abi::SchemaVersion};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -10,61 +11,6 @@ use crate::authority::{Holder, Incarnation};
 
 /// Most ways to reach a runtime.
 pub const MAX_ENDPOINTS: usize = 16;
-
-/// The versions of the control protocol that this build speaks: N and N-1 (NF-032).
-pub const PROTOCOL: ProtocolWindow = ProtocolWindow {
-    oldest: 1,
-    newest: 1,
-};
-
-/// A stretch of protocol versions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProtocolWindow {
-    /// The oldest that is spoken.
-    pub oldest: u32,
-    /// The newest.
-    pub newest: u32,
-}
-
-impl ProtocolWindow {
-    /// The newest version that both speak.
-    pub fn common(self, other: Self) -> Option<u32> {
-        let newest = self.newest.min(other.newest);
-        (newest >= self.oldest.max(other.oldest)).then_some(newest)
-    }
-}
-
-/// How clients reach a runtime.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Endpoint {
-    /// `websocket`, `telephony`, `livekit`.
-    pub transport: String,
-    /// Where.
-    pub url: String,
-}
-
-/// What a runtime says of itself when it registers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Description {
-    /// Where it stands.
-    pub region: Region,
-    /// How it is reached.
-    pub endpoints: Vec<Endpoint>,
-    /// Sessions that it takes.
-    pub capacity: u32,
-    /// Its build, for people.
-    pub build: String,
-    /// What it speaks with the control plane.
-    pub protocol: ProtocolWindow,
-    /// The newest event schema that it reads.
-    pub events: String,
-    /// What else it can: models, transports, hardware; pipelines may ask for it.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
-}
 
 /// Whether a runtime takes sessions on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -155,20 +101,6 @@ pub fn register(
     })
 }
 
-/// How a runtime fares, as it says with each heartbeat.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Load {
-    /// Sessions that it holds.
-    pub sessions: u32,
-    /// Processor time, in percent of the machine's.
-    pub cpu_percent: u8,
-    /// Whether all that it needs can be reached; if not it keeps what it has and gets nothing new (F-108).
-    pub ready: bool,
-    /// Whether it measures itself as overloaded (F-172).
-    pub overloaded: bool,
-}
-
 /// How a runtime seems to be, by when it was last heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -236,6 +168,10 @@ impl DrainProgress {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
+    use rspp_proto::Region;
+
     use super::*;
 
     pub(crate) fn description(region: &str, capacity: u32) -> Description {

@@ -182,6 +182,11 @@ pub fn audit_head() -> Key {
     key(["audit-head"])
 }
 
+/// What became of a request, for as long as it may be repeated.
+pub fn request(actor: &str, id: &str) -> Key {
+    key(["requests", actor, id])
+}
+
 /// Public keys that signatures are checked with.
 pub fn keyring() -> Key {
     key(["keyring"])

@@ -10,6 +10,7 @@ pub mod audit;
 pub mod authority;
 pub mod failover;
 pub mod fleet;
+pub mod governance;
 mod hash;
 pub mod keys;
 pub mod registry;

@@ -1,38 +1,10 @@
 //! How a session goes, as somebody who asks is told (F-101).
 
+pub use rspp_proto::control::SessionPhase as Phase;
 use rspp_proto::{Epoch, PipelineVersion, Region, RuntimeId, SessionId, TenantId, WallClock};
 use serde::{Deserialize, Serialize};
 
 use crate::authority::{Placement, Standing};
-
-/// What the session's runtime says of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// The client has connected, nothing has been said.
-    Connected,
-    /// It goes on.
-    Running,
-    /// It goes on with less.
-    Degraded,
-    /// Its client is gone and may come back (F-091).
-    Waiting,
-    /// It is over.
-    Ended,
-}
-
-impl Phase {
-    /// Its name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connected => "connected",
-            Self::Running => "running",
-            Self::Degraded => "degraded",
-            Self::Waiting => "waiting",
-            Self::Ended => "ended",
-        }
-    }
-}
 
 /// A report of a session's runtime, written under its lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -109,6 +109,11 @@ impl Prefix {
         Self("/".into())
     }
 
+    /// A record itself, and whatever has a key that begins like it.
+    pub fn of(key: &Key) -> Self {
+        Self(Arc::clone(&key.0))
+    }
+
     /// The beginning itself.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -6,13 +6,12 @@
 //! other half of the promise is the holder's: it falls silent on its own monotonic clock, counted from
 //! before it asked, before the store's time can be up (`rspp_kernel::LeaseTimer`).
 
-mod holder;
 mod placement;
 mod term;
 
-pub use holder::{Attempt, Holder, Incarnation};
 pub use placement::{
-    Acquire, Binding, Fuse, Granted, Placement, Refusal, Revoke, Seen, Standing, Vacated,
-    WhyRevoked, acquire, after_restore, check, end, light, release, revoke,
+    Acquire, Fuse, Granted, Placement, Refusal, Revoke, Seen, Standing, Vacated, acquire,
+    after_restore, check, end, light, release, revoke,
 };
+pub use rspp_proto::control::{Attempt, Binding, Holder, Incarnation, WhyRevoked};
 pub use term::{DEFAULT_TTL, MIN_TTL, Term, TermError};

@@ -1,52 +1,11 @@
 //! A session's record of who speaks for it, and every way in which that changes.
 
-use rspp_proto::{Epoch, PipelineVersion, RuntimeId, SessionId, TenantId, WallClock};
+use rspp_proto::{
+    Epoch, RuntimeId, SessionId, WallClock,
+    control::{Attempt, Binding, Holder, WhyRevoked},
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-
-use super::{Attempt, Holder};
-
-/// What a session was bound to when it was first placed; it keeps that over all its placements (P26).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Binding {
-    /// Whose session it is.
-    pub tenant: TenantId,
-    /// The version of its pipeline (F-099).
-    pub pipeline: PipelineVersion,
-    /// The version of its policy (F-102).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub policy: Option<String>,
-    /// The version of its provider configuration (F-102).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub providers: Option<String>,
-}
-
-/// Why a holder was told to let go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WhyRevoked {
-    /// An operator moves this session.
-    Transfer,
-    /// Its runtime is being emptied.
-    Drain,
-    /// Its region is left (F-096).
-    Region,
-    /// An operator ends it.
-    Operator,
-}
-
-impl WhyRevoked {
-    /// Its name, as signals and records write it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Transfer => "transfer",
-            Self::Drain => "drain",
-            Self::Region => "region",
-            Self::Operator => "operator",
-        }
-    }
-}
 
 /// Whether the time of a revoked holder is being counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -485,6 +444,8 @@ pub fn after_restore(placement: Placement) -> Placement {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use rspp_proto::{PipelineVersion, TenantId};
 
     use super::{super::Incarnation, *};
 

@@ -6,6 +6,7 @@ mod version;
 
 use std::collections::BTreeMap;
 
+pub use rspp_proto::control::Kind;
 use rspp_proto::{
     Actor, WallClock,
     spec::{Diagnostics, LimitsSpec, Mode, PipelineSpec, PolicyBundle},
@@ -23,36 +24,6 @@ use crate::ContentHash;
 pub const MAX_SOURCE_BYTES: usize = 256 * 1024;
 /// Most labels of a version.
 pub const MAX_LABELS: usize = 64;
-
-/// What can be published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// A pipeline spec.
-    Pipeline,
-    /// A policy bundle.
-    Policy,
-    /// How providers are chosen and called: a policy bundle's surface of its own, so that it rolls
-    /// forward and back without the pipeline (F-102).
-    Providers,
-    /// What runtimes take on.
-    Limits,
-}
-
-impl Kind {
-    /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Pipeline, Self::Policy, Self::Providers, Self::Limits];
-
-    /// Its name, as keys and commands write it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pipeline => "pipeline",
-            Self::Policy => "policy",
-            Self::Providers => "providers",
-            Self::Limits => "limits",
-        }
-    }
-}
 
 /// A published version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
