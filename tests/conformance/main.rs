@@ -18,6 +18,7 @@ mod edges;
 mod failure;
 mod fairness;
 mod flow;
+mod handoff;
 mod hooks;
 mod hostile;
 mod ingress;

@@ -24,8 +24,8 @@ use crate::{
     memory::{Meter, Share},
     meters::{EdgeMeter, Meters},
     node::{
-        InputEdge, Inputs, Limits, NodeHost, NodeMaker, NodeSettings, NodeSetup, Numbers, OutEdge,
-        Speech, Standby, StateAccess, Succession, builtin::NodeRegistry,
+        Handing, InputEdge, Inputs, Limits, NodeHost, NodeMaker, NodeSettings, NodeSetup, OutEdge,
+        Speech, Standby, StateAccess, Succession, Taking, builtin::NodeRegistry,
     },
     observe::{Observed, Observers},
     overhead::Overhead,
@@ -145,11 +145,19 @@ impl Graces {
 #[derive(Default)]
 pub(crate) struct Hosts {
     by_node: BTreeMap<NodeIx, HostHandle>,
+    takings: BTreeMap<NodeIx, Arc<Taking>>,
 }
 
 impl Hosts {
     pub(crate) fn add(&mut self, ix: NodeIx, handle: HostHandle) {
         self.by_node.insert(ix, handle);
+    }
+
+    /// What a voice has taken; for those who hand it text, and are started after it.
+    pub(crate) fn add_taking(&mut self, ix: NodeIx, taking: Option<Arc<Taking>>) {
+        if let Some(taking) = taking {
+            self.takings.insert(ix, taking);
+        }
     }
 
     pub(crate) fn get(&self, ix: NodeIx) -> Option<&HostHandle> {
@@ -166,6 +174,8 @@ pub(crate) struct Made<F> {
     pub(crate) spec: ChildSpec,
     pub(crate) inputs: Inputs,
     pub(crate) make: F,
+    /// What it has taken of what it is handed, if it is a voice.
+    pub(crate) taking: Option<Arc<Taking>>,
 }
 
 impl Assembly {
@@ -232,14 +242,17 @@ impl Assembly {
         let Some(spec) = node.spec() else {
             return Ok(None);
         };
-        let settings = self.settings(spec);
+        let mut settings = self.settings(spec);
+        settings.taking = is_voice(spec).then(Arc::default);
+        settings.handing = self.handing(ix, spec, hosts);
+        let taking = settings.taking.clone();
         let measured = self.has_limited_time(ix);
         let meters = self.meters.as_ref().map(|meters| {
             let provider = settings.providers.first();
             let own = meters.node(&spec.id, spec.kind.as_str(), provider);
             (Arc::clone(meters), own)
         });
-        let succession = self.succession(ix, hosts, &settings.numbers)?;
+        let succession = self.succession(ix, hosts, &settings)?;
         let setup = NodeSetup {
             settings,
             meters,
@@ -275,7 +288,23 @@ impl Assembly {
             spec: self.child_spec(ix, spec),
             inputs: self.inputs(ix),
             make: move || NodeHost::new(setup.clone()),
+            taking,
         }))
+    }
+
+    /// Whom a segmenter hands its text to: the first voice downstream, whatever stands between.
+    fn handing(&self, ix: NodeIx, spec: &NodeSpec, hosts: &Hosts) -> Option<Handing> {
+        if spec.kind != NodeKind::Segmenter {
+            return None;
+        }
+        let mut downstream = self.graph.downstream(ix).into_iter();
+        let taking = downstream.find_map(|ix| hosts.takings.get(&ix))?;
+        let edge = self.graph.node(ix).outputs.first()?;
+        let own = self.policy(*edge).flow_mode;
+        Some(Handing {
+            taking: Arc::clone(taking),
+            mode: own.unwrap_or(self.plan.flow_control.data_mode),
+        })
     }
 
     /// A node that listens is restarted as often as is reasonable, at growing intervals; a node of a
@@ -329,7 +358,7 @@ impl Assembly {
         &self,
         primary: NodeIx,
         hosts: &Hosts,
-        numbers: &Arc<Numbers>,
+        of: &NodeSettings,
     ) -> Result<Succession, Failure> {
         let mut standbys = Vec::new();
         for standby in self.standbys(primary) {
@@ -338,7 +367,9 @@ impl Assembly {
             };
             let edges = self.graph.outputs_in_place_of(standby, primary);
             let mut settings = self.settings(spec);
-            settings.numbers = Arc::clone(numbers);
+            settings.numbers = Arc::clone(&of.numbers);
+            settings.taking = of.taking.clone().filter(|_| is_voice(spec));
+            settings.handing.clone_from(&of.handing);
             standbys.push(Standby {
                 settings,
                 make: self.maker(standby, spec)?,
@@ -414,6 +445,8 @@ impl Assembly {
             },
             candidates: Candidates::of(&self.plan, spec).map(Arc::new),
             handoff: Arc::clone(&self.handoff),
+            handing: None,
+            taking: None,
             instructions: self.instructions.clone(),
             conversation: Arc::clone(&self.conversation),
             attributes: Arc::clone(&self.attributes),
@@ -481,6 +514,11 @@ impl Assembly {
             })
             .collect()
     }
+}
+
+/// Whether a node says what it takes of the text that it is handed.
+fn is_voice(spec: &NodeSpec) -> bool {
+    spec.kind == NodeKind::Tts
 }
 
 /// An edge that leads away from the user.

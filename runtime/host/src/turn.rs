@@ -194,6 +194,7 @@ impl Turn {
             let Some(made) = assembly.node(ix, &self.hosts)? else {
                 continue;
             };
+            self.hosts.add_taking(ix, made.taking);
             match Box::pin(ctx.spawn(made.spec, made.inputs, made.make)).await {
                 Ok(handle) => self.hosts.add(ix, handle),
                 Err(error) => {

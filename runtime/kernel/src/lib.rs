@@ -25,6 +25,8 @@ pub mod fence;
 
 pub mod edge;
 
+pub mod handoff;
+
 pub mod graph;
 
 pub mod plan;

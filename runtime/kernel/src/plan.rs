@@ -128,13 +128,15 @@ pub struct Handoff {
     pub max_partial_age_ms: u64,
     /// Revisions of a partial that may wait.
     pub max_pending_revisions: u64,
-    /// Segments that may wait.
+    /// Segments that may be handed over and not taken; what is beyond them waits where it was made.
     pub max_pending_segments: u64,
-    /// Whether a newer revision replaces a waiting one.
+    /// Whether what waits is folded into the latest: a newer revision of a transcript replaces the
+    /// older, generated text is joined, since each segment says only what the one before did not.
     pub coalesce_latest_only: bool,
-    /// Whether the stages tell each other to stop and go.
+    /// Whether the stages tell each other to stop and go. The bound holds without, in silence.
     pub emit_flow_control_signals: bool,
-    /// Whether full queues make the runtime go stage by stage.
+    /// Whether a full hand-over makes the rest of the turn go stage by stage. Needs `degrade` among
+    /// the allowed adaptive actions.
     pub degrade_on_threshold_breach: bool,
 }
 

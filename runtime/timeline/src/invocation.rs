@@ -149,7 +149,7 @@ impl InvocationOutcome {
 pub enum HandoffAction {
     /// Passed it on.
     Forward,
-    /// Replaced what was waiting.
+    /// Passed it on folded together with what was waiting.
     Coalesce,
     /// Replaced what had been passed on.
     Supersede,
@@ -174,8 +174,8 @@ pub struct HandoffRecord {
     pub partial_accepted_at: Monotonic,
     /// When the next stage began with it; never before it was accepted.
     pub downstream_started_at: Monotonic,
-    /// Items waiting on the edge.
+    /// Items handed over and not taken yet, this one included.
     pub queue_depth: u32,
-    /// Whether the edge was over its high mark.
+    /// Whether those were as many as there may be.
     pub watermark_high: bool,
 }

@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     DurableState, Hook, HotState, NodeError, StateAccess, TurnState,
     call::{CallRequest, Dictation},
+    taking::{Handing, Taking},
 };
 use crate::{
     capture::Capture,
@@ -78,6 +79,10 @@ pub struct NodeSettings {
     pub pool: InferencePool,
     /// How generated text is handed to synthesis, from the frozen plan (turn-plan.md §7).
     pub handoff: Arc<Handoff>,
+    /// Whom it hands text to, for a node that cuts text for a voice.
+    pub(crate) handing: Option<Handing>,
+    /// What it has taken of that, for the voice.
+    pub(crate) taking: Option<Arc<Taking>>,
     /// When it may work.
     pub(crate) schedule: NodeSchedule,
     /// How much it may take.
@@ -252,6 +257,10 @@ pub enum NodeReport {
         action: HandoffAction,
         /// When its first words came.
         accepted: Monotonic,
+        /// Pieces that were handed over and not taken yet, this one included.
+        pending: u64,
+        /// Whether those are as many as there may be.
+        is_full: bool,
     },
     /// All audio of a clause was made.
     ClauseMade {
@@ -282,7 +291,7 @@ pub enum NodeReport {
         /// How it ended.
         end: CallEnd,
     },
-    /// An edge that leads to this node has something to report.
+    /// An edge that leads to this node, or what it hands over, has something to report.
     EdgeNotice {
         /// Which edge.
         edge: EdgeId,
@@ -515,6 +524,21 @@ impl NodeContext {
         std::mem::take(&mut self.settled)
     }
 
+    /// Says that the node has begun with a segment of the text that it is given: whoever cuts the text
+    /// may hand over more (turn-plan.md §7).
+    pub fn begin_segment(&mut self, segment: u32) {
+        if let Some(taking) = &self.settings.taking {
+            taking.begin(segment);
+        }
+    }
+
+    /// Says that the node has nothing to do until it is given more text.
+    pub fn rest(&mut self) {
+        if let Some(taking) = &self.settings.taking {
+            taking.rest();
+        }
+    }
+
     /// Emits on every edge that leads from this node and carries the payload's type.
     pub fn emit(&mut self, payload: Payload) {
         self.emit_at(payload, SampleIndex(0), 0);
@@ -652,6 +676,12 @@ impl NodeContext {
     /// Asks for `on_wake` in `after`; replaces an earlier wish.
     pub fn wake_in(&mut self, after: Duration) {
         self.wake_at = Some(self.now() + after);
+    }
+
+    /// Asks for `on_wake` in `after`, unless it is to come before that.
+    pub(crate) fn wake_within(&mut self, after: Duration) {
+        let at = self.now() + after;
+        self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
     }
 
     /// No longer wants `on_wake`.

@@ -69,6 +69,8 @@ pub(crate) enum NodeControl {
     Sync(Port, Torn),
     /// The guess was right: what is held for the user may leave (P9).
     Promote,
+    /// What this node has handed over was taken, or its taker rests.
+    Taken,
 }
 
 /// What a loss on one edge of a sync domain means for the others (`scope: plan_wide`).
@@ -557,6 +559,9 @@ impl NodeHost {
         while let Some(standby) = succession.advance() {
             self.abort_all(ctx);
             self.end_node(ctx).await;
+            if let Some(taking) = &self.setup.settings.taking {
+                taking.leave();
+            }
             self.report(NodeReport::TookOver {
                 standby: standby.settings.node().clone(),
                 reason,
@@ -1038,6 +1043,7 @@ impl NodeHost {
             }
             // Nothing hangs any more.
             NodeControl::Unstick => {}
+            NodeControl::Taken => self.cx.wake_within(Duration::ZERO),
             NodeControl::Cancel { reason, at: _ } if self.is_soft() => {
                 ctx.with_data(Inputs::clear_edges);
                 self.node.on_soft_cancel(&mut self.cx, reason);
@@ -1122,7 +1128,8 @@ impl NodeControl {
             | Self::Unstick
             | Self::Rotate(_)
             | Self::Sync(..)
-            | Self::Promote => false,
+            | Self::Promote
+            | Self::Taken => false,
         }
     }
 }
@@ -1178,6 +1185,9 @@ impl Actor for NodeHost {
 
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         self.life = self.setup.succession.begin_life();
+        if let Some(handing) = &self.setup.settings.handing {
+            handing.taking.attach(ctx.control_ref());
+        }
         let is_first = self.life == 0;
         Box::pin(async {
             let took_over = if is_first {

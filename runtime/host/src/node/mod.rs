@@ -14,6 +14,7 @@ mod inputs;
 mod process;
 mod state;
 mod succession;
+mod taking;
 
 pub mod builtin;
 pub mod testing;
@@ -25,7 +26,7 @@ use rspp_proto::ErrorCode;
 use thiserror::Error;
 
 pub(crate) use call::CallRequest;
-pub(crate) use context::{Limits, Numbers, Speech};
+pub(crate) use context::{Limits, Speech};
 pub use context::{NodeContext, NodeReport, NodeSettings};
 pub use hook::Hook;
 pub(crate) use host::{NodeControl, NodeHost, NodeMaker, NodeSetup, OutEdge, PRESSURE, Torn};
@@ -35,6 +36,7 @@ pub use process::ProcessCommand;
 pub use state::{DurableState, HotState, TurnState};
 pub(crate) use state::{NodeStates, StateAccess};
 pub(crate) use succession::{Standby, Succession};
+pub(crate) use taking::{Handing, Taken, Taking};
 
 use crate::event::{CallEnd, CallKey, Chunk, Event, Port};
 
@@ -164,7 +166,8 @@ pub trait Node: Send + 'static {
         Step::OK
     }
 
-    /// The time that it asked for with [`NodeContext::wake_in`] has come.
+    /// The time that it asked for with [`NodeContext::wake_in`] has come, or whoever takes what it
+    /// hands over has taken some.
     fn on_wake<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
         let _ = cx;
         Step::OK

@@ -95,6 +95,8 @@ impl Session {
                 segment,
                 action,
                 accepted,
+                pending,
+                is_full,
             } => {
                 let graph = &self.setup.blueprint.graph;
                 let from = graph.find(node.as_str());
@@ -109,8 +111,8 @@ impl Session {
                         action,
                         partial_accepted_at: accepted,
                         downstream_started_at: at,
-                        queue_depth: 0,
-                        watermark_high: false,
+                        queue_depth: u32::try_from(pending).unwrap_or(u32::MAX),
+                        watermark_high: is_full,
                     });
                 }
                 None

@@ -1014,7 +1014,7 @@ fn check(plan: &ResolvedPolicy) -> Result<(), PlanError> {
         let path = "recording_policy.full_capture".to_owned();
         return invalid(path, "payloads are kept whole at L2 only");
     }
-    handoff_problem(&plan.streaming_handoff)
+    handoff_problem(&plan.streaming_handoff, &plan.allowed_adaptive_actions)
 }
 
 const AT_LEAST_ONE: &str = "must be at least 1";
@@ -1079,7 +1079,10 @@ fn buffer_problem(policy: &EdgeBufferPolicy) -> Option<(&'static str, &'static s
     None
 }
 
-fn handoff_problem(handoff: &StreamingHandoff) -> Result<(), PlanError> {
+fn handoff_problem(
+    handoff: &StreamingHandoff,
+    actions: &BTreeSet<AdaptiveAction>,
+) -> Result<(), PlanError> {
     let edges = [
         ("stt_to_llm", &handoff.stt_to_llm),
         ("llm_to_tts", &handoff.llm_to_tts),
@@ -1097,7 +1100,10 @@ fn handoff_problem(handoff: &StreamingHandoff) -> Result<(), PlanError> {
             max_partial_age_ms,
             max_pending_revisions,
             max_pending_segments,
-            ..
+            degrade_on_threshold_breach,
+            trigger_on_punctuation: _,
+            coalesce_latest_only: _,
+            emit_flow_control_signals: _,
         } = edge;
         for (field, value) in [
             ("min_partial_chars", min_partial_chars),
@@ -1111,6 +1117,12 @@ fn handoff_problem(handoff: &StreamingHandoff) -> Result<(), PlanError> {
                     problem: AT_LEAST_ONE,
                 });
             }
+        }
+        if *enabled && *degrade_on_threshold_breach && !actions.contains(&AdaptiveAction::Degrade) {
+            return Err(PlanError::Invalid {
+                path: format!("streaming_handoff.{name}.degrade_on_threshold_breach"),
+                problem: "needs `degrade` among the plan's allowed_adaptive_actions",
+            });
         }
     }
     Ok(())

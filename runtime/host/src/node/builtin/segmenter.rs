@@ -2,23 +2,31 @@
 //!
 //! When it may do so the frozen plan says (`streaming_handoff.llm_to_tts`): not before the text is complete
 //! if it is disabled; the first clause at a comma from `min_partial_chars` on; at the end of a sentence if
-//! `trigger_on_punctuation`; and what has waited for `max_partial_age_ms` goes on at its last blank.
+//! `trigger_on_punctuation`; and what has waited for `max_partial_age_ms` goes on at its last blank. No more
+//! than `max_pending_segments` are ahead of the voice: the text beyond them waits here, and goes on as
+//! one segment if `coalesce_latest_only`.
 
 use std::time::Duration;
 
-use rspp_kernel::{CancelReason, plan::Handoff};
-use rspp_proto::{Monotonic, Payload, SampleIndex, Speaker, TextChunk};
+use rspp_kernel::{
+    CancelReason,
+    handoff::{LLM_TO_TTS, Window},
+    plan::Handoff,
+};
+use rspp_proto::{EdgeId, Lane, Monotonic, Payload, SampleIndex, Speaker, TextChunk};
 use rspp_timeline::HandoffAction;
 
 use crate::{
     event::{Event, Port},
-    node::{Node, NodeContext, NodeReport, Step},
+    node::{Node, NodeContext, NodeReport, Step, Taken},
 };
 
 /// Shortest later clause that is cut at a comma, in characters: longer ones sound better.
 const MIN_CLAUSE: usize = 60;
 /// Longest clause, in characters.
 const MAX_CLAUSE: usize = 240;
+/// Longest segment that clauses are folded into, in bytes: what one call of a voice can take.
+const MAX_FOLDED: usize = 4 * MAX_CLAUSE;
 
 /// Words that end in a full stop without ending a sentence, in lower case.
 const ABBREVIATIONS: &[&str] = &[
@@ -33,6 +41,15 @@ pub(super) struct Segmenter {
     /// When the oldest words of what is pending came.
     since: Option<Monotonic>,
     segments: u32,
+    /// How far the voice may be behind; `None` if nobody says what is taken.
+    window: Option<Window>,
+    /// What was heard of the voice last.
+    heard: Option<Taken>,
+    /// Whether something could be handed over and the voice takes no more.
+    is_held: bool,
+    /// When a voice that waits for text has lost what it was handed: then it is given more.
+    lost_at: Option<Monotonic>,
+    text_ended: bool,
 }
 
 /// How eager the cut is.
@@ -93,26 +110,137 @@ impl Segmenter {
     fn take(&mut self, cx: &mut NodeContext, text: &str) {
         self.since.get_or_insert_with(|| cx.now());
         self.pending.push_str(text);
-        if !cx.settings().handoff.enabled {
-            return; // Stage by stage: nothing goes on before all of it is there.
+        self.hand_over(cx);
+    }
+
+    /// Hands over what may go.
+    fn hand_over(&mut self, cx: &mut NodeContext) {
+        self.hear(cx);
+        if self.text_ended {
+            self.finish(cx);
+        } else if cx.settings().handoff.enabled && !self.is_staged() {
+            self.cut(cx, HandoffAction::Forward);
         }
-        self.cut(cx, HandoffAction::Forward);
         self.arm(cx);
     }
 
-    fn cut(&mut self, cx: &mut NodeContext, action: HandoffAction) {
-        loop {
-            let eagerness = Eagerness::of(&cx.settings().handoff, self.segments == 0);
-            let Some(end) = clause_end(&self.pending, eagerness) else {
-                return;
-            };
-            self.say_until(cx, end, action);
+    /// Whether the turn goes on stage by stage, since the voice could not keep up.
+    fn is_staged(&self) -> bool {
+        self.window.as_ref().is_some_and(Window::is_degraded)
+    }
+
+    fn may_hand(&self) -> bool {
+        self.window.as_ref().is_none_or(Window::may_hand)
+    }
+
+    /// Takes in how far the voice has come.
+    fn hear(&mut self, cx: &mut NodeContext) {
+        let (Some(window), Some(handing)) = (&mut self.window, &cx.settings().handing) else {
+            return;
+        };
+        let taken = handing.taking.look();
+        if self.heard != Some(taken) {
+            self.lost_at = None;
+        }
+        self.heard = Some(taken);
+        match taken.begun {
+            Some(begun) => window.take(begun),
+            None => window.forgive(),
+        }
+        if self.lost_at.is_some_and(|at| at <= cx.now()) {
+            window.forgive();
+            self.lost_at = None;
+        }
+        self.tell(cx);
+    }
+
+    /// Says what the window has to say.
+    fn tell(&mut self, cx: &mut NodeContext) {
+        let Some(window) = &mut self.window else {
+            return;
+        };
+        for notice in window.take_notices() {
+            cx.report(NodeReport::EdgeNotice {
+                edge: EdgeId::new(LLM_TO_TTS).expect("not blank"),
+                lane: Lane::Data,
+                notice,
+            });
         }
     }
 
-    fn arm(&self, cx: &mut NodeContext) {
+    fn cut(&mut self, cx: &mut NodeContext, action: HandoffAction) {
+        while let Some((end, clauses)) = self.next_end(cx) {
+            if !self.may_hand() {
+                self.is_held = true;
+                return;
+            }
+            let action = if clauses > 1 {
+                HandoffAction::Coalesce
+            } else {
+                action
+            };
+            self.say_until(cx, end, action);
+        }
+        self.is_held = false;
+    }
+
+    /// Where the next segment ends, and how many clauses it has: several only if they had to wait.
+    fn next_end(&self, cx: &NodeContext) -> Option<(usize, usize)> {
+        let handoff = &cx.settings().handoff;
+        let mut eagerness = Eagerness::of(handoff, self.segments == 0);
+        let mut end = clause_end(&self.pending, eagerness)?;
+        let mut clauses = 1;
+        if self.is_held && handoff.coalesce_latest_only {
+            eagerness = Eagerness::of(handoff, false);
+            while let Some(more) = clause_end(&self.pending[end..], eagerness)
+                && end + more <= MAX_FOLDED
+            {
+                end += more;
+                clauses += 1;
+            }
+        }
+        Some((end, clauses))
+    }
+
+    /// All of the text is there.
+    fn finish(&mut self, cx: &mut NodeContext) {
+        self.cut(cx, HandoffAction::FinalFallback);
+        if self.is_held {
+            return;
+        }
+        if !self.pending.trim().is_empty() && !self.may_hand() {
+            self.is_held = true;
+            return;
+        }
+        let action = if self.segments == 0 {
+            HandoffAction::FinalFallback
+        } else {
+            HandoffAction::Forward
+        };
+        self.say_until(cx, self.pending.len(), action);
+        self.text_ended = false;
+        cx.emit(Payload::TextEnd);
+    }
+
+    /// Sees to it that the node is woken for what is due next.
+    fn arm(&mut self, cx: &mut NodeContext) {
         let patience = Duration::from_millis(cx.settings().handoff.max_partial_age_ms);
-        match self.since {
+        if !self.may_hand() {
+            cx.forget_wake();
+            let (Some(handing), Some(heard)) = (&cx.settings().handing, self.heard) else {
+                return;
+            };
+            if !handing.taking.wait_for_more(heard) {
+                cx.wake_in(Duration::ZERO);
+            } else if heard.rests {
+                // What a guard or an edge has kept from it will not be taken any more.
+                let lost_at = *self.lost_at.get_or_insert(cx.now() + patience);
+                cx.wake_in(lost_at.since(cx.now()));
+            }
+            return;
+        }
+        let ages = cx.settings().handoff.enabled && !self.is_staged() && !self.text_ended;
+        match self.since.filter(|_| ages) {
             Some(since) => cx.wake_in((since + patience).since(cx.now())),
             None => cx.forget_wake(),
         }
@@ -141,30 +269,69 @@ impl Segmenter {
         }
         let segment = self.segments;
         self.segments += 1;
+        let (mut pending, mut is_full) = (0, false);
+        if let Some(window) = &mut self.window {
+            window.hand();
+            (pending, is_full) = (window.pending(), window.is_pressed());
+        }
         cx.report(NodeReport::HandedOver {
             segment,
             action,
             accepted,
+            pending,
+            is_full,
         });
+        self.tell(cx);
         let chunk = TextChunk::whole(Speaker::Agent, segment, clause);
         cx.emit_at(Payload::Text(Box::new(chunk)), SampleIndex(0), segment);
+    }
+
+    /// What has waited for more for too long goes on as far as its words are whole.
+    fn say_old(&mut self, cx: &mut NodeContext) {
+        let handoff = &cx.settings().handoff;
+        let patience = Duration::from_millis(handoff.max_partial_age_ms);
+        let least = usize::try_from(handoff.min_partial_chars).unwrap_or(usize::MAX);
+        if self.since.is_none_or(|since| since + patience > cx.now()) {
+            return;
+        }
+        let whole = self.pending.rfind(char::is_whitespace);
+        let long_enough = |end: &usize| self.pending[..*end].trim().chars().count() >= least;
+        if let Some(end) = whole.filter(long_enough) {
+            self.say_until(cx, end, HandoffAction::Forward);
+            self.arm(cx);
+        } else {
+            cx.forget_wake(); // Nothing is to be done before there is more.
+        }
+    }
+
+    fn forget(&mut self, cx: &mut NodeContext) {
+        self.pending.clear();
+        self.since = None;
+        self.is_held = false;
+        self.lost_at = None;
+        self.text_ended = false;
+        if let Some(window) = &mut self.window {
+            window.forgive();
+        }
+        cx.forget_wake();
     }
 }
 
 impl Node for Segmenter {
+    fn start<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
+        let settings = cx.settings();
+        let handing = settings.handing.as_ref();
+        self.window = handing.map(|handing| Window::new(&settings.handoff, handing.mode));
+        self.tell(cx);
+        Step::OK
+    }
+
     fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
         match event.payload {
             Payload::Text(chunk) => self.take(cx, &chunk.text),
             Payload::TextEnd => {
-                cx.forget_wake();
-                self.cut(cx, HandoffAction::FinalFallback);
-                let action = if self.segments == 0 {
-                    HandoffAction::FinalFallback
-                } else {
-                    HandoffAction::Forward
-                };
-                self.say_until(cx, self.pending.len(), action);
-                cx.emit(Payload::TextEnd);
+                self.text_ended = true;
+                self.hand_over(cx);
             }
             Payload::AudioChunk(_)
             | Payload::AudioEnd
@@ -177,22 +344,26 @@ impl Node for Segmenter {
         Step::OK
     }
 
-    /// What has waited for more for too long goes on as far as its words are whole.
     fn on_wake<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
-        let least = usize::try_from(cx.settings().handoff.min_partial_chars).unwrap_or(usize::MAX);
-        let whole = self.pending.rfind(char::is_whitespace);
-        let long_enough = |end: &usize| self.pending[..*end].trim().chars().count() >= least;
-        if let Some(end) = whole.filter(long_enough) {
-            self.say_until(cx, end, HandoffAction::Forward);
-            self.arm(cx);
+        self.hand_over(cx);
+        let streams = cx.settings().handoff.enabled && !self.is_staged();
+        if streams && !self.text_ended && self.may_hand() {
+            self.say_old(cx);
         }
         Step::OK
     }
 
+    /// What was not handed over is not said.
+    fn on_soft_cancel(&mut self, cx: &mut NodeContext, _reason: CancelReason) {
+        let owes_end = self.text_ended;
+        self.forget(cx);
+        if owes_end {
+            cx.emit(Payload::TextEnd);
+        }
+    }
+
     fn on_cancel<'a>(&'a mut self, cx: &'a mut NodeContext, _reason: CancelReason) -> Step<'a> {
-        self.pending.clear();
-        self.since = None;
-        cx.forget_wake();
+        self.forget(cx);
         Step::OK
     }
 }

@@ -47,12 +47,14 @@ impl Tts {
             return;
         }
         let Some(clause) = self.waiting.pop_front() else {
+            cx.rest();
             if self.text_ended {
                 self.text_ended = false;
                 cx.emit(Payload::AudioEnd);
             }
             return;
         };
+        cx.begin_segment(clause.segment);
         if self.mute || cx.settings().speech == Speech::Text {
             Self::show(cx, &clause);
             self.next_clause(cx);
@@ -218,6 +220,11 @@ impl Speaking {
 }
 
 impl Node for Tts {
+    fn start<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
+        cx.rest();
+        Step::OK
+    }
+
     fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
         match event.payload {
             Payload::Text(chunk) => self.take_text(&chunk),
@@ -281,7 +288,8 @@ impl Node for Tts {
         self.next_clause(cx);
     }
 
-    fn on_cancel<'a>(&'a mut self, _cx: &'a mut NodeContext, _reason: CancelReason) -> Step<'a> {
+    fn on_cancel<'a>(&'a mut self, cx: &'a mut NodeContext, _reason: CancelReason) -> Step<'a> {
+        cx.rest();
         self.waiting.clear();
         self.speaking = None;
         self.previous = None;
