@@ -6,6 +6,10 @@ use hdrhistogram::Histogram;
 use rspp_actors::Clock;
 use serde_json::{Value, json};
 
+/// What `rspp` allocates with.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How a bench was called.
 #[derive(Clone, Copy, Debug)]
 pub struct Args {
