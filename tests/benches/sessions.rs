@@ -133,6 +133,7 @@ async fn memory(count: usize, table: &mut Table) {
     let mut callers = fleet::calls(&runtime, 1, &pipeline, &meters).await;
     let before = resident();
     callers.extend(more(&runtime, count, &pipeline, &meters).await);
+    callers.iter().for_each(Caller::store);
     let idle = resident();
     table.aim(
         "idle_kib",

@@ -281,6 +281,11 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Takes away what was recorded so far, as a disk would.
+    pub fn store(&self) {
+        drop(self.recording.as_ref().map(|recording| recording.take()));
+    }
+
     /// Types a sentence, which opens a turn.
     pub fn types(&self, text: &str) {
         let typed = Ingress::Text(text.to_owned());

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use rspp_kernel::{
@@ -16,8 +16,9 @@ use rspp_proto::{
     Epoch, TurnNumber,
     spec::{PipelineSpec, PolicyBundle},
 };
-
 use rspp_timeline::{PlanFields, PlanRecord};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
     runtime::OpenError,
@@ -38,6 +39,17 @@ pub(crate) struct Blueprint {
     known: Mutex<KnownPolicies>,
     /// Policies as they are written down, those written last last.
     written: Mutex<VecDeque<(Arc<ResolvedPolicy>, Arc<PlanFields>)>>,
+    /// What its first session was opened with; in a timeline's first entry, and the same for most.
+    given: OnceLock<(PipelineSpec, Given)>,
+}
+
+/// What a session was opened with, as it is written down.
+#[derive(Clone)]
+pub(crate) struct Given {
+    /// The pipeline, before a policy inserted anything.
+    pub(crate) pipeline: Arc<Value>,
+    pub(crate) policy: Option<Arc<Value>>,
+    pub(crate) settings: Arc<Value>,
 }
 
 impl Blueprint {
@@ -57,7 +69,28 @@ impl Blueprint {
             snapshots,
             known: Mutex::default(),
             written: Mutex::default(),
+            given: OnceLock::new(),
         })
+    }
+
+    /// What a session of `pipeline` was opened with.
+    pub(crate) fn given(&self, pipeline: &PipelineSpec) -> Given {
+        let first = || (pipeline.clone(), self.write_down(pipeline));
+        let (known, given) = self.given.get_or_init(first);
+        if known == pipeline {
+            given.clone()
+        } else {
+            // Two pipelines that a policy made one.
+            self.write_down(pipeline)
+        }
+    }
+
+    fn write_down(&self, pipeline: &PipelineSpec) -> Given {
+        Given {
+            pipeline: Arc::new(written(pipeline)),
+            policy: self.policy.as_ref().map(|policy| Arc::new(written(policy))),
+            settings: Arc::new(written(&self.settings)),
+        }
     }
 
     /// The plan as it is written down; what it shares with other turns is there once.
@@ -148,6 +181,11 @@ impl Blueprints {
         keep(&mut lock(&self.kept), Arc::clone(&made));
         Ok(made)
     }
+}
+
+/// A part of a spec, as it is written down.
+pub(crate) fn written<T: Serialize>(value: &T) -> Value {
+    serde_json::to_value(value).expect("specs are written as they are read")
 }
 
 /// Puts one more in its place, and lets the oldest go.

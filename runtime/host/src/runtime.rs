@@ -26,7 +26,7 @@ use tokio::sync::{broadcast, oneshot};
 use crate::{
     admission::{Entry, Gatekeeper, Newcomer, SessionRefused},
     assembly::{Graces, Pools},
-    blueprint::{Blueprint, Blueprints},
+    blueprint::{Blueprint, Blueprints, written},
     capacity::{CapacityEvent, CpuProbe, Monitor, ProcessCpu},
     clip::Clip,
     connection::{Connection, ConnectionControl},
@@ -709,9 +709,6 @@ fn opening(
     providers: &Providers,
     at: Monotonic,
 ) -> Box<OpeningEntry> {
-    fn written<T: serde::Serialize>(value: &T) -> serde_json::Value {
-        serde_json::to_value(value).expect("specs are written as they are read")
-    }
     let notes = MODALITIES.iter().flat_map(|modality| {
         let ids = providers.ids(*modality).into_iter();
         ids.filter_map(|id| {
@@ -725,6 +722,7 @@ fn opening(
         })
     });
     let transport = &request.transport;
+    let given = blueprint.given(&request.pipeline);
     Box::new(OpeningEntry {
         at,
         session_id: request.session.clone(),
@@ -732,9 +730,9 @@ fn opening(
         authority_epoch: lease.epoch,
         taken_over: lease.taken_over,
         lease_ttl_us: lease.ttl.map(|ttl| ttl.as_micros() as u64),
-        pipeline: written(&request.pipeline),
-        policy: blueprint.policy.as_ref().map(written),
-        settings: written(&blueprint.settings),
+        pipeline: given.pipeline,
+        policy: given.policy,
+        settings: given.settings,
         attributes: Some(written(&request.attributes)),
         providers: notes.collect(),
         line: LineNote {

@@ -4,7 +4,7 @@
 //! Kept at L2 alone, whole where the recording policy has full capture of the class; else it is
 //! [`Captured::Withheld`], so that a playback can say what it lacks.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use rspp_proto::{
@@ -35,13 +35,13 @@ pub struct OpeningEntry {
     /// How long its lease lasts without renewal, in microseconds, if it ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ttl_us: Option<u64>,
-    /// The pipeline.
-    pub pipeline: Value,
+    /// The pipeline; this and what follows from it is in memory once for all sessions of one pipeline.
+    pub pipeline: Arc<Value>,
     /// The policy bundle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub policy: Option<Value>,
+    pub policy: Option<Arc<Value>>,
     /// The settings, layer by layer.
-    pub settings: Value,
+    pub settings: Arc<Value>,
     /// What conditions may ask of the session; below L2 only if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attributes: Option<Value>,

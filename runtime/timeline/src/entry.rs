@@ -500,12 +500,10 @@ impl Entry {
             Self::Signal(_) | Self::Outcome(_) | Self::Header(_) => ENVELOPE,
             Self::Plan(plan) => plan.plan.weight() + ENVELOPE,
             Self::Opening(opening) => {
-                let optional =
-                    |value: &Option<serde_json::Value>| value.as_ref().map_or(0, json_weight);
                 json_weight(&opening.pipeline)
                     + json_weight(&opening.settings)
-                    + optional(&opening.policy)
-                    + optional(&opening.attributes)
+                    + opening.policy.as_deref().map_or(0, json_weight)
+                    + opening.attributes.as_ref().map_or(0, json_weight)
                     + ENVELOPE
             }
             Self::Capture(capture) => capture.what.weight() + 128,

@@ -9,7 +9,7 @@ use rspp_kernel::{
 };
 use rspp_proto::{Epoch, SessionId, TenantId, TurnId, TurnNumber, spec::PipelineSpec};
 use rspp_timeline::{Entry, Timeline};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{call::providers::ProviderOptions, problem::Problem, specs::Setup, terminal};
@@ -107,11 +107,11 @@ impl Plan {
             wrong("does not hold what the session was opened with; record it anew".to_owned())
         })?;
         let unreadable = |error: serde_json::Error| wrong(error.to_string());
-        let policy = opening.policy.clone().map(serde_json::from_value);
+        let policy = opening.policy.as_deref().map(Deserialize::deserialize);
         let setup = Setup::of(
-            serde_json::from_value(opening.pipeline.clone()).map_err(unreadable)?,
+            Deserialize::deserialize(&*opening.pipeline).map_err(unreadable)?,
             policy.transpose().map_err(unreadable)?,
-            serde_json::from_value(opening.settings.clone()).map_err(unreadable)?,
+            Deserialize::deserialize(&*opening.settings).map_err(unreadable)?,
         )?;
         let view = setup.graph.view(inserted(setup.policy.as_ref()));
         let wanted = self.turn.map(|turn| TurnNumber(turn).id());
