@@ -139,7 +139,11 @@ fn what_a_crate_keeps_out_stays_out() {
         ("ractor", BTreeSet::from(["rspp-actors", "rspp-host"])),
         (
             "tonic",
-            BTreeSet::from(["rspp-controlplane-api", "rspp-controlplane-server"]),
+            BTreeSet::from([
+                "rspp-controlplane-api",
+                "rspp-controlplane-server",
+                "rspp-controlplane-storage",
+            ]),
         ),
     ];
     for (what, allowed) in may_name {

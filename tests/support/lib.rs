@@ -4,12 +4,14 @@
 
 pub mod bench;
 pub mod call;
+pub mod etcd;
 pub mod features;
 pub mod fleet;
 pub mod frames;
 pub mod fuzz;
 #[path = "../nodes/greeter.rs"]
 pub mod greeter;
+pub mod link;
 pub mod nodes;
 pub mod sim;
 pub mod web;

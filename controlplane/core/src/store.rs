@@ -27,6 +27,8 @@ pub const MAX_TXN_BYTES: usize = 1024 * 1024;
 pub const MAX_TXN_OPS: usize = 100;
 /// Most entries of one page.
 pub const MAX_PAGE: usize = 1_000;
+/// Most bytes of one page's values, but for a single entry.
+pub const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
 /// Shortest lease that every store keeps exactly: etcd counts whole seconds, and not fewer than its
 /// members need to elect a leader.
 pub const MIN_LEASE: Duration = Duration::from_secs(2);
@@ -317,7 +319,7 @@ pub struct Query {
     pub prefix: Prefix,
     /// Only keys after this one: the last of the page before.
     pub after: Option<Key>,
-    /// Most entries; at most [`MAX_PAGE`].
+    /// Most entries; at most [`MAX_PAGE`]. Fewer come where they would be more than [`MAX_PAGE_BYTES`].
     pub limit: usize,
     /// As things stood then; `None`: now. The pages of one listing ask for the first one's revision.
     pub at: Option<Revision>,

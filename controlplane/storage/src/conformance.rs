@@ -8,9 +8,9 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use rspp_controlplane::store::{
-    Batch, Change, Changes, Compare, Entry, Key, LeaseId, MAX_PAGE, MAX_TXN_BYTES, MAX_TXN_OPS,
-    MAX_VALUE_BYTES, MIN_LEASE, Mirror, News, Op, Prefix, Query, Revision, Store, StoreError, Txn,
-    WatchError,
+    Batch, Change, Changes, Compare, Entry, Key, LeaseId, MAX_PAGE, MAX_PAGE_BYTES, MAX_TXN_BYTES,
+    MAX_TXN_OPS, MAX_VALUE_BYTES, MIN_LEASE, Mirror, News, Op, Prefix, Query, Revision, Store,
+    StoreError, Txn, WatchError,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -39,6 +39,7 @@ checks! {
     whoever_read_something_old_does_not_write,
     a_listing_shows_what_begins_so_and_nothing_else,
     a_listing_shows_one_moment_over_all_its_pages,
+    a_page_is_not_larger_than_one_can_hold,
     all_that_begins_so_is_deleted_at_once,
     what_no_store_takes_is_refused,
     the_largest_value_comes_back,
@@ -280,6 +281,40 @@ async fn a_listing_shows_one_moment_over_all_its_pages(store: &Subject) {
         store.list(giant).await.is_ok(),
         "a page is cut to what is allowed"
     );
+}
+
+async fn a_page_is_not_larger_than_one_can_hold(store: &Subject) {
+    let count = MAX_PAGE_BYTES / MAX_VALUE_BYTES + 8;
+    for number in 0..count {
+        let key = at("heavy", &[&format!("{number:03}")]);
+        let value = vec![b'x'; MAX_VALUE_BYTES];
+        let txn = Txn::default().put(key, value);
+        store.commit(txn).await.expect("written");
+    }
+    let mut query = Query::first(below("heavy"));
+    let mut found = Vec::new();
+    let mut pages = 0;
+    loop {
+        let page = store.list(query.clone()).await.expect("it answers");
+        let bytes: usize = page.entries.iter().map(|entry| entry.value.len()).sum();
+        assert!(bytes <= MAX_PAGE_BYTES + 1024 * 1024, "{bytes}");
+        assert!(!page.entries.is_empty());
+        pages += 1;
+        query.at = Some(page.revision);
+        query.after = page.entries.last().map(|entry| entry.key.clone());
+        found.extend(page.entries.into_iter().map(|entry| entry.key.last()));
+        if !page.more {
+            break;
+        }
+        // What is read as it was then is bounded as well.
+        put(store, &at("heavy", &["001"]), "later").await;
+    }
+    assert!(pages > 1);
+    let expected: Vec<_> = (0..count).map(|number| format!("{number:03}")).collect();
+    assert_eq!(found, expected);
+    let mut txn = Txn::default();
+    txn.then.push(Op::DeleteAll(below("heavy")));
+    store.commit(txn).await.expect("deleted");
 }
 
 async fn all_that_begins_so_is_deleted_at_once(store: &Subject) {

@@ -1,4 +1,4 @@
-//! Where a control plane keeps its records: a file of its own; one suite that every store passes.
+//! Where a control plane keeps its records: a file of its own, or etcd; one suite that every store passes.
 //!
 //! What a store promises is said by [`rspp_controlplane::store::Store`]; [`conformance`] holds every
 //! implementation to it.
@@ -6,5 +6,7 @@
 pub mod backup;
 pub mod conformance;
 mod embedded;
+mod etcd;
 
 pub use embedded::{Embedded, OpenError};
+pub use etcd::{Etcd, EtcdConfig, EtcdConfigError, EtcdIdentity, EtcdLogin, EtcdTls};

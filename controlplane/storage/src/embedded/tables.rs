@@ -6,7 +6,7 @@ use redb::{
     ReadableTable as _, Table, TableDefinition, WriteTransaction,
 };
 use rspp_controlplane::store::{
-    Change, Entry, Key, LeaseId, Page, Prefix, Query, Revision, StoreError,
+    Change, Entry, Key, LeaseId, MAX_PAGE_BYTES, Page, Prefix, Query, Revision, StoreError,
 };
 
 use super::corrupt;
@@ -163,9 +163,10 @@ impl Snapshot {
             return Ok(page);
         }
         let range = self.records.range(start.as_str()..end.as_str());
+        let mut room = Room::of(query);
         for item in range.map_err(corrupt)? {
             let (key, value) = item.map_err(corrupt)?;
-            if page.entries.len() == query.limit {
+            if !room.take(value.value().len()) {
                 page.more = true;
                 break;
             }
@@ -185,12 +186,13 @@ impl Snapshot {
         if start >= end {
             return Ok(page);
         }
+        let mut room = Room::of(query);
         let mut last: Option<(String, Vec<u8>)> = None;
         let mut finish = |last: Option<(String, Vec<u8>)>| -> Result<bool, StoreError> {
             let Some((key, bytes)) = last.filter(|(_, bytes)| !bytes.is_empty()) else {
                 return Ok(true);
             };
-            if page.entries.len() == query.limit {
+            if !room.take(bytes.len()) {
                 page.more = true;
                 return Ok(false);
             }
@@ -252,6 +254,35 @@ impl Snapshot {
 }
 
 /// The first key of a page.
+/// What a page has room for.
+struct Room {
+    entries: usize,
+    bytes: usize,
+    is_empty: bool,
+}
+
+impl Room {
+    fn of(query: &Query) -> Self {
+        Self {
+            entries: query.limit,
+            bytes: MAX_PAGE_BYTES,
+            is_empty: true,
+        }
+    }
+
+    /// Takes an entry in, if there is room. There always is for the first.
+    fn take(&mut self, bytes: usize) -> bool {
+        let fits = self.entries > 0 && bytes <= self.bytes;
+        if !fits && !self.is_empty {
+            return false;
+        }
+        self.entries = self.entries.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.is_empty = false;
+        true
+    }
+}
+
 fn start(query: &Query) -> String {
     match &query.after {
         // No key is between a key and itself with the least byte behind it.

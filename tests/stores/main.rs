@@ -1,0 +1,13 @@
+//! What holds for every store, on the file and on a real etcd cluster, and what a cluster has to stand.
+//!
+//! Needs the program `etcd` (Debian: `apt-get install etcd-server`).
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on says so by its panic"
+)]
+
+mod cluster;
+mod lost;
+mod members;
+mod watches;
