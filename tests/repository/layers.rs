@@ -6,7 +6,7 @@ use crate::tree;
 
 /// Each crate of ours, what of ours it may be built from, and nothing else. Programs and the tests
 /// may use everything; nothing may use them.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("rspp-proto", &[]),
     ("rspp-actors", &[]),
     ("rspp-kernel", &["rspp-proto"]),
@@ -18,6 +18,15 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     (
         "rspp-controlplane-storage",
         &["rspp-proto", "rspp-controlplane"],
+    ),
+    (
+        "rspp-controlplane-server",
+        &[
+            "rspp-proto",
+            "rspp-controlplane",
+            "rspp-controlplane-api",
+            "rspp-controlplane-storage",
+        ],
     ),
     (
         "rspp-host",

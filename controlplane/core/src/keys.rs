@@ -62,6 +62,11 @@ pub fn revocations(holder: &Holder) -> Prefix {
     key(["revocations", holder.runtime.as_str(), &incarnation]).below()
 }
 
+/// All orders to let go, of whatever holder.
+pub fn all_revocations() -> Prefix {
+    key(["revocations"]).below()
+}
+
 /// There as long as that incarnation of a runtime renews its lease.
 pub fn liveness(runtime: &RuntimeId, incarnation: Incarnation) -> Key {
     key(["alive", runtime.as_str(), &incarnation.to_string()])
@@ -120,6 +125,11 @@ pub fn rollout(kind: Kind, line: &str) -> Key {
 /// All rollouts of a kind.
 pub fn rollouts(kind: Kind) -> Prefix {
     key(["rollouts", kind.as_str()]).below()
+}
+
+/// All rollouts.
+pub fn all_rollouts() -> Prefix {
+    key(["rollouts"]).below()
 }
 
 /// A change that waits for approval, or waited.

@@ -1,0 +1,207 @@
+//! What one replica does for all: it is elected by a record of the store that goes with its lease.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rspp_controlplane::{
+    authority::{Fuse, Placement, Revoke, Standing, WhyRevoked},
+    failover::{self, FailoverMode, RegionDuty},
+    keys,
+    store::{Compare, LeaseId, Revision, StoreError, Txn},
+};
+use rspp_proto::{Region, RuntimeId, SessionId};
+use serde_json::json;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::{
+    audit::{Note, automatic},
+    failure::Failure,
+    plane::{Plane, RegionRecord, bytes, wall_clock},
+};
+
+/// How often there is looked for something to do.
+const EVERY: Duration = Duration::from_millis(500);
+/// How long a leader that is silent stays leader.
+const REIGN: Duration = Duration::from_secs(5);
+/// Most orders of one round: the rest follows in the next.
+const MOST: usize = 64;
+/// How often the store may forget how things stood before.
+const COMPACT_EVERY: Duration = Duration::from_mins(5);
+
+impl Plane {
+    /// Waits to be elected, has the duties for as long as it is, and so on for ever.
+    pub(crate) async fn have_duties(self) {
+        let mut ticks = tokio::time::interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reign: Option<LeaseId> = None;
+        let mut compacted = (Instant::now(), Revision(0));
+        loop {
+            ticks.tick().await;
+            reign = match self.lead(reign).await {
+                Ok(reign) => reign,
+                Err(error) => {
+                    tracing::debug!(%error, "nobody can be elected");
+                    None
+                }
+            };
+            if reign.is_none() {
+                continue;
+            }
+            if let Err(failure) = self.round().await {
+                tracing::warn!(%failure, "a duty was not done; it will be tried again");
+            }
+            if compacted.0.elapsed() >= COMPACT_EVERY {
+                let before = compacted.1;
+                let now = Revision(self.shared.placements.revision());
+                compacted = (Instant::now(), now);
+                if before.0 > 0
+                    && let Err(error) = self.store().compact(before).await
+                {
+                    tracing::warn!(%error, "the store was not compacted");
+                }
+            }
+        }
+    }
+
+    /// Stays leader, or becomes it if nobody is.
+    async fn lead(&self, reign: Option<LeaseId>) -> Result<Option<LeaseId>, StoreError> {
+        if let Some(lease) = reign {
+            return match self.store().keep_alive(lease).await {
+                Ok(_) => Ok(Some(lease)),
+                Err(StoreError::LeaseGone { .. }) => Ok(None),
+                Err(error) => Err(error),
+            };
+        }
+        if self.store().get(&keys::leader()).await?.is_some() {
+            return Ok(None);
+        }
+        let lease = self.store().grant(REIGN).await?.id;
+        let name = self.settings().replica.clone();
+        let txn = Txn::default()
+            .when(Compare::Absent(keys::leader()))
+            .put_leased(keys::leader(), name.clone(), lease);
+        match self.store().commit(txn).await {
+            Ok(_) => {
+                tracing::info!(replica = %name, "has the duties of all");
+                Ok(Some(lease))
+            }
+            Err(StoreError::Conflict) => {
+                self.store().revoke(lease).await?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn round(&self) -> Result<(), Failure> {
+        self.light_fuses().await?;
+        self.judge_regions().await?;
+        self.leave_regions().await
+    }
+
+    /// Who gave an order may have died before its time was counted.
+    async fn light_fuses(&self) -> Result<(), Failure> {
+        let unlit: Vec<SessionId> = {
+            let placements = self.shared.placements.records();
+            let is_unlit = |it: &&Placement| {
+                matches!(
+                    it.standing,
+                    Standing::Revoking {
+                        fuse: Fuse::Unlit,
+                        ..
+                    }
+                )
+            };
+            let unlit = placements.values().filter(is_unlit).take(MOST);
+            unlit.map(|it| it.session.clone()).collect()
+        };
+        for session in unlit {
+            self.light(&session).await?;
+        }
+        Ok(())
+    }
+
+    /// Leaves regions that are ill, and takes back those that are well (F-096, F-112).
+    async fn judge_regions(&self) -> Result<(), Failure> {
+        let records: BTreeMap<Region, RegionRecord> = {
+            let records = self.shared.regions.records();
+            let records = records
+                .iter()
+                .filter_map(|(key, record)| Some((Region::new(key.last()).ok()?, *record)));
+            records.collect()
+        };
+        let before: BTreeMap<Region, RegionDuty> = records
+            .iter()
+            .map(|(region, record)| (region.clone(), record.duty))
+            .collect();
+        let decided_by_people =
+            |region: &Region| records.get(region).is_some_and(|record| record.by_operator);
+        let mut sights = self.sights();
+        sights.retain(|it| !decided_by_people(&it.runtime.description.region));
+        let policy = self.governance().regions;
+        let after = failover::judge_regions(&sights, &before, &policy);
+        for (region, duty) in after {
+            let was = before.get(&region).copied().unwrap_or(RegionDuty::Serving);
+            if duty == was || decided_by_people(&region) {
+                continue;
+            }
+            let key = keys::region(&region);
+            let (_, entry) = self.read::<RegionRecord>(&key).await?;
+            let record = RegionRecord {
+                duty,
+                by_operator: false,
+            };
+            let txn = Txn::default()
+                .when(Compare::unchanged(&key, entry.as_ref()))
+                .put(key, bytes(&record));
+            let what = json!({ "from": was, "to": duty });
+            let told = automatic(wall_clock(), "region_judged", region.as_str(), what);
+            let txn = self.with_audit(txn, vec![told]).await?;
+            match self.store().commit(txn).await {
+                Ok(_) => {
+                    tracing::warn!(%region, ?duty, "the region's duty changed with its health");
+                }
+                // In the next round.
+                Err(StoreError::Conflict | StoreError::Uncertain(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves sessions out of regions that are left with them (F-113).
+    async fn leave_regions(&self) -> Result<(), Failure> {
+        let leaves = |runtime: &RuntimeId| {
+            let runtime = self.runtime(runtime)?;
+            let key = keys::region(&runtime.description.region);
+            match self.shared.regions.get(&key)?.duty {
+                RegionDuty::Leaving(FailoverMode::Migrate) => Some(WhyRevoked::Region),
+                RegionDuty::Leaving(FailoverMode::Drain) | RegionDuty::Serving => None,
+            }
+        };
+        let orders = {
+            let placements = self.shared.placements.records();
+            let mut orders = Vec::new();
+            for (session, order) in failover::orders(placements.values(), leaves, MOST) {
+                let placement = placements.get(&keys::placement(&session));
+                if let Some(holder) = placement.and_then(Placement::holder) {
+                    orders.push((session, order, holder.runtime.clone()));
+                }
+            }
+            orders
+        };
+        for (session, order, from) in orders {
+            let order: Revoke = order;
+            match self.revoke(&session, &order, &from).await {
+                Ok(()) => {
+                    let what = json!({ "from": from, "why": order.why });
+                    let record = automatic(wall_clock(), "migrate", session.as_str(), what);
+                    self.note(Note::happened(record));
+                }
+                // It has ended meanwhile.
+                Err(Failure::Lease(_)) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(())
+    }
+}

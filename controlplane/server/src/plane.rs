@@ -1,0 +1,522 @@
+//! What all services share: the store, what is followed of it, the keys, who calls.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use futures::future::try_join_all;
+use rspp_controlplane::{
+    access::{Operation, Principal, Tenants},
+    authority::{Placement, Term},
+    failover::RegionDuty,
+    fleet::{self, Load, Runtime, Sight},
+    governance::Governance,
+    keys,
+    rollout::Rollout,
+    routing::View,
+    store::{Entry, Key, LeaseId, Page, Prefix, Query, Store, StoreError},
+    token::{AccessClaims, KeyId, Keyring, SigningKey},
+};
+use rspp_proto::{
+    Monotonic, Region, RuntimeId, TenantId, WallClock,
+    control::{Holder, Kind},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use thiserror::Error;
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Request;
+
+use crate::{
+    audit::Note,
+    failure::Failure,
+    followed::{Decode, Followed},
+    identity::Peer,
+    services::placements::Mark,
+};
+
+/// How a control plane behaves.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Names this replica, in logs and as leader.
+    pub replica: String,
+    /// Whose certificates name callers: `spiffe://<domain>/…`.
+    pub domain: String,
+    /// How long leases last.
+    pub term: Term,
+    /// How often runtimes say how busy they are.
+    pub heartbeat: Duration,
+    /// How long a session token is valid unless less is asked for.
+    pub token_ttl: Duration,
+    /// How old what is known of the fleet may be to route by it (F-159).
+    pub max_view_age: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            replica: "replica".to_owned(),
+            domain: "rspp.local".to_owned(),
+            term: Term::default(),
+            heartbeat: Duration::from_secs(1),
+            token_ttl: Duration::from_mins(5),
+            max_view_age: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why there is no control plane.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The store does not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store holds another layout.
+    #[error(
+        "the store holds layout `{found}`, this build reads `{}`",
+        keys::LAYOUT
+    )]
+    Layout {
+        /// What it is.
+        found: String,
+    },
+    /// There is no default secret.
+    #[error("a control plane needs a key to sign tokens with")]
+    NoKey,
+}
+
+/// What is wanted of a region, and by whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RegionRecord {
+    pub(crate) duty: RegionDuty,
+    /// Not by its health.
+    pub(crate) by_operator: bool,
+}
+
+/// What a runtime last said, and when that was seen here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SeenLoad {
+    pub(crate) load: Load,
+    pub(crate) at: Instant,
+}
+
+/// A control plane: decides, on what one store holds. Cloning shares it.
+#[derive(Clone)]
+pub struct Plane {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) settings: Settings,
+    pub(crate) signers: BTreeMap<KeyId, SigningKey>,
+    pub(crate) began: Instant,
+    pub(crate) runtimes: Arc<Followed<Runtime>>,
+    pub(crate) alive: Arc<Followed<Option<LeaseId>>>,
+    pub(crate) loads: Arc<Followed<SeenLoad>>,
+    pub(crate) regions: Arc<Followed<RegionRecord>>,
+    pub(crate) placements: Arc<Followed<Placement>>,
+    pub(crate) revocations: Arc<Followed<Mark>>,
+    pub(crate) rollouts: Arc<Followed<Rollout>>,
+    pub(crate) governance: Arc<Followed<Governance>>,
+    pub(crate) keyring: Arc<Followed<Keyring>>,
+    /// What hangs on it may be repeated for a while.
+    pub(crate) requests_lease: Mutex<Option<(LeaseId, Instant)>>,
+    /// Denied calls on their way into the audit trail.
+    pub(crate) notes: mpsc::Sender<Note>,
+    pub(crate) notes_lost: std::sync::atomic::AtomicU64,
+    pub(crate) tasks: TaskTracker,
+    /// Whoever watches has to go elsewhere.
+    pub(crate) leaving: CancellationToken,
+    pub(crate) stop: CancellationToken,
+}
+
+fn json<T: DeserializeOwned>(entry: &Entry) -> Option<T> {
+    serde_json::from_slice(&entry.value).ok()
+}
+
+fn load(entry: &Entry) -> Option<SeenLoad> {
+    json(entry).map(|load| SeenLoad {
+        load,
+        at: Instant::now(),
+    })
+}
+
+impl Plane {
+    /// Begins on a store: follows it, and trusts the given keys if it trusts none yet. The first key
+    /// signs then.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        settings: Settings,
+        signers: Vec<SigningKey>,
+    ) -> Result<Self, OpenError> {
+        let first = signers.first().map(|it| it.id().clone());
+        let first = first.ok_or(OpenError::NoKey)?;
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        check_layout(&*store).await?;
+        let follow = Following {
+            store: &store,
+            tasks: &tasks,
+            stop: &stop,
+        };
+        let (notes, noted) = mpsc::channel(crate::audit::MAX_NOTES);
+        let of_kinds = keys::all_rollouts();
+        let of_all_holders = keys::all_revocations();
+        let shared = Shared {
+            settings,
+            signers: signers
+                .into_iter()
+                .map(|it| (it.id().clone(), it))
+                .collect(),
+            began: Instant::now(),
+            runtimes: follow.open(keys::runtimes(), json).await?,
+            alive: follow.open(keys::livenesses(), |it| Some(it.lease)).await?,
+            loads: follow.open(keys::loads(), load).await?,
+            regions: follow.open(keys::regions(), json).await?,
+            placements: follow.open(keys::placements(), json).await?,
+            revocations: follow.open(of_all_holders, json).await?,
+            rollouts: follow.open(of_kinds, json).await?,
+            governance: follow.open(Prefix::of(&keys::governance()), json).await?,
+            keyring: follow.open(Prefix::of(&keys::keyring()), json).await?,
+            requests_lease: Mutex::default(),
+            notes,
+            notes_lost: 0.into(),
+            leaving: CancellationToken::new(),
+            tasks,
+            stop,
+            store,
+        };
+        let plane = Self {
+            shared: Arc::new(shared),
+        };
+        plane.trust_own_keys(&first).await?;
+        // It ends by itself, once all is put down.
+        plane.shared.tasks.spawn(plane.clone().write_notes(noted));
+        plane.spawn(plane.clone().have_duties());
+        Ok(plane)
+    }
+
+    /// Ends its tasks and waits for them.
+    pub async fn close(self) {
+        self.shared.leaving.cancel();
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
+    /// Runs something until the control plane is closed.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.shared.stop.clone();
+        self.shared.tasks.spawn(async move {
+            stop.run_until_cancelled(task).await;
+        });
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.shared.settings
+    }
+
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.shared.store
+    }
+
+    /// A record as it is now, with the entry that a transaction compares.
+    pub(crate) async fn read<T: DeserializeOwned>(
+        &self,
+        key: &Key,
+    ) -> Result<(Option<T>, Option<Entry>), Failure> {
+        let entry = self.store().get(key).await?;
+        let value = entry.as_ref().map(parse).transpose()?;
+        Ok((value, entry))
+    }
+
+    /// One page of records.
+    pub(crate) async fn page<T: DeserializeOwned>(
+        &self,
+        prefix: Prefix,
+        after: &str,
+        size: u32,
+    ) -> Result<(Vec<T>, String), Failure> {
+        let limit = page_size(size);
+        let query = Query {
+            after: (!after.is_empty()).then(|| Key::stored(after)),
+            limit,
+            ..Query::first(prefix.clone())
+        };
+        if query.after.as_ref().is_some_and(|key| !prefix.holds(key)) {
+            let wrong = rspp_controlplane_api::WireError::new("page_token", "is of another list");
+            return Err(wrong.into());
+        }
+        let page = self.store().list(query).await?;
+        let next = next_page(&page);
+        let values = page.entries.iter().map(parse);
+        Ok((values.collect::<Result<_, StoreError>>()?, next))
+    }
+
+    /// All records that begin so.
+    pub(crate) async fn all<T: DeserializeOwned>(&self, prefix: Prefix) -> Result<Vec<T>, Failure> {
+        let mut found = Vec::new();
+        let mut after = String::new();
+        loop {
+            let (page, next) = self.page(prefix.clone(), &after, 0).await?;
+            found.extend(page);
+            if next.is_empty() {
+                return Ok(found);
+            }
+            after = next;
+        }
+    }
+
+    pub(crate) fn governance(&self) -> Governance {
+        let found = self.shared.governance.get(&keys::governance());
+        found.unwrap_or_default()
+    }
+
+    pub(crate) fn keyring(&self) -> Keyring {
+        self.shared
+            .keyring
+            .get(&keys::keyring())
+            .unwrap_or_default()
+    }
+
+    /// The key that signs.
+    pub(crate) fn signer(&self) -> Result<&SigningKey, Failure> {
+        let ring = self.keyring();
+        let signs = ring.signs().ok_or(Failure::NoSigner)?;
+        let key = self.shared.signers.get(signs);
+        key.ok_or_else(|| Failure::NoPrivateKey(signs.to_string()))
+    }
+
+    /// Rollouts of a kind.
+    pub(crate) fn rollout(&self, kind: Kind, line: &str) -> Option<Rollout> {
+        self.shared.rollouts.get(&keys::rollout(kind, line))
+    }
+
+    /// The fleet as it seems to be.
+    pub(crate) fn view(&self) -> Result<View, Failure> {
+        let shared = &self.shared;
+        let ages = [
+            shared.runtimes.age(),
+            shared.alive.age(),
+            shared.loads.age(),
+            shared.regions.age(),
+        ];
+        let age = ages.into_iter().max().unwrap_or_default();
+        if age > shared.settings.max_view_age {
+            return Err(Failure::StaleView(age));
+        }
+        let regions = shared.regions.records();
+        let regions = regions
+            .iter()
+            .filter_map(|(key, record)| Some((Region::new(key.last()).ok()?, record.duty)))
+            .collect();
+        let version = [&shared.runtimes.revision(), &shared.regions.revision()];
+        let version = *version.into_iter().max().expect("there are two");
+        Ok(View {
+            version: version.max(shared.alive.revision()),
+            taken: Monotonic::from_duration(shared.began.elapsed().saturating_sub(age)),
+            runtimes: self
+                .sights()
+                .into_iter()
+                .map(|sight| (sight.runtime.holder.runtime.clone(), sight))
+                .collect(),
+            regions,
+            residency: self.governance().residency,
+        })
+    }
+
+    /// All runtimes.
+    pub(crate) fn sights(&self) -> Vec<Sight> {
+        let runtimes: Vec<Runtime> = self.shared.runtimes.records().values().cloned().collect();
+        runtimes.into_iter().map(|it| self.sight(it)).collect()
+    }
+
+    pub(crate) fn sight(&self, runtime: Runtime) -> Sight {
+        let shared = &self.shared;
+        let seen = shared.loads.get(&keys::load(&runtime.holder.runtime));
+        // One that has just registered has said nothing yet and takes nothing yet.
+        let (load, silent_for) = match seen {
+            Some(seen) => (seen.load, seen.at.elapsed()),
+            None => (Load::default(), Duration::ZERO),
+        };
+        let presence = fleet::presence(
+            self.seems_alive(&runtime.holder),
+            silent_for,
+            shared.settings.heartbeat,
+        );
+        Sight {
+            runtime,
+            load,
+            presence,
+        }
+    }
+
+    /// Whether a holder's liveness was there lately. Whether it is there now, only the store knows.
+    pub(crate) fn seems_alive(&self, holder: &Holder) -> bool {
+        let key = keys::liveness(&holder.runtime, holder.incarnation);
+        self.shared.alive.records().contains_key(&key)
+    }
+
+    pub(crate) fn runtime(&self, id: &RuntimeId) -> Option<Runtime> {
+        self.shared.runtimes.get(&keys::runtime(id))
+    }
+
+    /// Who calls, if they may do that. What is denied goes into the audit trail.
+    pub(crate) fn admit<Q>(
+        &self,
+        request: &Request<Q>,
+        operation: Operation,
+        tenant: Option<&TenantId>,
+        subject: &str,
+    ) -> Result<Principal, Failure> {
+        let peer = request.extensions().get::<Peer>();
+        let found = self.principal(request, peer);
+        let allowed = found.and_then(|principal| {
+            let allowed = principal.may(operation, tenant);
+            allowed.map_err(|denied| Box::new((Some(principal.clone()), denied.into())))?;
+            Ok(principal)
+        });
+        allowed.map_err(|unknown| {
+            let (principal, failure) = *unknown;
+            self.note(Note::denied(
+                wall_clock(),
+                principal,
+                operation.as_str(),
+                subject,
+                tenant,
+                &failure,
+                peer,
+            ));
+            failure
+        })
+    }
+
+    /// The same for a runtime, which speaks for itself only.
+    pub(crate) fn admit_holder<Q>(
+        &self,
+        request: &Request<Q>,
+        operation: Operation,
+        runtime: &RuntimeId,
+    ) -> Result<Principal, Failure> {
+        let principal = self.admit(request, operation, None, runtime.as_str())?;
+        if principal.actor.as_str() == runtime.as_str() {
+            return Ok(principal);
+        }
+        let failure = Failure::OtherHolder {
+            actor: principal.actor.to_string(),
+            runtime: runtime.to_string(),
+        };
+        self.note(Note::denied(
+            wall_clock(),
+            Some(principal),
+            operation.as_str(),
+            runtime.as_str(),
+            None,
+            &failure,
+            request.extensions().get::<Peer>(),
+        ));
+        Err(failure)
+    }
+
+    /// A token says who calls; without one the connection does.
+    fn principal<Q>(
+        &self,
+        request: &Request<Q>,
+        peer: Option<&Peer>,
+    ) -> Result<Principal, Box<(Option<Principal>, Failure)>> {
+        let header = request.metadata().get("authorization");
+        let Some(header) = header else {
+            let identity = peer.and_then(|peer| peer.identity.clone());
+            return identity.ok_or_else(|| Box::new((None, Failure::NoCredentials)));
+        };
+        let token = header.to_str().ok();
+        let token = token.and_then(|text| text.strip_prefix("Bearer "));
+        let token = token.ok_or_else(|| Box::new((None, Failure::NoCredentials)))?;
+        let claims = self.keyring().verify::<AccessClaims>(token, wall_clock());
+        let claims = claims.map_err(|error| Box::new((None, error.into())))?;
+        Ok(Principal {
+            actor: claims.sub,
+            role: claims.role,
+            tenants: match claims.tenants {
+                None => Tenants::All,
+                Some(tenants) => Tenants::Only(tenants.into_iter().collect()),
+            },
+        })
+    }
+}
+
+impl std::fmt::Debug for Plane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plane")
+            .field("store", &self.shared.store.name())
+            .field("settings", &self.shared.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Following<'a> {
+    store: &'a Arc<dyn Store>,
+    tasks: &'a TaskTracker,
+    stop: &'a CancellationToken,
+}
+
+impl Following<'_> {
+    async fn open<T: Send + Sync + 'static>(
+        &self,
+        prefix: Prefix,
+        decode: Decode<T>,
+    ) -> Result<Arc<Followed<T>>, StoreError> {
+        Followed::open(self.store, prefix, decode, self.tasks, self.stop.clone()).await
+    }
+}
+
+/// A store of another layout is refused; an empty one is left empty, so that a backup can be restored.
+async fn check_layout(store: &dyn Store) -> Result<(), OpenError> {
+    match store.get(&keys::layout()).await? {
+        Some(entry) if entry.value != keys::LAYOUT.as_bytes() => Err(OpenError::Layout {
+            found: String::from_utf8_lossy(&entry.value).into_owned(),
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The wall clock: for people, for tokens and for quotas; no lease depends on it.
+pub(crate) fn wall_clock() -> WallClock {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let millis = since.map_or(0, |since| since.as_millis());
+    WallClock(u64::try_from(millis).unwrap_or(u64::MAX))
+}
+
+/// Reads a record's JSON.
+pub(crate) fn parse<T: DeserializeOwned>(entry: &Entry) -> Result<T, StoreError> {
+    serde_json::from_slice(&entry.value)
+        .map_err(|error| StoreError::Corrupt(format!("`{}`: {error}", entry.key)))
+}
+
+/// A record as JSON.
+pub(crate) fn bytes<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("records are plain data")
+}
+
+/// As many as were asked for, and no more than the store gives.
+pub(crate) fn page_size(asked: u32) -> usize {
+    let most = rspp_controlplane::store::MAX_PAGE;
+    match asked as usize {
+        0 => most,
+        size => size.min(most),
+    }
+}
+
+pub(crate) fn next_page(page: &Page) -> String {
+    let last = page.entries.last().filter(|_| page.more);
+    last.map_or_else(String::new, |entry| entry.key.as_str().to_owned())
+}
+
+/// Several records as they are now, in the order of their keys.
+pub(crate) async fn exist(store: &dyn Store, keys: &[Key]) -> Result<Vec<bool>, StoreError> {
+    let found = try_join_all(keys.iter().map(|key| store.get(key))).await?;
+    Ok(found.iter().map(Option::is_some).collect())
+}

@@ -1,0 +1,206 @@
+//! Whether a tenant may open another session (F-098), and the rules of everybody.
+
+use prost::Message as _;
+use rspp_controlplane::{
+    access::{Operation, Principal},
+    admission::{self, Usage},
+    governance::Governance,
+    keys,
+    store::{Compare, Entry, Txn},
+};
+use rspp_controlplane_api::{
+    WireError, text,
+    wire::{self, admission_server::Admission},
+};
+use rspp_proto::TenantId;
+use serde_json::json;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    audit::done,
+    commit::{Asked, Decided},
+    failure::Failure,
+    plane::{Plane, bytes, wall_clock},
+    wire as to,
+};
+
+pub(crate) struct AdmissionService(pub(crate) Plane);
+
+/// Largest document of rules, in bytes.
+const MAX_DOCUMENT: usize = 256 * 1024;
+
+#[tonic::async_trait]
+impl Admission for AdmissionService {
+    async fn evaluate(
+        &self,
+        request: Request<wire::EvaluateRequest>,
+    ) -> Result<Response<wire::Decision>, Status> {
+        let tenant = tenant(&request.get_ref().tenant)?;
+        self.0
+            .admit(&request, Operation::Admit, Some(&tenant), "admission")?;
+        let line = request.into_inner().line;
+        let (decision, _) = self.0.decision(&tenant, &line).await;
+        Ok(Response::new(to::decision(&decision)))
+    }
+
+    async fn get_usage(
+        &self,
+        request: Request<wire::GetUsageRequest>,
+    ) -> Result<Response<wire::Usage>, Status> {
+        let tenant = tenant(&request.get_ref().tenant)?;
+        self.0
+            .admit(&request, Operation::Admit, Some(&tenant), "usage")?;
+        let (usage, _) = self.0.read::<Usage>(&keys::usage(&tenant)).await?;
+        let (usage, now) = (usage.unwrap_or_default(), wall_clock());
+        Ok(Response::new(wire::Usage {
+            open: usage.open,
+            opened_per_minute: usage.opened.within(now),
+            tokens_per_minute: usage.tokens.within(now),
+        }))
+    }
+
+    async fn count_usage(
+        &self,
+        request: Request<wire::ReportUsageRequest>,
+    ) -> Result<Response<wire::ReportUsageResponse>, Status> {
+        let plane = &self.0;
+        let tenant = tenant(&request.get_ref().tenant)?;
+        let by = plane.admit(&request, Operation::Admit, Some(&tenant), "usage")?;
+        let message = request.into_inner();
+        if message.request_id.is_empty() {
+            let missing = WireError::new("request_id", "is missing: counting twice must be told");
+            return Err(Failure::from(missing).into());
+        }
+        let answer = plane
+            .count_once(&by, &message.request_id, || {
+                plane.spent(&tenant, message.tokens)
+            })
+            .await;
+        Ok(Response::new(
+            answer.map(|()| wire::ReportUsageResponse {})?,
+        ))
+    }
+
+    async fn get_governance(
+        &self,
+        request: Request<wire::GetGovernanceRequest>,
+    ) -> Result<Response<wire::Governance>, Status> {
+        self.0
+            .admit(&request, Operation::Govern, None, "governance")?;
+        let (found, _) = self.0.read_governance().await?;
+        Ok(Response::new(answer(&found)))
+    }
+
+    async fn set_governance(
+        &self,
+        request: Request<wire::SetGovernanceRequest>,
+    ) -> Result<Response<wire::Governance>, Status> {
+        let plane = &self.0;
+        let by = plane.admit(&request, Operation::Govern, None, "governance")?;
+        let message = request.into_inner();
+        if message.document.len() > MAX_DOCUMENT {
+            return Err(Failure::TooLarge {
+                what: "document",
+                limit: MAX_DOCUMENT,
+            }
+            .into());
+        }
+        let wanted: Governance = serde_saphyr::from_str(&message.document)
+            .map_err(|error| Failure::from(WireError::new("document", error)))?;
+        let encoded = message.encode_to_vec();
+        let asked = Asked {
+            by: &by,
+            operation: Operation::Govern.as_str(),
+            subject: "governance",
+            id: &message.request_id,
+            message: &encoded,
+        };
+        let answer = plane
+            .change(asked, || plane.governed(&by, &wanted, message.if_version))
+            .await?;
+        Ok(Response::new(answer))
+    }
+}
+
+fn tenant(name: &str) -> Result<TenantId, Failure> {
+    Ok(text("tenant", name)?)
+}
+
+fn answer(governance: &Governance) -> wire::Governance {
+    wire::Governance {
+        document: serde_json::to_string_pretty(governance).expect("rules are plain data"),
+        version: governance.version(),
+    }
+}
+
+impl Plane {
+    async fn read_governance(&self) -> Result<(Governance, Option<Entry>), Failure> {
+        let (found, entry) = self.read::<Governance>(&keys::governance()).await?;
+        Ok((found.unwrap_or_default(), entry))
+    }
+
+    async fn governed(
+        &self,
+        by: &Principal,
+        wanted: &Governance,
+        if_version: u64,
+    ) -> Result<Decided<wire::Governance>, Failure> {
+        let (before, entry) = self.read_governance().await?;
+        if if_version != 0 && if_version != before.version() {
+            return Err(Failure::VersionConflict {
+                expected: if_version,
+                found: before.version(),
+            });
+        }
+        let after = wanted.clone().following(&before);
+        let key = keys::governance();
+        let detail = json!({ "version": after.version(), "rules": after });
+        Ok(Decided {
+            txn: Txn::default()
+                .when(Compare::unchanged(&key, entry.as_ref()))
+                .put(key, bytes(&after)),
+            record: done(
+                wall_clock(),
+                by,
+                Operation::Govern.as_str(),
+                "governance",
+                detail,
+            ),
+            answer: answer(&after),
+        })
+    }
+
+    /// Whether a tenant may open another session, and the record that was looked at. A store that does
+    /// not answer is no error here: what is done then was chosen, and is on the record.
+    pub(crate) async fn decision(
+        &self,
+        tenant: &TenantId,
+        line: &str,
+    ) -> (admission::Decision, Option<(Usage, Compare)>) {
+        let key = keys::usage(tenant);
+        let read = self.read::<Usage>(&key).await;
+        let usage = match read {
+            Ok((usage, entry)) => {
+                let compare = Compare::unchanged(&key, entry.as_ref());
+                Some((usage.unwrap_or_default(), compare))
+            }
+            Err(failure) => {
+                tracing::warn!(%failure, "what a tenant uses cannot be read");
+                None
+            }
+        };
+        let policy = self.governance().admission;
+        let known = usage.as_ref().map(|(usage, _)| usage);
+        let decision = admission::admit(&policy, tenant, line, known, wall_clock());
+        (decision, usage)
+    }
+
+    async fn spent(&self, tenant: &TenantId, tokens: u64) -> Result<Txn, Failure> {
+        let key = keys::usage(tenant);
+        let (usage, entry) = self.read::<Usage>(&key).await?;
+        let mut usage = usage.unwrap_or_default();
+        usage.spend(wall_clock(), tokens);
+        let unchanged = Compare::unchanged(&key, entry.as_ref());
+        Ok(Txn::default().when(unchanged).put(key, bytes(&usage)))
+    }
+}

@@ -1,0 +1,170 @@
+//! Keys that tokens are signed with, and how they take turns (F-119, F-169).
+
+use bytes::Bytes;
+use prost::Message as _;
+use rspp_controlplane::{
+    access::{Operation, Principal},
+    keys,
+    store::{Compare, StoreError, Txn},
+    token::{KeyId, Keyring},
+};
+use rspp_controlplane_api::{
+    WireError,
+    wire::{self, keys_server::Keys},
+};
+use serde_json::json;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    audit::{automatic, done},
+    commit::{Asked, Decided},
+    failure::Failure,
+    plane::{Plane, bytes, wall_clock},
+};
+
+pub(crate) struct KeysService(pub(crate) Plane);
+
+#[tonic::async_trait]
+impl Keys for KeysService {
+    async fn list_keys(
+        &self,
+        request: Request<wire::ListKeysRequest>,
+    ) -> Result<Response<wire::Keyring>, Status> {
+        // Public halves; whoever verifies tokens needs them.
+        self.0
+            .admit(&request, Operation::ReadFleet, None, "keyring")?;
+        let (ring, _) = self.0.read::<Keyring>(&keys::keyring()).await?;
+        Ok(Response::new(answer(&ring.unwrap_or_default())))
+    }
+
+    async fn add_key(
+        &self,
+        request: Request<wire::AddKeyRequest>,
+    ) -> Result<Response<wire::Keyring>, Status> {
+        let kid = request.get_ref().kid.clone();
+        let by = self.0.admit(&request, Operation::RotateKeys, None, &kid)?;
+        let message = request.into_inner();
+        let encoded = message.encode_to_vec();
+        let asked = Asked {
+            by: &by,
+            operation: "add_key",
+            subject: &kid,
+            id: &message.request_id,
+            message: &encoded,
+        };
+        let plane = &self.0;
+        let answer = plane
+            .change(asked, || plane.ring_changed(&by, &kid, Turn::Add))
+            .await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn promote_key(
+        &self,
+        request: Request<wire::PromoteKeyRequest>,
+    ) -> Result<Response<wire::Keyring>, Status> {
+        let kid = request.get_ref().kid.clone();
+        let by = self.0.admit(&request, Operation::RotateKeys, None, &kid)?;
+        let message = request.into_inner();
+        let encoded = message.encode_to_vec();
+        let asked = Asked {
+            by: &by,
+            operation: "promote_key",
+            subject: &kid,
+            id: &message.request_id,
+            message: &encoded,
+        };
+        let plane = &self.0;
+        let answer = plane
+            .change(asked, || plane.ring_changed(&by, &kid, Turn::Promote))
+            .await?;
+        Ok(Response::new(answer))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Turn {
+    Add,
+    Promote,
+}
+
+impl Turn {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "add_key",
+            Self::Promote => "promote_key",
+        }
+    }
+}
+
+fn answer(ring: &Keyring) -> wire::Keyring {
+    let keys = ring.keys().iter().map(|(id, record)| wire::PublicKey {
+        kid: id.to_string(),
+        public: Bytes::copy_from_slice(record.public.as_bytes()),
+        added_ms: record.added.0,
+        retires_ms: record.retires.map_or(0, |at| at.0),
+        signs: ring.signs() == Some(id),
+    });
+    wire::Keyring {
+        keys: keys.collect(),
+    }
+}
+
+impl Plane {
+    async fn ring_changed(
+        &self,
+        by: &Principal,
+        kid: &str,
+        turn: Turn,
+    ) -> Result<Decided<wire::Keyring>, Failure> {
+        let id = KeyId::new(kid).map_err(|error| WireError::new("kid", error))?;
+        // Who cannot sign with it must not make others believe that it signs.
+        let key = self.shared.signers.get(&id);
+        let key = key.ok_or_else(|| Failure::NoPrivateKey(kid.to_owned()))?;
+        let (ring, entry) = self.read::<Keyring>(&keys::keyring()).await?;
+        let mut ring = ring.unwrap_or_default();
+        let now = wall_clock();
+        match turn {
+            Turn::Add => ring.add(id, key.public(), now)?,
+            Turn::Promote => {
+                let longest = self.settings().token_ttl.as_millis();
+                ring.promote(&id, now, u64::try_from(longest).unwrap_or(u64::MAX))?;
+            }
+        }
+        ring.prune(now);
+        let signs = ring.signs().map(KeyId::as_str);
+        Ok(Decided {
+            txn: Txn::default()
+                .when(Compare::unchanged(&keys::keyring(), entry.as_ref()))
+                .put(keys::keyring(), bytes(&ring)),
+            record: done(now, by, turn.as_str(), kid, json!({ "signs": signs })),
+            answer: answer(&ring),
+        })
+    }
+
+    /// The first control plane on a store trusts its first key. A store whose ring is of others is left
+    /// as it is: keys are added by somebody who may.
+    pub(crate) async fn trust_own_keys(&self, first: &KeyId) -> Result<(), StoreError> {
+        loop {
+            if self.store().get(&keys::keyring()).await?.is_some() {
+                return Ok(());
+            }
+            let mut ring = Keyring::default();
+            let key = &self.shared.signers[first];
+            if ring.add(first.clone(), key.public(), wall_clock()).is_err() {
+                return Ok(());
+            }
+            let txn = Txn::default()
+                .when(Compare::Absent(keys::keyring()))
+                .put(keys::keyring(), bytes(&ring))
+                .put(keys::layout(), keys::LAYOUT);
+            let record = automatic(wall_clock(), "first_key", first.as_str(), json!({}));
+            let txn = self.with_audit(txn, vec![record]).await?;
+            match self.store().commit(txn).await {
+                Ok(_) => return Ok(()),
+                Err(StoreError::Conflict | StoreError::Uncertain(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}

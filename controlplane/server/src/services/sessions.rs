@@ -1,0 +1,423 @@
+//! Where sessions run, how they go, who may connect (F-094, F-099, F-101, F-119, F-159).
+
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use prost::Message as _;
+use rspp_controlplane::{
+    access::{Operation, Principal},
+    authority::{Placement, Refusal, Revoke, Standing, WhyRevoked},
+    fleet::Endpoint,
+    keys, routing,
+    status::{self, Report},
+    store::{Compare, Query, Txn},
+    token::SessionClaims,
+};
+use rspp_controlplane_api::{
+    RouteAsk, StatusReport, WireError, optional, text,
+    wire::{self, sessions_server::Sessions},
+};
+use rspp_proto::{
+    Epoch, PipelineVersion, RuntimeId, SessionId, TenantId, abi::OutcomeKind, control::Holder,
+};
+use serde_json::json;
+use tonic::{Request, Response, Status};
+
+use super::placements::line_of;
+use crate::{
+    audit::done,
+    commit::{Asked, Decided},
+    failure::Failure,
+    plane::{Plane, bytes, next_page, page_size, parse, wall_clock},
+    wire as to,
+};
+
+pub(crate) struct SessionsService(pub(crate) Plane);
+
+/// Most reports of one call.
+const MAX_REPORTS: usize = 1_000;
+/// Longest reason of a report, in bytes.
+const MAX_REASON: usize = 256;
+
+#[tonic::async_trait]
+impl Sessions for SessionsService {
+    async fn route_session(
+        &self,
+        request: Request<wire::RouteRequest>,
+    ) -> Result<Response<wire::Route>, Status> {
+        let plane = &self.0;
+        let ask = RouteAsk::try_from(request.get_ref().clone()).map_err(Failure::from)?;
+        let operation = Operation::RouteSession;
+        plane.admit(&request, operation, Some(&ask.tenant), ask.session.as_str())?;
+        Ok(Response::new(plane.routed(&ask).await?))
+    }
+
+    async fn get_status(
+        &self,
+        request: Request<wire::GetStatusRequest>,
+    ) -> Result<Response<wire::SessionStatus>, Status> {
+        let plane = &self.0;
+        let (tenant, session) = named(&request.get_ref().tenant, &request.get_ref().session)?;
+        let operation = Operation::ReadSessions;
+        plane.admit(&request, operation, Some(&tenant), session.as_str())?;
+        let (placement, _) = plane.placement_of(&tenant, &session).await?;
+        Ok(Response::new(plane.status(&placement).await?))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<wire::ListSessionsRequest>,
+    ) -> Result<Response<wire::ListSessionsResponse>, Status> {
+        let plane = &self.0;
+        let read = |error: WireError| Failure::from(error);
+        let tenant = optional::<TenantId>("tenant", &request.get_ref().tenant).map_err(read)?;
+        plane.admit(
+            &request,
+            Operation::ReadSessions,
+            tenant.as_ref(),
+            "sessions",
+        )?;
+        let message = request.into_inner();
+        let runtime = optional::<RuntimeId>("runtime", &message.runtime).map_err(read)?;
+        let is_wanted = |it: &Placement| {
+            let of_tenant = tenant
+                .as_ref()
+                .is_none_or(|tenant| it.binding.tenant == *tenant);
+            let there = runtime
+                .as_ref()
+                .is_none_or(|runtime| it.holder().is_some_and(|holder| holder.runtime == *runtime));
+            let goes_on = message.ended || !matches!(it.standing, Standing::Ended { .. });
+            of_tenant && there && goes_on
+        };
+        let size = page_size(message.page_size);
+        let mut after = message.page_token.clone();
+        let mut found = Vec::new();
+        // A page is filled from as many pages of the store as it takes.
+        loop {
+            let query = Query {
+                after: (!after.is_empty()).then(|| rspp_controlplane::store::Key::stored(&*after)),
+                ..Query::first(keys::placements())
+            };
+            let page = plane.store().list(query).await.map_err(Failure::from)?;
+            let mut cut = None;
+            for entry in &page.entries {
+                let placement: Placement = parse(entry).map_err(Failure::from)?;
+                if is_wanted(&placement) {
+                    if found.len() == size {
+                        break;
+                    }
+                    found.push(placement);
+                }
+                cut = Some(entry.key.as_str().to_owned());
+            }
+            let looked_at_all = cut.as_deref() == page.entries.last().map(|it| it.key.as_str());
+            after = if looked_at_all {
+                next_page(&page)
+            } else {
+                cut.unwrap_or(after)
+            };
+            if after.is_empty() || found.len() == size {
+                break;
+            }
+        }
+        let sessions = try_join_all(found.iter().map(|it| plane.status(it))).await?;
+        Ok(Response::new(wire::ListSessionsResponse {
+            sessions,
+            next_page_token: after,
+        }))
+    }
+
+    async fn move_session(
+        &self,
+        request: Request<wire::MoveSessionRequest>,
+    ) -> Result<Response<wire::SessionStatus>, Status> {
+        let plane = &self.0;
+        let (tenant, session) = named(&request.get_ref().tenant, &request.get_ref().session)?;
+        let operation = Operation::MoveSession;
+        let by = plane.admit(&request, operation, Some(&tenant), session.as_str())?;
+        let message = request.into_inner();
+        let why = match message.why() {
+            wire::WhyRevoked::Unspecified => WhyRevoked::Transfer,
+            why => why.try_into().map_err(Failure::from)?,
+        };
+        let to = optional::<RuntimeId>("to", &message.to).map_err(Failure::from)?;
+        if let Some(to) = &to
+            && plane.runtime(to).is_none()
+        {
+            return Err(Failure::NotFound {
+                what: "runtime",
+                name: to.to_string(),
+            }
+            .into());
+        }
+        let order = Revoke { why, to };
+        let encoded = message.encode_to_vec();
+        let asked = Asked {
+            by: &by,
+            operation: operation.as_str(),
+            subject: session.as_str(),
+            id: &message.request_id,
+            message: &encoded,
+        };
+        let answer: wire::SessionStatus = plane
+            .change(asked, || plane.moved(&by, &tenant, &session, &order))
+            .await?;
+        plane.light(&session).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn tell_status(
+        &self,
+        request: Request<wire::ReportStatusRequest>,
+    ) -> Result<Response<wire::ReportStatusResponse>, Status> {
+        let plane = &self.0;
+        let by = wire::Holder::required(request.get_ref().by.clone()).map_err(Failure::from)?;
+        plane.admit_holder(&request, Operation::WriteState, &by.runtime)?;
+        let reports = request.into_inner().reports;
+        if reports.len() > MAX_REPORTS {
+            return Err(Failure::TooLarge {
+                what: "report",
+                limit: MAX_REPORTS,
+            }
+            .into());
+        }
+        let mut stale = Vec::new();
+        for report in reports {
+            let report = StatusReport::try_from(report).map_err(Failure::from)?;
+            let told = plane.settle(|| plane.reported(&by, &report)).await;
+            match told {
+                Ok(()) => {}
+                Err(Failure::Lease(_)) => stale.push(report.session.to_string()),
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+        Ok(Response::new(wire::ReportStatusResponse { stale }))
+    }
+}
+
+fn named(tenant: &str, session: &str) -> Result<(TenantId, SessionId), Failure> {
+    Ok((text("tenant", tenant)?, text("session", session)?))
+}
+
+/// Where a session goes, before the token for it is signed.
+struct Target {
+    endpoint: Endpoint,
+    runtime: RuntimeId,
+    region: rspp_proto::Region,
+    pipeline: PipelineVersion,
+    why: &'static str,
+    epoch: Option<Epoch>,
+    decision: Option<wire::Decision>,
+    view: String,
+    version_resolution: String,
+}
+
+impl Plane {
+    /// A tenant's session. One of another tenant is as if it were not there (F-114).
+    async fn placement_of(
+        &self,
+        tenant: &TenantId,
+        session: &SessionId,
+    ) -> Result<(Placement, Compare), Failure> {
+        let key = keys::placement(session);
+        let (found, entry) = self.read::<Placement>(&key).await?;
+        let found = found.filter(|it| it.binding.tenant == *tenant);
+        let found = found.ok_or(Refusal::Unknown)?;
+        Ok((found, Compare::unchanged(&key, entry.as_ref())))
+    }
+
+    async fn status(&self, placement: &Placement) -> Result<wire::SessionStatus, Failure> {
+        let (report, _) = self
+            .read::<Report>(&keys::status(&placement.session))
+            .await?;
+        let holder = placement.holder();
+        let alive = holder.is_some_and(|holder| self.seems_alive(holder));
+        let runtime = holder.and_then(|holder| self.runtime(&holder.runtime));
+        let region = runtime.map(|it| it.description.region);
+        let view = status::of(placement, report.as_ref(), alive, region);
+        Ok(to::status(view, placement.binding.clone().into()))
+    }
+
+    async fn moved(
+        &self,
+        by: &Principal,
+        tenant: &TenantId,
+        session: &SessionId,
+        order: &Revoke,
+    ) -> Result<Decided<wire::SessionStatus>, Failure> {
+        let (placement, unchanged) = self.placement_of(tenant, session).await?;
+        let (txn, after) = Self::order(Some(&placement), unchanged, order)?;
+        let operation = Operation::MoveSession.as_str();
+        let detail = json!({
+            "why": order.why,
+            "from": placement.holder(),
+            "to": order.to,
+            "epoch": after.epoch,
+        });
+        let mut record = done(wall_clock(), by, operation, session.as_str(), detail);
+        record.tenant = Some(tenant.clone());
+        Ok(Decided {
+            txn,
+            record,
+            answer: self.status(&after).await?,
+        })
+    }
+
+    async fn reported(
+        &self,
+        by: &Holder,
+        report: &StatusReport,
+    ) -> Result<(Option<Txn>, ()), Failure> {
+        let placement_key = keys::placement(&report.session);
+        let (placement, entry) = self.read::<Placement>(&placement_key).await?;
+        rspp_controlplane::authority::check(placement.as_ref(), by, report.epoch)?;
+        let reason = report.reason.clone();
+        let reason = reason.map(|it| it.chars().take(MAX_REASON).collect());
+        let report_record = Report {
+            phase: report.phase,
+            at: wall_clock(),
+            reason,
+            epoch: report.epoch,
+        };
+        let txn = Txn::default()
+            .when(Compare::unchanged(&placement_key, entry.as_ref()))
+            .put(keys::status(&report.session), bytes(&report_record));
+        Ok((Some(txn), ()))
+    }
+
+    async fn routed(&self, ask: &RouteAsk) -> Result<wire::Route, Failure> {
+        let key = keys::placement(&ask.session);
+        let (placement, _) = self.read::<Placement>(&key).await?;
+        let target = match placement {
+            Some(placement) if placement.binding.tenant != ask.tenant => {
+                return Err(Refusal::Unknown.into());
+            }
+            Some(placement) => self.route_again(ask, &placement)?,
+            None => self.route_new(ask).await?,
+        };
+        let now = wall_clock();
+        let ttl = ask.token_ttl.unwrap_or(self.settings().token_ttl);
+        let ttl = ttl.clamp(Duration::from_secs(1), self.settings().token_ttl);
+        let issued = now.0 / 1_000;
+        let claims = SessionClaims {
+            jti: format!("{:032x}", rand::random::<u128>()),
+            session: ask.session.clone(),
+            tenant: ask.tenant.clone(),
+            pipeline: target.pipeline.clone(),
+            runtime: target.runtime.clone(),
+            epoch: target.epoch,
+            transport: ask.transport.clone(),
+            iat: issued,
+            exp: issued + ttl.as_secs(),
+        };
+        Ok(wire::Route {
+            endpoint: Some(target.endpoint.into()),
+            runtime: target.runtime.to_string(),
+            region: target.region.to_string(),
+            pipeline: target.pipeline.to_string(),
+            why: target.why.to_owned(),
+            token: Some(wire::SessionToken {
+                token: self.signer()?.sign(&claims),
+                id: claims.jti,
+                expires_at_ms: claims.exp * 1_000,
+            }),
+            epoch: target.epoch.map_or(0, Epoch::get),
+            decision: target.decision,
+            routing_view_snapshot: target.view,
+            version_resolution_snapshot: target.version_resolution,
+        })
+    }
+
+    /// A session that was placed before: to whom holds it, if that one is alive; else anew, with what it
+    /// was bound to.
+    fn route_again(&self, ask: &RouteAsk, placement: &Placement) -> Result<Target, Failure> {
+        let bound = placement.binding.pipeline.clone();
+        let settled = |endpoint, runtime, region, view, epoch| Target {
+            endpoint,
+            runtime,
+            region,
+            pipeline: bound.clone(),
+            why: "bound",
+            epoch,
+            decision: None,
+            view,
+            version_resolution: String::new(),
+        };
+        match &placement.standing {
+            Standing::Ended { .. } => return Err(Refusal::Ended.into()),
+            Standing::Held { by } if self.seems_alive(by) => {
+                let runtime = self.runtime(&by.runtime);
+                let runtime = runtime.ok_or_else(|| Failure::HolderGone(by.to_string()))?;
+                let endpoints = runtime.description.endpoints.into_iter();
+                let mut fitting = endpoints.filter(|it| it.transport == ask.transport);
+                if let Some(endpoint) = fitting.next() {
+                    let region = runtime.description.region;
+                    let view = self.view()?.name();
+                    let epoch = Some(placement.epoch);
+                    return Ok(settled(endpoint, by.runtime.clone(), region, view, epoch));
+                }
+            }
+            Standing::Held { .. } | Standing::Revoking { .. } | Standing::Vacant { .. } => {}
+        }
+        let mut request = Self::request(ask);
+        let view = self.view()?;
+        // Who is to have it next comes first; who lets go of it does not come again.
+        if let Standing::Revoking { from, .. } = &placement.standing {
+            request.except.insert(from.runtime.clone());
+        }
+        if let Some(reserved) = placement.reserved() {
+            let mut only = view.clone();
+            only.runtimes.retain(|id, _| id == reserved);
+            if let Ok(choice) = routing::choose(&only, &request) {
+                return Ok(settled(
+                    choice.endpoint,
+                    choice.runtime,
+                    choice.region,
+                    choice.view,
+                    None,
+                ));
+            }
+        }
+        let choice = routing::choose(&view, &request)?;
+        Ok(settled(
+            choice.endpoint,
+            choice.runtime,
+            choice.region,
+            choice.view,
+            None,
+        ))
+    }
+
+    async fn route_new(&self, ask: &RouteAsk) -> Result<Target, Failure> {
+        let asked = ask.pipeline.as_deref();
+        let (pipeline, why, version_resolution) =
+            self.resolved(&ask.tenant, &ask.session, asked)?;
+        let (decision, _) = self.decision(&ask.tenant, &line_of(&pipeline)).await;
+        if decision.outcome != OutcomeKind::Admit {
+            return Err(Failure::NotAdmitted(Box::new(decision)));
+        }
+        let choice = routing::choose(&self.view()?, &Self::request(ask))?;
+        Ok(Target {
+            endpoint: choice.endpoint,
+            runtime: choice.runtime,
+            region: choice.region,
+            pipeline,
+            why,
+            epoch: None,
+            decision: Some(to::decision(&decision)),
+            view: choice.view,
+            version_resolution,
+        })
+    }
+
+    fn request(ask: &RouteAsk) -> routing::Request {
+        routing::Request {
+            tenant: ask.tenant.clone(),
+            session: ask.session.clone(),
+            transport: ask.transport.clone(),
+            latencies_ms: ask.latencies_ms.clone(),
+            needs: ask.needs.clone(),
+            except: ask.except.clone(),
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What any gRPC client finds: health, reflection, deadlines, an orderly end.
+
+use std::time::Duration;
+
+use rspp_controlplane::access::{Principal, Role, Tenants};
+use rspp_controlplane_api::{Client, ControlError, wire};
+use rspp_proto::Actor;
+use tokio_stream::StreamExt as _;
+use tonic::transport::Endpoint;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
+
+use crate::rig::Rig;
+
+/// Issue 4: health and reflection answer, so that a client that knows nothing can look around.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_can_look_around() {
+    let rig = Rig::start().await;
+    let url = format!("http://{}", rig.plain);
+    let channel = Endpoint::from_shared(url).unwrap().connect().await.unwrap();
+    for service in ["", "rspp.v1"] {
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        let answer = HealthClient::new(channel.clone())
+            .check(request)
+            .await
+            .unwrap();
+        assert_eq!(answer.into_inner().status, 1, "serving");
+    }
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut client = ServerReflectionClient::new(channel);
+    let answers = client
+        .server_reflection_info(tokio_stream::once(request))
+        .await
+        .unwrap();
+    let answer = answers.into_inner().next().await.unwrap().unwrap();
+    let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+        panic!("{answer:?}");
+    };
+    let names: Vec<_> = list.service.iter().map(|it| it.name.as_str()).collect();
+    for service in [
+        "Registry",
+        "Rollouts",
+        "Admission",
+        "Placements",
+        "Fleet",
+        "Sessions",
+        "SessionState",
+        "Snapshots",
+        "Audit",
+        "Keys",
+        "Backup",
+    ] {
+        assert!(
+            names.contains(&&*format!("rspp.v1.{service}")),
+            "{service}: {names:?}"
+        );
+    }
+}
+
+/// Issue 4: the same services within the process, without a socket, as whoever embeds it says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_calls_its_own_control_plane() {
+    let rig = Rig::start().await;
+    let principal = |role| Principal {
+        actor: Actor::new("here").unwrap(),
+        role,
+        tenants: Tenants::All,
+    };
+    let viewer = Client::within(rig.server.dial(principal(Role::Viewer)));
+    viewer
+        .list_regions(wire::ListRegionsRequest {})
+        .await
+        .unwrap();
+    let denied = viewer.get_governance(wire::GetGovernanceRequest {}).await;
+    assert!(
+        matches!(denied, Err(ControlError::Denied { .. })),
+        "{denied:?}"
+    );
+    let admin = Client::within(rig.server.dial(principal(Role::Admin)));
+    admin
+        .get_governance(wire::GetGovernanceRequest {})
+        .await
+        .unwrap();
+}
+
+/// Issue 4: who waits for a control plane that is not there is told in time, and served once it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_finds_its_control_plane_again() {
+    let rig = Rig::start().await;
+    let viewer = rig.client("viewer/vera");
+    viewer.list_keys(wire::ListKeysRequest {}).await.unwrap();
+    let mut snapshots = {
+        use rspp_controlplane_api::ControlPlane as _;
+        viewer.snapshots(Vec::new())
+    };
+    snapshots.next().await.unwrap().unwrap();
+    let Rig {
+        dir,
+        store,
+        server,
+        plain,
+        ..
+    } = rig;
+    let asked = tokio::time::Instant::now();
+    server.stop(Duration::from_secs(2)).await;
+    assert!(
+        asked.elapsed() < Duration::from_secs(2),
+        "what is watched is ended"
+    );
+    while let Some(Ok(_)) = snapshots.next().await {}
+    let began = tokio::time::Instant::now();
+    let gone = viewer
+        .list_keys(wire::ListKeysRequest {})
+        .await
+        .unwrap_err();
+    assert!(gone.is_transient(), "{gone:?}");
+    assert!(began.elapsed() < Duration::from_secs(3), "by its deadline");
+    // Another one on the same store: all is still there.
+    let again = Rig::on(dir, store).await;
+    assert_ne!(again.plain, plain);
+    again
+        .client("viewer/vera")
+        .list_keys(wire::ListKeysRequest {})
+        .await
+        .unwrap();
+}
