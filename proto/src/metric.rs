@@ -13,6 +13,8 @@ pub enum Metric {
     CancelLatency,
     /// From the acceptance of a cancel until a node has heard of it.
     CancelAck,
+    /// Times that a node took longer than it may to let go.
+    SlowCancels,
     /// Times that a node was found beyond what it may take.
     NodeLimitViolations,
     /// Events that wait on an edge.
@@ -41,6 +43,12 @@ pub enum Metric {
     ProviderResponseBytes,
     /// What one vendor counts and another does not.
     ProviderExtra,
+    /// Decisions about a tenant's sessions and turns.
+    AdmissionDecisions,
+    /// Tokens that language models read and wrote for a tenant.
+    TenantTokens,
+    /// Work of a tenant that was shed where it is scheduled.
+    WorkShed,
 }
 
 /// What a measurement is told by.
@@ -80,14 +88,21 @@ pub enum MetricLabel {
     Extra,
     /// Which quantile of a latency.
     Quantile,
+    /// The tenant; those that ask least share a name.
+    TenantId,
+    /// What was asked for: `session` or `turn`.
+    Subject,
+    /// What was decided.
+    Decision,
 }
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::NodeLatency,
         Self::CancelLatency,
         Self::CancelAck,
+        Self::SlowCancels,
         Self::NodeLimitViolations,
         Self::EdgeQueueDepth,
         Self::EdgeDrops,
@@ -102,6 +117,9 @@ impl Metric {
         Self::ProviderRequestBytes,
         Self::ProviderResponseBytes,
         Self::ProviderExtra,
+        Self::AdmissionDecisions,
+        Self::TenantTokens,
+        Self::WorkShed,
     ];
 
     /// Its name.
@@ -110,6 +128,7 @@ impl Metric {
             Self::NodeLatency => "node_latency_ms",
             Self::CancelLatency => "cancel_latency_ms",
             Self::CancelAck => "cancel_ack_ms",
+            Self::SlowCancels => "slow_cancels_total",
             Self::NodeLimitViolations => "node_limit_violations_total",
             Self::EdgeQueueDepth => "edge_queue_depth",
             Self::EdgeDrops => "edge_drops_total",
@@ -124,6 +143,9 @@ impl Metric {
             Self::ProviderRequestBytes => "provider_request_bytes_total",
             Self::ProviderResponseBytes => "provider_response_bytes_total",
             Self::ProviderExtra => "provider_extra_total",
+            Self::AdmissionDecisions => "admission_decisions_total",
+            Self::TenantTokens => "tenant_tokens_total",
+            Self::WorkShed => "work_shed_total",
         }
     }
 
@@ -140,6 +162,7 @@ impl Metric {
                 L::Quantile,
             ],
             Self::CancelAck => &[L::PipelineVersion, L::NodeId, L::Reason, L::Forced],
+            Self::SlowCancels => &[L::PipelineVersion, L::NodeId, L::NodeType, L::ProviderId],
             Self::NodeLimitViolations => &[
                 L::PipelineVersion,
                 L::NodeId,
@@ -201,6 +224,8 @@ impl Metric {
                 L::Modality,
                 L::Extra,
             ],
+            Self::AdmissionDecisions => &[L::TenantId, L::Subject, L::Decision],
+            Self::TenantTokens | Self::WorkShed => &[L::TenantId],
         }
     }
 }
@@ -226,6 +251,9 @@ impl MetricLabel {
             Self::ErrorCode => "error_code",
             Self::Extra => "extra",
             Self::Quantile => "quantile",
+            Self::TenantId => "tenant_id",
+            Self::Subject => "subject",
+            Self::Decision => "decision",
         }
     }
 }

@@ -275,6 +275,7 @@ pub(crate) mod tests {
                 tools: Vec::new(),
             }],
             spending: Spending::default(),
+            moves_refused: BTreeMap::new(),
             refused: 0,
             speculation: rspp_kernel::speculation::SpeculationStats::default(),
             hot_state_bytes: 0,

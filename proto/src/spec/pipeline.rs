@@ -294,9 +294,17 @@ pub struct ObserveSpec {
     /// Whether debug events are made; by default not (F-027).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub debug: Option<bool>,
+    /// How long a cancel may take until a node has let go, or the user hears nothing more, in
+    /// milliseconds; what takes longer is counted against the node and its provider. 150 by default
+    /// (NF-003, NF-026).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow_cancel_ms: Option<u64>,
 }
 
 impl ObserveSpec {
+    /// The limit of a cancel unless something else is written.
+    pub const SLOW_CANCEL_MS: u64 = 150;
+
     /// Whether it leaves everything to others.
     pub fn is_silent(&self) -> bool {
         *self == Self::default()
@@ -308,6 +316,7 @@ impl ObserveSpec {
         Self {
             metrics_every_ms: self.metrics_every_ms.or(weaker.metrics_every_ms),
             debug: self.debug.or(weaker.debug),
+            slow_cancel_ms: self.slow_cancel_ms.or(weaker.slow_cancel_ms),
         }
     }
 }

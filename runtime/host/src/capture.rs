@@ -70,8 +70,8 @@ impl Capture {
                     reason: reason.as_str().to_owned(),
                 }
             }
-            // Who looks on changes nothing.
-            Command::Capture { .. } => return,
+            // Who looks on changes nothing, and what is forged did not happen.
+            Command::Capture { .. } | Command::Forge(_) => return,
             Command::Rotate(epoch) => Ordered::Rotate(*epoch),
             Command::Leave => Ordered::Leave,
             Command::HandOver => Ordered::HandOver,

@@ -136,11 +136,18 @@ pub(crate) struct LineStats {
     media: Mutex<Option<MediaReport>>,
     /// Output frames that the peer was too slow for.
     unplayed: AtomicU64,
+    /// Output frames that left, those that left late, and by how much at most, in milliseconds.
+    left: AtomicU64,
+    left_late: AtomicU64,
+    latest: AtomicU64,
     /// Ticks of the output clock that found nothing to play in the middle of a reply.
     pub(crate) underruns: AtomicU64,
     /// When the newest frames came in, by the position after their last sample.
     arrivals: Mutex<VecDeque<(SampleIndex, Monotonic)>>,
 }
+
+/// A frame that leaves this much after its time is late: a peer with little room hears it (P29).
+const LATE: Duration = Duration::from_millis(5);
 
 impl LineStats {
     /// When the frame that holds the sample before `position` came in; the newest if it is not
@@ -160,11 +167,24 @@ impl LineStats {
         arrivals.back().map_or(SampleIndex(0), |(end, _)| *end)
     }
 
+    /// An output frame left so late, by the clock that paces them.
+    fn leaves(&self, late: Duration) {
+        self.left.fetch_add(1, Ordering::Relaxed);
+        if late >= LATE {
+            self.left_late.fetch_add(1, Ordering::Relaxed);
+            let late = late.as_millis() as u64;
+            self.latest.fetch_max(late, Ordering::Relaxed);
+        }
+    }
+
     /// What was carried and lost so far.
     pub(crate) fn report(&self) -> LineReport {
         LineReport {
             aged: self.aged.load(Ordering::Relaxed),
             unplayed: self.unplayed.load(Ordering::Relaxed),
+            left: self.left.load(Ordering::Relaxed),
+            left_late: self.left_late.load(Ordering::Relaxed),
+            latest_ms: self.latest.load(Ordering::Relaxed),
             echoes: self.echoes.load(Ordering::Relaxed),
             media: *self.media.lock().expect("no code panics while locked"),
         }
@@ -700,6 +720,7 @@ impl Line {
                         let due = self.outbound.due.unwrap_or(now);
                         let late = now.saturating_duration_since(due);
                         self.attachment.scheduling.gatekeeper.output.count(late);
+                        self.attachment.line.leaves(late);
                         self.outbound.due = Some(due + self.watch.pace());
                         return Ok(());
                     }

@@ -52,6 +52,8 @@ mod pulse;
 
 mod snapshots;
 
+pub mod testing;
+
 mod watchdog;
 
 pub use admission::SessionRefused;

@@ -50,6 +50,9 @@ pub struct NodeMeasurements {
     pub latency: Latency,
     /// From the acceptance of a cancel until the node has let go.
     pub cancel: Latency,
+    /// Cancels that took it longer than they may (NF-003).
+    #[serde(default)]
+    pub slow_cancels: u64,
     /// Processor time that it took, in milliseconds, if that is limited (F-107).
     #[serde(default)]
     pub cpu_ms: f64,
@@ -119,6 +122,9 @@ pub struct Measurements {
     pub providers: BTreeMap<NodeId, BTreeMap<ProviderId, ProviderMeasurements>>,
     /// From the acceptance of a cancel until the output has let go of the turn.
     pub cancel: Latency,
+    /// Cancels that took longer than they may until the user heard nothing more.
+    #[serde(default)]
+    pub slow_cancels: u64,
     /// Cancels by their reason code (F-035).
     pub cancels: BTreeMap<String, u64>,
 }
@@ -131,7 +137,7 @@ pub(crate) struct Meters {
     edges: Mutex<BTreeMap<EdgeId, Arc<EdgeMeter>>>,
     /// As many as nodes have candidates.
     providers: Mutex<BTreeMap<(NodeId, ProviderId), ProviderMeter>>,
-    cancel: Spans,
+    cancel: Cancels,
     /// When work was last told to stop, in microseconds; 0 for never.
     cancelled_at: AtomicU64,
     /// Whether the output has yet to let go.
@@ -146,7 +152,7 @@ pub(crate) struct NodeMeter {
     kind: String,
     provider: Option<ProviderId>,
     latency: Spans,
-    cancel: Spans,
+    cancel: Cancels,
     /// Microseconds.
     cpu: AtomicU64,
     cpu_violations: AtomicU64,
@@ -304,6 +310,35 @@ impl Spans {
     }
 }
 
+/// How long cancels take, and how many take longer than they may.
+#[derive(Debug)]
+struct Cancels {
+    spans: Spans,
+    limit: Duration,
+    slow: AtomicU64,
+}
+
+impl Cancels {
+    fn within(limit: Duration) -> Self {
+        Self {
+            spans: Spans::default(),
+            limit,
+            slow: AtomicU64::new(0),
+        }
+    }
+
+    fn add(&self, took: Duration) {
+        self.spans.add(took);
+        if took > self.limit {
+            self.slow.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn slow(&self) -> u64 {
+        self.slow.load(Ordering::Relaxed)
+    }
+}
+
 impl NodeMeter {
     pub(crate) fn handled(&self, took: Duration) {
         self.latency.add(took);
@@ -354,13 +389,14 @@ impl EdgeMeter {
 }
 
 impl Meters {
-    pub(crate) fn new(version: PipelineVersion) -> Self {
+    /// Instruments that tell cancels which take longer than `slow_cancel`.
+    pub(crate) fn new(version: PipelineVersion, slow_cancel: Duration) -> Self {
         Self {
             version,
             nodes: Mutex::default(),
             edges: Mutex::default(),
             providers: Mutex::default(),
-            cancel: Spans::default(),
+            cancel: Cancels::within(slow_cancel),
             cancelled_at: AtomicU64::new(0),
             sounds: AtomicBool::new(false),
             cancels: Mutex::default(),
@@ -380,7 +416,7 @@ impl Meters {
                 kind: kind.to_owned(),
                 provider: provider.cloned(),
                 latency: Spans::default(),
-                cancel: Spans::default(),
+                cancel: Cancels::within(self.cancel.limit),
                 cpu: AtomicU64::new(0),
                 cpu_violations: AtomicU64::new(0),
                 memory_violations: AtomicU64::new(0),
@@ -466,7 +502,8 @@ impl Meters {
                         node_type: meter.kind.clone(),
                         provider: meter.provider.clone(),
                         latency: meter.latency.latency(),
-                        cancel: meter.cancel.latency(),
+                        cancel: meter.cancel.spans.latency(),
+                        slow_cancels: meter.cancel.slow(),
                         cpu_ms: meter.cpu.load(Ordering::Relaxed) as f64 / 1e3,
                         cpu_violations: meter.cpu_violations.load(Ordering::Relaxed),
                         memory_violations: meter.memory_violations.load(Ordering::Relaxed),
@@ -491,7 +528,8 @@ impl Meters {
                 })
                 .collect(),
             providers: self.providers(),
-            cancel: self.cancel.latency(),
+            cancel: self.cancel.spans.latency(),
+            slow_cancels: self.cancel.slow(),
             cancels: lock(&self.cancels)
                 .iter()
                 .map(|(reason, count)| ((*reason).to_owned(), *count))
@@ -560,6 +598,8 @@ pub(crate) fn samples(before: Option<&Measurements>, now: &Measurements) -> Vec<
         told.latency(Metric::NodeLatency, measured.latency, old);
         let old = known.map(|known| known.cancel);
         told.latency(Metric::CancelLatency, measured.cancel, old);
+        let old = known.map_or(0, |known| known.slow_cancels);
+        told.count(Metric::SlowCancels, measured.slow_cancels, old, None);
         let (cpu, memory) = known.map_or((0, 0), |it| (it.cpu_violations, it.memory_violations));
         for (limit, count, old) in [
             ("cpu", measured.cpu_violations, cpu),

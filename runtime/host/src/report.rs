@@ -134,6 +134,9 @@ pub struct SessionReport {
     pub spending: Spending,
     /// Intents that did not become turns.
     pub refused: u64,
+    /// Moves that were asked for and could not be made, by code.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub moves_refused: BTreeMap<String, u64>,
     /// What became of answers that were begun on a guess (P10).
     #[serde(default)]
     pub speculation: SpeculationStats,
@@ -206,6 +209,15 @@ pub struct LineReport {
     pub aged: u64,
     /// Output frames that the peer was too slow for.
     pub unplayed: u64,
+    /// Output frames that left, one every 20 ms (P29).
+    #[serde(default)]
+    pub left: u64,
+    /// Of these, frames that left 5 ms after their time or later.
+    #[serde(default)]
+    pub left_late: u64,
+    /// The most that a frame left after its time, in milliseconds; 0 if none was late.
+    #[serde(default)]
+    pub latest_ms: u64,
     /// Frames of the user's that held nothing but the agent's own voice (P28).
     pub echoes: u64,
     /// The user's audio, where it says where it belongs.

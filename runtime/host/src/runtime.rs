@@ -12,10 +12,14 @@ use rspp_kernel::{
     admission::AdmissionReport,
     graph::GraphError,
     plan::{LayeredSettings, PlanError, ProviderInputs, with_insertions},
+    refused::SESSION_HAS_ENDED,
 };
 use rspp_proto::{
     Epoch, EventType, Monotonic, SessionId, TenantId,
-    spec::{LimitsSpec, MemoryLimits, Modality, NodeKind, PipelineSpec, PolicyBundle, Quota},
+    spec::{
+        LimitsSpec, MemoryLimits, Modality, NodeKind, ObserveSpec, PipelineSpec, PolicyBundle,
+        Quota,
+    },
 };
 use rspp_provider_api::Providers;
 use rspp_timeline::{LineNote, OpeningEntry, ProviderNote, Recorder};
@@ -349,7 +353,13 @@ impl Runtime {
 
         let observe = blueprint.settings.observe(blueprint.spec.observe);
         let measures = observe.metrics_every_ms.is_some_and(|every| every > 0);
-        let meters = measures.then(|| Arc::new(Meters::new(blueprint.spec.version.clone())));
+        let slow_cancel = observe
+            .slow_cancel_ms
+            .unwrap_or(ObserveSpec::SLOW_CANCEL_MS);
+        let meters = measures.then(|| {
+            let version = blueprint.spec.version.clone();
+            Arc::new(Meters::new(version, Duration::from_millis(slow_cancel)))
+        });
         if let Some(meters) = &meters {
             self.metered.add(request.session.clone(), meters);
         }
@@ -679,9 +689,11 @@ impl SessionHandle {
         self.command(Command::Drain);
     }
 
-    fn command(&self, command: Command) {
+    /// Who is over refuses whatever it is asked for (F-138).
+    pub(crate) fn command(&self, command: Command) {
         let message = SessionControl::Command(command);
         if self.control.send_reserved(message).is_err() {
+            self.health.refuse_move(SESSION_HAS_ENDED);
             tracing::debug!(session = %self.session, "the session takes no command");
         }
     }

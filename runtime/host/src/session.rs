@@ -653,6 +653,11 @@ impl Actor for Session {
             turns: self.ledger.take_reports(),
             spending: self.meter().session(),
             refused: self.ledger.refusals(),
+            moves_refused: status
+                .moves_refused
+                .iter()
+                .map(|(code, count)| ((*code).to_owned(), *count))
+                .collect(),
             speculation: self.kernel.speculation(),
             hot_state_bytes: self.state.hot().bytes(),
             node_failures: self.node_failures,

@@ -14,6 +14,7 @@ use crate::{
     input::CancelReason,
     invocation::TurnDeadlines,
     recovery::Task,
+    refused::RefusedMove,
     speculation::Discarded,
     tool::{ToolRequest, ToolStep},
     turn::{Refusal, Terminal},
@@ -33,6 +34,18 @@ pub enum SessionState {
     Draining,
     /// Over for good.
     Ended,
+}
+
+impl SessionState {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connecting => "CONNECTING",
+            Self::Active => "ACTIVE",
+            Self::Draining => "DRAINING",
+            Self::Ended => "ENDED",
+        }
+    }
 }
 
 /// A control signal, before it is stamped with ids and times.
@@ -88,6 +101,8 @@ pub enum Effect {
         /// The limit that was reached, and when to ask again.
         decision: Decision,
     },
+    /// Note that somebody asked for a move that is not made.
+    RefuseMove(RefusedMove),
     /// Record a turn's transition.
     Transition {
         /// The turn.

@@ -104,7 +104,7 @@ pub enum Input {
     LineSilent,
     /// The peer has taken no output for a while.
     LineStalled,
-    /// Media flows again after a silence or a stall.
+    /// Media flows, for the first time or again after a silence or a stall.
     LineFlowing,
     /// The session shall end once its turn has.
     Drain,

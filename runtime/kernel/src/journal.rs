@@ -13,7 +13,7 @@ use rspp_proto::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Effect, Emission, Input, SessionState, turn::Refusal};
+use crate::{Effect, Emission, Input, SessionState, refused::RefusedMove, turn::Refusal};
 
 /// Lines that may wait to be taken; more than a host leaves between two looks.
 const MAX_WAITING: usize = 4_096;
@@ -75,6 +75,8 @@ pub enum Decision {
     },
     /// That the session moves.
     Session(SessionState),
+    /// That somebody asked for a move that is not made.
+    MoveRefused(RefusedMove),
 }
 
 impl Decision {
@@ -94,6 +96,9 @@ impl Decision {
         if let Effect::Session(state) = effect {
             return Some(Self::Session(*state));
         }
+        if let Effect::RefuseMove(refused) = effect {
+            return Some(Self::MoveRefused(*refused));
+        }
         None
     }
 
@@ -112,6 +117,7 @@ impl Decision {
         match self {
             Self::Signal { turn, .. } => *turn,
             Self::Transition { turn, .. } | Self::Refused { turn, .. } => Some(*turn),
+            Self::MoveRefused(refused) => refused.turn(),
             Self::Session(_) => None,
         }
     }

@@ -9,6 +9,8 @@ mod input;
 
 pub mod turn;
 
+pub mod refused;
+
 pub mod session;
 
 pub mod interruption;

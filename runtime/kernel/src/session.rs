@@ -3,6 +3,7 @@
 //! Inputs and the time go in, effects and a deadline come out. Knows nothing of actors, audio or
 //! models; the host carries out the effects, in order, and answers the ones that ask.
 
+mod moves;
 mod speculation;
 mod tools;
 
@@ -26,7 +27,7 @@ use crate::{
     journal::{Decision, Journal, Line},
     link::{Link, LinkEnd, LinkEvent},
     recovery::{Course, Task, Voice},
-    session::tools::Tools,
+    session::{moves::NeverOpened, tools::Tools},
     speculation::{Discarded, Speculation},
     tool::ToolTable,
     turn::{
@@ -134,9 +135,13 @@ pub struct Session {
     authority: Authority,
     /// The lease, if it has an end.
     tenure: Option<Tenure>,
+    /// Whether the session has come from another placement, and its user not yet.
+    arriving: bool,
     /// Whether the session is about to be handed over: until then it does not end by itself.
     moving: bool,
     next_turn: TurnNumber,
+    /// Numbers that were given away, and did not become turns.
+    never_opened: NeverOpened,
     running: Option<Running>,
     /// What the user said meanwhile.
     waiting: Option<Waiting>,
@@ -174,8 +179,10 @@ impl Session {
             epoch,
             authority: Authority::new(epoch),
             tenure: None,
+            arriving: false,
             moving: false,
             next_turn: TurnNumber::FIRST,
+            never_opened: NeverOpened::default(),
             running: None,
             waiting: None,
             interruption,
@@ -315,6 +322,9 @@ impl Session {
         if let Some(journal) = &mut self.journal {
             journal.note(Some(now), Line::Input(Box::new(input.clone())));
         }
+        if self.refuses(&input) {
+            return;
+        }
         if self.state == SessionState::Ended && !matches!(input, Input::GuessSpent { .. }) {
             return; // ENDED is for good (F-138), but a bill may come late.
         }
@@ -325,7 +335,10 @@ impl Session {
             Input::ConnectionLost => self.connection(now, LinkEvent::Lost),
             Input::LineSilent => self.connection(now, LinkEvent::Silent),
             Input::LineStalled => self.connection(now, LinkEvent::Stalled),
-            Input::LineFlowing => self.connection(now, LinkEvent::Flowing),
+            Input::LineFlowing => {
+                self.arrived();
+                self.connection(now, LinkEvent::Flowing);
+            }
             Input::Drain => self.drain(),
             Input::SpeechStarted { at } => {
                 self.discard(Discarded::UserWentOn);
@@ -643,6 +656,7 @@ impl Session {
         if text.trim().is_empty() || self.state != SessionState::Active {
             return;
         }
+        self.arrived();
         let Some(running) = &self.running else {
             if self.throttled.is_some() {
                 self.discard(Discarded::WordsDiffer);
@@ -1098,11 +1112,18 @@ impl Session {
         match placement {
             Placement::Issued => self.signal(Signal::LeaseIssued, lease, None),
             Placement::TakenOver => {
+                self.arriving = true;
                 self.signal_because(Signal::LeaseRotated, lease, None, ROTATED);
-                let route = Emitter::RoutingView;
-                let reason = "region_failover_complete";
-                self.signal_because(Signal::MigrationFinish, route, None, reason);
             }
+        }
+    }
+
+    /// The user is heard here: a session that came from elsewhere has moved (F-157).
+    fn arrived(&mut self) {
+        if std::mem::take(&mut self.arriving) {
+            let route = Emitter::RoutingView;
+            let reason = "region_failover_complete";
+            self.signal_because(Signal::MigrationFinish, route, None, reason);
         }
     }
 
@@ -1276,6 +1297,7 @@ impl Session {
         };
         self.signal_because(signal, emitter, None, refusal.as_str());
         self.transition(turn, TurnState::Opening, trigger);
+        self.never_opened.note(turn);
         let running = self.running.as_ref();
         let decision = running.map_or(admission::Decision::ADMIT, |running| running.admission);
         self.effects.push_back(Effect::Refused {

@@ -192,6 +192,11 @@ impl Turn {
         self.state
     }
 
+    /// Whether it has ended, and its evidence is being sealed.
+    pub fn is_sealing(self) -> bool {
+        self.sealing.is_some()
+    }
+
     fn at(state: TurnState) -> Self {
         Self {
             state,

@@ -282,5 +282,8 @@ pub(crate) fn describe(decision: &Decision) -> String {
         }
         Decision::Refused { refusal, .. } => format!("refused: {}", refusal.as_str()),
         Decision::Session(state) => format!("session {state:?}"),
+        Decision::MoveRefused(refused) => {
+            format!("refused: {} ({})", refused.asked(), refused.code())
+        }
     }
 }

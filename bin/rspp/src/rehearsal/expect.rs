@@ -19,6 +19,8 @@ pub(crate) struct Expected {
     pub(crate) turns: Option<Vec<ExpectedTurn>>,
     /// Intents that did not become turns.
     pub(crate) refused_turns: Option<u64>,
+    /// Moves that were asked for and could not be made, by their code.
+    pub(crate) refused_moves: Option<BTreeMap<String, u64>>,
     /// These signals, in this order; others may come between.
     pub(crate) signals: Vec<Pattern>,
     /// So many of these signals in all.
@@ -134,6 +136,13 @@ impl Expected {
         let mut findings = Vec::new();
         if let Some(turns) = &self.turns {
             findings.extend(check_turns(turns, &report.turns));
+        }
+        if let Some(refused) = &self.refused_moves {
+            findings.push(Finding::of(
+                format!("moves refused: {refused:?}"),
+                *refused == report.moves_refused,
+                || format!("{:?}", report.moves_refused),
+            ));
         }
         if let Some(refused) = self.refused_turns {
             findings.push(Finding::of(

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -244,7 +247,8 @@ async fn place(
     });
     let (mut transport, line) = loopback::call(script).map_err(Problem::failure)?;
     let (client, injected) = mpsc::channel(64);
-    transport.source = with_client(transport.source, injected);
+    let muted = Arc::<AtomicBool>::default();
+    transport.source = with_client(transport.source, injected, Arc::clone(&muted));
     let (recorder, recording) = record(kept, clock, piece, &call.id, &file).await?;
     let mut settings = piece.settings.clone();
     settings.session.priority = call.priority.or(settings.session.priority);
@@ -270,6 +274,7 @@ async fn place(
         handle: &handle,
         line: &line,
         client,
+        muted,
         cues: &call.cues,
     };
     let signals = director.direct().await;
@@ -367,17 +372,26 @@ fn tone(length: Duration) -> Vec<i16> {
     (0..samples).map(|n| (wave(n) * 8_000.0) as i16).collect()
 }
 
-/// The user's audio, and what the client sends beside it, until the user hangs up.
-fn with_client(source: Source, injected: mpsc::Receiver<Ingress>) -> Source {
+/// The user's audio unless it is muted, and what the client sends beside it, until the user hangs up.
+fn with_client(
+    source: Source,
+    injected: mpsc::Receiver<Ingress>,
+    muted: Arc<AtomicBool>,
+) -> Source {
+    let heard = source.filter(move |ingress| {
+        let passes = !matches!(ingress, Ingress::Audio(_)) || !muted.load(Ordering::Relaxed);
+        std::future::ready(passes)
+    });
+    let heard: Source = Box::pin(heard);
     Box::pin(futures::stream::unfold(
-        (source, injected),
-        |(mut source, mut injected)| async move {
+        (heard, injected),
+        |(mut heard, mut injected)| async move {
             let next = tokio::select! {
                 biased;
                 Some(next) = injected.recv() => Some(next),
-                next = source.next() => next,
+                next = heard.next() => next,
             };
-            next.map(|next| (next, (source, injected)))
+            next.map(|next| (next, (heard, injected)))
         },
     ))
 }
@@ -467,6 +481,7 @@ struct Director<'a> {
     handle: &'a SessionHandle,
     line: &'a Line,
     client: mpsc::Sender<Ingress>,
+    muted: Arc<AtomicBool>,
     cues: &'a [Cue],
 }
 
@@ -539,6 +554,8 @@ impl Director<'_> {
             Happens::Reconnects => self.send(Ingress::Link(Link::Reconnecting)).await,
             Happens::LosesLink => self.send(Ingress::Link(Link::Lost)).await,
             Happens::ComesBack => self.send(Ingress::Link(Link::Back)).await,
+            Happens::Mutes => self.muted.store(true, Ordering::Relaxed),
+            Happens::Unmutes => self.muted.store(false, Ordering::Relaxed),
             Happens::HangsUp => self.line.hang_up(),
             Happens::Cancel(cancel) => {
                 let _ended = self.handle.cancel_part(target(cancel), cancel.reason).await;

@@ -313,6 +313,10 @@ pub(crate) enum Happens {
     LosesLink,
     /// The link is there again.
     ComesBack,
+    /// The user's microphone sends nothing any more.
+    Mutes,
+    /// It sends again.
+    Unmutes,
     /// The user hangs up.
     HangsUp,
     /// An operator cancels.

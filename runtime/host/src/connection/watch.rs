@@ -16,6 +16,8 @@ pub(super) struct Watch {
     /// Refusals in a row that make a stall.
     stall_at: u32,
     heard_at: Monotonic,
+    /// Whether anything was ever heard.
+    flows: bool,
     /// When to look at that; `None` while it is known that nothing is heard. Set anew only when it
     /// comes, since moving a timer with each frame costs more than the frame.
     check_at: Option<Monotonic>,
@@ -33,6 +35,7 @@ impl Watch {
             silence_after,
             stall_at: u32::try_from(frames).unwrap_or(u32::MAX),
             heard_at: now,
+            flows: false,
             check_at: Some(now + silence_after),
             refused: 0,
             down: false,
@@ -67,8 +70,9 @@ impl Watch {
     /// The user's audio came in.
     pub(super) fn heard(&mut self, now: Monotonic) -> Option<TransportEvent> {
         self.heard_at = now;
+        let begins = !std::mem::replace(&mut self.flows, true);
         if self.check_at.is_some() {
-            return None;
+            return begins.then_some(TransportEvent::Flowing);
         }
         self.check_at = Some(now + self.silence_after);
         Some(TransportEvent::Flowing)
@@ -139,6 +143,8 @@ mod tests {
     fn silence_is_said_once_and_ends_with_the_next_sound() {
         let mut watch = watch();
         assert_eq!(watch.check_silence(at(999)), None);
+        let begins = watch.heard(at(980));
+        assert_eq!(begins, Some(TransportEvent::Flowing), "the first sound");
         assert_eq!(watch.heard(at(999)), None);
         assert_eq!(watch.check_silence(at(1_000)), None);
         assert_eq!(watch.silence_due(), Some(at(1_999)));

@@ -34,6 +34,7 @@ impl Session {
             }
             Command::Rotate(epoch) => self.kernel.handle(now, Input::Rotated { epoch }),
             Command::Revoke => self.kernel.handle(now, Input::Revoked),
+            Command::Forge(input) => self.kernel.handle(now, *input),
             Command::Drain => {
                 self.ends_because("the session was drained");
                 self.kernel.handle(now, Input::Drain);

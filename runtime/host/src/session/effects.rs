@@ -13,6 +13,7 @@ use rspp_kernel::{
     link::Link,
     plan::{self, ResolvedTurnPlan, profile},
     recovery::Task,
+    refused::RefusedMove,
     turn::Ending,
 };
 use rspp_proto::{
@@ -33,6 +34,9 @@ use crate::{
     schedule::Shed,
     turn::{Turn, TurnControl, TurnSetup},
 };
+
+/// Refused moves that are told of one session; the rest is counted.
+const MOST_MOVES_TOLD: u64 = 64;
 
 impl Session {
     pub(super) fn raise_fence(&mut self, now: Monotonic, turn: TurnNumber, cancelled: bool) {
@@ -77,6 +81,7 @@ impl Session {
                     self.ledger.refused();
                     self.publisher.refused(refusal, decision, now);
                 }
+                Effect::RefuseMove(refused) => self.refuse_move(refused, now),
                 Effect::Judge { turn } => {
                     let gates = self.judge(now, turn);
                     self.kernel.handle(now, Input::Gates { turn, gates });
@@ -170,6 +175,14 @@ impl Session {
         }
         self.arm(ctx);
         Ok(())
+    }
+
+    /// A move that is not made is counted, and told as long as that does not fill the timeline.
+    fn refuse_move(&mut self, refused: RefusedMove, now: Monotonic) {
+        let so_far = self.setup.health.refuse_move(refused.code());
+        if so_far <= MOST_MOVES_TOLD {
+            self.publisher.move_refused(refused, now);
+        }
     }
 
     /// A cancel is known by its reason in logs and measurements too (F-035).

@@ -1,6 +1,9 @@
 //! How a session is doing, for whoever asks from outside.
 
-use std::sync::{Mutex, MutexGuard};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard},
+};
 
 use rspp_kernel::SessionState;
 
@@ -22,6 +25,9 @@ pub struct SessionStatus {
     pub dead_letters: Vec<DeadLetter>,
     /// How many of these there were.
     pub dead_lettered: u64,
+    /// Moves that session or turns were asked to make where they could not, by code (F-138, F-139,
+    /// F-141); the codes are the kernel's own words.
+    pub moves_refused: BTreeMap<&'static str, u64>,
 }
 
 impl SessionStatus {
@@ -45,6 +51,7 @@ impl Default for Health {
                 degraded: Vec::new(),
                 dead_letters: Vec::new(),
                 dead_lettered: 0,
+                moves_refused: BTreeMap::new(),
             }),
         }
     }
@@ -79,6 +86,13 @@ impl Health {
     /// Whether another dead letter would be kept.
     pub(super) fn takes_letters(&self) -> bool {
         self.status().dead_letters.len() < MAX_DEAD_LETTERS
+    }
+
+    /// Counts a move that was refused; how many there have been.
+    pub(crate) fn refuse_move(&self, code: &'static str) -> u64 {
+        let mut status = self.status();
+        *status.moves_refused.entry(code).or_default() += 1;
+        status.moves_refused.values().sum()
     }
 
     pub(super) fn bury(&self, letter: Option<DeadLetter>) {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rspp_actors::DataRef;
 use rspp_controlplane_api::{Lease, LeaseError};
 use rspp_kernel::{
-    CancelReason,
+    CancelReason, Input,
     authority::AuthorityFault,
     edge::EdgeNotice,
     tool::{ToolOutcome, ToolRequest},
@@ -52,7 +52,7 @@ pub(crate) enum TransportEvent {
     Silent,
     /// The peer takes no output any more.
     Stalled,
-    /// Media flows again.
+    /// Media flows, for the first time or again.
     Flowing,
     EndOfUtterance,
     Cancel,
@@ -106,6 +106,8 @@ pub(crate) enum Command {
     HandOver,
     Revoke,
     Drain,
+    /// What a test has the kernel be told.
+    Forge(Box<Input>),
 }
 
 /// What to cancel: the four scopes of a cancel (event-abi.md §1).

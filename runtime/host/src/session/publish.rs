@@ -23,6 +23,7 @@ use rspp_kernel::{
     edge::{EdgeNotice, Lineage},
     journal::Line,
     plan::ResolvedTurnPlan,
+    refused::RefusedMove,
     tool::{ToolEnd, ToolEvent, ToolStep},
     turn::Refusal,
 };
@@ -824,6 +825,18 @@ impl Publisher {
             stamp,
         );
         self.record(outcome);
+    }
+
+    /// Somebody asked for a move that cannot be made: nothing changed (F-138, F-139, F-141).
+    pub(super) fn move_refused(&mut self, refused: RefusedMove, at: Monotonic) {
+        let mut fields = vec![
+            ("code", refused.code().to_owned()),
+            ("stands", refused.stands().to_owned()),
+            ("asked", refused.asked().to_owned()),
+        ];
+        fields.extend(refused.turn().map(|turn| ("turn", turn.to_string())));
+        let record = self.remark("move_refused", &fields, at);
+        self.event_record(record);
     }
 
     /// An event was sent under a key for the first time: the id by which its repetitions name it.

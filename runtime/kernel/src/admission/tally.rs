@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use rspp_proto::TenantId;
+use rspp_proto::{
+    MetricSample, TenantId,
+    metric::{Metric, MetricLabel},
+};
 use serde::{Deserialize, Serialize};
 
 use super::Verdict;
@@ -48,6 +51,17 @@ impl Tally {
         self.throttled += other.throttled;
         self.deferred += other.deferred;
         self.rejected += other.rejected;
+    }
+
+    /// The counts, by what was decided; who was degraded was admitted too.
+    fn decisions(&self) -> [(&'static str, u64); 5] {
+        [
+            ("admitted", self.admitted),
+            ("degraded", self.degraded),
+            ("throttled", self.throttled),
+            ("deferred", self.deferred),
+            ("rejected", self.rejected),
+        ]
     }
 
     fn asked(&self) -> u64 {
@@ -119,6 +133,34 @@ impl AdmissionReport {
             node,
             tenants: named,
         }
+    }
+
+    /// The same as measurements, by tenant (F-050); what never happened is left out.
+    pub fn samples(&self) -> Vec<MetricSample> {
+        use MetricLabel as L;
+        let mut samples = Vec::new();
+        for (tenant, account) in &self.tenants {
+            for (subject, tally) in [("session", account.sessions), ("turn", account.turns)] {
+                for (decision, count) in tally.decisions() {
+                    let labels = [
+                        (L::TenantId, tenant.as_str()),
+                        (L::Subject, subject),
+                        (L::Decision, decision),
+                    ];
+                    let metric = Metric::AdmissionDecisions;
+                    samples.push(MetricSample::of(metric, count as f64, labels));
+                }
+            }
+            let tenant = (L::TenantId, tenant.as_str());
+            for (metric, count) in [
+                (Metric::TenantTokens, account.tokens),
+                (Metric::WorkShed, account.shed),
+            ] {
+                samples.push(MetricSample::of(metric, count as f64, [tenant]));
+            }
+        }
+        samples.retain(|sample| sample.value > 0.0);
+        samples
     }
 
     /// The account of a tenant, by name.

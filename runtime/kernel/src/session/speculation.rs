@@ -76,6 +76,7 @@ impl Session {
             running.promoted = false;
             self.next_turn = number.next();
             self.speculation.take_back();
+            self.never_opened.note(turn);
             let reason = Discarded::PlanDiffers;
             self.effects.push_back(Effect::Discard { turn, reason });
         }
@@ -87,6 +88,7 @@ impl Session {
     pub(super) fn discard(&mut self, reason: Discarded) {
         if let Some(guess) = self.speculation.discard() {
             let turn = guess.number;
+            self.never_opened.note(turn);
             self.effects.push_back(Effect::Discard { turn, reason });
         }
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use rspp_proto::{SampleIndex, spec::FailurePolicy};
 
 use super::*;
-use crate::{plan::profile, turn::AbortReason};
+use crate::{plan::profile, refused::RefusedMove, turn::AbortReason};
 
 const T1: TurnNumber = TurnNumber::FIRST;
 
@@ -221,7 +221,9 @@ impl Rig {
                     self.log.push(format!("{state:?}"));
                     None
                 }
-                Effect::Refused { .. }
+                // Tests of refused moves take their effects themselves.
+                Effect::RefuseMove(_)
+                | Effect::Refused { .. }
                 | Effect::Transition { .. }
                 | Effect::Stop { .. }
                 | Effect::Flush { .. }
@@ -805,13 +807,13 @@ fn a_session_that_moves_is_drained_and_handed_over() {
     );
     let mut taken = Rig::new();
     taken.take(Input::Placed(Placement::TakenOver));
-    assert_eq!(
-        taken.log,
-        [
-            "lease_rotated(authority_epoch_rotation)",
-            "migration_finish(region_failover_complete)"
-        ]
-    );
+    let rotated = "lease_rotated(authority_epoch_rotation)";
+    assert_eq!(taken.log, [rotated]);
+    // It has moved once its user is there.
+    taken.take(Input::LineFlowing);
+    taken.take(Input::LineFlowing);
+    let moved = "migration_finish(region_failover_complete)";
+    assert_eq!(taken.log, [rotated, moved]);
 }
 
 /// F-050: words that are throttled wait, with what is said meanwhile, and are proposed again; no turn
@@ -928,4 +930,174 @@ fn throttled_words_wait_for_a_lost_connection() {
     rig.take(Input::Connected);
     rig.take(Input::Tick);
     assert_eq!(begun(&rig), ["START hello"]);
+}
+
+/// Every move of a turn that can be asked for, of one number.
+fn moves_of(turn: TurnNumber) -> Vec<(TurnTrigger, Input)> {
+    use TurnTrigger as T;
+    let gates = Rig::new().gates;
+    vec![
+        (T::TurnOpen, Input::Gates { turn, gates }),
+        (T::TurnOpen, Input::Plan { turn, facts: None }),
+        (T::Commit, Input::PlaybackFinished { turn }),
+        (
+            T::Abort,
+            Input::TurnFailed {
+                turn,
+                ending: Ending::NodeFailed,
+            },
+        ),
+        (T::Close, Input::Sealed { turn, stored: true }),
+    ]
+}
+
+/// What a session has decided since.
+fn decided(session: &mut Session) -> Vec<Effect> {
+    std::iter::from_fn(|| session.poll_effect()).collect()
+}
+
+/// F-139, F-141: a turn that was never proposed, one that was refused, and one that is closed can be
+/// neither opened nor ended; each attempt is refused with the code of where it stands, and changes
+/// nothing.
+#[test]
+fn a_turn_makes_no_move_from_where_it_cannot() {
+    let closed = || {
+        let mut rig = Rig::talking();
+        rig.take(Input::PlaybackFinished { turn: T1 });
+        rig
+    };
+    let deferred = || {
+        let mut rig = Rig::new();
+        rig.gates.snapshot_valid = false;
+        rig.say("hello");
+        rig
+    };
+    for (mut rig, stands, code) in [
+        (Rig::new(), TurnState::Idle, "no_such_turn"),
+        (deferred(), TurnState::Idle, "no_such_turn"),
+        (closed(), TurnState::Closed, "turn_is_closed"),
+    ] {
+        for (trigger, input) in moves_of(T1) {
+            let before = (rig.session.state(), rig.session.current_turn());
+            rig.session.handle(rig.now, input);
+            rig.session.settle();
+            let refused = RefusedMove::Turn {
+                turn: T1,
+                from: stands,
+                trigger,
+            };
+            assert_eq!(refused.code(), code);
+            assert_eq!(decided(&mut rig.session), [Effect::RefuseMove(refused)]);
+            let after = (rig.session.state(), rig.session.current_turn());
+            assert_eq!(before, after);
+        }
+        for nobody in [
+            Input::Stop,
+            Input::Cancel {
+                reason: CancelReason::UserCancel,
+                scope: CancelScope::Turn,
+            },
+        ] {
+            rig.session.handle(rig.now, nobody);
+            let decided = decided(&mut rig.session);
+            assert!(
+                matches!(&decided[..], [Effect::RefuseMove(refused)] if refused.code() == "no_such_turn"),
+                "{decided:?}"
+            );
+        }
+    }
+}
+
+/// F-139: an open turn is not opened again and not closed before it has ended; it goes on to its one end.
+#[test]
+fn an_open_turn_is_neither_opened_again_nor_closed() {
+    let mut rig = Rig::talking();
+    for (trigger, input) in moves_of(T1) {
+        if matches!(trigger, TurnTrigger::Commit | TurnTrigger::Abort) {
+            continue;
+        }
+        rig.session.handle(rig.now, input);
+        let refused = RefusedMove::Turn {
+            turn: T1,
+            from: TurnState::Active,
+            trigger,
+        };
+        assert_eq!(refused.code(), "turn_is_open");
+        assert_eq!(decided(&mut rig.session), [Effect::RefuseMove(refused)]);
+    }
+    rig.take(Input::PlaybackFinished { turn: T1 });
+    assert_eq!(rig.log, ["FENCE", "commit", "close"]);
+}
+
+/// F-139: a turn whose evidence is being sealed has ended: no second terminal reaches it.
+#[test]
+fn a_turn_that_is_ending_ends_once() {
+    let mut session = Rig::talking().session;
+    session.handle(Monotonic::ZERO, Input::PlaybackFinished { turn: T1 });
+    session.settle();
+    let _the_seal = decided(&mut session);
+    for (trigger, input) in moves_of(T1) {
+        if trigger == TurnTrigger::Close {
+            continue;
+        }
+        session.handle(Monotonic::ZERO, input);
+        session.settle();
+        let refused = RefusedMove::Turn {
+            turn: T1,
+            from: TurnState::Terminal,
+            trigger,
+        };
+        assert_eq!(refused.code(), "turn_is_ending");
+        assert_eq!(decided(&mut session), [Effect::RefuseMove(refused)]);
+    }
+}
+
+/// F-138: what drains is not drained again, and what has ended is for good; each attempt is refused
+/// with the code of where the session stands.
+#[test]
+fn a_session_makes_no_move_from_where_it_cannot() {
+    use SessionState as S;
+    let cancel = || Input::Cancel {
+        reason: CancelReason::UserCancel,
+        scope: CancelScope::Session,
+    };
+    let draining = || {
+        let mut rig = Rig::talking();
+        rig.take(Input::Drain);
+        rig
+    };
+    let ended = || {
+        let mut rig = Rig::new();
+        rig.take(Input::Drain);
+        rig
+    };
+    for (mut rig, code, moves) in [
+        (
+            draining(),
+            "session_is_draining",
+            vec![(S::Draining, Input::Drain), (S::Draining, Input::Leaving)],
+        ),
+        (
+            ended(),
+            "session_has_ended",
+            vec![
+                (S::Active, Input::Connected),
+                (S::Draining, Input::Drain),
+                (S::Draining, Input::Leaving),
+                (S::Ended, Input::HandedOver),
+                (S::Ended, Input::Revoked),
+                (S::Ended, cancel()),
+            ],
+        ),
+    ] {
+        let from = rig.session.state();
+        for (to, input) in moves {
+            rig.session.handle(rig.now, input);
+            rig.session.settle();
+            let refused = RefusedMove::Session { from, to };
+            assert_eq!(refused.code(), code);
+            assert_eq!(decided(&mut rig.session), [Effect::RefuseMove(refused)]);
+            assert_eq!(rig.session.state(), from);
+        }
+    }
 }
