@@ -365,3 +365,138 @@ async fn places_are_given_back_however_a_session_ends() {
     assert_nothing_left(&runtime);
     assert_eq!(runtime.admission().node.open_turns, 0);
 }
+
+/// A tenant's decisions of a kind, as they are measured.
+fn measured(runtime: &Runtime, tenant: &str, subject: &str, decision: &str) -> u64 {
+    let wanted = [
+        ("tenant_id", tenant),
+        ("subject", subject),
+        ("decision", decision),
+    ];
+    let samples = runtime.admission().samples();
+    let found = samples.iter().find(|sample| {
+        sample.name == "admission_decisions_total"
+            && sample.labels.len() == wanted.len()
+            && wanted
+                .iter()
+                .all(|(label, value)| sample.labels.get(*label).is_some_and(|it| it == value))
+    });
+    found.map_or(0, |sample| sample.value as u64)
+}
+
+/// F-050: each quota of a tenant, on sessions and turns, at once and a minute, and on tokens, binds where a
+/// session opens or at a turn, by each action; every time the tenant's own metric says so, and nobody
+/// else's moves.
+#[tokio::test(start_paused = true)]
+async fn every_quota_acts_and_is_measured_by_tenant() {
+    type Set = fn(&mut QuotasSpec, Quota);
+    let one = |limit: u64| move |over| Quota::at(limit).then(over);
+    let sessions: [(&str, Set); 2] = [
+        ("sessions", |quotas, one| quotas.sessions = Some(one)),
+        ("sessions a minute", |quotas, one| {
+            quotas.sessions_per_minute = Some(one);
+        }),
+    ];
+    let turns: [(&str, u64, Set); 3] = [
+        ("turns", 0, |quotas, one| quotas.turns = Some(one)),
+        ("turns a minute", 1, |quotas, one| {
+            quotas.turns_per_minute = Some(one);
+        }),
+        ("tokens a minute", 5, |quotas, one| {
+            quotas.tokens_per_minute = Some(one);
+        }),
+    ];
+    for (over, decision) in [
+        (OverLimit::Reject, "rejected"),
+        (OverLimit::Defer, "deferred"),
+        (OverLimit::Throttle, "throttled"),
+        (OverLimit::Degrade, "degraded"),
+    ] {
+        let less = Some(DegradeSpec {
+            max_tokens: Some(2),
+            ..DegradeSpec::default()
+        });
+        for (name, set) in sessions {
+            let cast = Cast::default();
+            let mut host = Builder::new(&cast, vec![]).configure(move |config| {
+                let own = quotas(|quotas| set(quotas, one(1)(over)));
+                config
+                    .limits
+                    .tenants
+                    .insert(TenantId::new("acme").unwrap(), own);
+                config.limits.max_wait_ms = 90_000;
+            });
+            let runtime = host.runtime().await;
+            let less = less.clone();
+            let placing = |tenant: &str, session: &str| {
+                let less = less.clone();
+                call(&cast, tenant, session, vec![]).pipeline(move |spec| spec.degrade = less)
+            };
+            let mut inside = Vec::new();
+            for (tenant, session) in [("acme", "a"), ("acme", "b"), ("other", "c"), ("other", "d")]
+            {
+                match placing(tenant, session).open(&runtime).await {
+                    Ok(placed) => inside.push(placed),
+                    Err(OpenError::Refused(_)) => assert_eq!(session, "b", "{name}"),
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            // Who is kept waiting is let in when there is room.
+            let let_in = match over {
+                OverLimit::Throttle | OverLimit::Degrade => 4,
+                OverLimit::Reject | OverLimit::Defer => 3,
+            };
+            assert_eq!(inside.len(), let_in, "{name} {decision}");
+            assert!(
+                measured(&runtime, "acme", "session", decision) >= 1,
+                "{name} {decision}"
+            );
+            assert_eq!(
+                measured(&runtime, "other", "session", "admitted"),
+                2,
+                "{name}"
+            );
+            assert_eq!(
+                measured(&runtime, "other", "session", decision),
+                0,
+                "{name}"
+            );
+            for placed in inside {
+                placed.session.drain();
+                let _ended = placed.end().await;
+            }
+        }
+        for (name, most, set) in turns {
+            let limits = quotas(|quotas| set(quotas, one(most)(over)));
+            let cast = Cast::default();
+            let mut host = Builder::new(&cast, vec![]).configure(move |config| {
+                config.limits.tenant = limits;
+                config.limits.max_wait_ms = 180_000;
+            });
+            let runtime = host.runtime().await;
+            let less = less.clone();
+            let said = vec![says(first()), says(after_reply())];
+            let mut two = call(&cast, "acme", "two", said).pipeline(|spec| {
+                spec.degrade = less;
+                spec.instructions = None;
+            });
+            two.script.reply_timeout = Duration::from_secs(20);
+            let ended = two.open(&runtime).await.expect("there is room").end().await;
+            assert!(
+                measured(&runtime, "acme", "turn", decision) >= 1,
+                "{name} {decision}"
+            );
+            let served = if over == OverLimit::Degrade {
+                2
+            } else {
+                usize::from(most > 0)
+            };
+            assert_eq!(ended.endings().len(), served, "{name} {decision}");
+            let open = measured(&runtime, "acme", "turn", "admitted");
+            assert_eq!(open, served as u64, "{name} {decision}");
+            let tokens = runtime.admission().samples();
+            let tokens = tokens.iter().find(|it| it.name == "tenant_tokens_total");
+            assert_eq!(tokens.is_some(), served > 0, "{name} {decision}");
+        }
+    }
+}

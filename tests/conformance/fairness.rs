@@ -464,3 +464,77 @@ async fn who_was_given_no_time_is_not_stayed_away_from() {
     );
     assert!(all[1].log.signals_of(Signal::CircuitEvent).is_empty());
 }
+
+/// NF-033, F-174: minutes of contention for one slot, by tenants of ten, three and one calls: each gets at
+/// least its share of what is served, or all that it asks for if that is less; nobody waits longer than a
+/// turn of everybody else takes, so that nobody starves.
+#[tokio::test(start_paused = true)]
+async fn in_long_contention_every_tenant_keeps_its_minimum() {
+    /// Turns that each call asks for.
+    const TURNS: usize = 12;
+    /// What the model takes for each.
+    const ANSWER: Duration = Duration::from_millis(1_500);
+    let script = Script::default().then(Conduct::good().late(ANSWER));
+    let cast = Cast {
+        llm: Arc::new(ScriptedLlm::new("llm").answers(["Yes."]).script(script)),
+        ..Cast::default()
+    };
+    let runtime = Builder::new(&cast, vec![]).runtime().await;
+    let tenants = [("big", 10), ("middle", 3), ("small", 1)];
+    let mut calls = Vec::new();
+    for (tenant, count) in tenants {
+        for n in 0..count {
+            let mut one = call(&cast, tenant, &format!("{tenant}-{n}"), 1, None);
+            let more = (1..TURNS).map(|_| says(after_reply()));
+            one.script.utterances.extend(more);
+            calls.push(one);
+        }
+    }
+    let all = hold(&runtime, calls).await;
+    // Seconds into the run, and how long it had waited.
+    let served = |tenant: &str| -> Vec<(f64, Duration)> {
+        let of = all
+            .iter()
+            .filter(|it| it.report.tenant_id.as_str() == tenant);
+        let turns = of.flat_map(|ended| {
+            let began = ended.report.opened_at;
+            ended.report.turns.iter().map(move |turn| {
+                let at = |anchor| turn.anchors.get(anchor).expect("marked");
+                let wait = at(Anchor::LlmFirstToken).since(at(Anchor::TurnOpenEmitted));
+                let when = at(Anchor::LlmFirstToken).since(began).as_secs_f64();
+                (when, wait)
+            })
+        });
+        turns.collect()
+    };
+    for ended in &all {
+        assert_eq!(
+            ended.endings(),
+            vec!["commit"; TURNS],
+            "{}",
+            ended.report.session_id
+        );
+    }
+    // While all three still ask.
+    let until = tenants
+        .iter()
+        .map(|(tenant, _)| served(tenant).iter().map(|(at, _)| *at).fold(0.0, f64::max))
+        .fold(f64::MAX, f64::min);
+    assert!(until > 40.0, "contended for {until} s");
+    let count = |tenant: &str| served(tenant).iter().filter(|(at, _)| *at <= until).count();
+    let share = until / ANSWER.as_secs_f64() / 3.0;
+    for (tenant, _) in tenants {
+        let demand = served(tenant).len() as f64;
+        let minimum = (share * 0.8).min(demand);
+        let got = count(tenant) as f64;
+        assert!(got >= minimum, "{tenant}: {got} of at least {minimum}");
+    }
+    // Who has one call waits for one of each other tenant at most, and for the one that runs.
+    let longest = |tenant: &str| served(tenant).into_iter().map(|(_, wait)| wait).max();
+    let bound = ANSWER * 4 + Duration::from_millis(200);
+    assert!(longest("small") <= Some(bound), "{:?}", longest("small"));
+    // Of ten calls the last waits for nine others, between two of each other tenant: no longer.
+    let bound = ANSWER * 31 + Duration::from_millis(200);
+    assert!(longest("big") <= Some(bound), "{:?}", longest("big"));
+    assert_eq!(runtime.admission().node.shed, 0);
+}

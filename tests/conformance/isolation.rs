@@ -7,13 +7,15 @@ use rspp_host::{
     node::{NodeContext, Step},
 };
 use rspp_kernel::CancelReason;
-use rspp_proto::{PipelineVersion, SessionId, abi::Signal};
-use rspp_provider_api::scripted::{ScriptedLlm, ScriptedStt};
+use rspp_proto::{PipelineVersion, ProviderId, SessionId, abi::Signal, spec::Modality};
+use rspp_provider_api::scripted::{Conduct, Script, ScriptedLlm, ScriptedStt, ScriptedTts};
 use rspp_tests::{
-    call::{Builder, Cast, Placed, assert_nothing_left, first, says},
+    call::{
+        Builder, Cast, LONG, Placed, after_reply, assert_nothing_left, first, over_reply, says,
+    },
     nodes::{Probes, add, custom, insert},
 };
-use rspp_timeline::Entry;
+use rspp_timeline::{Anchor, Entry};
 use std::time::Duration;
 
 const SESSIONS: usize = 50;
@@ -114,6 +116,73 @@ async fn a_panic_in_one_call_is_not_heard_in_another() {
             "commit"
         };
         assert_eq!(ended.endings(), [expected], "{}", name(n));
+    }
+    assert_nothing_left(&runtime);
+}
+
+/// P30: where the time of each turn went is told in segments that follow each other without a gap and add
+/// up to the whole, in many calls at once as in one; each is its own call's, a slow model in one call is
+/// a slow segment there and nowhere else, and synthesis takes the time that it takes.
+#[tokio::test(start_paused = true)]
+async fn latencies_of_many_calls_add_up_each_for_itself() {
+    const CALLS: usize = 12;
+    let late = |n: usize| Duration::from_millis(40 * n as u64);
+    let cast = Cast {
+        tts: Arc::new(ScriptedTts::new("tts").real_time_factor(0.2)),
+        ..Cast::default()
+    };
+    let mut host = Builder::new(&cast, vec![]);
+    for n in 0..CALLS {
+        let script = Script::always(Conduct::good().late(late(n)));
+        let model = ScriptedLlm::new(&format!("llm-{n:02}")).answers([LONG]);
+        host.providers.add_llm(Arc::new(model.script(script)));
+    }
+    let runtime = host.runtime().await;
+    let mut placed: Vec<Placed> = Vec::new();
+    for n in 0..CALLS {
+        let said = vec![says(first()), says(over_reply(900)), says(after_reply())];
+        let mut builder = Builder::new(&cast, said);
+        builder.session = SessionId::new(name(n)).unwrap();
+        let model = ProviderId::new(format!("llm-{n:02}")).unwrap();
+        let bound = &mut builder.settings.defaults.provider_bindings;
+        bound.insert(Modality::Llm, vec![model]);
+        placed.push(builder.open(&runtime).await.expect("there is room"));
+    }
+    let all = futures::future::join_all(placed.into_iter().map(Placed::end)).await;
+    for (n, ended) in all.iter().enumerate() {
+        assert_eq!(ended.endings(), ["cancelled", "commit", "commit"], "{n}");
+        assert_speaks_of_itself(&ended.entries, n);
+        for turn in &ended.report.turns {
+            let waterfall = turn.anchors.waterfall();
+            let segments = &waterfall.segments;
+            assert!(segments.len() >= 10, "{n}: {segments:?}");
+            for two in segments.windows(2) {
+                assert_eq!(
+                    (two[0].end, two[0].until),
+                    (two[1].start, two[1].from),
+                    "{n}"
+                );
+            }
+            let (begin, end) = (segments[0].start, segments[segments.len() - 1].end);
+            assert_eq!(waterfall.total(), end.since(begin), "{n}");
+            let until = |anchor| {
+                let found = segments.iter().find(|segment| segment.until == anchor);
+                found.expect("it is cut there").duration()
+            };
+            let thought = until(Anchor::LlmFirstToken);
+            assert!(thought >= late(n), "{n}: {thought:?}");
+            assert!(
+                thought <= late(n) + Duration::from_millis(10),
+                "{n}: {thought:?}"
+            );
+            let anchors = &turn.anchors;
+            let spoken = anchors.get(Anchor::TtsFirstAudio).expect("it was spoken");
+            let clause = anchors.get(Anchor::FirstClause).expect("there was one");
+            assert!(
+                spoken.since(clause) > Duration::ZERO,
+                "{n}: synthesis takes no time"
+            );
+        }
     }
     assert_nothing_left(&runtime);
 }

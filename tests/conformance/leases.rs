@@ -253,7 +253,11 @@ async fn a_session_moves_from_one_placement_to_another() {
     );
 
     assert_eq!(new.endings(), ["commit"]);
-    assert_eq!(new.signals()[..2], ["lease_rotated", "migration_finish"]);
+    // It has moved once its user is heard there.
+    assert_eq!(
+        new.signals()[..3],
+        ["lease_rotated", "connected", "migration_finish"]
+    );
     assert_eq!(new.report.epoch, old.report.epoch.next());
     assert_eq!(new.report.session_id, old.report.session_id);
 }

@@ -321,3 +321,33 @@ async fn signals_are_in_the_order_of_the_clock() {
         .collect();
     assert!(times.len() > 10 && times.is_sorted(), "{times:?}");
 }
+
+/// P29: what leaves for the peer leaves one frame every 20 ms, on one clock, through interruptions and
+/// pauses of the line; the session says how many left and that none was late. A peer that is slow is
+/// told apart from a clock that is.
+#[tokio::test(start_paused = true)]
+async fn frames_leave_on_one_clock_and_are_counted() {
+    let wire = Wire::open(&talkative(), Opening::default()).await;
+    wire.types("tell me a story");
+    wire.until(Signal::PlaybackStarted, 1).await;
+    tokio::time::sleep(ms(1_000)).await;
+    wire.types("another one");
+    wire.until(Signal::PlaybackCompleted, 1).await;
+    let times = wire.peer.times();
+    let peer = wire.peer.clone();
+    let over = wire.end().await;
+    assert_eq!(over.endings(), ["cancelled", "commit"]);
+    let gaps = times.windows(2).map(|two| two[1] - two[0]);
+    // Between the two replies nothing is said.
+    let pauses = gaps.clone().filter(|gap| *gap > ms(20)).count();
+    assert!(pauses <= 1, "{pauses}");
+    let early = gaps.clone().filter(|gap| *gap < ms(20)).count();
+    assert!(
+        early <= 1,
+        "{early} frames left sooner than 20 ms after another"
+    );
+    let line = over.report.line;
+    assert_eq!(line.left, peer.taken());
+    assert_eq!((line.left_late, line.latest_ms), (0, 0));
+    assert_eq!(over.report.underruns, 0);
+}

@@ -6,6 +6,7 @@
 )]
 
 mod admission;
+mod attribution;
 mod authority;
 mod batching;
 mod budgets;
@@ -13,6 +14,7 @@ mod cancels;
 mod conversation;
 mod costs;
 mod deaf;
+mod delivery;
 mod echo;
 mod edges;
 mod failure;
@@ -34,6 +36,7 @@ mod link;
 mod liveness;
 mod measuring;
 mod memory;
+mod moves;
 mod nodes;
 mod observing;
 mod overload;
@@ -52,10 +55,12 @@ mod sdk;
 mod secrets;
 mod servers;
 mod shutdown;
+mod signals;
 mod speculation;
 mod standbys;
 mod state;
 mod sweeps;
+mod switching;
 mod sync;
 mod teardown;
 mod tools;

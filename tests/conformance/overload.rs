@@ -1,66 +1,27 @@
 //! Under overload a node takes on less, and sheds what matters least; what it does is undone when the
 //! load is gone.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use rspp_host::{
-    CapacityKind, Config, CpuProbe, Event, OpenError, Runtime,
+    CapacityKind, Event, OpenError, Runtime,
     node::{NodeContext, NodeError, Step},
 };
 use rspp_kernel::admission::{Limit, Load, Resource};
 use rspp_proto::{
     Payload, ProviderId, SampleRate, SessionId, TenantId,
     abi::{OutcomeKind, OutcomePhase, OutcomeScope, Signal},
-    spec::{DegradeSpec, Modality, OverloadSpec, Priority, RecordingLevel, Threshold},
+    spec::{DegradeSpec, Modality, Priority, RecordingLevel, Threshold},
 };
 use rspp_provider_api::scripted::{Conduct, Script, ScriptedLlm};
 use rspp_tests::{
     call::{Builder, Cast, Ended, LONG, Placed, REPLY, after_reply, first, says},
+    load::Cpu,
     nodes::{Probes, custom, edge, node},
 };
 use rspp_timeline::Entry;
 use rspp_transport_api::{Ingress, loopback::Start};
 use serde_json::json;
-
-/// Processors that are as busy as a test says.
-#[derive(Debug, Default)]
-struct Cpu(AtomicU64);
-
-impl Cpu {
-    fn set(&self, percent: u64) {
-        self.0.store(percent, Ordering::Relaxed);
-    }
-}
-
-impl CpuProbe for Cpu {
-    fn cpu_percent(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed))
-    }
-}
-
-const MARKS: Threshold = Threshold {
-    low: 50,
-    high: 80,
-    severe: 95,
-};
-
-fn watching_cpu(cpu: &Arc<Cpu>) -> impl FnOnce(&mut Config) + 'static {
-    let cpu = Arc::clone(cpu);
-    move |config| {
-        config.cpu = cpu;
-        config.limits.overload = OverloadSpec {
-            cpu_percent: Some(MARKS),
-            recover_after_ms: 1_000,
-            ..OverloadSpec::default()
-        };
-    }
-}
 
 fn named(cast: &Cast, name: &str, starts: Vec<Start>) -> Builder {
     let mut builder = Builder::new(cast, starts.into_iter().map(says).collect());
@@ -116,7 +77,7 @@ async fn a_busy_processor_defers_newcomers_with_hysteresis() {
     let cast = Cast::default();
     let cpu = Arc::<Cpu>::default();
     let runtime = named(&cast, "host", vec![])
-        .configure(watching_cpu(&cpu))
+        .configure(cpu.watched())
         .runtime()
         .await;
     let mut news = runtime.watch_capacity();
@@ -278,7 +239,7 @@ async fn severe_overload_sheds_background_work_first() {
         }))
     });
     let install = probes.install();
-    let watch = watching_cpu(&cpu);
+    let watch = cpu.watched();
     let mut host = named(&cast, "host", vec![]).configure(move |config| {
         install(config);
         watch(config);
@@ -340,7 +301,7 @@ async fn severe_overload_sheds_the_calls_of_a_background_turn() {
         ..Cast::default()
     };
     let cpu = Arc::<Cpu>::default();
-    let mut host = named(&cast, "host", vec![]).configure(watching_cpu(&cpu));
+    let mut host = named(&cast, "host", vec![]).configure(cpu.watched());
     let runtime = host.runtime().await;
     let call = background(named(&cast, "background", vec![first()]));
     let call = call.open(&runtime).await.expect("there is room");
@@ -390,7 +351,7 @@ async fn a_degrade_posture_applies_from_the_next_turn_and_is_undone() {
         "call",
         vec![first(), after_reply(), after_reply(), after_reply()],
     )
-    .configure(watching_cpu(&cpu))
+    .configure(cpu.watched())
     .pipeline(|spec| {
         spec.degrade = Some(DegradeSpec {
             max_context_messages: Some(1),
@@ -508,7 +469,7 @@ async fn the_runtime_s_own_cost_has_a_budget_and_an_alert() {
 async fn a_layer_says_who_comes_first() {
     let cast = Cast::default();
     let cpu = Arc::<Cpu>::default();
-    let mut builder = named(&cast, "call", vec![]).configure(watching_cpu(&cpu));
+    let mut builder = named(&cast, "call", vec![]).configure(cpu.watched());
     builder.tenant = TenantId::new("batch").unwrap();
     builder.settings.tenant.priority = Some(Priority::Background);
     builder.script.hang_up_after = Duration::from_secs(10);

@@ -1,7 +1,14 @@
 //! Who is asked, when another is asked instead, and who is left alone: the policy of the plan, the
 //! news of health and price, and what the providers themselves did.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use rspp_kernel::plan::{Health, ProviderNews};
 use rspp_proto::{
@@ -10,7 +17,7 @@ use rspp_proto::{
     spec::{Bindings, CallPolicy, ChoicePolicy, CircuitPolicy, Modality},
 };
 use rspp_provider_api::{
-    Fault,
+    Call as ProviderCall, ChunkStream, Description, Fault, LanguageModel, LlmChunk, LlmRequest,
     scripted::{Answer, Conduct, Script, ScriptedLlm, ScriptedStt, ScriptedTts},
 };
 use rspp_tests::call::{Builder, Cast, Ended, LONG, REPLY, after_reply, first, over_reply, says};
@@ -556,6 +563,74 @@ async fn an_adapter_that_panics_is_replaced_within_the_turn() {
     assert_eq!(attempts[0].reason, "adapter_invoke_error");
     assert_eq!(attempts[0].retry_decision, RetryDecision::ProviderSwitch);
     assert_eq!(who(&ended, Modality::Llm), ["llm", "spare"]);
+}
+
+/// A model that streams until somebody says otherwise.
+struct Changing {
+    model: ScriptedLlm,
+    now: [Description; 2],
+    changed: AtomicBool,
+}
+
+impl Changing {
+    fn new() -> Self {
+        let describe = |streaming| Description {
+            id: id("llm"),
+            model: "changing".into(),
+            streaming,
+            networked: false,
+        };
+        Self {
+            model: ScriptedLlm::new("llm").answers([REPLY]),
+            now: [describe(true), describe(false)],
+            changed: AtomicBool::new(false),
+        }
+    }
+}
+
+impl LanguageModel for Changing {
+    fn describe(&self) -> &Description {
+        &self.now[usize::from(self.changed.load(Ordering::Relaxed))]
+    }
+
+    fn generate(&self, call: ProviderCall, request: LlmRequest) -> ChunkStream<LlmChunk> {
+        self.model.generate(call, request)
+    }
+}
+
+/// F-161: a provider that changes in the middle of a turn is in the plan of the next one, and of none before:
+/// the two plans differ in that, and are told apart by their hashes and by what their evidence names.
+#[tokio::test(start_paused = true)]
+async fn a_change_of_capabilities_counts_from_the_next_turn() {
+    let model = Arc::new(Changing::new());
+    let said = vec![says(first()), says(after_reply()), says(after_reply())];
+    let mut builder = Builder::new(&Cast::default(), said);
+    builder.providers.add_llm(model.clone());
+    let call = builder.start().await;
+    call.log.until(Signal::PlaybackStarted, 1).await;
+    model.changed.store(true, Ordering::Relaxed);
+    let ended = call.end().await;
+    assert_eq!(ended.endings(), ["commit"; 3]);
+    let plans = plans(&ended);
+    let streams = |turn: usize| {
+        let llm = &plans[turn].plan["provider_capabilities"]["llm"]["llm"];
+        llm["streaming"].as_bool().expect("it is known")
+    };
+    assert_eq!([streams(0), streams(1), streams(2)], [true, false, false]);
+    assert_ne!(plans[0].plan_hash, plans[1].plan_hash);
+    let used: Vec<_> = attempts(&ended, Modality::Llm)
+        .iter()
+        .map(|attempt| attempt.streaming_used)
+        .collect();
+    assert_eq!(used, [true, false, false], "each by the plan of its turn");
+    for (turn, plan) in plans.iter().enumerate() {
+        let evidence = ended.entries.iter().find_map(|entry| match entry {
+            Entry::Turn(baseline) if baseline.turn_id == plan.turn_id => Some(baseline),
+            _another_entry => None,
+        });
+        let evidence = evidence.expect("the turn left evidence");
+        assert_eq!(evidence.plan_hash, plan.plan_hash, "{turn}");
+    }
 }
 
 /// F-161: what a provider can do is frozen with the plan of each turn.

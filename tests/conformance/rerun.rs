@@ -18,7 +18,7 @@ use rspp_timeline::{
     Captured, Entry, FileHeader, MemoryRecording, Options, Recorder, Redaction, verify::verify,
 };
 
-const PLAYBACK: ReplayMode = ReplayMode::PlaybackRecordedProviderOutputs;
+pub(crate) const PLAYBACK: ReplayMode = ReplayMode::PlaybackRecordedProviderOutputs;
 const RESIMULATION: ReplayMode = ReplayMode::ReSimulateNodes;
 
 fn policy(level: RecordingLevel, classes: &[PayloadClass]) -> RecordingPolicy {
@@ -29,13 +29,13 @@ fn policy(level: RecordingLevel, classes: &[PayloadClass]) -> RecordingPolicy {
     }
 }
 
-fn whole() -> RecordingPolicy {
+pub(crate) fn whole() -> RecordingPolicy {
     let classes = [PayloadClass::AudioRaw, PayloadClass::TextRaw];
     policy(RecordingLevel::L2, &classes)
 }
 
 /// Records by `policy`; entries are taken out as they come, so that none is dropped.
-fn record(policy: &RecordingPolicy) -> (Recorder, tokio::task::JoinHandle<Vec<Entry>>) {
+pub(crate) fn record(policy: &RecordingPolicy) -> (Recorder, tokio::task::JoinHandle<Vec<Entry>>) {
     let (recorder, recording) = Recorder::in_memory(Options {
         level: policy.recording_level,
         redaction: Redaction::default().with_full_capture(policy.full_capture.iter().copied()),
@@ -81,7 +81,7 @@ async fn recorded(cast: &Cast, policy: &RecordingPolicy) -> Vec<Entry> {
     entries.await.unwrap()
 }
 
-async fn again(
+pub(crate) async fn again(
     entries: &[Entry],
     mode: ReplayMode,
     stage: Stage,

@@ -11,4 +11,5 @@ mod pressure;
 mod providers;
 mod row;
 mod sync;
+mod takeover;
 mod transport;

@@ -12,6 +12,7 @@ pub mod fuzz;
 #[path = "../nodes/greeter.rs"]
 pub mod greeter;
 pub mod link;
+pub mod load;
 pub mod nodes;
 pub mod sim;
 pub mod web;

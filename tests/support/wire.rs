@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -18,7 +18,10 @@ use rspp_proto::{
 };
 use rspp_timeline::{Entry, MemoryRecording, Options, Recorder};
 use rspp_transport_api::{Ingress, Outgoing, Sink, SinkError, Transport, TransportKind};
-use tokio::sync::{broadcast, mpsc};
+use tokio::{
+    sync::{broadcast, mpsc},
+    time::Instant,
+};
 
 use crate::call::{Cast, bindings};
 
@@ -29,12 +32,18 @@ pub struct Peer {
     refuses: Arc<AtomicU32>,
     offered: Arc<AtomicU64>,
     taken: Arc<AtomicU64>,
+    times: Arc<Mutex<Vec<Instant>>>,
 }
 
 impl Peer {
     /// From now on one of so many frames is refused: 0 for none, 1 for all.
     pub fn refuses_one_of(&self, frames: u32) {
         self.refuses.store(frames, Ordering::Relaxed);
+    }
+
+    /// When it took each of them.
+    pub fn times(&self) -> Vec<Instant> {
+        self.times.lock().expect("nobody panics here").clone()
     }
 
     /// Frames that it took.
@@ -59,6 +68,8 @@ impl Sink for Peer {
             return Err(SinkError::Full);
         }
         self.taken.fetch_add(1, Ordering::Relaxed);
+        let mut times = self.times.lock().expect("nobody panics here");
+        times.push(Instant::now());
         Ok(())
     }
 
@@ -99,6 +110,8 @@ pub struct Wire {
     pub peer: Peer,
     /// What the session says.
     pub notices: broadcast::Receiver<Notice>,
+    /// How often each signal was given so far.
+    given: Arc<Mutex<BTreeMap<Signal, usize>>>,
     recording: MemoryRecording,
     runtime: Runtime,
 }
@@ -141,11 +154,13 @@ impl Wire {
             })
             .await
             .expect("the session opens");
+        let given = count(session.subscribe(), &recording);
         Self {
             notices: session.subscribe(),
             session,
             client,
             peer,
+            given,
             recording,
             runtime,
         }
@@ -167,11 +182,15 @@ impl Wire {
         entries.iter().filter_map(Entry::signal).collect()
     }
 
+    fn times_given(&self, signal: Signal) -> usize {
+        let given = self.given.lock().expect("nobody panics here");
+        given.get(&signal).copied().unwrap_or(0)
+    }
+
     /// Waits until a signal was given so many times.
     pub async fn until(&self, signal: Signal, times: usize) {
         for _ in 0..60_000 {
-            let given = self.signals().into_iter().filter(|given| *given == signal);
-            if given.count() >= times {
+            if self.times_given(signal) >= times {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -197,6 +216,35 @@ impl Wire {
         let _client = self.client;
         over(self.session, &self.recording, &self.runtime).await
     }
+}
+
+/// Counts the signals of a session, from its first one on.
+fn count(
+    mut notices: broadcast::Receiver<Notice>,
+    recording: &MemoryRecording,
+) -> Arc<Mutex<BTreeMap<Signal, usize>>> {
+    let mut given = BTreeMap::new();
+    for signal in recording.entries().iter().filter_map(Entry::signal) {
+        *given.entry(signal).or_default() += 1;
+    }
+    let given = Arc::new(Mutex::new(given));
+    let counted = Arc::clone(&given);
+    tokio::spawn(async move {
+        loop {
+            match notices.recv().await {
+                Ok(Notice::Signal(signal)) => {
+                    let mut given = given.lock().expect("nobody panics here");
+                    *given.entry(signal.signal).or_default() += 1;
+                }
+                Ok(_no_signal) => {}
+                Err(broadcast::error::RecvError::Closed) => return,
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    panic!("a subscriber missed {missed} notices")
+                }
+            }
+        }
+    });
+    counted
 }
 
 async fn over(session: SessionHandle, recording: &MemoryRecording, runtime: &Runtime) -> Over {

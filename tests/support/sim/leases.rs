@@ -15,7 +15,7 @@ const ANSWERED_AFTER: Duration = Duration::from_millis(15);
 
 /// Grants leases as the control plane does: to nobody else before one has run out or was given up.
 #[derive(Debug)]
-pub(super) struct SimLeases {
+pub struct SimLeases {
     local: LocalLeases,
     ttl: Option<Duration>,
     /// A planted bug: grants what is held.
@@ -37,7 +37,8 @@ struct Held {
 }
 
 impl SimLeases {
-    pub(super) fn new(ttl: Option<Duration>, generous: bool) -> Self {
+    /// Leases that last for `ttl`, if they run out; `generous` ones are granted though they are held.
+    pub fn new(ttl: Option<Duration>, generous: bool) -> Self {
         Self {
             local: LocalLeases::default(),
             ttl,
@@ -65,7 +66,7 @@ impl SimLeases {
     }
 
     /// The session's holder reaches nobody here from now on.
-    pub(super) fn cut(&self, session: &SessionId) {
+    pub fn cut(&self, session: &SessionId) {
         if let Some(held) = self.sessions().get_mut(session) {
             held.cut = Some(held.placed);
         }

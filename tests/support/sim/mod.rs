@@ -21,6 +21,7 @@ mod watch;
 mod world;
 
 pub use dice::Dice;
+pub use leases::SimLeases;
 pub use scenario::{
     Chore, ChoreFault, Counted, Departure, DiskFault, LineFault, Order, Part, Piece, Scenario,
     Twist, UserAct,

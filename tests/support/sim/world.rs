@@ -876,6 +876,24 @@ impl<'a> World<'a> {
         for guest in std::mem::take(&mut self.guests) {
             self.conclude(guest).await;
         }
+        for runtime in &self.runtimes {
+            let asked = runtime.admission().node;
+            let mut state = self.trace.lock();
+            for (kind, count) in [
+                ("quota: sessions wait", asked.sessions.throttled),
+                (
+                    "quota: sessions are served with less",
+                    asked.sessions.degraded,
+                ),
+                ("quota: turns wait", asked.turns.throttled),
+                ("quota: turns are served with less", asked.turns.degraded),
+                ("work shed", asked.shed),
+            ] {
+                if count > 0 {
+                    state.tally.outcome(kind);
+                }
+            }
+        }
         drop(std::mem::take(&mut self.runtimes));
         // Tasks that were told to end get the turn that they need for it.
         tokio::task::yield_now().await;
@@ -961,6 +979,7 @@ impl<'a> World<'a> {
                 turn.agent_text_played.push('!');
             }
         }
+        self.tally(&report);
         agree(&watch, &report);
         self.is_answered(&watch, caller, &report);
         if let Some(mut deaf) = deaf {
@@ -977,6 +996,24 @@ impl<'a> World<'a> {
         };
         self.plant_into(&mut entries);
         recorded(&watch, &entries, whole, drops == 0, refused == 0);
+    }
+
+    /// What became of a session beside its turns.
+    fn tally(&self, report: &SessionReport) {
+        let mut state = self.trace.lock();
+        for degradation in &report.degraded {
+            let reason = &degradation.reason;
+            state.tally.outcome(format!("degraded: {reason}"));
+        }
+        for code in report.moves_refused.keys() {
+            state.tally.outcome(format!("move refused: {code}"));
+        }
+        if report.speculation.withheld > 0 {
+            state.tally.outcome("guess: over budget");
+        }
+        if report.ended.starts_with("session_memory_cap") {
+            state.tally.outcome("session over its memory cap");
+        }
     }
 
     /// What a user may expect where nothing, or nothing that matters, fails.
