@@ -19,9 +19,9 @@ use rspp_tests::{
 const AT_ONCE: usize = 50;
 /// Sessions after which nothing is learned any more: lanes, pools and the allocator are as large as they
 /// get.
-const WARM: usize = 150;
+const WARM: usize = 100;
 /// Sessions that are looked at.
-const SESSIONS: usize = 600;
+const SESSIONS: usize = 400;
 /// Every tenth of them holds a conversation that is interrupted; the others hang up at once.
 const TALKS_EVERY: usize = 10;
 
