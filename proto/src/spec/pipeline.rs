@@ -302,8 +302,10 @@ pub struct ObserveSpec {
 }
 
 impl ObserveSpec {
-    /// The limit of a cancel unless something else is written.
-    pub const SLOW_CANCEL_MS: u64 = 150;
+    /// How long a cancel may take before it is told to be slow.
+    pub fn slow_cancel(&self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.slow_cancel_ms.unwrap_or(150))
+    }
 
     /// Whether it leaves everything to others.
     pub fn is_silent(&self) -> bool {

@@ -16,10 +16,7 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     Epoch, EventType, Monotonic, SessionId, TenantId,
-    spec::{
-        LimitsSpec, MemoryLimits, Modality, NodeKind, ObserveSpec, PipelineSpec, PolicyBundle,
-        Quota,
-    },
+    spec::{LimitsSpec, MemoryLimits, Modality, NodeKind, PipelineSpec, PolicyBundle, Quota},
 };
 use rspp_provider_api::Providers;
 use rspp_timeline::{LineNote, OpeningEntry, ProviderNote, Recorder};
@@ -353,12 +350,10 @@ impl Runtime {
 
         let observe = blueprint.settings.observe(blueprint.spec.observe);
         let measures = observe.metrics_every_ms.is_some_and(|every| every > 0);
-        let slow_cancel = observe
-            .slow_cancel_ms
-            .unwrap_or(ObserveSpec::SLOW_CANCEL_MS);
+        let slow_cancel = observe.slow_cancel();
         let meters = measures.then(|| {
             let version = blueprint.spec.version.clone();
-            Arc::new(Meters::new(version, Duration::from_millis(slow_cancel)))
+            Arc::new(Meters::new(version, slow_cancel))
         });
         if let Some(meters) = &meters {
             self.metered.add(request.session.clone(), meters);
