@@ -7,7 +7,11 @@
     reason = "a test that cannot go on says so by its panic"
 )]
 
+mod both;
 mod cluster;
+mod counters;
+mod election;
 mod lost;
 mod members;
+mod recovery;
 mod watches;

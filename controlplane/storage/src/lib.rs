@@ -5,8 +5,11 @@
 
 pub mod backup;
 pub mod conformance;
+pub mod counters;
+pub mod election;
 mod embedded;
 mod etcd;
+pub mod recovery;
 
 pub use embedded::{Embedded, OpenError};
 pub use etcd::{Etcd, EtcdConfig, EtcdConfigError, EtcdIdentity, EtcdLogin, EtcdTls};
