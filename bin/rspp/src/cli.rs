@@ -27,6 +27,8 @@ Examples:
   rspp validate spec pipeline.yaml              Check a pipeline
   rspp rehearse tests/scenarios/*.yaml          What happens if …
   rspp timeline show call.rspp --turn 1         What happened, event by event
+  rspp pipeline publish pipeline.yaml           Publish a version
+  rspp rollout set greeter-2 --percent 10       Give it to a tenth of all new sessions
 
 Exit codes: 0 success, 1 failure, 2 bad input or usage.";
 
@@ -43,6 +45,14 @@ pub(crate) enum Command {
     Tree(cmd::tree::Tree),
     Doctor(cmd::doctor::Doctor),
     Models(cmd::models::Models),
+    Pipeline(cmd::pipeline::Pipeline),
+    Policy(cmd::policy::Policy),
+    Rollout(cmd::rollout::Rollout),
+    Session(cmd::session::Session),
+    Node(cmd::node::Node),
+    Audit(cmd::audit::Audit),
+    Backup(cmd::backup::Backup),
+    Restore(cmd::backup::Restore),
 }
 
 impl Command {
@@ -60,6 +70,14 @@ impl Command {
             Self::Tree(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Models(command) => command.run(),
+            Self::Pipeline(command) => command.run(),
+            Self::Policy(command) => command.run(),
+            Self::Rollout(command) => command.run(),
+            Self::Session(command) => command.run(),
+            Self::Node(command) => command.run(),
+            Self::Audit(command) => command.run(),
+            Self::Backup(command) => command.run(),
+            Self::Restore(command) => command.run(),
         }
     }
 }

@@ -3,6 +3,7 @@
 mod call;
 mod cli;
 mod cmd;
+mod control;
 mod problem;
 mod rehearsal;
 mod report;

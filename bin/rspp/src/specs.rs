@@ -51,8 +51,17 @@ impl Refused {
 
 /// Reads a pipeline, and compiles its graph.
 pub(crate) fn pipeline(path: &Path, mode: Mode) -> Result<(Parsed<PipelineSpec>, Graph), Refused> {
+    pipeline_of(path, &read(path)?, mode)
+}
+
+/// The same, of a text that has been read already.
+pub(crate) fn pipeline_of(
+    path: &Path,
+    text: &str,
+    mode: Mode,
+) -> Result<(Parsed<PipelineSpec>, Graph), Refused> {
     let file = path.display().to_string();
-    let parsed = PipelineSpec::parse(&file, &read(path)?, mode)
+    let parsed = PipelineSpec::parse(&file, text, mode)
         .map_err(|Diagnostics(found)| Refused::Wrong(found))?;
     let graph = Graph::compile(&parsed.spec).map_err(|errors| {
         let diagnostic = |error: rspp_kernel::graph::GraphError| Diagnostic {

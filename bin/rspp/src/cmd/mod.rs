@@ -1,12 +1,19 @@
 //! One file per subcommand: what it takes and what it does.
 
+pub(crate) mod audit;
+pub(crate) mod backup;
 pub(crate) mod doctor;
 pub(crate) mod gates;
 pub(crate) mod loopback;
 pub(crate) mod models;
+pub(crate) mod node;
+pub(crate) mod pipeline;
 pub(crate) mod plan;
+pub(crate) mod policy;
 pub(crate) mod rehearse;
 pub(crate) mod replay;
+pub(crate) mod rollout;
+pub(crate) mod session;
 pub(crate) mod timeline;
 pub(crate) mod tree;
 pub(crate) mod validate;

@@ -1,0 +1,307 @@
+//! `rspp rollout`: which version new sessions get.
+
+use clap::{Args, Subcommand};
+use rspp_controlplane_api::{
+    Client,
+    wire::{self, Kind, change::Change, change_rollout_response::Outcome},
+};
+use serde_json::json;
+
+use crate::{
+    control::{
+        Remote, json_of, refused, request_id,
+        shape::{Shape as _, who},
+        table, when,
+    },
+    problem::Problem,
+};
+
+/// Decide which version new sessions get; running ones keep theirs.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rspp rollout set greeter-2                       Everybody new gets greeter-2
+  rspp rollout set greeter-3 --percent 10          A tenth of them gets greeter-3
+  rspp rollout set greeter-3 --tenant acme         Acme gets it, nobody else
+  rspp rollout set greeter-3 --canary 5            A twentieth; a breached gate ends it
+  rspp rollout status                              What is rolled out
+  rspp rollout pause greeter                       Nobody new gets the candidate for now
+  rspp rollout promote greeter                     Everybody gets the candidate
+  rspp rollout rollback greeter --reason 'coughs'  Away with it, or back to the version before
+  rspp rollout approve 0001792839-1a2b3c4d         Agree to somebody else's change")]
+pub(crate) struct Rollout {
+    #[command(flatten)]
+    remote: Remote,
+    /// Of policies instead of pipelines
+    #[arg(long, global = true, conflicts_with = "providers")]
+    policy: bool,
+    /// Of provider configurations instead of pipelines
+    #[arg(long, global = true)]
+    providers: bool,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Args)]
+struct Line {
+    /// What all versions have in common, e.g. `greeter`
+    line: String,
+    /// Why, for the audit trail
+    #[arg(long, default_value = "")]
+    reason: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Give a version to everybody new, or to some
+    Set {
+        /// The version, which must be published
+        version: String,
+        /// To this share of all new sessions
+        #[arg(long, value_name = "PERCENT", conflicts_with_all = ["tenant", "canary"], value_parser = clap::value_parser!(u32).range(0..=100))]
+        percent: Option<u32>,
+        /// To these tenants only
+        #[arg(long, value_name = "TENANT", conflicts_with = "canary")]
+        tenant: Vec<String>,
+        /// To this share, watched by a gate that ends the trial on a breach
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=100))]
+        canary: Option<u32>,
+        /// Why, for the audit trail
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Show what is rolled out
+    Status {
+        /// Only this line
+        line: Option<String>,
+    },
+    /// Stop giving the candidate to anybody new
+    Pause(Line),
+    /// Give the candidate to new sessions again
+    Resume(Line),
+    /// Give the candidate to everybody
+    Promote(Line),
+    /// Drop the candidate; without one, go back to the version before
+    Rollback {
+        #[command(flatten)]
+        line: Line,
+        /// Back to this version, which must have been rolled out before
+        #[arg(long, value_name = "VERSION", default_value = "")]
+        to: String,
+    },
+    /// Show changes that wait for approval
+    Proposals,
+    /// Agree to a change
+    Approve {
+        /// The proposal
+        id: String,
+    },
+    /// Say no to a change
+    Reject {
+        /// The proposal
+        id: String,
+    },
+}
+
+impl Rollout {
+    pub(crate) fn run(self) -> Result<(), Problem> {
+        let remote = &self.remote;
+        let kind = match (self.policy, self.providers) {
+            (true, _) => Kind::Policy,
+            (false, true) => Kind::Providers,
+            (false, false) => Kind::Pipeline,
+        };
+        let nothing = wire::Nothing {};
+        let change = |line: Line, it| {
+            remote.run(|client| change(remote, client, kind, line.line, line.reason, it))
+        };
+        match self.what {
+            What::Set {
+                version,
+                percent,
+                tenant,
+                canary,
+                reason,
+            } => {
+                let line = line_of(&version)?;
+                let it = set(version, percent, tenant, canary);
+                change(Line { line, reason }, it)
+            }
+            What::Status { line } => remote.run(|client| status(remote, client, kind, line)),
+            What::Pause(line) => change(line, Change::Pause(nothing)),
+            What::Resume(line) => change(line, Change::Resume(nothing)),
+            What::Promote(line) => change(line, Change::Promote(nothing)),
+            What::Rollback { line, to } => change(line, Change::RollBack(to)),
+            What::Proposals => remote.run(|client| proposals(remote, client)),
+            What::Approve { id } => remote.run(|client| decide(remote, client, id, true)),
+            What::Reject { id } => remote.run(|client| decide(remote, client, id, false)),
+        }
+    }
+}
+
+fn line_of(version: &str) -> Result<String, Problem> {
+    let name = version.parse::<rspp_controlplane::registry::VersionName>();
+    let name = name.map_err(Problem::input)?;
+    Ok(name.line().to_owned())
+}
+
+fn set(version: String, percent: Option<u32>, tenants: Vec<String>, canary: Option<u32>) -> Change {
+    use wire::strategy::Strategy;
+    let strategy = match (percent, canary) {
+        (Some(percent), _) => Strategy::Percent(percent),
+        (None, Some(percent)) => Strategy::Canary(wire::Canary {
+            percent,
+            ..wire::Canary::default()
+        }),
+        (None, None) if tenants.is_empty() => return Change::Direct(version),
+        (None, None) => Strategy::Allowlist(wire::TenantList { tenants }),
+    };
+    Change::Try(wire::Try {
+        version,
+        strategy: Some(wire::Strategy {
+            strategy: Some(strategy),
+        }),
+    })
+}
+
+async fn change(
+    remote: &Remote,
+    client: Client,
+    kind: Kind,
+    line: String,
+    reason: String,
+    change: Change,
+) -> Result<(), Problem> {
+    let request = wire::ChangeRolloutRequest {
+        kind: kind.into(),
+        line,
+        change: Some(wire::Change {
+            change: Some(change),
+        }),
+        reason,
+        if_generation: 0,
+        request_id: request_id(),
+    };
+    let answer = client.change_rollout(request).await.map_err(refused)?;
+    tell(remote, answer)
+}
+
+async fn decide(remote: &Remote, client: Client, id: String, approve: bool) -> Result<(), Problem> {
+    let request = wire::DecideProposalRequest {
+        id,
+        approve,
+        request_id: request_id(),
+    };
+    let answer = client.decide_proposal(request).await.map_err(refused)?;
+    tell(remote, answer)
+}
+
+fn tell(remote: &Remote, answer: wire::ChangeRolloutResponse) -> Result<(), Problem> {
+    match answer.outcome {
+        Some(Outcome::Rollout(rollout)) => {
+            remote.print(|| rows(std::slice::from_ref(&rollout)), || rollout.shape())
+        }
+        Some(Outcome::Proposal(proposal)) => remote.print(
+            || {
+                let id = &proposal.id;
+                match proposal.state.as_str() {
+                    "waiting" => {
+                        format!("proposed, and waits for somebody else: rspp rollout approve {id}")
+                    }
+                    state => format!("proposal {id} is {state}"),
+                }
+            },
+            || json!({ "proposal": proposal.shape() }),
+        ),
+        None => Err(Problem::failure("the control plane's answer says nothing")),
+    }
+}
+
+fn rows(rollouts: &[wire::Rollout]) -> String {
+    let rows: Vec<_> = rollouts
+        .iter()
+        .map(|it| {
+            let (candidate, who) = match &it.candidate {
+                Some(candidate) => (candidate.version.clone(), who(candidate)),
+                None => ("-".to_owned(), "-".to_owned()),
+            };
+            let frozen = if it.frozen.is_empty() {
+                "-"
+            } else {
+                &it.frozen
+            };
+            let before = it.history.first().map_or("-", String::as_str);
+            [
+                it.line.clone(),
+                it.stable.clone(),
+                candidate,
+                who,
+                before.to_owned(),
+                frozen.to_owned(),
+            ]
+        })
+        .collect();
+    table(
+        ["line", "stable", "candidate", "who", "before", "frozen"],
+        &rows,
+    )
+}
+
+async fn status(
+    remote: &Remote,
+    client: Client,
+    kind: Kind,
+    line: Option<String>,
+) -> Result<(), Problem> {
+    let rollouts = match line {
+        Some(line) => {
+            let request = wire::GetRolloutRequest {
+                kind: kind.into(),
+                line,
+            };
+            vec![client.get_rollout(request).await.map_err(refused)?]
+        }
+        None => {
+            let request = wire::ListRolloutsRequest {
+                kind: kind.into(),
+                ..wire::ListRolloutsRequest::default()
+            };
+            client
+                .list_rollouts(request)
+                .await
+                .map_err(refused)?
+                .rollouts
+        }
+    };
+    remote.print(|| rows(&rollouts), || json_of(&rollouts))
+}
+
+async fn proposals(remote: &Remote, client: Client) -> Result<(), Problem> {
+    let request = wire::ListProposalsRequest {
+        open_only: true,
+        ..wire::ListProposalsRequest::default()
+    };
+    let found = client
+        .list_proposals(request)
+        .await
+        .map_err(refused)?
+        .proposals;
+    remote.print(
+        || {
+            let rows: Vec<_> = found
+                .iter()
+                .map(|it| {
+                    [
+                        it.id.clone(),
+                        it.line.clone(),
+                        it.author.clone(),
+                        when(it.at_ms),
+                        it.approved_by.join(", "),
+                    ]
+                })
+                .collect();
+            table(["id", "line", "by", "at", "approved by"], &rows)
+        },
+        || json_of(&found),
+    )
+}

@@ -1,0 +1,254 @@
+//! `rspp session`: where sessions run, how they go, and away with them.
+
+use clap::{Args, Subcommand};
+use rspp_controlplane_api::{Client, wire};
+use serde_json::json;
+
+use crate::{
+    control::{
+        Remote, json_of, refused, request_id,
+        shape::{Shape as _, phase},
+        table, when,
+    },
+    problem::Problem,
+    terminal,
+};
+
+/// See where sessions run and how they go; let clients in; move sessions.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rspp session route call-7 --tenant acme              Where to connect, and which version it gets
+  rspp session token call-7 --tenant acme              Only the token that a client shows there
+  rspp session status call-7 --tenant acme             How it goes
+  rspp session list --tenant acme                      All that go on
+  rspp session migrate call-7 --tenant acme --to eu-2  To another runtime, with all it knows
+  rspp session drain call-7 --tenant acme              Its runtime lets go of it")]
+pub(crate) struct Session {
+    #[command(flatten)]
+    remote: Remote,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Args)]
+struct Named {
+    /// The session
+    session: String,
+    /// Whose session it is
+    #[arg(long, env = "RSPP_TENANT")]
+    tenant: String,
+}
+
+#[derive(Debug, Args)]
+struct Asked {
+    #[command(flatten)]
+    named: Named,
+    /// How the client connects
+    #[arg(long, default_value = "websocket")]
+    transport: String,
+    /// Line or version, where there are several pipelines
+    #[arg(long, default_value = "")]
+    pipeline: String,
+    /// How long the token is valid, in seconds; 0 is as long as the control plane gives
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    ttl: u32,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Where a session runs, or is to run
+    Route(Asked),
+    /// Print a token for a client, and nothing else
+    Token(Asked),
+    /// How a session goes
+    Status(Named),
+    /// Sessions that go on
+    List {
+        /// Only of this tenant
+        #[arg(long, default_value = "", env = "RSPP_TENANT")]
+        tenant: String,
+        /// Only on this runtime
+        #[arg(long, default_value = "")]
+        runtime: String,
+        /// With those that have ended
+        #[arg(long)]
+        ended: bool,
+    },
+    /// Tell its runtime to let go of a session
+    Drain(Named),
+    /// Move a session to another runtime
+    Migrate {
+        #[command(flatten)]
+        named: Named,
+        /// To this runtime; without, to whichever is fit
+        #[arg(long, default_value = "")]
+        to: String,
+    },
+}
+
+impl Session {
+    pub(crate) fn run(self) -> Result<(), Problem> {
+        let remote = &self.remote;
+        match self.what {
+            What::Route(asked) => remote.run(|client| route(remote, client, asked)),
+            What::Token(asked) => remote.run(|client| token(remote, client, asked)),
+            What::Status(named) => remote.run(|client| status(remote, client, named)),
+            What::List {
+                tenant,
+                runtime,
+                ended,
+            } => {
+                let request = wire::ListSessionsRequest {
+                    tenant,
+                    runtime,
+                    ended,
+                    ..wire::ListSessionsRequest::default()
+                };
+                remote.run(|client| list(remote, client, request))
+            }
+            What::Drain(named) => {
+                let why = wire::WhyRevoked::Operator;
+                remote.run(|client| let_go(remote, client, named, String::new(), why))
+            }
+            What::Migrate { named, to } => {
+                let why = wire::WhyRevoked::Transfer;
+                remote.run(|client| let_go(remote, client, named, to, why))
+            }
+        }
+    }
+}
+
+async fn routed(client: &Client, asked: Asked) -> Result<wire::Route, Problem> {
+    let request = wire::RouteRequest {
+        tenant: asked.named.tenant,
+        session: asked.named.session,
+        transport: asked.transport,
+        pipeline: asked.pipeline,
+        token_ttl_seconds: asked.ttl,
+        ..wire::RouteRequest::default()
+    };
+    client.route_session(request).await.map_err(refused)
+}
+
+async fn route(remote: &Remote, client: Client, asked: Asked) -> Result<(), Problem> {
+    let route = routed(&client, asked).await?;
+    let url = route.endpoint.clone().unwrap_or_default().url;
+    let token = route.token.clone().unwrap_or_default();
+    let held = match route.epoch {
+        0 => "not placed yet".to_owned(),
+        epoch => format!("held at e{epoch}"),
+    };
+    remote.print(
+        || {
+            format!(
+                "endpoint  {url}\nruntime   {} ({}), {held}\npipeline  {} ({})\ntoken     until {}; `rspp session token` prints it",
+                route.runtime, route.region, route.pipeline, route.why, when(token.expires_at_ms)
+            )
+        },
+        || {
+            json!({
+                "endpoint": url,
+                "runtime": route.runtime,
+                "region": route.region,
+                "pipeline": route.pipeline,
+                "why": route.why,
+                "epoch": route.epoch,
+                "token": token.token,
+                "token_expires_at_ms": token.expires_at_ms,
+                "routing_view_snapshot": route.routing_view_snapshot,
+                "version_resolution_snapshot": route.version_resolution_snapshot,
+            })
+        },
+    )
+}
+
+async fn token(remote: &Remote, client: Client, asked: Asked) -> Result<(), Problem> {
+    let route = routed(&client, asked).await?;
+    let token = route.token.unwrap_or_default();
+    remote.print(
+        || token.token.clone(),
+        || {
+            json!({
+                "token": token.token,
+                "id": token.id,
+                "expires_at_ms": token.expires_at_ms,
+                "endpoint": route.endpoint.clone().unwrap_or_default().url,
+            })
+        },
+    )
+}
+
+fn rows(sessions: &[wire::SessionStatus]) -> String {
+    let rows: Vec<_> = sessions
+        .iter()
+        .map(|it| {
+            let binding = it.binding.clone().unwrap_or_default();
+            let or_none = |text: &str| if text.is_empty() { "-" } else { text }.to_owned();
+            [
+                it.session.clone(),
+                binding.tenant,
+                phase(it).to_owned(),
+                it.reason.clone(),
+                binding.pipeline,
+                or_none(&it.runtime),
+                format!("e{}", it.epoch),
+                when(it.since_ms),
+            ]
+        })
+        .collect();
+    let names = [
+        "session", "tenant", "phase", "reason", "pipeline", "runtime", "epoch", "since",
+    ];
+    table(names, &rows)
+}
+
+async fn status(remote: &Remote, client: Client, named: Named) -> Result<(), Problem> {
+    let request = wire::GetStatusRequest {
+        tenant: named.tenant,
+        session: named.session,
+    };
+    let status = client.get_status(request).await.map_err(refused)?;
+    remote.print(|| rows(std::slice::from_ref(&status)), || status.shape())
+}
+
+async fn list(
+    remote: &Remote,
+    client: Client,
+    mut request: wire::ListSessionsRequest,
+) -> Result<(), Problem> {
+    let mut found = Vec::new();
+    loop {
+        let page = client
+            .list_sessions(request.clone())
+            .await
+            .map_err(refused)?;
+        found.extend(page.sessions);
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
+    remote.print(|| rows(&found), || json_of(&found))
+}
+
+async fn let_go(
+    remote: &Remote,
+    client: Client,
+    named: Named,
+    to: String,
+    why: wire::WhyRevoked,
+) -> Result<(), Problem> {
+    let request = wire::MoveSessionRequest {
+        tenant: named.tenant,
+        session: named.session,
+        to,
+        why: why.into(),
+        request_id: request_id(),
+    };
+    let status = client.move_session(request).await.map_err(refused)?;
+    if !remote.json {
+        terminal::note("its runtime was told; `rspp session status` shows where it goes on");
+    }
+    remote.print(|| rows(std::slice::from_ref(&status)), || status.shape())
+}

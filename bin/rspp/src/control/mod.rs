@@ -1,0 +1,154 @@
+//! What the commands that ask a control plane share: where it is, who asks, how answers look.
+
+pub(crate) mod artifacts;
+pub(crate) mod shape;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use clap::Args;
+use rspp_controlplane_api::{Client, ClientConfig, ControlError, reason, tls::TlsFiles};
+use serde_json::Value;
+
+pub(crate) use shape::{json_of, table, when};
+
+use crate::{problem::Problem, terminal};
+
+/// How long a command waits for an answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Where the control plane is, and who asks.
+#[derive(Debug, Args)]
+pub(crate) struct Remote {
+    /// Control plane: `http://host:port` or `https://host:port`; several replicas by commas
+    #[arg(
+        long = "control-plane",
+        value_name = "URL",
+        env = "RSPP_CONTROL_PLANE",
+        default_value = "http://127.0.0.1:7400",
+        value_delimiter = ',',
+        global = true
+    )]
+    addresses: Vec<String>,
+    /// Authorities whose certificates are believed (PEM), with --cert and --key
+    #[arg(long, value_name = "FILE", env = "RSPP_TLS_CA", requires_all = ["cert", "key"], global = true)]
+    ca: Option<PathBuf>,
+    /// Certificate that says who you are (PEM)
+    #[arg(long, value_name = "FILE", env = "RSPP_TLS_CERT", requires_all = ["ca", "key"], global = true)]
+    cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "RSPP_TLS_KEY", requires_all = ["ca", "cert"], global = true)]
+    key: Option<PathBuf>,
+    /// File with the token that says who you are
+    #[arg(long, value_name = "FILE", env = "RSPP_TOKEN_FILE", global = true)]
+    token_file: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+impl Remote {
+    /// Asks, and prints what came.
+    pub(crate) fn run<F>(&self, ask: impl FnOnce(Client) -> F) -> Result<(), Problem>
+    where
+        F: Future<Output = Result<(), Problem>>,
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Problem::failure)?;
+        runtime.block_on(async { ask(self.client()?).await })
+    }
+
+    fn client(&self) -> Result<Client, Problem> {
+        let tls = match (&self.ca, &self.cert, &self.key) {
+            (Some(ca), Some(cert), Some(key)) => Some(TlsFiles {
+                authorities: ca.clone(),
+                certificate: cert.clone(),
+                key: key.clone(),
+            }),
+            (None | Some(_), _, _) => None,
+        };
+        let token = self.token_file.as_ref().map(|path| {
+            let text = std::fs::read_to_string(path);
+            text.map_err(|error| Problem::input(format!("cannot read {}: {error}", path.display())))
+        });
+        let bearer = token
+            .transpose()?
+            .map(|token| -> rspp_controlplane_api::Bearer {
+                let token = token.trim().to_owned();
+                Arc::new(move || Some(token.clone()))
+            });
+        Client::new(ClientConfig {
+            addresses: self.addresses.clone(),
+            tls,
+            bearer,
+            deadline: DEADLINE,
+        })
+        .map_err(Problem::input)
+    }
+
+    /// A table for people, JSON for programs.
+    pub(crate) fn print(
+        &self,
+        people: impl FnOnce() -> String,
+        programs: impl FnOnce() -> Value,
+    ) -> Result<(), Problem> {
+        if self.json {
+            terminal::print_json(&programs())
+        } else {
+            terminal::print(people())
+        }
+    }
+}
+
+/// Names this run of the program, so that what is sent again by itself has one effect.
+pub(crate) fn request_id() -> String {
+    format!("cli-{:032x}", rand::random::<u128>())
+}
+
+/// Why nothing was done, and what to do about it.
+pub(crate) fn refused(error: ControlError) -> Problem {
+    let text = error.to_string();
+    match &error {
+        ControlError::Unavailable { reason, .. } if reason.is_empty() => Problem::failure(format!(
+            "{text}; is it running, and is --control-plane (or RSPP_CONTROL_PLANE) right?"
+        )),
+        ControlError::Unavailable { .. } | ControlError::Uncertain { .. } => {
+            Problem::failure(format!("{text}; run the same command again"))
+        }
+        ControlError::Unauthenticated { .. } => Problem::input(format!(
+            "{text}; say who you are by --token-file, or by --ca, --cert and --key"
+        )),
+        ControlError::Denied { .. } => Problem::input(format!(
+            "{text}; ask somebody who may, or use their credentials"
+        )),
+        ControlError::Refused { reason, .. } => match hint(reason) {
+            Some(hint) => Problem::input(format!("{text}; {hint}")),
+            None => Problem::input(text),
+        },
+        ControlError::UnknownSession
+        | ControlError::Ended
+        | ControlError::StateConflict { .. }
+        | ControlError::Reserved { .. } => Problem::input(text),
+        ControlError::Held { .. }
+        | ControlError::LettingGo { .. }
+        | ControlError::Stale { .. }
+        | ControlError::Overtaken
+        | ControlError::HolderGone { .. }
+        | ControlError::NotAdmitted { .. }
+        | ControlError::NoRoute { .. }
+        | ControlError::Answer(_) => Problem::failure(text),
+    }
+}
+
+/// What helps against a refusal that does not say so itself.
+fn hint(reason: &str) -> Option<&'static str> {
+    match reason {
+        reason::NOT_FOUND => Some("the `list` commands show what is there"),
+        reason::VERSION_CONFLICT => Some("look at what it is now, then decide again"),
+        reason::RESTORE_REFUSED => {
+            Some("start a control plane on a new store and restore into that")
+        }
+        _another => None,
+    }
+}

@@ -1,0 +1,216 @@
+//! How answers look: as tables, and as JSON.
+
+use rspp_controlplane_api::wire;
+use serde_json::{Value, json};
+
+/// Columns under their names, as wide as they have to be.
+pub(crate) fn table<const N: usize>(names: [&str; N], rows: &[[String; N]]) -> String {
+    if rows.is_empty() {
+        return "nothing found\n".to_owned();
+    }
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([names[column].len()]).max().unwrap_or_default()
+    };
+    let widths: Vec<_> = (0..N).map(width).collect();
+    let line = |cells: Vec<&str>| {
+        let cells = cells.iter().zip(&widths);
+        let padded = cells.map(|(cell, width)| format!("{cell:<width$}"));
+        let text = padded.collect::<Vec<_>>().join("  ");
+        text.trim_end().to_owned() + "\n"
+    };
+    let upper = names.map(str::to_uppercase);
+    let mut text = line(upper.iter().map(String::as_str).collect());
+    for row in rows {
+        text += &line(row.iter().map(String::as_str).collect());
+    }
+    text
+}
+
+/// A moment in UTC, e.g. `2026-11-29 10:53:07Z`.
+pub(crate) fn when(ms: u64) -> String {
+    let seconds = ms / 1_000;
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Counted in eras of 400 years that begin on a first of March, so that leap days come last.
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 {
+        march_month + 3
+    } else {
+        march_month - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (rest / 3_600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// A message as programs read it.
+pub(crate) trait Shape {
+    /// Its fields by the names that the protocol gives them.
+    fn shape(&self) -> Value;
+}
+
+/// One after the other.
+pub(crate) fn json_of<T: Shape>(messages: &[T]) -> Value {
+    messages.iter().map(Shape::shape).collect()
+}
+
+impl Shape for wire::Artifact {
+    fn shape(&self) -> Value {
+        let mut value = json!({
+            "version": self.version,
+            "hash": self.hash,
+            "author": self.author,
+            "created_at_ms": self.created_at_ms,
+            "labels": self.labels,
+        });
+        if !self.source.is_empty() {
+            value["source"] = json!(self.source);
+        }
+        value
+    }
+}
+
+impl Shape for wire::Rollout {
+    fn shape(&self) -> Value {
+        let candidate = self.candidate.as_ref().map(|it| {
+            json!({ "version": it.version, "paused": it.paused, "since_ms": it.since_ms, "who": who(it) })
+        });
+        json!({
+            "line": self.line,
+            "stable": self.stable,
+            "candidate": candidate,
+            "history": self.history,
+            "frozen": self.frozen,
+            "generation": self.generation,
+        })
+    }
+}
+
+/// Who gets a candidate, in words.
+pub(crate) fn who(candidate: &wire::Candidate) -> String {
+    use wire::strategy::Strategy;
+    let strategy = candidate
+        .strategy
+        .as_ref()
+        .and_then(|it| it.strategy.as_ref());
+    let who = match strategy {
+        Some(Strategy::Allowlist(list)) => list.tenants.join(", "),
+        Some(Strategy::Percent(percent)) => format!("{percent} %"),
+        Some(Strategy::Canary(canary)) => format!("canary {} %", canary.percent),
+        None => "nobody".to_owned(),
+    };
+    if candidate.paused {
+        format!("{who}, paused")
+    } else {
+        who
+    }
+}
+
+impl Shape for wire::Proposal {
+    fn shape(&self) -> Value {
+        json!({
+            "id": self.id,
+            "line": self.line,
+            "author": self.author,
+            "at_ms": self.at_ms,
+            "approved_by": self.approved_by,
+            "state": self.state,
+        })
+    }
+}
+
+impl Shape for wire::SessionStatus {
+    fn shape(&self) -> Value {
+        let binding = self.binding.clone().unwrap_or_default();
+        json!({
+            "session": self.session,
+            "tenant": binding.tenant,
+            "phase": phase(self),
+            "reason": self.reason,
+            "pipeline": binding.pipeline,
+            "policy": binding.policy,
+            "providers": binding.providers,
+            "epoch": self.epoch,
+            "runtime": self.runtime,
+            "region": self.region,
+            "since_ms": self.since_ms,
+        })
+    }
+}
+
+/// How a session goes, in a word.
+pub(crate) fn phase(status: &wire::SessionStatus) -> &'static str {
+    match status.phase() {
+        wire::SessionPhase::Unspecified => "unknown",
+        wire::SessionPhase::Connected => "connected",
+        wire::SessionPhase::Running => "running",
+        wire::SessionPhase::Degraded => "degraded",
+        wire::SessionPhase::Waiting => "waiting",
+        wire::SessionPhase::Ended => "ended",
+    }
+}
+
+impl Shape for wire::Runtime {
+    fn shape(&self) -> Value {
+        let holder = self.holder.clone().unwrap_or_default();
+        let description = self.description.clone().unwrap_or_default();
+        let load = self.load.unwrap_or_default();
+        json!({
+            "runtime": holder.runtime,
+            "incarnation": holder.incarnation,
+            "region": description.region,
+            "presence": self.presence,
+            "draining": self.draining,
+            "ready": load.ready,
+            "overloaded": load.overloaded,
+            "placed": self.placed,
+            "capacity": description.capacity,
+            "cpu_percent": load.cpu_percent,
+            "build": description.build,
+            "endpoints": description.endpoints.iter().map(|it| &it.url).collect::<Vec<_>>(),
+        })
+    }
+}
+
+impl Shape for wire::AuditEntry {
+    fn shape(&self) -> Value {
+        let detail: Value = serde_json::from_str(&self.detail).unwrap_or_default();
+        json!({
+            "sequence": self.sequence,
+            "at_ms": self.at_ms,
+            "actor": self.actor,
+            "role": self.role,
+            "tenant": self.tenant,
+            "operation": self.operation,
+            "subject": self.subject,
+            "outcome": self.outcome,
+            "detail": detail,
+            "hash": self.hash,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_written_in_utc() {
+        assert_eq!(when(0), "1970-01-01 00:00:00Z");
+        // date -u -d @1709210096 and @1798761599
+        assert_eq!(when(1_709_210_096_999), "2024-02-29 12:34:56Z");
+        assert_eq!(when(1_798_761_599_000), "2026-12-31 23:59:59Z");
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [["a", "bb"], ["ccc", ""]].map(|row| row.map(str::to_owned));
+        assert_eq!(table(["x", "long"], &rows), "X    LONG\na    bb\nccc\n");
+        assert_eq!(table(["x"], &[]), "nothing found\n");
+    }
+}

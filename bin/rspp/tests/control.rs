@@ -1,0 +1,327 @@
+//! The commands that ask a control plane, as their users meet them: a control plane that listens, the
+//! program as a process of its own, what it prints.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose ground gives way should fail"
+)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use insta::assert_snapshot;
+use rspp_controlplane::{
+    access::{Principal, Role, Tenants},
+    token::{AccessClaims, KeyId, SigningKey},
+};
+use rspp_controlplane_api::{Acquire, Client, ControlPlane as _, Wanted};
+use rspp_controlplane_server::{Listen, Plane, Server, Settings, Transport};
+use rspp_controlplane_storage::Embedded;
+use rspp_proto::{
+    Actor, Region, RuntimeId, SessionId, TenantId,
+    control::{Attempt, Description, Endpoint, Load, PROTOCOL},
+    spec::PipelineSpec,
+};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+/// A control plane, a directory, and people's tokens.
+struct Place {
+    dir: tempfile::TempDir,
+    runtime: Runtime,
+    server: Server,
+    client: Client,
+}
+
+fn key() -> SigningKey {
+    SigningKey::from_seed(KeyId::new("k1").unwrap(), &[1; 32])
+}
+
+fn token(role: Role, name: &str) -> String {
+    let now = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap()
+        .as_secs();
+    key().sign(&AccessClaims {
+        sub: Actor::new(name).unwrap(),
+        role,
+        tenants: None,
+        iat: now,
+        exp: now + 600,
+    })
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = Runtime::new().unwrap();
+        let (server, client) = runtime.block_on(async {
+            let store = Arc::new(Embedded::open(&dir.path().join("store")).unwrap());
+            let plane = Plane::open(store, Settings::default(), vec![key()])
+                .await
+                .unwrap();
+            let listen = Listen {
+                address: "127.0.0.1:0".parse().unwrap(),
+                transport: Transport::Plain,
+            };
+            let server = Server::start(plane, vec![listen]).await.unwrap();
+            let node = Principal {
+                actor: Actor::new("eu-1").unwrap(),
+                role: Role::Runtime,
+                tenants: Tenants::All,
+            };
+            let client = Client::within(server.dial(node));
+            (server, client)
+        });
+        let place = Self {
+            dir,
+            runtime,
+            server,
+            client,
+        };
+        place.file("ana", &token(Role::Admin, "ana"));
+        place.file("otto", &token(Role::Operator, "otto"));
+        place.file("vera", &token(Role::Viewer, "vera"));
+        for version in ["greeter-1", "greeter-2"] {
+            let line = format!("version: {version}");
+            let text = PipelineSpec::simple_template().replace("version: simple-1", &line);
+            place.file(&format!("{version}.yaml"), &text);
+        }
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn file(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    /// What somebody's command prints, and how it ends. What differs from run to run is named.
+    fn run(&self, who: &str, arguments: &str) -> (i32, String) {
+        let url = format!("http://{}", self.server.addresses()[0]);
+        let output = Command::new(env!("CARGO_BIN_EXE_rspp"))
+            .args(arguments.split(' '))
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .env("COLUMNS", "100")
+            .env("RSPP_CONTROL_PLANE", url)
+            .env("RSPP_TOKEN_FILE", who)
+            .env_remove("RSPP_LOG")
+            .output()
+            .unwrap();
+        let out = String::from_utf8(output.stdout).unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        (output.status.code().unwrap(), format!("{out}{err}"))
+    }
+
+    #[track_caller]
+    fn ok(&self, who: &str, arguments: &str) -> String {
+        let (code, text) = self.run(who, arguments);
+        assert_eq!(code, 0, "{text}");
+        stable(&text)
+    }
+
+    #[track_caller]
+    fn json(&self, who: &str, arguments: &str) -> Value {
+        let (code, text) = self.run(who, &format!("{arguments} --json"));
+        assert_eq!(code, 0, "{text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// A runtime that has joined and holds `call-7` of acme.
+    fn node(&self) {
+        self.runtime.block_on(async {
+            let description = Description {
+                region: Region::new("eu").unwrap(),
+                endpoints: vec![Endpoint {
+                    transport: "websocket".to_owned(),
+                    url: "ws://eu-1.test/call".to_owned(),
+                }],
+                capacity: 50,
+                build: "0.1.0".to_owned(),
+                protocol: PROTOCOL,
+                events: "v1.0".to_owned(),
+                labels: BTreeMap::new(),
+            };
+            let id = RuntimeId::new("eu-1").unwrap();
+            let holder = self.client.register(id, description).await.unwrap().holder;
+            let ask = Acquire {
+                by: holder.clone(),
+                attempt: Attempt(1),
+                session: SessionId::new("call-7").unwrap(),
+                wanted: Wanted {
+                    tenant: TenantId::new("acme").unwrap(),
+                    pipeline: None,
+                    policy: None,
+                    providers: None,
+                },
+            };
+            self.client.acquire(ask).await.unwrap();
+            let (client, load) = (
+                self.client.clone(),
+                Load {
+                    sessions: 1,
+                    cpu_percent: 12,
+                    ready: true,
+                    overloaded: false,
+                },
+            );
+            client.heartbeat(&holder, load).await.unwrap();
+            tokio::spawn(async move {
+                loop {
+                    let _ = client.renew(&holder, Vec::new()).await;
+                    let _ = client.heartbeat(&holder, load).await;
+                    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                }
+            });
+            // Until it is followed.
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        });
+    }
+}
+
+/// Times, hashes and ids by name.
+fn stable(text: &str) -> String {
+    let is_time = |word: &str| word.len() == 10 && word.as_bytes()[4] == b'-';
+    let is_clock = |word: &str| word.ends_with('Z') && word.len() == 9;
+    let is_hash = |word: &str| {
+        word.len() >= 12
+            && word
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let mut lines = String::new();
+    for line in text.lines() {
+        let words = line.split(' ').map(|word| match word {
+            _ if is_hash(word) => "HASH",
+            _ if is_time(word) => "DATE",
+            _ if is_clock(word.trim_end_matches(';')) => "TIME",
+            word => word,
+        });
+        lines += &words.collect::<Vec<_>>().join(" ");
+        lines.push('\n');
+    }
+    lines
+}
+
+/// Issue 4, F-092, F-093, F-100: publish, look, roll out, roll back; tables for people.
+#[test]
+fn a_pipeline_is_published_and_rolled_out() {
+    let place = Place::new();
+    assert_snapshot!(place.ok("ana", "pipeline publish greeter-1.yaml --label team=desk"), @"");
+    assert_snapshot!(place.ok("ana", "pipeline publish greeter-2.yaml --dry-run"), @"");
+    place.ok("ana", "pipeline publish greeter-2.yaml");
+    assert_snapshot!(place.ok("vera", "pipeline list"), @"");
+    let source = fs::read_to_string(place.path("greeter-1.yaml")).unwrap();
+    let (_, got) = place.run("vera", "pipeline get greeter-1");
+    assert_eq!(got, source);
+    assert_snapshot!(place.ok("vera", "pipeline diff greeter-1 greeter-2"), @"");
+    assert_snapshot!(place.ok("ana", "rollout set greeter-1"), @"");
+    assert_snapshot!(place.ok("ana", "rollout set greeter-2 --percent 10"), @"");
+    assert_snapshot!(place.ok("otto", "rollout pause greeter"), @"");
+    assert_snapshot!(place.ok("otto", "rollout rollback greeter --reason coughs"), @"");
+    let status = place.json("vera", "rollout status");
+    assert_eq!(status[0]["stable"], "greeter-1");
+    assert_eq!(status[0]["generation"], 4);
+}
+
+/// Issue 4: refusals say what to do, and end with the code that says whose fault it is.
+#[test]
+fn refusals_say_what_to_do() {
+    let place = Place::new();
+    place.ok("ana", "pipeline publish greeter-1.yaml");
+    let refusals = [
+        ("vera", "pipeline publish greeter-2.yaml"),
+        ("ana", "pipeline get greeter-9"),
+        ("ana", "rollout set greeter-9"),
+        ("ana", "rollout set greeter"),
+        ("ana", "rollout pause greeter"),
+        ("ana", "session status nobody --tenant acme"),
+        ("ana", "session route call-1 --tenant acme"),
+        ("ana", "node drain nobody"),
+        ("ana", "audit verify nothing.jsonl"),
+    ];
+    let mut text = String::new();
+    for (who, arguments) in refusals {
+        let (code, said) = place.run(who, arguments);
+        text += &format!("{who}: {arguments}\n{code} {said}");
+    }
+    assert_snapshot!(text, @"");
+    place.file(
+        "greeter-1.yaml",
+        &PipelineSpec::simple_template()
+            .replace("version: simple-1", "version: greeter-1")
+            .replace("speech_ms: 200", "speech_ms: 250"),
+    );
+    let (code, said) = place.run("ana", "pipeline publish greeter-1.yaml");
+    assert_eq!(code, 2);
+    assert!(said.contains("publish the next version instead"), "{said}");
+    place.file("eve", "garbage");
+    let (code, said) = place.run("eve", "node list");
+    assert_eq!(code, 2);
+    assert!(
+        said.contains("token is malformed") && said.contains("--token-file"),
+        "{said}"
+    );
+}
+
+/// Issue 4, F-099, F-101, F-106: where sessions run, how they go, away with them.
+#[test]
+fn sessions_and_runtimes_are_seen_and_moved() {
+    let place = Place::new();
+    place.ok("ana", "pipeline publish greeter-1.yaml");
+    place.ok("ana", "rollout set greeter-1");
+    place.node();
+    assert_snapshot!(place.ok("vera", "node list"), @"");
+    assert_snapshot!(place.ok("otto", "session route call-7 --tenant acme"), @"");
+    assert_snapshot!(place.ok("vera", "session list"), @"");
+    let token = place.ok("otto", "session token call-8 --tenant acme");
+    assert_eq!(token.trim().split('.').count(), 3);
+    let status = place.json("vera", "session status call-7 --tenant acme");
+    assert_eq!(
+        (&status["runtime"], &status["epoch"]),
+        (&"eu-1".into(), &1.into())
+    );
+    assert_snapshot!(place.ok("otto", "session migrate call-7 --tenant acme"), @"");
+    assert_snapshot!(place.ok("otto", "node drain eu-1"), @"");
+    assert_eq!(place.json("vera", "node list")[0]["draining"], true);
+}
+
+/// Issue 4, F-097, F-166, F-170: what was done is listed, verified, exported; all of it is kept and comes
+/// back.
+#[test]
+fn what_was_done_is_proved_and_kept() {
+    let place = Place::new();
+    place.ok("ana", "pipeline publish greeter-1.yaml");
+    place.ok("ana", "rollout set greeter-1");
+    assert_snapshot!(place.ok("ana", "audit list"), @"");
+    assert_snapshot!(place.ok("ana", "audit verify"), @"");
+    assert_snapshot!(place.ok("ana", "audit export --out audit.jsonl"), @"");
+    assert_snapshot!(place.ok("ana", "audit verify audit.jsonl"), @"");
+    let export = fs::read_to_string(place.path("audit.jsonl")).unwrap();
+    place.file(
+        "altered.jsonl",
+        &export.replacen("greeter-1", "greeter-9", 1),
+    );
+    let (code, said) = place.run("ana", "audit verify altered.jsonl");
+    assert_eq!((code, said.as_str()), (1, "broken: entry 2 was altered\n"));
+    place.ok("ana", "backup --out all.jsonl");
+    let (code, said) = place.run("ana", "restore all.jsonl");
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("not empty"), "{said}");
+    let fresh = Place::new();
+    fs::copy(place.path("all.jsonl"), fresh.path("all.jsonl")).unwrap();
+    let restored = fresh.ok("ana", "restore all.jsonl");
+    assert!(restored.contains("records, as of"), "{restored}");
+    assert_eq!(
+        fresh.json("vera", "rollout status")[0]["stable"],
+        "greeter-1"
+    );
+}
