@@ -17,6 +17,7 @@ mod deaf;
 mod delivery;
 mod echo;
 mod edges;
+mod exporting;
 mod failure;
 mod fairness;
 mod flow;

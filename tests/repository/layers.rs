@@ -6,7 +6,7 @@ use crate::tree;
 
 /// Each crate of ours, what of ours it may be built from, and nothing else. Programs and the tests
 /// may use everything; nothing may use them.
-const MAY_USE: [(&str, &[&str]); 16] = [
+const MAY_USE: [(&str, &[&str]); 17] = [
     ("rspp-proto", &[]),
     ("rspp-actors", &[]),
     ("rspp-kernel", &["rspp-proto"]),
@@ -55,6 +55,7 @@ const MAY_USE: [(&str, &[&str]); 16] = [
     ),
     ("rspp-local", &["rspp-proto", "rspp-provider-api"]),
     ("rspp-provider-http", &[]),
+    ("rspp-archive", &["rspp-timeline"]),
     (
         "rspp-llm",
         &["rspp-proto", "rspp-provider-api", "rspp-provider-http"],

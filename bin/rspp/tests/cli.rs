@@ -212,6 +212,9 @@ fn help_of_loopback_shows_every_option() {
           --report <FILE>    Keep the report as JSON
           --tree             Show the supervision tree, caught while the agent speaks
           --json             Print the report as JSON instead of the conversation
+          --export <PLACE>   Export the timeline while it is written: to a directory,
+                             `s3://bucket/prefix`, or `http://host/bucket/prefix`
+          --spool <DIR>      Where timelines wait for the archive [default: ~/.local/state/rspp/spool]
 
     Models:
           --models <DIR>  Directory of the models [default: ~/.cache/rspp/models] [env: RSPP_MODEL_DIR]
@@ -223,6 +226,7 @@ fn help_of_loopback_shows_every_option() {
       rspp loopback question.wav --out reply.wav          Speak as a recording, keep both sides
       rspp loopback --say 'Tell me a long story.' --barge-in-at 1.5s 'Stop, thank you.'
       rspp loopback a.wav --timeline call.rspp --report call.json
+      rspp loopback a.wav --export s3://acme-calls/eu     Timeline to a bucket, see `rspp timeline list`
       rspp loopback --llm-url http://127.0.0.1:8080/v1 --llm-model qwen --say 'Hello!'
 
     Turns are spoken in the order given, each when the reply before is over.
@@ -678,6 +682,93 @@ fn a_cut_timeline_opens_and_fails_its_check() {
     assert!(shown.err.contains("cut.rspp: cut: "), "{}", shown.err);
     let checked = place.run(&["timeline", "show", "cut.rspp", "--check"]);
     assert_eq!(checked.code, Some(1), "{}", checked.out);
+}
+
+/// F-154: a timeline goes to an archive and comes back as it was.
+#[test]
+fn a_timeline_is_exported_listed_and_fetched() {
+    let place = Place::new();
+    place.file("call.rspp", fs::read(TIMELINE).unwrap());
+    let bytes = fs::metadata(TIMELINE).unwrap().len();
+    let exported = place
+        .run(&["timeline", "export", "call.rspp", "--to", "archive"])
+        .ok();
+    assert_eq!(
+        exported,
+        format!("archive  1 timeline exported, {bytes} bytes\n")
+    );
+    let again = place
+        .run(&["timeline", "export", "call.rspp", "--to", "archive"])
+        .ok();
+    assert_eq!(again, "archive  0 timelines exported, 0 bytes\n");
+    let listed = place.run(&["timeline", "list", "archive", "--json"]);
+    let listed = listed.json();
+    assert_eq!(listed[0]["is_complete"], true);
+    let name = listed[0]["recording"].as_str().unwrap();
+    let line = place.run(&["timeline", "list", "archive"]).ok();
+    assert_eq!(line, format!("{name}  {bytes} bytes in 1 segment\n"));
+    let fetch = ["timeline", "fetch", "archive", name, "--out", "back.rspp"];
+    assert_eq!(
+        place.run(&fetch).ok(),
+        format!("back.rspp  {bytes} bytes\n")
+    );
+    assert!(fs::read(place.path("back.rspp")).unwrap() == fs::read(TIMELINE).unwrap());
+    let refusal = place.run(&fetch).refusal();
+    assert!(
+        refusal.contains("back.rspp: cannot be written"),
+        "{refusal}"
+    );
+    let unknown = [
+        "timeline",
+        "fetch",
+        "archive",
+        "acme/call",
+        "--out",
+        "x.rspp",
+    ];
+    assert_eq!(
+        place.run(&unknown).refusal(),
+        "error: archive: there is no recording `acme/call`"
+    );
+}
+
+/// F-154: an archive that is not there costs nothing but time.
+#[test]
+fn a_timeline_waits_for_an_archive_that_is_not_there() {
+    let place = Place::new();
+    place.file("call.rspp", fs::read(TIMELINE).unwrap());
+    let to = "http://127.0.0.1:9/calls";
+    let ran = place.run(&["timeline", "export", "call.rspp", "--to", to]);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
+    assert!(
+        ran.err
+            .contains("1 timeline waits for http://127.0.0.1:9/calls"),
+        "{}",
+        ran.err
+    );
+    assert!(place.path("call.rspp").exists());
+    let shown = place.run(&["timeline", "show", "call.rspp", "--turn", "1"]);
+    assert!(
+        shown
+            .err
+            .contains("the archive is behind: it has the first 0 bytes"),
+        "{}",
+        shown.err
+    );
+    let exported = place
+        .run(&["timeline", "export", "call.rspp", "--to", "archive"])
+        .ok();
+    assert!(exported.starts_with("archive  1 timeline exported"));
+}
+
+#[test]
+fn places_of_archives_are_checked() {
+    let place = Place::new();
+    let refusal = place.run(&["timeline", "list", "gone"]).refusal();
+    assert_eq!(refusal, "error: gone: no such directory");
+    let ran = place.run(&["loopback", "--export", "ftp://host/calls"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.err.contains("`ftp://` is not supported"), "{}", ran.err);
 }
 
 #[test]

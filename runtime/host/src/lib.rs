@@ -31,6 +31,8 @@ mod tool;
 
 mod circuits;
 
+mod exporter;
+
 mod providers;
 
 mod capture;

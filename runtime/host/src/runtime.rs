@@ -19,7 +19,10 @@ use rspp_proto::{
     spec::{LimitsSpec, MemoryLimits, Modality, NodeKind, PipelineSpec, PolicyBundle, Quota},
 };
 use rspp_provider_api::Providers;
-use rspp_timeline::{LineNote, OpeningEntry, ProviderNote, Recorder};
+use rspp_timeline::{
+    LineNote, OpeningEntry, ProviderNote, Recorder,
+    export::{ExportStats, Exports},
+};
 use rspp_transport_api::Transport;
 use thiserror::Error;
 use tokio::sync::{broadcast, oneshot};
@@ -32,6 +35,7 @@ use crate::{
     clip::Clip,
     connection::{Connection, ConnectionControl},
     event::Arrival,
+    exporter::TimelineExporter,
     memory::{MemoryUse, Meter, Share},
     meters::{Measurements, Metered, Meters},
     node::{InputEdge, Inputs, builtin::NodeRegistry},
@@ -76,6 +80,8 @@ pub struct Config {
     pub clips: Arc<BTreeMap<String, Clip>>,
     /// Where session-durable state is kept; in memory, under `leases`, if nothing else is.
     pub store: Option<Arc<dyn StateStore>>,
+    /// Where timelines are exported to; nowhere if `None`.
+    pub exports: Option<Exports>,
     /// Most that any session may hold in memory, whatever its pipeline allows itself.
     pub session_memory: MemoryLimits,
     /// What the node takes on.
@@ -100,6 +106,7 @@ impl Config {
             snapshots: Arc::default(),
             clips: Arc::default(),
             store: None,
+            exports: None,
             session_memory: MemoryLimits::default(),
             limits: LimitsSpec::default(),
             cpu: Arc::new(ProcessCpu::default()),
@@ -270,9 +277,11 @@ impl Runtime {
                 cpu: Arc::clone(&cpu),
             }
         };
+        let exports = config.exports.clone();
         let root = system
             .spawn_root(door("node", max_sessions), NoData, move || Node {
                 max_sessions,
+                exports: exports.clone(),
                 monitor: Some(monitor()),
                 listener: None,
             })
@@ -574,6 +583,12 @@ impl Runtime {
         self.metered.measurements()
     }
 
+    /// How the export of timelines fares; `None` if there is none.
+    pub fn export_stats(&self) -> Option<ExportStats> {
+        let now = Monotonic::from_duration(self.config.clock.now());
+        Some(self.config.exports.as_ref()?.stats(now))
+    }
+
     /// What is known of the providers; a probe or a price feed publishes its news there.
     pub fn provider_board(&self) -> &ProviderBoard {
         &self.board
@@ -786,6 +801,7 @@ enum NodeOrder {
 /// The root: one per process.
 struct Node {
     max_sessions: usize,
+    exports: Option<Exports>,
     monitor: Option<Monitor>,
     listener: Option<Handle<Listener>>,
 }
@@ -800,6 +816,14 @@ impl Actor for Node {
         if let Some(monitor) = self.monitor.take() {
             let stopped = ctx.cancellation().clone();
             ctx.spawn_task("capacity", monitor.run(stopped));
+        }
+        if let Some(exports) = &self.exports {
+            let exports = exports.clone();
+            let spec = ChildSpec::permanent("timeline-exporter");
+            let exporter = move || TimelineExporter {
+                exports: exports.clone(),
+            };
+            ctx.spawn_pump(spec, NoData, exporter).await?;
         }
         let sessions = ctx
             .spawn(door("sessions", self.max_sessions), NoData, || Sessions)

@@ -7,6 +7,7 @@
 mod capture;
 mod entry;
 mod evidence;
+pub mod export;
 mod fidelity;
 mod format;
 pub mod gates;

@@ -189,10 +189,10 @@ impl Recorder {
         self.shared.as_ref()?.turn_boundary(now)
     }
 
-    /// Says how far the durable export lags.
-    pub fn set_export_lag(&self, now: Monotonic, lag: Duration) {
+    /// Says how far the durable export lags, and how full its spool is, 0 to 1: at 1, details are dropped.
+    pub fn set_export(&self, now: Monotonic, lag: Duration, spool_fill: f64) {
         if let Some(shared) = &self.shared {
-            shared.set_export_lag(now, lag);
+            shared.set_export(now, lag, spool_fill);
         }
     }
 
@@ -313,6 +313,7 @@ struct State {
     unannounced: VecDeque<LevelChange>,
     life: Life,
     export_lag: Duration,
+    spool_fill: f64,
     /// The latest time seen: entries of several emitters may come slightly out of order.
     latest: Monotonic,
     unnoted: Room,
@@ -347,6 +348,7 @@ impl Shared {
             unannounced: VecDeque::new(),
             life: Life::Open,
             export_lag: Duration::ZERO,
+            spool_fill: 0.0,
             latest: Monotonic::ZERO,
             unnoted: Room {
                 entries: 0,
@@ -390,10 +392,11 @@ impl Shared {
         Some(change)
     }
 
-    fn set_export_lag(&self, now: Monotonic, lag: Duration) {
+    fn set_export(&self, now: Monotonic, lag: Duration, spool_fill: f64) {
         let mut state = self.lock();
         state.latest = state.latest.max(now);
         state.export_lag = lag;
+        state.spool_fill = spool_fill;
         state.observe();
         drop(state);
         self.work.notify_one();
@@ -473,6 +476,13 @@ impl State {
             }
         }
         self.latest = self.latest.max(entry.at());
+        if class == EntryClass::Detail && self.spool_fill >= 1.0 {
+            self.drop_detail(Room {
+                entries: 1,
+                bytes: entry.weight(),
+            });
+            return Ok(());
+        }
         let level = self.fidelity.level();
         if let Entry::Event(event) = &entry
             && class == EntryClass::Detail
@@ -506,7 +516,7 @@ impl State {
 
     fn observe(&mut self) {
         let pressure = Pressure {
-            fill: self.queue.fill(),
+            fill: self.queue.fill().max(self.spool_fill),
             export_lag: self.export_lag,
         };
         if let Some(change) = self.fidelity.observe(self.latest, pressure) {

@@ -390,14 +390,14 @@ fn recover(path: PathBuf) -> Result<(File, Recovered, Summary), OpenError> {
 }
 
 /// Recordings hold what people said.
-fn private(open: &mut OpenOptions) {
+pub(crate) fn private(open: &mut OpenOptions) {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(open, 0o600);
     #[cfg(not(unix))]
     let _ = open;
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => match error.try_into_panic() {

@@ -19,7 +19,9 @@ use rspp_proto::{
     abi::Signal, spec::Modality,
 };
 use rspp_provider_api::{Description, Providers};
-use rspp_timeline::{FileHeader, OpenError, Options, Recorder, Recording, Timeline};
+use rspp_timeline::{
+    FileHeader, OpenError, Options, Recorder, Recording, Timeline, export::Exports,
+};
 use rspp_tools::HttpTools;
 use rspp_transport_api::{
     loopback::{self, Line, Script},
@@ -30,6 +32,7 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use super::{models::StoreOptions, tree};
 use crate::{
     call::{
+        export::{self, ExportOptions},
         providers::{self, ProviderOptions},
         said::Said,
         transcript,
@@ -58,6 +61,7 @@ Examples:
   rspp loopback question.wav --out reply.wav          Speak as a recording, keep both sides
   rspp loopback --say 'Tell me a long story.' --barge-in-at 1.5s 'Stop, thank you.'
   rspp loopback a.wav --timeline call.rspp --report call.json
+  rspp loopback a.wav --export s3://acme-calls/eu     Timeline to a bucket, see `rspp timeline list`
   rspp loopback --llm-url http://127.0.0.1:8080/v1 --llm-model qwen --say 'Hello!'
 
 Turns are spoken in the order given, each when the reply before is over.")]
@@ -95,6 +99,9 @@ pub(crate) struct Loopback {
     json: bool,
 
     #[command(flatten)]
+    export: ExportOptions,
+
+    #[command(flatten)]
     store: StoreOptions,
     /// Do not fetch missing models
     #[arg(long, help_heading = "Models")]
@@ -117,11 +124,13 @@ impl Loopback {
         self.fetch_models(&used, turns.iter().any(Ready::needs_voice))?;
 
         let networked = self.networked(&used)?;
-        let virtual_time = !self.realtime && networked.is_none();
+        let virtual_time = !self.realtime && networked.is_none() && !self.export.is_networked();
         if let (false, Some(provider)) = (self.realtime, networked) {
             terminal::note(format!(
                 "`{provider}` is reached over a network: running in real time"
             ));
+        } else if !self.realtime && self.export.is_networked() {
+            terminal::note("the archive is reached over a network: running in real time");
         }
         let mut builder = if virtual_time {
             tokio::runtime::Builder::new_current_thread()
@@ -242,21 +251,23 @@ impl Loopback {
         let clock = config.clock;
         let session =
             SessionId::new(format!("loopback-{}", unix_ms())).map_err(Problem::failure)?;
-        let (recorder, recording) = match &self.timeline {
-            Some(path) => {
-                let header = FileHeader::new(
-                    session.clone(),
-                    setup.spec.version.clone(),
-                    "rspp loopback",
-                    plan.recording_policy.recording_level,
-                    Monotonic::from_duration(clock.now()),
-                    WallClock(unix_ms()),
-                );
-                let options = Options::under(&plan.recording_policy);
-                let (recorder, recording) = record(path, header, options).await?;
-                (recorder, Some(recording))
-            }
-            None => (Recorder::null(), None),
+        let exports = self.export.open(clock).await?;
+        config.exports.clone_from(&exports);
+        let (recorder, recording) = if self.timeline.is_some() || exports.is_some() {
+            let header = FileHeader::new(
+                session.clone(),
+                setup.spec.version.clone(),
+                "rspp loopback",
+                plan.recording_policy.recording_level,
+                Monotonic::from_duration(clock.now()),
+                WallClock(unix_ms()),
+            );
+            let options = Options::under(&plan.recording_policy);
+            let (recorder, recording) =
+                record(self.timeline.as_deref(), exports.as_ref(), header, options).await?;
+            (recorder, Some(recording))
+        } else {
+            (Recorder::null(), None)
         };
         let mut wav = match &self.out {
             Some(path) => Some(StereoWriter::create(path, sink_rate).map_err(Problem::input)?),
@@ -333,10 +344,23 @@ impl Loopback {
                 format!("{:.1} s, left user, right agent", lasts.as_secs_f64()),
             ));
         }
-        if let (Some(recording), Some(path)) = (recording, &self.timeline) {
+        if let Some(recording) = recording {
             let summary = recording.close().await.map_err(Problem::failure)?;
             let entries = transcript::counted(summary.entries, "entry", "entries");
-            files.push((path, entries));
+            if let Some(path) = &self.timeline {
+                files.push((path, entries));
+            }
+        }
+        let archive: PathBuf;
+        if let Some(exports) = &exports {
+            let left = exports.drain(export::now(clock), export::PATIENCE).await;
+            if left.recordings > 0 {
+                export::tell_left(exports, left, clock);
+            } else {
+                archive = exports.place().into();
+                let bytes = exports.stats(export::now(clock)()).bytes;
+                files.push((&archive, format!("timeline exported, {bytes} bytes")));
+            }
         }
         live.clear();
         let session: SessionReport = session
@@ -503,12 +527,32 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
         || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
-/// Begins a timeline. An older one in its place is replaced, anything else is left alone.
+/// Begins a timeline, in its file or in the spool.
 async fn record(
-    path: &Path,
+    path: Option<&Path>,
+    exports: Option<&Exports>,
     header: FileHeader,
     options: Options,
 ) -> Result<(Recorder, Recording), Problem> {
+    if let Some(path) = path {
+        make_room(path)?;
+    }
+    let begun = match (path, exports) {
+        (Some(path), Some(exports)) => exports.record_at(path, header, options).await,
+        (Some(path), None) => Recording::create(path, header, options).await,
+        (None, Some(exports)) => exports.record(header, options).await,
+        (None, None) => return Err(Problem::failure("a timeline without a place")),
+    };
+    begun.map_err(|error| match error {
+        OpenError::Io { path, source } => {
+            Problem::input(format!("{}: cannot be written: {source}", path.display()))
+        }
+        OpenError::Preamble { .. } | OpenError::NoHeader { .. } => Problem::input(error),
+    })
+}
+
+/// An older timeline is replaced, anything else is left alone.
+fn make_room(path: &Path) -> Result<(), Problem> {
     let name = path.display();
     let is_empty = fs::metadata(path).is_ok_and(|it| it.len() == 0);
     if path.exists() {
@@ -519,14 +563,7 @@ async fn record(
         }
         fs::remove_file(path).map_err(|error| Problem::input(format!("{name}: {error}")))?;
     }
-    Recording::create(path, header, options)
-        .await
-        .map_err(|error| match error {
-            OpenError::Io { source, .. } => {
-                Problem::input(format!("{name}: cannot be written: {source}"))
-            }
-            OpenError::Preamble { .. } | OpenError::NoHeader { .. } => Problem::input(error),
-        })
+    Ok(())
 }
 
 fn unix_ms() -> u64 {

@@ -1,5 +1,6 @@
 //! One file per subcommand: what it takes and what it does.
 
+pub(crate) mod archive;
 pub(crate) mod audit;
 pub(crate) mod backup;
 pub(crate) mod doctor;

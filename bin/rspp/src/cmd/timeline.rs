@@ -8,9 +8,12 @@ use std::{
 
 use clap::{Args, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser};
 use rspp_proto::{EventType, Lane, Monotonic, NodeId, TurnId, TurnNumber, abi::Signal};
-use rspp_timeline::{Entry, EntryKind, Filter, ReadError, Timeline as Recording, show, verify};
+use rspp_timeline::{
+    Entry, EntryKind, Filter, ReadError, Timeline as Recording, export::exported, show, verify,
+};
 use serde::Serialize;
 
+use super::archive::{Export, Fetch, List};
 use crate::{call::said::parse_duration, problem::Problem, terminal};
 
 /// Look at the timeline of a recorded conversation.
@@ -23,6 +26,9 @@ pub(crate) struct Timeline {
 #[derive(Debug, Subcommand)]
 enum Action {
     Show(Show),
+    List(List),
+    Fetch(Fetch),
+    Export(Export),
 }
 
 /// Show a timeline's events, one line each.
@@ -80,6 +86,9 @@ impl Timeline {
     pub(crate) fn run(self) -> Result<(), Problem> {
         match self.action {
             Action::Show(show) => show.run(),
+            Action::List(list) => list.run(),
+            Action::Fetch(fetch) => fetch.run(),
+            Action::Export(export) => export.run(),
         }
     }
 }
@@ -107,6 +116,14 @@ impl Show {
             show::text(&mut recording, &filter, &mut out)?;
         }
         out.flush()?;
+        if let Ok(Some(behind)) = exported(&self.file)
+            && !behind.is_complete
+        {
+            let bytes = behind.bytes;
+            terminal::note(format!(
+                "{name}: the archive is behind: it has the first {bytes} bytes"
+            ));
+        }
         for problem in recording.report().problems() {
             terminal::note(format!("{name}: {problem}"));
         }

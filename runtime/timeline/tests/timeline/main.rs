@@ -8,6 +8,7 @@
 
 mod conversation;
 mod evidence;
+mod export;
 mod fidelity;
 mod file;
 mod gates;

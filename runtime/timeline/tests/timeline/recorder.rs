@@ -341,9 +341,9 @@ fn a_higher_level_keeps_the_base() {
 fn more_is_recorded_again_only_from_a_turn_boundary_on() {
     let (recorder, _memory) = Recorder::in_memory(small(RecordingLevel::L1));
     let ms = |ms| Monotonic::from_millis(STARTED_MS + ms);
-    recorder.set_export_lag(ms(0), Duration::from_secs(5));
+    recorder.set_export(ms(0), Duration::from_secs(5), 0.0);
     assert_eq!(recorder.level(), RecordingLevel::L0);
-    recorder.set_export_lag(ms(100), Duration::ZERO);
+    recorder.set_export(ms(100), Duration::ZERO, 0.0);
     assert_eq!(recorder.turn_boundary(ms(5_000)), None);
     let up = recorder.turn_boundary(ms(10_100)).unwrap();
     assert_eq!(
