@@ -25,7 +25,40 @@ pub struct Fault {
     pub status: Option<u16>,
 }
 
+/// The codes that faults carry: those of the constructors below, and what providers are blocked and shed for.
+const REASONS: [&str; 16] = [
+    "provider_timeout",
+    "provider_overload",
+    "provider_cancelled",
+    "provider_transport_error",
+    "provider_stream_error",
+    "provider_server_error",
+    "provider_client_error",
+    "provider_auth_or_policy_block",
+    "provider_endpoint_missing",
+    "adapter_invoke_error",
+    "execution_pool_saturated",
+    "execution_pool_closed",
+    "playback_not_recorded",
+    "tts_nothing_to_say",
+    "tts_unknown_voice",
+    "unsupported_language",
+];
+
 impl Fault {
+    /// The code of that name, as of a fault that was written down; one that this build does not know goes by
+    /// the fault's class.
+    pub fn reason(class: OutcomeClass, name: &str) -> &'static str {
+        let known = REASONS.into_iter().find(|known| *known == name);
+        known.unwrap_or(match class {
+            OutcomeClass::Timeout => "provider_timeout",
+            OutcomeClass::Overload => "provider_overload",
+            OutcomeClass::Blocked => "provider_client_error",
+            OutcomeClass::InfrastructureFailure | OutcomeClass::Success => "provider_stream_error",
+            OutcomeClass::Cancelled => "provider_cancelled",
+        })
+    }
+
     fn new(
         class: OutcomeClass,
         retryable: bool,
@@ -198,6 +231,28 @@ mod tests {
             true,
             "provider_server_error",
         );
+    }
+
+    /// F-151: a fault that is read back is the fault that was written down.
+    #[test]
+    fn every_constructor_has_a_code_that_reads_back() {
+        let faults = [
+            Fault::timeout(""),
+            Fault::overload("", None),
+            Fault::cancelled(),
+            Fault::transport(""),
+            Fault::stream(""),
+            Fault::server(""),
+            Fault::model(""),
+            Fault::from_http(401, None, ""),
+            Fault::from_http(404, None, ""),
+        ];
+        for Fault { class, reason, .. } in faults {
+            assert_eq!(Fault::reason(class, reason), reason);
+        }
+        let newer = |class| Fault::reason(class, "a_code_of_a_newer_build");
+        assert_eq!(newer(OutcomeClass::Overload), "provider_overload");
+        assert_eq!(newer(OutcomeClass::Blocked), "provider_client_error");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use rspp_proto::{OutcomeClass, ProviderId, SampleRate, spec::Modality};
+use rspp_proto::{ProviderId, SampleRate, spec::Modality};
 use rspp_provider_api::{
     AudioStream, Call, ChunkStream, Cost, Description, EndOfTurn, EndOfTurnModel, Fault,
     FinishReason, LanguageModel, LlmChunk, LlmRequest, Providers, SpeechToText, SttChunk,
@@ -171,7 +171,24 @@ impl Playing {
         }
         match piece {
             Piece::Ended => Next::Over,
-            fault @ Piece::Fault { .. } => Next::Fault(faulted(fault)),
+            Piece::Fault {
+                class,
+                reason,
+                message,
+                retryable,
+                circuit_open,
+                backoff_us,
+                status,
+            } => Next::Fault(Fault {
+                class,
+                retryable,
+                // One that this build does not know goes by its class.
+                reason: Fault::reason(class, &reason),
+                message,
+                circuit_open,
+                backoff: backoff_us.map(Duration::from_micros),
+                status,
+            }),
             piece @ (Piece::Partial(_)
             | Piece::Final { .. }
             | Piece::Delta(_)
@@ -218,7 +235,13 @@ impl SpeechToText for Player {
                 text: text.clone(),
                 confidence: *confidence,
             }),
-            _of_another_modality => None,
+            // Of another modality, or an end.
+            Piece::Delta(_)
+            | Piece::ToolCall { .. }
+            | Piece::Finished { .. }
+            | Piece::Audio { .. }
+            | Piece::Fault { .. }
+            | Piece::Ended => None,
         })
     }
 }
@@ -247,7 +270,12 @@ impl LanguageModel for Player {
                     completion_tokens,
                 }),
             }),
-            _of_another_modality => None,
+            // Of another modality, or an end.
+            Piece::Partial(_)
+            | Piece::Final { .. }
+            | Piece::Audio { .. }
+            | Piece::Fault { .. }
+            | Piece::Ended => None,
         })
     }
 }
@@ -263,56 +291,15 @@ impl TextToSpeech for Player {
                 sample_rate: SampleRate::new(*sample_rate)?,
                 pcm: pcm.clone(),
             }),
-            _of_another_modality => None,
+            // Of another modality, or an end.
+            Piece::Partial(_)
+            | Piece::Final { .. }
+            | Piece::Delta(_)
+            | Piece::ToolCall { .. }
+            | Piece::Finished { .. }
+            | Piece::Fault { .. }
+            | Piece::Ended => None,
         })
-    }
-}
-
-/// The fault as it was; a reason that this build does not know goes by its class.
-fn faulted(piece: Piece) -> Fault {
-    const REASONS: [&str; 11] = [
-        "provider_timeout",
-        "provider_overload",
-        "provider_transport_error",
-        "provider_stream_error",
-        "provider_server_error",
-        "provider_client_error",
-        "provider_auth_or_policy_block",
-        "provider_endpoint_missing",
-        "adapter_invoke_error",
-        "execution_pool_saturated",
-        "execution_pool_closed",
-    ];
-    let Piece::Fault {
-        class,
-        reason,
-        message,
-        retryable,
-        circuit_open,
-        backoff_us,
-        status,
-    } = piece
-    else {
-        return Fault::cancelled();
-    };
-    let by_class = match class {
-        OutcomeClass::Timeout => "provider_timeout",
-        OutcomeClass::Overload => "provider_overload",
-        OutcomeClass::Blocked => "provider_client_error",
-        OutcomeClass::InfrastructureFailure | OutcomeClass::Success => "provider_stream_error",
-        OutcomeClass::Cancelled => "provider_cancelled",
-    };
-    Fault {
-        class,
-        retryable,
-        reason: REASONS
-            .into_iter()
-            .find(|known| *known == reason)
-            .unwrap_or(by_class),
-        message,
-        circuit_open,
-        backoff: backoff_us.map(Duration::from_micros),
-        status,
     }
 }
 
