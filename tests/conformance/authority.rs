@@ -8,7 +8,7 @@ use rspp_host::{
     node::{NodeContext, Step},
 };
 use rspp_kernel::CancelReason;
-use rspp_proto::{Epoch, SessionId, abi::Signal, spec::Quota};
+use rspp_proto::{Epoch, ErrorCode, Payload, SessionId, abi::Signal, spec::Quota};
 use rspp_provider_api::scripted::ScriptedLlm;
 use rspp_tests::{
     call::{Builder, Call, Cast, Ended, LONG, after_reply, first, says},
@@ -154,6 +154,11 @@ async fn nothing_opens_without_authority() {
     for never in ["turn_open", "abort", "close", "admit"] {
         assert!(!ended.signals().contains(&never), "{never}");
     }
+    let message = "this placement's lease was replaced; the turn does not open";
+    assert_eq!(
+        mismatches(&ended),
+        [("ingress".to_owned(), message.to_owned())]
+    );
 }
 
 /// T4, P25: a lease that was granted to somebody else refuses the next turn.
@@ -223,4 +228,24 @@ async fn audio_of_another_epoch_is_never_heard() {
     );
     // Ten characters of 60 ms, once.
     assert_eq!(ended.heard()[0].length(), Duration::from_millis(600));
+    let message = "epoch e2 is above e1 and no lease for it was granted here";
+    assert_eq!(
+        mismatches(&ended),
+        [("egress".to_owned(), message.to_owned())]
+    );
+}
+
+/// Error events of another epoch, by node and message (F-131).
+fn mismatches(ended: &Ended) -> Vec<(String, String)> {
+    let payloads = ended.log.payloads().into_iter();
+    payloads
+        .filter_map(|payload| match payload {
+            Payload::Error(note) if note.error_code == ErrorCode::AuthorityEpochMismatch => {
+                assert!(!note.retryable, "{note:?}");
+                let node = note.node_id.map_or(String::new(), |node| node.to_string());
+                Some((node, note.message))
+            }
+            _another_payload => None,
+        })
+        .collect()
 }

@@ -58,6 +58,11 @@ fn errors(entries: &[Entry]) -> Vec<String> {
     events
         .filter_map(|payload| match payload {
             Payload::Error(note) if note.error_code == ErrorCode::SchemaValidationError => {
+                // F-131: it says where.
+                assert_eq!(
+                    note.node_id.map(|it| it.to_string()).as_deref(),
+                    Some("ingress")
+                );
                 Some(note.message)
             }
             _another_payload => None,

@@ -60,6 +60,7 @@ mod signals;
 mod speculation;
 mod standbys;
 mod state;
+mod succession;
 mod sweeps;
 mod switching;
 mod sync;

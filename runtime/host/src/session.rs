@@ -21,6 +21,8 @@ mod effects;
 
 mod speculation;
 
+mod succession;
+
 mod tools;
 
 mod evidence;
@@ -62,6 +64,7 @@ pub use health::SessionStatus;
 pub use message::{CancelReceipt, CancelTarget, Foreign};
 pub(crate) use message::{Command, Playback, SessionControl, TransportEvent};
 pub(crate) use setup::{LISTENING, OpenAnswer, Opening, SessionSetup};
+pub(crate) use succession::Leave;
 
 use crate::{
     admission::TurnPlace,
@@ -83,6 +86,7 @@ use edges::Domains;
 use evidence::Ledger;
 use publish::Publisher;
 use speculation::Guesses;
+use succession::Succession;
 use telemetry::Telemetry;
 use tools::Tools;
 
@@ -129,6 +133,7 @@ pub(crate) struct Session {
     /// Provider calls that have reported how they ended.
     calls: Registry<InvocationId, ()>,
     tools: Tools,
+    succession: Succession,
     guesses: Guesses,
     state: Arc<NodeStates>,
     /// Why it ends, as soon as it does.
@@ -213,6 +218,7 @@ impl Session {
             taps: Vec::new(),
             calls: Registry::new(REMEMBERED),
             tools: Tools::default(),
+            succession: Succession::default(),
             guesses: Guesses::default(),
             state,
             ended: None,
@@ -322,6 +328,7 @@ impl Session {
 
     /// Begins to listen, and tells whoever opened the session how that went.
     async fn begin(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
+        self.succeed(time(ctx)).await;
         match self.listen(ctx).await {
             Ok(()) => self.setup.opened.succeed(ctx.control_ref()),
             Err(failure) => {
@@ -491,13 +498,7 @@ impl Session {
                 call,
                 outcome,
             } => self.tool_ended(now, turn, call, outcome),
-            SessionControl::StaleWrite { at } => self.publisher.signal(
-                Signal::StaleEpochReject,
-                Emitter::ContractGuard,
-                None,
-                Some("authority_epoch_mismatch"),
-                at,
-            ),
+            SessionControl::StaleWrite { node, at } => self.publisher.stale_write(&node, at),
             SessionControl::Command(command) => self.command(now, command),
         }
     }
@@ -683,6 +684,7 @@ impl Actor for Session {
                 .load(Ordering::Relaxed),
             shed: self.ledger.sheds(),
         };
+        self.finish_succession().await;
         self.state.close(&self.setup.place.lease).await;
         let (done, _) = oneshot::channel();
         let done = std::mem::replace(&mut self.setup.done, done);

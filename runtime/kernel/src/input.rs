@@ -11,7 +11,7 @@ use rspp_proto::{
 use crate::{
     admission::Decision,
     journal::{blurred, blurred_json},
-    tool::{ToolOutcome, ToolRequest},
+    tool::{ToolExchange, ToolOutcome, ToolRequest},
     turn::Ending,
 };
 
@@ -198,6 +198,8 @@ pub enum Input {
     },
     /// The session begins to move to another placement: no turn opens here any more.
     Leaving,
+    /// Another placement had the session before, and this is what it has done.
+    Inherited(Box<Inheritance>),
     /// The session has moved: another placement speaks for it.
     HandedOver,
     /// The lease moved on; this placement may go on under `epoch`.
@@ -376,6 +378,12 @@ impl Input {
                 }
             }
             Self::ToolEnded { outcome, .. } => outcome.content = blurred(&outcome.content),
+            Self::Inherited(inheritance) => {
+                for tool in &mut inheritance.tools {
+                    tool.arguments = blurred_json(&tool.arguments).into();
+                    tool.result = blurred(&tool.result).into();
+                }
+            }
             Self::Connected
             | Self::Disconnected
             | Self::Reconnecting
@@ -417,6 +425,24 @@ impl Input {
             | Self::ToolInterrupted { .. }
             | Self::ToolsGivenUp
             | Self::Tick => {}
+        }
+    }
+}
+
+/// What a placement takes over of the one before it, so that no effect is had twice (F-158).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Inheritance {
+    /// The first turn of this placement: none goes by the number of one whose tools have begun.
+    pub next_turn: TurnNumber,
+    /// Tool calls that had begun in turns whose reply does not stand.
+    pub tools: Vec<ToolExchange>,
+}
+
+impl Default for Inheritance {
+    fn default() -> Self {
+        Self {
+            next_turn: TurnNumber::FIRST,
+            tools: Vec::new(),
         }
     }
 }

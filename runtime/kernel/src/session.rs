@@ -375,6 +375,7 @@ impl Session {
             Input::Leased { asked, ttl } => self.tenure = Some(Tenure::new(asked, ttl)),
             Input::Renewed { ttl } => self.renewed(now, ttl),
             Input::Leaving => self.leaving(),
+            Input::Inherited(inheritance) => self.inherit(*inheritance),
             Input::HandedOver => self.handed_over(),
             Input::Rotated { epoch } => self.rotated(epoch),
             Input::Revoked => self.revoked(),

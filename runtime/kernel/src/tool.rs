@@ -196,6 +196,8 @@ const STILL_RUNNING: &str =
     "still running; its result will follow. Do not call it again for the same purpose.";
 const NEVER_BEGAN: &str = "not executed: the user interrupted before it began";
 const GIVEN_UP: &str = "given up when the user interrupted; it may or may not have taken effect";
+/// What the model is told of a call that another placement of its session had begun.
+pub const MOVED: &str = "begun before the session moved; it may or may not have taken effect. Do not call it again for the same purpose.";
 
 /// A call and its result, as the conversation keeps them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

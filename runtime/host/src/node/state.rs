@@ -57,6 +57,11 @@ impl NodeStates {
         }
     }
 
+    /// Something was written to the store that is to be forgotten with the session.
+    pub(crate) fn wrote(&self) {
+        self.wrote.store(true, Ordering::Relaxed);
+    }
+
     /// The session is over for good: what it has stored is forgotten, unless another has taken it over.
     pub(crate) async fn close(&self, lease: &Lease) {
         if self.wrote.load(Ordering::Relaxed)
@@ -295,7 +300,10 @@ impl DurableState {
             Err(error) => {
                 if let StoreError::Lease(_) = &error {
                     // A writer that was replaced is told of, not only refused (T12).
-                    let stale = SessionControl::StaleWrite { at: self.now() };
+                    let stale = SessionControl::StaleWrite {
+                        node: self.node.clone(),
+                        at: self.now(),
+                    };
                     if self.access.control.send_reserved(stale).is_err() {
                         tracing::debug!(%key, "the session takes no report of a stale write");
                     }

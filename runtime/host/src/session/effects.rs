@@ -70,6 +70,9 @@ impl Session {
                     if step.trigger == TurnTrigger::TurnOpenProposed {
                         self.proposed(now, turn);
                     }
+                    if step.trigger == TurnTrigger::Commit {
+                        self.orders_are_told(turn);
+                    }
                     self.publisher.transition(turn, step, now);
                 }
                 Effect::Refused {

@@ -225,6 +225,7 @@ pub(crate) enum SessionControl {
     },
     /// A durable write of a placement that was replaced was refused (T12).
     StaleWrite {
+        node: NodeId,
         at: Monotonic,
     },
     Command(Command),

@@ -70,11 +70,18 @@ pub(super) struct Publisher {
     /// How much the running plan lets be recorded.
     level: RecordingLevel,
     observers: Arc<Observers>,
+    /// Where what comes from outside enters, for errors of nobody else's.
+    ingress: NodeId,
+    /// Where the agent leaves.
+    egress: NodeId,
 }
 
 impl Publisher {
     pub(super) fn new(setup: &SessionSetup, clock: Clock) -> Self {
+        let graph = &setup.blueprint.graph;
         Self {
+            ingress: graph.node(graph.ingress()).id.clone(),
+            egress: graph.node(graph.egress()).id.clone(),
             session: setup.place.lease.session.clone(),
             version: setup.blueprint.spec.version.clone(),
             epoch: setup.place.lease.epoch,
@@ -650,6 +657,11 @@ impl Publisher {
         let scope = scope_of(decision);
         let outcome = self.pre_turn(kind, emitter, reason, scope, at);
         self.record(outcome);
+        if refusal == Refusal::StaleEpoch {
+            let (node, code) = (self.ingress.clone(), ErrorCode::AuthorityEpochMismatch);
+            let message = "this placement's lease was replaced; the turn does not open";
+            self.error(None, &node, code, message, at);
+        }
         if let Some(cause) = decision.cause {
             let wait = decision.verdict.retry_after().unwrap_or_default();
             let wait = wait.as_millis().to_string();
@@ -810,11 +822,14 @@ impl Publisher {
             Some(reason),
             at,
         );
-        let scope = match checkpoint {
-            Checkpoint::Ingress => OutcomeScope::EdgeEnqueue,
-            Checkpoint::Dispatch => OutcomeScope::NodeDispatch,
-            Checkpoint::Egress => OutcomeScope::EdgeDequeue,
+        let (scope, node) = match checkpoint {
+            Checkpoint::Ingress => (OutcomeScope::EdgeEnqueue, &self.ingress),
+            // A whole turn is not dispatched: it begins where what was said came in.
+            Checkpoint::Dispatch => (OutcomeScope::NodeDispatch, &self.ingress),
+            Checkpoint::Egress => (OutcomeScope::EdgeDequeue, &self.egress),
         };
+        let (node, message) = (node.clone(), fault.to_string());
+        self.error(turn, &node, ErrorCode::AuthorityEpochMismatch, &message, at);
         let stamp = self.stamp(turn, at);
         let outcome = DecisionOutcome::new(
             OutcomeKind::StaleEpochReject,
@@ -839,6 +854,19 @@ impl Publisher {
         self.event_record(record);
     }
 
+    /// The store has refused a durable write of a node's: this placement was replaced (T12).
+    pub(super) fn stale_write(&mut self, node: &NodeId, at: Monotonic) {
+        self.signal(
+            Signal::StaleEpochReject,
+            Emitter::ContractGuard,
+            None,
+            Some("authority_epoch_mismatch"),
+            at,
+        );
+        let message = "the store holds a newer lease; the write was refused";
+        self.error(None, node, ErrorCode::AuthorityEpochMismatch, message, at);
+    }
+
     /// An event was sent under a key for the first time: the id by which its repetitions name it.
     pub(super) fn first_of(&mut self, key: &IdempotencyKey, at: Monotonic) -> EventId {
         let mut record = self.remark("client_event", &[], at);
@@ -846,6 +874,12 @@ impl Publisher {
         let id = record.envelope.event_id.clone();
         self.event_record(record);
         id
+    }
+
+    /// The placement before this one has left word of what it did.
+    pub(super) fn took_over(&mut self, fields: &[(&str, String)], at: Monotonic) {
+        let record = self.remark("succession", fields, at);
+        self.event_record(record);
     }
 
     /// An event was sent again under the same key, and had no effect.
@@ -871,15 +905,8 @@ impl Publisher {
 
     /// Something came in that is not what it should be.
     pub(super) fn malformed(&mut self, message: &str, at: Monotonic) {
-        let note = ErrorNote {
-            error_code: ErrorCode::SchemaValidationError,
-            node_id: None,
-            message: bounded(message).to_string(),
-            retryable: false,
-        };
-        let stamp = self.stamp(None, at);
-        let payload = Payload::Error(Box::new(note));
-        self.event_record(EventRecord::new(stamp, Lane::Telemetry, payload));
+        let (node, code) = (self.ingress.clone(), ErrorCode::SchemaValidationError);
+        self.error(None, &node, code, bounded(message).as_str(), at);
     }
 
     /// The audit of an event of an unknown type, and the event itself if it is passed through.

@@ -458,9 +458,18 @@ impl Session {
     /// (F-158); that it was sent again is kept.
     fn keyed(&mut self, now: Monotonic, key: &IdempotencyKey, event: TransportEvent) {
         let publisher = &mut self.publisher;
-        let seen = self.keys.see(key.clone(), || publisher.first_of(key, now));
+        let mut noted = None;
+        let seen = self.keys.see(key.clone(), || {
+            let first = publisher.first_of(key, now);
+            noted.insert(first).clone()
+        });
         match seen {
-            Seen::First => self.transport(now, event),
+            Seen::First => {
+                if let Some(first) = noted {
+                    self.key_took_effect(key.clone(), first);
+                }
+                self.transport(now, event);
+            }
             Seen::Again { first, times } => self.publisher.repeated(key, first, times, now),
         }
     }

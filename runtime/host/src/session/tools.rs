@@ -5,9 +5,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use rspp_actors::{ActorId, CancellationToken, ChildSpec, Context, DataRef, NoData};
 use rspp_kernel::{
     Input,
-    tool::{ToolEnd, ToolEvent, ToolOutcome, ToolRequest, ToolStep},
+    tool::{MOVED, ToolEnd, ToolEvent, ToolExchange, ToolOutcome, ToolRequest, ToolStep},
 };
-use rspp_proto::{Epoch, Monotonic, NodeId, TurnNumber, spec::NodeSpec};
+use rspp_proto::{
+    Epoch, Monotonic, NodeId, TurnNumber,
+    spec::{NodeSpec, ToolEffects},
+};
 
 use super::{Session, time};
 use crate::{
@@ -143,6 +146,7 @@ impl Session {
             | ToolEvent::ActionRefused(_) => now,
         };
         self.ledger.tool(step);
+        self.order_stepped(step);
         self.publisher.tool(step, at);
     }
 
@@ -179,11 +183,28 @@ impl Session {
         let declared = tools
             .flat_map(|spec| &spec.tools)
             .find(|tool| *tool.name == *request.tool)
-            .ok_or_else(|| format!("no tool `{}` is declared", request.tool))?;
+            .ok_or_else(|| format!("no tool `{}` is declared", request.tool))?
+            .clone();
+        let leave = match declared.effects {
+            ToolEffects::External => {
+                let order = ToolExchange {
+                    turn,
+                    call: Arc::clone(&request.call),
+                    tool: Arc::clone(&request.tool),
+                    arguments: Arc::clone(&request.arguments),
+                    end: None,
+                    result: MOVED.into(),
+                    is_known: false,
+                };
+                self.order_begins(order)
+            }
+            ToolEffects::None => None,
+        };
         let gate = Arc::new(Gate::new(Arc::clone(&self.fence), turn, epoch));
         let cancel = CancellationToken::new();
         let setup = ToolSetup {
-            tool: self.setup.tools.find(declared)?,
+            tool: self.setup.tools.find(&declared)?,
+            leave,
             session_id: self.setup.place.lease.session.clone(),
             turn,
             epoch,

@@ -20,7 +20,7 @@ use rspp_proto::{Epoch, IdempotencyKey, Monotonic, SessionId, TurnNumber, WallCl
 use rspp_provider_api::{Attempt, Permit, Tool, ToolFault, ToolOutput, ToolRun};
 use tokio::time::Instant;
 
-use crate::session::SessionControl;
+use crate::session::{Leave, SessionControl};
 
 /// Most attempts at an idempotent tool.
 const ATTEMPTS: u32 = 3;
@@ -95,6 +95,8 @@ enum Passed {
 /// Everything that a call needs.
 pub(crate) struct ToolSetup {
     pub(crate) tool: Arc<dyn Tool>,
+    /// What it has to wait for before it is carried out.
+    pub(crate) leave: Option<Leave>,
     pub(crate) session_id: SessionId,
     pub(crate) turn: TurnNumber,
     pub(crate) epoch: Epoch,
@@ -135,7 +137,7 @@ impl Pump for ToolInvocation {
         };
         let stopped = ctx.cancellation().clone();
         let cancel = setup.cancel.clone();
-        let limit = tokio::time::timeout(setup.timeout, setup.attempts());
+        let limit = tokio::time::timeout(setup.timeout, setup.carried_out());
         let outcome = tokio::select! {
             biased;
             // Given up by its session, which has given it its end.
@@ -167,6 +169,17 @@ impl ToolSetup {
         if self.session.send_reserved(message).is_err() {
             tracing::debug!(call = %self.call, "the session takes no report of a tool");
         }
+    }
+
+    /// What has effects is written down first, so that another placement does not order it again.
+    async fn carried_out(&self) -> ToolOutcome {
+        if let Some(leave) = &self.leave
+            && !leave.given().await
+        {
+            let content = "not executed: another placement speaks for the session".to_owned();
+            return ended(ToolEnd::Refused, content, Attempt::FIRST);
+        }
+        self.attempts().await
     }
 
     async fn attempts(&self) -> ToolOutcome {

@@ -10,10 +10,11 @@ use rspp_proto::{
 use super::Session;
 use crate::{
     effect::{Effect, SessionState},
+    input::Inheritance,
     speculation::Discarded,
     tool::{
-        Asked, Interrupted, ToolCall, ToolEnd, ToolEvent, ToolOutcome, ToolRequest, ToolStep,
-        ToolTable, asks_for_the_same,
+        Asked, Interrupted, MOVED, ToolCall, ToolEnd, ToolEvent, ToolExchange, ToolOutcome,
+        ToolRequest, ToolStep, ToolTable, asks_for_the_same,
     },
 };
 
@@ -24,6 +25,8 @@ pub(super) struct Tools {
     detached: Vec<Detached>,
     /// Calls that wait for the end of an earlier one, because they ask for the same.
     joined: Vec<Joined>,
+    /// Calls of another placement, whose effects stand (F-158).
+    inherited: Vec<ToolExchange>,
     /// The agent hangs up once its turn is over.
     hangs_up: bool,
     /// Nothing is seen through any more.
@@ -128,6 +131,10 @@ impl Session {
     /// Runs a call, unless an interrupted turn has asked for the same and the model could not know
     /// what came of it: then this is the answer, and there is no second order (P7).
     fn run_or_join(&mut self, turn: TurnNumber, node: &NodeSpec, request: ToolRequest) {
+        if let Some(outcome) = self.inherited(node, &request) {
+            self.tool_ended(turn, &request.call, &outcome);
+            return;
+        }
         let earlier = self.conversation.unknown_call(|exchange| {
             exchange.turn != turn
                 && matches!(exchange.end, None | Some(ToolEnd::Finished))
@@ -162,6 +169,38 @@ impl Session {
                 self.tool_ended(turn, &request.call, &outcome);
             }
         }
+    }
+
+    /// Another placement had the session before.
+    pub(super) fn inherit(&mut self, inheritance: Inheritance) {
+        let Inheritance { next_turn, tools } = inheritance;
+        self.next_turn = self.next_turn.max(next_turn);
+        for mut tool in tools {
+            if tool.end.is_none() {
+                tool.end = Some(ToolEnd::Abandoned);
+                tool.result = MOVED.into();
+            }
+            tool.is_known = false;
+            self.conversation.tool_was_called(tool.clone());
+            self.tools.inherited.push(tool);
+        }
+    }
+
+    /// What another placement has had done of what is asked for, once: the effect stands, though nobody
+    /// was told. After a reply that stands, the model means what it asks for.
+    fn inherited(&mut self, node: &NodeSpec, request: &ToolRequest) -> Option<ToolOutcome> {
+        let inherited = &mut self.tools.inherited;
+        let at = inherited.iter().position(|exchange| {
+            let had_none = matches!(exchange.end, Some(ToolEnd::Failed | ToolEnd::Refused));
+            !had_none && asks_for_the_same(node, request, exchange)
+        })?;
+        let exchange = inherited.remove(at);
+        Some(ToolOutcome {
+            end: exchange.end?,
+            content: exchange.result.to_string(),
+            action: None,
+            attempts: 0,
+        })
     }
 
     /// With its last answer the turn has to speak again.
@@ -361,6 +400,9 @@ impl Session {
 
     /// What tools asked of the session is done if their turn commits, and refused if not (P1).
     pub(super) fn act(&mut self, turn: TurnNumber, commits: bool) {
+        if commits {
+            self.tools.inherited.clear();
+        }
         let Some(running) = &mut self.running else {
             return;
         };
