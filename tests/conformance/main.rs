@@ -26,6 +26,7 @@ mod hooks;
 mod hostile;
 mod ingress;
 mod interruption;
+mod invocations;
 mod isolation;
 mod lanes;
 mod late;

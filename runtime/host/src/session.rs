@@ -54,7 +54,7 @@ use rspp_kernel::{
 use rspp_proto::{
     ErrorCode, EventId, IdempotencyKey, InvocationId, Monotonic, NodeId, Payload, Speaker,
     TurnNumber,
-    abi::{Emitter, Signal},
+    abi::Emitter,
     spec::PortType,
 };
 use tokio::{sync::oneshot, time::Instant};
