@@ -307,6 +307,14 @@ pub struct Extension {
     pub fields: serde_json::Value,
 }
 
+impl Extension {
+    /// Whether its name has a namespace, so that two who extend do not meet.
+    pub fn is_namespaced(&self) -> bool {
+        let mut parts = self.name.split('.');
+        self.name.contains('.') && parts.all(|part| !part.trim().is_empty())
+    }
+}
+
 /// What one event carries. Large and rare variants are boxed: audio stays small to move.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", content = "body", rename_all = "snake_case")]

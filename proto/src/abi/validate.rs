@@ -6,7 +6,7 @@ use super::{
     ControlSignal, Emitter, Envelope, EventRecord, EventScope, Field, MAX_MERGE_SOURCES,
     PayloadClass, Record, SchemaVersion, ScopeRule, Signal, VersionWindow,
 };
-use crate::{EventId, Extension, Lane, Payload, TextChunk};
+use crate::{EventId, Lane, Payload, TextChunk};
 
 /// One broken rule: which field, and what it should have been.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -263,7 +263,7 @@ fn validate_payload(payload: &Payload) -> Result<(), AbiViolation> {
             )
         }
         Payload::Extension(extension) => {
-            require(is_namespaced(extension), "payload.body.name", || {
+            require(extension.is_namespaced(), "payload.body.name", || {
                 AbiRule::Payload("must be a dotted name, e.g. telephony.dtmf")
             })
         }
@@ -274,11 +274,6 @@ fn validate_payload(payload: &Payload) -> Result<(), AbiViolation> {
         | Payload::Debug(_)
         | Payload::Error(_) => Ok(()),
     }
-}
-
-fn is_namespaced(extension: &Extension) -> bool {
-    let mut parts = extension.name.split('.');
-    extension.name.contains('.') && parts.all(|part| !part.trim().is_empty())
 }
 
 impl ControlSignal {

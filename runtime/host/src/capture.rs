@@ -10,7 +10,7 @@ use rspp_proto::{
 };
 use rspp_provider_api::{Cost, EndOfTurnModel, Fault, LlmChunk, SttChunk, VoiceDetector};
 use rspp_timeline::{CallRef, Came, CaptureEntry, Captured, Ordered, Piece, Recorder};
-use rspp_transport_api::{Frame, Ingress, Stamped};
+use rspp_transport_api::{Frame, Ingress, Receipt, Stamped};
 
 use crate::{
     event::Chunk,
@@ -168,6 +168,11 @@ fn came(ingress: &Ingress) -> Came {
         Ingress::EndOfUtterance => Came::EndOfUtterance,
         Ingress::Cancel => Came::Cancel,
         Ingress::Text(text) => Came::Text(text.clone()),
+        Ingress::Extension(extension) => Came::Extension(extension.clone()),
+        Ingress::Played(Receipt { turn, played }) => Came::Played {
+            turn: *turn,
+            ms: played.as_millis() as u64,
+        },
     }
 }
 

@@ -35,7 +35,7 @@ use rspp_proto::{
     spec::{ConnectionPolicy, PortType},
 };
 use rspp_transport_api::{
-    Link, Outgoing, Sink, SinkError, Source, Transport, TransportKind,
+    Link, Outgoing, Receipt, Sink, SinkError, Source, Transport, TransportKind,
     audio::{FRAME, Framer, Resampler, samples, to_bytes},
 };
 use tokio::{sync::oneshot, time::Instant};
@@ -142,6 +142,8 @@ pub(crate) struct LineStats {
     latest: AtomicU64,
     /// Ticks of the output clock that found nothing to play in the middle of a reply.
     pub(crate) underruns: AtomicU64,
+    /// What the client last said that its user has heard.
+    receipt: Mutex<Option<Receipt>>,
     /// When the newest frames came in, by the position after their last sample.
     arrivals: Mutex<VecDeque<(SampleIndex, Monotonic)>>,
 }
@@ -187,6 +189,29 @@ impl LineStats {
             latest_ms: self.latest.load(Ordering::Relaxed),
             echoes: self.echoes.load(Ordering::Relaxed),
             media: *self.media.lock().expect("no code panics while locked"),
+        }
+    }
+
+    /// The client says what was heard. It never takes back what it said before.
+    fn receipted(&self, receipt: Receipt) {
+        let mut newest = self.receipt.lock().expect("no code panics while locked");
+        let older = newest
+            .is_some_and(|newest| (newest.turn, newest.played) >= (receipt.turn, receipt.played));
+        if !older {
+            *newest = Some(receipt);
+        }
+    }
+
+    /// Frames of a turn that were heard, of those that were accepted: all of them, unless the client
+    /// gives receipts and this turn's says less.
+    pub(crate) fn heard_of(&self, turn: TurnNumber, accepted: u32) -> u32 {
+        let newest = *self.receipt.lock().expect("no code panics while locked");
+        match newest {
+            Some(Receipt { turn: of, played }) if of == turn => {
+                let frames = played.as_millis().div_ceil(FRAME.as_millis());
+                accepted.min(u32::try_from(frames).unwrap_or(u32::MAX))
+            }
+            Some(_) | None => accepted,
         }
     }
 

@@ -7,6 +7,8 @@
 
 mod runtime;
 
+mod reception;
+
 mod admission;
 
 mod capacity;
@@ -69,6 +71,7 @@ pub use node::builtin::{NodeFactory, NodeRegistry};
 pub use observe::{Filter, Notice};
 pub use overhead::{Overhead, Percentiles};
 pub use providers::ProviderBoard;
+pub use reception::{Program, Reception};
 pub use runtime::{Config, OpenError, Runtime, SessionHandle, SessionRequest};
 pub use session::{CancelReceipt, CancelTarget, Foreign, SessionStatus};
 pub use snapshots::Snapshots;

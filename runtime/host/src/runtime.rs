@@ -689,6 +689,17 @@ impl SessionHandle {
         self.command(Command::HandOver);
     }
 
+    /// Does as [`drain`](Self::drain), for whoever has given the handle away to wait for the end.
+    pub fn drainer(&self) -> impl Fn() + Send + Sync + 'static {
+        let control = self.control.clone();
+        move || {
+            let message = SessionControl::Command(Command::Drain);
+            if control.send_reserved(message).is_err() {
+                tracing::debug!("a session that is over is not drained");
+            }
+        }
+    }
+
     /// Takes the session's authority away.
     pub fn revoke(&self) {
         self.command(Command::Revoke);

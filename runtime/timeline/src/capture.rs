@@ -8,8 +8,8 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use rspp_proto::{
-    Epoch, IdempotencyKey, InvocationId, Monotonic, NodeId, OutcomeClass, ProviderId, SampleIndex,
-    SessionId, TenantId, TurnId,
+    Epoch, Extension, IdempotencyKey, InvocationId, Monotonic, NodeId, OutcomeClass, ProviderId,
+    SampleIndex, SessionId, TenantId, TurnId, TurnNumber,
     abi::{CancelScope, Encoding, PayloadClass},
     spec::{Modality, RecordingLevel},
 };
@@ -189,6 +189,15 @@ pub enum Came {
     Cancel,
     /// Typed words.
     Text(String),
+    /// Data that only a transport or a client understands.
+    Extension(Box<Extension>),
+    /// The client's receipt for what was heard.
+    Played {
+        /// The turn.
+        turn: TurnNumber,
+        /// Milliseconds of it that were heard.
+        ms: u64,
+    },
     /// The user hung up.
     HungUp,
 }
@@ -395,11 +404,14 @@ impl Came {
     fn class(&self) -> PayloadClass {
         match self {
             Self::Audio(_) | Self::Frame { .. } => PayloadClass::AudioRaw,
-            Self::Text(_) | Self::Record { .. } => PayloadClass::TextRaw,
+            // Keys that were pressed may be a secret number.
+            Self::Text(_) | Self::Record { .. } | Self::Extension(_) => PayloadClass::TextRaw,
             Self::Stamped { event, .. } => event.class(),
-            Self::Link(_) | Self::EndOfUtterance | Self::Cancel | Self::HungUp => {
-                PayloadClass::Metadata
-            }
+            Self::Link(_)
+            | Self::EndOfUtterance
+            | Self::Cancel
+            | Self::Played { .. }
+            | Self::HungUp => PayloadClass::Metadata,
         }
     }
 
@@ -409,7 +421,12 @@ impl Came {
             Self::Record { bytes, .. } => bytes.len(),
             Self::Text(text) => text.len(),
             Self::Stamped { event, .. } => event.weight(),
-            Self::Link(_) | Self::EndOfUtterance | Self::Cancel | Self::HungUp => 0,
+            Self::Extension(extension) => extension.name.len() + extension.fields.to_string().len(),
+            Self::Link(_)
+            | Self::EndOfUtterance
+            | Self::Cancel
+            | Self::Played { .. }
+            | Self::HungUp => 0,
         }
     }
 }

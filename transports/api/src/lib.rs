@@ -1,10 +1,21 @@
 //! What a transport promises the runtime: frames in, paced and fenced audio out.
 
 pub mod audio;
+mod bootstrap;
+#[cfg(feature = "testing")]
+pub mod conformance;
+mod guard;
 pub mod loopback;
+mod sessions;
 mod transport;
 pub mod wav;
 
+pub use bootstrap::{BootstrapError, Capabilities, CapabilityError, SessionBootstrap};
+pub use guard::{
+    Admitted, Grant, Guard, MAX_TOKEN_BYTES, TokenValidator, Unauthorized, UsedTokens,
+};
+pub use sessions::{News, Opened, Refusal, Sessions, TurnNews};
 pub use transport::{
-    Frame, Ingress, Link, Outgoing, Sink, SinkError, Source, Stamped, Transport, TransportKind,
+    Frame, Ingress, Link, Outgoing, Receipt, Sink, SinkError, Source, Stamped, Transport,
+    TransportKind,
 };

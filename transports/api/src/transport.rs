@@ -6,7 +6,7 @@ use std::{pin::Pin, time::Duration};
 use bytes::Bytes;
 use futures::Stream;
 use rspp_proto::{
-    AudioChunk, Epoch, IdempotencyKey, SampleIndex, SampleRate, TextChunk, TurnNumber,
+    AudioChunk, Epoch, Extension, IdempotencyKey, SampleIndex, SampleRate, TextChunk, TurnNumber,
     abi::{Encoding, Signal},
 };
 use serde::{Deserialize, Serialize};
@@ -143,6 +143,20 @@ pub enum Ingress {
     Cancel,
     /// The user typed instead of speaking.
     Text(String),
+    /// Namespaced data that only a transport or a client understands, such as a pressed key (F-089).
+    Extension(Box<Extension>),
+    /// The client says how much of a turn its user has heard so far.
+    Played(Receipt),
+}
+
+/// How much of a turn was really played, as the client reports it: what was accepted for playout may wait
+/// in a buffer, or behind a phone that rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The turn.
+    pub turn: TurnNumber,
+    /// Played of its audio so far, from its beginning.
+    pub played: Duration,
 }
 
 /// What comes in, until the user hangs up.

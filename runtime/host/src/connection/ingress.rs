@@ -3,7 +3,7 @@
 
 use rspp_kernel::authority::Checkpoint;
 use rspp_proto::{
-    Epoch, IdempotencyKey, Payload, SampleIndex, Speaker,
+    Epoch, Extension, IdempotencyKey, Payload, SampleIndex, Speaker,
     abi::{DecodeError, Decoded, Encoding, EventRecord, MediaTime, Record, Wire},
 };
 use rspp_transport_api::{Frame, Ingress, Stamped};
@@ -25,6 +25,8 @@ impl Line {
             Ingress::Stamped(stamped) => self.take_stamped(*stamped),
             Ingress::Record { encoding, bytes } => self.take_record(encoding, &bytes, None),
             Ingress::Link(link) => self.relink(link),
+            Ingress::Extension(extension) => self.take_extension(extension, None),
+            Ingress::Played(receipt) => self.attachment.line.receipted(receipt),
         }
     }
 
@@ -38,7 +40,11 @@ impl Line {
             Ingress::Cancel => TransportEvent::Cancel,
             Ingress::Text(text) => TransportEvent::Text(text),
             Ingress::Record { encoding, bytes } => return self.take_record(encoding, &bytes, key),
-            of_the_link @ (Ingress::Audio(_) | Ingress::Frame(_) | Ingress::Link(_)) => {
+            Ingress::Extension(extension) => return self.take_extension(extension, key),
+            of_the_link @ (Ingress::Audio(_)
+            | Ingress::Frame(_)
+            | Ingress::Link(_)
+            | Ingress::Played(_)) => {
                 return self.come_in(of_the_link);
             }
             Ingress::Stamped(_) => return self.refuse("an event is stamped once"),
@@ -157,6 +163,14 @@ impl Line {
                 | Payload::AudioChunk(_),
             )
             | None => self.refuse("payload.type: is not a client's to say"),
+        }
+    }
+
+    fn take_extension(&mut self, extension: Box<Extension>, key: Option<IdempotencyKey>) {
+        if extension.is_namespaced() {
+            self.pass(Payload::Extension(extension), None, key);
+        } else {
+            self.refuse("extension: its name needs a namespace, as `telephony.dtmf` has");
         }
     }
 

@@ -41,6 +41,12 @@ const MOST_MOVES_TOLD: u64 = 64;
 impl Session {
     pub(super) fn raise_fence(&mut self, now: Monotonic, turn: TurnNumber, cancelled: bool) {
         let accepted = self.fence.raise(turn);
+        // What was accepted and is cut off may not have been heard, if the client knows better (P2).
+        let accepted = if cancelled {
+            self.line.heard_of(turn, accepted)
+        } else {
+            accepted
+        };
         if let Some(running) = self.turn.as_ref().filter(|running| running.number == turn) {
             running.cancel.cancel();
         }

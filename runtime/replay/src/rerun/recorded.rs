@@ -15,7 +15,7 @@ use rspp_timeline::{
     CallRef, Came, Captured, Entry, LineNote, OpeningEntry, Ordered, Piece, ProviderNote,
     RedactionAction, ToolEntry,
 };
-use rspp_transport_api::{Frame, Ingress, Link, Stamped};
+use rspp_transport_api::{Frame, Ingress, Link, Receipt, Stamped};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
@@ -375,6 +375,11 @@ fn ingress(came: &Came) -> Option<Ingress> {
         Came::EndOfUtterance => Ingress::EndOfUtterance,
         Came::Cancel => Ingress::Cancel,
         Came::Text(text) => Ingress::Text(text.clone()),
+        Came::Extension(extension) => Ingress::Extension(extension.clone()),
+        Came::Played { turn, ms } => Ingress::Played(Receipt {
+            turn: *turn,
+            played: Duration::from_millis(*ms),
+        }),
         Came::HungUp => return None,
     })
 }
