@@ -13,6 +13,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
     ("rspp-timeline", &["rspp-proto"]),
     ("rspp-provider-api", &["rspp-proto"]),
     ("rspp-transport-api", &["rspp-proto"]),
+    ("rspp-websocket", &["rspp-proto", "rspp-transport-api"]),
     ("rspp-controlplane-api", &["rspp-proto"]),
     ("rspp-controlplane", &["rspp-proto"]),
     (

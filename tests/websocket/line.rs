@@ -1,0 +1,65 @@
+//! A runtime behind a socket.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use rspp_host::{Config, Pools, Program, Reception, Runtime};
+use rspp_proto::{TenantId, spec::PipelineSpec};
+use rspp_tests::call::{Cast, bindings};
+use rspp_transport_api::Guard;
+use rspp_websocket::{Config as Door, Server, listen};
+
+pub(crate) struct Line {
+    pub(crate) address: SocketAddr,
+    pub(crate) server: Arc<Server>,
+    runtime: Arc<Runtime>,
+}
+
+impl Line {
+    pub(crate) async fn open(cast: &Cast) -> Self {
+        let guard = Guard::Local {
+            tenant: TenantId::new("local").unwrap(),
+            password: None,
+        };
+        Self::guarded(cast, guard).await
+    }
+
+    pub(crate) async fn guarded(cast: &Cast, guard: Guard) -> Self {
+        let mut config = Config::new(cast.providers(), Pools::new(2));
+        // Whatever else this machine does at the moment.
+        config.limits.overload.scheduler_late_ms = None;
+        config.limits.overload.output_late_ms = None;
+        let runtime = Arc::new(Runtime::start(config).await.unwrap());
+        let program = Program {
+            pipeline: PipelineSpec::simple(),
+            policy: None,
+            settings: bindings(),
+        };
+        let reception = Reception::new(Arc::clone(&runtime), program);
+        let door = Door {
+            guard,
+            ..Door::default()
+        };
+        let server = Server::new(Arc::new(reception), door);
+        let listener = listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = server.router();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self {
+            address,
+            server,
+            runtime,
+        }
+    }
+
+    /// Stops; everything has to be over in time.
+    pub(crate) async fn close(self) {
+        assert!(
+            self.server.drain(Duration::from_secs(10)).await,
+            "calls end"
+        );
+        assert!(
+            self.runtime.shut_down(Duration::from_secs(5)).await,
+            "all stop"
+        );
+    }
+}

@@ -1,0 +1,214 @@
+//! A client for tests: says what it is told to, and counts what comes as the protocol asks.
+
+use std::{net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use futures::{SinkExt, StreamExt};
+use rspp_transport_api::audio::{FRAME, samples, to_bytes};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{self, ClientRequestBuilder, Message},
+};
+
+use crate::{
+    PATH,
+    protocol::{AudioData, ClientMessage, Hello, Nothing, Ready, Resume, ServerMessage},
+};
+
+/// How long a test waits for what is to come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A client.
+pub struct Client {
+    /// The socket, for tests that misbehave.
+    pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// What `ready` said.
+    pub ready: Option<Ready>,
+    /// Messages since then.
+    pub received: u64,
+    /// How the server closed: code and reason.
+    pub closed: Option<(u16, String)>,
+    is_json: bool,
+}
+
+/// A handshake that was refused: status and body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused(pub u16, pub String);
+
+impl Client {
+    /// Connects with these subprotocols and headers.
+    pub async fn connect(
+        to: SocketAddr,
+        protocols: &[&str],
+        headers: &[(&str, &str)],
+    ) -> Result<Self, Refused> {
+        let uri = format!("ws://{to}{PATH}").parse().expect("an address");
+        let mut request = ClientRequestBuilder::new(uri);
+        for protocol in protocols {
+            request = request.with_sub_protocol(*protocol);
+        }
+        for (name, value) in headers {
+            request = request.with_header(*name, *value);
+        }
+        match connect_async(request).await {
+            Ok((socket, response)) => {
+                let chosen = response.headers().get("sec-websocket-protocol");
+                let is_json = chosen.is_none_or(|chosen| chosen == "rspp.v1.json");
+                Ok(Self {
+                    socket,
+                    ready: None,
+                    received: 0,
+                    closed: None,
+                    is_json,
+                })
+            }
+            Err(tungstenite::Error::Http(response)) => {
+                let body = response.body().clone().unwrap_or_default();
+                let body = String::from_utf8_lossy(&body).into_owned();
+                Err(Refused(response.status().as_u16(), body))
+            }
+            Err(error) => Err(Refused(0, error.to_string())),
+        }
+    }
+
+    /// Connects in JSON and says `hello`.
+    pub async fn begin(to: SocketAddr, hello: Hello) -> Self {
+        let mut client = Self::connect(to, &["rspp.v1.json"], &[])
+            .await
+            .expect("the handshake succeeds");
+        client.hello(hello).await;
+        client
+    }
+
+    /// Says `hello` and waits for `ready`.
+    pub async fn hello(&mut self, hello: Hello) -> Ready {
+        self.say(ClientMessage::Hello(hello)).await;
+        match self.next().await {
+            Some(ServerMessage::Ready(ready)) => {
+                self.received = 0;
+                self.ready = Some((*ready).clone());
+                *ready
+            }
+            other => panic!("no `ready`: {other:?}, {:?}", self.closed),
+        }
+    }
+
+    /// What a new socket says to take this one's place.
+    pub fn resume(&self) -> Resume {
+        let ready = self.ready.as_ref().expect("`ready` came");
+        Resume {
+            session: ready.session.clone(),
+            key: ready.key.clone(),
+            connection: ready.connection,
+            received: self.received,
+        }
+    }
+
+    /// Sends a message.
+    pub async fn say(&mut self, message: ClientMessage) {
+        let message = match (self.is_json, message) {
+            (true, ClientMessage::Audio(audio)) => Message::Binary(audio.data),
+            (true, message) => {
+                let text = serde_json::to_string(&message).expect("plain data");
+                Message::Text(text.into())
+            }
+            (false, message) => {
+                let bytes = rmp_serde::to_vec_named(&message).expect("plain data");
+                Message::Binary(bytes.into())
+            }
+        };
+        self.raw(message).await;
+    }
+
+    /// Sends a text as it is.
+    pub async fn raw_text(&mut self, text: &str) {
+        self.raw(Message::Text(text.into())).await;
+    }
+
+    /// Sends bytes as they are.
+    pub async fn raw_bytes(&mut self, bytes: impl Into<Bytes>) {
+        self.raw(Message::Binary(bytes.into())).await;
+    }
+
+    async fn raw(&mut self, message: Message) {
+        if let Err(error) = self.socket.send(message).await {
+            assert!(self.closed.is_some(), "the socket is broken: {error}");
+        }
+    }
+
+    /// Sends audio at once.
+    pub async fn speak(&mut self, pcm: &[i16]) {
+        let data = to_bytes(pcm);
+        self.say(ClientMessage::Audio(AudioData { data })).await;
+    }
+
+    /// Sends audio at 16 kHz at the pace of speech.
+    pub async fn speak_slowly(&mut self, pcm: &[i16]) {
+        let mut pace = tokio::time::interval(FRAME);
+        for frame in pcm.chunks(320) {
+            pace.tick().await;
+            self.speak(frame).await;
+        }
+    }
+
+    /// Hangs up.
+    pub async fn bye(&mut self) {
+        self.say(ClientMessage::Bye(Nothing {})).await;
+    }
+
+    /// The next message; `None` once the socket is closed.
+    ///
+    /// # Panics
+    /// When nothing comes.
+    pub async fn next(&mut self) -> Option<ServerMessage> {
+        timeout(PATIENCE, self.take())
+            .await
+            .expect("something comes")
+    }
+
+    async fn take(&mut self) -> Option<ServerMessage> {
+        loop {
+            let message = match self.socket.next().await? {
+                Ok(Message::Text(text)) => serde_json::from_str(&text).expect("one of ours"),
+                Ok(Message::Binary(data)) if self.is_json => {
+                    ServerMessage::Audio(AudioData { data })
+                }
+                Ok(Message::Binary(bytes)) => rmp_serde::from_slice(&bytes).expect("one of ours"),
+                Ok(Message::Close(frame)) => {
+                    self.closed = frame.map(|it| (it.code.into(), it.reason.to_string()));
+                    return None;
+                }
+                Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => continue,
+                Err(_broken) => return None,
+            };
+            self.received += 1;
+            return Some(message);
+        }
+    }
+
+    /// All that comes until `last`, which is among it, or the end of the socket.
+    pub async fn until(
+        &mut self,
+        mut last: impl FnMut(&ServerMessage) -> bool,
+    ) -> Vec<ServerMessage> {
+        let mut came = Vec::new();
+        while let Some(message) = self.next().await {
+            let is_last = last(&message);
+            came.push(message);
+            if is_last {
+                break;
+            }
+        }
+        came
+    }
+}
+
+/// The samples among messages.
+pub fn sound(messages: &[ServerMessage]) -> Vec<i16> {
+    let audio = messages.iter().filter_map(|message| match message {
+        ServerMessage::Audio(audio) => Some(&audio.data),
+        _another_message => None,
+    });
+    audio.flat_map(|data| samples(data)).collect()
+}

@@ -1,0 +1,94 @@
+//! A server whose sessions are handed to the test.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
+use rspp_proto::{SessionId, TenantId};
+use rspp_transport_api::{Admitted, Guard, Opened, Refusal, Sessions, Transport};
+use rspp_websocket::{Config, Server, listen};
+use tokio::sync::{mpsc, oneshot};
+
+/// A session that a client opened.
+pub(crate) struct Session {
+    pub(crate) admitted: Admitted,
+    pub(crate) transport: Transport,
+    /// Ends it, with a reason.
+    pub(crate) end: oneshot::Sender<String>,
+}
+
+struct Hands(mpsc::UnboundedSender<Session>);
+
+impl Sessions for Hands {
+    fn open(
+        &self,
+        admitted: Admitted,
+        id: SessionId,
+        transport: Transport,
+    ) -> BoxFuture<'_, Result<Opened, Refusal>> {
+        let (end, ended) = oneshot::channel();
+        async move {
+            if id.as_str() == "crowded" {
+                return Err(Refusal::Busy("no room".to_owned()));
+            }
+            let session = Session {
+                admitted,
+                transport,
+                end,
+            };
+            self.0
+                .send(session)
+                .map_err(|_| Refusal::Busy(String::new()))?;
+            let ended = async move {
+                match ended.await {
+                    Ok(reason) => reason,
+                    Err(_the_test_forgot_it) => std::future::pending().await,
+                }
+            };
+            Ok(Opened {
+                ended: ended.boxed(),
+                news: stream::pending().boxed(),
+                drain: Box::new(|| {}),
+            })
+        }
+        .boxed()
+    }
+}
+
+/// A server and its sessions.
+pub(crate) struct House {
+    pub(crate) address: SocketAddr,
+    pub(crate) server: Arc<Server>,
+    sessions: mpsc::UnboundedReceiver<Session>,
+}
+
+pub(crate) fn local() -> Config {
+    Config {
+        guard: Guard::Local {
+            tenant: TenantId::new("local").unwrap(),
+            password: None,
+        },
+        ..Config::default()
+    }
+}
+
+impl House {
+    pub(crate) fn open(config: Config) -> Self {
+        let (to, sessions) = mpsc::unbounded_channel();
+        let server = Server::new(Arc::new(Hands(to)), config);
+        let listener = listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = server.router();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self {
+            address,
+            server,
+            sessions,
+        }
+    }
+
+    /// The session that was opened next.
+    pub(crate) async fn session(&mut self) -> Session {
+        let session = tokio::time::timeout(Duration::from_secs(10), self.sessions.recv());
+        session.await.expect("a session is opened").unwrap()
+    }
+}
