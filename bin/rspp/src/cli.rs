@@ -22,6 +22,7 @@ pub(crate) struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   rspp doctor                                   Is everything there?
+  rspp up                                       Talk to the agent in a browser
   rspp loopback --say 'Hello, who are you?'     Talk to the agent, offline
   rspp loopback question.wav --out reply.wav    The same with a recording
   rspp validate spec pipeline.yaml              Check a pipeline
@@ -34,6 +35,7 @@ Exit codes: 0 success, 1 failure, 2 bad input or usage.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Up(Box<cmd::up::Up>),
     Loopback(Box<cmd::loopback::Loopback>),
     Validate(cmd::validate::Validate),
     Plan(cmd::plan::Plan),
@@ -59,6 +61,7 @@ impl Command {
     /// Runs the subcommand to its end.
     pub(crate) fn run(self) -> Result<(), Problem> {
         match self {
+            Self::Up(command) => command.run(),
             Self::Loopback(command) => command.run(),
             Self::Validate(command) => command.run(),
             Self::Plan(command) => command.run(),

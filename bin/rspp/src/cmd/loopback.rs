@@ -477,7 +477,7 @@ impl Watcher<'_> {
 }
 
 /// What a pipeline may let its model have done: what comes with the runtime, and what servers do.
-fn tools() -> Arc<ToolRegistry> {
+pub(super) fn tools() -> Arc<ToolRegistry> {
     let mut tools = ToolRegistry::default();
     let http = HttpTools::default();
     tools.serve_http(Arc::new(move |server| http.tool(server)));

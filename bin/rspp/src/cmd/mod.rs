@@ -17,4 +17,5 @@ pub(crate) mod rollout;
 pub(crate) mod session;
 pub(crate) mod timeline;
 pub(crate) mod tree;
+pub(crate) mod up;
 pub(crate) mod validate;

@@ -1,0 +1,241 @@
+//! `rspp up`: the whole stack on this machine, in one process.
+
+mod observe;
+mod page;
+mod scripted;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::Args;
+use rspp_host::{Config, Pools, Program, Reception, Runtime};
+use rspp_kernel::plan::LayeredSettings;
+use rspp_proto::TenantId;
+use rspp_provider_api::Providers;
+use rspp_transport_api::Guard;
+use rspp_websocket::{Config as Door, Server, listen};
+use tokio::net::TcpListener;
+
+use super::{loopback::tools, models::StoreOptions};
+use crate::{
+    call::providers::{self, ProviderOptions},
+    problem::Problem,
+    specs::Setup,
+    terminal::{self, Live},
+};
+
+/// Talk to the agent in a browser: runtime, local models and a page, in one process.
+///
+/// Prints one address; open it and press the button. The first run fetches the local models. Clients
+/// of your own connect to /v1/talk. Ctrl-C lets what is being said be finished, then stops.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rspp up                              The built-in agent, on http://localhost:7777
+  rspp up --scripted                   Without models: a scripted agent that answers anything
+  rspp up --pipeline agent.yaml --policy strict.yaml
+  rspp up --listen 0.0.0.0             For other machines too: the address has a password in it
+  rspp up --llm-url http://127.0.0.1:8080/v1 --llm-model qwen")]
+pub(crate) struct Up {
+    /// The pipeline; the built-in one without
+    #[arg(long, value_name = "FILE")]
+    pipeline: Option<PathBuf>,
+    /// A policy bundle that overrides it
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Port of the page and of clients; 0 for any that is free
+    #[arg(long, default_value_t = 7777)]
+    port: u16,
+    /// Address to listen at
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    listen: IpAddr,
+    /// No models: a scripted agent, to try the line and your client
+    #[arg(long, conflicts_with_all = ["stt", "llm", "tts", "vad", "end_of_turn", "llm_url"])]
+    scripted: bool,
+
+    #[command(flatten)]
+    providers: ProviderOptions,
+    #[command(flatten)]
+    store: StoreOptions,
+    /// Do not fetch missing models
+    #[arg(long, help_heading = "Models")]
+    no_pull: bool,
+}
+
+/// How long what is being said may take to be finished.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long the runtime may take to stop.
+const GRACE: Duration = Duration::from_secs(3);
+
+impl Up {
+    pub(crate) fn run(self) -> Result<(), Problem> {
+        // All that can be wrong with the input is told before anything is fetched or started.
+        let settings = if self.scripted {
+            scripted::settings()?
+        } else {
+            self.providers.settings()?
+        };
+        let setup = Setup::load(self.pipeline.as_deref(), self.policy.as_deref(), settings)?;
+        setup.plan()?;
+        if !self.scripted {
+            self.fetch_models(&setup)?;
+        }
+        tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(Problem::failure)?
+            .block_on(self.serve(setup))
+    }
+
+    fn fetch_models(&self, setup: &Setup) -> Result<(), Problem> {
+        let store = self.store.open()?;
+        let (offered, registered) = self.providers.register(&store, &Pools::new(1).work)?;
+        let lacking = providers::lacking(&setup.providers()?, &offered, &registered)?;
+        providers::fetch(&store, &lacking, !self.no_pull)
+    }
+
+    /// Who serves speech and language, ready to.
+    async fn offered(&self, pools: &Pools) -> Result<Providers, Problem> {
+        if self.scripted {
+            return Ok(scripted::cast());
+        }
+        let live = Live::new(true);
+        live.say("loading models");
+        let (offered, registered) = self.providers.register(&self.store.open()?, &pools.work)?;
+        let warmed = registered.warm_up().await;
+        live.clear();
+        warmed.map_err(|fault| Problem::failure(fault.message))?;
+        Ok(offered)
+    }
+
+    async fn serve(self, setup: Setup) -> Result<(), Problem> {
+        // Before the models, which take a while: a port that is taken is told at once.
+        let listener = self.bind()?;
+        let address = listener.local_addr().map_err(Problem::failure)?;
+        let stop = stop_on_signal();
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let pools = Pools::new(cores);
+        let mut config = Config::new(self.offered(&pools).await?, pools);
+        config.tools = tools();
+        // A machine that is slow is no reason to refuse its owner.
+        config.limits.overload.scheduler_late_ms = None;
+        config.limits.overload.output_late_ms = None;
+        let runtime = Runtime::start(config).await.map_err(Problem::failure)?;
+        let runtime = Arc::new(runtime);
+
+        let password =
+            (!address.ip().is_loopback()).then(|| format!("{:016x}", rand::random::<u64>()));
+        let reception = Reception::new(Arc::clone(&runtime), program(setup));
+        let door = Door {
+            guard: Guard::Local {
+                tenant: TenantId::new("local").map_err(Problem::failure)?,
+                password: password.clone(),
+            },
+            ..Door::default()
+        };
+        let server = Server::new(Arc::new(reception), door);
+        let app = server
+            .router()
+            .merge(page::router())
+            .merge(observe::router(Arc::clone(&runtime), Arc::clone(&server)));
+        let serving = tokio::spawn(async move { axum::serve(listener, app).await });
+
+        terminal::print(shown(address, password.as_deref()))?;
+        tokio::select! {
+            () = stop => {}
+            failed = serving => {
+                return Err(Problem::failure(format!("the server stopped: {failed:?}")));
+            }
+        }
+        terminal::note("\nstopping; Ctrl-C again to stop at once");
+        tokio::spawn(async {
+            stop_on_signal().await;
+            std::process::exit(130);
+        });
+        if !server.drain(DRAIN).await {
+            terminal::note("some calls were cut off");
+        }
+        if !runtime.shut_down(GRACE).await {
+            tracing::warn!("some actors had to be killed");
+        }
+        Ok(())
+    }
+
+    fn bind(&self) -> Result<TcpListener, Problem> {
+        let address = SocketAddr::new(self.listen, self.port);
+        listen(address).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AddrInUse => Problem::input(format!(
+                "port {} is taken; stop what listens there, or choose another with --port",
+                self.port
+            )),
+            _ => Problem::input(format!("cannot listen at {address}: {error}")),
+        })
+    }
+}
+
+fn program(setup: Setup) -> Program {
+    let Setup {
+        authored,
+        policy,
+        settings,
+        spec: _,
+        graph: _,
+    } = setup;
+    let settings: LayeredSettings = settings;
+    Program {
+        pipeline: authored,
+        policy,
+        settings,
+    }
+}
+
+/// The address that a person opens.
+fn shown(address: SocketAddr, password: Option<&str>) -> String {
+    let ip = address.ip();
+    let host = if ip == IpAddr::V4(Ipv4Addr::LOCALHOST) {
+        "localhost".to_owned()
+    } else if ip.is_unspecified() {
+        "<this machine>".to_owned()
+    } else {
+        match ip {
+            IpAddr::V4(ip) => ip.to_string(),
+            IpAddr::V6(ip) => format!("[{ip}]"),
+        }
+    };
+    let password = password.map(|it| format!("#{it}")).unwrap_or_default();
+    format!("http://{host}:{}/{password}", address.port())
+}
+
+/// Resolves when the process is asked to stop. Listens from the moment of the call.
+fn stop_on_signal() -> impl Future<Output = ()> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let interrupted = signal(SignalKind::interrupt());
+    let terminated = signal(SignalKind::terminate());
+    async move {
+        let (Ok(mut interrupted), Ok(mut terminated)) = (interrupted, terminated) else {
+            return std::future::pending().await; // Nobody can be told by signals here.
+        };
+        tokio::select! {
+            _ = interrupted.recv() => {}
+            _ = terminated.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_is_one_to_open() {
+        let at = |address: &str| address.parse::<SocketAddr>().unwrap();
+        assert_eq!(shown(at("127.0.0.1:7777"), None), "http://localhost:7777/");
+        assert_eq!(shown(at("10.0.0.7:80"), Some("x")), "http://10.0.0.7:80/#x");
+        assert_eq!(shown(at("[::1]:80"), None), "http://[::1]:80/");
+    }
+}

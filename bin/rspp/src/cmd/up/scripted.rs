@@ -1,0 +1,55 @@
+//! An agent without models: it hears that something was said, and answers.
+
+use std::{sync::Arc, time::Duration};
+
+use rspp_kernel::plan::{LayeredSettings, Settings};
+use rspp_proto::{ProviderId, spec::Modality};
+use rspp_provider_api::{
+    Providers,
+    scripted::{ScriptedEndOfTurn, ScriptedLlm, ScriptedStt, ScriptedTts, ScriptedVoice},
+};
+
+use crate::problem::Problem;
+
+const SCRIPTED: &str = "scripted";
+const ANSWERS: [&str; 2] = [
+    "I hear you, though I understand nothing: I am a script. Speak over me, and I fall silent.",
+    "This line works both ways. Take the models, and I will know what you say.",
+];
+
+/// All providers, scripted.
+pub(super) fn cast() -> Providers {
+    let mut providers = Providers::new();
+    providers
+        .add_voice(Arc::new(ScriptedVoice::by_energy(SCRIPTED)))
+        .add_end_of_turn(Arc::new(ScriptedEndOfTurn::always(SCRIPTED, 0.99)))
+        .add_stt(Arc::new(ScriptedStt::new(SCRIPTED).understand(|heard| {
+            format!("something that was said as number {}", heard.number)
+        })))
+        .add_llm(Arc::new(
+            ScriptedLlm::new(SCRIPTED)
+                .answers(ANSWERS)
+                .token_every(Duration::from_millis(20)),
+        ))
+        .add_tts(Arc::new(ScriptedTts::new(SCRIPTED)));
+    providers
+}
+
+/// Binds them.
+pub(super) fn settings() -> Result<LayeredSettings, Problem> {
+    let id = ProviderId::new(SCRIPTED).map_err(Problem::failure)?;
+    let modalities = [
+        Modality::Vad,
+        Modality::EndOfTurn,
+        Modality::Stt,
+        Modality::Llm,
+        Modality::Tts,
+    ];
+    Ok(LayeredSettings {
+        defaults: Settings {
+            provider_bindings: modalities.map(|it| (it, vec![id.clone()])).into(),
+            ..Settings::default()
+        },
+        ..LayeredSettings::default()
+    })
+}
