@@ -444,7 +444,7 @@ providers:
     language: { de: { llm: [a, a] }, fr: {} }
   calls:
     attempts_per_provider: 0
-    hedge_after_ms: { stt: 100, llm: 0 }
+    hedge_after_ms: { vad: 100, llm: 0 }
   circuit: { window: 4, least_calls: 5 }
   caps: { turn: { tokens: 20 }, session: { tokens: 10 } }
   failure: { reply: ' ', recording: sorry, patience: 1 }
@@ -459,7 +459,7 @@ providers:
     choice.language.de.llm[1]: provider `a` is listed twice
     choice.language.fr: needs at least 1 entry
     calls.attempts_per_provider: `0` must be at least 1
-    calls.hedge_after_ms.stt: `stt` is not possible here; expected one of: llm, tts
+    calls.hedge_after_ms.vad: `vad` is not possible here; expected one of: stt, llm, tts
     calls.hedge_after_ms.llm: must be at least 1; leave it out to hedge nothing
     circuit.least_calls: 5 is above window, 4, so the circuit never opens; e.g. `least_calls: 4`
     caps.turn.tokens: 20 is above the session's, 10

@@ -552,6 +552,38 @@ async fn a_slow_voice_is_hedged_and_both_are_paid_for() {
     assert_eq!(cast.tts.tally().chunks, 0);
 }
 
+/// P14: so is a recogniser that owes its text: the other is given the whole utterance, and whoever
+/// understands it first is heard.
+#[tokio::test(start_paused = true)]
+async fn a_slow_recogniser_is_hedged_from_the_end_of_the_speech() {
+    let utterances = ["hello there", "and again"];
+    let slow = ScriptedStt::new("stt").utterances(utterances);
+    let cast = Cast {
+        stt: Arc::new(slow.final_after(ms(1_500))),
+        ..Cast::default()
+    };
+    let second = Arc::new(ScriptedStt::new("stt-2").utterances(utterances));
+    let mut builder = Builder::new(&cast, vec![says(first())]);
+    builder.providers.add_stt(Arc::clone(&second) as _);
+    bind(&mut builder, Modality::Stt, &["stt", "stt-2"]);
+    let ended = builder
+        .pipeline(|spec| spec.providers.calls = Some(Box::new(hedging(200, Modality::Stt))))
+        .hold()
+        .await;
+    assert_eq!(ended.endings(), ["commit"]);
+    assert_eq!(ended.turn(1).user_text, "hello there");
+    assert_eq!(who(&ended, Modality::Stt), ["stt", "stt-2"]);
+    assert_eq!(
+        attempts(&ended, Modality::Stt)[0].reason,
+        "provider_overtaken"
+    );
+    assert_eq!(
+        ended.log.reasons_of(Signal::ProviderSwitch),
+        ["from=stt to=stt-2 hedged"]
+    );
+    assert!(second.tally().chunks > 0);
+}
+
 /// F-133, F-134: an adapter that panics is failed over like any other that fails.
 #[tokio::test(start_paused = true)]
 async fn an_adapter_that_panics_is_replaced_within_the_turn() {

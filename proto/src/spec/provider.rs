@@ -114,9 +114,10 @@ pub struct CallPolicy {
     #[schemars(range(min = 1, max = 100))]
     pub local_patience: u32,
     /// By modality: silence after which the next provider is asked as well, in milliseconds. The
-    /// first to speak wins, the other is stopped; both are paid for. Only `llm` and `tts`.
+    /// first to speak wins, the other is stopped; both are paid for. Only `stt`, once the user has
+    /// fallen silent, `llm` and `tts`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("propertyNames" = { "enum": ["llm", "tts"] }))]
+    #[schemars(extend("propertyNames" = { "enum": ["stt", "llm", "tts"] }))]
     pub hedge_after_ms: BTreeMap<Modality, u64>,
     /// How long later calls go to others first once a provider had to be given up, in milliseconds
     /// (F-047). 0 asks it again with the next call.

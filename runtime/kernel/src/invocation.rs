@@ -403,7 +403,7 @@ impl Invocation {
         let [running] = self.running.as_slice() else {
             return None;
         };
-        let waits = !self.hedged && !self.listening && running.first_chunk.is_none();
+        let waits = !self.hedged && !self.listening && !running.spoke;
         let another = self.may_switch() && self.at + 1 < self.candidates.len();
         let after = self.policy.hedge_after.filter(|_| waits && another)?;
         Some(running.quiet_since + after)

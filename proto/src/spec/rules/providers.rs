@@ -16,14 +16,14 @@ pub(super) fn providers(path: &str, spec: &ProvidersSpec, check: &mut Check<'_, 
         for (modality, after) in &calls.hedge_after_ms {
             let path = format!("{path}.calls.hedge_after_ms.{}", modality.as_str());
             match modality {
-                Modality::Llm | Modality::Tts if *after == 0 => {
+                Modality::Stt | Modality::Llm | Modality::Tts if *after == 0 => {
                     let hint = "leave it out to hedge nothing".to_owned();
                     check.error("out_of_range", &path, "must be at least 1", hint);
                 }
                 // The schema has refused the others by name.
-                Modality::Llm
+                Modality::Stt
+                | Modality::Llm
                 | Modality::Tts
-                | Modality::Stt
                 | Modality::Vad
                 | Modality::EndOfTurn
                 | Modality::External => {}

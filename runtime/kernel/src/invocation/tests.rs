@@ -354,6 +354,21 @@ fn the_first_to_speak_wins() {
     }
 }
 
+/// P14: a recogniser owes its text once the user has fallen silent: then it is hedged like any other,
+/// whatever it has said before.
+#[test]
+fn a_recogniser_is_hedged_from_the_end_of_the_speech() {
+    let mut call = call(hedged(300), 20_000);
+    call.listen();
+    let _ = call.begin(ms(0), |_| true);
+    let _ = call.chunk(FIRST, ms(400));
+    assert_eq!(told(&call.tick(ms(5_000), |_| true)), "");
+    call.heard_out(ms(9_000));
+    assert_eq!(call.next_deadline(), Some(ms(9_300)));
+    assert_eq!(told(&call.tick(ms(9_300), |_| true)), "b#1@9300");
+    assert_eq!(told(&call.chunk(SECOND, ms(9_400))), "!0");
+}
+
 /// A hedge is a call like any other: not without leave, somebody else to ask, or time.
 #[test]
 fn a_hedge_needs_somebody_who_may_be_asked() {
