@@ -8,7 +8,7 @@ use std::{
 
 use rspp_llm::{OpenAi, OpenAiConfig, SecretStore};
 use rspp_proto::{
-    ProviderId,
+    ProviderId, SessionId,
     abi::Signal,
     spec::{CallPolicy, CircuitPolicy, Modality},
 };
@@ -138,4 +138,45 @@ async fn a_key_is_told_to_its_provider_and_to_nobody_else() {
         said.contains("***redacted***"),
         "and where it was can be seen"
     );
+}
+
+/// F-061: a session that opens after a key's file has changed uses the new key.
+#[tokio::test]
+async fn a_session_opened_after_a_rotation_uses_the_new_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("LLM_KEY");
+    let web = Web::start(|_| Reply::completion(&["Good day."])).await;
+    let store = SecretStore::environment().with_folder(folder.path());
+    let config = OpenAiConfig {
+        api_key: Some("file://LLM_KEY".to_owned()),
+        ..OpenAiConfig::new("web", format!("{}/v1", web.url), "m")
+    };
+    let model = Arc::new(OpenAi::with_secrets(config, store).unwrap());
+    let mut host = Builder::new(&Cast::default(), vec![]);
+    host.providers.add_llm(model.clone());
+    let runtime = host.runtime().await;
+    for (nth, key) in [OLD, NEW].into_iter().enumerate() {
+        std::fs::write(&file, format!("{key}\n")).unwrap();
+        let mut builder = Builder::new(&Cast::default(), vec![]);
+        builder.session = SessionId::new(format!("call-{nth}")).unwrap();
+        builder.script.hang_up_after = Duration::from_mins(1);
+        let bound = &mut builder.settings.defaults.provider_bindings;
+        bound.insert(Modality::Llm, vec![ProviderId::new("web").unwrap()]);
+        let client = builder.client();
+        let call = builder.open(&runtime).await.unwrap();
+        client.send(Ingress::Text("hello".to_owned())).unwrap();
+        call.log.until(Signal::Close, 1).await;
+        call.session.drain();
+        assert_eq!(call.end().await.endings(), ["commit"]);
+    }
+    let sent: Vec<_> = web
+        .asked()
+        .into_iter()
+        .map(|asked| asked.headers["authorization"].clone())
+        .collect();
+    assert_eq!(sent, [format!("Bearer {OLD}"), format!("Bearer {NEW}")]);
+    // F-105: each request went over a new connection or over one that was there, and that is counted.
+    let counts = model.connections();
+    assert_eq!(counts.opened + counts.reused, 2);
+    assert_eq!(counts.opened, web.connections() as u64);
 }

@@ -13,6 +13,7 @@ use rspp_provider_api::{
     Attempt, LlmRequest, Permit, Role, ToolCall, ToolRun,
     scripted::{Answer, ScriptedLlm},
 };
+use rspp_provider_http::SecretStore;
 use rspp_tests::{
     call::{Builder, Cast, Ended},
     web::{Asked, Reply, Web},
@@ -282,6 +283,7 @@ async fn nothing_is_posted_for_a_turn_that_is_over() {
     let web = Web::start(|_| Reply::new(200, "")).await;
     let server = HttpExecutor {
         url: web.url.clone(),
+        credential: None,
     };
     let tool = HttpTools::default().tool(&server).unwrap();
     let turn = TurnNumber::FIRST.id();
@@ -310,4 +312,60 @@ async fn nothing_is_posted_for_a_turn_that_is_over() {
     assert!(tool.run(run(Permit::always())).await.is_ok());
     assert!(tool.run(run(Permit::always())).await.is_ok());
     assert_eq!((web.connections(), web.asked().len()), (1, 2), "kept");
+}
+
+/// F-061: a server is told the secret that its tool names, looked up at each call; whatever it says with
+/// it, neither model nor timeline gets to see it. F-105: its connection is kept.
+#[tokio::test]
+async fn a_tool_s_secret_is_told_to_its_server_alone() {
+    const CANARY: &str = "tool-canary-4711";
+    let web = Web::start(|asked| {
+        let told = asked.headers["authorization"].clone();
+        if asked.nth == 0 {
+            Reply::new(403, format!("who is {told}?"))
+        } else {
+            Reply::new(200, format!("{told} has tea."))
+        }
+    })
+    .await;
+    let secrets = SecretStore::new(|name| (name == "TOOL_ORDERS").then(|| CANARY.to_owned()));
+    let http = HttpTools::with_secrets(secrets);
+    let counted = http.clone();
+    let url = format!("{}/order", web.url);
+    let with = json!({ "run": { "http": { "url": url, "credential": "env://TOOL_ORDERS" } } });
+    let mut texts = Vec::new();
+    for _ in 0..2 {
+        let http = http.clone();
+        let builder = declared(&orders(), &url, &with).configure(move |config| {
+            let mut tools = ToolRegistry::default();
+            tools.serve_http(Arc::new(move |server| http.tool(server)));
+            config.tools = Arc::new(tools);
+        });
+        let ended = one_turn(builder).await;
+        assert_eq!(ended.endings(), ["commit"]);
+        let left = format!(
+            "{:?} {:?} {:?}",
+            ended.entries,
+            ended.report,
+            ended.log.notices()
+        );
+        assert!(!left.contains("canary"), "{left}");
+        texts.push(ended.turn(1).agent_text.clone());
+    }
+    assert!(texts[1].contains("***redacted*** has tea"), "{texts:?}");
+    let sent = web.asked();
+    assert!(
+        sent.iter()
+            .all(|asked| asked.headers["authorization"] == format!("Bearer {CANARY}"))
+    );
+    let counts = counted.connections();
+    assert_eq!((counts.opened, counts.reused), (1, 1));
+    assert_eq!((web.connections(), sent.len()), (1, 2));
+
+    // Another's secret is nobody's to name: there is no such session.
+    let with = json!({ "run": { "http": { "url": url, "credential": "env://LLM_KEY" } } });
+    let mut builder = declared(&orders(), &url, &with);
+    let runtime = builder.runtime().await;
+    let refused = builder.open(&runtime).await.err().unwrap().to_string();
+    assert!(refused.contains("names no secret of a tool"), "{refused}");
 }

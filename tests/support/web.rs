@@ -1,32 +1,10 @@
 //! A small web server for what is reached over HTTP: it answers by a function, as badly as that likes.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::{sleep, timeout},
-};
+use rspp_provider_http::testing::{Server, Step};
 
-/// A request that came.
-#[derive(Clone, Debug)]
-pub struct Asked {
-    /// Its method.
-    pub method: String,
-    /// Its path.
-    pub path: String,
-    /// Its headers, names in lower case.
-    pub headers: BTreeMap<String, String>,
-    /// Its body.
-    pub body: String,
-    /// How many came before it.
-    pub nth: usize,
-}
+pub use rspp_provider_http::testing::Request as Asked;
 
 /// What the server does about it.
 #[derive(Clone, Debug)]
@@ -104,125 +82,55 @@ impl Reply {
     }
 }
 
-type Answering = dyn Fn(&Asked) -> Reply + Send + Sync;
+impl From<Reply> for Vec<Step> {
+    fn from(reply: Reply) -> Self {
+        let (status, length) = (reply.status, reply.body.len());
+        let headers = reply.headers.iter();
+        let headers = headers.map(|(name, value)| format!("{name}: {value}\r\n"));
+        let headers = headers.collect::<Vec<_>>().concat();
+        let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n{headers}\r\n");
+        let begin = [Step::Pause(reply.after), Step::Send(head.into_bytes())];
+        match reply.how {
+            How::Whole => begin.into_iter().chain([Step::Send(reply.body)]).collect(),
+            How::Half => {
+                let half = reply.body[..length / 2].to_vec();
+                let rest = [Step::Send(half), Step::Close];
+                begin.into_iter().chain(rest).collect()
+            }
+            How::Silent => vec![Step::Hold],
+        }
+    }
+}
 
 /// The server; lives as long as the test's runtime.
 pub struct Web {
     /// Where it is, e.g. `http://127.0.0.1:4711`.
     pub url: String,
-    seen: Arc<Seen>,
-}
-
-struct Seen {
-    asked: Mutex<Vec<Asked>>,
-    connections: Semaphore,
-    gone: Semaphore,
+    server: Server,
 }
 
 impl Web {
     /// Answers each request as `answer` says.
     pub async fn start(answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-        let answer: Arc<Answering> = Arc::new(answer);
-        let seen = Arc::new(Seen {
-            asked: Mutex::default(),
-            connections: Semaphore::new(0),
-            gone: Semaphore::new(0),
-        });
-        let kept = Arc::clone(&seen);
-        tokio::spawn(async move {
-            while let Ok((socket, _)) = listener.accept().await {
-                seen.connections.add_permits(1);
-                tokio::spawn(serve(socket, Arc::clone(&answer), Arc::clone(&seen)));
-            }
-        });
-        Self { url, seen: kept }
+        let server = Server::start(move |asked| answer(asked).into()).await;
+        Self {
+            url: server.origin.clone(),
+            server,
+        }
     }
 
     /// The requests so far.
     pub fn asked(&self) -> Vec<Asked> {
-        let asked = self.seen.asked.lock();
-        asked.unwrap_or_else(PoisonError::into_inner).clone()
+        self.server.requests()
     }
 
     /// Connections so far.
     pub fn connections(&self) -> usize {
-        self.seen.connections.available_permits()
+        self.server.connections()
     }
 
     /// Waits until a client has gone while it was being answered.
     pub async fn client_gone(&self) -> bool {
-        let gone = self.seen.gone.acquire();
-        timeout(Duration::from_secs(5), gone).await.is_ok()
-    }
-}
-
-async fn serve(mut socket: TcpStream, answer: Arc<Answering>, seen: Arc<Seen>) {
-    while let Some(mut asked) = read(&mut socket).await {
-        {
-            let mut all = seen.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            asked.nth = all.len();
-            all.push(asked.clone());
-        }
-        let reply = answer(&asked);
-        let (mut incoming, mut outgoing) = socket.split();
-        let answering = async {
-            sleep(reply.after).await;
-            if reply.how == How::Silent {
-                std::future::pending::<()>().await;
-            }
-            let (status, length) = (reply.status, reply.body.len());
-            let headers = reply.headers.iter();
-            let headers = headers.map(|(name, value)| format!("{name}: {value}\r\n"));
-            let headers = headers.collect::<Vec<_>>().concat();
-            let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n{headers}\r\n");
-            outgoing.write_all(head.as_bytes()).await?;
-            let body = match reply.how {
-                How::Half => &reply.body[..reply.body.len() / 2],
-                How::Whole | How::Silent => &reply.body[..],
-            };
-            outgoing.write_all(body).await?;
-            Ok::<bool, std::io::Error>(reply.how == How::Whole)
-        };
-        let mut byte = [0];
-        let stays = tokio::select! {
-            stays = answering => stays.unwrap_or(false),
-            _ = incoming.read(&mut byte) => {
-                seen.gone.add_permits(1);
-                false
-            }
-        };
-        if !stays {
-            return;
-        }
-    }
-}
-
-async fn read(socket: &mut TcpStream) -> Option<Asked> {
-    let mut bytes = Vec::new();
-    loop {
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let mut lines = head.lines();
-            let mut first = lines.next()?.split(' ');
-            let headers: BTreeMap<_, _> = lines
-                .filter_map(|line| line.split_once(':'))
-                .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
-                .collect();
-            let length = headers.get("content-length")?.parse::<usize>().ok()?;
-            if body.len() >= length {
-                return Some(Asked {
-                    method: first.next()?.to_owned(),
-                    path: first.next()?.to_owned(),
-                    headers,
-                    body: body.to_owned(),
-                    nth: 0,
-                });
-            }
-        }
-        if socket.read_buf(&mut bytes).await.ok()? == 0 {
-            return None;
-        }
+        self.server.client_gone().await
     }
 }

@@ -23,6 +23,28 @@ pub enum ToolExecutor {
 pub struct HttpExecutor {
     /// Where the arguments are posted to.
     pub url: String,
+    /// Where the secret is that the server asks for, sent as a bearer token: `env://TOOL_…` or
+    /// `file://TOOL_…`. Never the secret itself, and none but those whose name begins with `TOOL_`: a
+    /// pipeline's author gets at no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
+}
+
+impl HttpExecutor {
+    /// What the names of secrets begin with that tools may use.
+    pub const SECRETS: &'static str = "TOOL_";
+
+    /// Whether its credential names such a secret, or there is none.
+    pub fn has_good_credential(&self) -> bool {
+        let Some(reference) = &self.credential else {
+            return true;
+        };
+        let name = ["env://", "file://"]
+            .iter()
+            .find_map(|scheme| reference.strip_prefix(scheme));
+        let is_allowed = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+        name.is_some_and(|name| name.starts_with(Self::SECRETS) && name.chars().all(is_allowed))
+    }
 }
 
 /// Whether a call changes anything outside the conversation.

@@ -11,7 +11,9 @@ use futures::StreamExt;
 use reqwest::{Client, Response, StatusCode, Url, header};
 use rspp_proto::spec::HttpExecutor;
 use rspp_provider_api::{Tool, ToolFault, ToolFuture, ToolOutput, ToolRun};
-use rspp_provider_http::is_loopback;
+use rspp_provider_http::{
+    ConnectionCounts, Connections, REDACTED, Secret, SecretRef, SecretStore, is_loopback,
+};
 
 /// As much as is read of an answer, in bytes: the most that any tool may show its model.
 const MOST_ANSWER: usize = 1_048_576;
@@ -19,13 +21,37 @@ const MOST_ANSWER: usize = 1_048_576;
 const MOST_REFUSAL: usize = 500;
 
 /// Makes tools of servers' addresses. They share connections, which are kept for the next call.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct HttpTools {
     near: Arc<OnceLock<Client>>,
     far: Arc<OnceLock<Client>>,
+    secrets: SecretStore,
+    connections: Connections,
+}
+
+impl Default for HttpTools {
+    /// Tools whose secrets are in the environment.
+    fn default() -> Self {
+        Self::with_secrets(SecretStore::environment())
+    }
 }
 
 impl HttpTools {
+    /// Tools whose secrets are in `secrets`; looked up at each call (F-061).
+    pub fn with_secrets(secrets: SecretStore) -> Self {
+        Self {
+            near: Arc::default(),
+            far: Arc::default(),
+            secrets,
+            connections: Connections::default(),
+        }
+    }
+
+    /// How often a connection was opened, and how often one that was there would do (F-105).
+    pub fn connections(&self) -> ConnectionCounts {
+        self.connections.counts()
+    }
+
     /// The tool that posts to `server`, or why there can be none.
     pub fn tool(&self, server: &HttpExecutor) -> Result<Arc<dyn Tool>, String> {
         let url = Url::parse(&server.url).map_err(|error| format!("its URL is none: {error}"))?;
@@ -35,8 +61,17 @@ impl HttpTools {
         if !url.username().is_empty() || url.password().is_some() {
             return Err("its URL must hold no credentials: it is printed and recorded".to_owned());
         }
-        let client = self.client(&url)?;
-        Ok(Arc::new(HttpTool { client, url }))
+        if !server.has_good_credential() {
+            return Err("its credential names no secret of a tool".to_owned());
+        }
+        let credential = server.credential.as_deref().map(SecretRef::parse);
+        Ok(Arc::new(HttpTool {
+            client: self.client(&url)?,
+            url,
+            credential: credential.transpose().map_err(|error| error.to_string())?,
+            secrets: self.secrets.clone(),
+            connections: self.connections.clone(),
+        }))
     }
 
     /// Proxies (`HTTPS_PROXY` and the like) are used except for this machine.
@@ -46,7 +81,7 @@ impl HttpTools {
         if let Some(client) = kept.get() {
             return Ok(client.clone());
         }
-        let mut builder = rspp_provider_http::client();
+        let mut builder = rspp_provider_http::client(&self.connections);
         if near {
             // Needs no root certificates, which a small container may not have.
             builder = builder.no_proxy().tls_certs_only([]);
@@ -59,9 +94,13 @@ impl HttpTools {
 }
 
 /// A tool behind an address.
+#[derive(Clone)]
 struct HttpTool {
     client: Client,
     url: Url,
+    credential: Option<SecretRef>,
+    secrets: SecretStore,
+    connections: Connections,
 }
 
 impl Tool for HttpTool {
@@ -70,54 +109,88 @@ impl Tool for HttpTool {
     }
 
     fn run(&self, run: ToolRun) -> ToolFuture {
-        let (client, url) = (self.client.clone(), self.url.clone());
+        let tool = self.clone();
         Box::pin(async move {
             let cancelled = run.cancel.clone();
             tokio::select! {
                 biased;
                 () = cancelled.cancelled() => Err(ToolFault::new("it was given up")),
-                answer = post(&client, url, &run) => answer,
+                answer = tool.post(&run) => answer,
             }
         })
     }
 }
 
-async fn post(client: &Client, url: Url, run: &ToolRun) -> Result<ToolOutput, ToolFault> {
-    let request = client
-        .post(url)
-        .header(header::ACCEPT, "application/json, text/plain")
-        .header("Idempotency-Key", run.key.as_str())
-        .header("X-Session-Id", run.session.as_str())
-        .header("X-Turn-Id", run.turn.as_str())
-        .header("X-Authority-Epoch", run.epoch.get())
-        .json(&run.arguments)
-        .build()
-        .map_err(|_| ToolFault::new("the request cannot be made"))?;
-    // Here the effect begins.
-    run.commit()?;
-    let answer = client.execute(request).await.map_err(|error| {
-        let what = if error.is_connect() {
-            "the server cannot be reached"
-        } else {
-            "the connection to the server was lost"
+impl HttpTool {
+    async fn post(&self, run: &ToolRun) -> Result<ToolOutput, ToolFault> {
+        let credential = self.credential.as_ref();
+        let secret = credential.map(|reference| self.secrets.resolve(reference));
+        // Names the reference, never the secret.
+        let secret = secret
+            .transpose()
+            .map_err(|error| ToolFault::new(error.to_string()))?;
+        let answered = self.ask(run, secret.as_ref()).await;
+        let Some(secret) = secret else {
+            return answered;
         };
-        ToolFault::passing(what)
-    })?;
-    let status = answer.status();
-    let text = read(answer).await?;
-    if status.is_success() {
-        return Ok(ToolOutput::new(text));
+        // A server may tell it back, to be read by a model and kept in a timeline.
+        let hide = |text: &str| text.replace(secret.expose(), REDACTED);
+        match answered {
+            Ok(output) => Ok(ToolOutput {
+                content: hide(&output.content),
+                ..output
+            }),
+            Err(fault) => Err(ToolFault {
+                message: hide(&fault.message),
+                ..fault
+            }),
+        }
     }
-    let words: String = text.chars().take(MOST_REFUSAL).collect();
-    let message = format!(
-        "the server refused with status {}: {words}",
-        status.as_u16()
-    );
-    Err(if may_pass(status) {
-        ToolFault::passing(message)
-    } else {
-        ToolFault::new(message)
-    })
+
+    async fn ask(&self, run: &ToolRun, secret: Option<&Secret>) -> Result<ToolOutput, ToolFault> {
+        let mut request = self
+            .client
+            .post(self.url.clone())
+            .header(header::ACCEPT, "application/json, text/plain")
+            .header("Idempotency-Key", run.key.as_str())
+            .header("X-Session-Id", run.session.as_str())
+            .header("X-Turn-Id", run.turn.as_str())
+            .header("X-Authority-Epoch", run.epoch.get())
+            .json(&run.arguments);
+        if let Some(secret) = secret {
+            request = request.bearer_auth(secret.expose());
+        }
+        let request = request
+            .build()
+            .map_err(|_| ToolFault::new("the request cannot be made"))?;
+        // Here the effect begins.
+        run.commit()?;
+        let executed = self.connections.count(self.client.execute(request));
+        let (answer, _reused) = executed.await;
+        let answer = answer.map_err(|error| {
+            let what = if error.is_connect() {
+                "the server cannot be reached"
+            } else {
+                "the connection to the server was lost"
+            };
+            ToolFault::passing(what)
+        })?;
+        let status = answer.status();
+        let text = read(answer).await?;
+        if status.is_success() {
+            return Ok(ToolOutput::new(text));
+        }
+        let words: String = text.chars().take(MOST_REFUSAL).collect();
+        let message = format!(
+            "the server refused with status {}: {words}",
+            status.as_u16()
+        );
+        Err(if may_pass(status) {
+            ToolFault::passing(message)
+        } else {
+            ToolFault::new(message)
+        })
+    }
 }
 
 /// The answer as text, as far as it is read.
@@ -152,6 +225,7 @@ mod tests {
         let tool = |url: &str| {
             tools.tool(&HttpExecutor {
                 url: url.to_owned(),
+                credential: None,
             })
         };
         for bad in ["", "order", "ftp://a/", "http://user:canary@a/"] {
@@ -160,6 +234,22 @@ mod tests {
         }
         assert!(tool("http://127.0.0.1:1/order").is_ok());
         assert!(tool("https://localhost/order").is_ok());
+        for (credential, good) in [
+            ("env://TOOL_KEY", true),
+            ("file://TOOL_KEY", true),
+            ("env://LLM_KEY", false),
+            ("TOOL_canary", false),
+            ("file://../TOOL_KEY", false),
+        ] {
+            let server = HttpExecutor {
+                url: "http://127.0.0.1:1/order".to_owned(),
+                credential: Some(credential.to_owned()),
+            };
+            let made = tools.tool(&server);
+            assert_eq!(made.is_ok(), good, "{credential}");
+            let told = made.err().unwrap_or_default();
+            assert!(!told.contains("canary"), "{told}");
+        }
     }
 
     #[test]

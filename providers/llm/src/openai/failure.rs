@@ -4,9 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use rspp_provider_api::Fault;
+use rspp_provider_http::REDACTED;
 use serde_json::Value;
-
-use super::secret::REDACTED;
 
 /// Longest text of a server that a fault repeats, in characters.
 const MOST_TEXT: usize = 240;

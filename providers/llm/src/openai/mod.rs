@@ -2,7 +2,6 @@
 
 mod answer;
 mod failure;
-mod secret;
 mod sse;
 mod wire;
 
@@ -20,14 +19,13 @@ use rspp_proto::{IdError, ProviderId};
 use rspp_provider_api::{
     Call, ChunkStream, Description, Fault, LanguageModel, LlmChunk, LlmRequest,
 };
-use rspp_provider_http::is_loopback;
+use rspp_provider_http::{ConnectionCounts, Connections, Secret, is_loopback};
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 
-pub use secret::{SecretError, SecretRef, SecretStore};
+pub use rspp_provider_http::{SecretError, SecretRef, SecretStore};
 
 use answer::Answer;
-use secret::Secret;
 use sse::{SseError, SseParser};
 
 /// Longest line and event of an answer, in bytes.
@@ -122,6 +120,7 @@ struct Shared {
     model: String,
     api_key: Option<SecretRef>,
     secrets: SecretStore,
+    connections: Connections,
 }
 
 impl OpenAi {
@@ -141,7 +140,9 @@ impl OpenAi {
             .as_deref()
             .map(SecretRef::parse)
             .transpose()?;
-        let mut builder = rspp_provider_http::client().connect_timeout(config.connect_timeout);
+        let connections = Connections::default();
+        let mut builder =
+            rspp_provider_http::client(&connections).connect_timeout(config.connect_timeout);
         if endpoint.scheme() == "http" {
             // Needs no root certificates, which a small container may not have.
             builder = builder.tls_certs_only([]);
@@ -162,8 +163,16 @@ impl OpenAi {
                 model: config.model,
                 api_key,
                 secrets,
+                connections,
             }),
         })
+    }
+}
+
+impl OpenAi {
+    /// How often it opened a connection, and how often one that was there would do (F-105).
+    pub fn connections(&self) -> ConnectionCounts {
+        self.shared.connections.counts()
     }
 }
 
@@ -236,10 +245,15 @@ impl Shared {
         if let Some(key) = &key {
             ask = ask.bearer_auth(key.expose());
         }
-        let response = timeout_at(deadline, ask.send())
-            .await
-            .map_err(|_| no_answer(call))?
-            .map_err(|error| self.transport_fault(&error))?;
+        let sent = timeout_at(deadline, self.connections.count(ask.send())).await;
+        let (response, reused) = sent.map_err(|_| no_answer(call))?;
+        let response = response.map_err(|error| self.transport_fault(&error))?;
+        let connection = if reused {
+            "connections_reused"
+        } else {
+            "connections_opened"
+        };
+        call.extras.add(connection, 1.0);
         if !response.status().is_success() {
             return Err(refusal(response, deadline, &private).await);
         }
