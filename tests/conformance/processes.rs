@@ -12,12 +12,17 @@ use std::{
 };
 
 use futures::future::join_all;
-use rspp_host::{NodeRegistry, Runtime, node::ProcessCommand};
+use rspp_host::{
+    NodeRegistry, Runtime,
+    node::{ProcessCommand, Sandbox},
+};
 use rspp_kernel::CancelReason;
 use rspp_proto::{
     Payload, SessionId,
     abi::Signal,
-    spec::{ErrorAction, NodeSpec, PipelineSpec},
+    spec::{
+        ErrorAction, NetworkAccess, NodeExecutionPolicy, NodeSpec, PipelineSpec, SandboxPolicy,
+    },
 };
 use rspp_provider_api::scripted::ScriptedLlm;
 use rspp_tests::{
@@ -25,6 +30,7 @@ use rspp_tests::{
     nodes::{custom, insert},
 };
 use rspp_transport_api::Ingress;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
 fn ms(ms: u64) -> Duration {
@@ -83,11 +89,13 @@ async fn typed(command: ProcessCommand, answers: &[&str], node: NodeSpec) -> Typ
         ..Cast::default()
     };
     let mut registry = NodeRegistry::default();
-    registry.register("echo", command.factory());
+    registry.register_process("echo", command);
     let mut builder = Builder::new(&cast, vec![])
         .pipeline(|spec| through_echo(spec, node))
         .configure(|config| config.nodes = Arc::new(registry));
     builder.script.reply_timeout = Duration::from_mins(1);
+    // A busy machine is slow, and nobody hangs up for that.
+    builder.script.hang_up_after = Duration::from_mins(1);
     let user = builder.client();
     let call = builder.start().await;
     Typed { call, user }
@@ -243,7 +251,7 @@ async fn however_a_process_fails_only_its_turn_does() {
         ("garbage now.", "sent what cannot be read"),
         ("endless now.", "a frame of 4294967295 bytes"),
         ("double now.", "answered what it was not asked"),
-        ("flood now.", "emitted more than 1024 events"),
+        ("flood now.", "emitted more than 64 events"),
         ("hang now.", "took longer than 500 ms for an event"),
         ("refuse now.", "it was told to"),
         ("swell now.", "was ended by signal 6"),
@@ -251,6 +259,7 @@ async fn however_a_process_fails_only_its_turn_does() {
     let calls = cases.map(|(answer, expected)| async move {
         let tag = tag();
         let mut command = echo(&tag);
+        command.emitted = 64;
         if answer.starts_with("hang") {
             command.event_timeout = ms(500);
         } else {
@@ -360,7 +369,7 @@ async fn two_at_once(command: ProcessCommand) -> Vec<Ended> {
         ..Cast::default()
     };
     let mut registry = NodeRegistry::default();
-    registry.register("echo", command.factory());
+    registry.register_process("echo", command);
     let mut host =
         Builder::new(&cast, vec![]).configure(|config| config.nodes = Arc::new(registry));
     let runtime: Runtime = host.runtime().await;
@@ -429,4 +438,244 @@ async fn a_pipeline_names_no_program() {
     typed.closed(1).await;
     let ended = typed.hang_up().await;
     assert_eq!(ended.endings(), ["commit"], "{}", errors(&ended));
+}
+
+/// F-122, F-038: what a process emits leaves at once, long before it is done with the event, and as long as
+/// it emits it is not late; after a cancel nothing more of it is heard.
+#[tokio::test]
+async fn what_a_process_emits_leaves_at_once_until_a_cancel() {
+    let tag = tag();
+    let mut command = echo(&tag);
+    command.event_timeout = ms(500);
+    let mut node = custom("echo");
+    node.budget_ms = Some(60_000);
+    let typed = typed(command, &["babble now.", "Hi there."], node).await;
+    typed.say("hello");
+    typed.call.log.until(Signal::PlaybackStarted, 1).await;
+    // Longer than it may be silent.
+    tokio::time::sleep(ms(900)).await;
+    typed.call.session.cancel(CancelReason::UserCancel).await;
+    typed.closed(1).await;
+    typed.say("again");
+    typed.closed(2).await;
+    // The line counts frames that pass a fence: there are none (see `Placed::end`).
+    let ended = typed.hang_up().await;
+    assert_eq!(
+        ended.endings(),
+        ["cancelled", "commit"],
+        "{}",
+        errors(&ended)
+    );
+    assert!(ended.turn(1).agent_text_played.starts_with("Word."));
+    assert_eq!(ended.turn(2).agent_text_played, "Hi there.");
+    assert_eq!(alive(&tag), [0; 0]);
+}
+
+/// F-107: what the plan says of a node's memory holds for its process, whatever the operator allows.
+#[tokio::test]
+async fn a_process_has_no_more_memory_than_the_plan_allows() {
+    let tag = tag();
+    let mut command = echo(&tag);
+    command.memory = None;
+    let mut node = custom("echo");
+    node.budget_ms = Some(60_000);
+    node.execution = Some(NodeExecutionPolicy {
+        memory_bytes: Some(64 * 1024 * 1024),
+        ..NodeExecutionPolicy::default()
+    });
+    let typed = typed(command, &["swell now.", "Hi there."], node).await;
+    typed.say("hello");
+    typed.closed(1).await;
+    typed.say("again");
+    typed.closed(2).await;
+    let ended = typed.hang_up().await;
+    assert_eq!(ended.endings(), ["node_timeout_or_failure", "commit"]);
+    let told = errors(&ended);
+    assert!(told.contains("was ended by signal 6"), "{told}");
+    assert_eq!(alive(&tag), [0; 0]);
+}
+
+/// What a process gets at: a file, a folder, a listener of this machine.
+struct Around {
+    folder: tempfile::TempDir,
+    listener: std::net::TcpListener,
+}
+
+impl Around {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("secret"), "a key").unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Self { folder, listener }
+    }
+
+    /// A node that tries all of it.
+    fn node(&self, sandbox: Option<SandboxPolicy>) -> NodeSpec {
+        let mut node = custom("echo");
+        let path = |name: &str| self.folder.path().join(name).display().to_string().into();
+        node.config.insert("secret".into(), path("secret"));
+        node.config.insert("target".into(), path("target"));
+        let address = self.listener.local_addr().unwrap().to_string();
+        node.config.insert("address".into(), address.into());
+        node.execution = sandbox.map(|sandbox| NodeExecutionPolicy {
+            sandbox: Some(sandbox),
+            ..NodeExecutionPolicy::default()
+        });
+        node
+    }
+}
+
+/// What a process says that it gets at.
+async fn probed(command: ProcessCommand, node: NodeSpec) -> String {
+    let typed = typed(command, &["probe "], node).await;
+    typed.say("hello");
+    typed.closed(1).await;
+    let ended = typed.hang_up().await;
+    assert_eq!(ended.endings(), ["commit"], "{}", errors(&ended));
+    ended.turn(1).agent_text.clone()
+}
+
+/// F-124: in a sandbox, asked for by the pipeline or set by the operator, a process gets at no file but the
+/// system's and its own, and at no network; without one it gets at both.
+#[tokio::test]
+async fn a_process_in_a_sandbox_gets_at_nothing_of_the_machine() {
+    const NOTHING: &str = "reads no writes no connects no binds no runs yes environment 0";
+    let around = Around::new();
+    let denied = Some(SandboxPolicy::default());
+    let free = probed(echo(&tag()), around.node(None));
+    let asked = probed(echo(&tag()), around.node(denied));
+    let mut command = echo(&tag());
+    command.sandbox = Some(Sandbox::default());
+    let set = probed(command, around.node(None));
+    let (free, asked, set) = tokio::join!(free, asked, set);
+    assert_eq!(
+        free,
+        "reads yes writes yes connects yes binds yes runs yes environment 0"
+    );
+    assert_eq!(asked, NOTHING);
+    assert_eq!(set, NOTHING);
+}
+
+/// F-124: what the operator allows beside that is allowed, as far as the pipeline asks for no less.
+#[tokio::test]
+async fn a_sandbox_is_as_wide_as_both_sides_allow() {
+    let around = Around::new();
+    let wide = || {
+        let mut command = echo(&tag());
+        command.sandbox = Some(Sandbox {
+            reads: vec![around.folder.path().to_owned()],
+            network: NetworkAccess::Allowed,
+            ..Sandbox::default()
+        });
+        command
+    };
+    let own = probed(wide(), around.node(None));
+    let less = probed(wide(), around.node(Some(SandboxPolicy::default())));
+    let mut command = wide();
+    if let Some(sandbox) = &mut command.sandbox {
+        sandbox.writes.push(around.folder.path().to_owned());
+    }
+    let writes = probed(command, around.node(None));
+    let (own, less, writes) = tokio::join!(own, less, writes);
+    let environment = "runs yes environment 0";
+    assert_eq!(
+        own,
+        format!("reads yes writes no connects yes binds yes {environment}")
+    );
+    assert_eq!(
+        less,
+        format!("reads yes writes no connects no binds no {environment}")
+    );
+    assert_eq!(
+        writes,
+        format!("reads yes writes yes connects yes binds yes {environment}")
+    );
+}
+
+/// F-124: a process holds nothing open but its three streams.
+#[tokio::test]
+async fn a_process_inherits_no_open_file() {
+    let tag = tag();
+    let around = Around::new();
+    let _held = fs::File::open(around.folder.path().join("secret")).unwrap();
+    let mut command = echo(&tag);
+    command.event_timeout = Duration::from_mins(1);
+    command.sandbox = Some(Sandbox::default());
+    let mut node = custom("echo");
+    node.budget_ms = Some(60_000);
+    let typed = typed(command, &["wait here."], node).await;
+    typed.say("hello");
+    eventually(|| alive(&tag).len() == 1).await;
+    let process = alive(&tag)[0];
+    let open = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+    let mut open: Vec<_> = open.map(|entry| entry.unwrap().file_name()).collect();
+    open.sort();
+    assert_eq!(open, ["0", "1", "2"]);
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    typed.call.session.cancel(CancelReason::UserCancel).await;
+    typed.closed(1).await;
+    typed.hang_up().await;
+}
+
+/// Why a session does not open.
+async fn refused(registry: NodeRegistry, node: NodeSpec) -> String {
+    let mut builder = Builder::new(&Cast::default(), vec![])
+        .pipeline(|spec| through_echo(spec, node))
+        .configure(|config| config.nodes = Arc::new(registry));
+    let runtime = builder.runtime().await;
+    let refused = builder.open(&runtime).await.err().unwrap();
+    refused.to_string()
+}
+
+/// F-124: where a sandbox cannot be had there is no session: for a node of the runtime's own process, for
+/// a path that is not there, and on a kernel that cannot.
+#[test]
+fn where_no_sandbox_can_be_had_there_is_no_session() {
+    let asked = || Around::new().node(Some(SandboxPolicy::default()));
+    let run = |registry: NodeRegistry, node: NodeSpec| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(refused(registry, node))
+    };
+    let mut registry = NodeRegistry::default();
+    registry.register("echo", Arc::new(|_| unreachable!("it is never made")));
+    let told = run(registry, asked());
+    assert!(
+        told.contains("`echo`: runs in the runtime's own process"),
+        "{told}"
+    );
+
+    let mut registry = NodeRegistry::default();
+    let mut command = echo(&tag());
+    command.sandbox = Some(Sandbox {
+        reads: vec!["/no/such/folder".into()],
+        ..Sandbox::default()
+    });
+    registry.register_process("echo", command);
+    let told = run(registry, custom("echo"));
+    assert!(told.contains("cannot allow `/no/such/folder`"), "{told}");
+
+    // What a thread is kept from, those that it starts are kept from too.
+    let without_landlock = std::thread::spawn(move || {
+        let rules = [(libc::SYS_landlock_create_ruleset, Vec::new())];
+        let filter = SeccompFilter::new(
+            rules.into(),
+            SeccompAction::Allow,
+            SeccompAction::Errno(libc::ENOSYS as u32),
+            TargetArch::try_from(std::env::consts::ARCH).unwrap(),
+        );
+        let program: BpfProgram = filter.unwrap().try_into().unwrap();
+        seccompiler::apply_filter(&program).unwrap();
+        let mut registry = NodeRegistry::default();
+        registry.register_process("echo", echo(&tag()));
+        run(registry, asked())
+    });
+    let told = without_landlock.join().unwrap();
+    assert!(
+        told.contains("this kernel cannot keep a process from files"),
+        "{told}"
+    );
 }

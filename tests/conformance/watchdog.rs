@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use rspp_host::{Event, node::NodeContext};
+use rspp_host::{
+    Event, Pools,
+    node::{NodeContext, Step},
+};
 use rspp_kernel::CancelReason;
 use rspp_proto::{SessionId, abi::Signal};
 use rspp_provider_api::scripted::ScriptedLlm;
@@ -177,4 +180,62 @@ async fn a_listening_node_that_blocks_its_thread_costs_its_session() {
     );
     two.healthy.0.line.hang_up();
     assert_eq!(two.healthy.0.end().await.endings(), ["cancelled"]);
+}
+
+/// P16, F-037, F-105: work that keeps its thread of the pool though its turn was cancelled is replaced, so
+/// that others compute as before; its session is marked as degraded and goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_blocked_worker_is_replaced_and_its_session_marked() {
+    let (let_go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = Arc::new(Mutex::new(Some(wait)));
+    let mut probes = Probes::default();
+    probes.add("probe", move |nth, cx: &mut NodeContext, event: Event| {
+        let pool = cx.pool();
+        let Some(wait) = wait.lock().expect("nobody panics here").take() else {
+            return forward(nth, cx, event);
+        };
+        Step::Wait(Box::pin(async move {
+            let _given_up = pool.run(move || wait.recv().is_ok()).await;
+            Ok(())
+        }))
+    });
+    let cast = Cast {
+        llm: Arc::new(ScriptedLlm::new("llm").answers(vec!["Hi there."; 4])),
+        ..Cast::default()
+    };
+    let pools = Pools::new(1);
+    let shared = pools.work.clone();
+    let install = probes.install();
+    let mut builder = Builder::new(&cast, vec![])
+        .pipeline(|spec| insert(spec, "llm", custom("probe"), "segmenter"))
+        .configure(move |config| {
+            install(config);
+            config.pools = pools;
+        });
+    builder.script.reply_timeout = Duration::from_mins(1);
+    builder.script.hang_up_after = Duration::from_mins(1);
+    let user = builder.client();
+    let call = builder.start().await;
+    user.send(Ingress::Text("hello".into())).expect("connected");
+    call.log.until(Signal::TurnOpen, 1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    call.session.cancel(CancelReason::UserCancel).await;
+    call.log.until(Signal::Close, 1).await;
+    assert!(!call.session.status().is_degraded());
+    // The only thread of the pool is kept; still, somebody else is served.
+    let served = tokio::time::timeout(Duration::from_secs(5), shared.run(|| 7)).await;
+    assert_eq!(served, Ok(Ok(7)));
+    assert_eq!(shared.lost_workers().now, 1);
+    let degrade = call.log.until(Signal::Degrade, 1).await;
+    let reason = degrade.reason.map(|reason| reason.to_string());
+    assert_eq!(reason.as_deref(), Some("blocked_worker_replaced"));
+    user.send(Ingress::Text("again".into())).expect("connected");
+    call.log.until(Signal::Close, 2).await;
+    let_go.send(()).expect("it waits");
+    call.line.hang_up();
+    let ended = call.end().await;
+    assert_eq!(ended.endings(), ["cancelled", "commit"]);
+    let degraded = &ended.report.degraded[0];
+    let node = degraded.node.as_ref().map(ToString::to_string);
+    assert_eq!(node.as_deref(), Some("probe"));
 }

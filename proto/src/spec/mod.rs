@@ -38,8 +38,8 @@ pub use pipeline::{
 };
 pub use policy::{
     AdaptiveAction, BargeInConfirm, BudgetPer, FlowControl, FlowMode, Insertion, LateEventPolicy,
-    Modality, NodeExecutionPolicy, PlanFailurePolicy, PolicyBundle, RecordingLevel,
-    RecordingPolicy, ReplayMode, TurnPolicy,
+    Modality, NetworkAccess, NodeExecutionPolicy, PlanFailurePolicy, PolicyBundle, RecordingLevel,
+    RecordingPolicy, ReplayMode, SandboxPolicy, TurnPolicy,
 };
 pub use provider::{
     Bindings, CallPolicy, Cap, CapAction, ChoicePolicy, CircuitPolicy, CostCaps, FailurePolicy,

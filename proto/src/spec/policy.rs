@@ -126,6 +126,40 @@ pub struct NodeExecutionPolicy {
     /// What its time budget counts by (F-045).
     #[serde(skip_serializing_if = "BudgetPer::is_event")]
     pub budget_per: BudgetPer,
+    /// What it is kept from; for kinds that run in a process of their own, which are refused where that
+    /// cannot be done. Absent leaves it to the operator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxPolicy>,
+}
+
+/// How a node in a process of its own is kept from what is not its own: files first of all (F-124).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SandboxPolicy {
+    /// Whether it may open sockets. Denied if the operator denies it.
+    pub network: NetworkAccess,
+}
+
+/// Whether a sandbox lets its process open sockets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkAccess {
+    /// Of no kind.
+    #[default]
+    Denied,
+    /// Of every kind.
+    Allowed,
+}
+
+impl NetworkAccess {
+    /// What two parties allow, who both have to.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Allowed, Self::Allowed) => Self::Allowed,
+            (Self::Denied, _) | (_, Self::Denied) => Self::Denied,
+        }
+    }
 }
 
 /// What a node's time budget counts by (F-045).

@@ -206,6 +206,18 @@ impl<'a> Graph<'a> {
         tools(path, node, check);
         if let Some(execution) = &node.execution {
             self::execution(&format!("{path}.execution"), execution, check);
+            let is_ours = !matches!(node.kind, NodeKind::Custom(_));
+            if is_ours && execution.sandbox.is_some() {
+                check.error(
+                    "sandbox",
+                    &format!("{path}.execution.sandbox"),
+                    format!(
+                        "a node of kind `{}` runs in the runtime's own process",
+                        node.kind.as_str()
+                    ),
+                    "leave it out; sandboxes are for kinds with a program of their own".to_owned(),
+                );
+            }
         }
     }
 
@@ -378,6 +390,17 @@ fn tools(node_path: &str, node: &NodeSpec, check: &mut Check<'_, '_>) {
                 format!("{path}.parameters.{}", problem.path)
             };
             check.error("tool_parameters", &at, problem.message, None);
+        }
+        if let ToolExecutor::Http(http) = &tool.run
+            && !http.has_good_credential()
+        {
+            // Not repeated: it may be the secret itself.
+            check.error(
+                "secret",
+                &format!("{path}.run.http.credential"),
+                "is no reference to a tool's secret",
+                "e.g. `env://TOOL_ORDERS_KEY`, with the secret in that variable".to_owned(),
+            );
         }
         if let ToolExecutor::Http(http) = &tool.run
             && !["http://", "https://"]

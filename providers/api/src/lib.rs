@@ -20,6 +20,7 @@ mod stt;
 mod tool;
 mod tts;
 mod voice;
+mod worker;
 
 pub use batching::{BatchCounters, BatchLanguageModel, Batching};
 pub use call::{Attempt, Call, ChunkStream, Deadlines, Description};
@@ -29,7 +30,7 @@ pub use gate::{FairGate, GateCounters, GateError, GatePermit};
 pub use llm::{
     FinishReason, LanguageModel, LlmChunk, LlmRequest, Message, Role, ToolCall, ToolSpec, Usage,
 };
-pub use pool::{InferencePool, PoolError};
+pub use pool::{InferencePool, LostWorkers, PoolError};
 pub use queue::{QueueTime, Queueing};
 pub use registry::{Providers, RegistryError};
 pub use rspp_proto::OutcomeClass;

@@ -13,6 +13,7 @@ use crate::{
     Call, Fault, QueueTime,
     fair::Share,
     gate::{FairGate, GateCounters, GateError},
+    worker::{Held, Losses, Told, Waits},
 };
 
 /// Pieces of work that may wait, unless the pool is told otherwise.
@@ -58,13 +59,28 @@ impl From<GateError> for PoolError {
 /// In virtual time (a paused tokio clock) the work is charged at what it really cost: the clock
 /// stands still while it runs and is then moved on by its duration, so that latencies measured in
 /// virtual time are those of this machine.
+///
+/// Work that goes on for two seconds after whoever waited for it has left has lost its thread: another
+/// thread takes its place, so that the capacity comes back, for at most as many as the pool has.
 #[derive(Clone, Debug)]
 pub struct InferencePool {
     gate: FairGate,
     share: Arc<Share>,
     /// Told how long the work of a call waits.
     queue: Option<Arc<QueueTime>>,
+    losses: Arc<Losses>,
+    /// Told of work that has lost its thread.
+    told: Option<Told>,
     cost: Cost,
+}
+
+/// Threads of a pool that work has kept though nobody waits for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LostWorkers {
+    /// Kept now.
+    pub now: usize,
+    /// Kept now or before.
+    pub ever: usize,
 }
 
 /// What work costs on tokio's clock, and where it runs.
@@ -85,6 +101,8 @@ impl InferencePool {
             gate: FairGate::new(size, MOST_WAITING),
             share: Arc::default(),
             queue: None,
+            losses: Arc::new(Losses::new(size.max(1))),
+            told: None,
             cost: Cost::Real,
         }
     }
@@ -124,6 +142,15 @@ impl InferencePool {
         }
     }
 
+    /// The same pool, for work whose lost threads are told to `tell`, with how long they were waited for.
+    #[must_use]
+    pub fn telling(self, tell: impl Fn(Duration) + Send + Sync + 'static) -> Self {
+        Self {
+            told: Some(Told(Arc::new(tell))),
+            ..self
+        }
+    }
+
     /// The same pool, for a provider's call: accounted to whoever asks, and its waits told to the call.
     #[must_use]
     pub fn for_call(&self, call: &Call) -> Self {
@@ -138,13 +165,19 @@ impl InferencePool {
         self.gate.counters()
     }
 
+    /// The threads that it has lost, and replaced.
+    pub fn lost_workers(&self) -> LostWorkers {
+        let (now, ever) = self.losses.count();
+        LostWorkers { now, ever }
+    }
+
     /// Takes no more work.
     pub fn close(&self) {
         self.gate.close();
     }
 
     /// Runs `work` on the pool and waits for it. Dropping the future gives up the wait; work that
-    /// has begun runs to its end and keeps its slot until then.
+    /// has begun runs to its end and keeps its slot until then, unless its thread counts as lost before.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -159,22 +192,29 @@ impl InferencePool {
             slot.done(cost);
             return outcome;
         }
+        let held = Held::new(slot);
+        let mut waits = Waits {
+            held: held.clone(),
+            losses: Arc::clone(&self.losses),
+            told: self.told.clone(),
+            is_over: false,
+        };
+        let losses = Arc::clone(&self.losses);
         let joined = tokio::task::spawn_blocking(move || {
             #[expect(
                 clippy::disallowed_methods,
                 reason = "measures what the work really cost, whatever the virtual clock says"
             )]
             let began = std::time::Instant::now();
-            let result = work();
+            let result = catch_unwind(AssertUnwindSafe(work));
             let took = began.elapsed();
-            slot.done(took);
+            held.done(took, &losses);
             (result, took)
         })
         .await;
-        let (result, took) = joined.map_err(|error| match error.try_into_panic() {
-            Ok(panic) => PoolError::Panicked(panic_text(panic.as_ref())),
-            Err(_) => PoolError::Closed,
-        })?;
+        waits.is_over = true;
+        let (result, took) = joined.map_err(|_| PoolError::Closed)?;
+        let result = result.map_err(|panic| PoolError::Panicked(panic_text(panic.as_ref())))?;
         match self.cost {
             Cost::Charged => tokio::time::sleep_until(Instant::now() + took).await,
             Cost::Real | Cost::Fixed(_) => {}
@@ -255,6 +295,48 @@ mod tests {
         let place = order.iter().position(|who| *who == "small").unwrap();
         assert!(place <= 2, "{order:?}");
         assert_eq!(pool.counters().most_inside, 1);
+    }
+
+    /// P16, F-105: a thread that work keeps though nobody waits for it is replaced, so that others go on;
+    /// as many as the pool has, and no more; what comes back counts as lost no longer.
+    #[tokio::test]
+    async fn a_lost_thread_is_replaced_within_a_bound() {
+        let told = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = Arc::clone(&told);
+        let pool = InferencePool::new(1).telling(move |after| {
+            assert_eq!(after, crate::worker::PATIENCE);
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        });
+        let (let_go, wait) = std::sync::mpsc::channel::<()>();
+        let wait = Arc::new(std::sync::Mutex::new(wait));
+        let stuck = |wait: &Arc<std::sync::Mutex<std::sync::mpsc::Receiver<()>>>| {
+            let wait = Arc::clone(wait);
+            pool.run(move || wait.lock().unwrap().recv().is_ok())
+        };
+        let soon = Duration::from_millis(200);
+        let given_up = tokio::time::timeout(soon, stuck(&wait)).await;
+        assert!(given_up.is_err());
+        let early = tokio::time::timeout(soon, pool.run(|| 1)).await;
+        assert!(early.is_err(), "it may be honest work");
+        assert_eq!(pool.run(|| 2).await, Ok(2));
+        let lost = |now, ever| LostWorkers { now, ever };
+        assert_eq!(pool.lost_workers(), lost(1, 1));
+        assert_eq!(told.load(std::sync::atomic::Ordering::Relaxed), 1);
+
+        // One more than the pool has is not replaced.
+        let given_up = tokio::time::timeout(soon, stuck(&wait)).await;
+        assert!(given_up.is_err());
+        let late = crate::worker::PATIENCE + soon * 2;
+        assert!(tokio::time::timeout(late, pool.run(|| 3)).await.is_err());
+        assert_eq!(pool.lost_workers(), lost(1, 1));
+
+        let_go.send(()).unwrap();
+        let_go.send(()).unwrap();
+        assert_eq!(pool.run(|| 4).await, Ok(4));
+        while pool.lost_workers().now > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(pool.lost_workers(), lost(0, 1));
     }
 
     /// F1: a pool with no room to wait in says so.

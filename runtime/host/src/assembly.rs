@@ -16,7 +16,7 @@ use rspp_proto::{
     EdgeId, Epoch, Monotonic, NodeId, SessionId, TurnNumber,
     spec::{Budgets, EdgeBufferPolicy, NodeKind, NodeSpec, PortType, Strategy, TurnPolicy},
 };
-use rspp_provider_api::{InferencePool, Providers};
+use rspp_provider_api::{InferencePool, Providers, fair};
 
 use crate::{
     capture::Capture,
@@ -24,8 +24,9 @@ use crate::{
     memory::{Meter, Share},
     meters::{EdgeMeter, Meters},
     node::{
-        Handing, InputEdge, Inputs, Limits, NodeHost, NodeMaker, NodeSettings, NodeSetup, OutEdge,
-        Speech, Standby, StateAccess, Succession, Taking, builtin::NodeRegistry,
+        Handing, InputEdge, Inputs, Limits, NodeHost, NodeMaker, NodeReport, NodeSettings,
+        NodeSetup, OutEdge, Speech, Standby, StateAccess, Succession, Taking,
+        builtin::NodeRegistry,
     },
     observe::{Observed, Observers},
     overhead::Overhead,
@@ -418,7 +419,7 @@ impl Assembly {
             Duration::from_millis(self.plan.budgets.path_budget_ms_default),
         );
         NodeSettings {
-            pool: pool.on_behalf_of(Arc::clone(schedule.share())),
+            pool: self.pool(pool, spec, schedule.share()),
             schedule,
             extent: self.plan.extent,
             spec: Arc::new(spec.clone()),
@@ -447,6 +448,7 @@ impl Assembly {
             handoff: Arc::clone(&self.handoff),
             handing: None,
             taking: None,
+            way_out: None,
             instructions: self.instructions.clone(),
             conversation: Arc::clone(&self.conversation),
             attributes: Arc::clone(&self.attributes),
@@ -457,6 +459,26 @@ impl Assembly {
             state: Arc::clone(&self.state),
             capture: self.capture.clone(),
         }
+    }
+
+    /// A pool for the work of a node, whose session is told when it has cost a thread.
+    fn pool(
+        &self,
+        pool: &InferencePool,
+        spec: &NodeSpec,
+        share: &Arc<fair::Share>,
+    ) -> InferencePool {
+        let pool = pool.on_behalf_of(Arc::clone(share));
+        let (session, clock, turn) = (self.session.clone(), self.clock, self.turn);
+        let node = spec.id.clone();
+        pool.telling(move |after| {
+            let _over_meanwhile = session.send_reserved(SessionControl::Node {
+                turn,
+                node: node.clone(),
+                at: Monotonic::from_duration(clock.now()),
+                report: NodeReport::WorkerLost { after },
+            });
+        })
     }
 
     /// The fairness key of the edges that lead to a node, for a node without its own (turn-plan.md §2).

@@ -175,6 +175,14 @@ pub enum OpenError {
         /// What there is.
         known: String,
     },
+    /// A node cannot be kept in the sandbox that is asked for (F-124).
+    #[error("node `{node}`: {error}")]
+    Sandbox {
+        /// The node.
+        node: String,
+        /// Why not.
+        error: String,
+    },
     /// The pipeline declares a tool that nobody runs.
     #[error("node `{node}`, tool `{tool}`: {error}")]
     UnknownTool {
@@ -324,6 +332,7 @@ impl Runtime {
         let plan = blueprint.plan(LISTENING, Epoch::FIRST, inputs, false)?;
         self.check_providers(&blueprint, &plan)?;
         self.check_recording(&plan)?;
+        self.check_sandboxes(&blueprint, &plan)?;
         let can_degrade = blueprint.spec.degrade.is_some();
         if can_degrade {
             let less = blueprint.plan(LISTENING, Epoch::FIRST, inputs, true)?;
@@ -464,6 +473,25 @@ impl Runtime {
                     known: self.config.nodes.names().collect::<Vec<_>>().join(", "),
                 });
             }
+        }
+        Ok(())
+    }
+
+    /// Better no session than one with a node that is not kept as it is to be.
+    fn check_sandboxes(
+        &self,
+        blueprint: &Blueprint,
+        plan: &rspp_kernel::plan::ResolvedTurnPlan,
+    ) -> Result<(), OpenError> {
+        for (_, node) in blueprint.graph.nodes() {
+            let Some(kind) = node.kind() else { continue };
+            let policy = plan.node_execution_policies.get(&node.id);
+            let asked = policy.and_then(|policy| policy.sandbox);
+            let checked = self.config.nodes.check_sandbox(kind, asked);
+            checked.map_err(|error| OpenError::Sandbox {
+                node: node.id.to_string(),
+                error,
+            })?;
         }
         Ok(())
     }

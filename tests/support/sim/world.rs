@@ -686,6 +686,7 @@ impl<'a> World<'a> {
                 return Ok(false);
             }
             OpenError::Graph(_)
+            | OpenError::Sandbox { .. }
             | OpenError::UnknownNode { .. }
             | OpenError::UnknownTool { .. }
             | OpenError::Plan(_)

@@ -24,12 +24,15 @@ use rspp_proto::{
     DebugNote, EdgeId, Epoch, ErrorCode, Lane, Monotonic, NodeId, Payload, PipelineVersion,
     ProviderId, SampleIndex, SessionId, SpeechMark, TurnNumber,
     abi::OutcomeScope,
-    spec::{BudgetPer, Budgets, CapAction, NodeExecutionPolicy, NodeSpec, TurnPolicy},
+    spec::{
+        BudgetPer, Budgets, CapAction, NodeExecutionPolicy, NodeSpec, SandboxPolicy, TurnPolicy,
+    },
 };
 use rspp_provider_api::{
     AudioStream, InferencePool, LlmRequest, Providers, SttRequest, ToolCall, TtsRequest,
 };
 use rspp_timeline::HandoffAction;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -83,6 +86,8 @@ pub struct NodeSettings {
     pub(crate) handing: Option<Handing>,
     /// What it has taken of that, for the voice.
     pub(crate) taking: Option<Arc<Taking>>,
+    /// Where what a foreign node emits goes while its handler goes on.
+    pub(crate) way_out: Option<mpsc::Sender<Event>>,
     /// When it may work.
     pub(crate) schedule: NodeSchedule,
     /// How much it may take.
@@ -115,6 +120,8 @@ pub(crate) struct Limits {
     pub(crate) cpu: Option<Duration>,
     /// Bytes that it may keep.
     pub(crate) memory: Option<usize>,
+    /// What it is kept from.
+    pub(crate) sandbox: Option<SandboxPolicy>,
 }
 
 impl Limits {
@@ -128,6 +135,7 @@ impl Limits {
             memory: policy
                 .memory_bytes
                 .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+            sandbox: policy.sandbox,
         }
     }
 }
@@ -363,6 +371,11 @@ pub enum NodeReport {
         /// The grace that it did not use.
         after: Duration,
     },
+    /// Work of the node keeps a thread of the pool though nobody waits for it: another took its place.
+    WorkerLost {
+        /// How long it was waited for.
+        after: Duration,
+    },
     /// A hook failed, or took too long (F-012).
     HookFailed {
         /// Which.
@@ -548,6 +561,22 @@ impl NodeContext {
     pub fn emit_at(&mut self, payload: Payload, media: SampleIndex, segment: u32) {
         let sequence = self.settings.numbers.next_event();
         self.emit_numbered(sequence, payload, media, segment);
+    }
+
+    /// Emits while the handler goes on: what is emitted leaves now, and not when the handler returns.
+    /// Waits as long as no edge has room. Of a handler that fails what has left stays so. Only a node of
+    /// a registered kind can; what a built-in one emits leaves with its handler.
+    pub async fn emit_now(&mut self, payload: Payload, media: SampleIndex, segment: u32) {
+        self.emit_at(payload, media, segment);
+        let Some(way_out) = self.settings.way_out.clone() else {
+            return;
+        };
+        // In order: also what was emitted before, and has not left.
+        while let Some(event) = self.emitted.pop_front() {
+            if way_out.send(event).await.is_err() {
+                return; // Its host is gone.
+            }
+        }
     }
 
     fn emit_numbered(&mut self, sequence: u64, payload: Payload, media: SampleIndex, segment: u32) {

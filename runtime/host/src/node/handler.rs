@@ -8,7 +8,9 @@ use tokio::time::Instant;
 
 use rspp_provider_api::GatePermit;
 
-use super::{NodeControl, NodeError, NodeHost, NodeReport, NodeSettings, NodeSetup, Step};
+use super::{
+    NodeControl, NodeError, NodeHost, NodeReport, NodeSettings, NodeSetup, Step, outlet::Outlet,
+};
 use crate::schedule::{NodeSchedule, Shed};
 
 /// How many budgets a handler of a listening node may take before it counts as hung: its session
@@ -52,6 +54,7 @@ pub(super) async fn finish(
     step: Result<Step<'_>, Handled>,
     ctx: &mut Context<NodeHost>,
     deferred: &mut std::collections::VecDeque<NodeControl>,
+    outlet: &mut Outlet,
     watch: Watch<'_>,
 ) -> (Handled, bool) {
     let (work, winds_up) = match step {
@@ -72,10 +75,10 @@ pub(super) async fn finish(
         let work = AssertUnwindSafe(watch.setup.watched.watch(work))
             .catch_unwind()
             .map(flatten);
-        Box::pin(waited(work, winds_up, ctx, deferred, watch)).await
+        Box::pin(waited(work, winds_up, ctx, deferred, outlet, watch)).await
     } else {
         let work = watch.setup.watched.watch(work).map(Handled::Done);
-        Box::pin(waited(work, winds_up, ctx, deferred, watch)).await
+        Box::pin(waited(work, winds_up, ctx, deferred, outlet, watch)).await
     };
     drop(slot);
     finished
@@ -144,6 +147,7 @@ async fn waited(
     winds_up: bool,
     ctx: &mut Context<NodeHost>,
     deferred: &mut std::collections::VecDeque<NodeControl>,
+    outlet: &mut Outlet,
     watch: Watch<'_>,
 ) -> (Handled, bool) {
     tokio::pin!(work);
@@ -152,7 +156,10 @@ async fn waited(
     let hung_after = setup.settings.budget * HUNG_AFTER;
     let grace = Duration::from_millis(setup.settings.budgets.cancel_grace_ms);
     let is_listening = setup.settings.turn.is_none();
-    let began = Instant::now();
+    // What downstream keeps it waiting for is none of its own time.
+    let mut began = Instant::now();
+    // What emits does not hang.
+    let mut alive = began;
     let stopped = ctx.cancellation().clone();
     let mut overran = false;
     let mut until: Option<Instant> = None;
@@ -174,7 +181,25 @@ async fn waited(
             }
             // Asked to stop: what the handler waits for is nobody's business any more.
             () = stopped.cancelled(), if !is_cancelled => {}
+            event = outlet.streamed() => {
+                if is_cancelled {
+                    continue; // Nobody wants it any more.
+                }
+                let waits = Instant::now();
+                let passed = outlet.pass_on(ctx, deferred, setup, event).await;
+                alive = Instant::now();
+                began += alive - waits;
+                if passed {
+                    continue;
+                }
+            }
             handled = &mut work => {
+                if !is_cancelled
+                    && matches!(handled, Handled::Done(Ok(())))
+                    && let Some(event) = outlet.last_streamed()
+                {
+                    outlet.pass_on(ctx, deferred, setup, event).await;
+                }
                 // What cancelled work complains about is that it was cancelled.
                 let handled = match handled {
                     Handled::Done(_) if is_cancelled => Handled::Cancelled,
@@ -197,7 +222,7 @@ async fn waited(
                 }
                 continue;
             }
-            () = tokio::time::sleep_until(began + hung_after), if is_listening => {
+            () = tokio::time::sleep_until(alive + hung_after), if is_listening => {
                 return (Handled::Hung(hung_after), true);
             }
         }

@@ -12,14 +12,14 @@ use std::{
 
 use rspp_actors::{
     Actor, ActorId, CancellationToken, ChildExit, ChildSpec, Clock, Context, ControlRef,
-    ControlRefused, DataRef, ExitReason, Failure, Offer, TelemetryRef,
+    ControlRefused, DataRef, ExitReason, Failure, TelemetryRef,
 };
 use rspp_kernel::{
     CancelReason,
     authority::{AuthorityFault, Checkpoint},
-    edge::{BreakReason, EdgeNotice, Patience},
+    edge::{BreakReason, EdgeNotice},
     fence::OutputFence,
-    graph::{EdgeIx, EventView, Graph, Route},
+    graph::{EdgeIx, Graph},
     tool::ToolRequest,
     turn::Ending,
 };
@@ -36,6 +36,7 @@ use super::{
     context::Ask,
     effort::Effort,
     handler::{Handled, Watch, finish, guarded},
+    outlet::{Blocked, Outlet},
 };
 use crate::{
     event::{Arrival, CallKey, Event, Port},
@@ -154,8 +155,6 @@ pub(crate) struct NodeHost {
     /// Control messages that came while a handler ran and did not stop it.
     deferred: VecDeque<NodeControl>,
     armed: Option<Monotonic>,
-    /// Whether the last flush had to wait for space.
-    waited: bool,
     /// Arrivals so far, for choosing those whose cost is measured.
     taken: u32,
     /// Whether a report found no room.
@@ -164,17 +163,14 @@ pub(crate) struct NodeHost {
     replay: VecDeque<Arrival>,
     /// Whether an edge that leads here wants the standby to take over.
     under_pressure: bool,
-    /// Whether text of the model was passed on: that cannot be said again by another.
-    said: bool,
     /// How often this host had been started before.
     life: u32,
     /// Whether it was told that work was refused for its epoch.
     refused: bool,
     /// Whether the node was force-stopped by the cancel at hand.
     is_forced: bool,
-    /// Its turn is a guess: what is for the user is held here, the place of its edge beside it.
-    provisional: bool,
-    held: VecDeque<(usize, Event)>,
+    /// What is on its way out.
+    outlet: Outlet,
     /// Whether the node has begun; a foreign one does not for a guess.
     pub(super) begun: bool,
     /// Whether what waits here is being shed.
@@ -182,10 +178,6 @@ pub(crate) struct NodeHost {
     pub(super) effort: Effort,
     pub(super) ended: bool,
 }
-
-/// What a guess may hold for the user at one node; then the node waits. A dozen frames are enough to
-/// begin to play at once.
-const HELD: usize = 64;
 
 struct Running {
     actor: ActorId,
@@ -207,45 +199,30 @@ impl NodeHost {
         {
             setup.settings.epoch = epoch;
         }
+        let mut outlet = Outlet::new(setup.provisional);
+        outlet.open_stream(&mut setup.settings);
         let work = setup.cancel.child_token();
         let cx = NodeContext::new(setup.settings.clone(), setup.clock, work.clone());
         Self {
             node: (setup.make)(),
             cx,
             work,
-            provisional: setup.provisional,
+            outlet,
             setup,
             calls: BTreeMap::new(),
             deferred: VecDeque::new(),
             armed: None,
-            waited: false,
             taken: 0,
             unheard: false,
             replay: VecDeque::new(),
             under_pressure: false,
-            said: false,
             is_forced: false,
             life: 0,
             refused: false,
-            held: VecDeque::new(),
             begun: false,
             shedding: false,
             effort: Effort::default(),
             ended: false,
-        }
-    }
-
-    /// Whether a cancel lets what is in flight end (F-041). Once the fence has fallen nothing of a turn
-    /// is worth that.
-    fn is_soft(&self) -> bool {
-        self.setup.settings.spec.cancel == CancelMode::Soft && self.is_wanted()
-    }
-
-    /// Whether anybody still wants what this node does.
-    fn is_wanted(&self) -> bool {
-        match self.setup.settings.turn {
-            Some(turn) => self.setup.fence.is_live(turn),
-            None => true,
         }
     }
 
@@ -284,7 +261,7 @@ impl NodeHost {
     /// Most handlers and all they lead to run straight through. Futures of those that do not are
     /// boxed: what one host has room for, each of thousands has room for.
     async fn take(&mut self, ctx: &mut Context<Self>, arrival: Arrival) -> Result<(), Failure> {
-        if !self.is_wanted() {
+        if !self.setup.is_wanted() {
             return Ok(()); // The turn is dead: nothing that waits for it is worth doing.
         }
         if let Arrival::Event { event, .. } = &arrival
@@ -309,8 +286,9 @@ impl NodeHost {
         self.effort.begins(&self.setup);
         self.taken = self.taken.wrapping_add(1);
         let whole = Overhead::sample(self.taken);
-        let soft = self.is_soft();
+        let soft = self.setup.is_soft();
         let letter = self.letter(&arrival);
+        self.outlet.settles = Succession::keeps(&arrival);
         let beat = self.setup.watched.enter();
         let step = match arrival {
             Arrival::Event { port, event, .. } => {
@@ -356,20 +334,21 @@ impl NodeHost {
             setup: &self.setup,
             token: &self.work,
             budget: self.effort.left(&self.setup),
-            is_limited: !self.said && self.setup.succession.has_next(),
+            is_limited: self.setup.succession.has_next(),
             is_guarded: letter.is_some(),
             is_soft: soft,
         };
-        let (handled, overran) = finish(step, ctx, &mut self.deferred, watch).await;
+        let (handled, overran) =
+            finish(step, ctx, &mut self.deferred, &mut self.outlet, watch).await;
         self.effort
             .ends(&self.setup, self.cx.take_charged(), overran);
         if overran {
             Box::pin(self.notify(ctx, Hook::BudgetExhausted)).await;
         }
-        self.waited = false;
+        self.outlet.waited = false;
         self.conclude(ctx, handled, letter).await?;
         // Under load the lanes are never empty: what edges have to say must not wait for that.
-        if !at_once || self.waited {
+        if !at_once || self.outlet.waited {
             self.report_edges(ctx);
             if self.under_pressure {
                 Box::pin(self.relieve(ctx)).await;
@@ -381,7 +360,7 @@ impl NodeHost {
             meter.handled(self.cx.now().since(began));
         }
         if let Some((watch, node)) = own
-            && !self.waited
+            && !self.outlet.waited
         {
             self.setup
                 .overhead
@@ -444,7 +423,7 @@ impl NodeHost {
         handled: Handled,
         letter: Option<Box<Event>>,
     ) -> Result<(), Failure> {
-        if !self.provisional && !self.held.is_empty() {
+        if !self.outlet.provisional && !self.outlet.held.is_empty() {
             Box::pin(self.release(ctx)).await;
         }
         match self.weighed(handled) {
@@ -466,11 +445,11 @@ impl NodeHost {
         while let Some(message) = self.deferred.pop_front() {
             Box::pin(self.obey(ctx, message)).await;
         }
-        if !self.provisional && !self.held.is_empty() {
+        if !self.outlet.provisional && !self.outlet.held.is_empty() {
             Box::pin(self.release(ctx)).await;
         }
         self.arm(ctx);
-        if self.unheard {
+        if self.unheard || self.outlet.unheard {
             return Err(Failure::new("the session's control lane is full"));
         }
         Ok(())
@@ -603,6 +582,7 @@ impl NodeHost {
         self.effort = Effort::default();
         self.ended = false;
         self.begun = false;
+        self.outlet.open_stream(&mut self.setup.settings);
         self.cx = NodeContext::new(
             self.setup.settings.clone(),
             self.setup.clock,
@@ -617,7 +597,7 @@ impl NodeHost {
     /// What a foreign node does nobody here knows: it does not begin for a guess (P9).
     fn may_begin(&self) -> bool {
         let is_foreign = matches!(self.setup.settings.spec.kind, NodeKind::Custom(_));
-        !(self.provisional && is_foreign)
+        !(self.outlet.provisional && is_foreign)
     }
 
     /// A foreign node's input waits for the promotion with it; `false` if that does not come.
@@ -635,7 +615,7 @@ impl NodeHost {
     /// Waits for the promotion; `false` if a cancel or the end comes instead.
     async fn promoted(&mut self, ctx: &mut Context<Self>) -> bool {
         let stopped = ctx.cancellation().clone();
-        while self.provisional {
+        while self.outlet.provisional {
             tokio::select! {
                 biased;
                 () = stopped.cancelled() => return false,
@@ -643,7 +623,7 @@ impl NodeHost {
             }
             while let Some(message) = ctx.try_control() {
                 if message == NodeControl::Promote {
-                    self.provisional = false;
+                    self.outlet.provisional = false;
                 } else {
                     self.deferred.push_back(message);
                 }
@@ -668,30 +648,10 @@ impl NodeHost {
         self.deferred.iter().any(|message| message.stops(false))
     }
 
-    /// Lets out what was held, in its order; stops when a cancel comes.
+    /// Lets out what was held; stops when a cancel comes.
     async fn release(&mut self, ctx: &mut Context<Self>) {
-        while let Some((at, event)) = self.held.pop_front() {
-            let arrival = self.arrival(at, event);
-            if let Offer::Full(arrival) = self.setup.outputs[at].to.offer(arrival)
-                && !self.wait_for_space(ctx, at, arrival).await
-            {
-                self.held.clear();
-            }
-        }
-    }
-
-    fn arrival(&self, at: usize, event: Event) -> Arrival {
-        let edge = &self.setup.outputs[at];
-        Arrival::Event {
-            port: edge.port,
-            event,
-            arrived: Monotonic::ZERO,
-            patience: if edge.max_block_time.is_zero() {
-                Patience::Spent
-            } else {
-                Patience::Left
-            },
-        }
+        let (setup, deferred) = (&self.setup, &mut self.deferred);
+        self.outlet.release(ctx, deferred, setup).await;
     }
 
     /// Tells the standby what its predecessor had been told.
@@ -827,7 +787,7 @@ impl NodeHost {
     /// Sends what was emitted along the edges that carry it, up to an edge that has no room.
     fn flush_at_once(&mut self) -> Option<Blocked> {
         while let Some(event) = self.cx.emitted.pop_front() {
-            let blocked = self.send(event, 0);
+            let blocked = self.outlet.send(&self.setup, event, 0);
             if blocked.is_some() {
                 return blocked;
             }
@@ -839,182 +799,22 @@ impl NodeHost {
     async fn flush(&mut self, ctx: &mut Context<Self>, blocked: Blocked) {
         let mut blocked = Some(blocked);
         while let Some(Blocked { at, arrival, rest }) = blocked {
-            if self.provisional {
+            if self.outlet.provisional {
                 if !self.promoted(ctx).await {
                     return;
                 }
                 self.release(ctx).await;
             }
-            if !self.wait_for_space(ctx, at, arrival).await {
+            let (setup, deferred) = (&self.setup, &mut self.deferred);
+            let taken = self
+                .outlet
+                .wait_for_space(ctx, deferred, setup, at, arrival);
+            if !taken.await {
                 return;
             }
-            let others = rest.and_then(|event| self.send(event, at + 1));
+            let others = rest.and_then(|event| self.outlet.send(&self.setup, event, at + 1));
             blocked = others.or_else(|| self.flush_at_once());
         }
-    }
-
-    /// Offers an event to the edges from the one at `first` on, up to one that has no room.
-    fn send(&mut self, event: Event, first: usize) -> Option<Blocked> {
-        let kind = event.payload.event_type();
-        let observers = &self.setup.settings.observers;
-        // Only notes: data of a node's own is filtered like these, but is no developer's.
-        let is_note = matches!(event.payload, Payload::Debug(_));
-        if is_note && first == 0 && !observers.spend_debug() {
-            return None; // Off unless the session turns it on (F-027).
-        }
-        // A copy for who listens in, if it goes its way; else all of it is for them.
-        let mut copy =
-            (first == 0 && observers.taps(self.setup.settings.node(), kind)).then(|| event.clone());
-        let mut event = Some(event);
-        let mut routed = first > 0;
-        let outputs = self.setup.outputs.len();
-        for at in first..outputs {
-            let Some(current) = &event else { break };
-            let Some(route) = self.route(at, current) else {
-                continue;
-            };
-            routed = true;
-            if let Some(copy) = copy.take() {
-                self.show(copy, true);
-            }
-            if !self.said && self.setup.settings.spec.kind == NodeKind::Llm {
-                self.said = true;
-                self.setup.succession.said();
-            }
-            if route.is_choice() {
-                self.report(NodeReport::Routed {
-                    edge: self.setup.graph.edge(route.edge).id.clone(),
-                    taken: route.is_taken(),
-                });
-            }
-            if !route.is_taken() {
-                continue;
-            }
-            // The last edge gets the event itself; sharing a payload copies no audio.
-            let shared = if at + 1 == outputs {
-                event.take()
-            } else {
-                event.clone()
-            };
-            let Some(shared) = shared else { break };
-            if self.provisional && self.setup.outputs[at].to_user {
-                if self.held.len() < HELD {
-                    self.held.push_back((at, shared));
-                    continue;
-                }
-                return Some(Blocked {
-                    at,
-                    arrival: self.arrival(at, shared),
-                    rest: event,
-                });
-            }
-            let arrival = self.arrival(at, shared);
-            match self.setup.outputs[at].to.offer(arrival) {
-                // What was displaced or shed is counted and reported by the edge itself.
-                Offer::Queued | Offer::Displaced(_) | Offer::Closed(_) => {}
-                Offer::Full(arrival) => {
-                    return Some(Blocked {
-                        at,
-                        arrival,
-                        rest: event,
-                    });
-                }
-            }
-        }
-        // Nobody downstream asked for it: an observer may be interested, but not in data.
-        if !routed
-            && let Some(event) = event
-            && is_telemetry(&event.payload)
-            && !self.setup.settings.memory.is_tight()
-        {
-            self.show(event, false);
-        }
-        None
-    }
-
-    /// Shows an event to who listens in; it is lost before it delays anything.
-    fn show(&self, event: Event, copied: bool) {
-        if self.provisional {
-            return; // Nobody hears of a guess (P9).
-        }
-        let _unwatched = self.setup.telemetry.offer(Observed {
-            node: self.setup.settings.node().clone(),
-            edge: None,
-            event,
-            copied,
-        });
-    }
-
-    fn route(&self, at: usize, event: &Event) -> Option<Route> {
-        let ix = self.setup.outputs[at].ix;
-        let view = EventView::new(&event.payload, &self.setup.settings.attributes);
-        self.setup
-            .graph
-            .routes_along(std::slice::from_ref(&ix), &view)
-            .next()
-    }
-
-    /// Offers one event to one edge until it takes it, for as long as the edge may hold a sender
-    /// back; then the edge decides. `false` if a cancel came.
-    async fn wait_for_space(
-        &mut self,
-        ctx: &mut Context<Self>,
-        at: usize,
-        mut arrival: Arrival,
-    ) -> bool {
-        let edge = &self.setup.outputs[at];
-        let (to, part) = (edge.to.clone(), usize::from(edge.port.0));
-        let until = Instant::now() + edge.max_block_time;
-        let timeout = tokio::time::sleep_until(until);
-        tokio::pin!(timeout);
-        self.waited = true;
-        let mut caught_up = false;
-        loop {
-            let last_try = tokio::select! {
-                biased;
-                () = ctx.control_arrived() => {
-                    while let Some(message) = ctx.try_control() {
-                        self.deferred.push_back(message);
-                    }
-                    let soft = self.is_soft();
-                    if self.deferred.iter().any(|message| message.stops(soft)) {
-                        return false;
-                    }
-                    false
-                }
-                () = to.space_at(part) => false,
-                () = &mut timeout => true,
-            };
-            // A line that is held is not a slow one: what waits for it is not given up. Once it is let
-            // go, what the edges hold is older than they allow until it has been played.
-            let mut longer = None;
-            if last_try && self.is_held() {
-                longer = Some(self.setup.outputs[at].max_block_time);
-                caught_up = false;
-            } else if last_try && self.was_held() && !caught_up {
-                longer = Some(self.setup.outputs[at].max_queue_time);
-                caught_up = true;
-            }
-            if let Some(longer) = longer {
-                timeout.as_mut().reset(Instant::now() + longer);
-            } else if last_try && let Arrival::Event { patience, .. } = &mut arrival {
-                *patience = Patience::Spent;
-            }
-            match to.offer(arrival) {
-                Offer::Queued | Offer::Displaced(_) | Offer::Closed(_) => return true,
-                Offer::Full(back) => arrival = back,
-            }
-        }
-    }
-
-    fn is_held(&self) -> bool {
-        let turn = self.setup.settings.turn;
-        turn.is_some_and(|turn| self.setup.fence.is_held(turn))
-    }
-
-    fn was_held(&self) -> bool {
-        let turn = self.setup.settings.turn;
-        turn.is_some_and(|turn| self.setup.fence.was_held(turn))
     }
 
     async fn obey(&mut self, ctx: &mut Context<Self>, message: NodeControl) {
@@ -1034,7 +834,7 @@ impl NodeHost {
                 self.cx.rotate(epoch);
             }
             NodeControl::Promote => {
-                self.provisional = false;
+                self.outlet.provisional = false;
                 if !self.begun
                     && let Err(error) = self.begin(ctx).await
                 {
@@ -1044,7 +844,7 @@ impl NodeHost {
             // Nothing hangs any more.
             NodeControl::Unstick => {}
             NodeControl::Taken => self.cx.wake_within(Duration::ZERO),
-            NodeControl::Cancel { reason, at: _ } if self.is_soft() => {
+            NodeControl::Cancel { reason, at: _ } if self.setup.is_soft() => {
                 ctx.with_data(Inputs::clear_edges);
                 self.node.on_soft_cancel(&mut self.cx, reason);
             }
@@ -1052,7 +852,7 @@ impl NodeHost {
                 self.work.cancel();
                 self.abort_all(ctx);
                 self.forget_wishes();
-                self.held.clear();
+                self.outlet.held.clear();
                 ctx.with_data(Inputs::clear);
                 self.setup.succession.forget();
                 if reason == CancelReason::BargeIn {
@@ -1075,7 +875,7 @@ impl NodeHost {
                     is_forced,
                 });
                 // What was cut off where it stood is not to be trusted with more work.
-                if is_forced && self.is_wanted() {
+                if is_forced && self.setup.is_wanted() {
                     self.renew(ctx).await;
                 }
             }
@@ -1134,27 +934,33 @@ impl NodeControl {
     }
 }
 
-/// An event that waits for space on an edge.
-struct Blocked {
-    /// The edge's place among the outputs.
-    at: usize,
-    arrival: Arrival,
-    /// The same event, if edges after this one may carry it too.
-    rest: Option<Event>,
-}
-
-fn is_telemetry(payload: &Payload) -> bool {
-    match payload {
-        Payload::Speech(_)
-        | Payload::Metrics(_)
-        | Payload::Debug(_)
-        | Payload::Error(_)
-        | Payload::Extension(_) => true,
-        Payload::AudioChunk(_) | Payload::AudioEnd | Payload::Text(_) | Payload::TextEnd => false,
-    }
-}
-
 impl NodeSetup {
+    /// Whether a cancel lets what is in flight end (F-041). Once the fence has fallen nothing of a turn
+    /// is worth that.
+    pub(super) fn is_soft(&self) -> bool {
+        self.settings.spec.cancel == CancelMode::Soft && self.is_wanted()
+    }
+
+    /// Whether anybody still wants what this node does.
+    pub(super) fn is_wanted(&self) -> bool {
+        match self.settings.turn {
+            Some(turn) => self.fence.is_live(turn),
+            None => true,
+        }
+    }
+
+    /// Whether the line holds what is for it back.
+    pub(super) fn is_held(&self) -> bool {
+        let turn = self.settings.turn;
+        turn.is_some_and(|turn| self.fence.is_held(turn))
+    }
+
+    /// Whether it did.
+    pub(super) fn was_held(&self) -> bool {
+        let turn = self.settings.turn;
+        turn.is_some_and(|turn| self.fence.was_held(turn))
+    }
+
     /// Tells the session; `false` if its control lane is exhausted. One that has ended needs no
     /// report.
     pub(super) fn tell(&self, report: NodeReport) -> bool {
@@ -1236,11 +1042,12 @@ impl Actor for NodeHost {
 
     async fn on_deadline(&mut self, ctx: &mut Context<Self>, _now: Instant) -> Result<(), Failure> {
         self.armed = None;
-        if !self.cx.take_due_wake() || !self.is_wanted() {
+        if !self.cx.take_due_wake() || !self.setup.is_wanted() {
             self.arm(ctx);
             return Ok(());
         }
-        let soft = self.is_soft();
+        let soft = self.setup.is_soft();
+        self.outlet.settles = false;
         self.effort.begins(&self.setup);
         let beat = self.setup.watched.enter();
         let step = self.node.on_wake(&mut self.cx);
@@ -1253,7 +1060,8 @@ impl Actor for NodeHost {
             is_guarded: false,
             is_soft: soft,
         };
-        let (handled, overran) = finish(Ok(step), ctx, &mut self.deferred, watch).await;
+        let (handled, overran) =
+            finish(Ok(step), ctx, &mut self.deferred, &mut self.outlet, watch).await;
         self.effort
             .ends(&self.setup, self.cx.take_charged(), overran);
         if overran {

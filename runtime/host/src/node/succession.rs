@@ -100,14 +100,18 @@ impl Succession {
         }
     }
 
+    /// Whether a standby is told of an arrival again.
+    pub(super) fn keeps(arrival: &Arrival) -> bool {
+        matches!(arrival, Arrival::Event { event, .. }
+            if matches!(event.payload, Payload::Text(_) | Payload::TextEnd))
+    }
+
     /// Keeps what the node is given, for whoever may have to go on.
     pub(super) fn note(&self, arrival: &Arrival) {
         if self.standbys.is_empty() {
             return;
         }
-        if let Arrival::Event { event, .. } = arrival
-            && matches!(event.payload, Payload::Text(_) | Payload::TextEnd)
-        {
+        if Self::keeps(arrival) {
             let mut state = self.state();
             if state.journal.len() < JOURNAL {
                 state.journal.push_back(arrival.clone());

@@ -240,6 +240,17 @@ impl Session {
                 self.degrade("node_deaf_to_cancel", turn, Some(node), at);
                 None
             }
+            NodeReport::WorkerLost { after } => {
+                self.node_failures += 1;
+                let message = format!(
+                    "its work keeps a thread that nobody waits for, and was replaced after {} ms",
+                    after.as_millis()
+                );
+                let code = ErrorCode::RuntimeInternalError;
+                self.publisher.error(turn, node, code, &message, at);
+                self.degrade("blocked_worker_replaced", turn, Some(node), at);
+                None
+            }
             NodeReport::HookFailed { hook, message } => {
                 self.node_failures += 1;
                 let message = format!("its hook `{hook}` failed: {message}");

@@ -14,9 +14,9 @@ mod vad;
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use rspp_kernel::graph::{Graph, NodeIx};
-use rspp_proto::spec::{NodeKind, NodeSpec};
+use rspp_proto::spec::{NodeKind, NodeSpec, SandboxPolicy};
 
-use super::Node;
+use super::{Node, ProcessCommand};
 
 /// Makes a node of a registered kind from its place in the pipeline.
 pub type NodeFactory = Arc<dyn Fn(&NodeSpec) -> Box<dyn Node> + Send + Sync>;
@@ -24,14 +24,70 @@ pub type NodeFactory = Arc<dyn Fn(&NodeSpec) -> Box<dyn Node> + Send + Sync>;
 /// The kinds of nodes that a pipeline may name, beside the built-in ones (F-011).
 #[derive(Clone, Default)]
 pub struct NodeRegistry {
-    custom: BTreeMap<String, NodeFactory>,
+    custom: BTreeMap<String, Kind>,
+}
+
+/// A registered kind.
+#[derive(Clone)]
+struct Kind {
+    make: NodeFactory,
+    /// The program that serves it, if it is none of this process.
+    command: Option<Arc<ProcessCommand>>,
 }
 
 impl NodeRegistry {
     /// Adds a kind; one of the same name is replaced.
     pub fn register(&mut self, name: impl Into<String>, factory: NodeFactory) -> &mut Self {
-        self.custom.insert(name.into(), factory);
+        let kind = Kind {
+            make: factory,
+            command: None,
+        };
+        self.custom.insert(name.into(), kind);
         self
+    }
+
+    /// Adds a kind whose nodes run in processes of their own; one of the same name is replaced (F-122).
+    pub fn register_process(
+        &mut self,
+        name: impl Into<String>,
+        command: ProcessCommand,
+    ) -> &mut Self {
+        let command = Arc::new(command);
+        let kind = Kind {
+            make: command.factory(),
+            command: Some(command),
+        };
+        self.custom.insert(name.into(), kind);
+        self
+    }
+
+    /// Whether nodes of this kind can be kept as a plan asks for, on this machine; says why not (F-124).
+    pub(crate) fn check_sandbox(
+        &self,
+        kind: &NodeKind,
+        asked: Option<SandboxPolicy>,
+    ) -> Result<(), String> {
+        let command = match kind {
+            NodeKind::Custom(name) => self.custom.get(name).and_then(|kind| kind.command.as_ref()),
+            NodeKind::Vad
+            | NodeKind::TurnDetector
+            | NodeKind::Stt
+            | NodeKind::Llm
+            | NodeKind::Segmenter
+            | NodeKind::Guard
+            | NodeKind::Tts
+            | NodeKind::Passthrough
+            | NodeKind::Merge
+            | NodeKind::Select => None,
+        };
+        match command {
+            Some(command) => command
+                .sandbox_under(asked)
+                .map_or(Ok(()), |sandbox| sandbox.check(&command.program))
+                .map_err(|error| error.to_string()),
+            None if asked.is_none() => Ok(()),
+            None => Err("runs in the runtime's own process, where no sandbox holds it".to_owned()),
+        }
     }
 
     /// Whether nodes of this kind can be made.
@@ -69,7 +125,9 @@ impl NodeRegistry {
             NodeKind::Passthrough => Box::new(passthrough::Passthrough),
             NodeKind::Merge => Box::new(merge::MergeNode::new(graph, ix, spec)),
             NodeKind::Select => Box::new(select::SelectNode::new(graph, ix)),
-            NodeKind::Custom(name) => return self.custom.get(name).map(|make| make(spec)),
+            NodeKind::Custom(name) => {
+                return self.custom.get(name).map(|kind| (kind.make)(spec));
+            }
         })
     }
 }

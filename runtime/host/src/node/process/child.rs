@@ -14,7 +14,7 @@ use tokio::{
 
 use tokio_util::task::AbortOnDropHandle;
 
-use super::ProcessCommand;
+use super::{ProcessCommand, Sandbox, SandboxError};
 
 /// How long a process that has hung up may take to be gone, so that its exit can be told.
 const EXIT_WAIT: Duration = Duration::from_millis(50);
@@ -26,6 +26,10 @@ const LOG_LINE: u64 = 4_096;
 pub(super) enum Trouble {
     /// It cannot be started.
     Start(io::Error),
+    /// It cannot be kept in its sandbox, so it was not started.
+    Sandbox(SandboxError),
+    /// It was given up in the middle of a frame, and can be told nothing more.
+    Torn,
     /// It was not ready in time.
     NotReady(Duration),
     /// It speaks another protocol.
@@ -46,6 +50,8 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start(error) => write!(f, "cannot be started: {error}"),
+            Self::Sandbox(error) => error.fmt(f),
+            Self::Torn => f.write_str("did not take what it was told"),
             Self::NotReady(limit) => write!(f, "was not ready after {} ms", limit.as_millis()),
             Self::Protocol(other) => write!(f, "speaks `{other}`"),
             Self::Late(limit) => {
@@ -75,6 +81,8 @@ pub(super) struct Child {
     output: BufReader<ChildStdout>,
     /// A frame that is being read: kept here, so that a wait that is given up loses nothing.
     partial: Vec<u8>,
+    /// Whether a frame that was being sent was given up.
+    torn: bool,
     frame_bytes: usize,
     _errors: Option<AbortOnDropHandle<()>>,
 }
@@ -82,8 +90,13 @@ pub(super) struct Child {
 impl Child {
     /// Starts the program, in a process group of its own, with an environment of its own, within its
     /// limits.
-    pub(super) fn start(command: &ProcessCommand, memory: Option<u64>) -> Result<Self, Trouble> {
-        let mut process = Command::new(&command.program)
+    pub(super) async fn start(
+        command: &ProcessCommand,
+        memory: Option<u64>,
+        sandbox: Option<Sandbox>,
+    ) -> Result<Self, Trouble> {
+        let mut process = Command::new(&command.program);
+        process
             .args(&command.arguments)
             .env_clear()
             .envs(&command.environment)
@@ -92,9 +105,17 @@ impl Child {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(Trouble::Start)?;
+            .kill_on_drop(true);
+        let open_files = sandbox.as_ref().map(|sandbox| sandbox.open_files);
+        let started = match sandbox {
+            Some(sandbox) => {
+                let program = command.program.clone();
+                let spawned = sandbox.spawn(process, program).await;
+                spawned.map_err(Trouble::Sandbox)?
+            }
+            None => process.spawn(),
+        };
+        let mut process = started.map_err(Trouble::Start)?;
         let group = process.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         let pipes = (process.stdin.take(), process.stdout.take());
         let (Some(input), Some(output)) = pipes else {
@@ -110,15 +131,22 @@ impl Child {
             input,
             output: BufReader::new(output),
             partial: Vec::new(),
+            torn: false,
             frame_bytes: command.frame_bytes,
             _errors: errors,
         };
         // It has been told nothing yet, so it has had nothing to do.
-        child.limit(command, memory).map_err(Trouble::Start)?;
+        let limited = child.limit(command, memory, open_files);
+        limited.map_err(Trouble::Start)?;
         Ok(child)
     }
 
-    fn limit(&self, command: &ProcessCommand, memory: Option<u64>) -> io::Result<()> {
+    fn limit(
+        &self,
+        command: &ProcessCommand,
+        memory: Option<u64>,
+        open_files: Option<u64>,
+    ) -> io::Result<()> {
         let set = |resource, most| {
             let limit = Rlimit {
                 current: Some(most),
@@ -139,6 +167,9 @@ impl Child {
             };
             prlimit(self.group, Resource::Cpu, limit)?;
         }
+        if let Some(files) = open_files {
+            set(Resource::Nofile, files)?;
+        }
         // What it would leave behind when it crashes is nobody's to read.
         set(Resource::Core, 0)?;
         Ok(())
@@ -158,10 +189,15 @@ impl Child {
         ))
     }
 
-    /// Sends a frame.
+    /// Sends a frame. Given up in the middle of it, the process can be told nothing more.
     pub(super) async fn tell(&mut self, frame: &Down) -> Result<(), Trouble> {
+        if self.torn {
+            return Err(Trouble::Torn);
+        }
         let bytes = encode(frame).map_err(Trouble::Frame)?;
+        self.torn = true;
         let sent = self.input.write_all(&bytes).await;
+        self.torn = false;
         sent.map_err(|_| Trouble::Gone(None))
     }
 

@@ -5,6 +5,7 @@
 //! author's. The protocol is [`rspp_proto::external`].
 
 mod child;
+mod sandbox;
 
 use std::{
     collections::BTreeMap,
@@ -16,15 +17,20 @@ use std::{
 
 use rspp_kernel::CancelReason;
 use rspp_proto::{
-    TurnNumber, WallClock,
+    Payload, TurnNumber, WallClock,
     abi::{EventRecord, MediaTime, Stamp},
     external::{Down, Hello, MAX_FRAME_BYTES, PROTOCOL, Up},
+    spec::SandboxPolicy,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use super::{Node, NodeContext, NodeError, NodeSettings, Step, builtin::NodeFactory};
 use crate::event::{Event, Port};
 use child::{Child, Trouble};
+pub use sandbox::{Sandbox, SandboxError};
 
 /// A program that serves a kind of node, and within which limits (F-107, F-123).
 #[derive(Clone, Debug)]
@@ -39,7 +45,8 @@ pub struct ProcessCommand {
     pub folder: PathBuf,
     /// From its start to its first answer.
     pub start_timeout: Duration,
-    /// From an event to its being dealt with (turn-plan.md §8).
+    /// From an event to the first that the process has to say to it, and from each to the next
+    /// (turn-plan.md §8).
     pub event_timeout: Duration,
     /// From the request to end to SIGKILL.
     pub stop_grace: Duration,
@@ -51,6 +58,9 @@ pub struct ProcessCommand {
     pub queue_timeout: Duration,
     /// Most address space of one process, in bytes.
     pub memory: Option<u64>,
+    /// What it may touch; a pipeline can ask for less, and for a sandbox where there is none here
+    /// (F-124).
+    pub sandbox: Option<Sandbox>,
     /// Most processor time of one process, in seconds.
     pub cpu_seconds: Option<NonZeroU32>,
     /// Most bytes of a frame.
@@ -74,18 +84,19 @@ impl ProcessCommand {
             processes: NonZeroUsize::new(64).expect("not zero"),
             queue_timeout: Duration::ZERO,
             memory: Some(256 * 1024 * 1024),
+            sandbox: None,
             cpu_seconds: None,
             frame_bytes: MAX_FRAME_BYTES,
             emitted: 1_024,
         }
     }
 
-    /// What makes nodes of this kind, for [`NodeRegistry::register`](super::builtin::NodeRegistry::register).
-    pub fn factory(self) -> NodeFactory {
+    /// What makes nodes of this kind.
+    pub(super) fn factory(self: &Arc<Self>) -> NodeFactory {
         let places = Arc::new(Semaphore::new(
             self.processes.get().min(Semaphore::MAX_PERMITS),
         ));
-        let command = Arc::new(self);
+        let command = Arc::clone(self);
         Arc::new(move |_spec| {
             Box::new(ProcessNode {
                 command: Arc::clone(&command),
@@ -95,6 +106,23 @@ impl ProcessCommand {
                 started: 0,
                 events: 0,
             })
+        })
+    }
+}
+
+impl ProcessCommand {
+    /// The sandbox that its processes run in, under what a plan asks for.
+    pub(super) fn sandbox_under(&self, asked: Option<SandboxPolicy>) -> Option<Sandbox> {
+        let Some(SandboxPolicy { network }) = asked else {
+            return self.sandbox.clone();
+        };
+        let sandbox = self.sandbox.clone().unwrap_or_else(|| Sandbox {
+            network,
+            ..Sandbox::default()
+        });
+        Some(Sandbox {
+            network: sandbox.network.and(network),
+            ..sandbox
         })
     }
 }
@@ -131,7 +159,9 @@ impl ProcessNode {
         let place = self.place().await?;
         self.started += 1;
         let memory = settings.limits.memory.map(|bytes| bytes as u64);
-        let mut child = Child::start(&self.command, memory).map_err(|error| self.error(&error))?;
+        let sandbox = self.command.sandbox_under(settings.limits.sandbox);
+        let started = Child::start(&self.command, memory, sandbox).await;
+        let mut child = started.map_err(|error| self.error(&error))?;
         let greeted = tokio::time::timeout(self.command.start_timeout, async {
             let hello = Hello {
                 protocol: PROTOCOL.to_owned(),
@@ -206,13 +236,12 @@ impl ProcessNode {
         };
         let before = measured.then(|| child.processor_time()).flatten();
         let answered = {
-            let answer = answer(child, cx, self.command.emitted, port, id, event);
+            let answer = answer(child, cx, (limit, self.command.emitted), port, id, event);
             tokio::pin!(answer);
             tokio::select! {
                 biased;
-                answered = &mut answer => Some(Ok(answered)),
+                answered = &mut answer => Some(answered),
                 () = cancelled.cancelled() => None,
-                () = tokio::time::sleep(limit) => Some(Err(Trouble::Late(limit))),
             }
         };
         if let Some(before) = before
@@ -221,11 +250,11 @@ impl ProcessNode {
             cx.charge(after.saturating_sub(before));
         }
         let trouble = match answered {
-            Some(Ok(Ok(outcome))) => {
+            Some(Ok(outcome)) => {
                 self.at_hand = false;
                 return outcome.map_err(NodeError::new);
             }
-            Some(Ok(Err(trouble)) | Err(trouble)) => trouble,
+            Some(Err(trouble)) => trouble,
             // The host ends this wait when the grace is over, and `on_cancel` finds the event still
             // at hand.
             None => match wind_up(child, id).await {
@@ -258,20 +287,27 @@ impl ProcessNode {
     }
 }
 
-/// Tells the process of an event and takes what it emits.
+/// Tells the process of an event and passes on what it emits, piece by piece. What waits for those who
+/// take it is none of the process's time.
 async fn answer(
     child: &mut Child,
     cx: &mut NodeContext,
-    most: usize,
+    (limit, most): (Duration, usize),
     port: Port,
     id: u64,
     event: Box<EventRecord>,
 ) -> Result<Result<(), String>, Trouble> {
+    let late = |_| Trouble::Late(limit);
     let port = port.0;
-    child.tell(&Down::Event { id, port, event }).await?;
+    let is_told_again = matches!(event.payload, Some(Payload::Text(_) | Payload::TextEnd));
+    let told = Down::Event { id, port, event };
+    let told = tokio::time::timeout(limit, child.tell(&told)).await;
+    told.map_err(late)??;
     let mut emitted = 0;
+    let mut quiet_until = Instant::now() + limit;
     loop {
-        match child.hear().await? {
+        let heard = tokio::time::timeout_at(quiet_until, child.hear()).await;
+        match heard.map_err(late)?? {
             Up::Emit {
                 payload,
                 segment,
@@ -281,9 +317,17 @@ async fn answer(
                 if emitted > most {
                     return Err(Trouble::TooMuch(most));
                 }
-                cx.emit_at(payload, media, segment);
+                cx.emit_now(payload, media, segment).await;
+                quiet_until = Instant::now() + limit;
             }
-            Up::Done { id: of, error } if of == id => return Ok(error.map_or(Ok(()), Err)),
+            Up::Done { id: of, error } if of == id => {
+                // What was passed on is dealt with already.
+                if emitted == 0 && error.is_none() && is_told_again {
+                    cx.settle_input();
+                }
+                return Ok(error.map_or(Ok(()), Err));
+            }
+            // No word about the event: who only logs is late all the same.
             Up::Log { message } => log(cx.settings(), &message),
             Up::Done { .. } | Up::Ready { .. } => return Err(Trouble::OutOfTurn),
         }
