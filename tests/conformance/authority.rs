@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rspp_controlplane_api::{Leases, LocalLeases};
+use rspp_controlplane_api::LocalLeases;
 use rspp_host::{
     Event,
     node::{NodeContext, Step},

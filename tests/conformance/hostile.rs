@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use rspp_controlplane_api::{Lease, LeaseError, Leases, LocalLeases};
+use rspp_controlplane_api::{Lease, LeaseError, Leases, LocalLeases, Taking, Wanted};
 use rspp_host::{Config, Event, OpenError, Pools, Runtime, SessionRequest, node::NodeContext};
 use rspp_proto::{
     AudioChunk, SampleRate, SessionId, TenantId, TurnNumber,
@@ -119,8 +119,8 @@ async fn a_connection_that_dies_ends_its_session() {
 struct Broken(LocalLeases);
 
 impl Leases for Broken {
-    fn acquire(&self, session: &SessionId) -> Result<Lease, LeaseError> {
-        self.0.acquire(session)
+    fn take(&self, session: &SessionId, wanted: &Wanted) -> Taking {
+        self.0.take(session, wanted)
     }
 
     fn check(&self, _lease: &Lease) -> Result<(), LeaseError> {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use rspp_controlplane_api::{Lease, LeaseError, Leases, LocalLeases, Renewal};
+use rspp_controlplane_api::{Lease, LeaseError, Leases, LocalLeases, Renewal, Taking, Wanted};
 use rspp_host::{
     Event,
     node::{NodeContext, Step},
@@ -75,11 +75,12 @@ impl Scripted {
 }
 
 impl Leases for Scripted {
-    fn acquire(&self, session: &SessionId) -> Result<Lease, LeaseError> {
-        Ok(Lease {
+    fn take(&self, session: &SessionId, _wanted: &Wanted) -> Taking {
+        let lease = Lease {
             ttl: Some(TTL),
             ..Lease::new(session.clone(), epoch(self.first))
-        })
+        };
+        Box::pin(std::future::ready(Ok(lease)))
     }
 
     fn check(&self, _lease: &Lease) -> Result<(), LeaseError> {

@@ -43,6 +43,7 @@ mod nodes;
 mod observing;
 mod overload;
 mod pauses;
+mod plane;
 mod plans;
 mod processes;
 mod providers;

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use rspp_controlplane_api::{Leases, LocalLeases, MemoryStore, StateStore, Version};
+use rspp_controlplane_api::{LocalLeases, MemoryStore, StateStore, Version};
 use rspp_host::{
     Event,
     node::{NodeContext, Step},

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use rspp_controlplane_api::{Leases, LocalLeases};
+use rspp_controlplane_api::LocalLeases;
 use rspp_kernel::CancelReason;
 use rspp_proto::{SessionId, Speaker};
 use rspp_provider_api::{

@@ -6,9 +6,10 @@ use crate::tree;
 
 /// Each crate of ours, what of ours it may be built from, and nothing else. Programs and the tests
 /// may use everything; nothing may use them.
-const MAY_USE: [(&str, &[&str]); 17] = [
+const MAY_USE: &[(&str, &[&str])] = &[
     ("rspp-proto", &[]),
     ("rspp-actors", &[]),
+    ("rspp-service", &[]),
     ("rspp-kernel", &["rspp-proto"]),
     ("rspp-timeline", &["rspp-proto"]),
     ("rspp-provider-api", &["rspp-proto"]),

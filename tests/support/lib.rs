@@ -14,6 +14,7 @@ pub mod greeter;
 pub mod link;
 pub mod load;
 pub mod nodes;
+pub mod plane;
 pub mod sim;
 pub mod web;
 pub mod wire;

@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Mutex, time::Duration};
 
-use rspp_proto::{Epoch, SessionId};
+use rspp_proto::{Epoch, Monotonic, SessionId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::Wanted;
 
 /// The right to write for a session, until a newer epoch is granted or its time is up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,8 +18,12 @@ pub struct Lease {
     /// How long it lasts without renewal, from when it was asked for; `None`: until a newer one is
     /// granted.
     pub ttl: Option<Duration>,
-    /// Whether another placement held the session until this one was granted.
+    /// Whether another placement held the session until this one was granted, or has let go of it on the
+    /// way here: what it kept is gone on with.
     pub taken_over: bool,
+    /// Since when the lease counts, on its holder's clock; `None`: since it was asked for.
+    #[serde(skip)]
+    pub asked: Option<Monotonic>,
 }
 
 impl Lease {
@@ -28,10 +34,13 @@ impl Lease {
             epoch,
             ttl: None,
             taken_over: false,
+            asked: None,
         }
     }
 }
 
+/// A lease that is being asked for.
+pub type Taking = Pin<Box<dyn Future<Output = Result<Lease, LeaseError>> + Send>>;
 /// A renewal in progress.
 pub type Renewal = Pin<Box<dyn Future<Output = Result<Lease, LeaseError>> + Send>>;
 
@@ -54,6 +63,16 @@ pub enum LeaseError {
         /// The session.
         session: SessionId,
     },
+    /// Whoever grants leases says no.
+    #[error("session {session} is not to be had: {reason}")]
+    Refused {
+        /// The session.
+        session: SessionId,
+        /// Why.
+        reason: String,
+        /// Whether it may be had a little later.
+        may_retry: bool,
+    },
     /// Nobody could be asked. The lease holds for as long as it was granted, and may be asked for again.
     #[error("the lease of session {session} could not be asked for: {reason}")]
     Unreachable {
@@ -66,14 +85,15 @@ pub enum LeaseError {
 
 /// Grants and checks leases.
 pub trait Leases: Send + Sync + 'static {
-    /// Grants a lease with an epoch above every earlier one of the session.
-    fn acquire(&self, session: &SessionId) -> Result<Lease, LeaseError>;
+    /// Grants a lease with an epoch above every earlier one of the session. `wanted` is what a session
+    /// that is new is bound to. Who gives up waiting has asked for nothing.
+    fn take(&self, session: &SessionId, wanted: &Wanted) -> Taking;
 
     /// Whether `lease` is still the newest.
     fn check(&self, lease: &Lease) -> Result<(), LeaseError>;
 
-    /// Prolongs the lease by its `ttl`, counted from now. Whoever waits for the answer must not be
-    /// whoever speaks for the session: it may take long.
+    /// Prolongs the lease by its `ttl`, counted from now or from when the answer says. Whoever waits for
+    /// the answer must not be whoever speaks for the session: it may take long.
     fn renew(&self, lease: &Lease) -> Renewal {
         let answer = self.check(lease).map(|()| lease.clone());
         Box::pin(std::future::ready(answer))
@@ -97,8 +117,9 @@ struct Held {
     released: bool,
 }
 
-impl Leases for LocalLeases {
-    fn acquire(&self, session: &SessionId) -> Result<Lease, LeaseError> {
+impl LocalLeases {
+    /// Grants a lease, at once.
+    pub fn acquire(&self, session: &SessionId) -> Result<Lease, LeaseError> {
         let mut epochs = self.epochs.lock().expect("no code panics while locked");
         let before = epochs.get(session);
         let epoch = before.map_or(Epoch::FIRST, |held| held.epoch.next());
@@ -112,6 +133,13 @@ impl Leases for LocalLeases {
         };
         epochs.insert(session.clone(), held);
         Ok(lease)
+    }
+}
+
+impl Leases for LocalLeases {
+    fn take(&self, session: &SessionId, _wanted: &Wanted) -> Taking {
+        let granted = self.acquire(session);
+        Box::pin(std::future::ready(granted))
     }
 
     fn check(&self, lease: &Lease) -> Result<(), LeaseError> {

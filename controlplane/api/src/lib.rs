@@ -14,7 +14,7 @@ pub mod wire;
 pub use client::{Bearer, Client, ClientConfig, ConfigError, Dial};
 pub use convert::{WireError, optional, text};
 pub use error::{ControlError, DOMAIN};
-pub use lease::{Lease, LeaseError, Leases, LocalLeases, Renewal};
+pub use lease::{Lease, LeaseError, Leases, LocalLeases, Renewal, Taking};
 pub use link::Link;
 pub use plane::{
     Acquire, Answer, Artifact, ControlPlane, Duty, Granted, HeldSession, Joined, Leave, Lost,

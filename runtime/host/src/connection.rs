@@ -704,6 +704,7 @@ impl Line {
     }
 
     fn show(&mut self, turn: TurnNumber, epoch: Epoch, text: &TextChunk) {
+        self.attachment.fence.expire(self.now());
         if self.attachment.fence.admits(turn, epoch) {
             self.send(Outgoing::Text(text.clone()));
         } else {
@@ -819,6 +820,7 @@ impl Line {
 
     /// Asks the fence for one frame.
     fn accept(&mut self, turn: TurnNumber, epoch: Epoch) -> bool {
+        self.attachment.fence.expire(self.now());
         let held = self.attachment.fence.epoch();
         match self.attachment.fence.accept(turn, epoch) {
             Passage::Accepted { ordinal } => {

@@ -51,6 +51,8 @@ mod overhead;
 
 mod observe;
 
+mod plane;
+
 mod meters;
 mod pulse;
 
@@ -70,9 +72,12 @@ pub use meters::{EdgeMeasurements, Latency, Measurements, NodeMeasurements, Prov
 pub use node::builtin::{NodeFactory, NodeRegistry};
 pub use observe::{Filter, Notice};
 pub use overhead::{Overhead, Percentiles};
+pub use plane::{AwayMode, PlaneConfig, PlaneHandle, PlaneStatus};
 pub use providers::ProviderBoard;
 pub use reception::{Program, Reception};
-pub use runtime::{Config, OpenError, Runtime, SessionHandle, SessionRequest};
+pub use runtime::{
+    Config, Emptying, OpenError, Runtime, SessionHandle, SessionOrders, SessionRequest,
+};
 pub use session::{CancelReceipt, CancelTarget, Foreign, SessionStatus};
 pub use snapshots::Snapshots;
 pub use tool::{HttpToolFactory, ToolRegistry};

@@ -1,12 +1,22 @@
 //! One node: the root of the supervision tree, and the door to it.
 
-use std::{collections::BTreeMap, num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use rspp_actors::{
     Actor, ActorInfo, ChildExit, ChildSpec, Clock, Context, ControlRef, ControlRefused, DataRef,
     ExitReason, Failure, Handle, NoData, NoTelemetry, PumpHandle, SpawnError, System,
 };
-use rspp_controlplane_api::{Lease, Leases, LocalLeases, MemoryStore, StateStore};
+use rspp_controlplane_api::{
+    Lease, Leases, LocalLeases, MemoryStore, StateStore, StoreError, Wanted,
+};
 use rspp_kernel::{
     CancelReason,
     admission::AdmissionReport,
@@ -41,11 +51,15 @@ use crate::{
     node::{InputEdge, Inputs, builtin::NodeRegistry},
     observe::{Filter, Notice, Observers},
     overhead::Overhead,
+    plane::{
+        ControlPlaneLink, PlaneConfig, PlaneHandle, PlaneLeases, PlaneStore, Roster, Shared,
+        Surroundings,
+    },
     providers::{ProviderBoard, catalogue},
     report::SessionReport,
     session::{
-        CancelReceipt, CancelTarget, Command, Health, LISTENING, OpenAnswer, Opening, Session,
-        SessionControl, SessionSetup, SessionStatus,
+        CancelReceipt, CancelTarget, Command, Health, KEPT, Kept, LISTENING, OpenAnswer, Opening,
+        Session, SessionControl, SessionSetup, SessionStatus,
     },
     snapshots::Snapshots,
     tool::ToolRegistry,
@@ -82,6 +96,10 @@ pub struct Config {
     pub store: Option<Arc<dyn StateStore>>,
     /// Where timelines are exported to; nowhere if `None`.
     pub exports: Option<Exports>,
+    /// Whether conversations are kept there too, for another placement to go on with.
+    pub keeps_conversations: bool,
+    /// The fleet that the node belongs to, which grants its leases and keeps its state then.
+    pub plane: Option<PlaneConfig>,
     /// Most that any session may hold in memory, whatever its pipeline allows itself.
     pub session_memory: MemoryLimits,
     /// What the node takes on.
@@ -107,6 +125,8 @@ impl Config {
             clips: Arc::default(),
             store: None,
             exports: None,
+            keeps_conversations: false,
+            plane: None,
             session_memory: MemoryLimits::default(),
             limits: LimitsSpec::default(),
             cpu: Arc::new(ProcessCpu::default()),
@@ -117,6 +137,27 @@ impl Config {
 }
 
 impl Config {
+    /// Has the control plane grant leases and keep state, if there is one.
+    fn join(&mut self, gatekeeper: &Arc<Gatekeeper>, roster: &Arc<Roster>) -> Option<Surroundings> {
+        let plane = self.plane.as_ref()?;
+        let boot = self.seed.unwrap_or_else(|| {
+            let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+            since.as_nanos() as u64 ^ u64::from(std::process::id()).rotate_left(48)
+        });
+        let shared = Shared::new(self.clock, plane.runtime.clone(), boot);
+        self.leases = Arc::new(PlaneLeases::new(Arc::clone(&shared), plane.mode));
+        let store = PlaneStore::new(Arc::clone(&shared), Arc::clone(&plane.plane));
+        self.store = Some(Arc::new(store));
+        self.keeps_conversations = true;
+        Some(Surroundings {
+            shared,
+            roster: Arc::clone(roster),
+            gatekeeper: Arc::clone(gatekeeper),
+            cpu: Arc::clone(&self.cpu),
+            snapshots: Arc::clone(&self.snapshots),
+        })
+    }
+
     /// Lets the language models gather calls that are to (F-051).
     fn gather(&mut self) -> Result<(), SpawnError> {
         if self.limits.batching.is_empty() {
@@ -221,6 +262,9 @@ pub enum OpenError {
     /// Too many sessions are being opened at this moment.
     #[error("too many sessions are being opened at once; try again in a moment")]
     Busy,
+    /// The node takes no new sessions any more.
+    #[error("this node is being emptied; ask for another one")]
+    Emptying,
     /// The runtime is shutting down.
     #[error("the runtime is shutting down")]
     Closed,
@@ -233,11 +277,13 @@ pub(crate) struct Place {
     /// When the lease was asked for: it may have begun then.
     pub(crate) asked: Monotonic,
     pub(crate) leases: Arc<dyn Leases>,
+    pub(crate) roster: Arc<Roster>,
     pub(crate) entry: Entry,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.roster.leave(&self.lease.session, self.lease.epoch);
         if self.leases.release(&self.lease).is_err() {
             tracing::debug!(session = %self.lease.session, "the lease had been taken away");
         }
@@ -256,7 +302,25 @@ pub struct Runtime {
     metered: Metered,
     watchdog: Watchdog,
     store: Arc<dyn StateStore>,
+    roster: Arc<Roster>,
+    /// What the node and its link have in common.
+    shared: Option<Arc<Shared>>,
+    emptying: AtomicBool,
 }
+
+/// What becomes of the sessions of a node that is being emptied (F-106).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emptying {
+    /// They go on until their users hang up.
+    Wait,
+    /// Each ends once what it says is said.
+    Finish,
+    /// Each is let go once what it says is said, for another node to go on with.
+    Move,
+}
+
+/// How often what a session kept is asked for.
+const READ_TRIES: u32 = 4;
 
 impl Runtime {
     /// Starts the node's supervision tree.
@@ -274,6 +338,8 @@ impl Runtime {
             .map_or(MANY, |Quota { limit, .. }| limit as usize);
         let gatekeeper = Arc::new(Gatekeeper::new(config.limits.clone(), clock));
         let overhead = Arc::<Overhead>::default();
+        let roster = Arc::<Roster>::default();
+        let shared = config.join(&gatekeeper, &roster);
         let monitor = {
             let gatekeeper = Arc::clone(&gatekeeper);
             let overhead = Arc::clone(&overhead);
@@ -286,10 +352,12 @@ impl Runtime {
             }
         };
         let exports = config.exports.clone();
+        let link = config.plane.clone().zip(shared.clone());
         let root = system
             .spawn_root(door("node", max_sessions), NoData, move || Node {
                 max_sessions,
                 exports: exports.clone(),
+                link: link.clone(),
                 monitor: Some(monitor()),
                 listener: None,
             })
@@ -299,6 +367,9 @@ impl Runtime {
             None => Arc::new(MemoryStore::new(Arc::clone(&config.leases))),
         };
         Ok(Self {
+            roster,
+            shared: shared.map(|around| around.shared),
+            emptying: AtomicBool::new(false),
             store,
             blueprints: Blueprints::new(Arc::clone(&config.snapshots)),
             config,
@@ -314,6 +385,9 @@ impl Runtime {
 
     /// Opens a session; it runs until its user hangs up, it is drained, or the runtime shuts down.
     pub async fn open(&self, request: SessionRequest) -> Result<SessionHandle, OpenError> {
+        if self.emptying.load(Ordering::Relaxed) {
+            return Err(OpenError::Emptying);
+        }
         let pipeline = with_insertions(&request.pipeline, request.policy.as_ref())?;
         let (policy, settings) = (request.policy.as_ref(), &request.settings);
         let blueprint = self
@@ -354,16 +428,30 @@ impl Runtime {
         })?;
         // A lease takes the session from whoever has it, so it comes last.
         let asked = Monotonic::from_duration(self.config.clock.now());
-        let lease = self.config.leases.acquire(&request.session)?;
+        let wanted = Wanted {
+            tenant: request.tenant.clone(),
+            pipeline: Some(blueprint.spec.version.clone()),
+            policy: None,
+            providers: None,
+        };
+        let lease = self.config.leases.take(&request.session, &wanted).await?;
         let opening = request
             .recorder
             .is_recording()
             .then(|| opening(&request, &blueprint, &lease, &self.config.providers, asked));
         let place = Place {
+            asked: lease.asked.unwrap_or(asked),
             lease,
-            asked,
             leases: Arc::clone(&self.config.leases),
+            roster: Arc::clone(&self.roster),
             entry,
+        };
+        let epoch = place.lease.epoch;
+        let keeps = self.keeps(&place.lease);
+        let resumed = if keeps {
+            self.kept(&place.lease).await?
+        } else {
+            None
         };
 
         let observe = blueprint.settings.observe(blueprint.spec.observe);
@@ -414,6 +502,7 @@ impl Runtime {
                 let memory = Arc::clone(&memory);
                 let watchdog = self.watchdog.clone();
                 let store = Arc::clone(&self.store);
+                let roster = Arc::clone(&self.roster);
                 let tenant = request.tenant;
                 let recorder = request.recorder;
                 let attributes = Arc::new(request.attributes);
@@ -427,6 +516,9 @@ impl Runtime {
                     nodes: config.nodes,
                     tools: config.tools,
                     store,
+                    keeps,
+                    resumed,
+                    roster,
                     providers: config.providers,
                     board,
                     clips: config.clips,
@@ -453,6 +545,7 @@ impl Runtime {
         };
         started.map(|control| SessionHandle {
             session: request.session,
+            epoch,
             control,
             observers,
             meters,
@@ -460,6 +553,43 @@ impl Runtime {
             memory,
             report,
         })
+    }
+
+    /// Whether the session's conversation is kept for others: not if nobody else can ever have it.
+    fn keeps(&self, lease: &Lease) -> bool {
+        let own = self.shared.as_ref();
+        let is_own = own.is_some_and(|shared| shared.is_own(&lease.session));
+        self.config.keeps_conversations && !is_own
+    }
+
+    /// What an earlier placement of the session has kept.
+    async fn kept(&self, lease: &Lease) -> Result<Option<Box<Kept>>, OpenError> {
+        if lease.epoch == Epoch::FIRST {
+            return Ok(None);
+        }
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.store.read(&lease.session, KEPT).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(stored)) => match serde_json::from_str(&stored.value) {
+                    Ok(kept) => return Ok(Some(Box::new(kept))),
+                    // Better a conversation that has forgotten than none at all.
+                    Err(error) => {
+                        tracing::error!(session = %lease.session, %error, "what was kept cannot be read");
+                        return Ok(None);
+                    }
+                },
+                Err(StoreError::Lease(error)) => return Err(error.into()),
+                Err(error) if tries == READ_TRIES => {
+                    let why = format!("what the session kept could not be read: {error}");
+                    return Err(OpenError::Start(why));
+                }
+                Err(StoreError::Unavailable(_) | StoreError::Conflict { .. }) => {
+                    tokio::time::sleep(Duration::from_millis(100) * tries).await;
+                }
+            }
+        }
     }
 
     fn check_nodes(&self, pipeline: &PipelineSpec) -> Result<(), OpenError> {
@@ -561,6 +691,37 @@ impl Runtime {
         self.system.tree()
     }
 
+    /// The node's link to its control plane, if it belongs to a fleet.
+    pub fn plane(&self) -> Option<PlaneHandle> {
+        let plane = self.config.plane.as_ref()?;
+        let shared = Arc::clone(self.shared.as_ref()?);
+        Some(PlaneHandle::new(shared, Arc::clone(&plane.plane)))
+    }
+
+    /// Takes no new session any more, and gets rid of those that are open as far as that can be done
+    /// `within` some time. How far it has come tells [`sessions`](Self::sessions).
+    pub fn empty(&self, how: Emptying, within: Duration) {
+        self.emptying.store(true, Ordering::Relaxed);
+        match how {
+            Emptying::Wait => {}
+            Emptying::Finish => self.roster.drain_all(),
+            Emptying::Move => {
+                let until = Monotonic::from_duration(self.config.clock.now()) + within;
+                self.roster.let_all_go(until);
+            }
+        }
+    }
+
+    /// Whether it takes no new sessions any more.
+    pub fn is_emptying(&self) -> bool {
+        self.emptying.load(Ordering::Relaxed)
+    }
+
+    /// Takes new sessions again.
+    pub fn serve(&self) {
+        self.emptying.store(false, Ordering::Relaxed);
+    }
+
     /// Sessions that are open.
     pub fn sessions(&self) -> usize {
         self.gatekeeper.sessions()
@@ -631,6 +792,7 @@ impl Runtime {
 /// An open session.
 pub struct SessionHandle {
     session: SessionId,
+    epoch: Epoch,
     control: ControlRef<SessionControl>,
     observers: Arc<Observers>,
     meters: Option<Arc<Meters>>,
@@ -643,6 +805,19 @@ impl SessionHandle {
     /// Its id.
     pub fn id(&self) -> &SessionId {
         &self.session
+    }
+
+    /// The epoch under which it was placed here.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// A way to it for whoever does not wait for its end.
+    pub fn orders(&self) -> SessionOrders {
+        SessionOrders {
+            session: self.session.clone(),
+            control: self.control.clone(),
+        }
     }
 
     /// What it says from now on, but for audio. A subscriber that falls far behind misses the oldest
@@ -753,6 +928,23 @@ impl SessionHandle {
     }
 }
 
+/// A way to an open session.
+#[derive(Clone)]
+pub struct SessionOrders {
+    session: SessionId,
+    control: ControlRef<SessionControl>,
+}
+
+impl SessionOrders {
+    /// Lets the running turn end, then ends the session.
+    pub fn drain(&self) {
+        let drain = SessionControl::Command(Command::Drain);
+        if self.control.send_reserved(drain).is_err() {
+            tracing::debug!(session = %self.session, "the session takes no command");
+        }
+    }
+}
+
 /// What providers of a process do.
 const MODALITIES: [Modality; 5] = [
     Modality::Vad,
@@ -841,6 +1033,7 @@ enum NodeOrder {
 struct Node {
     max_sessions: usize,
     exports: Option<Exports>,
+    link: Option<(PlaneConfig, Surroundings)>,
     monitor: Option<Monitor>,
     listener: Option<Handle<Listener>>,
 }
@@ -852,6 +1045,13 @@ impl Actor for Node {
     const KIND: &'static str = "node";
 
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
+        // First to begin and last to end: it gives up what the sessions have let go of.
+        if let Some((config, around)) = self.link.take() {
+            let spec = ChildSpec::permanent("control-plane");
+            let link = move || ControlPlaneLink::new(config.clone(), around.clone());
+            let _reached_by_its_requests: PumpHandle<ControlPlaneLink> =
+                ctx.spawn_pump(spec, NoData, link).await?;
+        }
         if let Some(monitor) = self.monitor.take() {
             let stopped = ctx.cancellation().clone();
             ctx.spawn_task("capacity", monitor.run(stopped));

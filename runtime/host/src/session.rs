@@ -19,6 +19,8 @@ mod commands;
 
 mod effects;
 
+mod remembrance;
+
 mod speculation;
 
 mod succession;
@@ -39,6 +41,7 @@ use rspp_actors::{
     Actor, ActorId, CancellationToken, ChildExit, Clock, Context, ControlRef, ControlRefused,
     ExitReason, Failure, NoData, Stopwatch, Verdict,
 };
+use rspp_controlplane_api::LeaseError;
 use rspp_kernel::{
     Input, Placement, SessionState,
     authority::{CheckCount, Checkpoint},
@@ -63,6 +66,7 @@ pub(crate) use health::Health;
 pub use health::SessionStatus;
 pub use message::{CancelReceipt, CancelTarget, Foreign};
 pub(crate) use message::{Command, Playback, SessionControl, TransportEvent};
+pub(crate) use remembrance::{KEY as KEPT, Kept};
 pub(crate) use setup::{LISTENING, OpenAnswer, Opening, SessionSetup};
 pub(crate) use succession::Leave;
 
@@ -74,9 +78,11 @@ use crate::{
     memory::Share,
     node::{NodeStates, StateAccess},
     observe::Observed,
+    plane::Placed,
     providers::{Bound, CallRules},
     pulse::Pulse,
     report::{AuthorityReport, ByCheckpoint, SessionReport},
+    runtime::Place,
     schedule::Scheduling,
     tool::crashed,
     turn::TurnControl,
@@ -85,6 +91,7 @@ use acknowledge::Unheard;
 use edges::Domains;
 use evidence::Ledger;
 use publish::Publisher;
+use remembrance::Remembrance;
 use speculation::Guesses;
 use succession::Succession;
 use telemetry::Telemetry;
@@ -136,6 +143,11 @@ pub(crate) struct Session {
     succession: Succession,
     guesses: Guesses,
     state: Arc<NodeStates>,
+    remembrance: Option<Remembrance>,
+    /// Until when the session is to be let go, if it is.
+    letting_go: Option<Monotonic>,
+    /// Whether its hand-over is under way.
+    hands_over: bool,
     /// Why it ends, as soon as it does.
     ended: Option<String>,
     node_failures: u64,
@@ -221,6 +233,9 @@ impl Session {
             succession: Succession::default(),
             guesses: Guesses::default(),
             state,
+            remembrance: None,
+            letting_go: None,
+            hands_over: false,
             ended: None,
             node_failures: 0,
             overruns: Arc::default(),
@@ -232,6 +247,9 @@ impl Session {
 
     /// The session's lease, as the kernel and the timeline learn of it.
     fn placed(&mut self, now: Monotonic) {
+        if let Some(kept) = self.setup.resumed.take() {
+            self.resume(now, *kept);
+        }
         let place = &self.setup.place;
         let placement = if place.lease.taken_over {
             Placement::TakenOver
@@ -239,9 +257,9 @@ impl Session {
             Placement::Issued
         };
         self.kernel.handle(now, Input::Placed(placement));
-        if let Some(ttl) = place.lease.ttl {
-            let asked = place.asked;
-            self.kernel.handle(now, Input::Leased { asked, ttl });
+        let (asked, ttl) = (place.asked, place.lease.ttl);
+        if let Some(ttl) = ttl {
+            self.leased(now, Input::Leased { asked, ttl });
         }
     }
 
@@ -323,6 +341,37 @@ impl Session {
                 clock: ctx.clock(),
                 control: ctx.control_ref(),
             }),
+        }
+    }
+
+    /// From here on the session can be reached by its name; and what became of its lease before that is
+    /// looked up.
+    fn enter_roster(&mut self, ctx: &mut Context<Self>) {
+        let Place { lease, leases, .. } = &self.setup.place;
+        let placed = Placed {
+            epoch: lease.epoch,
+            control: ctx.control_ref(),
+            fence: Arc::clone(&self.fence),
+            health: Arc::clone(&self.setup.health),
+            told: None,
+        };
+        self.setup.roster.enter(lease.session.clone(), placed);
+        match leases.check(lease) {
+            // Who holds nothing any more is told so before the first turn.
+            Err(LeaseError::Stale { .. } | LeaseError::Unknown { .. }) if lease.asked.is_some() => {
+                self.setup.roster.silence(&lease.session, lease.epoch);
+            }
+            Ok(())
+            | Err(
+                LeaseError::Stale { .. }
+                | LeaseError::Unknown { .. }
+                | LeaseError::Refused { .. }
+                | LeaseError::Unreachable { .. },
+            ) => {}
+        }
+        if self.setup.keeps {
+            let (store, lease) = (Arc::clone(&self.setup.store), lease.clone());
+            self.remembrance = Some(Remembrance::begin(ctx, store, lease));
         }
     }
 
@@ -519,6 +568,7 @@ impl Actor for Session {
         self.publisher.entered(self.setup.place.entry.decision, now);
         self.observe(ctx);
         self.placed(now);
+        self.enter_roster(ctx);
         self.setup.memory.report_to(ctx.control_ref());
         ctx.control_ref()
             .send_reserved(SessionControl::Begin)
@@ -623,6 +673,9 @@ impl Actor for Session {
     }
 
     async fn stopped(&mut self, ctx: &mut Context<Self>, reason: &ExitReason) {
+        // One that is stopped, or has lost its authority, may go on elsewhere.
+        let is_over = self.kernel.state() == SessionState::Ended;
+        let for_good = is_over && self.fence.epoch().is_some();
         self.cancel.cancel();
         // What nodes say while they stop belongs to the session too, such as what their edges lost.
         while let Some(message) = ctx.try_control() {
@@ -685,7 +738,9 @@ impl Actor for Session {
             shed: self.ledger.sheds(),
         };
         self.finish_succession().await;
-        self.state.close(&self.setup.place.lease).await;
+        if for_good {
+            self.state.close(&self.setup.place.lease).await;
+        }
         let (done, _) = oneshot::channel();
         let done = std::mem::replace(&mut self.setup.done, done);
         let _nobody_waits = done.send(report);

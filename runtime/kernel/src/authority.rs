@@ -229,6 +229,11 @@ impl Tenure {
         }
     }
 
+    /// When to fall silent without a renewal.
+    pub fn silent_at(&self) -> Monotonic {
+        self.timer.silent_at()
+    }
+
     /// When to [`poll`](Self::poll) at the latest.
     pub fn next_deadline(&self) -> Monotonic {
         match self.asked {

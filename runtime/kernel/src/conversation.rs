@@ -262,6 +262,11 @@ impl Conversation {
         })
     }
 
+    /// What was said before, elsewhere.
+    pub fn go_on(&mut self, said: Vec<Said>) {
+        said.into_iter().for_each(|said| self.push(said));
+    }
+
     fn push(&mut self, said: Said) {
         if self.said.len() == self.capacity {
             self.said.pop_front();

@@ -274,6 +274,9 @@ pub enum Effect {
     /// Ask for a renewal of the lease; answer with `Input::Renewed`, or `Input::Revoked` if somebody
     /// else has it.
     Renew,
+    /// The session is moving, and what was begun here is over: keep what the next placement needs, then
+    /// answer with `Input::HandedOver`.
+    HandOver,
     /// Accept only this epoch from now on.
     Rotate {
         /// The newer epoch.

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use rspp_proto::{Epoch, TurnNumber};
+use rspp_proto::{Epoch, Monotonic, TurnNumber};
 
 use crate::authority::{AuthorityFault, CheckCount, Checkpoint};
 
@@ -39,6 +39,8 @@ pub struct OutputFence {
     word: AtomicU64,
     /// 0 when nobody may write.
     epoch: AtomicU64,
+    /// When the right to write ends, in microseconds; the largest number if it does not end by itself.
+    ends: AtomicU64,
     /// The turn whose playout is held; 0 for none.
     held: AtomicU32,
     /// The newest turn that was ever held; 0 for none.
@@ -56,6 +58,8 @@ struct Checks {
 }
 
 const NO_TURN_LIVES: u32 = u32::MAX;
+/// The right to write does not end by itself.
+const NEVER: u64 = u64::MAX;
 /// Turns count from 1.
 const NO_GUESS: u32 = 0;
 
@@ -73,6 +77,7 @@ impl OutputFence {
         Self {
             word: AtomicU64::new(pack(TurnNumber::FIRST.0, 0)),
             epoch: AtomicU64::new(epoch.get()),
+            ends: AtomicU64::new(NEVER),
             held: AtomicU32::new(0),
             once_held: AtomicU32::new(0),
             provisional: AtomicU32::new(NO_GUESS),
@@ -253,6 +258,27 @@ impl OutputFence {
         unpack(self.word.swap(pack(NO_TURN_LIVES, 0), Ordering::AcqRel)).1
     }
 
+    /// The right to write ends then unless it is prolonged; see [`expire`](Self::expire).
+    pub fn lasts_until(&self, ends: Monotonic) {
+        let ends = ends.as_duration().as_micros() as u64;
+        self.ends.store(ends, Ordering::Release);
+    }
+
+    /// Lets nothing more out if the right to write is over at `now`. Asked before each output, by whoever
+    /// lets it out: a process that was stopped and wakes up does that first, of all that is due at once.
+    pub fn expire(&self, now: Monotonic) {
+        let ends = self.ends.load(Ordering::Acquire);
+        if ends != NEVER && now.as_duration().as_micros() as u64 >= ends {
+            self.forfeit();
+        }
+    }
+
+    /// Lets nothing more out: the session is, or may be, somebody else's. How much was accepted until
+    /// then is answered by [`revoke`](Self::revoke), which follows.
+    pub fn forfeit(&self) {
+        self.epoch.store(0, Ordering::Release);
+    }
+
     /// Moves to a newer epoch: outputs made under the older one are refused from here on.
     pub fn rotate(&self, epoch: Epoch) {
         self.epoch.fetch_max(epoch.get(), Ordering::AcqRel);
@@ -284,6 +310,23 @@ mod tests {
             "an older fence does not disturb the live turn"
         );
         assert_eq!(fence.accept(T2, E1), Passage::Accepted { ordinal: 2 });
+    }
+
+    /// Design §5: a right that is over lets nothing out, whether or not anybody has told the session; what
+    /// was accepted before is still known to whoever asks then.
+    #[test]
+    fn a_right_that_is_over_lets_nothing_out() {
+        let fence = OutputFence::new(E1);
+        fence.expire(Monotonic::from_millis(u64::from(u32::MAX)));
+        assert_eq!(fence.accept(T1, E1), Passage::Accepted { ordinal: 1 });
+        fence.lasts_until(Monotonic::from_millis(100));
+        fence.expire(Monotonic::from_millis(99));
+        assert_eq!(fence.accept(T1, E1), Passage::Accepted { ordinal: 2 });
+        fence.expire(Monotonic::from_millis(100));
+        let over = Passage::StaleEpoch { current: None };
+        assert_eq!(fence.accept(T1, E1), over);
+        assert!(!fence.admits(T1, E1));
+        assert_eq!(fence.revoke(), 2);
     }
 
     /// F-156: what is only shown passes the same checks.

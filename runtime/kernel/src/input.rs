@@ -10,6 +10,7 @@ use rspp_proto::{
 
 use crate::{
     admission::Decision,
+    continuation::Continuation,
     journal::{blurred, blurred_json},
     tool::{ToolExchange, ToolOutcome, ToolRequest},
     turn::Ending,
@@ -182,6 +183,8 @@ pub enum Input {
         /// What was cancelled.
         scope: CancelScope,
     },
+    /// Another placement has spoken for the session before: what it left, before anything is said here.
+    Resumed(Box<Continuation>),
     /// This placement speaks for the session now.
     Placed(Placement),
     /// The lease lasts for `ttl` from when it was asked for; before that it has to be renewed.
@@ -196,7 +199,8 @@ pub enum Input {
         /// For how long, counted from when it was asked for.
         ttl: Option<Duration>,
     },
-    /// The session begins to move to another placement: no turn opens here any more.
+    /// The session begins to move to another placement: no turn opens here any more. Once what was begun
+    /// is over, [`Effect::HandOver`](crate::Effect::HandOver) asks for the rest.
     Leaving,
     /// Another placement had the session before, and this is what it has done.
     Inherited(Box<Inheritance>),
@@ -371,6 +375,7 @@ impl Input {
             | Self::ClauseShown { text, .. } => {
                 *text = blurred(text);
             }
+            Self::Resumed(continuation) => continuation.blur(),
             Self::Recognised { text, .. } => *text = blurred(text).into(),
             Self::ToolsCalled { calls, .. } => {
                 for call in calls {

@@ -17,6 +17,8 @@ pub mod interruption;
 
 pub mod conversation;
 
+pub mod continuation;
+
 pub mod tool;
 
 pub mod speculation;
@@ -42,6 +44,7 @@ pub mod cost;
 pub mod recovery;
 
 pub mod authority;
+pub mod keeper;
 
 pub mod limit;
 pub mod link;

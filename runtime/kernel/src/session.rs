@@ -20,6 +20,7 @@ use crate::{
     admission::{self, Cause, Limit},
     authority::{Authority, AuthorityFault, Checkpoint, LeaseDuty, Tenure},
     budget::{BudgetEvent, BudgetKey, BudgetManager, BudgetVerdict},
+    continuation::Continuation,
     conversation::{Conversation, Reply},
     effect::{Effect, Emission, LateAction, SessionState},
     input::{CancelReason, Gates, Input, Placement, PlanFacts},
@@ -239,6 +240,11 @@ impl Session {
         self.epoch
     }
 
+    /// When the session falls silent unless its lease is renewed; `None` if it does not by itself.
+    pub fn silent_at(&self) -> Option<Monotonic> {
+        self.tenure.as_ref().map(Tenure::silent_at)
+    }
+
     /// The turn in progress, if any.
     pub fn current_turn(&self) -> Option<TurnNumber> {
         self.running.as_ref().map(|running| running.number)
@@ -257,6 +263,24 @@ impl Session {
     /// What was said so far, as heard.
     pub fn conversation(&self) -> &Conversation {
         &self.conversation
+    }
+
+    /// What another placement needs to go on from here, with what was heard of the running turn. That is
+    /// known once the fence has been answered, as it is when [`Effect::Seal`] is carried out.
+    pub fn continuation(&self) -> Continuation {
+        let mut conversation = self.conversation.clone();
+        if let Some(running) = &self.running {
+            for call in running.tools.calls() {
+                conversation.tool_was_called(call.exchange(running.number));
+            }
+            let heard = running.reply.heard(running.accepted.unwrap_or(0));
+            let interrupted = heard.len() < running.reply.text().len();
+            conversation.agent_was_heard(heard, interrupted);
+        }
+        Continuation {
+            next_turn: self.next_turn,
+            said: conversation.iter().cloned().collect(),
+        }
     }
 
     /// What the running turn is about, for its evidence. What was heard is known once the fence has
@@ -371,6 +395,7 @@ impl Session {
                 }
             }
             Input::CancelPart { reason, scope } => self.cancelled(reason, scope, None),
+            Input::Resumed(continuation) => self.resumed(*continuation),
             Input::Placed(placement) => self.placed(placement),
             Input::Leased { asked, ttl } => self.tenure = Some(Tenure::new(asked, ttl)),
             Input::Renewed { ttl } => self.renewed(now, ttl),
@@ -562,11 +587,12 @@ impl Session {
     }
 
     fn end(&mut self) {
-        if self.moving {
-            return; // Until it is handed over.
-        }
         if self.tools.are_under_way() {
             return; // What was begun on the user's behalf is seen through, within its deadline (P7).
+        }
+        if self.moving {
+            self.effects.push_back(Effect::HandOver);
+            return; // Until it is handed over.
         }
         self.signal(Signal::Ended, Emitter::ConnectionAdapter, None);
         self.enter(SessionState::Ended);
@@ -1125,6 +1151,14 @@ impl Session {
             let route = Emitter::RoutingView;
             let reason = "region_failover_complete";
             self.signal_because(Signal::MigrationFinish, route, None, reason);
+        }
+    }
+
+    /// Goes on where another placement was; one that has begun itself knows better.
+    fn resumed(&mut self, continuation: Continuation) {
+        if self.next_turn == TurnNumber::FIRST && self.running.is_none() {
+            self.next_turn = continuation.next_turn;
+            self.conversation.go_on(continuation.said);
         }
     }
 

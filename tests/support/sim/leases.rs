@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use rspp_controlplane_api::{Lease, LeaseError, Leases, LocalLeases, Renewal};
+use rspp_controlplane_api::{Lease, LeaseError, Leases, LocalLeases, Renewal, Taking, Wanted};
 use rspp_proto::{Epoch, SessionId};
 use tokio::time::Instant;
 
@@ -104,7 +104,7 @@ impl SimLeases {
     }
 }
 
-impl Leases for SimLeases {
+impl SimLeases {
     fn acquire(&self, session: &SessionId) -> Result<Lease, LeaseError> {
         let now = Instant::now();
         let mut sessions = self.sessions();
@@ -130,6 +130,13 @@ impl Leases for SimLeases {
         };
         sessions.insert(session.clone(), held);
         Ok(lease)
+    }
+}
+
+impl Leases for SimLeases {
+    fn take(&self, session: &SessionId, _wanted: &Wanted) -> Taking {
+        let granted = self.acquire(session);
+        Box::pin(std::future::ready(granted))
     }
 
     fn check(&self, lease: &Lease) -> Result<(), LeaseError> {

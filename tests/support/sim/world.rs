@@ -694,6 +694,7 @@ impl<'a> World<'a> {
             | OpenError::UnknownRecording { .. }
             | OpenError::Lease(_)
             | OpenError::Start(_)
+            | OpenError::Emptying
             | OpenError::Busy => panic!("{error}\n{}", self.scenario),
         };
         self.note(Some(caller), outcome);

@@ -9,10 +9,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use rspp_actors::{CancellationToken, Clock, ControlRef};
@@ -33,8 +30,6 @@ pub(crate) struct NodeStates {
     pub(crate) hot: Mutex<HotValues>,
     /// What was read of the store, and when.
     read: Mutex<BTreeMap<String, Read>>,
-    /// Whether anything was written to the store.
-    wrote: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -53,7 +48,6 @@ impl NodeStates {
             store,
             hot: Mutex::default(),
             read: Mutex::default(),
-            wrote: AtomicBool::new(false),
         }
     }
 
@@ -64,9 +58,7 @@ impl NodeStates {
 
     /// The session is over for good: what it has stored is forgotten, unless another has taken it over.
     pub(crate) async fn close(&self, lease: &Lease) {
-        if self.wrote.load(Ordering::Relaxed)
-            && let Err(error) = self.store.close(lease).await
-        {
+        if let Err(error) = self.store.close(lease).await {
             tracing::debug!(session = %lease.session, %error, "durable state is not ours to forget");
         }
     }
@@ -286,7 +278,6 @@ impl DurableState {
         self.access.check()?;
         let key = self.key(key);
         let lease = self.access.lease().ok_or(StateError::TurnOver)?;
-        self.access.session.wrote.store(true, Ordering::Relaxed);
         let write = Write {
             key: key.clone(),
             value: Arc::clone(&text),

@@ -1,11 +1,20 @@
 //! What operators and the control plane ask of a session, cancels before all.
 
+use std::time::Duration;
+
+use rspp_actors::Context;
 use rspp_controlplane_api::{Lease, LeaseError};
-use rspp_kernel::{CancelReason, Input, graph::Scope};
+use rspp_kernel::{CancelReason, Input, SessionState, graph::Scope};
 use rspp_proto::{InvocationId, Monotonic, NodeId};
 
-use super::{CancelReceipt, CancelTarget, Command, Session};
+use super::{CancelReceipt, CancelTarget, Command, Session, SessionControl};
 use crate::{capture::Capture, node::NodeControl, turn::TurnControl};
+
+/// Why a session ends here that goes on elsewhere.
+pub(super) const MOVED: &str = "another placement took the session over";
+
+/// How long handing over may take: what was begun and is not over by then is cut off.
+const HAND_OVER: Duration = Duration::from_millis(250);
 
 impl Session {
     pub(super) fn command(&mut self, now: Monotonic, command: Command) {
@@ -28,8 +37,13 @@ impl Session {
             Command::Leave => {
                 self.kernel.handle(now, Input::Leaving);
             }
+            // The time is kept where tasks can be started; see `Session::let_go`.
+            Command::LetGo { until } => {
+                self.letting_go.get_or_insert(until);
+                self.kernel.handle(now, Input::Leaving);
+            }
             Command::HandOver => {
-                self.ends_because("another placement took the session over");
+                self.ends_because(MOVED);
                 self.kernel.handle(now, Input::HandedOver);
             }
             Command::Rotate(epoch) => self.kernel.handle(now, Input::Rotated { epoch }),
@@ -45,18 +59,67 @@ impl Session {
     /// An answer to a renewal: who was told that somebody else has the lease stops at once.
     pub(super) fn lease(&mut self, now: Monotonic, answer: Result<Lease, LeaseError>) {
         let ttl = match answer {
+            Ok(Lease {
+                ttl: Some(ttl),
+                asked: Some(asked),
+                ..
+            }) => {
+                self.setup.place.lease.asked = Some(asked);
+                self.leased(now, Input::Leased { asked, ttl });
+                return;
+            }
             Ok(lease) => lease.ttl,
             Err(LeaseError::Unreachable { session, reason }) => {
                 tracing::warn!(%session, reason, "the lease could not be renewed yet");
                 None
             }
-            Err(error @ (LeaseError::Stale { .. } | LeaseError::Unknown { .. })) => {
+            Err(
+                error @ (LeaseError::Stale { .. }
+                | LeaseError::Unknown { .. }
+                | LeaseError::Refused { .. }),
+            ) => {
                 tracing::warn!(%error, "the lease is lost");
                 self.kernel.handle(now, Input::Revoked);
                 return;
             }
         };
-        self.kernel.handle(now, Input::Renewed { ttl });
+        self.leased(now, Input::Renewed { ttl });
+    }
+
+    /// The lease lasts otherwise now. Nothing leaves once it is over, whether or not anybody gets to say so.
+    pub(super) fn leased(&mut self, now: Monotonic, input: Input) {
+        self.kernel.handle(now, input);
+        if let Some(ends) = self.kernel.silent_at() {
+            self.fence.lasts_until(ends);
+        }
+    }
+
+    /// The session was told to let go: at the latest a little before its time is up it hands over, however
+    /// far it has come.
+    pub(super) fn let_go(&mut self, ctx: &mut Context<Self>) {
+        let Some(until) = self.letting_go.filter(|_| !self.hands_over) else {
+            return;
+        };
+        self.hands_over = true;
+        let latest = until.as_duration().saturating_sub(HAND_OVER);
+        let latest = match self.kernel.state() {
+            SessionState::Active | SessionState::Draining => latest,
+            // There is nothing to wait for.
+            SessionState::Connecting | SessionState::Ended => Duration::ZERO,
+        };
+        let (session, stopped) = (ctx.control_ref(), ctx.cancellation().clone());
+        let latest = ctx.clock().instant_at(latest);
+        ctx.spawn_task("hand-over", async move {
+            tokio::select! {
+                biased;
+                () = stopped.cancelled() => return,
+                () = tokio::time::sleep_until(latest) => {}
+            }
+            let hand_over = SessionControl::Command(Command::HandOver);
+            if session.send_reserved(hand_over).is_err() {
+                tracing::debug!("the session is gone before it was handed over");
+            }
+        });
     }
 
     /// Carries a cancel out as far as it must not wait; the effects do the rest.

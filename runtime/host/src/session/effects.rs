@@ -14,7 +14,7 @@ use rspp_kernel::{
     plan::{self, ResolvedTurnPlan, profile},
     recovery::Task,
     refused::RefusedMove,
-    turn::Ending,
+    turn::{Ending, Terminal},
 };
 use rspp_proto::{
     Epoch, Monotonic, NodeId, TurnNumber,
@@ -24,13 +24,16 @@ use rspp_proto::{
 use rspp_timeline::LevelTrigger;
 use tokio::sync::oneshot;
 
-use super::{Occasion, RunningTurn, Session, SessionControl, acknowledge::Unheard, time};
+use super::{
+    Occasion, RunningTurn, Session, SessionControl, acknowledge::Unheard, commands::MOVED, time,
+};
 use crate::{
     admission::TurnPlace,
     assembly::Graces,
     connection::ConnectionControl,
     node::NodeControl,
     providers::Bound,
+    runtime::Place,
     schedule::Shed,
     turn::{Turn, TurnControl, TurnSetup},
 };
@@ -132,7 +135,13 @@ impl Session {
                 Effect::Probe { turn } => self.probe(now, turn),
                 Effect::Unstick { turn } => self.tell_turn(turn, TurnControl::Unstick),
                 Effect::Seal { turn, terminal } => {
-                    let stored = self.seal(now, turn, terminal);
+                    let kept = Box::pin(self.keep(terminal == Terminal::Commit)).await;
+                    let terminal = if kept {
+                        terminal
+                    } else {
+                        terminal.without_evidence()
+                    };
+                    let stored = self.seal(now, turn, terminal) && kept;
                     self.kernel.handle(now, Input::Sealed { turn, stored });
                 }
                 Effect::Stop { turn } => self.take_down(ctx, turn),
@@ -174,10 +183,12 @@ impl Session {
                     self.cancel.cancel();
                 }
                 Effect::Renew => self.renew(ctx),
+                Effect::HandOver => self.hand_over(now).await,
                 Effect::Rotate { epoch } => self.rotate(epoch),
                 Effect::Session(state) => self.enter(ctx, state),
             }
         }
+        self.let_go(ctx);
         self.announce_downgrades();
         while let Some((at, line)) = self.kernel.poll_journal() {
             self.publisher.journal(at, line);
@@ -234,7 +245,9 @@ impl Session {
     /// older one is refused from here on, wherever it is queued.
     fn rotate(&mut self, epoch: Epoch) {
         self.fence.rotate(epoch);
-        self.setup.place.lease.epoch = epoch;
+        let Place { lease, roster, .. } = &mut self.setup.place;
+        roster.rotated(&lease.session, lease.epoch, epoch);
+        lease.epoch = epoch;
         self.publisher.rotated(epoch);
         for handle in self.hosts.iter() {
             let rotate = NodeControl::Rotate(epoch);
@@ -242,6 +255,19 @@ impl Session {
                 tracing::debug!(%epoch, "a node host takes no newer epoch");
             }
         }
+    }
+
+    /// Nothing is left to be done here: what the next placement needs is kept, and the session is its own
+    /// from then on. Who moves it by hand says itself when.
+    async fn hand_over(&mut self, now: Monotonic) {
+        if self.letting_go.is_none() {
+            return;
+        }
+        if !Box::pin(self.keep(true)).await {
+            tracing::warn!(session = %self.setup.place.lease.session, "moves without its last words");
+        }
+        self.ends_because(MOVED);
+        self.kernel.handle(now, Input::HandedOver);
     }
 
     /// Asks for a renewal, in a task of its own: whoever has the leases may be slow or gone.
@@ -280,7 +306,9 @@ impl Session {
             Ok(()) | Err(LeaseError::Unreachable { .. }) => (place.lease.epoch, true),
             // Somebody else holds the session under a newer epoch: what would open is stale (T3).
             Err(LeaseError::Stale { held, .. }) => (held, false),
-            Err(LeaseError::Unknown { .. }) => (place.lease.epoch, false),
+            Err(LeaseError::Unknown { .. } | LeaseError::Refused { .. }) => {
+                (place.lease.epoch, false)
+            }
         };
         Gates {
             snapshot_valid: self.setup.blueprint.snapshots.in_force().is_some(),

@@ -103,6 +103,10 @@ pub(crate) enum Command {
     },
     Rotate(Epoch),
     Leave,
+    /// Leave, and hand over by oneself: once what was begun is over, or a little before `until`.
+    LetGo {
+        until: Monotonic,
+    },
     HandOver,
     Revoke,
     Drain,

@@ -12,7 +12,7 @@ use rspp_proto::{
 use rspp_timeline::{OpeningEntry, Recorder};
 use tokio::sync::oneshot;
 
-use super::{Health, SessionControl};
+use super::{Health, Kept, SessionControl};
 use crate::{
     assembly::Pools,
     blueprint::Blueprint,
@@ -24,6 +24,7 @@ use crate::{
     node::builtin::NodeRegistry,
     observe::Observers,
     overhead::Overhead,
+    plane::Roster,
     providers::{ProviderBoard, catalogue},
     report::SessionReport,
     runtime::{OpenError, Place},
@@ -45,6 +46,11 @@ pub(crate) struct SessionSetup {
     pub(crate) nodes: Arc<NodeRegistry>,
     pub(crate) tools: Arc<ToolRegistry>,
     pub(crate) store: Arc<dyn StateStore>,
+    /// Whether the conversation is kept there, for another placement to go on with.
+    pub(crate) keeps: bool,
+    /// What an earlier placement has kept, until it is gone on with.
+    pub(crate) resumed: Option<Box<Kept>>,
+    pub(crate) roster: Arc<Roster>,
     pub(crate) providers: Arc<rspp_provider_api::Providers>,
     pub(crate) board: Arc<ProviderBoard>,
     pub(crate) clips: Arc<BTreeMap<String, Clip>>,

@@ -200,7 +200,7 @@ impl Session {
             }
             ToolEffects::None => None,
         };
-        let gate = Arc::new(Gate::new(Arc::clone(&self.fence), turn, epoch));
+        let gate = Arc::new(Gate::new(Arc::clone(&self.fence), self.clock, turn, epoch));
         let cancel = CancellationToken::new();
         let setup = ToolSetup {
             tool: self.setup.tools.find(&declared)?,

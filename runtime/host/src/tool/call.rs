@@ -36,15 +36,22 @@ const CLOSED: u8 = 2;
 pub(crate) struct Gate {
     state: AtomicU8,
     fence: Arc<OutputFence>,
+    clock: Clock,
     turn: TurnNumber,
     epoch: Epoch,
 }
 
 impl Gate {
-    pub(crate) fn new(fence: Arc<OutputFence>, turn: TurnNumber, epoch: Epoch) -> Self {
+    pub(crate) fn new(
+        fence: Arc<OutputFence>,
+        clock: Clock,
+        turn: TurnNumber,
+        epoch: Epoch,
+    ) -> Self {
         Self {
             state: AtomicU8::new(WAITING),
             fence,
+            clock,
             turn,
             epoch,
         }
@@ -60,6 +67,8 @@ impl Gate {
 
     /// The executor passes it: turn and epoch are compared here, not when the call was queued.
     fn pass(&self) -> Passed {
+        self.fence
+            .expire(Monotonic::from_duration(self.clock.now()));
         let to = if self.fence.admits(self.turn, self.epoch) {
             BEGAN
         } else {

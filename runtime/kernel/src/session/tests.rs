@@ -227,6 +227,7 @@ impl Rig {
                 | Effect::Transition { .. }
                 | Effect::Stop { .. }
                 | Effect::Flush { .. }
+                | Effect::HandOver
                 | Effect::Rotate { .. } => None,
                 Effect::Renew => {
                     self.log.push("RENEW".into());
@@ -814,6 +815,26 @@ fn a_session_that_moves_is_drained_and_handed_over() {
     taken.take(Input::LineFlowing);
     let moved = "migration_finish(region_failover_complete)";
     assert_eq!(taken.log, [rotated, moved]);
+}
+
+/// F-155, P25: what a placement leaves at the end of a turn is what the next one goes on with: the words
+/// as they were heard, and the count of turns.
+#[test]
+fn a_session_goes_on_where_the_one_before_it_was() {
+    let mut left = Rig::new();
+    left.say("hello");
+    left.speak(100);
+    let kept = left.session.continuation();
+    assert_eq!(kept.next_turn, TurnNumber(2));
+    let mut next = Rig::new();
+    next.take(Input::Resumed(Box::new(kept.clone())));
+    next.take(Input::Placed(Placement::TakenOver));
+    assert_eq!(next.session.continuation(), kept);
+    next.say("and now");
+    assert_eq!(next.session.current_turn(), Some(TurnNumber(2)));
+    // One that has begun knows better.
+    next.take(Input::Resumed(Box::new(kept)));
+    assert_eq!(next.session.current_turn(), Some(TurnNumber(2)));
 }
 
 /// F-050: words that are throttled wait, with what is said meanwhile, and are proposed again; no turn

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use rspp_actors::Clock;
-use rspp_controlplane_api::{Lease, LeaseError, Leases};
+use rspp_controlplane_api::{Lease, LeaseError, Leases, Taking, Wanted};
 use rspp_host::{
     CancelTarget, Config, OpenError, Pools, Runtime, SessionHandle, SessionRequest, Snapshots,
     report::SessionReport,
@@ -273,13 +273,13 @@ struct RecordedLease {
 }
 
 impl Leases for RecordedLease {
-    fn acquire(&self, session: &SessionId) -> Result<Lease, LeaseError> {
-        Ok(Lease {
-            session: session.clone(),
-            epoch: self.epoch,
+    fn take(&self, session: &SessionId, _wanted: &Wanted) -> Taking {
+        let lease = Lease {
             ttl: self.ttl,
             taken_over: self.taken_over,
-        })
+            ..Lease::new(session.clone(), self.epoch)
+        };
+        Box::pin(std::future::ready(Ok(lease)))
     }
 
     fn check(&self, _lease: &Lease) -> Result<(), LeaseError> {

@@ -1,0 +1,175 @@
+//! A node's side of the control plane: what it may speak for, what it decides by, and what it is told.
+//!
+//! What is decided about rights is [`rspp_kernel::keeper`]'s; here its requests are carried, its
+//! verdicts handed to the sessions, and snapshots kept. The control plane is never on the path of a
+//! frame: while it is away, sessions go on until the lease that the node has is over.
+
+mod actor;
+mod carry;
+mod leases;
+mod news;
+mod roster;
+mod shared;
+mod store;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use rspp_controlplane_api::{Answer, Artifact, ControlPlane, Route, RouteAsk, Snapshot};
+use rspp_kernel::keeper::KeeperPolicy;
+use rspp_proto::{
+    RuntimeId, SessionId,
+    control::{Description, Holder, Kind},
+};
+use tokio::sync::watch;
+
+pub(crate) use actor::{ControlPlaneLink, Surroundings};
+pub(crate) use leases::PlaneLeases;
+pub(crate) use roster::{Placed, Roster};
+pub(crate) use shared::Shared;
+pub(crate) use store::PlaneStore;
+
+/// What becomes of new sessions while the control plane is away. Running ones go on either way until
+/// their leases end.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum AwayMode {
+    /// They are refused.
+    #[default]
+    Strict,
+    /// Those whose names this node gives are taken on: nobody else can ever be given one, so that they
+    /// need no lease. They live as long as this process, and are not moved.
+    Availability,
+}
+
+impl AwayMode {
+    /// Its name, as settings and records write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Availability => "availability",
+        }
+    }
+}
+
+/// How a node belongs to a fleet.
+#[derive(Clone)]
+pub struct PlaneConfig {
+    /// Its name there.
+    pub runtime: RuntimeId,
+    /// What it is.
+    pub description: Description,
+    /// Whom to ask.
+    pub plane: Arc<dyn ControlPlane>,
+    /// What becomes of new sessions while nobody answers.
+    pub mode: AwayMode,
+    /// How long snapshots are decided by after they were last heard to be as they are.
+    pub max_staleness: Duration,
+    /// How patient it is.
+    pub keeper: KeeperPolicy,
+}
+
+impl PlaneConfig {
+    /// A node of a fleet, strict and with usual patience.
+    pub fn new(runtime: RuntimeId, description: Description, plane: Arc<dyn ControlPlane>) -> Self {
+        // Told apart by name, so that a fleet does not ask all at once.
+        let spread = runtime
+            .as_str()
+            .bytes()
+            .fold(0u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
+        Self {
+            runtime,
+            description,
+            plane,
+            mode: AwayMode::default(),
+            max_staleness: Duration::from_secs(30),
+            keeper: KeeperPolicy {
+                spread,
+                ..KeeperPolicy::default()
+            },
+        }
+    }
+}
+
+impl fmt::Debug for PlaneConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PlaneConfig")
+            .field("runtime", &self.runtime)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How the node stands with the control plane.
+#[derive(Clone, Debug, Default)]
+pub struct PlaneStatus {
+    /// Who it is there; `None` while it is away or has not joined.
+    pub holder: Option<Holder>,
+    /// Why it is nobody there.
+    pub away: Option<String>,
+    /// Whether it is to take no new sessions.
+    pub draining: bool,
+    /// Whether its snapshots are recent enough to open turns by.
+    pub fresh: bool,
+    /// The newest of each kind that was heard.
+    pub routing: Option<Snapshot>,
+    /// Keys that tokens are checked with.
+    pub keyring: Option<Snapshot>,
+    /// Which versions new sessions get.
+    pub versions: Option<Snapshot>,
+    /// Limits, residency and approvals.
+    pub governance: Option<Snapshot>,
+}
+
+impl PlaneStatus {
+    /// Whether new sessions may be sent here.
+    pub fn is_ready(&self) -> bool {
+        self.holder.is_some() && self.fresh && !self.draining
+    }
+}
+
+/// What a process asks of its node's link.
+#[derive(Clone)]
+pub struct PlaneHandle {
+    shared: Arc<Shared>,
+    plane: Arc<dyn ControlPlane>,
+}
+
+impl PlaneHandle {
+    pub(crate) fn new(shared: Arc<Shared>, plane: Arc<dyn ControlPlane>) -> Self {
+        Self { shared, plane }
+    }
+
+    /// How the node stands with the control plane, now and from now on.
+    pub fn status(&self) -> watch::Receiver<PlaneStatus> {
+        self.shared.status()
+    }
+
+    /// Whether all that the node needs besides the control plane can be reached; told with each heartbeat
+    /// (F-108).
+    pub fn set_ready(&self, ready: bool) {
+        self.shared.set_ready(ready);
+    }
+
+    /// A name for a session that nobody else can have given.
+    pub fn name_session(&self) -> SessionId {
+        self.shared.name_session()
+    }
+
+    /// Where a session runs, for a client that came to the wrong node.
+    pub fn route(&self, ask: RouteAsk) -> Answer<Route> {
+        self.plane.route(ask)
+    }
+
+    /// A published version.
+    pub fn artifact(&self, kind: Kind, version: String) -> Answer<Artifact> {
+        self.plane.artifact(kind, version)
+    }
+}
+
+impl fmt::Debug for PlaneHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PlaneHandle").finish_non_exhaustive()
+    }
+}

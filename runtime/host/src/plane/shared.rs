@@ -1,0 +1,269 @@
+//! What the link, the sessions and whoever opens them have in common: the rights that are held, and the
+//! wishes that wait for the link.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use rspp_actors::Clock;
+use rspp_controlplane_api::{Lease, LeaseError, Wanted, Writer};
+use rspp_kernel::{authority::LeaseTimer, keeper::Parting};
+use rspp_proto::{Epoch, Monotonic, RuntimeId, SessionId, control::Holder};
+use tokio::sync::{Notify, oneshot, watch};
+
+use super::PlaneStatus;
+
+/// What a wish for a session leads to.
+pub(crate) type Granting = oneshot::Sender<Result<Lease, LeaseError>>;
+
+/// What is asked of the link. There is never more than the sessions that the node was let in for.
+pub(crate) enum Request {
+    Want {
+        session: SessionId,
+        wanted: Wanted,
+        /// Tells this wish from a later one for the same session.
+        ticket: u64,
+        answer: Granting,
+    },
+    /// Nobody waits for the wish any more.
+    Unwant { session: SessionId, ticket: u64 },
+    Part {
+        session: SessionId,
+        epoch: Epoch,
+        how: Parting,
+    },
+}
+
+/// The right of the node's present life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Right {
+    pub(crate) asked: Monotonic,
+    pub(crate) ttl: Duration,
+}
+
+impl Right {
+    fn is_over(self, now: Monotonic) -> bool {
+        LeaseTimer::new(self.asked, self.ttl).is_over(now)
+    }
+}
+
+/// What is held.
+#[derive(Default)]
+struct Rights {
+    holder: Option<Holder>,
+    held: BTreeMap<SessionId, Epoch>,
+    /// Held, but not prolonged any more.
+    going: BTreeSet<SessionId>,
+    /// Sessions that this node has named itself, and serves without a lease.
+    own: BTreeSet<SessionId>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) clock: Clock,
+    runtime: RuntimeId,
+    /// Tells this process from an earlier one of the same name.
+    boot: u64,
+    rights: Mutex<Rights>,
+    right: watch::Sender<Option<Right>>,
+    requests: Mutex<Vec<Request>>,
+    wake: Notify,
+    status: watch::Sender<PlaneStatus>,
+    ready: AtomicBool,
+    count: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(clock: Clock, runtime: RuntimeId, boot: u64) -> Arc<Self> {
+        let away = Some("the control plane has not answered yet".to_owned());
+        let (status, _) = watch::channel(PlaneStatus {
+            away,
+            ..PlaneStatus::default()
+        });
+        Arc::new(Self {
+            clock,
+            runtime,
+            boot,
+            rights: Mutex::default(),
+            right: watch::Sender::new(None),
+            requests: Mutex::default(),
+            wake: Notify::new(),
+            status,
+            ready: AtomicBool::new(true),
+            count: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn now(&self) -> Monotonic {
+        Monotonic::from_duration(self.clock.now())
+    }
+
+    fn rights(&self) -> MutexGuard<'_, Rights> {
+        self.rights.lock().expect("no code panics while locked")
+    }
+
+    // --- requests ----------------------------------------------------------------------------
+
+    pub(crate) fn ask(&self, request: Request) {
+        let mut requests = self.requests.lock().expect("no code panics while locked");
+        requests.push(request);
+        drop(requests);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn take_requests(&self) -> Vec<Request> {
+        std::mem::take(&mut *self.requests.lock().expect("no code panics while locked"))
+    }
+
+    pub(super) async fn requested(&self) {
+        self.wake.notified().await;
+    }
+
+    pub(super) fn next_number(&self) -> u64 {
+        self.count.fetch_add(1, Ordering::Relaxed)
+    }
+
+    // --- rights ------------------------------------------------------------------------------
+
+    /// A life has begun.
+    pub(super) fn joined(&self, holder: Holder) {
+        self.rights().holder = Some(holder);
+    }
+
+    /// It is over, and nothing is held any more but what needs no lease.
+    pub(super) fn left(&self) {
+        let mut rights = self.rights();
+        rights.holder = None;
+        rights.held.clear();
+        rights.going.clear();
+        drop(rights);
+        self.right.send_replace(None);
+    }
+
+    pub(super) fn renewed(&self, right: Right) {
+        self.right.send_replace(Some(right));
+    }
+
+    pub(super) fn granted(&self, session: SessionId, epoch: Epoch) {
+        let mut rights = self.rights();
+        rights.going.remove(&session);
+        rights.held.insert(session, epoch);
+    }
+
+    pub(super) fn going(&self, session: SessionId) {
+        self.rights().going.insert(session);
+    }
+
+    pub(super) fn lost(&self, session: &SessionId, epoch: Epoch) {
+        let mut rights = self.rights();
+        if rights.held.get(session) == Some(&epoch) {
+            rights.held.remove(session);
+            rights.going.remove(session);
+        }
+    }
+
+    /// Who writes for a session.
+    pub(crate) fn writer(&self, session: &SessionId, epoch: Epoch) -> Option<Writer> {
+        let by = self.rights().holder.clone()?;
+        Some(Writer {
+            by,
+            session: session.clone(),
+            epoch,
+        })
+    }
+
+    /// Who reads what a session keeps: its holder, at the epoch in force.
+    pub(super) fn reader(&self, session: &SessionId) -> Option<Writer> {
+        let epoch = *self.rights().held.get(session)?;
+        self.writer(session, epoch)
+    }
+
+    pub(crate) fn check(&self, lease: &Lease) -> Result<(), LeaseError> {
+        let session = || lease.session.clone();
+        let rights = self.rights();
+        if rights.own.contains(&lease.session) {
+            return Ok(());
+        }
+        let right = *self.right.borrow();
+        let over = right.is_none_or(|right| right.is_over(self.now()));
+        match rights.held.get(&lease.session) {
+            Some(held) if *held != lease.epoch => Err(LeaseError::Stale {
+                session: session(),
+                held: *held,
+                offered: lease.epoch,
+            }),
+            Some(_) if !over => Ok(()),
+            Some(_) | None => Err(LeaseError::Unknown { session: session() }),
+        }
+    }
+
+    /// Waits until the lease lasts longer than it did, or is gone.
+    pub(super) async fn prolonged(&self, lease: &Lease) -> Result<Lease, LeaseError> {
+        let mut right = self.right.subscribe();
+        loop {
+            self.check(lease)?;
+            let newer = *right.borrow_and_update();
+            let newer = newer.filter(|newer| lease.asked.is_none_or(|asked| newer.asked > asked));
+            let is_going = self.rights().going.contains(&lease.session);
+            if let Some(Right { asked, ttl }) = newer.filter(|_| !is_going) {
+                return Ok(Lease {
+                    ttl: Some(ttl),
+                    asked: Some(asked),
+                    ..lease.clone()
+                });
+            }
+            if right.changed().await.is_err() {
+                return Err(LeaseError::Unknown {
+                    session: lease.session.clone(),
+                });
+            }
+        }
+    }
+
+    // --- sessions without a lease ------------------------------------------------------------
+
+    pub(crate) fn name_session(&self) -> SessionId {
+        let number = self.next_number();
+        SessionId::new(format!("{}{number}", self.prefix())).expect("it is not blank")
+    }
+
+    fn prefix(&self) -> String {
+        format!("{}.{:x}.", self.runtime, self.boot)
+    }
+
+    /// A lease of what nobody else can have, if this node has named it.
+    pub(super) fn own(&self, session: &SessionId) -> Option<Lease> {
+        if !session.as_str().starts_with(&self.prefix()) {
+            return None;
+        }
+        // Once: what was ever held under an epoch is not begun again under the same one.
+        let is_new = self.rights().own.insert(session.clone());
+        is_new.then(|| Lease::new(session.clone(), Epoch::FIRST))
+    }
+
+    pub(crate) fn is_own(&self, session: &SessionId) -> bool {
+        self.rights().own.contains(session)
+    }
+
+    // --- standing ----------------------------------------------------------------------------
+
+    pub(crate) fn status(&self) -> watch::Receiver<PlaneStatus> {
+        self.status.subscribe()
+    }
+
+    pub(super) fn note(&self, change: impl FnOnce(&mut PlaneStatus)) {
+        self.status.send_modify(change);
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
+    }
+}

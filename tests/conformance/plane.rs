@@ -1,0 +1,618 @@
+//! A node in a fleet: rights that are asked for, renewed and given up on ways that lose, delay and
+//! double what is sent; conversations that go on elsewhere; and what becomes of both when the control
+//! plane is away.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use rspp_host::{
+    AwayMode, Config, Emptying, OpenError, PlaneConfig, Pools, Runtime, SessionHandle,
+    SessionRequest,
+};
+use rspp_proto::{
+    AudioChunk, Epoch, IdempotencyKey, Region, RuntimeId, SampleRate, SessionId, TenantId,
+    TurnNumber,
+    abi::Signal,
+    control::{Description, Endpoint, PROTOCOL, SessionPhase, WhyRevoked},
+    spec::PipelineSpec,
+};
+use rspp_provider_api::{LlmRequest, scripted::ScriptedLlm};
+use rspp_tests::{
+    call::{Cast, LONG, bindings},
+    plane::{Plane, Seer, TTL, Way},
+};
+use rspp_timeline::{Entry, MemoryRecording, Options, Recorder};
+use rspp_transport_api::{Ingress, Outgoing, Sink, SinkError, Stamped, Transport, TransportKind};
+use tokio::{sync::mpsc, time::Instant};
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn session() -> SessionId {
+    SessionId::new("call").unwrap()
+}
+
+/// Everything that was played, by whom and when.
+type Played = Arc<Mutex<Vec<(String, Instant)>>>;
+
+/// A node of the fleet.
+struct Node {
+    name: String,
+    runtime: Runtime,
+    way: Arc<Seer>,
+    played: Played,
+    /// What its model was told, request by request.
+    asked: Arc<Mutex<Vec<Vec<String>>>>,
+}
+
+impl Node {
+    async fn start(plane: &Plane, name: &str, played: &Played) -> Self {
+        Self::start_with(plane, name, played, |_| {}).await
+    }
+
+    async fn start_with(
+        plane: &Plane,
+        name: &str,
+        played: &Played,
+        change: impl FnOnce(&mut PlaneConfig),
+    ) -> Self {
+        let asked = Arc::<Mutex<Vec<Vec<String>>>>::default();
+        let noted = Arc::clone(&asked);
+        let llm = ScriptedLlm::new("llm").answer_with(move |request: &LlmRequest| {
+            let texts = request
+                .messages
+                .iter()
+                .map(|message| message.content.clone());
+            let texts: Vec<_> = texts.collect();
+            let is_story = texts.last().is_some_and(|text| text.contains("story"));
+            noted.lock().unwrap().push(texts);
+            if is_story {
+                LONG.repeat(4)
+            } else {
+                "Good day to you.".to_owned()
+            }
+        });
+        let cast = Cast {
+            llm: Arc::new(llm),
+            ..Cast::default()
+        };
+        let way = plane.seen_by(name);
+        let description = Description {
+            region: Region::new("eu").unwrap(),
+            endpoints: vec![Endpoint {
+                transport: "websocket".to_owned(),
+                url: format!("ws://{name}.test/call"),
+            }],
+            capacity: 100,
+            build: "test".to_owned(),
+            protocol: PROTOCOL,
+            events: "v1.0".to_owned(),
+            labels: BTreeMap::new(),
+        };
+        let seen = Arc::<Seer>::clone(&way);
+        let mut fleet = PlaneConfig::new(RuntimeId::new(name).unwrap(), description, seen);
+        change(&mut fleet);
+        let mut config = Config::new(cast.providers(), Pools::in_virtual_time(2));
+        config.plane = Some(fleet);
+        config.seed = Some(name.bytes().map(u64::from).sum());
+        let runtime = Runtime::start(config).await.expect("the runtime starts");
+        Self {
+            name: name.to_owned(),
+            runtime,
+            way,
+            played: Arc::clone(played),
+            asked,
+        }
+    }
+
+    /// Waits until the node has joined and heard its snapshots.
+    async fn joined(&self) {
+        let mut status = self.runtime.plane().unwrap().status();
+        let ready = status.wait_for(rspp_host::PlaneStatus::is_ready);
+        let ready = tokio::time::timeout(ms(10_000), ready).await;
+        drop(ready.expect("it joins").expect("it goes on"));
+    }
+
+    async fn open(&self, session: SessionId) -> Result<Talk, OpenError> {
+        let (client, from_client) = mpsc::unbounded_channel();
+        let source = futures::stream::unfold(from_client, |mut from| async move {
+            from.recv().await.map(|ingress| (ingress, from))
+        });
+        let (recorder, recording) = Recorder::in_memory(Options::default());
+        let handle = self
+            .runtime
+            .open(SessionRequest {
+                tenant: TenantId::new("tenant").unwrap(),
+                session,
+                pipeline: PipelineSpec::simple(),
+                policy: None,
+                settings: bindings(),
+                attributes: BTreeMap::new(),
+                transport: Transport {
+                    kind: TransportKind::Websocket,
+                    source_rate: SampleRate::HZ_16000,
+                    source: Box::pin(source),
+                    sink: Box::new(Ear {
+                        node: self.name.clone(),
+                        played: Arc::clone(&self.played),
+                    }),
+                },
+                recorder,
+            })
+            .await?;
+        Ok(Talk {
+            handle,
+            client,
+            recording,
+        })
+    }
+
+    /// What the model was told last.
+    fn told(&self) -> Vec<String> {
+        self.asked
+            .lock()
+            .unwrap()
+            .last()
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    async fn stop(self) {
+        assert!(self.runtime.shut_down(ms(5_000)).await);
+    }
+}
+
+/// Notes what is played.
+struct Ear {
+    node: String,
+    played: Played,
+}
+
+impl Sink for Ear {
+    fn sample_rate(&self) -> SampleRate {
+        SampleRate::HZ_16000
+    }
+
+    fn lead(&self) -> Duration {
+        ms(60)
+    }
+
+    fn play(&mut self, _turn: TurnNumber, _chunk: &AudioChunk) -> Result<(), SinkError> {
+        let mut played = self.played.lock().unwrap();
+        played.push((self.node.clone(), Instant::now()));
+        Ok(())
+    }
+
+    fn clear(&mut self, _turn: TurnNumber) {}
+
+    fn send(&mut self, _outgoing: Outgoing) -> Result<(), SinkError> {
+        Ok(())
+    }
+}
+
+/// A session on a node.
+struct Talk {
+    handle: SessionHandle,
+    client: mpsc::UnboundedSender<Ingress>,
+    recording: MemoryRecording,
+}
+
+impl Talk {
+    fn types(&self, text: &str) {
+        let text = Ingress::Text(text.to_owned());
+        self.client.send(text).expect("the session goes on");
+    }
+
+    fn signals(&self) -> Vec<&'static str> {
+        let entries = self.recording.entries();
+        let signals = entries.iter().filter_map(Entry::signal);
+        signals.map(Signal::as_str).collect()
+    }
+
+    async fn until(&self, signal: Signal, times: usize) {
+        for _ in 0..60_000 {
+            let signals = self.signals().into_iter();
+            if signals.filter(|it| *it == signal.as_str()).count() >= times {
+                return;
+            }
+            tokio::time::sleep(ms(1)).await;
+        }
+        panic!("no {times}. {signal} within a minute: {:?}", self.signals());
+    }
+
+    /// Asks something and waits until the answer has been committed.
+    async fn exchange(&self, text: &str) {
+        let before = self.signals().into_iter();
+        let commits = before.filter(|it| *it == "commit").count();
+        self.types(text);
+        self.until(Signal::Commit, commits + 1).await;
+    }
+
+    /// Waits for the session's end.
+    async fn over(self) -> rspp_host::report::SessionReport {
+        let over = tokio::time::timeout(ms(60_000), self.handle.wait()).await;
+        over.expect("the session ends").expect("it leaves a report")
+    }
+}
+
+/// Design §1 promise 3: whatever was played was played by whom the newest grant of that moment names.
+#[track_caller]
+fn assert_one_writer(plane: &Plane, played: &Played) {
+    let grants = plane.grants();
+    for (node, at) in &*played.lock().unwrap() {
+        let newest = grants.iter().rfind(|(_, _, _, granted)| granted <= at);
+        let (_, epoch, runtime, _) = newest.expect("nothing is played without a grant");
+        assert_eq!(runtime.as_str(), node, "played after {epoch} was granted");
+    }
+}
+
+/// Design §5, F-095: a node that joins is granted sessions, renews all of them in one request before half
+/// of the lease is over, says how busy it is, and ends what is over for good.
+#[tokio::test(start_paused = true)]
+async fn a_node_holds_its_sessions_by_one_renewal() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let node = Node::start(&plane, "a", &played).await;
+    node.joined().await;
+    let mut talks = Vec::new();
+    for n in 0..20 {
+        talks.push(
+            node.open(SessionId::new(format!("s{n}")).unwrap())
+                .await
+                .unwrap(),
+        );
+    }
+    let before = plane.calls("renew");
+    tokio::time::sleep(TTL * 10).await;
+    let renewals = plane.calls("renew") - before;
+    assert!((30..=36).contains(&renewals), "{renewals}");
+    assert_eq!(plane.held().last(), Some(&20));
+    assert_eq!(plane.load("a").unwrap().sessions, 20);
+    let first = SessionId::new("s0").unwrap();
+    assert_eq!(plane.phase(&first), Some(SessionPhase::Running));
+    talks[0].exchange("hello").await;
+    for talk in talks {
+        drop(talk.client);
+        talk.handle.wait().await.expect("it leaves a report");
+    }
+    tokio::time::sleep(ms(100)).await;
+    assert!(plane.has_ended(&first));
+    assert_eq!(
+        plane.value(&first, "/session"),
+        None,
+        "what is over is forgotten"
+    );
+    node.stop().await;
+}
+
+/// P25, F-095, F-155, F-158: a node that is cut off in the middle of a reply falls silent before anybody
+/// else can be granted its session; the other goes on with the same id, the words that were committed
+/// and the keys of events that took effect, and says so.
+#[tokio::test(start_paused = true)]
+async fn a_session_goes_on_elsewhere_when_its_node_is_cut_off() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let (a, b) = (
+        Node::start(&plane, "a", &played).await,
+        Node::start(&plane, "b", &played).await,
+    );
+    a.joined().await;
+    b.joined().await;
+    let old = a.open(session()).await.unwrap();
+    let keyed = || {
+        Ingress::Stamped(Box::new(Stamped {
+            epoch: None,
+            key: Some(IdempotencyKey::new("order-1").unwrap()),
+            event: Ingress::Text("my name is Ada".to_owned()),
+        }))
+    };
+    old.client.send(keyed()).unwrap();
+    old.until(Signal::Commit, 1).await;
+    old.types("tell me a story");
+    old.until(Signal::PlaybackStarted, 2).await;
+    a.way.set_way(Way::Cut);
+    let cut = Instant::now();
+    let new = b.open(session()).await.unwrap();
+    let took = cut.elapsed();
+    assert!(took <= TTL + ms(1_000) + ms(2_000), "{took:?}");
+    let report = old.over().await;
+    assert_eq!(report.turns[1].reason.as_deref(), Some("authority_loss"));
+    assert_eq!(report.authority.stale_epoch_outputs_accepted, 0);
+    new.client.send(keyed()).unwrap();
+    tokio::time::sleep(ms(500)).await;
+    new.exchange("who am I").await;
+    assert_eq!(new.signals()[..2], ["lease_rotated", "migration_finish"]);
+    let told = b.told();
+    assert!(told.contains(&"my name is Ada".to_owned()), "{told:?}");
+    assert!(told.contains(&"Good day to you.".to_owned()), "{told:?}");
+    assert_eq!(
+        b.asked.lock().unwrap().len(),
+        1,
+        "the repetition has no effect"
+    );
+    assert_one_writer(&plane, &played);
+    drop(new.client);
+    let report = new.handle.wait().await.unwrap();
+    assert_eq!(
+        (report.session_id, report.epoch),
+        (session(), Epoch::FIRST.next())
+    );
+    b.stop().await;
+    a.stop().await;
+}
+
+/// P26, F-106, F-157: a session that is moved on order says what it has begun to say, keeps it, and is
+/// handed over; the markers tell so on both sides, and no epoch overlaps.
+#[tokio::test(start_paused = true)]
+async fn a_session_moves_on_order() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let (a, b) = (
+        Node::start(&plane, "a", &played).await,
+        Node::start(&plane, "b", &played).await,
+    );
+    a.joined().await;
+    b.joined().await;
+    let old = a.open(session()).await.unwrap();
+    old.types("hello");
+    old.until(Signal::PlaybackStarted, 1).await;
+    plane.revoke(&session(), WhyRevoked::Transfer, Some("b"));
+    let new = b.open(session()).await.unwrap();
+    let signals = old.signals();
+    let report = old.over().await;
+    assert_eq!(report.turns[0].outcome, "commit", "what was begun is said");
+    let moves = [
+        "migration_start",
+        "commit",
+        "close",
+        "session_handoff",
+        "ended",
+    ];
+    let order: Vec<_> = signals.iter().filter(|it| moves.contains(*it)).collect();
+    assert_eq!(order, moves.iter().collect::<Vec<_>>());
+    new.exchange("and now").await;
+    assert_eq!(new.signals()[..2], ["lease_rotated", "migration_finish"]);
+    assert!(b.told().contains(&"hello".to_owned()));
+    assert_one_writer(&plane, &played);
+    b.stop().await;
+    a.stop().await;
+}
+
+/// F-096: a reply that is longer than a session may take to be let go is cut off; the order reaches the
+/// node with a renewal where it was lost on its own way.
+#[tokio::test(start_paused = true)]
+async fn a_long_reply_is_cut_off_by_the_move() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let a = Node::start(&plane, "a", &played).await;
+    a.joined().await;
+    let old = a.open(session()).await.unwrap();
+    old.types("tell me a story");
+    old.until(Signal::PlaybackStarted, 1).await;
+    plane.revoke(&session(), WhyRevoked::Region, None);
+    let told = Instant::now();
+    let report = old.over().await;
+    assert!(told.elapsed() < TTL, "{:?}", told.elapsed());
+    assert_eq!(report.turns[0].reason.as_deref(), Some("authority_loss"));
+    tokio::time::sleep(ms(200)).await;
+    let standing = plane.placement(&session()).unwrap();
+    assert_eq!(standing.holder(), None, "it is given up, not waited for");
+    a.stop().await;
+}
+
+/// Lost answers, doubled requests, slow ways: one grant for one wish, and nobody falls silent for less
+/// than the rest of a lease.
+#[tokio::test(start_paused = true)]
+async fn what_is_lost_or_doubled_has_one_effect() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let a = Node::start(&plane, "a", &played).await;
+    a.joined().await;
+    for ways in [
+        vec![Way::AnswerLost],
+        vec![Way::Cut, Way::AnswerLost],
+        vec![Way::Doubled(ms(700)), Way::Doubled(ms(2_000))],
+        vec![Way::Open(ms(300)), Way::AnswerLost, Way::Doubled(ms(50))],
+    ] {
+        let grants = plane.grants().len();
+        let name = SessionId::new(format!("s{grants}")).unwrap();
+        a.way.then(ways.clone());
+        let talk = a.open(name.clone()).await.unwrap();
+        tokio::time::sleep(ms(3_000)).await;
+        talk.exchange("hello").await;
+        assert_eq!(plane.grants().len(), grants + 1, "{ways:?}");
+        drop(talk.client);
+        talk.handle.wait().await.unwrap();
+        tokio::time::sleep(ms(5_000)).await;
+        assert!(plane.has_ended(&name), "{ways:?}");
+    }
+    a.stop().await;
+}
+
+/// P2, lifecycle.md §7: a turn is committed once it is kept, and not before: whoever takes the session
+/// over after any commit has its words.
+#[tokio::test(start_paused = true)]
+async fn a_turn_is_committed_once_it_is_kept() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let a = Node::start(&plane, "a", &played).await;
+    a.joined().await;
+    let talk = a.open(session()).await.unwrap();
+    talk.types("hello");
+    talk.until(Signal::PlaybackStarted, 1).await;
+    a.way.set_way(Way::Open(ms(350)));
+    talk.until(Signal::Commit, 1).await;
+    let kept = plane
+        .value(&session(), "/session")
+        .expect("it is kept by now");
+    assert!(kept.value.contains("Good day to you."), "{}", kept.value);
+    // Cut off, it cannot be kept: the turn is not committed, and the session ends with its lease.
+    a.way.set_way(Way::Open(ms(5)));
+    talk.types("and again");
+    talk.until(Signal::PlaybackStarted, 2).await;
+    a.way.set_way(Way::Cut);
+    let report = talk.over().await;
+    assert_ne!(report.turns[1].outcome, "commit");
+    a.stop().await;
+}
+
+/// Issue 4, 10: a short absence of the control plane is not noticed by anybody who talks; new sessions
+/// are refused at once while it lasts and the lease is over, and taken again by themselves after.
+#[tokio::test(start_paused = true)]
+async fn a_node_outlives_a_short_absence_and_recovers_from_a_long_one() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let a = Node::start(&plane, "a", &played).await;
+    a.joined().await;
+    let talk = a.open(session()).await.unwrap();
+    talk.exchange("hello").await;
+    a.way.set_way(Way::Cut);
+    tokio::time::sleep(ms(1_500)).await;
+    a.way.set_way(Way::Open(ms(5)));
+    tokio::time::sleep(TTL * 3).await;
+    talk.exchange("still there").await;
+    assert_eq!(plane.grants().len(), 1);
+
+    a.way.set_way(Way::Cut);
+    let report = talk.over().await;
+    assert_eq!(report.session_id, session());
+    let asked = Instant::now();
+    let refused = a.open(SessionId::new("other").unwrap()).await;
+    assert!(matches!(refused, Err(OpenError::Lease(_))));
+    assert!(asked.elapsed() < ms(100), "nobody is kept waiting");
+    let own = a.runtime.plane().unwrap().name_session();
+    assert!(a.open(own).await.is_err(), "strict is the default");
+    a.way.set_way(Way::Open(ms(5)));
+    a.joined().await;
+    let again = a.open(session()).await.unwrap();
+    again.exchange("here again").await;
+    assert!(a.told().contains(&"still there".to_owned()));
+    a.stop().await;
+}
+
+/// Issue 4, 3 and 10: in availability mode a node goes on taking sessions that nobody else can ever be
+/// given, and no others.
+#[tokio::test(start_paused = true)]
+async fn in_availability_mode_only_what_nobody_else_can_have_is_taken() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let a = Node::start_with(&plane, "a", &played, |fleet| {
+        fleet.mode = AwayMode::Availability;
+        fleet.max_staleness = Duration::from_mins(10);
+    })
+    .await;
+    a.joined().await;
+    a.way.set_way(Way::Cut);
+    tokio::time::sleep(TTL * 2).await;
+    assert!(a.open(session()).await.is_err());
+    let own = a.runtime.plane().unwrap().name_session();
+    let talk = a.open(own.clone()).await.unwrap();
+    talk.exchange("hello").await;
+    assert!(a.open(own.clone()).await.is_err(), "each is begun once");
+    // It outlives the return of the control plane, which never hears of it.
+    a.way.set_way(Way::Open(ms(5)));
+    a.joined().await;
+    tokio::time::sleep(TTL * 2).await;
+    talk.exchange("still there").await;
+    drop(talk.client);
+    talk.handle.wait().await.unwrap();
+    assert_eq!(plane.placement(&own), None);
+    a.stop().await;
+}
+
+/// T2, F-155: turns open by snapshots that were heard of lately, and name them; what has gone stale
+/// opens none until others come.
+#[tokio::test(start_paused = true)]
+async fn turns_open_by_fresh_snapshots_only() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let a = Node::start_with(&plane, "a", &played, |fleet| {
+        fleet.max_staleness = ms(1_200)
+    })
+    .await;
+    a.joined().await;
+    let talk = a.open(session()).await.unwrap();
+    talk.exchange("hello").await;
+    plane.publish();
+    tokio::time::sleep(ms(100)).await;
+    talk.exchange("again").await;
+    let names = talk
+        .recording
+        .entries()
+        .into_iter()
+        .filter_map(|entry| match entry {
+            Entry::Plan(plan) => {
+                let plan = serde_json::to_value(&plan.plan).unwrap();
+                let name = &plan["snapshot_provenance"]["routing_view_snapshot"];
+                Some(name.as_str().unwrap_or_default().to_owned())
+            }
+            _another_entry => None,
+        });
+    let names: Vec<_> = names.collect();
+    assert!(names.contains(&"routing-view/1".to_owned()), "{names:?}");
+    assert_eq!(names.last().map(String::as_str), Some("routing-view/2"));
+    a.way.set_way(Way::Cut);
+    tokio::time::sleep(ms(1_600)).await;
+    talk.types("is anybody there");
+    talk.until(Signal::Defer, 1).await;
+    a.way.set_way(Way::Open(ms(5)));
+    tokio::time::sleep(ms(1_500)).await;
+    talk.exchange("and now").await;
+    a.stop().await;
+}
+
+/// P26, NF-016, F-106: a node that is emptied takes nobody on, lets its sessions go once what they say is
+/// said, and is empty in time; none of them loses a word that was committed.
+#[tokio::test(start_paused = true)]
+async fn an_emptied_node_loses_no_session() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let (a, b) = (
+        Node::start(&plane, "a", &played).await,
+        Node::start(&plane, "b", &played).await,
+    );
+    a.joined().await;
+    b.joined().await;
+    let names: Vec<_> = (0..5)
+        .map(|n| SessionId::new(format!("s{n}")).unwrap())
+        .collect();
+    let mut talks = Vec::new();
+    for name in &names {
+        talks.push(a.open(name.clone()).await.unwrap());
+    }
+    for (talk, name) in talks.iter().zip(&names) {
+        talk.exchange(&format!("I am {name}")).await;
+    }
+    talks[0].types("tell me a story");
+    talks[0].until(Signal::PlaybackStarted, 2).await;
+    a.runtime.empty(Emptying::Move, ms(3_000));
+    let refused = a.open(SessionId::new("new").unwrap()).await;
+    assert!(matches!(refused, Err(OpenError::Emptying)));
+    for talk in talks {
+        talk.over().await;
+    }
+    tokio::time::sleep(ms(100)).await;
+    assert_eq!(a.runtime.sessions(), 0);
+    a.stop().await;
+    for name in &names {
+        let talk = b.open(name.clone()).await.unwrap();
+        talk.exchange("who am I").await;
+        assert!(b.told().contains(&format!("I am {name}")));
+    }
+    b.stop().await;
+}
+
+/// A node whose life the control plane does not know any more starts another one; what stood on the old
+/// one is silent, and can be had anew.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_forgotten_begins_another_life() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let a = Node::start(&plane, "a", &played).await;
+    a.joined().await;
+    let talk = a.open(session()).await.unwrap();
+    talk.exchange("hello").await;
+    plane.forget_lives();
+    let report = talk.over().await;
+    assert_eq!(report.epoch, Epoch::FIRST);
+    a.joined().await;
+    let talk = a.open(session()).await.unwrap();
+    talk.exchange("again").await;
+    assert!(a.told().contains(&"hello".to_owned()));
+    assert_one_writer(&plane, &played);
+    assert_eq!(plane.calls("register"), 2);
+    a.stop().await;
+}
