@@ -1,16 +1,21 @@
 //! What one replica does for all: it is elected by a record of the store that goes with its lease.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use rspp_controlplane::{
     authority::{Fuse, Placement, Revoke, Standing, WhyRevoked},
     failover::{self, FailoverMode, RegionDuty},
     keys,
-    store::{Compare, LeaseId, Revision, StoreError, Txn},
+    store::{Compare, Revision, StoreError, Txn},
+};
+use rspp_controlplane_storage::{
+    counters::{Recounted, recount},
+    election::{Candidate, Duties, Office},
 };
 use rspp_proto::{Region, RuntimeId, SessionId};
 use serde_json::json;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use crate::{
     audit::{Note, automatic},
@@ -20,81 +25,96 @@ use crate::{
 
 /// How often there is looked for something to do.
 const EVERY: Duration = Duration::from_millis(500);
-/// How long a leader that is silent stays leader.
-const REIGN: Duration = Duration::from_secs(5);
 /// Most orders of one round: the rest follows in the next.
 const MOST: usize = 64;
 /// How often the store may forget how things stood before.
 const COMPACT_EVERY: Duration = Duration::from_mins(5);
+/// How often open sessions are counted anew.
+const RECOUNT_EVERY: Duration = Duration::from_mins(1);
 
 impl Plane {
-    /// Waits to be elected, has the duties for as long as it is, and so on for ever.
+    /// Stands for election, and has the duties whenever it is elected, until the control plane is
+    /// closed; then it resigns.
     pub(crate) async fn have_duties(self) {
-        let mut ticks = tokio::time::interval(EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut reign: Option<LeaseId> = None;
-        let mut compacted = (Instant::now(), Revision(0));
-        loop {
-            ticks.tick().await;
-            reign = match self.lead(reign).await {
-                Ok(reign) => reign,
-                Err(error) => {
-                    tracing::debug!(%error, "nobody can be elected");
-                    None
-                }
-            };
-            if reign.is_none() {
-                continue;
-            }
-            if let Err(failure) = self.round().await {
+        let settings = self.settings();
+        let store = Arc::clone(&self.shared.store);
+        let candidate = Candidate::new(store, settings.replica.clone(), settings.term);
+        let now = Instant::now();
+        let rounds = Rounds {
+            plane: self.clone(),
+            compacted: (now, Revision(0)),
+            recounted: now,
+        };
+        candidate.serve(rounds, &self.shared.stop).await;
+    }
+}
+
+/// The duties, and when the rare ones were done last.
+struct Rounds {
+    plane: Plane,
+    compacted: (Instant, Revision),
+    recounted: Instant,
+}
+
+impl Duties for Rounds {
+    fn round<'a>(&'a mut self, office: &'a Office) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if let Err(failure) = self.plane.round(office).await {
                 tracing::warn!(%failure, "a duty was not done; it will be tried again");
             }
-            if compacted.0.elapsed() >= COMPACT_EVERY {
-                let before = compacted.1;
-                let now = Revision(self.shared.placements.revision());
-                compacted = (Instant::now(), now);
-                if before.0 > 0
-                    && let Err(error) = self.store().compact(before).await
+            self.compact().await;
+            self.recount(office).await;
+        })
+    }
+
+    fn every(&self) -> Duration {
+        EVERY
+    }
+}
+
+impl Rounds {
+    async fn compact(&mut self) {
+        let (since, before) = self.compacted;
+        if since.elapsed() < COMPACT_EVERY {
+            return;
+        }
+        self.compacted = (
+            Instant::now(),
+            Revision(self.plane.shared.placements.revision()),
+        );
+        if before.0 > 0
+            && let Err(error) = self.plane.store().compact(before).await
+        {
+            tracing::warn!(%error, "the store was not compacted");
+        }
+    }
+
+    /// Sets right what a restore, or somebody who wrote past the count, left wrong (F-098).
+    async fn recount(&mut self, office: &Office) {
+        if self.recounted.elapsed() < RECOUNT_EVERY {
+            return;
+        }
+        self.recounted = Instant::now();
+        match recount(self.plane.store(), &office.fence()).await {
+            Ok(found) => {
+                for Recounted {
+                    tenant,
+                    before,
+                    after,
+                } in found
                 {
-                    tracing::warn!(%error, "the store was not compacted");
+                    tracing::warn!(%tenant, before, after, "open sessions were counted wrongly");
                 }
             }
+            Err(error) => tracing::warn!(%error, "open sessions were not counted anew"),
         }
     }
+}
 
-    /// Stays leader, or becomes it if nobody is.
-    async fn lead(&self, reign: Option<LeaseId>) -> Result<Option<LeaseId>, StoreError> {
-        if let Some(lease) = reign {
-            return match self.store().keep_alive(lease).await {
-                Ok(_) => Ok(Some(lease)),
-                Err(StoreError::LeaseGone { .. }) => Ok(None),
-                Err(error) => Err(error),
-            };
-        }
-        if self.store().get(&keys::leader()).await?.is_some() {
-            return Ok(None);
-        }
-        let lease = self.store().grant(REIGN).await?.id;
-        let name = self.settings().replica.clone();
-        let txn = Txn::default()
-            .when(Compare::Absent(keys::leader()))
-            .put_leased(keys::leader(), name.clone(), lease);
-        match self.store().commit(txn).await {
-            Ok(_) => {
-                tracing::info!(replica = %name, "has the duties of all");
-                Ok(Some(lease))
-            }
-            Err(StoreError::Conflict) => {
-                self.store().revoke(lease).await?;
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn round(&self) -> Result<(), Failure> {
+impl Plane {
+    async fn round(&self, office: &Office) -> Result<(), Failure> {
         self.light_fuses().await?;
-        self.judge_regions().await?;
+        self.judge_regions(office).await?;
         self.leave_regions().await
     }
 
@@ -121,7 +141,7 @@ impl Plane {
     }
 
     /// Leaves regions that are ill, and takes back those that are well (F-096, F-112).
-    async fn judge_regions(&self) -> Result<(), Failure> {
+    async fn judge_regions(&self, office: &Office) -> Result<(), Failure> {
         let records: BTreeMap<Region, RegionRecord> = {
             let records = self.shared.regions.records();
             let records = records
@@ -151,6 +171,7 @@ impl Plane {
                 by_operator: false,
             };
             let txn = Txn::default()
+                .when(office.fence())
                 .when(Compare::unchanged(&key, entry.as_ref()))
                 .put(key, bytes(&record));
             let what = json!({ "from": was, "to": duty });
