@@ -1,7 +1,7 @@
 //! A real etcd cluster on this machine, started by the test that needs it and gone with it.
 //!
-//! Needs the program `etcd` (Debian: `apt-get install etcd-server`), or `RSPP_ETCD` to say where it is.
-//! Without it a test fails and says so; none is ever left out silently.
+//! Needs the program `etcd`: the one that `RSPP_ETCD` names, one that is installed, or Debian's, which is
+//! fetched. Without it a test fails and says so; none is ever left out silently.
 
 use std::{
     fs,
@@ -335,24 +335,66 @@ impl Cluster {
     }
 }
 
-/// The program, which has to be there.
+/// The program: the one that `RSPP_ETCD` names, the one that is installed, or else Debian's, unpacked below
+/// `target` without being installed.
 ///
 /// # Panics
-/// If it is not.
+/// If there is none.
 fn program() -> PathBuf {
-    let program = std::env::var_os("RSPP_ETCD").unwrap_or_else(|| "etcd".into());
-    let asked = Command::new(&program)
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
+    if let Some(named) = std::env::var_os("RSPP_ETCD") {
+        assert!(
+            runs(Path::new(&named)),
+            "RSPP_ETCD: `{}` does not run",
+            named.display()
+        );
+        return named.into();
+    }
+    let installed = PathBuf::from("etcd");
+    if runs(&installed) {
+        return installed;
+    }
+    let unpacked = unpacked();
     assert!(
-        asked.is_ok_and(|status| status.success()),
-        "this test starts a real etcd cluster, and `{}` does not run: install it \
-         (Debian: apt-get install etcd-server) or set RSPP_ETCD to the program",
-        program.display()
+        runs(&unpacked),
+        "this test starts a real etcd cluster, there is no `etcd`, and Debian's could not be fetched: install it \
+         (apt-get install etcd-server) or set RSPP_ETCD to the program",
     );
-    program.into()
+    unpacked
+}
+
+fn runs(program: &Path) -> bool {
+    succeeds(Command::new(program).arg("--version"))
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
+    quiet.status().is_ok_and(|status| status.success())
+}
+
+/// Fetches Debian's package, unless that was done before, and says where the program should be now.
+fn unpacked() -> PathBuf {
+    let tests = std::env::current_exe().expect("a test is a program");
+    let target = tests
+        .ancestors()
+        .nth(3)
+        .expect("it lies in target/debug/deps");
+    let home = target.join("etcd");
+    let program = home.join("usr/bin/etcd");
+    if program.exists() {
+        return program;
+    }
+    // Two tests may do this at once: the first to be ready wins.
+    let own = target.join(format!("etcd-{}", std::process::id()));
+    let fetch = "apt-get download -qq etcd-server || { apt-get update -qq && apt-get download -qq etcd-server; }";
+    let script = format!(
+        "mkdir -p {0} && cd {0} && ({fetch}) && dpkg-deb -x *.deb . && rm *.deb",
+        own.display()
+    );
+    if succeeds(Command::new("sh").args(["-c", &script])) {
+        let _the_other_won = fs::rename(&own, &home);
+    }
+    let _it_moved = fs::remove_dir_all(&own);
+    program
 }
 
 async fn post(address: SocketAddr, path: &str, body: &Value) -> Option<Value> {
