@@ -68,7 +68,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
 ];
 /// What stands above all of them.
-const ON_TOP: [&str; 2] = ["rspp", "rspp-tests"];
+const ON_TOP: [&str; 3] = ["rspp", "rspp-control-plane", "rspp-tests"];
 
 /// What a crate of ours must never name, not even for its tests.
 const KEPT_OUT: [(&str, &[&str]); 4] = [

@@ -2,6 +2,7 @@
 //! Beyond one machine certificates come from elsewhere.
 
 use std::{
+    fmt::Write as _,
     fs, io,
     io::Write as _,
     path::{Path, PathBuf},
@@ -107,10 +108,10 @@ impl Authority {
             // PKCS#8 of Ed25519 (RFC 8410): the 32 bytes follow `04 22 04 20`.
             let at = der.windows(4).position(|it| it == [0x04, 0x22, 0x04, 0x20]);
             let at = at.expect("that is how such keys are written") + 4;
-            let digits: String = der[at..at + 32]
-                .iter()
-                .map(|it| format!("{it:02x}"))
-                .collect();
+            let mut digits = String::with_capacity(64);
+            for byte in &der[at..at + 32] {
+                write!(digits, "{byte:02x}").expect("a string takes what is written");
+            }
             secret(&path, &digits)?;
         }
         Ok(path)

@@ -266,6 +266,10 @@ impl Layers {
         let value = match default {
             // What is a text by default is one whatever it looks like.
             Value::String(_) => Value::String(text.to_owned()),
+            // Nor is `n` a no where nothing was said by default; a list or a map is one.
+            Value::Null if !text.trim_start().starts_with(['[', '{']) => {
+                Value::String(text.to_owned())
+            }
             Value::Null
             | Value::Bool(_)
             | Value::Number(_)

@@ -195,7 +195,8 @@ impl Plane {
         plane.trust_own_keys(&first).await?;
         // It ends by itself, once all is put down.
         plane.shared.tasks.spawn(plane.clone().write_notes(noted));
-        plane.spawn(plane.clone().have_duties());
+        // It ends by itself as well, after it has resigned.
+        plane.shared.tasks.spawn(plane.clone().have_duties());
         Ok(plane)
     }
 
@@ -205,6 +206,11 @@ impl Plane {
         self.shared.stop.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+    }
+
+    /// Whether it can decide: it knows the fleet as it was a moment ago. Else, what is in the way.
+    pub fn ready(&self) -> Result<(), String> {
+        self.view().map(drop).map_err(|failure| failure.to_string())
     }
 
     /// Runs something until the control plane is closed.

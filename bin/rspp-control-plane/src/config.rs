@@ -1,0 +1,346 @@
+//! The program's settings.
+
+use std::path::{Path, PathBuf};
+
+use rspp_controlplane::{
+    authority::Term,
+    token::{KeyId, SigningKey},
+};
+use rspp_controlplane_api::tls::TlsFiles;
+use rspp_controlplane_server::{Listen, Settings, Transport};
+use rspp_controlplane_storage::{EtcdConfig, EtcdIdentity, EtcdLogin, EtcdTls};
+use rspp_service::{logs::Logs, settings, span::Span};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// How a control plane runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// Names this replica, in logs and as leader.
+    pub(crate) replica: String,
+    /// Whose certificates name callers: `spiffe://<domain>/<role>/<name>`.
+    pub(crate) domain: String,
+    pub(crate) listen: Addresses,
+    /// Without it callers show tokens only, and nobody but this machine may be listened to.
+    pub(crate) tls: Option<Tls>,
+    /// Keys that tokens are signed with; the first one signs, the others are still believed.
+    pub(crate) keys: Vec<Key>,
+    pub(crate) store: Store,
+    /// How long a runtime's leases last, whole seconds.
+    pub(crate) lease: Span,
+    /// How often runtimes say how busy they are.
+    pub(crate) heartbeat: Span,
+    /// How long a session token is valid.
+    pub(crate) session_token: Span,
+    /// How old what is known of the fleet may be to route by it.
+    pub(crate) max_view_age: Span,
+    /// How long calls may take to end when the program is asked to.
+    pub(crate) grace: Span,
+    pub(crate) log: Logs,
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Addresses {
+    /// For gRPC.
+    pub(crate) grpc: String,
+    /// For `/livez`, `/readyz` and `/status`.
+    pub(crate) health: String,
+}
+
+/// Files of certificates, as PEM; they are read anew when they change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tls {
+    pub(crate) authorities: PathBuf,
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+/// A key to sign tokens with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Key {
+    /// Its name, the `kid` of tokens.
+    pub(crate) id: String,
+    /// A file with its 32 bytes in hexadecimal digits.
+    pub(crate) file: PathBuf,
+}
+
+/// Where records are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Store {
+    /// A file, for one replica; not looked at with `etcd`.
+    pub(crate) file: PathBuf,
+    /// A cluster, for several.
+    pub(crate) etcd: Option<Etcd>,
+}
+
+/// A cluster of etcd.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Etcd {
+    /// All members.
+    pub(crate) endpoints: Vec<String>,
+    /// Who signed their certificates, if they have any.
+    #[serde(default)]
+    pub(crate) ca: Option<PathBuf>,
+    /// Our certificate, if they ask for one.
+    #[serde(default)]
+    pub(crate) certificate: Option<PathBuf>,
+    /// Its key.
+    #[serde(default)]
+    pub(crate) key: Option<PathBuf>,
+    /// Our user, if they have users.
+    #[serde(default)]
+    pub(crate) user: Option<String>,
+    /// A file with the user's password.
+    #[serde(default)]
+    pub(crate) password_file: Option<PathBuf>,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, Error)]
+pub(crate) enum ConfigError {
+    /// A file that a setting names.
+    #[error("{setting}: {}: {source}", path.display())]
+    File {
+        setting: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// A value.
+    #[error("{setting}: {message}")]
+    Value {
+        setting: &'static str,
+        message: String,
+    },
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let settings = Settings::default();
+        Self {
+            replica: settings.replica,
+            domain: settings.domain,
+            listen: Addresses::default(),
+            tls: None,
+            keys: Vec::new(),
+            store: Store::default(),
+            lease: Span(settings.term.told()),
+            heartbeat: Span(settings.heartbeat),
+            session_token: Span(settings.token_ttl),
+            max_view_age: Span(settings.max_view_age),
+            grace: Span::seconds(10),
+            log: Logs::default(),
+        }
+    }
+}
+
+impl Default for Addresses {
+    fn default() -> Self {
+        Self {
+            grpc: "127.0.0.1:7400".to_owned(),
+            health: "127.0.0.1:7401".to_owned(),
+        }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            file: PathBuf::from("rspp-control-plane.db"),
+            etcd: None,
+        }
+    }
+}
+
+impl settings::Settings for Config {
+    const PREFIX: &'static str = "RSPP_CONTROL_PLANE_";
+    const FREE: &'static [&'static str] = &["tls", "store.etcd"];
+}
+
+fn wrong(setting: &'static str, message: impl Into<String>) -> ConfigError {
+    ConfigError::Value {
+        setting,
+        message: message.into(),
+    }
+}
+
+fn read(setting: &'static str, path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::File {
+        setting,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+impl Config {
+    /// How the control plane behaves.
+    pub(crate) fn behaviour(&self) -> Result<Settings, ConfigError> {
+        Ok(Settings {
+            replica: self.replica.clone(),
+            domain: self.domain.clone(),
+            term: Term::new(self.lease.0).map_err(|error| wrong("lease", error.to_string()))?,
+            heartbeat: self.heartbeat.0,
+            token_ttl: self.session_token.0,
+            max_view_age: self.max_view_age.0,
+        })
+    }
+
+    /// Where it is called.
+    pub(crate) fn door(&self) -> Result<Listen, ConfigError> {
+        let address = address("listen.grpc", &self.listen.grpc)?;
+        let transport = match &self.tls {
+            Some(tls) => Transport::Tls(TlsFiles {
+                authorities: tls.authorities.clone(),
+                certificate: tls.certificate.clone(),
+                key: tls.key.clone(),
+            }),
+            None if address.ip().is_loopback() => Transport::Plain,
+            None => {
+                return Err(wrong(
+                    "listen.grpc",
+                    format!(
+                        "{address} can be reached from elsewhere, and tokens in the clear can be read there: \
+                         set `tls`, or listen on 127.0.0.1"
+                    ),
+                ));
+            }
+        };
+        Ok(Listen { address, transport })
+    }
+
+    /// The keys that tokens are signed with.
+    pub(crate) fn signers(&self) -> Result<Vec<SigningKey>, ConfigError> {
+        if self.keys.is_empty() {
+            return Err(wrong(
+                "keys",
+                "there is none, and no default secret exists: name one as `{id: k1, file: k1.seed}`, made with \
+                 `openssl rand -hex 32 > k1.seed`, or begin with --dev DIR, which makes all that is needed",
+            ));
+        }
+        self.keys
+            .iter()
+            .map(|key| {
+                let id = KeyId::new(key.id.as_str())
+                    .map_err(|error| wrong("keys.id", error.to_string()))?;
+                let seed = seed(&read("keys.file", &key.file)?).ok_or_else(|| {
+                    let path = key.file.display();
+                    wrong(
+                        "keys.file",
+                        format!("{path} does not hold 64 hexadecimal digits"),
+                    )
+                })?;
+                Ok(SigningKey::from_seed(id, &seed))
+            })
+            .collect()
+    }
+
+    /// How its cluster is reached, if it has one.
+    pub(crate) fn cluster(&self) -> Result<Option<EtcdConfig>, ConfigError> {
+        let Some(etcd) = &self.store.etcd else {
+            return Ok(None);
+        };
+        let identity = match (&etcd.certificate, &etcd.key) {
+            (Some(certificate), Some(key)) => Some(EtcdIdentity {
+                certificate: read("store.etcd.certificate", certificate)?,
+                key: read("store.etcd.key", key)?,
+            }),
+            (None, None) => None,
+            (Some(_), None) | (None, Some(_)) => {
+                return Err(wrong("store.etcd", "a certificate goes with its key"));
+            }
+        };
+        let tls = match &etcd.ca {
+            Some(ca) => Some(EtcdTls {
+                ca: read("store.etcd.ca", ca)?,
+                identity,
+                domain: None,
+            }),
+            None if identity.is_some() => {
+                return Err(wrong(
+                    "store.etcd.ca",
+                    "a certificate is of no use without it",
+                ));
+            }
+            None => None,
+        };
+        let login = match (&etcd.user, &etcd.password_file) {
+            (Some(user), Some(file)) => Some(EtcdLogin {
+                user: user.clone(),
+                password: read("store.etcd.password_file", file)?.trim().to_owned(),
+            }),
+            (None, None) => None,
+            (Some(_), None) | (None, Some(_)) => {
+                return Err(wrong("store.etcd", "`user` goes with `password_file`"));
+            }
+        };
+        Ok(Some(EtcdConfig {
+            endpoints: etcd.endpoints.clone(),
+            tls,
+            login,
+            ..EtcdConfig::default()
+        }))
+    }
+}
+
+/// An address to listen on.
+pub(crate) fn address(
+    setting: &'static str,
+    text: &str,
+) -> Result<std::net::SocketAddr, ConfigError> {
+    text.parse().map_err(|_| {
+        wrong(
+            setting,
+            format!("`{text}` is no address: write it as 127.0.0.1:7400"),
+        )
+    })
+}
+
+fn seed(text: &str) -> Option<[u8; 32]> {
+    let digits = text.trim().as_bytes();
+    let mut seed = [0; 32];
+    if digits.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in seed.iter_mut().zip(digits.chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(seed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_64_digits() {
+        let mut wanted = [0; 32];
+        wanted[31] = 0xa5;
+        assert_eq!(seed(&format!("{}A5\n", "00".repeat(31))), Some(wanted));
+        for bad in ["", "00", &"0g".repeat(32), &"0".repeat(66)] {
+            assert_eq!(seed(bad), None, "{bad}");
+        }
+    }
+
+    /// Nobody is listened to in the clear from elsewhere.
+    #[test]
+    fn tokens_are_not_shown_to_a_network() {
+        let mut config = Config::default();
+        assert!(config.door().is_ok());
+        config.listen.grpc = "0.0.0.0:7400".to_owned();
+        let error = config.door().unwrap_err().to_string();
+        assert!(error.contains("set `tls`"), "{error}");
+    }
+
+    /// No default secret exists.
+    #[test]
+    fn a_key_has_to_be_named() {
+        let error = Config::default().signers().unwrap_err().to_string();
+        assert!(error.contains("--dev"), "{error}");
+    }
+}

@@ -1,0 +1,132 @@
+//! The program as its operators meet it: a process of its own, real sockets, signals.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose ground gives way should fail"
+)]
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_rspp-control-plane");
+
+struct Running {
+    child: Child,
+    /// What it logs.
+    log: BufReader<std::process::ChildStderr>,
+    grpc: String,
+    health: String,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+fn start(dir: &Path) -> Running {
+    let mut child = Command::new(PROGRAM)
+        .args(["--dev", dir.to_str().unwrap()])
+        .args([
+            "--set",
+            "listen.grpc=127.0.0.1:0",
+            "--set",
+            "listen.health=127.0.0.1:0",
+        ])
+        .args(["--set", "log.format=json"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let serves = loop {
+        let mut line = String::new();
+        assert!(
+            log.read_line(&mut line).unwrap() > 0,
+            "it ended without serving"
+        );
+        if line.contains("the control plane serves") {
+            break serde_json::from_str::<serde_json::Value>(&line).unwrap();
+        }
+    };
+    let at = |name: &str| serves[name].as_str().unwrap().to_owned();
+    Running {
+        grpc: at("grpc"),
+        health: at("health"),
+        child,
+        log,
+    }
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// F-108: it makes what it needs, is alive and ready, ends in order when asked to, and finds its records
+/// again.
+#[test]
+fn it_serves_until_it_is_asked_to_end() {
+    let dir = tempfile::tempdir().unwrap();
+    for _life in 0..2 {
+        let mut running = start(dir.path());
+        assert!(get(&running.health, "/livez").starts_with("HTTP/1.1 200"));
+        let ready = get(&running.health, "/readyz");
+        assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+        TcpStream::connect(&running.grpc).unwrap();
+        let pid = rustix::process::Pid::from_child(&running.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let code = running.child.wait().unwrap();
+        let mut rest = String::new();
+        running.log.read_to_string(&mut rest).unwrap();
+        assert!(code.success(), "{code}: {rest}");
+        assert!(rest.contains("SIGTERM"), "{rest}");
+    }
+}
+
+fn refused(arguments: &[&str]) -> String {
+    let output = Command::new(PROGRAM)
+        .args(arguments)
+        .env_clear()
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// What cannot run is told in one line, with the fix in it.
+#[test]
+fn settings_that_cannot_be_are_refused_with_the_fix() {
+    let unknown = refused(&["--set", "listen.grcp=127.0.0.1:0"]);
+    assert!(unknown.contains("did you mean `listen.grpc`"), "{unknown}");
+    let secret = refused(&[]);
+    assert!(secret.contains("no default secret exists"), "{secret}");
+    let missing = refused(&["--config", "/nowhere.yaml"]);
+    assert!(missing.contains("no such file"), "{missing}");
+}
+
+/// Each setting says who decided it.
+#[test]
+fn settings_say_where_they_came_from() {
+    let output = Command::new(PROGRAM)
+        .args(["--print-config", "--set", "replica=a"])
+        .env_clear()
+        .env("RSPP_CONTROL_PLANE_LISTEN__GRPC", "127.0.0.1:7500")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    for line in [
+        r#"replica: "a"  # --set replica"#,
+        r#"grpc: "127.0.0.1:7500"  # $RSPP_CONTROL_PLANE_LISTEN__GRPC"#,
+        r#"heartbeat: "1s"  # default"#,
+    ] {
+        assert!(text.contains(line), "{line} in\n{text}");
+    }
+}
