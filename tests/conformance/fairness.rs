@@ -471,7 +471,7 @@ async fn who_was_given_no_time_is_not_stayed_away_from() {
 #[tokio::test(start_paused = true)]
 async fn in_long_contention_every_tenant_keeps_its_minimum() {
     /// Turns that each call asks for.
-    const TURNS: usize = 8;
+    const TURNS: usize = 12;
     /// What the model takes for each.
     const ANSWER: Duration = Duration::from_millis(1_500);
     let script = Script::default().then(Conduct::good().late(ANSWER));

@@ -3,11 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
 };
 
-use rspp_host::CancelTarget;
-use rspp_kernel::CancelReason;
 use rspp_proto::{InvocationId, OutcomeClass, spec::Modality};
 use rspp_provider_api::{
     Fault,
@@ -105,47 +102,5 @@ async fn every_call_has_an_id_and_one_normalised_outcome() {
                 assert_eq!(outcome.reason.is_empty(), *class == OutcomeClass::Success);
             }
         }
-    }
-}
-
-/// F-160, F-034: the id is the scope: cancelling one call ends that one, and no other of its turn.
-#[tokio::test(start_paused = true)]
-async fn a_call_is_a_scope_of_its_own() {
-    let call = Builder::new(&Cast::default(), vec![says(first())])
-        .start()
-        .await;
-    tokio::time::sleep(Duration::from_millis(2_200)).await;
-    let under_way: Vec<InvocationId> = call
-        .recording
-        .entries()
-        .iter()
-        .filter_map(|entry| match entry {
-            Entry::Attempt(attempt) => Some(attempt.provider_invocation_id.clone()),
-            _another_entry => None,
-        })
-        .collect();
-    let turn = rspp_proto::TurnNumber::FIRST.id();
-    let session = rspp_proto::SessionId::new("call").unwrap();
-    let event = rspp_proto::EventId::new("tts-1").unwrap();
-    let target = InvocationId::canonical(&session, Some(&turn), &event, "tts");
-    assert!(!under_way.contains(&target), "it has not ended yet");
-    let receipt = call
-        .session
-        .cancel_part(
-            CancelTarget::Invocation(target.clone()),
-            CancelReason::UserCancel,
-        )
-        .await;
-    assert!(receipt.is_some());
-    let ended = call.end().await;
-    assert_one_end_each(&ended);
-    assert_eq!(ended.endings(), ["commit"]);
-    for outcome in outcomes(&ended) {
-        let class = if outcome.provider_invocation_id == target {
-            OutcomeClass::Cancelled
-        } else {
-            OutcomeClass::Success
-        };
-        assert_eq!(outcome.outcome_class, class, "{outcome:?}");
     }
 }

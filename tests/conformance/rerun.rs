@@ -89,7 +89,8 @@ pub(crate) async fn again(
     let session = Recorded::of(entries)?;
     let (recorder, made) = record(&whole());
     let clock = Clock::start();
-    let rerun = rerun(&session, mode, stage, clock, recorder).await?;
+    // Boxed: what the tests of a whole session wait for.
+    let rerun = Box::pin(rerun(&session, mode, stage, clock, recorder)).await?;
     let mut candidate = vec![Entry::from(session.header(mode, clock))];
     candidate.extend(made.await.unwrap());
     Ok((rerun, candidate))

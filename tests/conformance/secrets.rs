@@ -140,7 +140,7 @@ async fn a_key_is_told_to_its_provider_and_to_nobody_else() {
     );
 }
 
-/// F-061: a session that opens after a key's file has changed uses the new key.
+/// F-105, F-061: a session that opens after a key's file has changed uses the new key.
 #[tokio::test]
 async fn a_session_opened_after_a_rotation_uses_the_new_key() {
     let folder = tempfile::tempdir().unwrap();
@@ -152,18 +152,16 @@ async fn a_session_opened_after_a_rotation_uses_the_new_key() {
         ..OpenAiConfig::new("web", format!("{}/v1", web.url), "m")
     };
     let model = Arc::new(OpenAi::with_secrets(config, store).unwrap());
-    let mut host = Builder::new(&Cast::default(), vec![]);
-    host.providers.add_llm(model.clone());
-    let runtime = host.runtime().await;
     for (nth, key) in [OLD, NEW].into_iter().enumerate() {
         std::fs::write(&file, format!("{key}\n")).unwrap();
         let mut builder = Builder::new(&Cast::default(), vec![]);
+        builder.providers.add_llm(model.clone());
         builder.session = SessionId::new(format!("call-{nth}")).unwrap();
         builder.script.hang_up_after = Duration::from_mins(1);
         let bound = &mut builder.settings.defaults.provider_bindings;
         bound.insert(Modality::Llm, vec![ProviderId::new("web").unwrap()]);
         let client = builder.client();
-        let call = builder.open(&runtime).await.unwrap();
+        let call = builder.start().await;
         client.send(Ingress::Text("hello".to_owned())).unwrap();
         call.log.until(Signal::Close, 1).await;
         call.session.drain();

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use rspp_controlplane_api::{Leases, LocalLeases};
+use rspp_controlplane_api::LocalLeases;
 use rspp_host::{
     Event, Snapshots, Tags,
     node::{NodeContext, NodeError, Step},

@@ -34,6 +34,8 @@ struct Fleet {
     store: Arc<MemoryStore>,
     /// Orders that were carried out.
     effects: Arc<AtomicU32>,
+    /// Another placement takes the session over while the model answers.
+    loses: bool,
 }
 
 impl Fleet {
@@ -43,6 +45,7 @@ impl Fleet {
             store: Arc::new(MemoryStore::new(Arc::<LocalLeases>::clone(&leases))),
             leases,
             effects: Arc::default(),
+            loses: false,
         }
     }
 
@@ -73,9 +76,12 @@ impl Fleet {
 
     /// A call whose model orders one pizza unless it has just been told of an order.
     fn caller(&self, turns: usize, takes: Duration, effects: &str, asked: &Asked) -> Builder {
-        let seen = Arc::clone(asked);
+        let (seen, fleet) = (Arc::clone(asked), self.clone());
         let llm = ScriptedLlm::new("llm").answer_with(move |request| {
             seen.lock().unwrap().push(request.clone());
+            if fleet.loses {
+                fleet.take_away();
+            }
             match request.messages.last() {
                 Some(last) if last.role == Role::Tool => last.content.as_str().into(),
                 Some(_) | None => Answer {
@@ -181,10 +187,11 @@ async fn an_order_that_was_begun_is_not_placed_again_by_the_next_placement() {
     assert_eq!(steps(&after), [ToolStep::Requested, ToolStep::Abandoned]);
     assert_eq!(notes(&after, "succession"), 1);
     // The model was shown it from the start.
-    let asked = asked.lock().unwrap();
-    let shown = asked[0].messages.iter().find(|it| it.role == Role::Tool);
-    assert!(shown.is_some_and(|it| it.content.contains("begun before the session moved")));
-    drop(asked);
+    {
+        let asked = asked.lock().unwrap();
+        let shown = asked[0].messages.iter().find(|it| it.role == Role::Tool);
+        assert!(shown.is_some_and(|it| it.content.contains("begun before the session moved")));
+    }
     let before = ended(before).await;
     assert!(before.report.epoch < after.report.epoch);
     assert_eq!(fleet.effects.load(Relaxed), 1);
@@ -228,9 +235,11 @@ async fn what_was_told_may_be_ordered_again_and_what_has_no_effects_always() {
 #[tokio::test(start_paused = true)]
 async fn a_placement_that_was_replaced_places_no_order() {
     let (fleet, asked) = (Fleet::new(), Asked::default());
+    let fleet = Fleet {
+        loses: true,
+        ..fleet
+    };
     let call = fleet.caller(1, SHORT, "external", &asked).start().await;
-    call.log.until(Signal::TurnOpen, 1).await;
-    fleet.take_away();
     let call = ended(call).await;
     assert_eq!(fleet.effects.load(Relaxed), 0, "it was not for it to order");
     assert_eq!(steps(&call), [ToolStep::Requested, ToolStep::Refused]);

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rspp_controlplane_api::{LeaseError, Leases, MemoryStore};
+use rspp_controlplane_api::{LeaseError, MemoryStore};
 use rspp_host::SessionHandle;
 use rspp_proto::{
     Epoch, SessionId,

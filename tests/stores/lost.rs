@@ -120,7 +120,7 @@ async fn a_lost_request_is_sent_again() {
     assert_eq!((found.created, found.modified), (revision, revision));
 }
 
-/// A transaction is under way for so long that it was given up and done over another member. When it
+/// NF-027: a transaction is under way for so long that it was given up and done over another member. When it
 /// arrives after all, and its own conditions would hold, nothing is written.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_late_request_comes_too_late() {

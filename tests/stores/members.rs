@@ -80,7 +80,7 @@ fn write(store: Arc<dyn Store>, name: String, stop: Arc<AtomicBool>) -> JoinHand
     })
 }
 
-/// Leaders are killed and frozen one after the other while four writers count, a lease is renewed and a
+/// NF-016: leaders are killed and frozen one after the other while four writers count, a lease is renewed and a
 /// watcher looks on. No write is lost, none is done twice, none is denied that was done; the watcher
 /// sees every number of every writer once and in order; the lease lasts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -167,7 +167,7 @@ async fn a_lost_store_comes_back_within_its_objectives() {
     .await;
 }
 
-/// NF-031: a recovery that went wrong is noticed, whatever it is that is wrong.
+/// F-166, NF-031: a recovery that went wrong is noticed, whatever it is that is wrong.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unsound_recovery_is_noticed() {
     on_both(async |stage| {

@@ -95,7 +95,7 @@ async fn a_client_speaks_and_is_answered() {
     line.close().await;
 }
 
-/// F-025, F-033, P5: speaking over the agent clears what is under way: nothing of the turn comes after
+/// F-084, F-025, F-033, P5: speaking over the agent clears what is under way: nothing of the turn comes after
 /// `clear`, and what was cut off is told.
 #[tokio::test(flavor = "multi_thread")]
 async fn speaking_over_the_agent_silences_it() {

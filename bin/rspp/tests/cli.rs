@@ -138,6 +138,7 @@ fn help_shows_what_there_is_with_examples() {
     Usage: rspp [OPTIONS] <COMMAND>
 
     Commands:
+      up        Talk to the agent in a browser: runtime, local models and a page, in one process
       loopback  Talk to the agent on this machine: WAV files or text go in, its spoken reply comes out
       validate  Check a pipeline or policy file, with the place of everything that is wrong
       plan      Show the plan that a turn would run with, and where each value came from
@@ -149,6 +150,14 @@ fn help_shows_what_there_is_with_examples() {
       tree      Show the supervision tree of a conversation, caught while the agent speaks
       doctor    Check what a conversation on this machine needs, each with its fix
       models    List, fetch and check the local models
+      pipeline  Publish pipelines, and look at what is published
+      policy    Publish policies and provider configurations, and look at what is published
+      rollout   Decide which version new sessions get; running ones keep theirs
+      session   See where sessions run and how they go; let clients in; move sessions
+      node      See the runtimes of the fleet, and empty them
+      audit     See who did what, and prove that nobody altered it
+      backup    Write everything that a control plane keeps into a file
+      restore   Put a backup into a control plane on an empty store
 
     Options:
       -v, --verbose...  Log to standard error: -v what happens, -vv details; RSPP_LOG filters
@@ -157,11 +166,14 @@ fn help_shows_what_there_is_with_examples() {
 
     Examples:
       rspp doctor                                   Is everything there?
+      rspp up                                       Talk to the agent in a browser
       rspp loopback --say 'Hello, who are you?'     Talk to the agent, offline
       rspp loopback question.wav --out reply.wav    The same with a recording
       rspp validate spec pipeline.yaml              Check a pipeline
       rspp rehearse tests/scenarios/*.yaml          What happens if …
       rspp timeline show call.rspp --turn 1         What happened, event by event
+      rspp pipeline publish pipeline.yaml           Publish a version
+      rspp rollout set greeter-2 --percent 10       Give it to a tenth of all new sessions
 
     Exit codes: 0 success, 1 failure, 2 bad input or usage.
     "#);

@@ -8,6 +8,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs,
     path::PathBuf,
     process::{Command, Stdio},
@@ -215,18 +216,52 @@ fn stable(text: &str) -> String {
 #[test]
 fn a_pipeline_is_published_and_rolled_out() {
     let place = Place::new();
-    assert_snapshot!(place.ok("ana", "pipeline publish greeter-1.yaml --label team=desk"), @"");
-    assert_snapshot!(place.ok("ana", "pipeline publish greeter-2.yaml --dry-run"), @"");
+    assert_snapshot!(place.ok("ana", "pipeline publish greeter-1.yaml --label team=desk"), @r"
+    greeter-1 published
+    hash HASH
+    ");
+    assert_snapshot!(place.ok("ana", "pipeline publish greeter-2.yaml --dry-run"), @r"
+    greeter-2 would be published
+    hash HASH
+    ");
     place.ok("ana", "pipeline publish greeter-2.yaml");
-    assert_snapshot!(place.ok("vera", "pipeline list"), @"");
+    assert_snapshot!(place.ok("vera", "pipeline list"), @r"
+    VERSION    PUBLISHED             AUTHOR  HASH          LABELS
+    greeter-1  DATE TIME  ana     HASH  team=desk
+    greeter-2  DATE TIME  ana     HASH
+    ");
     let source = fs::read_to_string(place.path("greeter-1.yaml")).unwrap();
     let (_, got) = place.run("vera", "pipeline get greeter-1");
     assert_eq!(got, source);
-    assert_snapshot!(place.ok("vera", "pipeline diff greeter-1 greeter-2"), @"");
-    assert_snapshot!(place.ok("ana", "rollout set greeter-1"), @"");
-    assert_snapshot!(place.ok("ana", "rollout set greeter-2 --percent 10"), @"");
-    assert_snapshot!(place.ok("otto", "rollout pause greeter"), @"");
-    assert_snapshot!(place.ok("otto", "rollout rollback greeter --reason coughs"), @"");
+    assert_snapshot!(place.ok("vera", "pipeline diff greeter-1 greeter-2"), @r"
+    --- greeter-1
+    +++ greeter-2
+    @@ -5,7 +5,7 @@
+     schema: rspp.pipeline.v1
+     
+     # A published version never changes; give a changed pipeline a new one.
+    -version: greeter-1
+    +version: greeter-2
+     
+     # Budgets and queue limits for everything not said here. `simple/v1` is the only profile.
+     profile: simple/v1
+    ");
+    assert_snapshot!(place.ok("ana", "rollout set greeter-1"), @r"
+    LINE     STABLE     CANDIDATE  WHO  BEFORE  FROZEN
+    greeter  greeter-1  -          -    -       -
+    ");
+    assert_snapshot!(place.ok("ana", "rollout set greeter-2 --percent 10"), @r"
+    LINE     STABLE     CANDIDATE  WHO   BEFORE  FROZEN
+    greeter  greeter-1  greeter-2  10 %  -       -
+    ");
+    assert_snapshot!(place.ok("otto", "rollout pause greeter"), @r"
+    LINE     STABLE     CANDIDATE  WHO           BEFORE  FROZEN
+    greeter  greeter-1  greeter-2  10 %, paused  -       -
+    ");
+    assert_snapshot!(place.ok("otto", "rollout rollback greeter --reason coughs"), @r"
+    LINE     STABLE     CANDIDATE  WHO  BEFORE  FROZEN
+    greeter  greeter-1  -          -    -       -
+    ");
     let status = place.json("vera", "rollout status");
     assert_eq!(status[0]["stable"], "greeter-1");
     assert_eq!(status[0]["generation"], 4);
@@ -251,9 +286,28 @@ fn refusals_say_what_to_do() {
     let mut text = String::new();
     for (who, arguments) in refusals {
         let (code, said) = place.run(who, arguments);
-        text += &format!("{who}: {arguments}\n{code} {said}");
+        write!(text, "{who}: {arguments}\n{code} {said}").unwrap();
     }
-    assert_snapshot!(text, @"");
+    assert_snapshot!(text, @r"
+    vera: pipeline publish greeter-2.yaml
+    2 error: vera is viewer, and publish needs admin; ask somebody who may, or use their credentials
+    ana: pipeline get greeter-9
+    2 error: there is no pipeline `greeter-9`; the `list` commands show what is there
+    ana: rollout set greeter-9
+    2 error: there is no pipeline `greeter-9`; the `list` commands show what is there
+    ana: rollout set greeter
+    2 error: `greeter` does not name a version: write it as `greeter-2` or `greeter/v2.1`
+    ana: rollout pause greeter
+    2 error: there is no rollout `greeter`; the `list` commands show what is there
+    ana: session status nobody --tenant acme
+    2 error: there is no such session
+    ana: session route call-1 --tenant acme
+    2 error: no pipeline has been rolled out yet; the `list` commands show what is there
+    ana: node drain nobody
+    2 error: there is no runtime `nobody`; the `list` commands show what is there
+    ana: audit verify nothing.jsonl
+    2 error: cannot read nothing.jsonl: No such file or directory (os error 2)
+    ");
     place.file(
         "greeter-1.yaml",
         &PipelineSpec::simple_template()
@@ -279,9 +333,20 @@ fn sessions_and_runtimes_are_seen_and_moved() {
     place.ok("ana", "pipeline publish greeter-1.yaml");
     place.ok("ana", "rollout set greeter-1");
     place.node();
-    assert_snapshot!(place.ok("vera", "node list"), @"");
-    assert_snapshot!(place.ok("otto", "session route call-7 --tenant acme"), @"");
-    assert_snapshot!(place.ok("vera", "session list"), @"");
+    assert_snapshot!(place.ok("vera", "node list"), @r"
+    RUNTIME  REGION  STATE    SESSIONS  CPU   LIFE  BUILD
+    eu-1     eu      serving  1/50      12 %  #1    0.1.0
+    ");
+    assert_snapshot!(place.ok("otto", "session route call-7 --tenant acme"), @r"
+    endpoint  ws://eu-1.test/call
+    runtime   eu-1 (eu), held at e1
+    pipeline  greeter-1 (bound)
+    token     until DATE TIME `rspp session token` prints it
+    ");
+    assert_snapshot!(place.ok("vera", "session list"), @r"
+    SESSION  TENANT  PHASE      REASON  PIPELINE   RUNTIME  EPOCH  SINCE
+    call-7   acme    connected  placed  greeter-1  eu-1     e1     DATE TIME
+    ");
     let token = place.ok("otto", "session token call-8 --tenant acme");
     assert_eq!(token.trim().split('.').count(), 3);
     let status = place.json("vera", "session status call-7 --tenant acme");
@@ -289,8 +354,15 @@ fn sessions_and_runtimes_are_seen_and_moved() {
         (&status["runtime"], &status["epoch"]),
         (&"eu-1".into(), &1.into())
     );
-    assert_snapshot!(place.ok("otto", "session migrate call-7 --tenant acme"), @"");
-    assert_snapshot!(place.ok("otto", "node drain eu-1"), @"");
+    assert_snapshot!(place.ok("otto", "session migrate call-7 --tenant acme"), @r"
+    SESSION  TENANT  PHASE     REASON               PIPELINE   RUNTIME  EPOCH  SINCE
+    call-7   acme    degraded  letting_go_transfer  greeter-1  eu-1     e1     DATE TIME
+    its runtime was told; `rspp session status` shows where it goes on
+    ");
+    assert_snapshot!(place.ok("otto", "node drain eu-1"), @r"
+    RUNTIME  REGION  STATE     SESSIONS  CPU   LIFE  BUILD
+    eu-1     eu      draining  1/50      12 %  #1    0.1.0
+    ");
     assert_eq!(place.json("vera", "node list")[0]["draining"], true);
 }
 
@@ -301,10 +373,15 @@ fn what_was_done_is_proved_and_kept() {
     let place = Place::new();
     place.ok("ana", "pipeline publish greeter-1.yaml");
     place.ok("ana", "rollout set greeter-1");
-    assert_snapshot!(place.ok("ana", "audit list"), @"");
-    assert_snapshot!(place.ok("ana", "audit verify"), @"");
-    assert_snapshot!(place.ok("ana", "audit export --out audit.jsonl"), @"");
-    assert_snapshot!(place.ok("ana", "audit verify audit.jsonl"), @"");
+    assert_snapshot!(place.ok("ana", "audit list"), @r"
+    NR  AT                    WHO  WHAT            TO                OUTCOME
+    1   DATE TIME  -    first_key       k1                done
+    2   DATE TIME  ana  publish         greeter-1         done
+    3   DATE TIME  ana  rollout_direct  pipeline/greeter  done
+    ");
+    assert_snapshot!(place.ok("ana", "audit verify"), @"3 entries, none altered");
+    assert_snapshot!(place.ok("ana", "audit export --out audit.jsonl"), @"3 entries in audit.jsonl");
+    assert_snapshot!(place.ok("ana", "audit verify audit.jsonl"), @"3 entries, none altered");
     let export = fs::read_to_string(place.path("audit.jsonl")).unwrap();
     place.file(
         "altered.jsonl",

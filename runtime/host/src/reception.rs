@@ -127,9 +127,12 @@ impl fmt::Debug for Reception {
 fn refusal(error: &OpenError) -> Refusal {
     let message = error.to_string();
     match error {
-        OpenError::Refused(_) | OpenError::Busy | OpenError::Closed => Refusal::Busy(message),
+        OpenError::Refused(_) | OpenError::Busy | OpenError::Emptying | OpenError::Closed => {
+            Refusal::Busy(message)
+        }
         OpenError::Graph(_)
         | OpenError::UnknownNode { .. }
+        | OpenError::Sandbox { .. }
         | OpenError::UnknownTool { .. }
         | OpenError::Plan(_)
         | OpenError::Provider { .. }

@@ -41,7 +41,6 @@ use rspp_actors::{
     Actor, ActorId, CancellationToken, ChildExit, Clock, Context, ControlRef, ControlRefused,
     ExitReason, Failure, NoData, Stopwatch, Verdict,
 };
-use rspp_controlplane_api::LeaseError;
 use rspp_kernel::{
     Input, Placement, SessionState,
     authority::{CheckCount, Checkpoint},
@@ -56,9 +55,7 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     ErrorCode, EventId, IdempotencyKey, InvocationId, Monotonic, NodeId, Payload, Speaker,
-    TurnNumber,
-    abi::Emitter,
-    spec::PortType,
+    TurnNumber, abi::Emitter, spec::PortType,
 };
 use tokio::{sync::oneshot, time::Instant};
 
@@ -356,18 +353,10 @@ impl Session {
             told: None,
         };
         self.setup.roster.enter(lease.session.clone(), placed);
-        match leases.check(lease) {
-            // Who holds nothing any more is told so before the first turn.
-            Err(LeaseError::Stale { .. } | LeaseError::Unknown { .. }) if lease.asked.is_some() => {
-                self.setup.roster.silence(&lease.session, lease.epoch);
-            }
-            Ok(())
-            | Err(
-                LeaseError::Stale { .. }
-                | LeaseError::Unknown { .. }
-                | LeaseError::Refused { .. }
-                | LeaseError::Unreachable { .. },
-            ) => {}
+        // Who holds nothing any more is told so before the first turn. A lease that counts since its holder
+        // says so is one of a fleet, and may have been taken back by now.
+        if lease.asked.is_some() && leases.check(lease).is_err() {
+            self.setup.roster.silence(&lease.session, lease.epoch);
         }
         if self.setup.keeps {
             let (store, lease) = (Arc::clone(&self.setup.store), lease.clone());

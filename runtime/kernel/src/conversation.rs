@@ -264,7 +264,9 @@ impl Conversation {
 
     /// What was said before, elsewhere.
     pub fn go_on(&mut self, said: Vec<Said>) {
-        said.into_iter().for_each(|said| self.push(said));
+        for said in said {
+            self.push(said);
+        }
     }
 
     fn push(&mut self, said: Said) {

@@ -312,7 +312,7 @@ mod tests {
         assert_eq!(fence.accept(T2, E1), Passage::Accepted { ordinal: 2 });
     }
 
-    /// Design §5: a right that is over lets nothing out, whether or not anybody has told the session; what
+    /// F-156: design §5: a right that is over lets nothing out, whether or not anybody has told the session; what
     /// was accepted before is still known to whoever asks then.
     #[test]
     fn a_right_that_is_over_lets_nothing_out() {

@@ -236,7 +236,7 @@ mod tests {
         }
     }
 
-    /// turn-plan.md §7: a window that was full once goes stage by stage, where the plan says so.
+    /// F-048: turn-plan.md §7: a window that was full once goes stage by stage, where the plan says so.
     #[test]
     fn a_full_window_degrades_once() {
         let mut window = window(FlowMode::Signal, |handoff| {
@@ -253,7 +253,7 @@ mod tests {
     }
 
     proptest! {
-        /// turn-plan.md §7: whatever the order, no more is pending than allowed, an empty window may
+        /// F-145: turn-plan.md §7: whatever the order, no more is pending than allowed, an empty window may
         /// hand, and stops and goes alternate.
         #[test]
         fn the_bound_always_holds(

@@ -58,7 +58,7 @@ impl KeeperPolicy {
     fn again(&self, failures: u32) -> Duration {
         let full = self.again_first.saturating_mul(1 << failures.min(16));
         let full = full.min(self.again_most);
-        full - full * u32::from(self.spread) / (5 * 255)
+        full * (5 * 255 - u32::from(self.spread)) / (5 * 255)
     }
 }
 

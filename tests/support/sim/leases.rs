@@ -105,7 +105,8 @@ impl SimLeases {
 }
 
 impl SimLeases {
-    fn acquire(&self, session: &SessionId) -> Result<Lease, LeaseError> {
+    /// Grants a lease, unless somebody holds one.
+    pub fn acquire(&self, session: &SessionId) -> Result<Lease, LeaseError> {
         let now = Instant::now();
         let mut sessions = self.sessions();
         let before = sessions.get(session).copied();

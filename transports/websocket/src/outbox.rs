@@ -329,7 +329,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is lost on however many connections, a client hears every frame once, in order.
+        /// F-158: whatever is lost on however many connections, a client hears every frame once, in order.
         #[test]
         fn every_frame_comes_once(breaks in prop::collection::vec((1usize..9, 0u64..9), 0..8)) {
             let mut outbox = Outbox::new(1_000);

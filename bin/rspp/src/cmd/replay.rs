@@ -156,7 +156,7 @@ impl ReplayCommand {
                 providers: self.cast(mode).await?,
                 ..Stage::default()
             };
-            rerun::again(entries, mode, stage, &file, tolerance).await
+            Box::pin(rerun::again(entries, mode, stage, &file, tolerance)).await
         });
         if self.keep.is_none() {
             let _left_for_the_system = fs::remove_file(&file);

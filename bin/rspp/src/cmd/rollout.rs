@@ -253,25 +253,19 @@ async fn status(
     kind: Kind,
     line: Option<String>,
 ) -> Result<(), Problem> {
-    let rollouts = match line {
-        Some(line) => {
-            let request = wire::GetRolloutRequest {
-                kind: kind.into(),
-                line,
-            };
-            vec![client.get_rollout(request).await.map_err(refused)?]
-        }
-        None => {
-            let request = wire::ListRolloutsRequest {
-                kind: kind.into(),
-                ..wire::ListRolloutsRequest::default()
-            };
-            client
-                .list_rollouts(request)
-                .await
-                .map_err(refused)?
-                .rollouts
-        }
+    let rollouts = if let Some(line) = line {
+        let request = wire::GetRolloutRequest {
+            kind: kind.into(),
+            line,
+        };
+        vec![client.get_rollout(request).await.map_err(refused)?]
+    } else {
+        let request = wire::ListRolloutsRequest {
+            kind: kind.into(),
+            ..wire::ListRolloutsRequest::default()
+        };
+        let answer = client.list_rollouts(request).await.map_err(refused)?;
+        answer.rollouts
     };
     remote.print(|| rows(&rollouts), || json_of(&rollouts))
 }

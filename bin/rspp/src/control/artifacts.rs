@@ -1,6 +1,6 @@
 //! Published versions of whatever kind: publish, list, get, diff.
 
-use std::{collections::BTreeMap, fs, io::Read as _, path::Path};
+use std::{collections::BTreeMap, fmt::Write as _, fs, io::Read as _, path::Path};
 
 use rspp_controlplane_api::{Client, wire};
 use serde_json::json;
@@ -162,11 +162,10 @@ fn unified(old_name: &str, old: &str, new_name: &str, new: &str) -> String {
             continue;
         };
         let span = |from: usize, to: usize| format!("{},{}", from + 1, to - from);
-        text += &format!(
-            "@@ -{} +{} @@\n",
-            span(first.old_range().start, last.old_range().end),
-            span(first.new_range().start, last.new_range().end)
-        );
+        let before = span(first.old_range().start, last.old_range().end);
+        let after = span(first.new_range().start, last.new_range().end);
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "@@ -{before} +{after} @@");
         for op in group {
             let mut add = |mark: char, lines: &[&str]| {
                 for line in lines {

@@ -107,6 +107,10 @@ pub(crate) fn request_id() -> String {
 }
 
 /// Why nothing was done, and what to do about it.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the form that `map_err` takes"
+)]
 pub(crate) fn refused(error: ControlError) -> Problem {
     let text = error.to_string();
     match &error {

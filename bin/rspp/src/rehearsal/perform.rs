@@ -111,7 +111,8 @@ pub(crate) fn perform(
             for call in &mut performance.calls {
                 for mode in &scenario.recording.replays {
                     let file = timeline(&call.id);
-                    call.findings.push(replayed(scenario, *mode, &file).await?);
+                    let replayed = Box::pin(replayed(scenario, *mode, &file));
+                    call.findings.push(replayed.await?);
                 }
             }
             Ok(performance)
@@ -134,7 +135,14 @@ async fn replayed(scenario: &Scenario, mode: ReplayMode, file: &Path) -> Result<
         ..Stage::default()
     };
     let again = file.with_extension(format!("{}.rspp", mode.as_str()));
-    let (_, found) = rerun::again(&entries, mode, stage, &again, Tolerance::default()).await?;
+    let (_, found) = Box::pin(rerun::again(
+        &entries,
+        mode,
+        stage,
+        &again,
+        Tolerance::default(),
+    ))
+    .await?;
     Ok(Finding::of(
         format!("the same again by {}", mode.as_str()),
         found.is_empty(),

@@ -390,6 +390,7 @@ mod tests {
         assert!(thawed.change(&Change::Promote, NOW).is_ok());
     }
 
+    /// NF-030.
     #[test]
     fn a_breached_gate_ends_the_trial() {
         let canary = trying(Strategy::Canary {

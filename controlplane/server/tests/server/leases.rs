@@ -46,7 +46,7 @@ async fn moved(rig: &Rig, session: &str, to: &str) -> Result<wire::SessionStatus
     rig.client("operator/otto").move_session(request).await
 }
 
-/// F-095, F-158: one holder; a repeated attempt gives the same lease, a later one the next epoch, an
+/// F-114, F-102, F-095, F-158: one holder; a repeated attempt gives the same lease, a later one the next epoch, an
 /// earlier one nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_has_one_holder() {
@@ -93,7 +93,7 @@ async fn a_session_has_one_holder() {
     );
 }
 
-/// Renewals compare what is held with what is written, and prolong all of it at once.
+/// F-095: renewals compare what is held with what is written, and prolong all of it at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_renewal_says_what_is_not_held() {
     let rig = Rig::start().await;
@@ -134,7 +134,7 @@ async fn a_renewal_says_what_is_not_held() {
     }
 }
 
-/// F-095: who stops renewing loses everything, by the store's clock and not before; what wakes up late
+/// F-156, F-095: who stops renewing loses everything, by the store's clock and not before; what wakes up late
 /// finds that out by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_runtime_is_replaced() {
@@ -193,7 +193,7 @@ async fn a_silent_runtime_is_replaced() {
     panic!("the failover is not on record");
 }
 
-/// A runtime that registers anew is somebody else: what it held waits until it cannot be believed in.
+/// NF-032: a runtime that registers anew is somebody else: what it held waits until it cannot be believed in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_makes_another_holder() {
     let rig = Rig::start().await;
@@ -225,7 +225,7 @@ async fn a_restart_makes_another_holder() {
     );
 }
 
-/// F-157, F-113: an operator moves a session: its holder is told, keeps it until it lets go, and whom it
+/// F-155, F-157, F-113: an operator moves a session: its holder is told, keeps it until it lets go, and whom it
 /// is kept for gets it, with what it kept.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_is_moved_on_order() {
@@ -418,7 +418,7 @@ async fn only_the_holder_writes_what_is_kept() {
     assert!(matches!(over, Err(ControlError::Ended)), "{over:?}");
 }
 
-/// F-106: a runtime that is drained is told, gets nothing new, and its sessions move.
+/// F-094, F-106: a runtime that is drained is told, gets nothing new, and its sessions move.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drained_runtime_gives_all_away() {
     let rig = Rig::start().await;
@@ -483,7 +483,7 @@ async fn a_drained_runtime_gives_all_away() {
     assert!(!taken.taken_over, "it was handed over");
 }
 
-/// F-113: a region that is left with its sessions gives them away, by whichever replica has the duties.
+/// F-096, F-113: a region that is left with its sessions gives them away, by whichever replica has the duties.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_region_that_is_left_gives_its_sessions_away() {
     let rig = Rig::start().await;

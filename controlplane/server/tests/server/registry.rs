@@ -160,7 +160,7 @@ async fn what_is_wrong_is_refused() {
     refused(admin.publish(huge).await.unwrap_err(), reason::TOO_LARGE);
 }
 
-/// Issue 4: a request that is repeated has one effect, and its id is not another's.
+/// F-158: issue 4: a request that is repeated has one effect, and its id is not another's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeated_request_is_answered_alike() {
     let rig = Rig::start().await;

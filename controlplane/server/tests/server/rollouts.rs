@@ -35,7 +35,7 @@ fn refused(error: ControlError, expected: &str) -> String {
     }
 }
 
-/// Issue 4: v2 at 10 %, counted over a thousand routes.
+/// F-093: issue 4: v2 at 10 %, counted over a thousand routes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenth_of_a_thousand_routes_gets_the_candidate() {
     let rig = Rig::start().await;
@@ -69,7 +69,7 @@ async fn a_tenth_of_a_thousand_routes_gets_the_candidate() {
     assert!((70..=130).contains(&counted), "{counted} of 1000");
 }
 
-/// F-100: paused, rolled back, and on record; a repeated request goes back once.
+/// F-097, F-100: paused, rolled back, and on record; a repeated request goes back once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollout_is_paused_and_rolled_back() {
     let rig = Rig::start().await;

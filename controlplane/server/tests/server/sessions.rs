@@ -149,7 +149,7 @@ async fn what_is_asked_for_must_be_offered() {
     );
 }
 
-/// F-098: limits by tenant, over the wire: a refusal says which, and when to ask again; what ends is free.
+/// F-158, F-098: limits by tenant, over the wire: a refusal says which, and when to ask again; what ends is free.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_opens_as_many_sessions_as_it_may() {
     let rig = Rig::start().await;
@@ -209,7 +209,7 @@ async fn a_tenant_opens_as_many_sessions_as_it_may() {
     assert_eq!(used.tokens_per_minute, 70);
 }
 
-/// F-168, F-110: where a tenant's sessions may be, and the nearest of those.
+/// F-094, F-168, F-110: where a tenant's sessions may be, and the nearest of those.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_stays_where_it_may_be() {
     let rig = Rig::start().await;

@@ -108,7 +108,7 @@ async fn a_directory_gets_what_was_recorded() {
     assert_eq!(fs::read_dir(spool.path()).unwrap().count(), 0);
 }
 
-/// Each trouble on its own and all together, while a session records.
+/// F-154: each trouble on its own and all together, while a session records.
 #[tokio::test]
 async fn a_store_in_trouble_gets_everything_in_the_end_and_nothing_twice() {
     let all = [
@@ -253,7 +253,7 @@ async fn child_that_records_until_it_is_killed() {
     }
 }
 
-/// SIGKILL in the middle of an upload, three times over; each process goes on with what the ones before it
+/// F-154: SIGKILL in the middle of an upload, three times over; each process goes on with what the ones before it
 /// have left, and in the end the archive has all that was on the disk.
 #[tokio::test]
 async fn a_killed_process_loses_nothing_that_was_written() {

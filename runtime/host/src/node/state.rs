@@ -51,11 +51,6 @@ impl NodeStates {
         }
     }
 
-    /// Something was written to the store that is to be forgotten with the session.
-    pub(crate) fn wrote(&self) {
-        self.wrote.store(true, Ordering::Relaxed);
-    }
-
     /// The session is over for good: what it has stored is forgotten, unless another has taken it over.
     pub(crate) async fn close(&self, lease: &Lease) {
         if let Err(error) = self.store.close(lease).await {

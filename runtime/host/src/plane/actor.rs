@@ -40,7 +40,7 @@ pub(crate) struct Surroundings {
 
 /// A request of the link that the keeper knows nothing of.
 enum Told {
-    Request(Carried),
+    Request(Box<Carried>),
     Duty(Result<NodeDuty, ControlError>),
     Reported(Result<Vec<SessionId>, ControlError>),
 }
@@ -175,12 +175,13 @@ impl ControlPlaneLink {
 
     fn told(&mut self, told: Told) {
         match told {
-            Told::Request(Carried {
-                request,
-                answer,
-                joined,
-                granted,
-            }) => {
+            Told::Request(carried) => {
+                let Carried {
+                    request,
+                    answer,
+                    joined,
+                    granted,
+                } = *carried;
                 self.joined = joined;
                 self.granted = granted;
                 self.keeper.answered(self.now(), request, answer);
@@ -233,7 +234,7 @@ impl ControlPlaneLink {
                         Ask::Join | Ask::Renew { .. } | Ask::Part { .. } => None,
                     };
                     let carried = self.carrier.carry(request, ask, wanted);
-                    let told = async { Told::Request(carried.await) };
+                    let told = async { Told::Request(Box::new(carried.await)) };
                     self.under_way.push(Box::pin(told));
                 }
                 Duty::Joined => self.began(),
@@ -244,7 +245,7 @@ impl ControlPlaneLink {
                     asked,
                     ttl,
                     taken_over,
-                } => self.grant(session, epoch, asked, ttl, taken_over),
+                } => self.grant(&session, epoch, asked, ttl, taken_over),
                 Duty::Denied { session, denial } => self.deny(session, denial),
                 Duty::LetGo {
                     session,
@@ -306,7 +307,7 @@ impl ControlPlaneLink {
 
     fn grant(
         &mut self,
-        session: SessionId,
+        session: &SessionId,
         epoch: Epoch,
         asked: Monotonic,
         ttl: Duration,
@@ -325,18 +326,18 @@ impl ControlPlaneLink {
             asked: Some(asked),
             ..Lease::new(session.clone(), epoch)
         };
-        let Some(wish) = self.wishes.get_mut(&session) else {
+        let Some(wish) = self.wishes.get_mut(session) else {
             let now = self.now();
-            self.keeper.part(now, &session, epoch, Parting::Release);
+            self.keeper.part(now, session, epoch, Parting::Release);
             return;
         };
         wish.epoch = Some(epoch);
         self.around.shared.granted(session.clone(), epoch);
         let answer = wish.answer.take();
         if answer.is_none_or(|answer| answer.send(Ok(lease)).is_err()) {
-            self.around.shared.lost(&session, epoch);
+            self.around.shared.lost(session, epoch);
             let now = self.now();
-            self.keeper.part(now, &session, epoch, Parting::Release);
+            self.keeper.part(now, session, epoch, Parting::Release);
         }
     }
 

@@ -98,7 +98,6 @@ impl Succession {
                 return None;
             }
         };
-        states.wrote();
         self.revision += 1;
         let will = Will {
             revision: self.revision,

@@ -148,6 +148,8 @@ fn asked(input: &Input) -> Option<Asked> {
         | Input::CancelPart { .. }
         | Input::Placed(_)
         | Input::Leased { .. }
+        | Input::Resumed(_)
+        | Input::Inherited(_)
         | Input::Renewed { .. }
         | Input::Rotated { .. }
         | Input::Fenced { .. }

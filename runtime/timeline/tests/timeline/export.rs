@@ -289,7 +289,7 @@ async fn a_recording_in_a_place_of_its_own_stays_and_knows_how_far_its_export_is
     assert_eq!(bench.fetched().await.bytes, fs::read(&path).unwrap());
 }
 
-/// Appending and closing take what they take without an archive.
+/// F-154: appending and closing take what they take without an archive.
 #[tokio::test(start_paused = true)]
 async fn recording_does_not_wait_for_an_archive_that_hangs() {
     let bench = Bench::new(Mood::Hangs, ExportPolicy::default());
@@ -313,7 +313,7 @@ async fn recording_does_not_wait_for_an_archive_that_hangs() {
     assert!(stats.last_fault.unwrap().contains("no answer within 10s"));
 }
 
-/// Slow or stopped: it comes later, and it comes whole.
+/// F-154: slow or stopped: it comes later, and it comes whole.
 #[tokio::test(start_paused = true)]
 async fn after_an_outage_the_archive_has_everything() {
     for mood in [Mood::Fails, Mood::Hangs, Mood::KeepsAndFails, Mood::Panics] {
@@ -385,7 +385,7 @@ async fn an_export_that_lags_lowers_the_recording_level() {
     assert_eq!(up.to, RecordingLevel::L1);
 }
 
-/// A spool is bounded: above its bound details are dropped and counted, above its reserve evidence fails (T9).
+/// F-154: a spool is bounded: above its bound details are dropped and counted, above its reserve evidence fails (T9).
 #[tokio::test(start_paused = true)]
 async fn a_full_spool_keeps_evidence_before_details_and_then_neither() {
     let policy = ExportPolicy {
@@ -528,7 +528,7 @@ async fn fetch_one(shelf: &Shelf) -> Fetched {
     fetch(shelf, &found[0].recording).await.unwrap()
 }
 
-/// Whenever a process is killed, before or after the archive took a segment: the next one exports what is left,
+/// F-154: whenever a process is killed, before or after the archive took a segment: the next one exports what is left,
 /// a file goes only once it is acknowledged, and the archive's copy is the file's, byte for byte.
 #[tokio::test(start_paused = true)]
 async fn a_process_may_be_killed_at_any_step() {

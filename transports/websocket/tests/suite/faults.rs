@@ -32,6 +32,7 @@ fn frame() -> AudioChunk {
     AudioChunk::pcm16(SampleRate::HZ_16000, vec![1; 640].into())
 }
 
+/// NF-013.
 #[tokio::test]
 async fn every_message_that_is_wrong_is_told_and_changes_nothing() {
     let mut house = House::open(local());
@@ -80,6 +81,7 @@ async fn every_message_that_is_wrong_is_told_and_changes_nothing() {
     assert_eq!(house.server.tally().errors, 10);
 }
 
+/// NF-013.
 #[tokio::test]
 async fn noise_in_messagepack_is_refused() {
     let mut house = House::open(local());
@@ -95,6 +97,7 @@ async fn noise_in_messagepack_is_refused() {
     assert_eq!(error(&mut client).await.code, ErrorCode::BadMessage);
 }
 
+/// NF-013.
 #[tokio::test]
 async fn too_many_wrong_messages_end_the_session() {
     let mut house = House::open(local());
@@ -112,6 +115,7 @@ async fn too_many_wrong_messages_end_the_session() {
     assert_eq!(session.transport.source.next().await, None, "it hung up");
 }
 
+/// NF-013.
 #[tokio::test]
 async fn giant_messages_and_floods_end_the_session() {
     let mut house = House::open(local());

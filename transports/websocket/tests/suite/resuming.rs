@@ -34,7 +34,7 @@ fn frames(messages: &[ServerMessage]) -> Vec<i16> {
     sound(messages).chunks(320).map(|frame| frame[0]).collect()
 }
 
-/// The socket breaks in the middle of a reply, with frames under way that the client never gets: it hears
+/// F-158, F-091: the socket breaks in the middle of a reply, with frames under way that the client never gets: it hears
 /// every frame once, and the runtime every piece of the user's once.
 #[tokio::test]
 async fn nothing_is_lost_and_nothing_comes_twice() {
