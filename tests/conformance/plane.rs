@@ -239,6 +239,15 @@ impl Talk {
     }
 }
 
+/// Two nodes that have joined.
+async fn pair(plane: &Plane, played: &Played) -> (Node, Node) {
+    let a = Node::start(plane, "a", played).await;
+    let b = Node::start(plane, "b", played).await;
+    a.joined().await;
+    b.joined().await;
+    (a, b)
+}
+
 /// A session that came from elsewhere says so once its user is heard: by then it has its lease.
 #[track_caller]
 fn assert_arrived(signals: &[&str]) {
@@ -303,12 +312,7 @@ async fn a_node_holds_its_sessions_by_one_renewal() {
 #[tokio::test(start_paused = true)]
 async fn a_session_goes_on_elsewhere_when_its_node_is_cut_off() {
     let (plane, played) = (Plane::default(), Played::default());
-    let (a, b) = (
-        Node::start(&plane, "a", &played).await,
-        Node::start(&plane, "b", &played).await,
-    );
-    a.joined().await;
-    b.joined().await;
+    let (a, b) = pair(&plane, &played).await;
     let old = a.open(session()).await.unwrap();
     let keyed = || {
         Ingress::Stamped(Box::new(Stamped {
@@ -357,12 +361,7 @@ async fn a_session_goes_on_elsewhere_when_its_node_is_cut_off() {
 #[tokio::test(start_paused = true)]
 async fn a_session_moves_on_order() {
     let (plane, played) = (Plane::default(), Played::default());
-    let (a, b) = (
-        Node::start(&plane, "a", &played).await,
-        Node::start(&plane, "b", &played).await,
-    );
-    a.joined().await;
-    b.joined().await;
+    let (a, b) = pair(&plane, &played).await;
     let old = a.open(session()).await.unwrap();
     old.types("hello");
     old.until(Signal::PlaybackStarted, 1).await;
@@ -570,12 +569,7 @@ async fn turns_open_by_fresh_snapshots_only() {
 #[tokio::test(start_paused = true)]
 async fn an_emptied_node_loses_no_session() {
     let (plane, played) = (Plane::default(), Played::default());
-    let (a, b) = (
-        Node::start(&plane, "a", &played).await,
-        Node::start(&plane, "b", &played).await,
-    );
-    a.joined().await;
-    b.joined().await;
+    let (a, b) = pair(&plane, &played).await;
     let names: Vec<_> = (0..5)
         .map(|n| SessionId::new(format!("s{n}")).unwrap())
         .collect();

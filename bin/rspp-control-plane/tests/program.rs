@@ -130,3 +130,21 @@ fn settings_say_where_they_came_from() {
         assert!(text.contains(line), "{line} in\n{text}");
     }
 }
+
+/// The sample in `deploy` has no key that nobody knows.
+#[test]
+fn the_sample_is_understood() {
+    let sample = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../deploy/config/control-plane.yaml"
+    );
+    let output = Command::new(PROGRAM)
+        .args(["--config", sample, "--print-config"])
+        .env_clear()
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains(r#"lease: "4s"  # "#), "{text}");
+}
