@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{
@@ -188,9 +189,9 @@ impl Browser {
         sleep(Duration::from_millis(300)).await;
         let all = json!({ "captureBeyondViewport": true });
         let shot = self.call("Page.captureScreenshot", all).await;
-        let data = shot["data"].as_str().unwrap();
-        let file = PathBuf::from(folder).join(format!("{name}.png.b64"));
-        std::fs::write(file, data).unwrap();
+        let picture = STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
+        let file = PathBuf::from(folder).join(format!("{name}.png"));
+        std::fs::write(file, picture).unwrap();
         self.call("Emulation.clearDeviceMetricsOverride", json!({}))
             .await;
     }
