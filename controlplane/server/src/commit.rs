@@ -7,11 +7,13 @@ use prost::Message;
 use rspp_controlplane::{
     ContentHash,
     access::Principal,
+    admission::Decision,
     audit::Record,
     keys,
     store::{Compare, LeaseId, StoreError, Txn},
 };
 use rspp_controlplane_api::WireError;
+use rspp_proto::{TenantId, abi::OutcomeKind};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -33,6 +35,26 @@ pub(crate) struct Decided<T> {
     pub(crate) txn: Txn,
     pub(crate) record: Record,
     pub(crate) answer: T,
+}
+
+/// What is to be written, and how it changes what a tenant uses (F-098).
+pub(crate) enum Write {
+    /// It does not.
+    Plain(Txn),
+    /// It opens a session of this line, if the tenant may have one more.
+    Opens {
+        txn: Txn,
+        tenant: TenantId,
+        line: String,
+    },
+    /// It ends a session.
+    Closes { txn: Txn, tenant: TenantId },
+}
+
+impl From<Txn> for Write {
+    fn from(txn: Txn) -> Self {
+        Self::Plain(txn)
+    }
 }
 
 /// Who asks for what, and by which name.
@@ -130,16 +152,14 @@ impl Plane {
         Err(Failure::Busy)
     }
 
-    /// Counts something once, however often the request comes; leaves no audit entry.
-    pub(crate) async fn count_once<F>(
+    /// Counts tokens once, however often the request comes; leaves no audit entry.
+    pub(crate) async fn spend_once(
         &self,
         by: &Principal,
         id: &str,
-        mut decide: impl FnMut() -> F,
-    ) -> Result<(), Failure>
-    where
-        F: Future<Output = Result<Txn, Failure>>,
-    {
+        tenant: &TenantId,
+        tokens: u64,
+    ) -> Result<(), Failure> {
         if id.len() > MAX_REQUEST_ID {
             return Err(WireError::new("request_id", "is too long").into());
         }
@@ -152,11 +172,10 @@ impl Plane {
                 return Ok(());
             }
             let lease = self.requests_lease().await?;
-            let txn = decide().await?;
-            let txn =
-                txn.when(Compare::Absent(key.clone()))
-                    .put_leased(key.clone(), "counted", lease);
-            match self.store().commit(txn).await {
+            let txn = Txn::default()
+                .when(Compare::Absent(key.clone()))
+                .put_leased(key.clone(), "counted", lease);
+            match self.counters().spend(tenant, tokens, txn).await {
                 Ok(_) => return Ok(()),
                 Err(StoreError::Conflict | StoreError::Uncertain(_)) => {}
                 Err(StoreError::LeaseGone { .. }) => self.forget_requests_lease(),
@@ -168,25 +187,64 @@ impl Plane {
 
     /// Decides and writes what is safe to repeat by itself, until nothing comes in between. An outcome
     /// that is not known is found out by deciding again.
-    pub(crate) async fn settle<T, F>(&self, mut decide: impl FnMut() -> F) -> Result<T, Failure>
+    pub(crate) async fn settle<W, T, F>(&self, decide: impl FnMut() -> F) -> Result<T, Failure>
     where
-        F: Future<Output = Result<(Option<Txn>, T), Failure>>,
+        W: Into<Write>,
+        F: Future<Output = Result<(Option<W>, T), Failure>>,
+    {
+        Ok(self.settle_counted(decide).await?.0)
+    }
+
+    /// The same; says too what was decided of a session that was opened.
+    pub(crate) async fn settle_counted<W, T, F>(
+        &self,
+        mut decide: impl FnMut() -> F,
+    ) -> Result<(T, Option<Decision>), Failure>
+    where
+        W: Into<Write>,
+        F: Future<Output = Result<(Option<W>, T), Failure>>,
     {
         for tries in 0..MAX_TRIES {
             if tries > 0 {
                 wait_a_little(tries).await;
             }
-            let (txn, answer) = decide().await?;
-            let Some(txn) = txn else {
-                return Ok(answer);
+            let (write, answer) = decide().await?;
+            let Some(write) = write else {
+                return Ok((answer, None));
             };
-            match self.store().commit(txn).await {
-                Ok(_) => return Ok(answer),
-                Err(StoreError::Conflict | StoreError::Uncertain(_)) => {}
-                Err(error) => return Err(error.into()),
+            match self.write(write.into()).await {
+                Ok(decision) => return Ok((answer, decision)),
+                Err(Failure::Store(StoreError::Conflict | StoreError::Uncertain(_))) => {}
+                Err(error) => return Err(error),
             }
         }
         Err(Failure::Busy)
+    }
+
+    async fn write(&self, write: Write) -> Result<Option<Decision>, Failure> {
+        match write {
+            Write::Plain(txn) => {
+                self.store().commit(txn).await?;
+                Ok(None)
+            }
+            Write::Closes { txn, tenant } => {
+                self.counters().close(&tenant, txn).await?;
+                Ok(None)
+            }
+            Write::Opens { txn, tenant, line } => {
+                let policy = std::sync::Arc::new(self.governance().admission);
+                let opened = self.counters().open(policy, &tenant, &line, txn.clone());
+                let opened = opened.await?;
+                if opened.decision.outcome != OutcomeKind::Admit {
+                    return Err(Failure::NotAdmitted(Box::new(opened.decision)));
+                }
+                if opened.written.is_none() {
+                    // It could not be counted, and the operator chose to let it in then.
+                    self.store().commit(txn).await?;
+                }
+                Ok(Some(opened.decision))
+            }
+        }
     }
 
     /// A lease for what is remembered of requests; each serves for a third of its time.

@@ -19,6 +19,7 @@ use rspp_controlplane::{
     store::{Entry, Key, LeaseId, Page, Prefix, Query, Store, StoreError},
     token::{AccessClaims, KeyId, Keyring, SigningKey},
 };
+use rspp_controlplane_storage::counters::Counters;
 use rspp_proto::{
     Monotonic, Region, RuntimeId, TenantId, WallClock,
     control::{Holder, Kind},
@@ -110,6 +111,8 @@ pub struct Plane {
 
 pub(crate) struct Shared {
     pub(crate) store: Arc<dyn Store>,
+    /// What tenants use, counted with what is written.
+    pub(crate) counters: Counters,
     pub(crate) settings: Settings,
     pub(crate) signers: BTreeMap<KeyId, SigningKey>,
     pub(crate) began: Instant,
@@ -166,6 +169,7 @@ impl Plane {
         let of_kinds = keys::all_rollouts();
         let of_all_holders = keys::all_revocations();
         let shared = Shared {
+            counters: Counters::new(Arc::clone(&store), Arc::new(wall_clock)),
             settings,
             signers: signers
                 .into_iter()
@@ -206,6 +210,7 @@ impl Plane {
         self.shared.stop.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+        self.shared.counters.finish().await;
     }
 
     /// Whether it can decide: it knows the fleet as it was a moment ago. Else, what is in the way.
@@ -223,6 +228,10 @@ impl Plane {
 
     pub(crate) fn settings(&self) -> &Settings {
         &self.shared.settings
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.shared.counters
     }
 
     pub(crate) fn store(&self) -> &dyn Store {

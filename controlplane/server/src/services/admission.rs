@@ -39,7 +39,7 @@ impl Admission for AdmissionService {
         self.0
             .admit(&request, Operation::Admit, Some(&tenant), "admission")?;
         let line = request.into_inner().line;
-        let (decision, _) = self.0.decision(&tenant, &line).await;
+        let decision = self.0.decision(&tenant, &line).await;
         Ok(Response::new(to::decision(&decision)))
     }
 
@@ -72,9 +72,7 @@ impl Admission for AdmissionService {
             return Err(Failure::from(missing).into());
         }
         let answer = plane
-            .count_once(&by, &message.request_id, || {
-                plane.spent(&tenant, message.tokens)
-            })
+            .spend_once(&by, &message.request_id, &tenant, message.tokens)
             .await;
         Ok(Response::new(
             answer.map(|()| wire::ReportUsageResponse {})?,
@@ -170,37 +168,18 @@ impl Plane {
         })
     }
 
-    /// Whether a tenant may open another session, and the record that was looked at. A store that does
-    /// not answer is no error here: what is done then was chosen, and is on the record.
-    pub(crate) async fn decision(
-        &self,
-        tenant: &TenantId,
-        line: &str,
-    ) -> (admission::Decision, Option<(Usage, Compare)>) {
-        let key = keys::usage(tenant);
-        let read = self.read::<Usage>(&key).await;
+    /// Whether a tenant may open another session. A store that does not answer is no error here: what is
+    /// done then was chosen, and is on the record.
+    pub(crate) async fn decision(&self, tenant: &TenantId, line: &str) -> admission::Decision {
+        let read = self.read::<Usage>(&keys::usage(tenant)).await;
         let usage = match read {
-            Ok((usage, entry)) => {
-                let compare = Compare::unchanged(&key, entry.as_ref());
-                Some((usage.unwrap_or_default(), compare))
-            }
+            Ok((usage, _)) => Some(usage.unwrap_or_default()),
             Err(failure) => {
                 tracing::warn!(%failure, "what a tenant uses cannot be read");
                 None
             }
         };
         let policy = self.governance().admission;
-        let known = usage.as_ref().map(|(usage, _)| usage);
-        let decision = admission::admit(&policy, tenant, line, known, wall_clock());
-        (decision, usage)
-    }
-
-    async fn spent(&self, tenant: &TenantId, tokens: u64) -> Result<Txn, Failure> {
-        let key = keys::usage(tenant);
-        let (usage, entry) = self.read::<Usage>(&key).await?;
-        let mut usage = usage.unwrap_or_default();
-        usage.spend(wall_clock(), tokens);
-        let unchanged = Compare::unchanged(&key, entry.as_ref());
-        Ok(Txn::default().when(unchanged).put(key, bytes(&usage)))
+        admission::admit(&policy, tenant, line, usage.as_ref(), wall_clock())
     }
 }

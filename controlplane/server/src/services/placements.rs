@@ -3,7 +3,6 @@
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use rspp_controlplane::{
     access::Operation,
-    admission::Usage,
     authority::{self, Binding, Placement, Refusal, Revoke, Seen, Standing},
     keys,
     registry::{Kind, VersionName},
@@ -17,7 +16,6 @@ use rspp_controlplane_api::{
 };
 use rspp_proto::{
     Epoch, LeaseToken, PipelineVersion, RuntimeId, SessionId,
-    abi::OutcomeKind,
     control::{Holder, WhyRevoked},
 };
 use serde::{Deserialize, Serialize};
@@ -26,6 +24,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     audit::{Note, automatic},
+    commit::Write,
     failure::Failure,
     plane::{Plane, bytes, exist, parse, wall_clock},
 };
@@ -71,7 +70,8 @@ impl Placements for PlacementsService {
             // As if it were not there (F-114).
             return Err(Failure::from(Refusal::Unknown).into());
         }
-        let (placement, degraded, taken_over) = plane.settle(|| plane.granted(&ask)).await?;
+        let ((placement, taken_over), decision) =
+            plane.settle_counted(|| plane.granted(&ask)).await?;
         if taken_over {
             let detail = json!({ "epoch": placement.epoch, "to": ask.by, "why": "failover" });
             let mut record = automatic(wall_clock(), "failover", ask.session.as_str(), detail);
@@ -85,7 +85,7 @@ impl Placements for PlacementsService {
             ttl: plane.settings().term.told(),
             taken_over,
             resumed: placement.epoch > Epoch::FIRST,
-            degraded,
+            degraded: decision.is_some_and(|it| it.degraded),
             binding: placement.binding,
         };
         Ok(Response::new(granted.into()))
@@ -197,34 +197,17 @@ impl Plane {
     async fn granted(
         &self,
         ask: &Acquire,
-    ) -> Result<(Option<Txn>, (Placement, bool, bool)), Failure> {
+    ) -> Result<(Option<Write>, (Placement, bool)), Failure> {
         let key = keys::placement(&ask.session);
         let (current, entry) = self.read::<Placement>(&key).await?;
         let alive = self.check_alive(&ask.by).await?;
         let seen = self.seen(current.as_ref(), &ask.session).await?;
-        let mut txn = Txn::default()
-            .when(Compare::unchanged(&key, entry.as_ref()))
-            .when(Compare::Exists(alive));
-        let mut degraded = false;
-        let binding = if let Some(current) = &current {
-            Binding {
+        let binding = match &current {
+            Some(current) => Binding {
                 tenant: ask.wanted.tenant.clone(),
                 ..current.binding.clone()
-            }
-        } else {
-            let binding = self.bind(&ask.wanted, &ask.session).await?;
-            let line = line_of(&binding.pipeline);
-            let (decision, usage) = self.decision(&binding.tenant, &line).await;
-            if decision.outcome != OutcomeKind::Admit {
-                return Err(Failure::NotAdmitted(Box::new(decision)));
-            }
-            degraded = decision.degraded;
-            if let Some((mut usage, unchanged)) = usage {
-                usage.open(wall_clock());
-                let usage_key = keys::usage(&binding.tenant);
-                txn = txn.when(unchanged).put(usage_key, bytes(&usage));
-            }
-            binding
+            },
+            None => self.bind(&ask.wanted, &ask.session).await?,
         };
         let request = authority::Acquire {
             session: ask.session.clone(),
@@ -233,14 +216,24 @@ impl Plane {
             binding,
         };
         let granted = authority::acquire(current.as_ref(), seen, &request, wall_clock())?;
-        let answer = (granted.placement, degraded, granted.taken_over);
+        let answer = (granted.placement, granted.taken_over);
         if granted.repeated {
             return Ok((None, answer));
         }
-        let txn = txn
+        let txn = Txn::default()
+            .when(Compare::unchanged(&key, entry.as_ref()))
+            .when(Compare::Exists(alive))
             .put(key, bytes(&answer.0))
             .delete(keys::revocation(&ask.by, &ask.session));
-        Ok((Some(txn), answer))
+        let write = match &current {
+            Some(_) => Write::Plain(txn),
+            None => Write::Opens {
+                txn,
+                tenant: answer.0.binding.tenant.clone(),
+                line: line_of(&answer.0.binding.pipeline),
+            },
+        };
+        Ok((Some(write), answer))
     }
 
     /// What a new session is bound to: what it asks for if that is published, else what the rollouts give.
@@ -421,7 +414,7 @@ impl Plane {
         &self,
         writer: &Writer,
         leave: Leave,
-    ) -> Result<(Option<Txn>, Result<(), Failure>), Failure> {
+    ) -> Result<(Option<Write>, Result<(), Failure>), Failure> {
         let key = keys::placement(&writer.session);
         let (current, entry) = self.read::<Placement>(&key).await?;
         let mark_key = keys::revocation(&writer.by, &writer.session);
@@ -433,7 +426,7 @@ impl Plane {
         };
         let let_go = || {
             let unchanged = Compare::unchanged(&mark_key, mark_entry.as_ref());
-            Txn::default().when(unchanged).delete(mark_key.clone())
+            Write::Plain(Txn::default().when(unchanged).delete(mark_key.clone()))
         };
         match decided {
             Ok(Some(after)) => {
@@ -441,17 +434,15 @@ impl Plane {
                     .when(Compare::unchanged(&key, entry.as_ref()))
                     .put(key, bytes(&after))
                     .delete(mark_key.clone());
-                if leave == Leave::End {
-                    let usage_key = keys::usage(&after.binding.tenant);
-                    let (usage, entry) = self.read::<Usage>(&usage_key).await?;
-                    let mut usage = usage.unwrap_or_default();
-                    usage.close();
-                    txn = txn
-                        .when(Compare::unchanged(&usage_key, entry.as_ref()))
-                        .put(usage_key, bytes(&usage));
-                    txn.then.push(Op::DeleteAll(keys::states(&writer.session)));
-                }
-                Ok((Some(txn), Ok(())))
+                let write = match leave {
+                    Leave::Release => Write::Plain(txn),
+                    Leave::End => {
+                        txn.then.push(Op::DeleteAll(keys::states(&writer.session)));
+                        let tenant = after.binding.tenant;
+                        Write::Closes { txn, tenant }
+                    }
+                };
+                Ok((Some(write), Ok(())))
             }
             Ok(None) => Ok((is_marked.then(let_go), Ok(()))),
             // Somebody else has it already: what was asked for is so.

@@ -392,7 +392,7 @@ impl Plane {
         let asked = ask.pipeline.as_deref();
         let (pipeline, why, version_resolution) =
             self.resolved(&ask.tenant, &ask.session, asked)?;
-        let (decision, _) = self.decision(&ask.tenant, &line_of(&pipeline)).await;
+        let decision = self.decision(&ask.tenant, &line_of(&pipeline)).await;
         if decision.outcome != OutcomeKind::Admit {
             return Err(Failure::NotAdmitted(Box::new(decision)));
         }

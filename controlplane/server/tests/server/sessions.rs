@@ -209,6 +209,25 @@ async fn a_tenant_opens_as_many_sessions_as_it_may() {
     assert_eq!(used.tokens_per_minute, 70);
 }
 
+/// F-098: many sessions of one tenant that come at once are all let in and all counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_of_one_tenant_is_counted() {
+    const CROWD: usize = 60;
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let a = rig.node("a").await;
+    let names: Vec<_> = (0..CROWD).map(|n| format!("s-{n}")).collect();
+    let taken = futures::future::join_all(names.iter().map(|name| a.acquire(name, 1))).await;
+    for granted in taken {
+        granted.unwrap();
+    }
+    let usage = wire::GetUsageRequest {
+        tenant: "acme".to_owned(),
+    };
+    let used = rig.client("operator/otto").get_usage(usage).await.unwrap();
+    assert_eq!(used.open, CROWD as u64);
+}
+
 /// F-094, F-168, F-110: where a tenant's sessions may be, and the nearest of those.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_stays_where_it_may_be() {
