@@ -83,6 +83,30 @@ async fn what_was_forgotten_while_nobody_looked_is_caught_up_with() {
     ));
 }
 
+/// A store that was gone for long and is back is heard to be so, though nothing has changed: what is shown
+/// is as good as ever then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_back_is_heard_to_be_so() {
+    let (_cluster, link, ours, truth) = scene().await;
+    let below = Key::of(["rspp", "steady"]).below();
+    put(&truth, &key("steady", "a"), "1").await;
+    let mut mirror = Mirror::open(Arc::clone(&ours), below).await.unwrap();
+    link.set(Weather::Cut);
+    let news = timeout(SOON, mirror.next()).await.unwrap();
+    assert!(matches!(news, News::Stale(_)), "{news:?}");
+    link.set(Weather::Fair);
+    loop {
+        match timeout(SOON, mirror.next()).await.unwrap() {
+            News::Stale(_) => {}
+            News::CaughtUp(batch) => {
+                assert!(batch.changes.is_empty(), "{batch:?}");
+                break;
+            }
+            News::Changed(batch) => panic!("nobody wrote: {batch:?}"),
+        }
+    }
+}
+
 /// Nothing of what is watched changes for long, much else does, and all that is forgotten. The members
 /// said meanwhile how far they had looked, so the watch goes on over a new connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -28,6 +28,8 @@ pub struct Mirror {
     shown: BTreeMap<Key, Entry>,
     revision: Revision,
     changes: Option<Changes>,
+    /// Whether it was last told that the store does not answer.
+    stale: bool,
 }
 
 impl Mirror {
@@ -40,6 +42,7 @@ impl Mirror {
             shown,
             revision,
             changes: None,
+            stale: false,
         })
     }
 
@@ -53,8 +56,30 @@ impl Mirror {
         self.revision
     }
 
-    /// Waits for the next change. May be dropped while it waits; nothing is lost then.
+    /// Waits for the next change; after [`News::Stale`] for the store to answer, whether anything has
+    /// changed or not. May be dropped while it waits; nothing is lost then.
     pub async fn next(&mut self) -> News {
+        let news = if self.stale {
+            self.caught_up().await
+        } else {
+            self.changed().await
+        };
+        self.stale = matches!(news, News::Stale(_));
+        news
+    }
+
+    async fn caught_up(&mut self) -> News {
+        match self.list_again().await {
+            Ok(Some(batch)) => News::CaughtUp(batch),
+            Ok(None) => News::CaughtUp(Batch {
+                revision: self.revision,
+                changes: Vec::new(),
+            }),
+            Err(error) => News::Stale(error.to_string()),
+        }
+    }
+
+    async fn changed(&mut self) -> News {
         loop {
             let changes = self
                 .changes
