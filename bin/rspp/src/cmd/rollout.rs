@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{
     control::{
-        Remote, json_of, refused, request_id,
+        Remote, json_of, pages, refused, request_id,
         shape::{Shape as _, who},
         table, when,
     },
@@ -260,26 +260,31 @@ async fn status(
         };
         vec![client.get_rollout(request).await.map_err(refused)?]
     } else {
-        let request = wire::ListRolloutsRequest {
-            kind: kind.into(),
-            ..wire::ListRolloutsRequest::default()
-        };
-        let answer = client.list_rollouts(request).await.map_err(refused)?;
-        answer.rollouts
+        pages(async |page_token| {
+            let request = wire::ListRolloutsRequest {
+                kind: kind.into(),
+                page_token,
+                ..wire::ListRolloutsRequest::default()
+            };
+            let page = client.list_rollouts(request).await?;
+            Ok((page.rollouts, page.next_page_token))
+        })
+        .await?
     };
     remote.print(|| rows(&rollouts), || json_of(&rollouts))
 }
 
 async fn proposals(remote: &Remote, client: Client) -> Result<(), Problem> {
-    let request = wire::ListProposalsRequest {
-        open_only: true,
-        ..wire::ListProposalsRequest::default()
-    };
-    let found = client
-        .list_proposals(request)
-        .await
-        .map_err(refused)?
-        .proposals;
+    let found = pages(async |page_token| {
+        let request = wire::ListProposalsRequest {
+            open_only: true,
+            page_token,
+            ..wire::ListProposalsRequest::default()
+        };
+        let page = client.list_proposals(request).await?;
+        Ok((page.proposals, page.next_page_token))
+    })
+    .await?;
     remote.print(
         || {
             let rows: Vec<_> = found

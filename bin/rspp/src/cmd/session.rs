@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     control::{
-        Remote, json_of, refused, request_id,
+        Remote, json_of, pages, refused, request_id,
         shape::{Shape as _, phase},
         table, when,
     },
@@ -215,20 +215,17 @@ async fn status(remote: &Remote, client: Client, named: Named) -> Result<(), Pro
 async fn list(
     remote: &Remote,
     client: Client,
-    mut request: wire::ListSessionsRequest,
+    request: wire::ListSessionsRequest,
 ) -> Result<(), Problem> {
-    let mut found = Vec::new();
-    loop {
-        let page = client
-            .list_sessions(request.clone())
-            .await
-            .map_err(refused)?;
-        found.extend(page.sessions);
-        request.page_token = page.next_page_token;
-        if request.page_token.is_empty() {
-            break;
-        }
-    }
+    let found = pages(async |page_token| {
+        let request = wire::ListSessionsRequest {
+            page_token,
+            ..request.clone()
+        };
+        let page = client.list_sessions(request).await?;
+        Ok((page.sessions, page.next_page_token))
+    })
+    .await?;
     remote.print(|| rows(&found), || json_of(&found))
 }
 

@@ -6,7 +6,7 @@ use rspp_controlplane_api::{Client, wire};
 use serde_json::json;
 use similar::{Algorithm, DiffTag};
 
-use super::{Remote, json_of, refused, request_id, shape::Shape as _, table, when};
+use super::{Remote, json_of, pages, refused, request_id, shape::Shape as _, table, when};
 use crate::{problem::Problem, terminal};
 
 /// `key=value`, as labels are given.
@@ -71,24 +71,18 @@ pub(crate) async fn list(
     line: &str,
     labels: BTreeMap<String, String>,
 ) -> Result<(), Problem> {
-    let mut found = Vec::new();
-    let mut request = wire::ListArtifactsRequest {
-        kind: kind.into(),
-        line: line.to_owned(),
-        labels,
-        ..wire::ListArtifactsRequest::default()
-    };
-    loop {
-        let page = client
-            .list_artifacts(request.clone())
-            .await
-            .map_err(refused)?;
-        found.extend(page.artifacts);
-        request.page_token = page.next_page_token;
-        if request.page_token.is_empty() {
-            break;
-        }
-    }
+    let found = pages(async |page_token| {
+        let request = wire::ListArtifactsRequest {
+            kind: kind.into(),
+            line: line.to_owned(),
+            labels: labels.clone(),
+            page_token,
+            ..wire::ListArtifactsRequest::default()
+        };
+        let page = client.list_artifacts(request).await?;
+        Ok((page.artifacts, page.next_page_token))
+    })
+    .await?;
     remote.print(
         || {
             let rows: Vec<_> = found

@@ -101,6 +101,22 @@ impl Remote {
     }
 }
 
+/// All pages of a list; `ask` gets the token of the page it is to ask for, and answers with it and the next
+/// token.
+pub(crate) async fn pages<T>(
+    ask: impl AsyncFn(String) -> Result<(Vec<T>, String), ControlError>,
+) -> Result<Vec<T>, Problem> {
+    let (mut found, mut token) = (Vec::new(), String::new());
+    loop {
+        let (page, next) = ask(token).await.map_err(refused)?;
+        found.extend(page);
+        if next.is_empty() {
+            return Ok(found);
+        }
+        token = next;
+    }
+}
+
 /// Names this run of the program, so that what is sent again by itself has one effect.
 pub(crate) fn request_id() -> String {
     format!("cli-{:032x}", rand::random::<u128>())
