@@ -150,22 +150,6 @@ pub fn presence(has_lease: bool, silent_for: Duration, heartbeat: Duration) -> P
     }
 }
 
-/// How far a drain has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DrainProgress {
-    /// Sessions that it had when the drain began.
-    pub had: u32,
-    /// Sessions that are still there.
-    pub left: u32,
-}
-
-impl DrainProgress {
-    /// Whether the runtime may go.
-    pub fn is_done(self) -> bool {
-        self.left == 0
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::collections::BTreeMap;

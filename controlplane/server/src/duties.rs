@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use rspp_controlplane::{
-    authority::{Fuse, Placement, Revoke, Standing, WhyRevoked},
+    authority::{Fuse, Placement, Standing, WhyRevoked},
     failover::{self, FailoverMode, RegionDuty},
     keys,
     store::{Compare, Revision, StoreError, Txn},
@@ -211,7 +211,6 @@ impl Plane {
             orders
         };
         for (session, order, from) in orders {
-            let order: Revoke = order;
             match self.revoke(&session, &order, &from).await {
                 Ok(()) => {
                     let what = json!({ "from": from, "why": order.why });

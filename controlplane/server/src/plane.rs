@@ -215,7 +215,8 @@ impl Plane {
 
     /// Whether it can decide: it knows the fleet as it was a moment ago. Else, what is in the way.
     pub fn ready(&self) -> Result<(), String> {
-        self.view().map(drop).map_err(|failure| failure.to_string())
+        let age = self.view_age();
+        age.map(drop).map_err(|failure| failure.to_string())
     }
 
     /// Runs something until the control plane is closed.
@@ -310,8 +311,8 @@ impl Plane {
         self.shared.rollouts.get(&keys::rollout(kind, line))
     }
 
-    /// The fleet as it seems to be.
-    pub(crate) fn view(&self) -> Result<View, Failure> {
+    /// How old what is known of the fleet is; too old is a failure.
+    pub(crate) fn view_age(&self) -> Result<Duration, Failure> {
         let shared = &self.shared;
         let ages = [
             shared.runtimes.age(),
@@ -323,6 +324,13 @@ impl Plane {
         if age > shared.settings.max_view_age {
             return Err(Failure::StaleView(age));
         }
+        Ok(age)
+    }
+
+    /// The fleet as it seems to be.
+    pub(crate) fn view(&self) -> Result<View, Failure> {
+        let age = self.view_age()?;
+        let shared = &self.shared;
         let regions = shared.regions.records();
         let regions = regions
             .iter()

@@ -282,7 +282,7 @@ async fn follow_health(plane: Plane, health: HealthReporter) {
     let mut was = true;
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let is = plane.view().is_ok();
+        let is = plane.view_age().is_ok();
         if is != was {
             let status = if is {
                 ServingStatus::Serving

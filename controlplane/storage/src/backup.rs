@@ -143,7 +143,8 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-type Records = Vec<(Key, Vec<u8>)>;
+/// What a backup holds, by key.
+pub type Records = Vec<(Key, Vec<u8>)>;
 
 /// Reads a backup to its end and checks it whole, before anything is written.
 pub fn read(input: &mut dyn BufRead) -> Result<(Summary, Records), BackupError> {
@@ -227,6 +228,12 @@ pub async fn restore(
     input: &mut (dyn BufRead + Send),
 ) -> Result<Summary, BackupError> {
     let (summary, records) = read(input)?;
+    put(store, records).await?;
+    Ok(summary)
+}
+
+/// Puts what was [read](read) into an empty store, as [`restore`] does.
+pub async fn put(store: &dyn Store, records: Records) -> Result<(), BackupError> {
     let first = Query {
         limit: 1,
         ..Query::first(keys::all())
@@ -257,5 +264,5 @@ pub async fn restore(
     if !txn.then.is_empty() {
         store.commit(txn).await?;
     }
-    Ok(summary)
+    Ok(())
 }

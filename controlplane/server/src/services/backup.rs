@@ -1,7 +1,7 @@
 //! Everything that is stored, as a file and back (F-166, NF-031).
 
 use std::{
-    io::{self, BufReader, Seek as _, SeekFrom, Write},
+    io::{self, BufReader, BufWriter, Seek as _, SeekFrom, Write},
     pin::Pin,
 };
 
@@ -92,11 +92,10 @@ impl Backup for BackupService {
         file.seek(SeekFrom::Start(0)).map_err(io_failure)?;
         let mut input = BufReader::new(file);
         // A damaged backup takes nothing away.
-        backup::read(&mut input).map_err(Failure::from)?;
-        input.seek(SeekFrom::Start(0)).map_err(io_failure)?;
+        let (summary, records) = backup::read(&mut input).map_err(Failure::from)?;
         plane.make_room().await?;
-        let restored = backup::restore(plane.store(), &mut input).await;
-        let summary = restored.map_err(Failure::from)?;
+        let restored = backup::put(plane.store(), records).await;
+        restored.map_err(Failure::from)?;
         let detail = json!({ "records": summary.records, "taken_at_ms": summary.at_ms });
         plane.note(Note::happened(done(
             wall_clock(),
@@ -124,8 +123,11 @@ fn tempfile() -> Result<std::fs::File, Failure> {
 
 impl Plane {
     async fn write_backup(&self) -> Result<(std::fs::File, u64), Failure> {
-        let mut file = tempfile()?;
-        let summary = backup::write(self.store(), wall_clock().0, &mut file).await?;
+        let mut out = BufWriter::new(tempfile()?);
+        let summary = backup::write(self.store(), wall_clock().0, &mut out).await?;
+        let mut file = out
+            .into_inner()
+            .map_err(|error| io_failure(error.into_error()))?;
         file.seek(SeekFrom::Start(0)).map_err(io_failure)?;
         Ok((file, summary.records))
     }

@@ -132,34 +132,34 @@ impl Placements for PlacementsService {
 }
 
 impl Plane {
-    /// Whether this life of a runtime is its newest and still renews, by the store.
-    pub(crate) async fn check_alive(&self, by: &Holder) -> Result<Key, Failure> {
-        let gone = || Failure::HolderGone(by.to_string());
-        // A later life is another process; this one has to fall silent by itself.
+    /// What a life of a runtime renews, unless a later one is known: that is another process, and this one
+    /// has to fall silent by itself.
+    fn liveness_of(&self, by: &Holder) -> Result<Key, Failure> {
         let newest = self.runtime(&by.runtime);
         if newest.is_some_and(|it| it.holder.incarnation > by.incarnation) {
-            return Err(gone());
+            return Err(Failure::HolderGone(by.to_string()));
         }
-        let key = keys::liveness(&by.runtime, by.incarnation);
+        Ok(keys::liveness(&by.runtime, by.incarnation))
+    }
+
+    /// Whether this life of a runtime is its newest and still renews, by the store.
+    pub(crate) async fn check_alive(&self, by: &Holder) -> Result<Key, Failure> {
+        let key = self.liveness_of(by)?;
         match self.store().get(&key).await? {
             Some(_) => Ok(key),
-            None => Err(gone()),
+            None => Err(Failure::HolderGone(by.to_string())),
         }
     }
 
     /// The store's lease that a runtime's liveness hangs on.
     pub(crate) async fn lease_of(&self, by: &Holder) -> Result<LeaseId, Failure> {
-        let gone = || Failure::HolderGone(by.to_string());
-        let newest = self.runtime(&by.runtime);
-        if newest.is_some_and(|it| it.holder.incarnation > by.incarnation) {
-            return Err(gone());
-        }
-        let key = keys::liveness(&by.runtime, by.incarnation);
+        let key = self.liveness_of(by)?;
         if let Some(Some(lease)) = self.shared.alive.get(&key) {
             return Ok(lease);
         }
         let entry = self.store().get(&key).await?;
-        entry.and_then(|entry| entry.lease).ok_or_else(gone)
+        let lease = entry.and_then(|entry| entry.lease);
+        lease.ok_or_else(|| Failure::HolderGone(by.to_string()))
     }
 
     /// What the store shows beside a session's record. Read after the record: a liveness that is gone
@@ -194,10 +194,7 @@ impl Plane {
         })
     }
 
-    async fn granted(
-        &self,
-        ask: &Acquire,
-    ) -> Result<(Option<Write>, (Placement, bool)), Failure> {
+    async fn granted(&self, ask: &Acquire) -> Result<(Option<Write>, (Placement, bool)), Failure> {
         let key = keys::placement(&ask.session);
         let (current, entry) = self.read::<Placement>(&key).await?;
         let alive = self.check_alive(&ask.by).await?;

@@ -5,7 +5,7 @@ use rspp_controlplane::{
     access::Operation,
     keys,
     registry::{self, Artifact, Draft, Kind, Published, VersionName},
-    store::{Compare, Txn},
+    store::{Compare, Prefix, Txn},
 };
 use rspp_controlplane_api::{
     text,
@@ -106,7 +106,9 @@ impl Plane {
     ) -> Result<Decided<wire::PublishResponse>, Failure> {
         let key = keys::artifact(draft.kind, draft.version.as_str());
         let (existing, entry) = self.read::<Artifact>(&key).await?;
-        let published: Vec<Artifact> = self.all(keys::artifacts(draft.kind)).await?;
+        // Of its line, and perhaps of others whose names begin alike.
+        let of_line = Prefix::of(&keys::artifact(draft.kind, draft.version.line()));
+        let published: Vec<Artifact> = self.all(of_line).await?;
         let before = registry::predecessor(&published, &draft.version);
         let subject = draft.version.to_string();
         let published = registry::publish(existing.as_ref(), before, draft, wall_clock())?;

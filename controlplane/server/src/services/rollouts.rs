@@ -5,7 +5,7 @@ use rspp_controlplane::{
     access::{Operation, Principal},
     audit::Record,
     keys,
-    registry::{Artifact, Kind, VersionName},
+    registry::{Kind, VersionName},
     rollout::{BurnAlert, Change, Proposal, ProposalState, Rollout},
     store::{Compare, Txn},
 };
@@ -377,15 +377,8 @@ impl Plane {
 
     /// A version must be published to be rolled out, and stays so.
     async fn is_published(&self, kind: Kind, version: &VersionName) -> Result<Compare, Failure> {
-        let key = keys::artifact(kind, version.as_str());
-        let (found, _) = self.read::<Artifact>(&key).await?;
-        match found {
-            Some(_) => Ok(Compare::Exists(key)),
-            None => Err(Failure::NotFound {
-                what: kind.as_str(),
-                name: version.to_string(),
-            }),
-        }
+        self.artifact(kind, version.as_str()).await?;
+        Ok(Compare::Exists(keys::artifact(kind, version.as_str())))
     }
 }
 

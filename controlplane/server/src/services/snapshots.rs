@@ -89,6 +89,20 @@ struct Telling {
 }
 
 impl Telling {
+    /// Queues the documents that are not as they were told.
+    fn look(&mut self) {
+        for changes in &mut self.watched {
+            changes.mark_unchanged();
+        }
+        for kind in &self.kinds {
+            let snapshot = self.plane.snapshot(*kind);
+            if self.told.get(kind) != Some(&snapshot.document) {
+                self.told.insert(*kind, snapshot.document.clone());
+                self.queue.push(snapshot);
+            }
+        }
+    }
+
     async fn next(&mut self) -> Result<SnapshotUpdate, Failure> {
         loop {
             if let Some(snapshot) = self.queue.pop() {
@@ -97,17 +111,8 @@ impl Telling {
                     age: self.plane.age(),
                 });
             }
-            for changes in &mut self.watched {
-                changes.mark_unchanged();
-            }
-            for kind in &self.kinds {
-                let snapshot = self.plane.snapshot(*kind);
-                if self.told.get(kind) != Some(&snapshot.document) {
-                    self.told.insert(*kind, snapshot.document.clone());
-                    self.queue.push(snapshot);
-                }
-            }
-            if !self.queue.is_empty() {
+            if self.told.is_empty() {
+                self.look();
                 continue;
             }
             let leaving = self.plane.shared.leaving.clone();
@@ -121,6 +126,7 @@ impl Telling {
                 }
                 () = leaving.cancelled() => return Err(Failure::ShuttingDown),
             }
+            self.look();
         }
     }
 }

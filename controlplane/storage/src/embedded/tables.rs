@@ -98,7 +98,7 @@ fn decode(key: &str, bytes: &[u8]) -> Result<Entry, StoreError> {
 
 /// The first text behind all that begin so.
 fn behind(prefix: &str) -> String {
-    // Prefixes end in `/`; `0` is the next byte, and all keys are plain text.
+    // All keys are plain text, so that there is a next character.
     let mut end = prefix.to_owned();
     match end.pop() {
         Some(last) => end.push(char::from_u32(u32::from(last) + 1).unwrap_or(char::MAX)),
@@ -253,7 +253,6 @@ impl Snapshot {
     }
 }
 
-/// The first key of a page.
 /// What a page has room for.
 struct Room {
     entries: usize,
