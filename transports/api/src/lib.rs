@@ -12,7 +12,7 @@ pub mod wav;
 
 pub use bootstrap::{BootstrapError, Capabilities, CapabilityError, SessionBootstrap};
 pub use guard::{
-    Admitted, Grant, Guard, MAX_TOKEN_BYTES, TokenValidator, Unauthorized, UsedTokens,
+    Admitted, Grant, Guard, MAX_TOKEN_BYTES, TokenValidator, Unauthorized, UsedTokens, is_same,
 };
 pub use sessions::{News, Opened, Refusal, Sessions, TurnNews};
 pub use transport::{

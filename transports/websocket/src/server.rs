@@ -20,7 +20,9 @@ use axum::{
 };
 use futures::StreamExt;
 use rspp_proto::{SessionId, WallClock};
-use rspp_transport_api::{Admitted, Guard, Opened, Refusal, Sessions, TransportKind, UsedTokens};
+use rspp_transport_api::{
+    Admitted, Guard, Opened, Refusal, Sessions, TransportKind, UsedTokens, is_same,
+};
 use serde::Serialize;
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -281,9 +283,14 @@ impl Server {
             lead: self.config.limits.lead,
         });
         let attached = call.attach(None).expect("a call that begins is not over");
+        // Whoever drains waits for those that are on their way in.
+        let _on_its_way = self.tasks.token();
         {
             let mut calls = self.calls();
             if calls.contains_key(&id) {
+                if let Admitted::Granted(grant) = &admitted {
+                    self.used().release(grant);
+                }
                 return Err(trouble(
                     ErrorCode::NotOpened,
                     format!("`{id}` is there already; come back to it with `resume`"),
@@ -323,6 +330,10 @@ impl Server {
             drain,
         } = opened;
         call.runs(drain);
+        if self.is_draining() {
+            // It began while nobody looked: whoever drains may not have found it.
+            call.drain();
+        }
         self.tasks.spawn(async move {
             let mut is_told = true;
             let reason = loop {
@@ -379,12 +390,6 @@ pub(crate) fn trouble(code: ErrorCode, message: impl Into<String>) -> Trouble {
 fn now() -> WallClock {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     WallClock(since.map_or(0, |since| since.as_millis() as u64))
-}
-
-/// Compares without telling by its time how much was right.
-fn is_same(one: &str, other: &str) -> bool {
-    let bytes = one.bytes().zip(other.bytes());
-    one.len() == other.len() && bytes.fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }
 
 async fn talk(
