@@ -67,6 +67,11 @@ async fn a_client_speaks_and_is_answered() {
         .await;
     let came = client.until(is_turn).await;
     assert_eq!(texts(&came, Speaker::User), ["hello there"]);
+    let is_partial = |it: &ServerMessage| matches!(it, ServerMessage::Text(said) if said.speaker == Speaker::User && !said.is_final);
+    assert!(
+        came.iter().any(is_partial),
+        "words came while the user spoke"
+    );
     assert_eq!(texts(&came, Speaker::Agent).join(" "), REPLY);
     let of = OfTurn {
         turn: TurnNumber::FIRST,

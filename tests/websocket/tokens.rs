@@ -5,6 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rspp_controlplane::token::{KeyId, Keyring, LeaseClaims, SessionClaims, SigningKey};
 use rspp_proto::{PipelineVersion, RuntimeId, SessionId, TenantId, WallClock};
 use rspp_tests::call::Cast;
@@ -69,41 +70,15 @@ fn claims(session: &str) -> SessionClaims {
 
 fn altered(token: &str, from: &str, to: &str) -> String {
     let parts: Vec<&str> = token.split('.').collect();
-    let decode = |part: &str| {
-        let table: Vec<char> = ALPHABET.chars().collect();
-        let bits: Vec<u8> = part
-            .chars()
-            .flat_map(|c| {
-                let value = table.iter().position(|it| *it == c).unwrap();
-                (0..6).rev().map(move |bit| (value >> bit & 1) as u8)
-            })
-            .collect();
-        let bytes = bits
-            .chunks_exact(8)
-            .map(|bits| bits.iter().fold(0, |a, b| a << 1 | b));
-        String::from_utf8(bytes.collect()).unwrap()
-    };
-    let claims = decode(parts[1]);
+    let claims = String::from_utf8(URL_SAFE_NO_PAD.decode(parts[1]).unwrap()).unwrap();
     assert!(claims.contains(from), "{claims}");
     let claims = claims.replace(from, to);
-    format!("{}.{}.{}", parts[0], encode(claims.as_bytes()), parts[2])
-}
-
-const ALPHABET: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-
-fn encode(bytes: &[u8]) -> String {
-    let table: Vec<char> = ALPHABET.chars().collect();
-    let mut bits: Vec<u8> = bytes
-        .iter()
-        .flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1))
-        .collect();
-    while !bits.len().is_multiple_of(6) {
-        bits.push(0);
-    }
-    let sixes = bits
-        .chunks(6)
-        .map(|bits| bits.iter().fold(0, |a, b| a << 1 | usize::from(*b)));
-    sixes.map(|value| table[value]).collect()
+    format!(
+        "{}.{}.{}",
+        parts[0],
+        URL_SAFE_NO_PAD.encode(claims),
+        parts[2]
+    )
 }
 
 /// F-088, F-119: a signed token lets its session in, for its tenant and version; an altered claim, an
