@@ -151,6 +151,11 @@ pub fn complaints(document: &str, tests: &Tests) -> Vec<String> {
         if !seen.insert(row.id.clone()) {
             say("is listed twice".to_owned());
         }
+        for (at, test) in row.tests.iter().enumerate() {
+            if row.tests[..at].contains(test) {
+                say(format!("`{test}` is named twice"));
+            }
+        }
         let state = match row.state.as_str() {
             "" => Some(State::Open),
             "part" => Some(State::Part),

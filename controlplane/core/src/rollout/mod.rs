@@ -291,6 +291,7 @@ pub(crate) mod tests {
         assert_eq!(found, expected.map(|(name, why)| (version(name), why)));
     }
 
+    /// F-093: those on the list, the part of all others that the cohort says, and nobody else.
     #[test]
     fn who_gets_what() {
         let tenants = BTreeSet::from([tenant("acme")]);

@@ -195,7 +195,7 @@ async fn a_change_waits_for_somebody_else() {
     panic!("refusals are not on record");
 }
 
-/// NF-030: a breached gate ends the trial; a spent budget freezes what would be new, and only that.
+/// NF-030, F-093: a canary's breached gate ends the trial; a spent budget freezes what would be new, and only that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_breached_gate_ends_the_trial() {
     let rig = Rig::start().await;
