@@ -4,28 +4,35 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use rspp_host::{
     AwayMode, Config, Emptying, OpenError, PlaneConfig, Pools, Runtime, SessionHandle,
-    SessionRequest,
+    SessionRequest, ToolRegistry,
 };
 use rspp_proto::{
     AudioChunk, Epoch, IdempotencyKey, Region, RuntimeId, SampleRate, SessionId, TenantId,
     TurnNumber,
     abi::Signal,
     control::{Description, Endpoint, PROTOCOL, SessionPhase, WhyRevoked},
-    spec::PipelineSpec,
+    spec::{NodeKind, PipelineSpec},
 };
-use rspp_provider_api::{LlmRequest, scripted::ScriptedLlm};
+use rspp_provider_api::{
+    LlmRequest, ToolCall, ToolOutput, function,
+    scripted::{Answer, ScriptedLlm},
+};
 use rspp_tests::{
     call::{Cast, LONG, bindings},
     plane::{Plane, Seer, TTL, Way},
 };
 use rspp_timeline::{Entry, MemoryRecording, Options, Recorder};
 use rspp_transport_api::{Ingress, Outgoing, Sink, SinkError, Stamped, Transport, TransportKind};
+use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
 
 const fn ms(ms: u64) -> Duration {
@@ -47,6 +54,22 @@ struct Node {
     played: Played,
     /// What its model was told, request by request.
     asked: Arc<Mutex<Vec<Vec<String>>>>,
+    /// Orders that its tool has placed.
+    orders: Arc<AtomicU32>,
+}
+
+/// The usual pipeline, and a tool whose effects stand.
+fn pipeline() -> PipelineSpec {
+    let mut spec = PipelineSpec::simple();
+    let llm = spec.nodes.iter_mut().find(|it| it.kind == NodeKind::Llm);
+    llm.expect("there is a model").tools = serde_json::from_value(json!([{
+        "name": "order",
+        "description": "Orders.",
+        "parameters": { "type": "object" },
+        "effects": "external",
+    }]))
+    .unwrap();
+    spec
 }
 
 impl Node {
@@ -68,14 +91,31 @@ impl Node {
                 .iter()
                 .map(|message| message.content.clone());
             let texts: Vec<_> = texts.collect();
-            let is_story = texts.last().is_some_and(|text| text.contains("story"));
+            let last = texts.last().cloned().unwrap_or_default();
             noted.lock().unwrap().push(texts);
-            if is_story {
-                LONG.repeat(4)
-            } else {
-                "Good day to you.".to_owned()
+            match &*last {
+                text if text.contains("story") => LONG.repeat(4).as_str().into(),
+                "an order, please" => Answer {
+                    text: String::new(),
+                    tool_calls: vec![ToolCall {
+                        id: "call_0".to_owned(),
+                        name: "order".to_owned(),
+                        arguments: "{}".to_owned(),
+                    }],
+                },
+                _another_text => "Good day to you.".into(),
             }
         });
+        let orders = Arc::<AtomicU32>::default();
+        let placed = Arc::clone(&orders);
+        let mut tools = ToolRegistry::default();
+        tools.register(
+            "order",
+            function(move |_run| {
+                placed.fetch_add(1, Relaxed);
+                async { Ok(ToolOutput::new("it is placed")) }
+            }),
+        );
         let cast = Cast {
             llm: Arc::new(llm),
             ..Cast::default()
@@ -98,6 +138,7 @@ impl Node {
         change(&mut fleet);
         let mut config = Config::new(cast.providers(), Pools::in_virtual_time(2));
         config.plane = Some(fleet);
+        config.tools = Arc::new(tools);
         config.seed = Some(name.bytes().map(u64::from).sum());
         let runtime = Runtime::start(config).await.expect("the runtime starts");
         Self {
@@ -106,6 +147,7 @@ impl Node {
             way,
             played: Arc::clone(played),
             asked,
+            orders,
         }
     }
 
@@ -128,7 +170,7 @@ impl Node {
             .open(SessionRequest {
                 tenant: TenantId::new("tenant").unwrap(),
                 session,
-                pipeline: PipelineSpec::simple(),
+                pipeline: pipeline(),
                 policy: None,
                 settings: bindings(),
                 attributes: BTreeMap::new(),
@@ -512,12 +554,15 @@ async fn in_availability_mode_only_what_nobody_else_can_have_is_taken() {
     let own = a.runtime.plane().unwrap().name_session();
     let talk = a.open(own.clone()).await.unwrap();
     talk.exchange("hello").await;
+    talk.exchange("an order, please").await;
+    assert_eq!(a.orders.load(Relaxed), 1, "nobody else could place it");
     assert!(a.open(own.clone()).await.is_err(), "each is begun once");
     // It outlives the return of the control plane, which never hears of it.
     a.way.set_way(Way::Open(ms(5)));
     a.joined().await;
     tokio::time::sleep(TTL * 2).await;
-    talk.exchange("still there").await;
+    talk.exchange("an order, please").await;
+    assert_eq!(a.orders.load(Relaxed), 2);
     drop(talk.client);
     talk.handle.wait().await.unwrap();
     assert_eq!(plane.placement(&own), None);

@@ -75,9 +75,7 @@ pub use overhead::{Overhead, Percentiles};
 pub use plane::{AwayMode, PlaneConfig, PlaneHandle, PlaneStatus};
 pub use providers::ProviderBoard;
 pub use reception::{Program, Reception};
-pub use runtime::{
-    Config, Emptying, OpenError, Runtime, SessionHandle, SessionOrders, SessionRequest,
-};
+pub use runtime::{Config, Emptying, OpenError, Runtime, SessionHandle, SessionRequest};
 pub use session::{CancelReceipt, CancelTarget, Foreign, SessionStatus};
 pub use snapshots::Snapshots;
 pub use tool::{HttpToolFactory, ToolRegistry};

@@ -20,6 +20,7 @@ use rspp_controlplane_api::{
 use rspp_kernel::{
     CancelReason,
     admission::AdmissionReport,
+    continuation::Continuation,
     graph::GraphError,
     plan::{LayeredSettings, PlanError, ProviderInputs, with_insertions},
     refused::SESSION_HAS_ENDED,
@@ -58,7 +59,7 @@ use crate::{
     providers::{ProviderBoard, catalogue},
     report::SessionReport,
     session::{
-        CancelReceipt, CancelTarget, Command, Health, KEPT, Kept, LISTENING, OpenAnswer, Opening,
+        CancelReceipt, CancelTarget, Command, Health, KEPT, LISTENING, OpenAnswer, Opening,
         Session, SessionControl, SessionSetup, SessionStatus,
     },
     snapshots::Snapshots,
@@ -96,8 +97,6 @@ pub struct Config {
     pub store: Option<Arc<dyn StateStore>>,
     /// Where timelines are exported to; nowhere if `None`.
     pub exports: Option<Exports>,
-    /// Whether conversations are kept there too, for another placement to go on with.
-    pub keeps_conversations: bool,
     /// The fleet that the node belongs to, which grants its leases and keeps its state then.
     pub plane: Option<PlaneConfig>,
     /// Most that any session may hold in memory, whatever its pipeline allows itself.
@@ -125,7 +124,6 @@ impl Config {
             clips: Arc::default(),
             store: None,
             exports: None,
-            keeps_conversations: false,
             plane: None,
             session_memory: MemoryLimits::default(),
             limits: LimitsSpec::default(),
@@ -146,9 +144,12 @@ impl Config {
         });
         let shared = Shared::new(self.clock, plane.runtime.clone(), boot);
         self.leases = Arc::new(PlaneLeases::new(Arc::clone(&shared), plane.mode));
-        let store = PlaneStore::new(Arc::clone(&shared), Arc::clone(&plane.plane));
+        let store = PlaneStore::new(
+            Arc::clone(&shared),
+            Arc::clone(&plane.plane),
+            Arc::clone(&self.leases),
+        );
         self.store = Some(Arc::new(store));
-        self.keeps_conversations = true;
         Some(Surroundings {
             shared,
             roster: Arc::clone(roster),
@@ -502,7 +503,6 @@ impl Runtime {
                 let memory = Arc::clone(&memory);
                 let watchdog = self.watchdog.clone();
                 let store = Arc::clone(&self.store);
-                let roster = Arc::clone(&self.roster);
                 let tenant = request.tenant;
                 let recorder = request.recorder;
                 let attributes = Arc::new(request.attributes);
@@ -518,7 +518,6 @@ impl Runtime {
                     store,
                     keeps,
                     resumed,
-                    roster,
                     providers: config.providers,
                     board,
                     clips: config.clips,
@@ -557,13 +556,12 @@ impl Runtime {
 
     /// Whether the session's conversation is kept for others: not if nobody else can ever have it.
     fn keeps(&self, lease: &Lease) -> bool {
-        let own = self.shared.as_ref();
-        let is_own = own.is_some_and(|shared| shared.is_own(&lease.session));
-        self.config.keeps_conversations && !is_own
+        let fleet = self.shared.as_ref();
+        fleet.is_some_and(|shared| !shared.is_own(&lease.session))
     }
 
     /// What an earlier placement of the session has kept.
-    async fn kept(&self, lease: &Lease) -> Result<Option<Box<Kept>>, OpenError> {
+    async fn kept(&self, lease: &Lease) -> Result<Option<Box<Continuation>>, OpenError> {
         if lease.epoch == Epoch::FIRST {
             return Ok(None);
         }
@@ -812,14 +810,6 @@ impl SessionHandle {
         self.epoch
     }
 
-    /// A way to it for whoever does not wait for its end.
-    pub fn orders(&self) -> SessionOrders {
-        SessionOrders {
-            session: self.session.clone(),
-            control: self.control.clone(),
-        }
-    }
-
     /// What it says from now on, but for audio. A subscriber that falls far behind misses the oldest
     /// and is told.
     pub fn subscribe(&self) -> broadcast::Receiver<Notice> {
@@ -925,23 +915,6 @@ impl SessionHandle {
     /// Waits for the session's end; `None` if it died without a report.
     pub async fn wait(self) -> Option<SessionReport> {
         self.report.await.ok()
-    }
-}
-
-/// A way to an open session.
-#[derive(Clone)]
-pub struct SessionOrders {
-    session: SessionId,
-    control: ControlRef<SessionControl>,
-}
-
-impl SessionOrders {
-    /// Lets the running turn end, then ends the session.
-    pub fn drain(&self) {
-        let drain = SessionControl::Command(Command::Drain);
-        if self.control.send_reserved(drain).is_err() {
-            tracing::debug!(session = %self.session, "the session takes no command");
-        }
     }
 }
 

@@ -19,6 +19,8 @@ mod commands;
 
 mod effects;
 
+mod latest;
+
 mod remembrance;
 
 mod speculation;
@@ -61,11 +63,11 @@ use tokio::{sync::oneshot, time::Instant};
 
 pub(crate) use health::Health;
 pub use health::SessionStatus;
+pub(crate) use latest::Receipt;
 pub use message::{CancelReceipt, CancelTarget, Foreign};
 pub(crate) use message::{Command, Playback, SessionControl, TransportEvent};
-pub(crate) use remembrance::{KEY as KEPT, Kept};
+pub(crate) use remembrance::KEY as KEPT;
 pub(crate) use setup::{LISTENING, OpenAnswer, Opening, SessionSetup};
-pub(crate) use succession::Leave;
 
 use crate::{
     admission::TurnPlace,
@@ -87,8 +89,8 @@ use crate::{
 use acknowledge::Unheard;
 use edges::Domains;
 use evidence::Ledger;
+use latest::Latest;
 use publish::Publisher;
-use remembrance::Remembrance;
 use speculation::Guesses;
 use succession::Succession;
 use telemetry::Telemetry;
@@ -140,7 +142,8 @@ pub(crate) struct Session {
     succession: Succession,
     guesses: Guesses,
     state: Arc<NodeStates>,
-    remembrance: Option<Remembrance>,
+    /// The conversation as it is kept, if it is.
+    remembrance: Option<Latest>,
     /// Until when the session is to be let go, if it is.
     letting_go: Option<Monotonic>,
     /// Whether its hand-over is under way.
@@ -230,7 +233,7 @@ impl Session {
             succession: Succession::default(),
             guesses: Guesses::default(),
             state,
-            remembrance: None,
+            remembrance: setup.keeps.then(|| Latest::new(KEPT)),
             letting_go: None,
             hands_over: false,
             ended: None,
@@ -245,7 +248,7 @@ impl Session {
     /// The session's lease, as the kernel and the timeline learn of it.
     fn placed(&mut self, now: Monotonic) {
         if let Some(kept) = self.setup.resumed.take() {
-            self.resume(now, *kept);
+            self.kernel.handle(now, Input::Resumed(kept));
         }
         let place = &self.setup.place;
         let placement = if place.lease.taken_over {
@@ -343,8 +346,13 @@ impl Session {
 
     /// From here on the session can be reached by its name; and what became of its lease before that is
     /// looked up.
-    fn enter_roster(&mut self, ctx: &mut Context<Self>) {
-        let Place { lease, leases, .. } = &self.setup.place;
+    fn enter_roster(&self, ctx: &Context<Self>) {
+        let Place {
+            lease,
+            leases,
+            roster,
+            ..
+        } = &self.setup.place;
         let placed = Placed {
             epoch: lease.epoch,
             control: ctx.control_ref(),
@@ -352,15 +360,11 @@ impl Session {
             health: Arc::clone(&self.setup.health),
             told: None,
         };
-        self.setup.roster.enter(lease.session.clone(), placed);
+        roster.enter(lease.session.clone(), placed);
         // Who holds nothing any more is told so before the first turn. A lease that counts since its holder
         // says so is one of a fleet, and may have been taken back by now.
         if lease.asked.is_some() && leases.check(lease).is_err() {
-            self.setup.roster.silence(&lease.session, lease.epoch);
-        }
-        if self.setup.keeps {
-            let (store, lease) = (Arc::clone(&self.setup.store), lease.clone());
-            self.remembrance = Some(Remembrance::begin(ctx, store, lease));
+            roster.silence(&lease.session, lease.epoch);
         }
     }
 
@@ -726,7 +730,12 @@ impl Actor for Session {
                 .load(Ordering::Relaxed),
             shed: self.ledger.sheds(),
         };
-        self.finish_succession().await;
+        let remembered = async {
+            if let Some(remembrance) = &mut self.remembrance {
+                remembrance.finish().await;
+            }
+        };
+        tokio::join!(remembered, self.succession.finish());
         if for_good {
             self.state.close(&self.setup.place.lease).await;
         }

@@ -263,7 +263,7 @@ impl Conversation {
     }
 
     /// What was said before, elsewhere.
-    pub fn go_on(&mut self, said: Vec<Said>) {
+    pub fn go_on(&mut self, said: impl IntoIterator<Item = Said>) {
         for said in said {
             self.push(said);
         }

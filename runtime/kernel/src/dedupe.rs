@@ -64,14 +64,6 @@ impl<K: Ord + Clone, L: Clone> Registry<K, L> {
         Seen::First
     }
 
-    /// What is remembered, oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = (&K, &L)> {
-        self.order.iter().filter_map(|key| {
-            let (lineage, _) = self.seen.get(key)?;
-            Some((key, lineage))
-        })
-    }
-
     /// Keys that are remembered.
     pub fn len(&self) -> usize {
         self.order.len()

@@ -21,7 +21,7 @@ use crate::{
     authority::{Authority, AuthorityFault, Checkpoint, LeaseDuty, Tenure},
     budget::{BudgetEvent, BudgetKey, BudgetManager, BudgetVerdict},
     continuation::Continuation,
-    conversation::{Conversation, Reply},
+    conversation::{Conversation, Reply, Said},
     effect::{Effect, Emission, LateAction, SessionState},
     input::{CancelReason, Gates, Input, Placement, PlanFacts},
     interruption::{Interruption, Verdict},
@@ -1158,7 +1158,13 @@ impl Session {
     fn resumed(&mut self, continuation: Continuation) {
         if self.next_turn == TurnNumber::FIRST && self.running.is_none() {
             self.next_turn = continuation.next_turn;
-            self.conversation.go_on(continuation.said);
+            let said = continuation.said.into_iter().map(|mut said| {
+                if let Said::Tool(exchange) = &mut said {
+                    tools::moved(exchange);
+                }
+                said
+            });
+            self.conversation.go_on(said);
         }
     }
 

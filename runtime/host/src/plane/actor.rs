@@ -194,7 +194,10 @@ impl ControlPlaneLink {
             Told::Reported(Ok(stale)) => {
                 tracing::trace!(stale = stale.len(), "sessions were reported");
             }
-            Told::Reported(Err(error)) => tracing::debug!(%error, "sessions were not reported"),
+            Told::Reported(Err(error)) => {
+                tracing::debug!(%error, "sessions were not reported");
+                self.around.roster.say_again();
+            }
         }
     }
 
@@ -342,7 +345,15 @@ impl ControlPlaneLink {
     }
 
     fn deny(&mut self, session: SessionId, denial: Denial) {
-        let Some(answer) = self.wishes.remove(&session).and_then(|wish| wish.answer) else {
+        let Some(wish) = self.wishes.get_mut(&session) else {
+            return;
+        };
+        let answer = wish.answer.take();
+        // One that may have been granted all the same is asked for until that is known, to be given back.
+        if !self.keeper.knows(&session) {
+            self.wishes.remove(&session);
+        }
+        let Some(answer) = answer else {
             return;
         };
         let error = match denial {

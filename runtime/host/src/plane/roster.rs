@@ -115,6 +115,13 @@ impl Roster {
         });
         changed.take(most).collect()
     }
+
+    /// What was last said was not heard.
+    pub(crate) fn say_again(&self) {
+        for placed in self.sessions().values_mut() {
+            placed.told = None;
+        }
+    }
 }
 
 impl Placed {

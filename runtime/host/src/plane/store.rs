@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use rspp_controlplane_api::{
-    ControlError, ControlPlane, Lease, LeaseError, StateStore, StoreError, StoreFuture, Stored,
-    Version, Write, Writer,
+    ControlError, ControlPlane, Lease, LeaseError, Leases, MemoryStore, StateStore, StoreError,
+    StoreFuture, Stored, Version, Write, Writer,
 };
 use rspp_kernel::keeper::Parting;
 use rspp_proto::SessionId;
@@ -15,11 +15,22 @@ use super::shared::{Request, Shared};
 pub(crate) struct PlaneStore {
     shared: Arc<Shared>,
     plane: Arc<dyn ControlPlane>,
+    /// State of sessions that were taken on while nobody granted leases: the control plane knows nothing of
+    /// them, and nobody else can ever have them.
+    own: MemoryStore,
 }
 
 impl PlaneStore {
-    pub(crate) fn new(shared: Arc<Shared>, plane: Arc<dyn ControlPlane>) -> Self {
-        Self { shared, plane }
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        plane: Arc<dyn ControlPlane>,
+        leases: Arc<dyn Leases>,
+    ) -> Self {
+        Self {
+            shared,
+            plane,
+            own: MemoryStore::new(leases),
+        }
     }
 
     /// Who reads; whoever reads holds the session.
@@ -45,6 +56,9 @@ fn unknown(session: &SessionId) -> StoreError {
 
 impl StateStore for PlaneStore {
     fn read(&self, session: &SessionId, key: &str) -> StoreFuture<Option<Stored>> {
+        if self.shared.is_own(session) {
+            return self.own.read(session, key);
+        }
         let reader = self.reader(session);
         let plane = Arc::clone(&self.plane);
         let (session, key) = (session.clone(), key.to_owned());
@@ -56,6 +70,9 @@ impl StateStore for PlaneStore {
     }
 
     fn write(&self, lease: &Lease, write: Write) -> StoreFuture<Version> {
+        if self.shared.is_own(&lease.session) {
+            return self.own.write(lease, write);
+        }
         let writer = self.writer(lease);
         let plane = Arc::clone(&self.plane);
         let session = lease.session.clone();
@@ -68,17 +85,21 @@ impl StateStore for PlaneStore {
     }
 
     fn close(&self, lease: &Lease) -> StoreFuture<()> {
-        if !self.shared.is_own(&lease.session) {
-            self.shared.ask(Request::Part {
-                session: lease.session.clone(),
-                epoch: lease.epoch,
-                how: Parting::End,
-            });
+        if self.shared.is_own(&lease.session) {
+            return self.own.close(lease);
         }
+        self.shared.ask(Request::Part {
+            session: lease.session.clone(),
+            epoch: lease.epoch,
+            how: Parting::End,
+        });
         Box::pin(std::future::ready(Ok(())))
     }
 
     fn bytes(&self, session: &SessionId) -> StoreFuture<usize> {
+        if self.shared.is_own(session) {
+            return self.own.bytes(session);
+        }
         let reader = self.reader(session);
         let plane = Arc::clone(&self.plane);
         let session = session.clone();

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use rspp_actors::{ControlRef, DataRef};
 use rspp_controlplane_api::StateStore;
-use rspp_kernel::plan::{PlanError, ProviderInputs, ProviderSignals, ResolvedTurnPlan};
+use rspp_kernel::{
+    continuation::Continuation,
+    plan::{PlanError, ProviderInputs, ProviderSignals, ResolvedTurnPlan},
+};
 use rspp_proto::{
     Epoch, TenantId, TurnNumber,
     spec::{CircuitPolicy, ObserveSpec},
@@ -12,7 +15,7 @@ use rspp_proto::{
 use rspp_timeline::{OpeningEntry, Recorder};
 use tokio::sync::oneshot;
 
-use super::{Health, Kept, SessionControl};
+use super::{Health, SessionControl};
 use crate::{
     assembly::Pools,
     blueprint::Blueprint,
@@ -24,7 +27,6 @@ use crate::{
     node::builtin::NodeRegistry,
     observe::Observers,
     overhead::Overhead,
-    plane::Roster,
     providers::{ProviderBoard, catalogue},
     report::SessionReport,
     runtime::{OpenError, Place},
@@ -49,8 +51,7 @@ pub(crate) struct SessionSetup {
     /// Whether the conversation is kept there, for another placement to go on with.
     pub(crate) keeps: bool,
     /// What an earlier placement has kept, until it is gone on with.
-    pub(crate) resumed: Option<Box<Kept>>,
-    pub(crate) roster: Arc<Roster>,
+    pub(crate) resumed: Option<Box<Continuation>>,
     pub(crate) providers: Arc<rspp_provider_api::Providers>,
     pub(crate) board: Arc<ProviderBoard>,
     pub(crate) clips: Arc<BTreeMap<String, Clip>>,

@@ -8,26 +8,26 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use rspp_controlplane_api::{Lease, StateStore, StoreError, Write};
 use rspp_kernel::{
     Inheritance, Input,
     tool::{ToolEnd, ToolEvent, ToolExchange, ToolStep},
 };
 use rspp_proto::{Epoch, EventId, IdempotencyKey, Monotonic, TurnNumber};
 use serde::{Deserialize, Serialize};
-use tokio::{sync::watch, task::JoinHandle};
 
-use super::Session;
-use crate::node::NodeStates;
+use super::{
+    Session,
+    latest::{Latest, Receipt},
+};
 
 /// Where it is kept; no node's key begins like this.
 const KEY: &str = "session/succession";
-/// Keys and orders that are handed down, the newest: their whole list is written each time.
-const MOST: usize = 64;
-/// How long a new placement waits for it, and an old one for its last word.
+/// Keys that are handed down, the newest: their whole list is written each time.
+const MOST_KEYS: usize = 256;
+/// Orders that are.
+const MOST_ORDERS: usize = 64;
+/// How long a new placement waits for it.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long to wait before a store that does not answer is asked again.
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// What is handed down.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -36,141 +36,25 @@ struct Estate {
     inheritance: Inheritance,
 }
 
-/// Writes it down as it changes; only the newest matters.
-#[derive(Default)]
+/// Writes it down as it changes.
 pub(super) struct Succession {
     estate: Estate,
-    /// Counts changes.
-    revision: u64,
-    writer: Option<Writer>,
+    latest: Latest,
 }
 
-struct Writer {
-    to: watch::Sender<Will>,
-    written: watch::Receiver<Written>,
-    task: JoinHandle<()>,
-}
-
-/// What is to be written.
-#[derive(Clone)]
-struct Will {
-    revision: u64,
-    epoch: Epoch,
-    text: Arc<str>,
-}
-
-/// What the store has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Written {
-    UpTo(u64),
-    /// Somebody else speaks for the session.
-    Refused,
-}
-
-/// An order's leave to be carried out.
-pub(crate) struct Leave {
-    revision: u64,
-    written: watch::Receiver<Written>,
-}
-
-impl Leave {
-    /// Waits until it is written down; `false` if it will not be.
-    pub(crate) async fn given(&self) -> bool {
-        let is_known = |written: &Written| match written {
-            Written::UpTo(revision) => *revision >= self.revision,
-            Written::Refused => true,
-        };
-        let mut written = self.written.clone();
-        match written.wait_for(is_known).await {
-            Ok(written) => *written != Written::Refused,
-            // Its writer is gone without a word.
-            Err(_) => false,
+impl Default for Succession {
+    fn default() -> Self {
+        Self {
+            estate: Estate::default(),
+            latest: Latest::new(KEY),
         }
     }
 }
 
 impl Succession {
-    fn write(&mut self, states: &NodeStates, lease: &Lease, epoch: Epoch) -> Option<Leave> {
-        let text: Arc<str> = match serde_json::to_string(&self.estate) {
-            Ok(text) => text.into(),
-            Err(error) => {
-                tracing::error!(%error, "what was done could not be written down");
-                return None;
-            }
-        };
-        self.revision += 1;
-        let will = Will {
-            revision: self.revision,
-            epoch,
-            text,
-        };
-        // One that was refused has ended; if the session goes on under a newer epoch, so does this.
-        if let Some(writer) = self.writer.as_ref().filter(|it| !it.task.is_finished()) {
-            writer.to.send_replace(will);
-        } else {
-            let (to, from) = watch::channel(will);
-            let (told, written) = watch::channel(Written::UpTo(0));
-            let keep = keep(Arc::clone(&states.store), lease.clone(), from, told);
-            let task = tokio::spawn(keep);
-            self.writer = Some(Writer { to, written, task });
-        }
-        let writer = self.writer.as_ref()?;
-        Some(Leave {
-            revision: self.revision,
-            written: writer.written.clone(),
-        })
-    }
-
-    /// Until the last word is written, or is known not to be.
-    async fn finish(&mut self) {
-        if let Some(Writer { to, mut task, .. }) = self.writer.take() {
-            drop(to);
-            if tokio::time::timeout(PATIENCE, &mut task).await.is_err() {
-                task.abort();
-            }
-        }
-    }
-}
-
-async fn keep(
-    store: Arc<dyn StateStore>,
-    lease: Lease,
-    mut from: watch::Receiver<Will>,
-    told: watch::Sender<Written>,
-) {
-    loop {
-        let Will {
-            revision,
-            epoch,
-            text,
-        } = from.borrow_and_update().clone();
-        let lease = Lease {
-            epoch,
-            ..lease.clone()
-        };
-        let write = Write {
-            key: KEY.to_owned(),
-            value: text,
-            expected: None,
-        };
-        match store.write(&lease, write).await {
-            Ok(_) => {
-                told.send_replace(Written::UpTo(revision));
-            }
-            // Somebody else speaks for the session, and has read what was there.
-            Err(StoreError::Lease(error)) => {
-                told.send_replace(Written::Refused);
-                return tracing::debug!(%error, "what was done is another's to write");
-            }
-            Err(error @ (StoreError::Conflict { .. } | StoreError::Unavailable(_))) => {
-                tracing::warn!(%error, "what was done could not be written down yet");
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-        }
-        if from.changed().await.is_err() {
-            return;
-        }
+    /// Until the last word of this placement is written, or is known not to be.
+    pub(super) async fn finish(&mut self) {
+        self.latest.finish().await;
     }
 }
 
@@ -217,7 +101,7 @@ impl Session {
     /// An event took effect under a key.
     pub(super) fn key_took_effect(&mut self, key: IdempotencyKey, event: EventId) {
         let keys = &mut self.succession.estate.keys;
-        if keys.len() == MOST {
+        if keys.len() == MOST_KEYS {
             keys.pop_front();
         }
         keys.push_back((key, event));
@@ -225,9 +109,9 @@ impl Session {
     }
 
     /// An order is about to be carried out, once it has leave.
-    pub(super) fn order_begins(&mut self, order: ToolExchange) -> Option<Leave> {
+    pub(super) fn order_begins(&mut self, order: ToolExchange) -> Option<Receipt> {
         let Inheritance { next_turn, tools } = &mut self.succession.estate.inheritance;
-        if tools.len() == MOST {
+        if tools.len() == MOST_ORDERS {
             tools.remove(0);
         }
         *next_turn = (*next_turn).max(order.turn.next());
@@ -277,14 +161,16 @@ impl Session {
         }
     }
 
-    /// The last word of this placement is written before it is gone.
-    pub(super) async fn finish_succession(&mut self) {
-        self.succession.finish().await;
-    }
-
-    fn hand_down(&mut self) -> Option<Leave> {
+    fn hand_down(&mut self) -> Option<Receipt> {
+        let Succession { estate, latest } = &mut self.succession;
+        let text = match serde_json::to_string(estate) {
+            Ok(text) => text.into(),
+            Err(error) => {
+                tracing::error!(%error, "what was done could not be written down");
+                return None;
+            }
+        };
         let epoch = self.kernel.epoch();
-        self.succession
-            .write(&self.state, &self.setup.place.lease, epoch)
+        Some(latest.write(&self.state.store, &self.setup.place.lease, epoch, text))
     }
 }

@@ -20,7 +20,7 @@ use rspp_proto::{Epoch, IdempotencyKey, Monotonic, SessionId, TurnNumber, WallCl
 use rspp_provider_api::{Attempt, Permit, Tool, ToolFault, ToolOutput, ToolRun};
 use tokio::time::Instant;
 
-use crate::session::{Leave, SessionControl};
+use crate::session::{Receipt, SessionControl};
 
 /// Most attempts at an idempotent tool.
 const ATTEMPTS: u32 = 3;
@@ -105,7 +105,7 @@ enum Passed {
 pub(crate) struct ToolSetup {
     pub(crate) tool: Arc<dyn Tool>,
     /// What it has to wait for before it is carried out.
-    pub(crate) leave: Option<Leave>,
+    pub(crate) leave: Option<Receipt>,
     pub(crate) session_id: SessionId,
     pub(crate) turn: TurnNumber,
     pub(crate) epoch: Epoch,
@@ -183,7 +183,7 @@ impl ToolSetup {
     /// What has effects is written down first, so that another placement does not order it again.
     async fn carried_out(&self) -> ToolOutcome {
         if let Some(leave) = &self.leave
-            && !leave.given().await
+            && !leave.is_written().await
         {
             let content = "not executed: another placement speaks for the session".to_owned();
             return ended(ToolEnd::Refused, content, Attempt::FIRST);

@@ -9,7 +9,13 @@ use std::collections::BTreeSet;
 use rspp_proto::{SampleIndex, spec::FailurePolicy};
 
 use super::*;
-use crate::{plan::profile, refused::RefusedMove, turn::AbortReason};
+use crate::{
+    input::Inheritance,
+    plan::profile,
+    refused::RefusedMove,
+    tool::{MOVED, ToolEnd, ToolExchange},
+    turn::AbortReason,
+};
 
 const T1: TurnNumber = TurnNumber::FIRST;
 
@@ -835,6 +841,53 @@ fn a_session_goes_on_where_the_one_before_it_was() {
     // One that has begun knows better.
     next.take(Input::Resumed(Box::new(kept)));
     assert_eq!(next.session.current_turn(), Some(TurnNumber(2)));
+}
+
+/// F-158: an order that the placement before had begun is in what was said and in what was done: it is one
+/// order all the same, and what has no end can have none here.
+#[test]
+fn an_order_of_the_placement_before_is_known_once() {
+    let order = ToolExchange {
+        turn: TurnNumber::FIRST,
+        call: "c1".into(),
+        tool: "pay".into(),
+        arguments: "{}".into(),
+        end: None,
+        result: "".into(),
+        is_known: false,
+    };
+    let said = |end: Option<ToolEnd>| {
+        Said::Tool(Box::new(ToolExchange {
+            end,
+            ..order.clone()
+        }))
+    };
+    let resumed = |end| {
+        Input::Resumed(Box::new(Continuation {
+            next_turn: TurnNumber(2),
+            said: vec![said(end)],
+        }))
+    };
+    let inherited = Input::Inherited(Box::new(Inheritance {
+        next_turn: TurnNumber(2),
+        tools: vec![order.clone()],
+    }));
+    for past in [
+        vec![resumed(None), inherited.clone()],
+        vec![inherited],
+        vec![resumed(None)],
+    ] {
+        let mut next = Rig::new();
+        for input in past {
+            next.take(input);
+        }
+        let said = next.session.continuation().said;
+        let [Said::Tool(exchange)] = &said[..] else {
+            panic!("{said:?}");
+        };
+        assert_eq!(exchange.end, Some(ToolEnd::Abandoned));
+        assert_eq!(&*exchange.result, MOVED);
+    }
 }
 
 /// F-050: words that are throttled wait, with what is said meanwhile, and are proposed again; no turn

@@ -46,6 +46,14 @@ struct Joined {
     call: Arc<str>,
 }
 
+/// What is known of a call whose placement is gone: if it had no end, it can have none here.
+pub(super) fn moved(exchange: &mut ToolExchange) {
+    if exchange.end.is_none() {
+        exchange.end = Some(ToolEnd::Abandoned);
+        exchange.result = MOVED.into();
+    }
+}
+
 impl Tools {
     /// Whether a call goes on that the session has to see through.
     pub(super) fn are_under_way(&self) -> bool {
@@ -176,12 +184,17 @@ impl Session {
         let Inheritance { next_turn, tools } = inheritance;
         self.next_turn = self.next_turn.max(next_turn);
         for mut tool in tools {
-            if tool.end.is_none() {
-                tool.end = Some(ToolEnd::Abandoned);
-                tool.result = MOVED.into();
-            }
+            moved(&mut tool);
             tool.is_known = false;
-            self.conversation.tool_was_called(tool.clone());
+            if self.conversation.has_call(tool.turn, &tool.call) {
+                // It came with what was said; what is known of its end is fresher here.
+                let end = tool.end.unwrap_or(ToolEnd::Abandoned);
+                let result = Arc::clone(&tool.result);
+                self.conversation
+                    .tool_ended(tool.turn, &tool.call, end, result);
+            } else {
+                self.conversation.tool_was_called(tool.clone());
+            }
             self.tools.inherited.push(tool);
         }
     }
