@@ -4,5 +4,6 @@ pub(crate) mod export;
 pub(crate) mod providers;
 pub(crate) mod rerun;
 pub(crate) mod said;
+pub(crate) mod scripted;
 pub(crate) mod transcript;
 pub(crate) mod voice;

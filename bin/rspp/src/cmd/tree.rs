@@ -1,25 +1,16 @@
 //! `rspp tree`: the supervision tree of a running conversation.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use clap::Args;
 use rspp_actors::{ActorId, ActorInfo, ActorState};
 use rspp_host::{Config, Notice, Pools, Runtime, SessionRequest};
-use rspp_kernel::plan::{LayeredSettings, Settings};
-use rspp_proto::{
-    ProviderId, SessionId, TenantId,
-    abi::Signal,
-    spec::{Modality, PipelineSpec},
-};
-use rspp_provider_api::{
-    Providers,
-    scripted::{ScriptedEndOfTurn, ScriptedLlm, ScriptedStt, ScriptedTts, ScriptedVoice},
-};
+use rspp_proto::{SessionId, TenantId, abi::Signal, spec::PipelineSpec};
 use rspp_timeline::Recorder;
 use rspp_transport_api::loopback::{self, Script, Start, USER_RATE, Utterance};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-use crate::{problem::Problem, terminal};
+use crate::{call::scripted, problem::Problem, terminal};
 
 /// Show the supervision tree of a conversation, caught while the agent speaks.
 ///
@@ -54,17 +45,8 @@ impl Tree {
 
 /// Holds a short conversation and looks at the tree as soon as the agent is heard.
 async fn observe() -> Result<Vec<ActorInfo>, Problem> {
-    let mut providers = Providers::new();
-    providers
-        .add_voice(Arc::new(ScriptedVoice::by_energy(SCRIPTED)))
-        .add_end_of_turn(Arc::new(ScriptedEndOfTurn::always(SCRIPTED, 0.99)))
-        .add_stt(Arc::new(ScriptedStt::new(SCRIPTED).utterances(["Hello?"])))
-        .add_llm(Arc::new(
-            ScriptedLlm::new(SCRIPTED)
-                .answers(["Hello! This reply is long enough to be looked at while it is heard."])
-                .token_every(Duration::from_millis(20)),
-        ))
-        .add_tts(Arc::new(ScriptedTts::new(SCRIPTED)));
+    let providers =
+        scripted::cast(["Hello! This reply is long enough to be looked at while it is heard."]);
     let speech = vec![8_000; USER_RATE.samples_in(Duration::from_millis(800)) as usize];
     let (transport, line) = loopback::call(Script {
         utterances: vec![Utterance {
@@ -84,7 +66,7 @@ async fn observe() -> Result<Vec<ActorInfo>, Problem> {
             session: SessionId::new("tree").map_err(Problem::failure)?,
             pipeline: PipelineSpec::simple(),
             policy: None,
-            settings: scripted()?,
+            settings: scripted::settings()?,
             attributes: BTreeMap::new(),
             transport,
             recorder: Recorder::null(),
@@ -102,26 +84,6 @@ async fn observe() -> Result<Vec<ActorInfo>, Problem> {
         ));
     }
     Ok(actors)
-}
-
-const SCRIPTED: &str = "scripted";
-
-fn scripted() -> Result<LayeredSettings, Problem> {
-    let id = ProviderId::new(SCRIPTED).map_err(Problem::failure)?;
-    let modalities = [
-        Modality::Vad,
-        Modality::EndOfTurn,
-        Modality::Stt,
-        Modality::Llm,
-        Modality::Tts,
-    ];
-    Ok(LayeredSettings {
-        session: Settings {
-            provider_bindings: modalities.map(|it| (it, vec![id.clone()])).into(),
-            ..Settings::default()
-        },
-        ..LayeredSettings::default()
-    })
 }
 
 /// Waits until the agent is heard; `false` if it never is.

@@ -2,7 +2,6 @@
 
 mod observe;
 mod page;
-mod scripted;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -16,13 +15,17 @@ use rspp_host::{Config, Pools, Program, Reception, Runtime};
 use rspp_kernel::plan::LayeredSettings;
 use rspp_proto::TenantId;
 use rspp_provider_api::Providers;
+use rspp_service::stop::Asked;
 use rspp_transport_api::Guard;
 use rspp_websocket::{Config as Door, Server, listen};
 use tokio::net::TcpListener;
 
 use super::{loopback::tools, models::StoreOptions};
 use crate::{
-    call::providers::{self, ProviderOptions},
+    call::{
+        providers::{self, ProviderOptions},
+        scripted,
+    },
     problem::Problem,
     specs::Setup,
     terminal::{self, Live},
@@ -66,6 +69,11 @@ pub(crate) struct Up {
     no_pull: bool,
 }
 
+/// What a scripted agent says.
+const ANSWERS: [&str; 2] = [
+    "I hear you, though I understand nothing: I am a script. Speak over me, and I fall silent.",
+    "This line works both ways. Take the models, and I will know what you say.",
+];
 /// How long what is being said may take to be finished.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long the runtime may take to stop.
@@ -101,7 +109,7 @@ impl Up {
     /// Who serves speech and language, ready to.
     async fn offered(&self, pools: &Pools) -> Result<Providers, Problem> {
         if self.scripted {
-            return Ok(scripted::cast());
+            return Ok(scripted::cast(ANSWERS));
         }
         let live = Live::new(true);
         live.say("loading models");
@@ -116,10 +124,14 @@ impl Up {
         // Before the models, which take a while: a port that is taken is told at once.
         let listener = self.bind()?;
         let address = listener.local_addr().map_err(Problem::failure)?;
-        let stop = stop_on_signal();
+        let mut stop = Asked::listen().map_err(Problem::failure)?;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let pools = Pools::new(cores);
-        let mut config = Config::new(self.offered(&pools).await?, pools);
+        let offered = tokio::select! {
+            offered = self.offered(&pools) => offered?,
+            _signal = stop.next() => return Err(Problem::Interrupted),
+        };
+        let mut config = Config::new(offered, pools);
         config.tools = tools();
         // A machine that is slow is no reason to refuse its owner.
         config.limits.overload.scheduler_late_ms = None;
@@ -146,14 +158,14 @@ impl Up {
 
         terminal::print(shown(address, password.as_deref()))?;
         tokio::select! {
-            () = stop => {}
+            _signal = stop.next() => {}
             failed = serving => {
                 return Err(Problem::failure(format!("the server stopped: {failed:?}")));
             }
         }
         terminal::note("\nstopping; Ctrl-C again to stop at once");
-        tokio::spawn(async {
-            stop_on_signal().await;
+        tokio::spawn(async move {
+            stop.next().await;
             std::process::exit(130);
         });
         if !server.drain(DRAIN).await {
@@ -208,23 +220,6 @@ fn shown(address: SocketAddr, password: Option<&str>) -> String {
     };
     let password = password.map(|it| format!("#{it}")).unwrap_or_default();
     format!("http://{host}:{}/{password}", address.port())
-}
-
-/// Resolves when the process is asked to stop. Listens from the moment of the call.
-fn stop_on_signal() -> impl Future<Output = ()> {
-    use tokio::signal::unix::{SignalKind, signal};
-
-    let interrupted = signal(SignalKind::interrupt());
-    let terminated = signal(SignalKind::terminate());
-    async move {
-        let (Ok(mut interrupted), Ok(mut terminated)) = (interrupted, terminated) else {
-            return std::future::pending().await; // Nobody can be told by signals here.
-        };
-        tokio::select! {
-            _ = interrupted.recv() => {}
-            _ = terminated.recv() => {}
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! An agent without models: it hears that something was said, and answers.
+//! An agent without models: it hears that something was said, and answers by turns.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,13 +12,9 @@ use rspp_provider_api::{
 use crate::problem::Problem;
 
 const SCRIPTED: &str = "scripted";
-const ANSWERS: [&str; 2] = [
-    "I hear you, though I understand nothing: I am a script. Speak over me, and I fall silent.",
-    "This line works both ways. Take the models, and I will know what you say.",
-];
 
 /// All providers, scripted.
-pub(super) fn cast() -> Providers {
+pub(crate) fn cast<const N: usize>(answers: [&'static str; N]) -> Providers {
     let mut providers = Providers::new();
     providers
         .add_voice(Arc::new(ScriptedVoice::by_energy(SCRIPTED)))
@@ -28,7 +24,7 @@ pub(super) fn cast() -> Providers {
         })))
         .add_llm(Arc::new(
             ScriptedLlm::new(SCRIPTED)
-                .answers(ANSWERS)
+                .answers(answers)
                 .token_every(Duration::from_millis(20)),
         ))
         .add_tts(Arc::new(ScriptedTts::new(SCRIPTED)));
@@ -36,7 +32,7 @@ pub(super) fn cast() -> Providers {
 }
 
 /// Binds them.
-pub(super) fn settings() -> Result<LayeredSettings, Problem> {
+pub(crate) fn settings() -> Result<LayeredSettings, Problem> {
     let id = ProviderId::new(SCRIPTED).map_err(Problem::failure)?;
     let modalities = [
         Modality::Vad,
