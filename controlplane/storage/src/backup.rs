@@ -232,7 +232,7 @@ pub async fn restore(
     Ok(summary)
 }
 
-/// Puts what was [read](read) into an empty store, as [`restore`] does.
+/// Puts what was [read] into an empty store, as [`restore`] does.
 pub async fn put(store: &dyn Store, records: Records) -> Result<(), BackupError> {
     let first = Query {
         limit: 1,
