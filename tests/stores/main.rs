@@ -14,4 +14,5 @@ mod election;
 mod lost;
 mod members;
 mod recovery;
+mod sweep;
 mod watches;

@@ -309,8 +309,13 @@ impl ControlPlane for Seer {
         assert_eq!(runtime.as_str(), self.name, "each on its own way");
         self.call("register", move |state| {
             let before = state.runtimes.get(&runtime);
-            let joined =
-                fleet::register(before, runtime.clone(), description.clone(), WallClock(0));
+            let joined = fleet::register(
+                before,
+                None,
+                runtime.clone(),
+                description.clone(),
+                WallClock(0),
+            );
             let joined = joined.map_err(|error| ControlError::Refused {
                 reason: "JOIN_REFUSED".to_owned(),
                 message: error.to_string(),
@@ -426,7 +431,7 @@ impl ControlPlane for Seer {
             let current = state.placements.get(&writer.session);
             let left = match leave {
                 Leave::Release => authority::release(current, &writer.by, writer.epoch),
-                Leave::End => authority::end(current, &writer.by, writer.epoch),
+                Leave::End => authority::end(current, &writer.by, writer.epoch, WallClock(0)),
             };
             if let Some(left) = left.map_err(refused)? {
                 state.placements.insert(writer.session.clone(), left);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rspp_controlplane::{
     authority::Term,
+    retention::Retention,
     token::{KeyId, SigningKey},
 };
 use rspp_controlplane_api::tls::TlsFiles;
@@ -37,7 +38,20 @@ pub(crate) struct Config {
     pub(crate) max_view_age: Span,
     /// How long calls may take to end when the program is asked to.
     pub(crate) grace: Span,
+    pub(crate) retention: Kept,
     pub(crate) log: Logs,
+}
+
+/// How long records of what is over are kept, 15 minutes at least.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Kept {
+    /// A session that has ended.
+    pub(crate) ended: Span,
+    /// A session that nobody speaks for, before it is ended.
+    pub(crate) abandoned: Span,
+    /// A runtime that is gone.
+    pub(crate) runtimes: Span,
 }
 
 /// Where to listen.
@@ -135,6 +149,7 @@ impl Default for Config {
             session_token: Span(settings.token_ttl),
             max_view_age: Span(settings.max_view_age),
             grace: Span::seconds(10),
+            retention: Kept::default(),
             log: Logs::default(),
         }
     }
@@ -145,6 +160,17 @@ impl Default for Addresses {
         Self {
             grpc: "127.0.0.1:7400".to_owned(),
             health: "127.0.0.1:7401".to_owned(),
+        }
+    }
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        let kept = Retention::default();
+        Self {
+            ended: Span(kept.ended),
+            abandoned: Span(kept.abandoned),
+            runtimes: Span(kept.runtimes),
         }
     }
 }
@@ -188,7 +214,18 @@ impl Config {
             heartbeat: self.heartbeat.0,
             token_ttl: self.session_token.0,
             max_view_age: self.max_view_age.0,
+            retention: self.retention()?,
         })
+    }
+
+    fn retention(&self) -> Result<Retention, ConfigError> {
+        let kept = Retention {
+            ended: self.retention.ended.0,
+            abandoned: self.retention.abandoned.0,
+            runtimes: self.retention.runtimes.0,
+        };
+        kept.checked()
+            .map_err(|error| wrong("retention", error.to_string()))
     }
 
     /// Where it is called.

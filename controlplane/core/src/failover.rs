@@ -157,7 +157,8 @@ mod tests {
             for (index, well) in well.iter().enumerate() {
                 let id = RuntimeId::new(format!("{region}-{index}")).unwrap();
                 sights.push(Sight {
-                    runtime: register(None, id, description(region, 10), WallClock(0)).unwrap(),
+                    runtime: register(None, None, id, description(region, 10), WallClock(0))
+                        .unwrap(),
                     load: Load {
                         ready: true,
                         ..Load::default()

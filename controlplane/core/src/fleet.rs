@@ -62,10 +62,12 @@ pub enum JoinError {
     NoCapacity,
 }
 
-/// Registers a runtime, in its next life. A runtime that was being drained comes back serving: it is
-/// another process.
+/// Registers a runtime, in its next life: the one after its record's, and later than any life whose record
+/// was removed, or a process of that time would be taken for this one. A runtime that was being drained
+/// comes back serving: it is another process.
 pub fn register(
     before: Option<&Runtime>,
+    removed: Option<Incarnation>,
     runtime: RuntimeId,
     description: Description,
     now: WallClock,
@@ -86,10 +88,8 @@ pub fn register(
     if description.capacity == 0 {
         return Err(JoinError::NoCapacity);
     }
-    let incarnation = match before {
-        Some(before) => before.holder.incarnation.next(),
-        None => Incarnation::FIRST,
-    };
+    let last = before.map(|before| before.holder.incarnation).max(removed);
+    let incarnation = last.map_or(Incarnation::FIRST, Incarnation::next);
     Ok(Runtime {
         holder: Holder {
             runtime,
@@ -176,15 +176,26 @@ pub(crate) mod tests {
     #[test]
     fn a_runtime_that_restarts_is_somebody_else() {
         let id = RuntimeId::new("a").unwrap();
-        let first = register(None, id.clone(), description("eu", 2), WallClock(1)).unwrap();
+        let first = register(None, None, id.clone(), description("eu", 2), WallClock(1)).unwrap();
         assert_eq!(first.holder.incarnation, Incarnation::FIRST);
         let draining = Runtime {
             duty: Duty::Draining,
             ..first
         };
-        let again = register(Some(&draining), id, description("eu", 2), WallClock(2)).unwrap();
+        let again = register(
+            Some(&draining),
+            None,
+            id.clone(),
+            description("eu", 2),
+            WallClock(2),
+        )
+        .unwrap();
         assert!(again.holder.incarnation > draining.holder.incarnation);
         assert_eq!(again.duty, Duty::Serving);
+        // Its record was removed meanwhile.
+        let gone = Some(again.holder.incarnation);
+        let later = register(None, gone, id, description("eu", 2), WallClock(3)).unwrap();
+        assert!(later.holder.incarnation > again.holder.incarnation);
     }
 
     /// NF-032: neighbours in version work together, others are told what to do.
@@ -196,6 +207,7 @@ pub(crate) mod tests {
         assert_eq!(window(1, 1).common(window(2, 3)), None);
         let join = |description| {
             register(
+                None,
                 None,
                 RuntimeId::new("a").unwrap(),
                 description,

@@ -62,6 +62,11 @@ pub fn revocations(holder: &Holder) -> Prefix {
     key(["revocations", holder.runtime.as_str(), &incarnation]).below()
 }
 
+/// All orders to let go that any life of a runtime was given.
+pub fn revocations_of(runtime: &RuntimeId) -> Prefix {
+    key(["revocations", runtime.as_str()]).below()
+}
+
 /// All orders to let go, of whatever holder.
 pub fn all_revocations() -> Prefix {
     key(["revocations"]).below()
@@ -85,6 +90,11 @@ pub fn runtime(runtime: &RuntimeId) -> Key {
 /// All runtimes that ever registered and were not removed.
 pub fn runtimes() -> Prefix {
     key(["runtimes"]).below()
+}
+
+/// The latest life of all runtimes whose records were removed.
+pub fn removed_lives() -> Key {
+    key(["removed-lives"])
 }
 
 /// How busy a runtime says it is; written often, and gone with its lease.

@@ -14,6 +14,7 @@ pub mod governance;
 mod hash;
 pub mod keys;
 pub mod registry;
+pub mod retention;
 pub mod rollout;
 pub mod routing;
 pub mod status;

@@ -297,7 +297,8 @@ mod tests {
 
     fn sight(name: &str, region: &str, sessions: u32) -> Sight {
         Sight {
-            runtime: register(None, id(name), description(region, 100), WallClock(0)).unwrap(),
+            runtime: register(None, None, id(name), description(region, 100), WallClock(0))
+                .unwrap(),
             load: Load {
                 sessions,
                 ready: true,

@@ -65,12 +65,14 @@ pub fn of(
         ),
         None => (Phase::Connected, fallback.to_owned()),
     };
+    let mut since = report.map_or(placement.since, |report| report.at.max(placement.since));
     let (phase, reason) = match &placement.standing {
         Standing::Held { .. } if alive => reported("placed"),
         Standing::Held { .. } => (Phase::Waiting, "runtime_lost".to_owned()),
         Standing::Revoking { why, .. } => (Phase::Degraded, format!("letting_go_{}", why.as_str())),
         Standing::Vacant { .. } => (Phase::Waiting, "unplaced".to_owned()),
-        Standing::Ended { .. } => {
+        Standing::Ended { at, .. } => {
+            since = *at;
             let reason = report.and_then(|report| report.reason.clone());
             (Phase::Ended, reason.unwrap_or_else(|| "ended".to_owned()))
         }
@@ -84,7 +86,7 @@ pub fn of(
         epoch: placement.epoch,
         runtime: placement.holder().map(|holder| holder.runtime.clone()),
         region: placement.holder().and(region),
-        since: report.map_or(placement.since, |report| report.at.max(placement.since)),
+        since,
     }
 }
 
@@ -137,7 +139,10 @@ mod tests {
             how: Vacated::Released,
             to: None,
         });
-        let ended = placement(Standing::Ended { last: holder });
+        let ended = placement(Standing::Ended {
+            last: holder,
+            at: WallClock(70),
+        });
         let told = |placement: &Placement, report: Option<Report>, alive| {
             let view = of(placement, report.as_ref(), alive, None);
             (view.phase, view.reason)
@@ -162,6 +167,10 @@ mod tests {
         assert_eq!(
             told(&vacant, running.clone(), true),
             is(Phase::Waiting, "unplaced")
+        );
+        assert_eq!(
+            of(&ended, running.as_ref(), true, None).since,
+            WallClock(70)
         );
         assert_eq!(told(&ended, running, true), is(Phase::Ended, "ended"));
     }

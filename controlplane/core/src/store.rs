@@ -15,7 +15,7 @@ use futures::{future::BoxFuture, stream::BoxStream};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-pub use mirror::{Mirror, News};
+pub use mirror::{Listing, Mirror, News, list_all};
 
 /// Longest key, in bytes: three escaped ids and their place.
 pub const MAX_KEY_BYTES: usize = 2_560;

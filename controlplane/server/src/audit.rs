@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 
 use rspp_controlplane::{
     access::Principal,
-    audit::{self, Head, Outcome, Record},
-    keys,
-    store::{Compare, Entry, StoreError, Txn},
+    audit::{Outcome, Record},
+    store::{StoreError, Txn},
 };
+use rspp_controlplane_storage::trail;
 use rspp_proto::{TenantId, WallClock};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::{
     failure::Failure,
     identity::Peer,
-    plane::{Plane, bytes, parse, wall_clock},
+    plane::{Plane, wall_clock},
 };
 
 /// Most notes that wait to be put down; more are counted only.
@@ -106,30 +106,13 @@ impl Plane {
         }
     }
 
-    /// The trail's end.
-    pub(crate) async fn audit_head(&self) -> Result<(Head, Option<Entry>), StoreError> {
-        let entry = self.store().get(&keys::audit_head()).await?;
-        let head = match &entry {
-            Some(entry) => parse(entry)?,
-            None => Head::empty(),
-        };
-        Ok((head, entry))
-    }
-
     /// Adds records to the trail's end, in the transaction of what they tell of.
     pub(crate) async fn with_audit(
         &self,
-        mut txn: Txn,
+        txn: Txn,
         records: Vec<Record>,
     ) -> Result<Txn, StoreError> {
-        let (mut head, entry) = self.audit_head().await?;
-        txn = txn.when(Compare::unchanged(&keys::audit_head(), entry.as_ref()));
-        for record in records {
-            let (entry, next) = audit::append(&head, record);
-            txn = txn.put(keys::audit(entry.sequence), bytes(&entry));
-            head = next;
-        }
-        Ok(txn.put(keys::audit_head(), bytes(&head)))
+        trail::append(self.store(), txn, records).await
     }
 
     /// Puts down what was denied and refused, several at once.

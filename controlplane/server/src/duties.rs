@@ -12,8 +12,9 @@ use rspp_controlplane::{
 use rspp_controlplane_storage::{
     counters::{Recounted, recount},
     election::{Candidate, Duties, Office},
+    sweep::{Now, Sweep},
 };
-use rspp_proto::{Region, RuntimeId, SessionId};
+use rspp_proto::{Monotonic, Region, RuntimeId, SessionId};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -31,6 +32,8 @@ const MOST: usize = 64;
 const COMPACT_EVERY: Duration = Duration::from_mins(5);
 /// How often open sessions are counted anew.
 const RECOUNT_EVERY: Duration = Duration::from_mins(1);
+/// How often the next part of all records is looked at for what is over.
+const SWEEP_EVERY: Duration = Duration::from_secs(2);
 
 impl Plane {
     /// Stands for election, and has the duties whenever it is elected, until the control plane is
@@ -44,6 +47,8 @@ impl Plane {
             plane: self.clone(),
             compacted: (now, Revision(0)),
             recounted: now,
+            swept: now,
+            sweep: Sweep::new(settings.retention),
         };
         candidate.serve(rounds, &self.shared.stop).await;
     }
@@ -54,6 +59,8 @@ struct Rounds {
     plane: Plane,
     compacted: (Instant, Revision),
     recounted: Instant,
+    swept: Instant,
+    sweep: Sweep,
 }
 
 impl Duties for Rounds {
@@ -64,6 +71,7 @@ impl Duties for Rounds {
             }
             self.compact().await;
             self.recount(office).await;
+            self.sweep(office).await;
         })
     }
 
@@ -107,6 +115,33 @@ impl Rounds {
                 }
             }
             Err(error) => tracing::warn!(%error, "open sessions were not counted anew"),
+        }
+    }
+
+    /// Ends what nobody speaks for, and removes the records of what is long over.
+    async fn sweep(&mut self, office: &Office) {
+        if self.swept.elapsed() < SWEEP_EVERY {
+            return;
+        }
+        self.swept = Instant::now();
+        let shared = &self.plane.shared;
+        let now = Now {
+            wall: wall_clock(),
+            monotonic: Monotonic::from_duration(shared.began.elapsed()),
+        };
+        let fence = office.fence();
+        let round = self
+            .sweep
+            .round(&*shared.store, &shared.counters, &fence, now);
+        match round.await {
+            Ok(swept) if swept.is_nothing() => {}
+            Ok(swept) => tracing::info!(
+                abandoned = swept.abandoned,
+                sessions = swept.sessions,
+                runtimes = swept.runtimes,
+                "records of what is over were removed"
+            ),
+            Err(error) => tracing::warn!(%error, "records of what is over were not removed"),
         }
     }
 }

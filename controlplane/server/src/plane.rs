@@ -14,9 +14,10 @@ use rspp_controlplane::{
     fleet::{self, Load, Runtime, Sight},
     governance::Governance,
     keys,
+    retention::Retention,
     rollout::Rollout,
     routing::View,
-    store::{Entry, Key, LeaseId, Page, Prefix, Query, Store, StoreError},
+    store::{Entry, Key, LeaseId, Page, Prefix, Query, Store, StoreError, list_all},
     token::{AccessClaims, KeyId, Keyring, SigningKey},
 };
 use rspp_controlplane_storage::counters::Counters;
@@ -53,6 +54,8 @@ pub struct Settings {
     pub token_ttl: Duration,
     /// How old what is known of the fleet may be to route by it (F-159).
     pub max_view_age: Duration,
+    /// How long records of what is over are kept.
+    pub retention: Retention,
 }
 
 impl Default for Settings {
@@ -64,6 +67,7 @@ impl Default for Settings {
             heartbeat: Duration::from_secs(1),
             token_ttl: Duration::from_mins(5),
             max_view_age: Duration::from_secs(5),
+            retention: Retention::default(),
         }
     }
 }
@@ -274,16 +278,9 @@ impl Plane {
 
     /// All records that begin so.
     pub(crate) async fn all<T: DeserializeOwned>(&self, prefix: Prefix) -> Result<Vec<T>, Failure> {
-        let mut found = Vec::new();
-        let mut after = String::new();
-        loop {
-            let (page, next) = self.page(prefix.clone(), &after, 0).await?;
-            found.extend(page);
-            if next.is_empty() {
-                return Ok(found);
-            }
-            after = next;
-        }
+        let found = list_all(self.store(), &prefix, None).await?;
+        let values = found.records.values().map(parse);
+        Ok(values.collect::<Result<_, StoreError>>()?)
     }
 
     pub(crate) fn governance(&self) -> Governance {

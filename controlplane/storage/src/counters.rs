@@ -16,8 +16,8 @@ use rspp_controlplane::{
     authority::{Placement, Standing},
     keys,
     store::{
-        Compare, Entry, Key, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Prefix, Query, Revision, Store,
-        StoreError, Txn,
+        Compare, Entry, Key, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Revision, Store, StoreError, Txn,
+        list_all,
     },
 };
 use rspp_proto::{TenantId, WallClock, abi::OutcomeKind};
@@ -417,8 +417,8 @@ pub struct Recounted {
 /// somebody counts for meanwhile is left for the next time.
 pub async fn recount(store: &dyn Store, fence: &Compare) -> Result<Vec<Recounted>, StoreError> {
     let mut open = BTreeMap::<TenantId, u64>::new();
-    let (placements, at) = all(store, keys::placements(), None).await?;
-    for entry in placements {
+    let placements = list_all(store, &keys::placements(), None).await?;
+    for entry in placements.records.values() {
         let placement: Placement = serde_json::from_slice(&entry.value)
             .map_err(|error| StoreError::Corrupt(format!("{}: {error}", entry.key)))?;
         match placement.standing {
@@ -428,9 +428,9 @@ pub async fn recount(store: &dyn Store, fence: &Compare) -> Result<Vec<Recounted
             }
         }
     }
-    let (usages, _) = all(store, keys::usages(), Some(at)).await?;
+    let usages = list_all(store, &keys::usages(), Some(placements.revision)).await?;
     let mut seen = BTreeMap::new();
-    for entry in usages {
+    for entry in usages.records.into_values() {
         let tenant = TenantId::new(entry.key.last())
             .map_err(|error| StoreError::Corrupt(format!("{}: {error}", entry.key)))?;
         open.entry(tenant.clone()).or_default();
@@ -464,27 +464,6 @@ pub async fn recount(store: &dyn Store, fence: &Compare) -> Result<Vec<Recounted
         }
     }
     Ok(recounted)
-}
-
-async fn all(
-    store: &dyn Store,
-    prefix: Prefix,
-    at: Option<Revision>,
-) -> Result<(Vec<Entry>, Revision), StoreError> {
-    let mut query = Query {
-        at,
-        ..Query::first(prefix)
-    };
-    let mut found = Vec::new();
-    loop {
-        let page = store.list(query.clone()).await?;
-        let at = *query.at.get_or_insert(page.revision);
-        query.after = page.entries.last().map(|entry| entry.key.clone());
-        found.extend(page.entries);
-        if !page.more {
-            return Ok((found, at));
-        }
-    }
 }
 
 impl std::fmt::Debug for Counters {

@@ -10,6 +10,8 @@ pub mod election;
 mod embedded;
 mod etcd;
 pub mod recovery;
+pub mod sweep;
+pub mod trail;
 
 pub use embedded::{Embedded, OpenError};
 pub use etcd::{Etcd, EtcdConfig, EtcdConfigError, EtcdIdentity, EtcdLogin, EtcdTls};

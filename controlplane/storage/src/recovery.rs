@@ -3,15 +3,18 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use rspp_controlplane::{
-    audit::{self, Broken, Head, Verifier},
+    audit::{Broken, Head},
     authority::{Placement, Standing},
     keys,
-    store::{Entry, Query, Revision, Store, StoreError},
+    store::{Entry, Query, Store, StoreError},
 };
 use thiserror::Error;
 use tokio::time::Instant;
 
-use crate::backup::{self, BackupError, Summary};
+use crate::{
+    backup::{self, BackupError, Summary},
+    trail,
+};
 
 /// What a recovery has to keep to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,39 +57,11 @@ pub enum Unsound {
 /// Follows the audit trail from its beginning to its end as it stands at one moment, and says where it
 /// ends (F-170).
 pub async fn verify_trail(store: &dyn Store) -> Result<Head, Unsound> {
-    let mut query = Query::first(keys::audits());
-    let mut verifier = Verifier::default();
-    let mut last = Head::empty();
-    loop {
-        let page = store.list(query.clone()).await?;
-        let at = *query.at.get_or_insert(page.revision);
-        query.after = page.entries.last().map(|entry| entry.key.clone());
-        for entry in &page.entries {
-            let found: audit::Entry = parse(entry)?;
-            verifier.push(&found)?;
-            last = Head {
-                sequence: found.sequence,
-                hash: found.hash,
-            };
-        }
-        if !page.more {
-            let head = head_at(store, at).await?;
-            verifier.finish(&head)?;
-            return Ok(last);
-        }
+    let followed = trail::follow(store).await?;
+    match followed.broken {
+        Some(broken) => Err(broken.into()),
+        None => Ok(followed.head),
     }
-}
-
-/// The trail's end as it stood then.
-async fn head_at(store: &dyn Store, at: Revision) -> Result<Head, Unsound> {
-    let key = keys::audit_head();
-    let query = Query {
-        at: Some(at),
-        ..Query::first(rspp_controlplane::store::Prefix::of(&key))
-    };
-    let page = store.list(query).await?;
-    let entry = page.entries.iter().find(|entry| entry.key == key);
-    entry.map_or_else(|| Ok(Head::empty()), parse)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(entry: &Entry) -> Result<T, Unsound> {

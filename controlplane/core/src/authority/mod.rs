@@ -10,7 +10,7 @@ mod placement;
 mod term;
 
 pub use placement::{
-    Acquire, Fuse, Granted, Placement, Refusal, Revoke, Seen, Standing, Vacated, acquire,
+    Acquire, Fuse, Granted, Placement, Refusal, Revoke, Seen, Standing, Vacated, abandon, acquire,
     after_restore, check, end, light, release, revoke,
 };
 pub use rspp_proto::control::{Attempt, Binding, Holder, Incarnation, WhyRevoked};

@@ -60,6 +60,8 @@ pub enum Standing {
     Ended {
         /// Who did, last.
         last: Holder,
+        /// When it ended; only how long the record is kept goes by it.
+        at: WallClock,
     },
 }
 
@@ -330,20 +332,43 @@ pub fn end(
     current: Option<&Placement>,
     by: &Holder,
     epoch: Epoch,
+    now: WallClock,
 ) -> Result<Option<Placement>, Refusal> {
     let Some(placement) = current else {
         return Err(Refusal::Unknown);
     };
     match &placement.standing {
-        Standing::Ended { last } if last == by && placement.epoch == epoch => return Ok(None),
+        Standing::Ended { last, .. } if last == by && placement.epoch == epoch => return Ok(None),
         Standing::Ended { .. } => return Err(Refusal::Ended),
         Standing::Held { .. } | Standing::Revoking { .. } | Standing::Vacant { .. } => {}
     }
     check(current, by, epoch)?;
     Ok(Some(Placement {
-        standing: Standing::Ended { last: by.clone() },
+        standing: Standing::Ended {
+            last: by.clone(),
+            at: now,
+        },
         ..placement.clone()
     }))
+}
+
+/// Ends a session that nobody speaks for and nobody took up. `holder_alive`: whether who may write still
+/// renews; the store must find the same in the transaction. `None`: somebody may, or it has ended.
+pub fn abandon(current: &Placement, holder_alive: bool, now: WallClock) -> Option<Placement> {
+    let last = match &current.standing {
+        Standing::Held { by: last } | Standing::Revoking { from: last, .. } if !holder_alive => {
+            last
+        }
+        Standing::Vacant { last, .. } => last,
+        Standing::Held { .. } | Standing::Revoking { .. } | Standing::Ended { .. } => return None,
+    };
+    Some(Placement {
+        standing: Standing::Ended {
+            last: last.clone(),
+            at: now,
+        },
+        ..current.clone()
+    })
 }
 
 /// An order to let go.
@@ -432,7 +457,7 @@ pub fn after_restore(placement: Placement) -> Placement {
             how,
             to: None,
         },
-        Standing::Ended { last } => Standing::Ended { last },
+        Standing::Ended { last, at } => Standing::Ended { last, at },
     };
     Placement {
         epoch: Epoch::new(epoch).unwrap_or(placement.epoch),
@@ -528,6 +553,12 @@ mod tests {
         ..ALIVE
     };
 
+    const NOW: WallClock = WallClock(1);
+
+    fn over(last: Holder) -> Standing {
+        Standing::Ended { last, at: NOW }
+    }
+
     /// The epoch that is granted and whether it was taken over, or why not.
     #[track_caller]
     #[expect(
@@ -610,7 +641,7 @@ mod tests {
         check_acquire(Some(vacant(Some("c"))), ALIVE, &b, Err(reserved()));
         check_acquire(Some(vacant(Some("c"))), ALONE, &b, Ok((8, false)));
         check_acquire(Some(vacant(Some("b"))), ALIVE, &b, Ok((8, false)));
-        let ended = at(Standing::Ended { last: holder("a") });
+        let ended = at(over(holder("a")));
         check_acquire(Some(ended), GONE, &a, Err(Refusal::Ended));
         let foreign = Acquire {
             binding: binding("other"),
@@ -658,7 +689,7 @@ mod tests {
         );
         assert_eq!(check(Some(&vacant(None)), &a, epoch(7)), stale(7));
         assert_eq!(check(None, &a, epoch(7)), Err(Refusal::Unknown));
-        let ended = at(Standing::Ended { last: a.clone() });
+        let ended = at(over(a.clone()));
         assert_eq!(check(Some(&ended), &a, epoch(7)), Err(Refusal::Ended));
     }
 
@@ -668,10 +699,10 @@ mod tests {
         let released = release(Some(&held("a")), &a, epoch(7)).unwrap().unwrap();
         assert_eq!(release(Some(&released), &a, epoch(7)), Ok(None));
         assert!(release(Some(&released), &a, epoch(6)).is_err());
-        let ended = end(Some(&held("a")), &a, epoch(7)).unwrap().unwrap();
-        assert_eq!(end(Some(&ended), &a, epoch(7)), Ok(None));
+        let ended = end(Some(&held("a")), &a, epoch(7), NOW).unwrap().unwrap();
+        assert_eq!(end(Some(&ended), &a, epoch(7), NOW), Ok(None));
         assert_eq!(
-            end(Some(&ended), &holder("b"), epoch(7)),
+            end(Some(&ended), &holder("b"), epoch(7), NOW),
             Err(Refusal::Ended)
         );
         let order = Revoke {
@@ -712,7 +743,7 @@ mod tests {
         assert!(check(Some(&restored), &holder("a"), epoch(7)).is_err());
         let granted = acquire(Some(&restored), ALIVE, &ask("b", 1), WallClock(1)).unwrap();
         assert!(granted.placement.epoch > epoch(7 + 1_000_000));
-        let ended = after_restore(at(Standing::Ended { last: holder("a") }));
+        let ended = after_restore(at(over(holder("a"))));
         assert!(matches!(ended.standing, Standing::Ended { .. }));
     }
 
@@ -721,6 +752,7 @@ mod tests {
         Acquire(u8, u8, Seen),
         Release(u8),
         End(u8),
+        Abandon(bool),
         Revoke(Option<u8>),
         Light,
     }
@@ -735,6 +767,7 @@ mod tests {
             8 => (0..3u8, 0..4u8, seen).prop_map(|(by, n, seen)| Step::Acquire(by, n, seen)),
             3 => (0..3u8).prop_map(Step::Release),
             1 => (0..3u8).prop_map(Step::End),
+            1 => any::<bool>().prop_map(Step::Abandon),
             3 => proptest::option::of(0..3u8).prop_map(Step::Revoke),
             2 => Just(Step::Light),
         ];
@@ -758,7 +791,10 @@ mod tests {
                         acquire(current.as_ref(), seen, &ask, WallClock(1)).ok().map(|g| g.placement)
                     }
                     Step::Release(by) => release(current.as_ref(), &holder(name(by)), epoch).ok().flatten(),
-                    Step::End(by) => end(current.as_ref(), &holder(name(by)), epoch).ok().flatten(),
+                    Step::End(by) => end(current.as_ref(), &holder(name(by)), epoch, NOW).ok().flatten(),
+                    Step::Abandon(alive) => {
+                        current.as_ref().and_then(|it| abandon(it, alive, NOW))
+                    }
                     Step::Revoke(to) => {
                         let to = to.map(|to| RuntimeId::new(name(to)).unwrap());
                         revoke(current.as_ref(), &Revoke { why: WhyRevoked::Drain, to }).ok()

@@ -35,12 +35,12 @@ pub struct Mirror {
 impl Mirror {
     /// Lists what is there; follows it from then on.
     pub async fn open(store: Arc<dyn Store>, prefix: Prefix) -> Result<Self, StoreError> {
-        let (shown, revision) = list_all(&*store, &prefix).await?;
+        let listing = list_all(&*store, &prefix, None).await?;
         Ok(Self {
             store,
             prefix,
-            shown,
-            revision,
+            shown: listing.records,
+            revision: listing.revision,
             changes: None,
             stale: false,
         })
@@ -110,7 +110,10 @@ impl Mirror {
     }
 
     async fn list_again(&mut self) -> Result<Option<Batch>, StoreError> {
-        let (now, revision) = list_all(&*self.store, &self.prefix).await?;
+        let Listing {
+            records: now,
+            revision,
+        } = list_all(&*self.store, &self.prefix, None).await?;
         let gone = self.shown.keys().filter(|key| !now.contains_key(*key));
         let mut changes: Vec<_> = gone.cloned().map(Change::Deleted).collect();
         let written = now
@@ -134,25 +137,41 @@ fn apply(shown: &mut BTreeMap<Key, Entry>, change: &Change) {
     }
 }
 
-/// All pages of one moment; begins anew if that moment was forgotten meanwhile.
-async fn list_all(
+/// All records that begin alike, as they stood at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// By key.
+    pub records: BTreeMap<Key, Entry>,
+    /// What it shows the state of.
+    pub revision: Revision,
+}
+
+/// Lists all records that begin alike, as they stood at a revision; without one, now. Begins anew if that
+/// moment is forgotten while it asks page by page.
+pub async fn list_all(
     store: &dyn Store,
     prefix: &Prefix,
-) -> Result<(BTreeMap<Key, Entry>, Revision), StoreError> {
+    at: Option<Revision>,
+) -> Result<Listing, StoreError> {
     'anew: loop {
-        let mut found = BTreeMap::new();
-        let mut query = Query::first(prefix.clone());
+        let mut records = BTreeMap::new();
+        let mut query = Query {
+            at,
+            ..Query::first(prefix.clone())
+        };
         loop {
             let page = match store.list(query.clone()).await {
                 Ok(page) => page,
-                Err(StoreError::Compacted { .. }) if query.at.is_some() => continue 'anew,
+                Err(StoreError::Compacted { .. }) if at.is_none() && query.at.is_some() => {
+                    continue 'anew;
+                }
                 Err(error) => return Err(error),
             };
-            let at = *query.at.get_or_insert(page.revision);
+            let revision = *query.at.get_or_insert(page.revision);
             query.after = page.entries.last().map(|entry| entry.key.clone());
-            found.extend(page.entries.into_iter().map(|e| (e.key.clone(), e)));
+            records.extend(page.entries.into_iter().map(|e| (e.key.clone(), e)));
             if !page.more {
-                return Ok((found, at));
+                return Ok(Listing { records, revision });
             }
         }
     }

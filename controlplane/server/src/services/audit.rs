@@ -5,11 +5,12 @@ use std::pin::Pin;
 use futures::{Stream, StreamExt as _, stream};
 use rspp_controlplane::{
     access::Operation,
-    audit::{self, Entry, Verifier},
+    audit::{self, Entry},
     keys,
     store::{Key, Query},
 };
 use rspp_controlplane_api::wire::{self, audit_server::Audit};
+use rspp_controlplane_storage::trail;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -63,32 +64,14 @@ impl Audit for AuditService {
     ) -> Result<Response<wire::VerifyTrailResponse>, Status> {
         let plane = &self.0;
         plane.admit(&request, Operation::ReadAudit, None, "audit")?;
-        let (head, _) = plane.audit_head().await.map_err(Failure::from)?;
-        let mut verifier = Verifier::default();
-        let mut followed = 0;
-        let mut broken = None;
-        'all: loop {
-            let (entries, more) = plane.entries(followed, usize::MAX).await?;
-            for entry in entries {
-                // What was put down since the head was read is not looked at.
-                if entry.sequence > head.sequence {
-                    break 'all;
-                }
-                if let Err(error) = verifier.push(&entry) {
-                    broken = Some(error);
-                    break 'all;
-                }
-                followed = entry.sequence;
-            }
-            if !more {
-                break;
-            }
-        }
-        let broken = broken.or_else(|| verifier.finish(&head).err());
+        let followed = trail::follow(plane.store()).await;
+        let followed = followed.map_err(Failure::from)?;
         Ok(Response::new(wire::VerifyTrailResponse {
-            entries: followed,
-            broken: broken.map_or_else(String::new, |it| it.to_string()),
-            head: head.hash.to_string(),
+            entries: followed.last,
+            broken: followed
+                .broken
+                .map_or_else(String::new, |it| it.to_string()),
+            head: followed.head.hash.to_string(),
         }))
     }
 
@@ -98,7 +81,7 @@ impl Audit for AuditService {
     ) -> Result<Response<Self::ExportTrailStream>, Status> {
         let plane = self.0.clone();
         plane.admit(&request, Operation::ReadAudit, None, "audit")?;
-        let (head, _) = plane.audit_head().await.map_err(Failure::from)?;
+        let (head, _) = trail::head(plane.store()).await.map_err(Failure::from)?;
         let seal = audit::seal(&head, wall_clock(), plane.signer()?);
         let seal = serde_json::to_string(&seal).expect("a seal is plain data") + "\n";
         let until = head.sequence;

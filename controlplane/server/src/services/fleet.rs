@@ -221,8 +221,10 @@ impl Plane {
     ) -> Result<(Option<Txn>, Holder), Failure> {
         let key = keys::runtime(id);
         let (before, entry) = self.read::<Runtime>(&key).await?;
+        let (removed, removed_entry) = self.read(&keys::removed_lives()).await?;
         let runtime = fleet::register(
             before.as_ref(),
+            removed,
             id.clone(),
             description.clone(),
             wall_clock(),
@@ -231,6 +233,10 @@ impl Plane {
         // The life before is left to end by itself: what it holds it may believe in until then.
         let mut txn = Txn::default()
             .when(Compare::unchanged(&key, entry.as_ref()))
+            .when(Compare::unchanged(
+                &keys::removed_lives(),
+                removed_entry.as_ref(),
+            ))
             .put(key, bytes(&runtime))
             .put_leased(keys::liveness(id, holder.incarnation), "alive", lease)
             .delete(keys::load(id));

@@ -6,7 +6,7 @@ use rspp_controlplane::{
     authority::{self, Binding, Placement, Refusal, Revoke, Seen, Standing},
     keys,
     registry::{Kind, VersionName},
-    store::{Compare, Key, LeaseId, Op, Txn},
+    store::{Compare, Entry, Key, LeaseId, Op, Txn, list_all},
     token::LeaseClaims,
 };
 use rspp_controlplane_api::{
@@ -391,19 +391,12 @@ impl Plane {
 
     /// All orders to let go that a holder has not followed.
     async fn marks(&self, by: &Holder) -> Result<Vec<Revocation>, Failure> {
-        let mut found = Vec::new();
-        let mut query = rspp_controlplane::store::Query::first(keys::revocations(by));
-        loop {
-            let page = self.store().list(query.clone()).await?;
-            for entry in &page.entries {
-                let session = text("session", &entry.key.last())?;
-                found.push(parse::<Mark>(entry)?.of(session));
-            }
-            match page.entries.last() {
-                Some(last) if page.more => query.after = Some(last.key.clone()),
-                Some(_) | None => return Ok(found),
-            }
-        }
+        let found = list_all(self.store(), &keys::revocations(by), None).await?;
+        let mark = |entry: &Entry| {
+            let session = text("session", &entry.key.last())?;
+            Ok(parse::<Mark>(entry)?.of(session))
+        };
+        found.records.values().map(mark).collect()
     }
 
     /// What giving up leads to. The inner result is what is answered once all is written.
@@ -419,7 +412,7 @@ impl Plane {
         let is_marked = mark.is_some_and(|mark| mark.epoch == writer.epoch);
         let decided = match leave {
             Leave::Release => authority::release(current.as_ref(), &writer.by, writer.epoch),
-            Leave::End => authority::end(current.as_ref(), &writer.by, writer.epoch),
+            Leave::End => authority::end(current.as_ref(), &writer.by, writer.epoch, wall_clock()),
         };
         let let_go = || {
             let unchanged = Compare::unchanged(&mark_key, mark_entry.as_ref());

@@ -7,7 +7,7 @@ use rspp_controlplane::{
     access::Operation,
     authority::{self, Placement},
     keys,
-    store::{Compare, Entry, MAX_TXN_OPS, Txn},
+    store::{Compare, Entry, MAX_TXN_OPS, Txn, list_all},
 };
 use rspp_controlplane_api::{
     Stored, Version, WireError, Write, Writer,
@@ -114,16 +114,8 @@ impl Plane {
     ) -> Result<Vec<wire::StateValue>, Failure> {
         let session = &reader.session;
         let entries: Vec<Entry> = if wanted.is_empty() {
-            let mut query = rspp_controlplane::store::Query::first(keys::states(session));
-            let mut found = Vec::new();
-            loop {
-                let page = self.store().list(query.clone()).await?;
-                query.after = page.entries.last().map(|entry| entry.key.clone());
-                found.extend(page.entries);
-                if !page.more {
-                    break found;
-                }
-            }
+            let found = list_all(self.store(), &keys::states(session), None).await?;
+            found.records.into_values().collect()
         } else {
             let keys: Vec<_> = wanted.iter().map(|it| keys::state(session, it)).collect();
             let found = try_join_all(keys.iter().map(|key| self.store().get(key))).await?;

@@ -10,6 +10,7 @@ mod access;
 mod audit;
 mod leases;
 mod registry;
+mod retention;
 mod rig;
 mod rollouts;
 mod sessions;

@@ -76,6 +76,15 @@ pub(crate) fn key(name: &str, seed: u8) -> SigningKey {
     SigningKey::from_seed(KeyId::new(name).unwrap(), &[seed; 32])
 }
 
+/// How control planes of tests behave.
+pub(crate) fn settings() -> Settings {
+    Settings {
+        domain: DOMAIN.to_owned(),
+        term: Term::new(TTL).unwrap(),
+        ..Settings::default()
+    }
+}
+
 /// A control plane, as tests meet it.
 pub(crate) struct Rig {
     pub(crate) dir: TempDir,
@@ -97,12 +106,11 @@ impl Rig {
     }
 
     pub(crate) async fn on(dir: TempDir, store: Arc<dyn Store>) -> Self {
+        Self::with(dir, store, settings()).await
+    }
+
+    pub(crate) async fn with(dir: TempDir, store: Arc<dyn Store>, settings: Settings) -> Self {
         let authority = Authority::new();
-        let settings = Settings {
-            domain: DOMAIN.to_owned(),
-            term: Term::new(TTL).unwrap(),
-            ..Settings::default()
-        };
         let keys = vec![key("k1", 1), key("k2", 2)];
         let plane = Plane::open(Arc::clone(&store), settings, keys)
             .await
