@@ -39,6 +39,8 @@ pub(crate) struct Config {
     /// How long calls may take to end when the program is asked to.
     pub(crate) grace: Span,
     pub(crate) retention: Kept,
+    /// Where the addresses are written once it serves, as JSON.
+    pub(crate) announce: Option<PathBuf>,
     pub(crate) log: Logs,
 }
 
@@ -150,6 +152,7 @@ impl Default for Config {
             max_view_age: Span(settings.max_view_age),
             grace: Span::seconds(10),
             retention: Kept::default(),
+            announce: None,
             log: Logs::default(),
         }
     }

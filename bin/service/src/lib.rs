@@ -1,5 +1,6 @@
 //! What rspp's long-running programs have in common: settings, logs, health, and an orderly end.
 
+pub mod announce;
 pub mod credentials;
 pub mod health;
 pub mod logs;

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
+use rspp_controlplane_api::LeaseError;
 use rspp_kernel::plan::LayeredSettings;
 use rspp_proto::{
-    Monotonic, SessionId,
+    Monotonic, PipelineVersion, SessionId,
     spec::{PipelineSpec, PolicyBundle},
 };
 use rspp_timeline::Recorder;
@@ -28,11 +29,16 @@ pub struct Program {
 /// Where a session's timeline goes.
 type Record = Box<dyn Fn(&SessionId) -> BoxFuture<'_, Recorder> + Send + Sync>;
 
-/// Opens sessions of one program on one runtime.
+/// Who knows other versions than the program's own.
+type Find =
+    Box<dyn Fn(PipelineVersion) -> BoxFuture<'static, Result<PipelineSpec, Refusal>> + Send + Sync>;
+
+/// Opens sessions on one runtime: of one program, and of other versions where somebody knows them.
 pub struct Reception {
     runtime: Arc<Runtime>,
     program: Program,
     record: Option<Record>,
+    find: Option<Find>,
 }
 
 impl Reception {
@@ -42,6 +48,7 @@ impl Reception {
             runtime,
             program,
             record: None,
+            find: None,
         }
     }
 
@@ -55,6 +62,32 @@ impl Reception {
         self
     }
 
+    /// Serves other versions of the pipeline too, as far as `find` knows them.
+    #[must_use]
+    pub fn finding(
+        mut self,
+        find: impl Fn(PipelineVersion) -> BoxFuture<'static, Result<PipelineSpec, Refusal>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        self.find = Some(Box::new(find));
+        self
+    }
+
+    /// What a client runs that was granted `wanted`.
+    async fn pipeline(&self, wanted: Option<PipelineVersion>) -> Result<PipelineSpec, Refusal> {
+        let own = &self.program.pipeline;
+        match (wanted.filter(|wanted| *wanted != own.version), &self.find) {
+            (None, _) => Ok(own.clone()),
+            (Some(wanted), Some(find)) => find(wanted).await,
+            (Some(wanted), None) => Err(Refusal::NotHere(format!(
+                "the token is for pipeline `{wanted}`, served here is `{}`",
+                own.version
+            ))),
+        }
+    }
+
     async fn open_session(
         &self,
         admitted: Admitted,
@@ -62,18 +95,11 @@ impl Reception {
         transport: Transport,
     ) -> Result<Opened, Refusal> {
         let program = &self.program;
-        let tenant = match admitted {
-            Admitted::Local(tenant) => tenant,
-            Admitted::Granted(grant) => {
-                let served = &program.pipeline.version;
-                if let Some(wanted) = grant.pipeline.filter(|wanted| wanted != served) {
-                    return Err(Refusal::NotHere(format!(
-                        "the token is for pipeline `{wanted}`, served here is `{served}`"
-                    )));
-                }
-                grant.tenant
-            }
+        let (tenant, wanted) = match admitted {
+            Admitted::Local(tenant) => (tenant, None),
+            Admitted::Granted(grant) => (grant.tenant, grant.pipeline),
         };
+        let pipeline = self.pipeline(wanted).await?;
         let recorder = match &self.record {
             Some(record) => record(&session).await,
             None => Recorder::null(),
@@ -81,7 +107,7 @@ impl Reception {
         let request = SessionRequest {
             tenant,
             session,
-            pipeline: program.pipeline.clone(),
+            pipeline,
             policy: program.policy.clone(),
             settings: program.settings.clone(),
             attributes: BTreeMap::new(),
@@ -93,6 +119,7 @@ impl Reception {
             .open(request)
             .await
             .map_err(|error| refusal(&error))?;
+        let epoch = handle.epoch();
         let news = news(handle.subscribe()).boxed();
         let drain = handle.drainer();
         let ended = async move {
@@ -100,6 +127,7 @@ impl Reception {
             report.map_or_else(|| "the session failed".to_owned(), |report| report.ended)
         };
         Ok(Opened {
+            epoch,
             ended: ended.boxed(),
             news,
             drain: Box::new(drain),
@@ -130,6 +158,14 @@ fn refusal(error: &OpenError) -> Refusal {
         OpenError::Refused(_) | OpenError::Busy | OpenError::Emptying | OpenError::Closed => {
             Refusal::Busy(message)
         }
+        OpenError::Lease(error) => match error {
+            LeaseError::Unreachable { .. } => Refusal::Busy(message),
+            LeaseError::Refused { may_retry, .. } if *may_retry => Refusal::Busy(message),
+            // It is somebody else's to run.
+            LeaseError::Refused { .. } | LeaseError::Stale { .. } | LeaseError::Unknown { .. } => {
+                Refusal::NotHere(message)
+            }
+        },
         OpenError::Graph(_)
         | OpenError::UnknownNode { .. }
         | OpenError::Sandbox { .. }
@@ -137,7 +173,6 @@ fn refusal(error: &OpenError) -> Refusal {
         | OpenError::Plan(_)
         | OpenError::Provider { .. }
         | OpenError::UnknownRecording { .. }
-        | OpenError::Lease(_)
         | OpenError::Start(_) => Refusal::Failed(message),
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use futures::{future::BoxFuture, stream::BoxStream};
-use rspp_proto::{SessionId, TurnId, abi::ControlSignal};
+use rspp_proto::{Epoch, SessionId, TurnId, abi::ControlSignal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -23,6 +23,8 @@ pub trait Sessions: Send + Sync + 'static {
 
 /// A session that runs.
 pub struct Opened {
+    /// The epoch under which it may speak.
+    pub epoch: Epoch,
     /// Resolves when it is over, with why.
     pub ended: BoxFuture<'static, String>,
     /// What it says of itself, until it is over.

@@ -325,6 +325,7 @@ impl Server {
     fn watch(self: &Arc<Self>, call: Arc<Call>, opened: Opened) {
         let server = Arc::clone(self);
         let Opened {
+            epoch: _,
             mut ended,
             mut news,
             drain,

@@ -45,6 +45,7 @@ impl Sessions for Hands {
                 }
             };
             Ok(Opened {
+                epoch: rspp_proto::Epoch::FIRST,
                 ended: ended.boxed(),
                 news: stream::pending().boxed(),
                 drain: Box::new(|| {}),

@@ -1,0 +1,192 @@
+//! The control plane as a program: routes, leases, rollouts and audit over gRPC, on a file or on etcd.
+
+mod config;
+
+use std::{
+    error::Error,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use clap::Parser;
+use rspp_controlplane::store::Store;
+use rspp_controlplane_server::{Plane, Server};
+use rspp_controlplane_storage::{Embedded, Etcd};
+use rspp_service::{
+    announce::announce,
+    credentials::Authority,
+    health::{self, Check, Health},
+    logs,
+    settings::{self, Flag, Loaded},
+    stop::Asked,
+};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::config::{Config, Key, Tls};
+
+/// Decides for a fleet of runtimes: who runs what, where, and who speaks for a session.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Cli {
+    /// Settings, as YAML
+    #[arg(long, value_name = "FILE", env = "RSPP_CONTROL_PLANE_CONFIG")]
+    config: Option<PathBuf>,
+    /// One setting, over file and environment: --set listen.grpc=127.0.0.1:7500
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Make certificates, a signing key and a store in this directory, and run on them: for trying, on
+    /// one machine
+    #[arg(long, value_name = "DIR")]
+    dev: Option<PathBuf>,
+    /// Print all settings and where each came from, and run nothing
+    #[arg(long)]
+    print_config: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  rspp-control-plane --dev .rspp                  All that is needed, made in .rspp
+  rspp-control-plane --config control-plane.yaml  As the file says
+  rspp-control-plane --print-config               What would be, and who said so
+
+Settings come from, each over the one before: defaults, --config, the environment
+(RSPP_CONTROL_PLANE_LISTEN__GRPC is listen.grpc), --dev, --set.
+
+SIGTERM and Ctrl-C end it in order; a second one ends it at once.
+Exit codes: 0 ended in order, 1 failure, 2 bad settings.";
+
+type Failed = Box<dyn Error + Send + Sync>;
+
+/// Runs the program by its command line; a library so that tests can have it as a process of theirs.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let loaded = match load(&cli) {
+        Ok(loaded) => loaded,
+        Err(error) => return report(&*error, 2),
+    };
+    if cli.print_config {
+        print!("{}", loaded.print());
+        return ExitCode::SUCCESS;
+    }
+    let config = loaded.settings;
+    if let Err(error) = logs::init(&config.log) {
+        return report(&error, 2);
+    }
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&error, 1),
+    };
+    match runtime.block_on(run(config, cli.dev.as_deref())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<config::ConfigError>() => report(&*error, 2),
+        Err(error) => report(&*error, 1),
+    }
+}
+
+fn report(error: &(dyn Error + 'static), code: u8) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(code)
+}
+
+fn load(cli: &Cli) -> Result<Loaded<Config>, Failed> {
+    let mut flags = match &cli.dev {
+        Some(dir) => made(dir)?,
+        None => Vec::new(),
+    };
+    for text in &cli.set {
+        flags.push(Flag::set(text)?);
+    }
+    // The file's own name is no setting.
+    let environment = std::env::vars().filter(|(name, _)| name != "RSPP_CONTROL_PLANE_CONFIG");
+    Ok(settings::load(cli.config.as_deref(), environment, &flags)?)
+}
+
+/// Makes what a control plane of this machine needs, and says where it is.
+fn made(dir: &Path) -> Result<Vec<Flag>, Failed> {
+    let authority = Authority::open(dir, &Config::default().domain)?;
+    let server = authority.server("control-plane")?;
+    authority.person("admin", "admin")?;
+    let key = Key {
+        id: "k1".to_owned(),
+        file: authority.signing_key("k1")?,
+    };
+    let tls = Tls {
+        authorities: authority.certificate(),
+        certificate: server.certificate,
+        key: server.key,
+    };
+    let flag = |key: &str, value: &Value| Flag {
+        flag: "--dev".to_owned(),
+        key: key.to_owned(),
+        value: value.to_string(),
+    };
+    let dir = dir.canonicalize()?;
+    Ok(vec![
+        flag("tls", &json!(tls)),
+        flag("keys", &json!([key])),
+        Flag {
+            flag: "--dev".to_owned(),
+            key: "store.file".to_owned(),
+            value: dir.join("control-plane.db").display().to_string(),
+        },
+    ])
+}
+
+async fn run(config: Config, dev: Option<&Path>) -> Result<(), Failed> {
+    let mut asked = Asked::listen()?;
+    let (behaviour, door, signers) = (config.behaviour()?, config.door()?, config.signers()?);
+    let health_at = config::address("listen.health", &config.listen.health)?;
+    let store: Arc<dyn Store> = match config.cluster()? {
+        Some(cluster) => Arc::new(Etcd::new(&cluster)?),
+        None => Arc::new(Embedded::open(&config.store.file)?),
+    };
+    let plane = Plane::open(store, behaviour, signers).await?;
+    let server = Server::start(plane.clone(), vec![door]).await?;
+    let grpc = server.addresses()[0];
+    let bound = TcpListener::bind(health_at).await;
+    let listener = bound.map_err(|error| format!("cannot listen on {health_at}: {error}"))?;
+    let health_at = listener.local_addr()?;
+    let answers = tokio::spawn(health::serve(listener, Arc::new(Answers(plane))));
+    tracing::info!(%grpc, health = %health_at, replica = %config.replica, "the control plane serves");
+    if let Some(path) = &config.announce {
+        announce(path, &json!({"grpc": grpc, "health": health_at}))?;
+    }
+    if let Some(dir) = dev {
+        eprintln!("{}", how_to_ask(dir, &grpc.to_string()));
+    }
+    let signal = asked.next().await;
+    tracing::info!(signal, grace = %config.grace, "ending: no new calls, those under way may finish");
+    tokio::select! {
+        () = server.stop(config.grace.0) => {}
+        again = asked.next() => tracing::warn!(signal = again, "ended at once"),
+    }
+    answers.abort();
+    Ok(())
+}
+
+/// What to type to ask it something.
+fn how_to_ask(dir: &Path, grpc: &str) -> String {
+    let file = |name: &str| dir.join(name).display().to_string();
+    format!(
+        "ask it as admin:\n  export RSPP_CONTROL_PLANE=https://{grpc} RSPP_TLS_CA={} RSPP_TLS_CERT={} RSPP_TLS_KEY={}\n  \
+         rspp pipeline list",
+        file("authority.pem"),
+        file("admin.pem"),
+        file("admin.key"),
+    )
+}
+
+/// What the health endpoints say.
+struct Answers(Plane);
+
+impl Health for Answers {
+    fn checks(&self) -> Vec<Check> {
+        let check = match self.0.ready() {
+            Ok(()) => Check::new("store", true, "is followed"),
+            Err(why) => Check::new("store", false, why),
+        };
+        vec![check]
+    }
+}

@@ -1,0 +1,119 @@
+//! Who serves speech and language, by the settings.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use rspp_kernel::plan::{LayeredSettings, Settings};
+use rspp_llm::{Dialogue, OpenAi, OpenAiConfig};
+use rspp_local::{Registered, models::Store};
+use rspp_proto::{ProviderId, spec::Modality};
+use rspp_provider_api::{
+    InferencePool, Providers,
+    scripted::{ScriptedStt, ScriptedTts},
+};
+
+use crate::{Problem, config};
+
+/// The providers of sessions for which nobody chose any.
+const DEFAULTS: [(Modality, &str); 5] = [
+    (Modality::Vad, "silero"),
+    (Modality::EndOfTurn, "smart-turn"),
+    (Modality::Stt, "moonshine"),
+    (Modality::Llm, "dialogue"),
+    (Modality::Tts, "piper"),
+];
+/// The same where no models are wanted.
+const SCRIPTED: [(Modality, &str); 5] = [
+    (Modality::Vad, "energy"),
+    (Modality::EndOfTurn, "pause"),
+    (Modality::Stt, "scripted"),
+    (Modality::Llm, "dialogue"),
+    (Modality::Tts, "scripted"),
+];
+
+/// The choice as settings of every session.
+pub(crate) fn settings(chosen: &config::Providers) -> Result<LayeredSettings, Problem> {
+    let usual = if chosen.scripted { SCRIPTED } else { DEFAULTS };
+    let chosen = [
+        (Modality::Vad, &chosen.vad),
+        (Modality::EndOfTurn, &chosen.end_of_turn),
+        (Modality::Stt, &chosen.stt),
+        (Modality::Llm, &chosen.llm),
+        (Modality::Tts, &chosen.tts),
+    ];
+    let mut bindings = BTreeMap::new();
+    for ((modality, usual), (_, chosen)) in usual.into_iter().zip(chosen) {
+        let usual = ProviderId::new(usual).map_err(Problem::failure)?;
+        bindings.insert(modality, vec![chosen.clone().unwrap_or(usual)]);
+    }
+    Ok(LayeredSettings {
+        defaults: Settings {
+            provider_bindings: bindings,
+            ..Settings::default()
+        },
+        ..LayeredSettings::default()
+    })
+}
+
+/// Everything that can be offered; what every session needs must be there.
+pub(crate) fn register(
+    config: &config::Providers,
+    settings: &LayeredSettings,
+    pool: &InferencePool,
+) -> Result<(Providers, Registered), Problem> {
+    let store = Store::open(config.models.as_deref()).map_err(Problem::input)?;
+    let mut providers = Providers::new();
+    let registered = rspp_local::register(&mut providers, &store, pool);
+    providers.add_llm(Arc::new(Dialogue::new()));
+    if config.scripted {
+        providers.add_stt(Arc::new(ScriptedStt::new("scripted")));
+        providers.add_tts(Arc::new(ScriptedTts::new("scripted")));
+    }
+    match (&config.openai.url, &config.openai.model) {
+        (Some(url), Some(model)) => {
+            let mut openai = OpenAiConfig::new("openai", url, model);
+            openai.api_key.clone_from(&config.openai.api_key);
+            let client = OpenAi::new(openai)
+                .map_err(|error| Problem::input(format!("providers.openai: {error}")))?;
+            providers.add_llm(Arc::new(client));
+        }
+        (None, None) => {}
+        (Some(_), None) | (None, Some(_)) => {
+            return Err(Problem::input(
+                "providers.openai: url and model belong together; one of them is missing",
+            ));
+        }
+    }
+    for (modality, ids) in &settings.defaults.provider_bindings {
+        for id in ids {
+            check(*modality, id, &providers, &registered)?;
+        }
+    }
+    Ok((providers, registered))
+}
+
+/// A provider that is not there is told of before anybody calls.
+fn check(
+    modality: Modality,
+    id: &ProviderId,
+    providers: &Providers,
+    registered: &Registered,
+) -> Result<(), Problem> {
+    let known = providers.ids(modality);
+    if known.contains(id) {
+        return Ok(());
+    }
+    let missing = registered.missing.iter().find(|missing| {
+        missing.modality == modality && missing.provider == id.as_str()
+    });
+    if let Some(missing) = missing {
+        return Err(Problem::input(format!(
+            "{missing}; or set providers.scripted=true to do without models"
+        )));
+    }
+    let known: Vec<_> = known.iter().map(ToString::to_string).collect();
+    Err(Problem::input(format!(
+        "providers.{}: unknown provider `{id}`; known: {}",
+        modality.as_str(),
+        known.join(", ")
+    )))
+}

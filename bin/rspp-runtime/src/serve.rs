@@ -1,0 +1,329 @@
+//! Serving, from the first look at the providers to the last session.
+
+use std::{
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::FutureExt;
+use rspp_controlplane_api::{Client, ClientConfig, tls::TlsFiles};
+use rspp_host::{
+    Config as HostConfig, Emptying, PlaneConfig, PlaneHandle, Pools, Program, Reception, Runtime,
+    ToolRegistry,
+};
+use rspp_proto::{
+    Region, RuntimeId, TenantId,
+    abi::SchemaVersion,
+    control::{Description, Endpoint, PROTOCOL},
+    spec::Quota,
+};
+use rspp_service::{
+    announce::announce,
+    health::{self, Check, Health},
+    stop::Asked,
+};
+use rspp_tools::HttpTools;
+use rspp_transport_api::{Guard, Sessions};
+use rspp_websocket::{Config as SocketConfig, PATH, Server, listen};
+use serde_json::json;
+use tokio::{net::TcpListener, time::Instant};
+
+use crate::{
+    Problem,
+    config::{Config, ControlPlane, DrainMode},
+    outputs::Outputs,
+    pipelines::{self, Published},
+    providers,
+    sessions::NotedSessions,
+    tokens::Tokens,
+};
+
+/// How long the actors may take to end once the sessions are gone.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often a drain says how far it has come.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// Serves until somebody asks it to end.
+pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
+    let mut asked = Asked::listen().map_err(Problem::failure)?;
+    let pipeline = pipelines::own(config.pipeline.as_deref())?;
+    let settings = providers::settings(&config.providers)?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let pools = Pools::new(cores);
+    let (offered, registered) = providers::register(&config.providers, &settings, &pools.work)?;
+    registered
+        .warm_up()
+        .await
+        .map_err(|fault| Problem::failure(fault.message))?;
+
+    let failed = |key: &str, at: std::net::SocketAddr, error: std::io::Error| {
+        Problem::failure(format!("{key}: {at}: {error}; choose another address"))
+    };
+    let (calls, healths) = (config.listen.calls, config.listen.health);
+    let calls = listen(calls).map_err(|error| failed("listen.calls", calls, error))?;
+    let bound = TcpListener::bind(healths).await;
+    let healths = bound.map_err(|error| failed("listen.health", healths, error))?;
+    let at = calls.local_addr().map_err(Problem::failure)?;
+    let health_at = healths.local_addr().map_err(Problem::failure)?;
+
+    let mut host = HostConfig::new(offered, pools);
+    host.tools = tools();
+    host.limits.node.sessions = Some(Quota {
+        limit: u64::from(config.capacity),
+        ..Quota::default()
+    });
+    let name = RuntimeId::new(config.name.as_str())
+        .map_err(|error| Problem::input(format!("name: {error}")))?;
+    host.plane = fleet(&config, &name, at)?;
+    let runtime = Runtime::start(host).await.map_err(Problem::failure)?;
+    let runtime = Arc::new(runtime);
+    let plane = runtime.plane();
+    let sessions = sessions(&config, &runtime, plane.clone(), Program {
+        pipeline,
+        policy: None,
+        settings,
+    })?;
+    let guard = match &plane {
+        Some(plane) => Guard::Tokens(Arc::new(Tokens::new(name.clone(), plane))),
+        None if at.ip().is_loopback() => Guard::Local {
+            tenant: TenantId::new("local").map_err(Problem::failure)?,
+            password: None,
+        },
+        None => {
+            return Err(Problem::input(format!(
+                "listen.calls: {at} can be reached from elsewhere, and nobody could check tokens: set \
+                 control_plane.addresses, or listen on 127.0.0.1"
+            )));
+        }
+    };
+    let server = Server::new(
+        sessions,
+        SocketConfig {
+            guard,
+            ..SocketConfig::default()
+        },
+    );
+    let router = server.router();
+    let serving = tokio::spawn(async move { axum::serve(calls, router).await });
+    let state = Arc::new(State {
+        runtime: Arc::clone(&runtime),
+        plane: plane.clone(),
+        capacity: config.capacity,
+    });
+    let health = tokio::spawn(health::serve(healths, state));
+    tracing::info!(calls = %at, health = %health_at, name = %name, "serving");
+    if let Some(path) = &config.announce {
+        announce(path, &json!({"calls": at, "health": health_at})).map_err(Problem::failure)?;
+    }
+
+    let signal = asked.next().await;
+    drain(&config, signal, &runtime, plane.as_ref(), &mut asked).await;
+    let _all_in_time = server.drain(Duration::from_millis(200)).await;
+    serving.abort();
+    health.abort();
+    if runtime.shut_down(GRACE).await {
+        tracing::info!("ended in order");
+    } else {
+        tracing::warn!("some actors had to be killed");
+    }
+    Ok(())
+}
+
+/// Lets sessions go, and says how far that has come.
+async fn drain(
+    config: &Config,
+    signal: &str,
+    runtime: &Runtime,
+    plane: Option<&PlaneHandle>,
+    asked: &mut Asked,
+) {
+    let deadline = config.drain.deadline.0;
+    let how = match (config.drain.how, plane) {
+        (DrainMode::Move, Some(_)) => Emptying::Move,
+        // There is nobody to go on with them.
+        (DrainMode::Move, None) | (DrainMode::Finish, _) => Emptying::Finish,
+        (DrainMode::Wait, _) => Emptying::Wait,
+    };
+    if let Some(plane) = plane {
+        plane.set_ready(false);
+    }
+    let had = runtime.sessions();
+    tracing::info!(signal, sessions = had, ?how, deadline = %config.drain.deadline, "asked to end");
+    runtime.empty(how, deadline);
+    let until = Instant::now() + deadline;
+    let mut told = Instant::now();
+    loop {
+        let left = runtime.sessions();
+        if left == 0 {
+            tracing::info!(had, "drained");
+            return;
+        }
+        let now = Instant::now();
+        if now >= until {
+            tracing::warn!(left, "the time is up: they are cut off");
+            return;
+        }
+        if now >= told + PROGRESS {
+            told = now;
+            let remaining = until - now;
+            tracing::info!(had, left, ?remaining, "draining");
+        }
+        tokio::select! {
+            signal = asked.next() => {
+                tracing::warn!(signal, left, "asked again: they are cut off");
+                return;
+            }
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        }
+    }
+}
+
+/// Who opens sessions for clients.
+fn sessions(
+    config: &Config,
+    runtime: &Arc<Runtime>,
+    plane: Option<PlaneHandle>,
+    program: Program,
+) -> Result<Arc<dyn Sessions>, Problem> {
+    let mut reception = Reception::new(Arc::clone(runtime), program);
+    if let Some(plane) = plane {
+        let published = Arc::new(Published::new(plane));
+        reception = reception.finding(move |version| {
+            let published = Arc::clone(&published);
+            async move { published.find(version).await }.boxed()
+        });
+    }
+    let Some(path) = &config.outputs else {
+        return Ok(Arc::new(reception));
+    };
+    let outputs = Outputs::open(path, &config.name)
+        .map_err(|error| Problem::failure(format!("outputs: {}: {error}", path.display())))?;
+    Ok(Arc::new(NotedSessions {
+        sessions: reception,
+        outputs,
+    }))
+}
+
+fn tools() -> Arc<ToolRegistry> {
+    let mut tools = ToolRegistry::default();
+    let http = HttpTools::default();
+    tools.serve_http(Arc::new(move |server| http.tool(server)));
+    Arc::new(tools)
+}
+
+/// The fleet that the settings name.
+fn fleet(
+    config: &Config,
+    name: &RuntimeId,
+    at: std::net::SocketAddr,
+) -> Result<Option<PlaneConfig>, Problem> {
+    let ControlPlane {
+        addresses,
+        authorities,
+        certificate,
+        key,
+        mode,
+        max_staleness,
+    } = &config.control_plane;
+    if addresses.is_empty() {
+        return Ok(None);
+    }
+    let tls = match (authorities, certificate, key) {
+        (Some(authorities), Some(certificate), Some(key)) => Some(TlsFiles {
+            authorities: authorities.clone(),
+            certificate: certificate.clone(),
+            key: key.clone(),
+        }),
+        (None, None, None) => None,
+        _some => {
+            return Err(Problem::input(
+                "control_plane: authorities, certificate and key belong together; one of them is missing",
+            ));
+        }
+    };
+    let client = Client::new(ClientConfig {
+        addresses: addresses.clone(),
+        tls,
+        ..ClientConfig::default()
+    })
+    .map_err(|error| Problem::input(format!("control_plane: {error}")))?;
+    let url = match &config.listen.advertise {
+        Some(url) => url.clone(),
+        None => format!("ws://{at}{PATH}"),
+    };
+    let description = Description {
+        region: Region::new(config.region.as_str())
+            .map_err(|error| Problem::input(format!("region: {error}")))?,
+        endpoints: vec![Endpoint {
+            transport: "websocket".to_owned(),
+            url,
+        }],
+        capacity: config.capacity,
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        protocol: PROTOCOL,
+        events: SchemaVersion::CURRENT.to_string(),
+        labels: config.labels.clone(),
+    };
+    let mut fleet = PlaneConfig::new(name.clone(), description, Arc::new(client));
+    fleet.mode = *mode;
+    fleet.max_staleness = max_staleness.0;
+    Ok(Some(fleet))
+}
+
+/// How it fares.
+struct State {
+    runtime: Arc<Runtime>,
+    plane: Option<PlaneHandle>,
+    capacity: u32,
+}
+
+impl Health for State {
+    fn checks(&self) -> Vec<Check> {
+        let sessions = self.runtime.sessions();
+        let capacity = self.capacity as usize;
+        let mut checks = vec![
+            Check::new(
+                "serving",
+                !self.runtime.is_emptying(),
+                if self.runtime.is_emptying() { "is being emptied" } else { "takes sessions" },
+            ),
+            Check::new(
+                "capacity",
+                sessions < capacity,
+                format!("{sessions} of {capacity} sessions"),
+            ),
+        ];
+        if let Some(plane) = &self.plane {
+            let status = plane.status();
+            let status = status.borrow();
+            let away = status.away.clone();
+            checks.push(Check::new(
+                "control_plane",
+                status.holder.is_some(),
+                match &status.holder {
+                    Some(holder) => format!("joined as {holder}"),
+                    None => away.unwrap_or_default(),
+                },
+            ));
+            checks.push(Check::new(
+                "snapshots",
+                status.fresh,
+                if status.fresh { "fresh" } else { "stale" },
+            ));
+            checks.push(Check::new(
+                "duty",
+                !status.draining,
+                if status.draining { "is to be emptied" } else { "is to serve" },
+            ));
+        }
+        checks
+    }
+
+    fn status(&self) -> serde_json::Value {
+        json!({
+            "sessions": self.runtime.sessions(),
+            "capacity": self.capacity,
+            "load": self.runtime.load().as_str(),
+        })
+    }
+}

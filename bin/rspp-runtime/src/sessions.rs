@@ -1,0 +1,60 @@
+//! Opens sessions whose every accepted frame is noted.
+
+use std::sync::{Arc, OnceLock};
+
+use futures::{FutureExt, StreamExt, future::BoxFuture};
+use rspp_proto::SessionId;
+use rspp_transport_api::{Admitted, News, Opened, Refusal, Sessions, Transport};
+
+use crate::outputs::{Noted, Outputs};
+
+/// Sessions whose outputs are noted.
+pub(crate) struct NotedSessions<S> {
+    pub(crate) sessions: S,
+    pub(crate) outputs: Outputs,
+}
+
+impl<S: Sessions> Sessions for NotedSessions<S> {
+    fn open(
+        &self,
+        admitted: Admitted,
+        session: SessionId,
+        transport: Transport,
+    ) -> BoxFuture<'_, Result<Opened, Refusal>> {
+        self.begin(admitted, session, transport).boxed()
+    }
+}
+
+impl<S: Sessions> NotedSessions<S> {
+    async fn begin(
+        &self,
+        admitted: Admitted,
+        session: SessionId,
+        mut transport: Transport,
+    ) -> Result<Opened, Refusal> {
+        let epoch = Arc::<OnceLock<_>>::default();
+        transport.sink = Box::new(Noted {
+            sink: transport.sink,
+            outputs: self.outputs.clone(),
+            session: session.clone(),
+            epoch: Arc::clone(&epoch),
+        });
+        let opened = self
+            .sessions
+            .open(admitted, session.clone(), transport)
+            .await?;
+        let held = *epoch.get_or_init(|| opened.epoch);
+        self.outputs.note("open", &session, Some(held), None);
+        let outputs = self.outputs.clone();
+        let news = opened.news.inspect(move |news| {
+            if let News::Turn(turn) = news {
+                let id = turn.turn.as_str();
+                outputs.note(&turn.outcome, &session, Some(held), Some(id));
+            }
+        });
+        Ok(Opened {
+            news: news.boxed(),
+            ..opened
+        })
+    }
+}

@@ -1,0 +1,501 @@
+//! Real processes: a control plane, runtimes, clients over WebSockets, and what is done to them.
+//!
+//! Every frame that any runtime accepts is noted on one clock; what a session said is read from these
+//! notes when all is over, by [`check`].
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rspp_controlplane_api::{
+    Client as PlaneClient, ClientConfig, ControlError, ControlPlane as _, Route, RouteAsk,
+    tls::TlsFiles, wire,
+};
+use rspp_proto::{RuntimeId, SessionId, TenantId, spec::PipelineSpec};
+use rspp_service::credentials::Authority;
+use rspp_websocket::{
+    protocol::{ClientMessage, Hello, ServerMessage, Typed},
+    testing::Client,
+};
+use serde::Deserialize;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+
+/// How long a process may take to be there.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a runtime noted.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Note {
+    pub(crate) at_us: u64,
+    pub(crate) runtime: String,
+    pub(crate) what: String,
+    pub(crate) session: String,
+    pub(crate) epoch: Option<u64>,
+    pub(crate) turn: Option<String>,
+}
+
+/// A process that is killed when it is dropped.
+pub(crate) struct Process {
+    child: Child,
+    name: String,
+}
+
+impl Process {
+    fn start(name: &str, program: &str, config: &Path, log: &Path) -> Self {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .expect("a log can be written");
+        let child = Command::new(program)
+            .arg("--config")
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the program starts");
+        Self {
+            child,
+            name: name.to_owned(),
+        }
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: &str) {
+        let sent = Command::new("kill")
+            .args([&format!("-{signal}"), &self.child.id().to_string()])
+            .status()
+            .expect("kill is there");
+        assert!(sent.success(), "{} is gone", self.name);
+    }
+
+    /// Whether it has ended, and how.
+    pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().expect("it is ours")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _it_may_be_gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// A way that can be cut: forwards a port of its own to another.
+pub(crate) struct Way {
+    pub(crate) at: SocketAddr,
+    cut: tokio::sync::watch::Sender<bool>,
+    _accepts: AbortOnDrop,
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Way {
+    async fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let (cut, is_cut) = tokio::sync::watch::channel(false);
+        let accepts = tokio::spawn(async move {
+            loop {
+                let Ok((mut near, _)) = listener.accept().await else {
+                    continue;
+                };
+                let mut is_cut = is_cut.clone();
+                tokio::spawn(async move {
+                    if *is_cut.borrow() {
+                        return;
+                    }
+                    let Ok(mut far) = TcpStream::connect(target).await else {
+                        return;
+                    };
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut near, &mut far) => {}
+                        // A partition, not a close: nothing more comes, and nobody says so.
+                        _ = is_cut.wait_for(|cut| *cut) => {
+                            let healed = async {
+                                let _gone = is_cut.wait_for(|cut| !*cut).await;
+                            };
+                            healed.await;
+                        }
+                    }
+                });
+            }
+        });
+        Self {
+            at,
+            cut,
+            _accepts: AbortOnDrop(accepts),
+        }
+    }
+
+    pub(crate) fn cut(&self) {
+        self.cut.send_replace(true);
+    }
+
+    pub(crate) fn heal(&self) {
+        self.cut.send_replace(false);
+    }
+}
+
+/// A fleet of processes in a directory of its own.
+pub(crate) struct Fleet {
+    dir: tempfile::TempDir,
+    authority: Authority,
+    pub(crate) control_plane: Option<Process>,
+    pub(crate) plane_at: SocketAddr,
+    pub(crate) runtimes: BTreeMap<String, Member>,
+    operator: Arc<PlaneClient>,
+}
+
+/// A runtime of the fleet.
+pub(crate) struct Member {
+    pub(crate) process: Process,
+    pub(crate) calls: SocketAddr,
+    pub(crate) health: SocketAddr,
+    pub(crate) way: Way,
+}
+
+impl Fleet {
+    /// A control plane and runtimes of these names, all there and ready.
+    pub(crate) async fn start(names: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path(), "rspp.local").unwrap();
+        let plane_at = free_port().await;
+        let operator = authority.person("operator", "admin").unwrap();
+        let client = PlaneClient::new(ClientConfig {
+            addresses: vec![format!("https://localhost:{}", plane_at.port())],
+            tls: Some(TlsFiles {
+                authorities: authority.certificate(),
+                certificate: operator.certificate,
+                key: operator.key,
+            }),
+            ..ClientConfig::default()
+        });
+        let mut fleet = Self {
+            dir,
+            authority,
+            control_plane: None,
+            plane_at,
+            runtimes: BTreeMap::new(),
+            operator: Arc::new(client.expect("the addresses are right")),
+        };
+        fleet.start_control_plane().await;
+        fleet.publish().await;
+        for name in names {
+            fleet.add(name).await;
+        }
+        fleet
+    }
+
+    /// Publishes the built-in pipeline, for everybody.
+    async fn publish(&self) {
+        let spec = PipelineSpec::simple();
+        let kind = wire::Kind::Pipeline.into();
+        let published = self.operator.publish(wire::PublishRequest {
+            kind,
+            version: spec.version.to_string(),
+            source: serde_json::to_string(&spec).unwrap(),
+            request_id: "publish".to_owned(),
+            ..wire::PublishRequest::default()
+        });
+        published.await.expect("it is published");
+        let everybody = wire::change::Change::Direct(spec.version.to_string());
+        let changed = self.operator.change_rollout(wire::ChangeRolloutRequest {
+            kind,
+            line: LINE.to_owned(),
+            change: Some(wire::Change {
+                change: Some(everybody),
+            }),
+            reason: "the fleet begins".to_owned(),
+            request_id: "rollout".to_owned(),
+            ..wire::ChangeRolloutRequest::default()
+        });
+        changed.await.expect("it is rolled out");
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Starts the control plane, or starts it again on what it left.
+    pub(crate) async fn start_control_plane(&mut self) {
+        let server = self.authority.server("control-plane").unwrap();
+        let key = self.authority.signing_key("k1").unwrap();
+        let announced = self.path("control-plane.json");
+        let _none_yet = fs::remove_file(&announced);
+        let config = format!(
+            "listen: {{calls: \"{}\", health: \"127.0.0.1:0\"}}\n\
+             tls: {{authorities: {}, certificate: {}, key: {}}}\n\
+             store: {{path: {}}}\n\
+             signing_keys: [{{id: k1, file: {}}}]\n\
+             announce: {}\n\
+             log: {{filter: \"info\"}}\n",
+            self.plane_at,
+            self.authority.certificate().display(),
+            server.certificate.display(),
+            server.key.display(),
+            self.path("control-plane.db").display(),
+            key.display(),
+            announced.display(),
+        );
+        let file = self.path("control-plane.yaml");
+        fs::write(&file, config).unwrap();
+        let program = env!("CARGO_BIN_EXE_cluster-control-plane");
+        let log = self.path("control-plane.log");
+        self.control_plane = Some(Process::start("control-plane", program, &file, &log));
+        self.announced("control-plane.json").await;
+    }
+
+    /// Adds a runtime and waits until it is ready.
+    pub(crate) async fn add(&mut self, name: &str) {
+        let way = Way::to(self.plane_at).await;
+        let files = self.authority.runtime(name).unwrap();
+        let announced = format!("{name}.json");
+        let _none_yet = fs::remove_file(self.path(&announced));
+        let config = format!(
+            "name: {name}\n\
+             listen: {{calls: \"127.0.0.1:0\", health: \"127.0.0.1:0\"}}\n\
+             control_plane:\n  addresses: [\"https://localhost:{}\"]\n  authorities: {}\n  \
+             certificate: {}\n  key: {}\n\
+             providers: {{scripted: true}}\n\
+             drain: {{deadline: 5s}}\n\
+             outputs: {}\n\
+             announce: {}\n\
+             log: {{filter: \"info,rspp_host=debug\"}}\n",
+            way.at.port(),
+            self.authority.certificate().display(),
+            files.certificate.display(),
+            files.key.display(),
+            self.path("outputs.jsonl").display(),
+            self.path(&announced).display(),
+        );
+        let file = self.path(&format!("{name}.yaml"));
+        fs::write(&file, config).unwrap();
+        let program = env!("CARGO_BIN_EXE_cluster-runtime");
+        let log = self.path(&format!("{name}.log"));
+        let process = Process::start(name, program, &file, &log);
+        let at = self.announced(&announced).await;
+        let address = |key: &str| at[key].as_str().unwrap().parse().unwrap();
+        let member = Member {
+            process,
+            calls: address("calls"),
+            health: address("health"),
+            way,
+        };
+        self.runtimes.insert(name.to_owned(), member);
+        self.ready(name).await;
+    }
+
+    async fn announced(&self, name: &str) -> serde_json::Value {
+        let began = Instant::now();
+        loop {
+            if let Ok(text) = fs::read_to_string(self.path(name)) {
+                return serde_json::from_str(&text).unwrap();
+            }
+            assert!(began.elapsed() < PATIENCE, "{name}: {}", self.logs());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until a runtime says that it is ready.
+    pub(crate) async fn ready(&self, name: &str) {
+        let began = Instant::now();
+        while !is_ready(self.runtimes[name].health).await {
+            assert!(began.elapsed() < PATIENCE, "{name}: {}", self.logs());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The last lines of every log, for a test that fails.
+    pub(crate) fn logs(&self) -> String {
+        let mut all = String::new();
+        for entry in fs::read_dir(self.dir.path()).unwrap().flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|it| it == "log") {
+                let text = fs::read_to_string(&path).unwrap_or_default();
+                let lines: Vec<_> = text.lines().collect();
+                let last = &lines[lines.len().saturating_sub(40)..];
+                all.push_str(&format!("\n== {}\n{}", path.display(), last.join("\n")));
+            }
+        }
+        all
+    }
+
+    /// Where a session runs, as its client is told; asked until somebody can take it.
+    pub(crate) async fn route(&self, session: &SessionId) -> Route {
+        let began = Instant::now();
+        loop {
+            let asked = self.operator.route(RouteAsk {
+                tenant: TenantId::new("acme").unwrap(),
+                session: session.clone(),
+                transport: "websocket".to_owned(),
+                pipeline: None,
+                latencies_ms: BTreeMap::new(),
+                needs: BTreeMap::new(),
+                except: std::collections::BTreeSet::new(),
+                token_ttl: None,
+            });
+            match asked.await {
+                Ok(route) => return route,
+                Err(error) => {
+                    let may_help = error.is_transient() || matches!(error, ControlError::Held { .. });
+                    assert!(may_help, "{error:?} {}", self.logs());
+                    assert!(began.elapsed() < PATIENCE, "{error:?} {}", self.logs());
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Connects to wherever the session runs, until it is let in.
+    pub(crate) async fn connect(&self, session: &SessionId) -> (String, Client) {
+        let began = Instant::now();
+        loop {
+            let route = self.route(session).await;
+            let runtime = route.runtime.to_string();
+            let at = self.runtimes[&runtime].calls;
+            let token = format!("Bearer {}", route.token.token);
+            let headers = [("authorization", token.as_str())];
+            let connecting = Client::connect(at, &["rspp.v1.json"], &headers);
+            let connected = tokio::time::timeout(Duration::from_secs(2), connecting).await;
+            let why = match connected {
+                Ok(Ok(mut client)) => {
+                    client
+                        .say(ClientMessage::Hello(Hello {
+                            events: true,
+                            ..Hello::default()
+                        }))
+                        .await;
+                    match tokio::time::timeout(Duration::from_secs(10), client.next()).await {
+                        Ok(Some(ServerMessage::Ready(_))) => return (runtime, client),
+                        Ok(other) => format!("{other:?}"),
+                        Err(_) => "no answer".to_owned(),
+                    }
+                }
+                Ok(Err(refused)) => format!("{refused:?}"),
+                Err(_) => "no handshake".to_owned(),
+            };
+            assert!(began.elapsed() < PATIENCE, "{runtime}: {why} {}", self.logs());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// The one of two runtimes that is not this one.
+    pub(crate) fn other(&self, name: &str) -> String {
+        let mut names = self.runtimes.keys();
+        names.find(|it| *it != name).expect("there are two").clone()
+    }
+
+    /// All that was accepted so far, in the order in which it was.
+    pub(crate) fn notes(&self) -> Vec<Note> {
+        let text = fs::read_to_string(self.path("outputs.jsonl")).unwrap_or_default();
+        let mut notes: Vec<Note> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("whole lines"))
+            .collect();
+        notes.sort_by_key(|note| note.at_us);
+        notes
+    }
+
+    /// What the control plane has of a session now: by whom it is held, and since which epoch.
+    pub(crate) async fn holder(&self, session: &SessionId) -> (RuntimeId, Option<u64>) {
+        let route = self.route(session).await;
+        (route.runtime, route.epoch.map(rspp_proto::Epoch::get))
+    }
+}
+
+/// An address that was free a moment ago.
+async fn free_port() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap()
+}
+
+async fn is_ready(health: SocketAddr) -> bool {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let Ok(mut stream) = TcpStream::connect(health).await else {
+        return false;
+    };
+    let mut answer = String::new();
+    let asked = stream.write_all(b"GET /readyz HTTP/1.1\r\n\r\n").await;
+    let read = stream.read_to_string(&mut answer);
+    let read = tokio::time::timeout(Duration::from_secs(2), read).await;
+    asked.is_ok() && read.is_ok() && answer.starts_with("HTTP/1.1 200")
+}
+
+/// The client types something.
+pub(crate) async fn says(client: &mut Client, text: &str) {
+    let text = Typed {
+        text: text.to_owned(),
+        key: None,
+    };
+    client.say(ClientMessage::Text(text)).await;
+}
+
+/// What the agent said in reply, once its turn is over: the outcome, and the words that were heard.
+pub(crate) async fn reply(client: &mut Client) -> (String, String) {
+    while let Some(message) = client.next().await {
+        if let ServerMessage::Turn(turn) = message {
+            return (turn.outcome.clone(), turn.heard_text.clone());
+        }
+    }
+    panic!("the session ended: {:?}", client.closed);
+}
+
+/// Waits until audio of a reply comes.
+pub(crate) async fn speaks(client: &mut Client) {
+    while let Some(message) = client.next().await {
+        if matches!(message, ServerMessage::Audio(_)) {
+            return;
+        }
+    }
+    panic!("nothing was said: {:?}", client.closed);
+}
+
+/// The promises of issue 4 over all that was accepted, by session: each epoch belongs to one process; no
+/// two epochs overlap; nothing of an older epoch is accepted after a newer one was granted.
+#[track_caller]
+pub(crate) fn check(notes: &[Note]) {
+    let mut sessions = BTreeMap::<&str, Vec<&Note>>::new();
+    for note in notes {
+        sessions.entry(&note.session).or_default().push(note);
+    }
+    for (session, notes) in sessions {
+        let mut owners = BTreeMap::<u64, &str>::new();
+        let mut newest = 0;
+        for note in notes {
+            let epoch = note.epoch.expect("every output has an epoch");
+            let owner = owners.entry(epoch).or_insert(&note.runtime);
+            assert_eq!(*owner, note.runtime, "{session}: two writers at epoch {epoch}");
+            if note.what == "commit" || note.what == "abort" {
+                // Told to the client when it was decided; nothing is played by it.
+                continue;
+            }
+            assert!(
+                epoch >= newest,
+                "{session}: {} of epoch {epoch} (turn {:?}) after {newest} was granted",
+                note.what,
+                note.turn
+            );
+            newest = epoch;
+        }
+    }
+}
+

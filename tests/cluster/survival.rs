@@ -1,0 +1,144 @@
+//! Killed, frozen, cut off, restarted: the conversation goes on elsewhere with the same id and what was
+//! committed, and no two processes speak for it.
+
+use std::time::{Duration, Instant};
+
+use rspp_proto::SessionId;
+
+use crate::processes::{Fleet, check, reply, says, speaks};
+
+/// The default lease, and what the store waits longer.
+const TTL: Duration = Duration::from_secs(4);
+
+fn session(name: &str) -> SessionId {
+    SessionId::new(name).unwrap()
+}
+
+/// P25, F-095, F-155: a runtime is killed in the middle of a reply, and the session resumes on another with
+/// the same id, knowing what was committed; within a lease and a second, for those who ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_runtime_loses_no_conversation() {
+    let mut fleet = Fleet::start(&["a", "b"]).await;
+    let id = session("killed");
+    let (first, mut client) = fleet.connect(&id).await;
+    says(&mut client, "My name is Ada.").await;
+    let (outcome, heard) = reply(&mut client).await;
+    assert_eq!(outcome, "commit");
+    assert!(!heard.is_empty());
+    says(&mut client, "Tell me a long story.").await;
+    speaks(&mut client).await;
+    fleet.runtimes[&first].process.signal("KILL");
+    let killed = Instant::now();
+    drop(client);
+
+    let (second, mut client) = fleet.connect(&id).await;
+    assert_eq!(second, fleet.other(&first));
+    let back = killed.elapsed();
+    says(&mut client, "What is my name?").await;
+    let (outcome, heard) = reply(&mut client).await;
+    assert_eq!(outcome, "commit");
+    assert!(heard.contains("Ada"), "{heard}");
+    assert!(back < TTL + Duration::from_secs(10), "{back:?}");
+    println!("back after {back:?}");
+    check(&fleet.notes());
+    fleet.runtimes.remove(&first);
+}
+
+/// Design §5: a runtime is stopped in the middle of a reply and wakes up when another speaks for the
+/// session: not one of its outputs is accepted any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_runtime_wakes_up_to_silence() {
+    let fleet = Fleet::start(&["a", "b"]).await;
+    let id = session("frozen");
+    let (first, mut old) = fleet.connect(&id).await;
+    says(&mut old, "Hello.").await;
+    reply(&mut old).await;
+    says(&mut old, "Tell me a long story.").await;
+    speaks(&mut old).await;
+    fleet.runtimes[&first].process.signal("STOP");
+    let (second, mut client) = fleet.connect(&id).await;
+    assert_eq!(second, fleet.other(&first));
+    says(&mut client, "Tell me a long story.").await;
+    speaks(&mut client).await;
+    fleet.runtimes[&first].process.signal("CONT");
+    let (outcome, _) = reply(&mut client).await;
+    assert_eq!(outcome, "commit");
+    // It finds its way back by itself, in another life.
+    fleet.ready(&first).await;
+    check(&fleet.notes());
+}
+
+/// Issue 4: a runtime that is cut off from the control plane, not from its clients, falls silent before
+/// its session is another's, and recovers when the way is open again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_that_is_cut_off_falls_silent_in_time() {
+    let fleet = Fleet::start(&["a", "b"]).await;
+    let id = session("cut-off");
+    let (first, mut old) = fleet.connect(&id).await;
+    says(&mut old, "My name is Ada.").await;
+    reply(&mut old).await;
+    says(&mut old, "Tell me a long story.").await;
+    speaks(&mut old).await;
+    fleet.runtimes[&first].way.cut();
+    let (second, mut client) = fleet.connect(&id).await;
+    assert_eq!(second, fleet.other(&first));
+    says(&mut client, "What is my name?").await;
+    let (outcome, heard) = reply(&mut client).await;
+    assert_eq!(outcome, "commit");
+    assert!(heard.contains("Ada"), "{heard}");
+    fleet.runtimes[&first].way.heal();
+    fleet.ready(&first).await;
+    check(&fleet.notes());
+}
+
+/// Issue 4, 10: a control plane that is killed and comes back is not noticed by those who talk, and takes
+/// up what it left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_control_plane_is_not_noticed() {
+    let mut fleet = Fleet::start(&["a"]).await;
+    let id = session("restarted");
+    let (_, mut client) = fleet.connect(&id).await;
+    says(&mut client, "Hello.").await;
+    reply(&mut client).await;
+    if let Some(plane) = &fleet.control_plane {
+        plane.signal("KILL");
+    }
+    fleet.control_plane = None;
+    fleet.start_control_plane().await;
+    says(&mut client, "Are you still there?").await;
+    let (outcome, _) = reply(&mut client).await;
+    assert_eq!(outcome, "commit");
+    tokio::time::sleep(TTL * 2).await;
+    says(&mut client, "And now?").await;
+    assert_eq!(reply(&mut client).await.0, "commit");
+    let (runtime, epoch) = fleet.holder(&id).await;
+    assert_eq!((runtime.as_str(), epoch), ("a", Some(1)));
+    check(&fleet.notes());
+}
+
+/// P26, F-106, NF-016: a runtime that is asked to end lets its sessions go, which go on elsewhere, and ends
+/// in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_runtime_hands_its_sessions_over() {
+    let mut fleet = Fleet::start(&["a", "b"]).await;
+    let id = session("drained");
+    let (first, mut client) = fleet.connect(&id).await;
+    says(&mut client, "My name is Ada.").await;
+    reply(&mut client).await;
+    fleet.runtimes[&first].process.signal("TERM");
+    let (second, mut client) = fleet.connect(&id).await;
+    assert_eq!(second, fleet.other(&first));
+    says(&mut client, "What is my name?").await;
+    let (outcome, heard) = reply(&mut client).await;
+    assert_eq!(outcome, "commit");
+    assert!(heard.contains("Ada"), "{heard}");
+    let ended = loop {
+        let member = fleet.runtimes.get_mut(&first).expect("it was there");
+        if let Some(ended) = member.process.ended() {
+            break ended;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(ended.success(), "{ended} {}", fleet.logs());
+    check(&fleet.notes());
+}

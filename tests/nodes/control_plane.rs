@@ -1,0 +1,7 @@
+//! A control plane as a process of its own, for the tests of fleets.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rspp_control_plane::main()
+}
