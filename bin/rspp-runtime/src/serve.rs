@@ -68,10 +68,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
 
     let mut host = HostConfig::new(offered, pools);
     host.tools = tools();
-    host.limits.node.sessions = Some(Quota {
-        limit: u64::from(config.capacity),
-        ..Quota::default()
-    });
+    host.limits.node.sessions = Some(Quota::at(u64::from(config.capacity)));
     let name = RuntimeId::new(config.name.as_str())
         .map_err(|error| Problem::input(format!("name: {error}")))?;
     host.plane = fleet(&config, &name, at)?;
