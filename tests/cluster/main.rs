@@ -1,3 +1,10 @@
 //! Control plane and runtimes together: who may speak for a session, whatever breaks.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose ground gives way should fail"
+)]
+
 mod lease_protocol;
+mod processes;
+mod survival;

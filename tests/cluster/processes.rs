@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rspp_controlplane::registry::VersionName;
 use rspp_controlplane_api::{
     Client as PlaneClient, ClientConfig, ControlError, ControlPlane as _, Route, RouteAsk,
     tls::TlsFiles, wire,
@@ -24,6 +25,7 @@ use rspp_websocket::{
     testing::Client,
 };
 use serde::Deserialize;
+use serde_json::json;
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
@@ -208,6 +210,7 @@ impl Fleet {
     /// Publishes the built-in pipeline, for everybody.
     async fn publish(&self) {
         let spec = PipelineSpec::simple();
+        let line = spec.version.as_str().parse::<VersionName>().unwrap();
         let kind = wire::Kind::Pipeline.into();
         let published = self.operator.publish(wire::PublishRequest {
             kind,
@@ -220,7 +223,7 @@ impl Fleet {
         let everybody = wire::change::Change::Direct(spec.version.to_string());
         let changed = self.operator.change_rollout(wire::ChangeRolloutRequest {
             kind,
-            line: LINE.to_owned(),
+            line: line.line().to_owned(),
             change: Some(wire::Change {
                 change: Some(everybody),
             }),
@@ -241,23 +244,19 @@ impl Fleet {
         let key = self.authority.signing_key("k1").unwrap();
         let announced = self.path("control-plane.json");
         let _none_yet = fs::remove_file(&announced);
-        let config = format!(
-            "listen: {{calls: \"{}\", health: \"127.0.0.1:0\"}}\n\
-             tls: {{authorities: {}, certificate: {}, key: {}}}\n\
-             store: {{path: {}}}\n\
-             signing_keys: [{{id: k1, file: {}}}]\n\
-             announce: {}\n\
-             log: {{filter: \"info\"}}\n",
-            self.plane_at,
-            self.authority.certificate().display(),
-            server.certificate.display(),
-            server.key.display(),
-            self.path("control-plane.db").display(),
-            key.display(),
-            announced.display(),
-        );
+        let config = json!({
+            "listen": {"grpc": self.plane_at.to_string(), "health": "127.0.0.1:0"},
+            "tls": {
+                "authorities": self.authority.certificate(),
+                "certificate": server.certificate,
+                "key": server.key,
+            },
+            "store": {"file": self.path("control-plane.db")},
+            "keys": [{"id": "k1", "file": key}],
+            "announce": announced,
+        });
         let file = self.path("control-plane.yaml");
-        fs::write(&file, config).unwrap();
+        fs::write(&file, config.to_string()).unwrap();
         let program = env!("CARGO_BIN_EXE_cluster-control-plane");
         let log = self.path("control-plane.log");
         self.control_plane = Some(Process::start("control-plane", program, &file, &log));
@@ -270,25 +269,23 @@ impl Fleet {
         let files = self.authority.runtime(name).unwrap();
         let announced = format!("{name}.json");
         let _none_yet = fs::remove_file(self.path(&announced));
-        let config = format!(
-            "name: {name}\n\
-             listen: {{calls: \"127.0.0.1:0\", health: \"127.0.0.1:0\"}}\n\
-             control_plane:\n  addresses: [\"https://localhost:{}\"]\n  authorities: {}\n  \
-             certificate: {}\n  key: {}\n\
-             providers: {{scripted: true}}\n\
-             drain: {{deadline: 5s}}\n\
-             outputs: {}\n\
-             announce: {}\n\
-             log: {{filter: \"info,rspp_host=debug\"}}\n",
-            way.at.port(),
-            self.authority.certificate().display(),
-            files.certificate.display(),
-            files.key.display(),
-            self.path("outputs.jsonl").display(),
-            self.path(&announced).display(),
-        );
+        let config = json!({
+            "name": name,
+            "listen": {"calls": "127.0.0.1:0", "health": "127.0.0.1:0"},
+            "control_plane": {
+                "addresses": [format!("https://localhost:{}", way.at.port())],
+                "authorities": self.authority.certificate(),
+                "certificate": files.certificate,
+                "key": files.key,
+            },
+            "providers": {"scripted": true},
+            "drain": {"deadline": "5s"},
+            "outputs": self.path("outputs.jsonl"),
+            "announce": self.path(&announced),
+            "log": {"filter": "info,rspp_host=debug"},
+        });
         let file = self.path(&format!("{name}.yaml"));
-        fs::write(&file, config).unwrap();
+        fs::write(&file, config.to_string()).unwrap();
         let program = env!("CARGO_BIN_EXE_cluster-runtime");
         let log = self.path(&format!("{name}.log"));
         let process = Process::start(name, program, &file, &log);

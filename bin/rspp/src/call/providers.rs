@@ -70,12 +70,7 @@ impl ProviderOptions {
                 Ok(bind(modality, &id))
             })
             .collect::<Result<BTreeMap<_, _>, Problem>>()?;
-        // Whoever names a server means to use it.
-        let openai = ProviderId::new(OPENAI).map_err(Problem::failure)?;
-        let llm = self
-            .llm
-            .clone()
-            .or(self.llm_url.is_some().then_some(openai));
+        let llm = self.llm();
         let session = [
             (Modality::Stt, &self.stt),
             (Modality::Llm, &llm),
@@ -97,6 +92,26 @@ impl ProviderOptions {
             },
             ..LayeredSettings::default()
         })
+    }
+
+    /// The same choice as `providers` of the settings of `rspp-runtime`.
+    pub(crate) fn of_a_runtime(&self, store: &Store) -> serde_json::Value {
+        serde_json::json!({
+            "stt": self.stt,
+            "llm": self.llm(),
+            "tts": self.tts,
+            "vad": self.vad,
+            "end_of_turn": self.end_of_turn,
+            "models": store.root(),
+            "openai": {"url": self.llm_url, "model": self.llm_model, "api_key": self.llm_api_key},
+        })
+    }
+
+    /// Whoever names a server means to use it.
+    fn llm(&self) -> Option<ProviderId> {
+        let openai = || ProviderId::new(OPENAI).expect("it is not blank, and short");
+        let chosen = self.llm.clone();
+        chosen.or_else(|| self.llm_url.is_some().then(openai))
     }
 
     /// Everything that can be offered now; what lacks models is told by the second value.

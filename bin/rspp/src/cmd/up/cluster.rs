@@ -3,46 +3,204 @@
 use std::{
     fs,
     net::SocketAddr,
+    os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
+use rspp_controlplane::registry::VersionName;
 use rspp_controlplane_api::{Client, ClientConfig, ControlError, tls::TlsFiles, wire};
 use rspp_proto::spec::PipelineSpec;
 use rspp_service::credentials::{Authority, CredentialsError, Files};
-use serde_json::Value;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::problem::Problem;
+use super::stop_on_signal;
+use crate::{problem::Problem, terminal};
 
-/// How long a process may take to say where it serves.
-const STARTS_WITHIN: Duration = Duration::from_secs(60);
+/// How long a process may take to say where it serves: a runtime loads its models first.
+const STARTS_WITHIN: Duration = Duration::from_mins(1);
 /// How long the processes may take to end: their own drains are shorter.
 const ENDS_WITHIN: Duration = Duration::from_secs(15);
 /// Most runtimes of one machine.
-const MOST: u16 = 32;
+pub(super) const MOST: u16 = 32;
+/// Whose certificates name the members.
+const DOMAIN: &str = "rspp.local";
 
 /// What a fleet is made of.
 #[derive(Debug)]
-pub(super) struct Fleet {
+pub(super) struct Plan {
     /// Runtimes.
     pub(super) nodes: u16,
     /// Where credentials, records and logs are kept.
     pub(super) state: PathBuf,
-    /// What clients run that ask for nothing.
-    pub(super) pipeline: Option<PathBuf>,
-    /// Recognition and synthesis that need no models.
-    pub(super) scripted: bool,
+    /// The file of what clients run that ask for nothing; the built-in pipeline without.
+    pub(super) file: Option<PathBuf>,
+    /// The same, read.
+    pub(super) pipeline: PipelineSpec,
+    /// `providers` of each runtime's settings.
+    pub(super) providers: Value,
 }
 
 /// A process of the fleet.
 struct Member {
     name: String,
     child: Child,
-    calls: SocketAddr,
+    at: SocketAddr,
     health: SocketAddr,
     log: PathBuf,
+}
+
+/// All of them.
+struct Fleet {
+    control_plane: Member,
+    runtimes: Vec<Member>,
+}
+
+impl Plan {
+    /// Starts everything, and stops it when somebody asks.
+    pub(super) async fn run(self) -> Result<(), Problem> {
+        let stop = stop_on_signal();
+        tokio::pin!(stop);
+        let mut fleet = tokio::select! {
+            fleet = self.start() => fleet?,
+            // Those that were started end with this.
+            () = &mut stop => return Ok(()),
+        };
+        let held = tokio::select! {
+            held = fleet.hold() => held,
+            () = &mut stop => Ok(()),
+        };
+        terminal::note("\nstopping; Ctrl-C again to stop at once");
+        tokio::select! {
+            () = fleet.end() => {}
+            () = stop_on_signal() => {}
+        }
+        held
+    }
+
+    async fn start(&self) -> Result<Fleet, Problem> {
+        let (plane, runtime) = (beside("rspp-control-plane")?, beside("rspp-runtime")?);
+        let authority = Authority::open(&self.state, DOMAIN).map_err(credentials)?;
+        let state = fs::canonicalize(&self.state).map_err(Problem::failure)?;
+        let settings = plane_settings(&state, &authority)?;
+        let control_plane = start("control-plane", "grpc", &plane, &state, &settings).await?;
+        let at = control_plane.at;
+        let admin = authority.person("admin", "admin").map_err(credentials)?;
+        publish(&client(&authority, &admin, at)?, &self.pipeline).await?;
+        let mut runtimes = Vec::new();
+        for number in 1..=self.nodes {
+            let name = format!("runtime-{number}");
+            let files = authority.runtime(&name).map_err(credentials)?;
+            let settings = self.runtime_settings(&state, &authority, &name, &files, at)?;
+            runtimes.push(start(&name, "calls", &runtime, &state, &settings).await?);
+        }
+        let fleet = Fleet {
+            control_plane,
+            runtimes,
+        };
+        terminal::print(fleet.shown(&authority, &admin))?;
+        Ok(fleet)
+    }
+
+    fn runtime_settings(
+        &self,
+        state: &Path,
+        authority: &Authority,
+        name: &str,
+        files: &Files,
+        plane: SocketAddr,
+    ) -> Result<Value, Problem> {
+        let pipeline = match &self.file {
+            Some(path) => Some(fs::canonicalize(path).map_err(Problem::failure)?),
+            None => None,
+        };
+        Ok(json!({
+            "name": name,
+            "listen": {"calls": "127.0.0.1:0", "health": "127.0.0.1:0"},
+            "control_plane": {
+                "addresses": [url(plane)],
+                "authorities": authority.certificate(),
+                "certificate": files.certificate,
+                "key": files.key,
+            },
+            "pipeline": pipeline,
+            "providers": self.providers,
+            "drain": {"deadline": "10s"},
+            "announce": state.join(format!("{name}.json")),
+        }))
+    }
+}
+
+impl Fleet {
+    /// Watches over the processes. A runtime that ends is no reason to stop: what it held goes on
+    /// elsewhere.
+    async fn hold(&mut self) -> Result<(), Problem> {
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            if let Some(why) = self.control_plane.ended() {
+                return Err(Problem::failure(why));
+            }
+            self.runtimes.retain_mut(|runtime| match runtime.ended() {
+                None => true,
+                Some(why) => {
+                    terminal::note(why);
+                    false
+                }
+            });
+            if self.runtimes.is_empty() {
+                return Err(Problem::failure("no runtime is left"));
+            }
+        }
+    }
+
+    /// Asks all to end, runtimes first, so that they can give up what they hold.
+    async fn end(&mut self) {
+        end(&mut self.runtimes).await;
+        end(std::slice::from_mut(&mut self.control_plane)).await;
+    }
+
+    fn shown(&self, authority: &Authority, admin: &Files) -> String {
+        let mut rows = vec![["".into(), "at".into(), "health".into(), "log".into()]];
+        for member in std::iter::once(&self.control_plane).chain(&self.runtimes) {
+            let log = member.log.display().to_string();
+            let (at, health) = (member.at.to_string(), member.health.to_string());
+            rows.push([member.name.clone(), at, health, log]);
+        }
+        let mut lines: Vec<String> = rows
+            .iter()
+            .map(|[name, at, health, log]| format!("{name:<14} {at:<16} {health:<16} {log}"))
+            .collect();
+        lines.push(format!(
+            "ask the control plane as admin:\n  export RSPP_CONTROL_PLANE={} RSPP_TLS_CA={} RSPP_TLS_CERT={} RSPP_TLS_KEY={}",
+            url(self.control_plane.at),
+            authority.certificate().display(),
+            admin.certificate.display(),
+            admin.key.display(),
+        ));
+        lines.push("Ctrl-C stops all of them.".to_owned());
+        terminal::of_lines(&lines)
+    }
+}
+
+impl Member {
+    /// How it has ended, if it has.
+    fn ended(&mut self) -> Option<String> {
+        let status: ExitStatus = self.child.try_wait().ok().flatten()?;
+        let how = match status.signal() {
+            Some(signal) => format!("was ended by signal {signal}"),
+            None => format!("ended ({status})"),
+        };
+        Some(format!("{} {how}; see {}", self.name, self.log.display()))
+    }
+
+    fn ask_to_end(&self) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _it_may_be_gone = kill_process(pid, Signal::TERM);
+        }
+    }
 }
 
 impl Drop for Member {
@@ -53,111 +211,22 @@ impl Drop for Member {
     }
 }
 
-impl Fleet {
-    /// Starts everything, and stops it when somebody asks.
-    pub(super) fn run(&self) -> Result<(), Problem> {
-        if !(1..=MOST).contains(&self.nodes) {
-            return Err(Problem::input(format!("--nodes: 1 to {MOST}, not {}", self.nodes)));
-        }
-        let tokio = tokio::runtime::Runtime::new().map_err(Problem::failure)?;
-        tokio.block_on(self.hold())
+async fn end(members: &mut [Member]) {
+    for member in &*members {
+        member.ask_to_end();
     }
-
-    async fn hold(&self) -> Result<(), Problem> {
-        let programs = ["rspp-control-plane", "rspp-runtime"].map(beside);
-        let [control_plane, runtime] = programs;
-        let (control_plane, runtime) = (control_plane?, runtime?);
-        let authority = Authority::open(&self.state, "rspp.local").map_err(credentials)?;
-        let state = fs::canonicalize(&self.state).map_err(Problem::failure)?;
-        let ended = tokio::signal::ctrl_c();
-        tokio::pin!(ended);
-
-        let mut members = Vec::new();
-        let config = plane_settings(&state, &authority)?;
-        let plane = start("control-plane", &control_plane, &state, &config).await?;
-        let at = plane.calls;
-        members.push(plane);
-        let operator = authority.person("operator", "admin").map_err(credentials)?;
-        let spec = match &self.pipeline {
-            Some(path) => crate::specs::pipeline(path, rspp_proto::spec::Mode::Strict)
-                .map_err(|refused| refused.into_problem("rspp validate spec"))?
-                .0
-                .spec,
-            None => PipelineSpec::simple(),
-        };
-        publish(&client(&authority, operator, at)?, &spec).await?;
-        for number in 1..=self.nodes {
-            let name = format!("runtime-{number}");
-            let files = authority.runtime(&name).map_err(credentials)?;
-            let config = self.runtime_settings(&state, &authority, &name, &files, at);
-            members.push(start(&name, &runtime, &state, &config).await?);
-        }
-        println!("{:<16} {:<22} {:<22} log", "", "calls", "health");
-        for member in &members {
-            println!(
-                "{:<16} {:<22} {:<22} {}",
-                member.name,
-                member.calls,
-                member.health,
-                member.log.display()
-            );
-        }
-        println!("credentials and records: {}", state.display());
-        println!("Ctrl-C stops all of them.");
-
-        let mut died = None;
-        while died.is_none() {
-            tokio::select! {
-                _ = &mut ended => break,
-                () = tokio::time::sleep(Duration::from_millis(200)) => {}
-            }
-            died = members.iter_mut().find_map(|member| {
-                let status = member.child.try_wait().ok().flatten()?;
-                Some((member.name.clone(), status, member.log.clone()))
-            });
-        }
-        stop(members).await;
-        match died {
-            None => Ok(()),
-            Some((name, status, log)) => Err(Problem::failure(format!(
-                "{name} ended by itself ({status}); see {}",
-                log.display()
-            ))),
-        }
-    }
-
-    fn runtime_settings(
-        &self,
-        state: &Path,
-        authority: &Authority,
-        name: &str,
-        files: &Files,
-        plane: SocketAddr,
-    ) -> String {
-        let pipeline = self.pipeline.as_ref().map_or_else(String::new, |path| {
-            let path = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-            format!("pipeline: {}\n", path.display())
-        });
-        format!(
-            "name: {name}\n\
-             listen: {{calls: \"127.0.0.1:0\", health: \"127.0.0.1:0\"}}\n\
-             control_plane:\n  addresses: [\"https://localhost:{}\"]\n  authorities: {}\n  \
-             certificate: {}\n  key: {}\n\
-             providers: {{scripted: {}}}\n\
-             drain: {{deadline: 10s}}\n{pipeline}\
-             announce: {}\n",
-            plane.port(),
-            authority.certificate().display(),
-            files.certificate.display(),
-            files.key.display(),
-            self.scripted,
-            state.join(format!("{name}.json")).display(),
-        )
+    let until = Instant::now() + ENDS_WITHIN;
+    while Instant::now() < until && members.iter_mut().any(|member| member.ended().is_none()) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 fn credentials(error: CredentialsError) -> Problem {
     Problem::failure(format!("credentials: {error}"))
+}
+
+fn url(at: SocketAddr) -> String {
+    format!("https://localhost:{}", at.port())
 }
 
 /// A program that was installed with this one.
@@ -173,26 +242,31 @@ fn beside(name: &str) -> Result<PathBuf, Problem> {
     )))
 }
 
-fn plane_settings(state: &Path, authority: &Authority) -> Result<String, Problem> {
+fn plane_settings(state: &Path, authority: &Authority) -> Result<Value, Problem> {
     let server = authority.server("control-plane").map_err(credentials)?;
     let key = authority.signing_key("k1").map_err(credentials)?;
-    Ok(format!(
-        "listen: {{calls: \"127.0.0.1:0\", health: \"127.0.0.1:0\"}}\n\
-         tls: {{authorities: {}, certificate: {}, key: {}}}\n\
-         store: {{path: {}}}\n\
-         signing_keys: [{{id: k1, file: {}}}]\n\
-         announce: {}\n",
-        authority.certificate().display(),
-        server.certificate.display(),
-        server.key.display(),
-        state.join("control-plane.db").display(),
-        key.display(),
-        state.join("control-plane.json").display(),
-    ))
+    Ok(json!({
+        "domain": DOMAIN,
+        "listen": {"grpc": "127.0.0.1:0", "health": "127.0.0.1:0"},
+        "tls": {
+            "authorities": authority.certificate(),
+            "certificate": server.certificate,
+            "key": server.key,
+        },
+        "store": {"file": state.join("control-plane.db")},
+        "keys": [{"id": "k1", "file": key}],
+        "announce": state.join("control-plane.json"),
+    }))
 }
 
-/// Starts a process and waits until it says where it serves.
-async fn start(name: &str, program: &Path, state: &Path, config: &str) -> Result<Member, Problem> {
+/// Starts a process and waits until it says where it serves; `what` is what it calls its address.
+async fn start(
+    name: &str,
+    what: &str,
+    program: &Path,
+    state: &Path,
+    settings: &Value,
+) -> Result<Member, Problem> {
     let (file, announced) = (
         state.join(format!("{name}.yaml")),
         state.join(format!("{name}.json")),
@@ -201,54 +275,58 @@ async fn start(name: &str, program: &Path, state: &Path, config: &str) -> Result
     let failed = |path: &Path, error: std::io::Error| {
         Problem::failure(format!("{}: {error}", path.display()))
     };
-    fs::write(&file, config).map_err(|error| failed(&file, error))?;
+    // JSON is YAML.
+    fs::write(&file, settings.to_string()).map_err(|error| failed(&file, error))?;
     let _none_yet = fs::remove_file(&announced);
     let to = fs::File::create(&log).map_err(|error| failed(&log, error))?;
-    let mut child = Command::new(program)
+    let child = Command::new(program)
         .arg("--config")
         .arg(&file)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(to)
+        // Ctrl-C is for this process, which asks the others in their order.
+        .process_group(0)
         .spawn()
         .map_err(|error| failed(program, error))?;
+    let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+    let mut member = Member {
+        name: name.to_owned(),
+        child,
+        at: nowhere,
+        health: nowhere,
+        log,
+    };
     let until = Instant::now() + STARTS_WITHIN;
     loop {
         if let Ok(text) = fs::read_to_string(&announced)
-            && let Ok(at) = serde_json::from_str::<Value>(&text)
+            && let Ok(said) = serde_json::from_str::<Value>(&text)
         {
-            let address = |key: &str| at[key].as_str()?.parse().ok();
-            if let (Some(calls), Some(health)) = (address("calls"), address("health")) {
-                return Ok(Member {
-                    name: name.to_owned(),
-                    child,
-                    calls,
-                    health,
-                    log,
-                });
+            let address = |key: &str| said[key].as_str()?.parse().ok();
+            if let (Some(at), Some(health)) = (address(what), address("health")) {
+                (member.at, member.health) = (at, health);
+                return Ok(member);
             }
         }
-        let ended: Option<ExitStatus> = child.try_wait().map_err(Problem::failure)?;
-        if ended.is_some() || Instant::now() >= until {
-            let _it_may_be_gone = child.kill();
-            let said = fs::read_to_string(&log).unwrap_or_default();
-            let last = said.lines().last().unwrap_or("it says nothing").to_owned();
+        if member.ended().is_some() || Instant::now() >= until {
+            let said = fs::read_to_string(&member.log).unwrap_or_default();
+            let last = said.lines().last().unwrap_or("it says nothing");
+            let log = member.log.display();
             return Err(Problem::failure(format!(
-                "{name} did not start: {last}; see {}",
-                log.display()
+                "{name} did not start: {last}; see {log}"
             )));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-fn client(authority: &Authority, files: Files, at: SocketAddr) -> Result<Client, Problem> {
+fn client(authority: &Authority, files: &Files, at: SocketAddr) -> Result<Client, Problem> {
     Client::new(ClientConfig {
-        addresses: vec![format!("https://localhost:{}", at.port())],
+        addresses: vec![url(at)],
         tls: Some(TlsFiles {
             authorities: authority.certificate(),
-            certificate: files.certificate,
-            key: files.key,
+            certificate: files.certificate.clone(),
+            key: files.key.clone(),
         }),
         ..ClientConfig::default()
     })
@@ -256,11 +334,12 @@ fn client(authority: &Authority, files: Files, at: SocketAddr) -> Result<Client,
 }
 
 /// Publishes the pipeline, if it was not, and gives it to everybody, if nobody decided otherwise.
-async fn publish(operator: &Client, spec: &PipelineSpec) -> Result<(), Problem> {
+async fn publish(admin: &Client, spec: &PipelineSpec) -> Result<(), Problem> {
     let version = spec.version.to_string();
+    let name = version.parse::<VersionName>().map_err(Problem::input)?;
     let kind = wire::Kind::Pipeline.into();
     let failed = |error: ControlError| Problem::failure(format!("pipeline `{version}`: {error}"));
-    operator
+    admin
         .publish(wire::PublishRequest {
             kind,
             version: version.clone(),
@@ -270,20 +349,27 @@ async fn publish(operator: &Client, spec: &PipelineSpec) -> Result<(), Problem> 
         })
         .await
         .map_err(failed)?;
-    let rollouts = operator
+    let rollouts = admin
         .list_rollouts(wire::ListRolloutsRequest {
             kind,
             ..wire::ListRolloutsRequest::default()
         })
         .await
-        .map_err(failed)?;
-    if !rollouts.rollouts.is_empty() {
+        .map_err(failed)?
+        .rollouts;
+    if let Some(decided) = rollouts.iter().find(|it| it.line == name.line()) {
+        if decided.stable != version {
+            let stable = &decided.stable;
+            terminal::note(format!(
+                "clients get `{stable}`, as was decided before; `{version}` is published, to be rolled out"
+            ));
+        }
         return Ok(());
     }
-    operator
+    admin
         .change_rollout(wire::ChangeRolloutRequest {
             kind,
-            line: line(&version).to_owned(),
+            line: name.line().to_owned(),
             change: Some(wire::Change {
                 change: Some(wire::change::Change::Direct(version.clone())),
             }),
@@ -294,31 +380,4 @@ async fn publish(operator: &Client, spec: &PipelineSpec) -> Result<(), Problem> 
         .await
         .map_err(failed)?;
     Ok(())
-}
-
-/// What all versions of one thing have in common: all but the number at the end.
-fn line(version: &str) -> &str {
-    let number = version.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
-    number.trim_end_matches(['-', 'v'])
-}
-
-/// Asks all to end, runtimes first, so that they can give up what they hold.
-async fn stop(mut members: Vec<Member>) {
-    let until = Instant::now() + ENDS_WITHIN;
-    let runtimes = members.split_off(1);
-    for mut group in [runtimes, members] {
-        for member in &group {
-            let pid = member.child.id().to_string();
-            let _it_may_be_gone = Command::new("kill").args(["-TERM", &pid]).status();
-        }
-        while Instant::now() < until {
-            let left = group
-                .iter_mut()
-                .any(|member| matches!(member.child.try_wait(), Ok(None)));
-            if !left {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
 }

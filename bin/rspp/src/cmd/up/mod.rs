@@ -1,5 +1,6 @@
-//! `rspp up`: the whole stack on this machine, in one process.
+//! `rspp up`: the whole stack on this machine, in one process or as a fleet of them.
 
+mod cluster;
 mod observe;
 mod page;
 
@@ -31,7 +32,8 @@ use crate::{
     terminal::{self, Live},
 };
 
-/// Talk to the agent in a browser: runtime, local models and a page, in one process.
+/// Talk to the agent in a browser: runtime, local models and a page, in one process. With --nodes: a
+/// control plane and runtimes, each a process of its own.
 ///
 /// Prints one address; open it and press the button. The first run fetches the local models. Clients
 /// of your own connect to /v1/talk. Ctrl-C lets what is being said be finished, then stops.
@@ -41,6 +43,7 @@ Examples:
   rspp up                              The built-in agent, on http://localhost:7777
   rspp up --scripted                   Without models: a scripted agent that answers anything
   rspp up --pipeline agent.yaml --policy strict.yaml
+  rspp up --nodes 3 --scripted         A fleet: kill a runtime, and its sessions go on elsewhere
   rspp up --listen 0.0.0.0             For other machines too: the address has a password in it
   rspp up --llm-url http://127.0.0.1:8080/v1 --llm-model qwen")]
 pub(crate) struct Up {
@@ -59,6 +62,13 @@ pub(crate) struct Up {
     /// No models: a scripted agent, to try the line and your client
     #[arg(long, conflicts_with_all = ["stt", "llm", "tts", "vad", "end_of_turn", "llm_url"])]
     scripted: bool,
+    /// A control plane and so many runtimes as processes, with mutual TLS between them; no page
+    #[arg(long, value_name = "N", conflicts_with_all = ["policy", "port", "listen"])]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=i64::from(cluster::MOST)))]
+    nodes: Option<u16>,
+    /// Where a fleet keeps its credentials, records and logs
+    #[arg(long, value_name = "DIR", default_value = ".rspp", requires = "nodes")]
+    state: PathBuf,
 
     #[command(flatten)]
     providers: ProviderOptions,
@@ -92,11 +102,29 @@ impl Up {
         if !self.scripted {
             self.fetch_models(&setup)?;
         }
-        tokio::runtime::Builder::new_multi_thread()
+        let tokio = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
-            .map_err(Problem::failure)?
-            .block_on(self.serve(setup))
+            .map_err(Problem::failure)?;
+        match self.nodes {
+            Some(nodes) => tokio.block_on(self.fleet(nodes, setup)?.run()),
+            None => tokio.block_on(self.serve(setup)),
+        }
+    }
+
+    fn fleet(self, nodes: u16, setup: Setup) -> Result<cluster::Plan, Problem> {
+        let providers = if self.scripted {
+            serde_json::json!({"scripted": true})
+        } else {
+            self.providers.of_a_runtime(&self.store.open()?)
+        };
+        Ok(cluster::Plan {
+            nodes,
+            state: self.state,
+            file: self.pipeline,
+            pipeline: setup.authored,
+            providers,
+        })
     }
 
     fn fetch_models(&self, setup: &Setup) -> Result<(), Problem> {
