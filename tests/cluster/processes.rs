@@ -110,6 +110,10 @@ impl Drop for AbortOnDrop {
     }
 }
 
+async fn becomes(is_cut: &mut tokio::sync::watch::Receiver<bool>, wanted: bool) {
+    let _gone = is_cut.wait_for(|cut| *cut == wanted).await.is_err();
+}
+
 impl Way {
     async fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -128,15 +132,13 @@ impl Way {
                     let Ok(mut far) = TcpStream::connect(target).await else {
                         return;
                     };
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut near, &mut far) => {}
+                    let carried = tokio::select! {
+                        _ = copy_bidirectional(&mut near, &mut far) => true,
+                        () = becomes(&mut is_cut, true) => false,
+                    };
+                    if !carried {
                         // A partition, not a close: nothing more comes, and nobody says so.
-                        _ = is_cut.wait_for(|cut| *cut) => {
-                            let healed = async {
-                                let _gone = is_cut.wait_for(|cut| !*cut).await;
-                            };
-                            healed.await;
-                        }
+                        becomes(&mut is_cut, false).await;
                     }
                 });
             }

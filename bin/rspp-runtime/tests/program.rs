@@ -1,0 +1,162 @@
+//! The program as its operators meet it: a process of its own, real sockets, signals.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose ground gives way should fail"
+)]
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use rspp_websocket::{
+    protocol::{ClientMessage, Hello, ServerMessage, Typed},
+    testing::Client,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_rspp-runtime");
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Running {
+    child: Child,
+    calls: SocketAddr,
+    health: SocketAddr,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// Starts it alone, without models.
+async fn start(dir: &Path) -> Running {
+    let announced = dir.join("at.json");
+    let mut child = Command::new(PROGRAM)
+        .args(["--set", "listen.calls=127.0.0.1:0"])
+        .args(["--set", "listen.health=127.0.0.1:0"])
+        .args(["--set", "providers.scripted=true"])
+        .args(["--set", &format!("announce={}", announced.display())])
+        .stderr(fs::File::create(dir.join("log")).unwrap())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    while !announced.exists() {
+        let log = || fs::read_to_string(dir.join("log")).unwrap();
+        assert!(child.try_wait().unwrap().is_none(), "{}", log());
+        assert!(began.elapsed() < PATIENCE, "{}", log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let text = fs::read_to_string(&announced).unwrap();
+    let at: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let address = |key: &str| at[key].as_str().unwrap().parse().unwrap();
+    Running {
+        calls: address("calls"),
+        health: address("health"),
+        child,
+    }
+}
+
+async fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+/// F-106, F-108, NF-016: alone it serves this machine, says that it is ready, and when it is asked to end
+/// lets the reply be said, tells its client, and ends in order.
+#[tokio::test]
+async fn it_talks_until_it_is_asked_to_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut running = start(dir.path()).await;
+    assert!(
+        get(running.health, "/livez")
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
+    let ready = get(running.health, "/readyz").await;
+    assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+    let mut client = Client::begin(
+        running.calls,
+        Hello {
+            events: true,
+            ..Hello::default()
+        },
+    )
+    .await;
+    let status = get(running.health, "/status").await;
+    assert!(status.contains(r#""sessions":1"#), "{status}");
+    let text = Typed {
+        text: "My name is Ada.".to_owned(),
+        key: None,
+    };
+    client.say(ClientMessage::Text(text)).await;
+    client
+        .until(|message| matches!(message, ServerMessage::Audio(_)))
+        .await;
+    let pid = Pid::from_child(&running.child);
+    kill_process(pid, Signal::TERM).unwrap();
+    let rest = client.until(|_| false).await;
+    let turn = rest.iter().find_map(|message| match message {
+        ServerMessage::Turn(turn) => Some(turn.outcome.as_str()),
+        _another_message => None,
+    });
+    let log = || fs::read_to_string(dir.path().join("log")).unwrap();
+    assert_eq!(turn, Some("commit"), "{rest:?} {}", log());
+    let code = running.child.wait().unwrap();
+    assert!(code.success(), "{code}: {}", log());
+    assert!(log().contains("SIGTERM"), "{}", log());
+}
+
+fn refused(arguments: &[&str]) -> String {
+    let output = Command::new(PROGRAM)
+        .args(arguments)
+        .env_clear()
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// What cannot run is told in one line, with the fix in it; nobody is served from elsewhere unchecked.
+#[test]
+fn settings_that_cannot_be_are_refused_with_the_fix() {
+    let unknown = refused(&["--set", "listen.cals=127.0.0.1:0"]);
+    assert!(unknown.contains("did you mean `listen.calls`"), "{unknown}");
+    let open = refused(&[
+        "--set",
+        "providers.scripted=true",
+        "--set",
+        "listen.calls=0.0.0.0:0",
+        "--set",
+        "listen.health=127.0.0.1:0",
+    ]);
+    assert!(open.contains("set control_plane.addresses"), "{open}");
+    let half = refused(&[
+        "--set",
+        "providers.scripted=true",
+        "--set",
+        "listen.calls=127.0.0.1:0",
+        "--set",
+        "listen.health=127.0.0.1:0",
+        "--set",
+        "control_plane.addresses=[https://localhost:1]",
+        "--set",
+        "control_plane.key=k",
+    ]);
+    assert!(half.contains("belong together"), "{half}");
+}
