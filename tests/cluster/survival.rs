@@ -15,7 +15,7 @@ fn session(name: &str) -> SessionId {
 }
 
 /// P25, F-095, F-155: a runtime is killed in the middle of a reply, and the session resumes on another with
-/// the same id, knowing what was committed; within a lease and a second, for those who ask.
+/// the same id, knowing what was committed; soon after the lease is over.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_runtime_loses_no_conversation() {
     let mut fleet = Fleet::start(&["a", "b"]).await;
