@@ -355,7 +355,8 @@ impl Fleet {
             match asked.await {
                 Ok(route) => return route,
                 Err(error) => {
-                    let may_help = error.is_transient() || matches!(error, ControlError::Held { .. });
+                    let may_help =
+                        error.is_transient() || matches!(error, ControlError::Held { .. });
                     assert!(may_help, "{error:?} {}", self.logs());
                     assert!(began.elapsed() < PATIENCE, "{error:?} {}", self.logs());
                 }
@@ -392,7 +393,11 @@ impl Fleet {
                 Ok(Err(refused)) => format!("{refused:?}"),
                 Err(_) => "no handshake".to_owned(),
             };
-            assert!(began.elapsed() < PATIENCE, "{runtime}: {why} {}", self.logs());
+            assert!(
+                began.elapsed() < PATIENCE,
+                "{runtime}: {why} {}",
+                self.logs()
+            );
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
@@ -482,7 +487,10 @@ pub(crate) fn check(notes: &[Note]) {
         for note in notes {
             let epoch = note.epoch.expect("every output has an epoch");
             let owner = owners.entry(epoch).or_insert(&note.runtime);
-            assert_eq!(*owner, note.runtime, "{session}: two writers at epoch {epoch}");
+            assert_eq!(
+                *owner, note.runtime,
+                "{session}: two writers at epoch {epoch}"
+            );
             if note.what == "commit" || note.what == "abort" {
                 // Told to the client when it was decided; nothing is played by it.
                 continue;
@@ -497,4 +505,3 @@ pub(crate) fn check(notes: &[Note]) {
         }
     }
 }
-

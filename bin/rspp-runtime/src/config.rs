@@ -1,10 +1,6 @@
 //! The settings of a runtime.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use rspp_host::AwayMode;
 use rspp_proto::ProviderId;

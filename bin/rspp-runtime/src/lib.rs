@@ -23,7 +23,9 @@ use config::Config;
 /// Settings come from the file, then the environment (RSPP_RUNTIME_ and the key, with two underscores
 /// between its parts), then the command line; each over the one before.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "\
+#[command(
+    version,
+    after_help = "\
 Examples:
   rspp-runtime                                            Alone, for this machine
   rspp-runtime --config runtime-1.yaml                    In a fleet
@@ -31,7 +33,8 @@ Examples:
   rspp-runtime --set capacity=20 --set log.format=json
   RSPP_RUNTIME_NAME=a rspp-runtime --config f.yaml
 
-Exit codes: 0 stopped in order, 1 failure, 2 bad settings or usage.")]
+Exit codes: 0 stopped in order, 1 failure, 2 bad settings or usage."
+)]
 struct Cli {
     /// The settings
     #[arg(long, value_name = "FILE", env = "RSPP_RUNTIME_CONFIG")]

@@ -30,7 +30,13 @@ impl Outputs {
     }
 
     /// Notes what became of a session or turn.
-    pub(crate) fn note(&self, what: &str, session: &SessionId, epoch: Option<Epoch>, turn: Option<&str>) {
+    pub(crate) fn note(
+        &self,
+        what: &str,
+        session: &SessionId,
+        epoch: Option<Epoch>,
+        turn: Option<&str>,
+    ) {
         let line = json!({
             "at_us": now_us(),
             "runtime": &*self.runtime,

@@ -102,9 +102,10 @@ fn check(
     if known.contains(id) {
         return Ok(());
     }
-    let missing = registered.missing.iter().find(|missing| {
-        missing.modality == modality && missing.provider == id.as_str()
-    });
+    let missing = registered
+        .missing
+        .iter()
+        .find(|missing| missing.modality == modality && missing.provider == id.as_str());
     if let Some(missing) = missing {
         return Err(Problem::input(format!(
             "{missing}; or set providers.scripted=true to do without models"

@@ -1,9 +1,6 @@
 //! Serving, from the first look at the providers to the last session.
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use rspp_controlplane_api::{Client, ClientConfig, tls::TlsFiles};
@@ -75,11 +72,16 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
     let runtime = Runtime::start(host).await.map_err(Problem::failure)?;
     let runtime = Arc::new(runtime);
     let plane = runtime.plane();
-    let sessions = sessions(&config, &runtime, plane.clone(), Program {
-        pipeline,
-        policy: None,
-        settings,
-    })?;
+    let sessions = sessions(
+        &config,
+        &runtime,
+        plane.clone(),
+        Program {
+            pipeline,
+            policy: None,
+            settings,
+        },
+    )?;
     let guard = match &plane {
         Some(plane) => Guard::Tokens(Arc::new(Tokens::new(name.clone(), plane))),
         None if at.ip().is_loopback() => Guard::Local {
@@ -282,7 +284,11 @@ impl Health for State {
             Check::new(
                 "serving",
                 !self.runtime.is_emptying(),
-                if self.runtime.is_emptying() { "is being emptied" } else { "takes sessions" },
+                if self.runtime.is_emptying() {
+                    "is being emptied"
+                } else {
+                    "takes sessions"
+                },
             ),
             Check::new(
                 "capacity",
@@ -310,7 +316,11 @@ impl Health for State {
             checks.push(Check::new(
                 "duty",
                 !status.draining,
-                if status.draining { "is to be emptied" } else { "is to serve" },
+                if status.draining {
+                    "is to be emptied"
+                } else {
+                    "is to serve"
+                },
             ));
         }
         checks
