@@ -1,6 +1,6 @@
 //! Who serves speech and language, by the settings.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use rspp_kernel::plan::{LayeredSettings, Settings};
 use rspp_llm::{Dialogue, OpenAi, OpenAiConfig};
@@ -60,7 +60,12 @@ pub(crate) fn register(
     settings: &LayeredSettings,
     pool: &InferencePool,
 ) -> Result<(Providers, Registered), Problem> {
-    let store = Store::open(config.models.as_deref()).map_err(Problem::input)?;
+    let store = match Store::open(config.models.as_deref()) {
+        // Whoever does without models needs no place for them.
+        Err(_nowhere) if config.scripted => Store::open(Some(Path::new("models"))),
+        opened => opened,
+    };
+    let store = store.map_err(Problem::input)?;
     let mut providers = Providers::new();
     let registered = rspp_local::register(&mut providers, &store, pool);
     providers.add_llm(Arc::new(Dialogue::new()));

@@ -12,12 +12,14 @@ use std::{
 use rspp_controlplane::registry::VersionName;
 use rspp_controlplane_api::{Client, ClientConfig, ControlError, tls::TlsFiles, wire};
 use rspp_proto::spec::PipelineSpec;
-use rspp_service::credentials::{Authority, CredentialsError, Files};
+use rspp_service::{
+    credentials::{Authority, CredentialsError, Files},
+    stop::Asked,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::stop_on_signal;
 use crate::{problem::Problem, terminal};
 
 /// How long a process may take to say where it serves: a runtime loads its models first.
@@ -26,6 +28,8 @@ const STARTS_WITHIN: Duration = Duration::from_mins(1);
 const ENDS_WITHIN: Duration = Duration::from_secs(15);
 /// Most runtimes of one machine.
 pub(super) const MOST: u16 = 32;
+/// Most replicas of its control plane.
+pub(super) const MOST_PLANES: u16 = 5;
 /// Whose certificates name the members.
 const DOMAIN: &str = "rspp.local";
 
@@ -34,6 +38,10 @@ const DOMAIN: &str = "rspp.local";
 pub(super) struct Plan {
     /// Runtimes.
     pub(super) nodes: u16,
+    /// Replicas of the control plane.
+    pub(super) control_planes: u16,
+    /// The members of the cluster that keeps its records; a file does without.
+    pub(super) etcd: Vec<String>,
     /// Where credentials, records and logs are kept.
     pub(super) state: PathBuf,
     /// The file of what clients run that ask for nothing; the built-in pipeline without.
@@ -55,28 +63,27 @@ struct Member {
 
 /// All of them.
 struct Fleet {
-    control_plane: Member,
+    control_planes: Vec<Member>,
     runtimes: Vec<Member>,
 }
 
 impl Plan {
     /// Starts everything, and stops it when somebody asks.
     pub(super) async fn run(self) -> Result<(), Problem> {
-        let stop = stop_on_signal();
-        tokio::pin!(stop);
+        let mut stop = Asked::listen().map_err(Problem::failure)?;
         let mut fleet = tokio::select! {
             fleet = self.start() => fleet?,
             // Those that were started end with this.
-            () = &mut stop => return Ok(()),
+            _signal = stop.next() => return Err(Problem::Interrupted),
         };
         let held = tokio::select! {
             held = fleet.hold() => held,
-            () = &mut stop => Ok(()),
+            _signal = stop.next() => Ok(()),
         };
         terminal::note("\nstopping; Ctrl-C again to stop at once");
         tokio::select! {
             () = fleet.end() => {}
-            () = stop_on_signal() => {}
+            _signal = stop.next() => {}
         }
         held
     }
@@ -85,24 +92,58 @@ impl Plan {
         let (plane, runtime) = (beside("rspp-control-plane")?, beside("rspp-runtime")?);
         let authority = Authority::open(&self.state, DOMAIN).map_err(credentials)?;
         let state = fs::canonicalize(&self.state).map_err(Problem::failure)?;
-        let settings = plane_settings(&state, &authority)?;
-        let control_plane = start("control-plane", "grpc", &plane, &state, &settings).await?;
-        let at = control_plane.at;
+        let mut control_planes = Vec::new();
+        for number in 1..=self.control_planes {
+            let name = match self.control_planes {
+                1 => "control-plane".to_owned(),
+                _several => format!("control-plane-{number}"),
+            };
+            let settings = self.plane_settings(&name, &state, &authority)?;
+            control_planes.push(start(&name, "grpc", &plane, &state, &settings).await?);
+        }
+        let planes: Vec<String> = control_planes.iter().map(|it| url(it.at)).collect();
         let admin = authority.person("admin", "admin").map_err(credentials)?;
-        publish(&client(&authority, &admin, at)?, &self.pipeline).await?;
+        publish(&client(&authority, &admin, planes.clone())?, &self.pipeline).await?;
         let mut runtimes = Vec::new();
         for number in 1..=self.nodes {
             let name = format!("runtime-{number}");
             let files = authority.runtime(&name).map_err(credentials)?;
-            let settings = self.runtime_settings(&state, &authority, &name, &files, at)?;
+            let settings = self.runtime_settings(&state, &authority, &name, &files, &planes)?;
             runtimes.push(start(&name, "calls", &runtime, &state, &settings).await?);
         }
         let fleet = Fleet {
-            control_plane,
+            control_planes,
             runtimes,
         };
         terminal::print(fleet.shown(&authority, &admin))?;
         Ok(fleet)
+    }
+
+    fn plane_settings(
+        &self,
+        name: &str,
+        state: &Path,
+        authority: &Authority,
+    ) -> Result<Value, Problem> {
+        let server = authority.server(name).map_err(credentials)?;
+        let key = authority.signing_key("k1").map_err(credentials)?;
+        let store = match &*self.etcd {
+            [] => json!({"file": state.join("control-plane.db")}),
+            members => json!({"etcd": {"endpoints": members}}),
+        };
+        Ok(json!({
+            "replica": name,
+            "domain": DOMAIN,
+            "listen": {"grpc": "127.0.0.1:0", "health": "127.0.0.1:0"},
+            "tls": {
+                "authorities": authority.certificate(),
+                "certificate": server.certificate,
+                "key": server.key,
+            },
+            "store": store,
+            "keys": [{"id": "k1", "file": key}],
+            "announce": state.join(format!("{name}.json")),
+        }))
     }
 
     fn runtime_settings(
@@ -111,7 +152,7 @@ impl Plan {
         authority: &Authority,
         name: &str,
         files: &Files,
-        plane: SocketAddr,
+        planes: &[String],
     ) -> Result<Value, Problem> {
         let pipeline = match &self.file {
             Some(path) => Some(fs::canonicalize(path).map_err(Problem::failure)?),
@@ -121,7 +162,7 @@ impl Plan {
             "name": name,
             "listen": {"calls": "127.0.0.1:0", "health": "127.0.0.1:0"},
             "control_plane": {
-                "addresses": [url(plane)],
+                "addresses": planes,
                 "authorities": authority.certificate(),
                 "certificate": files.certificate,
                 "key": files.key,
@@ -135,23 +176,25 @@ impl Plan {
 }
 
 impl Fleet {
-    /// Watches over the processes. A runtime that ends is no reason to stop: what it held goes on
-    /// elsewhere.
+    /// Watches over the processes. One that ends is no reason to stop as long as another can go on with
+    /// what it had.
     async fn hold(&mut self) -> Result<(), Problem> {
         loop {
             tokio::time::sleep(Duration::from_millis(200)).await;
-            if let Some(why) = self.control_plane.ended() {
-                return Err(Problem::failure(why));
-            }
-            self.runtimes.retain_mut(|runtime| match runtime.ended() {
-                None => true,
-                Some(why) => {
-                    terminal::note(why);
-                    false
+            for (what, members) in [
+                ("control plane", &mut self.control_planes),
+                ("runtime", &mut self.runtimes),
+            ] {
+                members.retain_mut(|member| match member.ended() {
+                    None => true,
+                    Some(why) => {
+                        terminal::note(why);
+                        false
+                    }
+                });
+                if members.is_empty() {
+                    return Err(Problem::failure(format!("no {what} is left")));
                 }
-            });
-            if self.runtimes.is_empty() {
-                return Err(Problem::failure("no runtime is left"));
             }
         }
     }
@@ -159,23 +202,31 @@ impl Fleet {
     /// Asks all to end, runtimes first, so that they can give up what they hold.
     async fn end(&mut self) {
         end(&mut self.runtimes).await;
-        end(std::slice::from_mut(&mut self.control_plane)).await;
+        end(&mut self.control_planes).await;
     }
 
     fn shown(&self, authority: &Authority, admin: &Files) -> String {
-        let mut rows = vec![["".into(), "at".into(), "health".into(), "log".into()]];
-        for member in std::iter::once(&self.control_plane).chain(&self.runtimes) {
-            let log = member.log.display().to_string();
-            let (at, health) = (member.at.to_string(), member.health.to_string());
-            rows.push([member.name.clone(), at, health, log]);
+        let mut rows: Vec<[String; 5]> = vec![["", "pid", "at", "health", "log"].map(Into::into)];
+        for member in self.control_planes.iter().chain(&self.runtimes) {
+            rows.push([
+                member.name.clone(),
+                member.child.id().to_string(),
+                member.at.to_string(),
+                member.health.to_string(),
+                member.log.display().to_string(),
+            ]);
         }
         let mut lines: Vec<String> = rows
             .iter()
-            .map(|[name, at, health, log]| format!("{name:<14} {at:<16} {health:<16} {log}"))
+            .map(|[name, pid, at, health, log]| {
+                format!("{name:<15} {pid:<7} {at:<16} {health:<16} {log}")
+            })
             .collect();
+        let planes = self.control_planes.iter().map(|it| url(it.at));
+        let planes: Vec<_> = planes.collect();
         lines.push(format!(
             "ask the control plane as admin:\n  export RSPP_CONTROL_PLANE={} RSPP_TLS_CA={} RSPP_TLS_CERT={} RSPP_TLS_KEY={}",
-            url(self.control_plane.at),
+            planes.join(","),
             authority.certificate().display(),
             admin.certificate.display(),
             admin.key.display(),
@@ -242,23 +293,6 @@ fn beside(name: &str) -> Result<PathBuf, Problem> {
     )))
 }
 
-fn plane_settings(state: &Path, authority: &Authority) -> Result<Value, Problem> {
-    let server = authority.server("control-plane").map_err(credentials)?;
-    let key = authority.signing_key("k1").map_err(credentials)?;
-    Ok(json!({
-        "domain": DOMAIN,
-        "listen": {"grpc": "127.0.0.1:0", "health": "127.0.0.1:0"},
-        "tls": {
-            "authorities": authority.certificate(),
-            "certificate": server.certificate,
-            "key": server.key,
-        },
-        "store": {"file": state.join("control-plane.db")},
-        "keys": [{"id": "k1", "file": key}],
-        "announce": state.join("control-plane.json"),
-    }))
-}
-
 /// Starts a process and waits until it says where it serves; `what` is what it calls its address.
 async fn start(
     name: &str,
@@ -320,9 +354,9 @@ async fn start(
     }
 }
 
-fn client(authority: &Authority, files: &Files, at: SocketAddr) -> Result<Client, Problem> {
+fn client(authority: &Authority, files: &Files, addresses: Vec<String>) -> Result<Client, Problem> {
     Client::new(ClientConfig {
-        addresses: vec![url(at)],
+        addresses,
         tls: Some(TlsFiles {
             authorities: authority.certificate(),
             certificate: files.certificate.clone(),

@@ -44,6 +44,7 @@ Examples:
   rspp up --scripted                   Without models: a scripted agent that answers anything
   rspp up --pipeline agent.yaml --policy strict.yaml
   rspp up --nodes 3 --scripted         A fleet: kill a runtime, and its sessions go on elsewhere
+  rspp up --nodes 3 --scripted --etcd http://127.0.0.1:2379 --control-planes 2
   rspp up --listen 0.0.0.0             For other machines too: the address has a password in it
   rspp up --llm-url http://127.0.0.1:8080/v1 --llm-model qwen")]
 pub(crate) struct Up {
@@ -66,6 +67,13 @@ pub(crate) struct Up {
     #[arg(long, value_name = "N", conflicts_with_all = ["policy", "port", "listen"])]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=i64::from(cluster::MOST)))]
     nodes: Option<u16>,
+    /// Members of an etcd cluster that keeps the fleet's records; a file without
+    #[arg(long, value_name = "URL", value_delimiter = ',', requires = "nodes")]
+    etcd: Vec<String>,
+    /// Replicas of the fleet's control plane
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "etcd")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=i64::from(cluster::MOST_PLANES)))]
+    control_planes: u16,
     /// Where a fleet keeps its credentials, records and logs
     #[arg(long, value_name = "DIR", default_value = ".rspp", requires = "nodes")]
     state: PathBuf,
@@ -120,6 +128,8 @@ impl Up {
         };
         Ok(cluster::Plan {
             nodes,
+            control_planes: self.control_planes,
+            etcd: self.etcd,
             state: self.state,
             file: self.pipeline,
             pipeline: setup.authored,
