@@ -453,11 +453,16 @@ pub(crate) async fn says(client: &mut Client, text: &str) {
     client.say(ClientMessage::Text(text)).await;
 }
 
-/// What the agent said in reply, once its turn is over: the outcome, and the words that were heard.
+/// What the agent said in reply, once its turn is over: the outcome, with its reason if it has one, and the
+/// words that were heard.
 pub(crate) async fn reply(client: &mut Client) -> (String, String) {
     while let Some(message) = client.next().await {
         if let ServerMessage::Turn(turn) = message {
-            return (turn.outcome.clone(), turn.heard_text.clone());
+            let outcome = match &turn.reason {
+                Some(reason) => format!("{}: {reason}", turn.outcome),
+                None => turn.outcome.clone(),
+            };
+            return (outcome, turn.heard_text.clone());
         }
     }
     panic!("the session ended: {:?}", client.closed);

@@ -58,11 +58,11 @@ async fn a_frozen_runtime_wakes_up_to_silence() {
     fleet.runtimes[&first].process.signal("STOP");
     let (second, mut client) = fleet.connect(&id).await;
     assert_eq!(second, fleet.other(&first));
-    says(&mut client, "Tell me a long story.").await;
+    says(&mut client, "My name is Ada.").await;
     speaks(&mut client).await;
     fleet.runtimes[&first].process.signal("CONT");
     let (outcome, _) = reply(&mut client).await;
-    assert_eq!(outcome, "commit");
+    assert_eq!(outcome, "commit", "{}", fleet.logs());
     // It finds its way back by itself, in another life.
     fleet.ready(&first).await;
     check(&fleet.notes());

@@ -93,7 +93,11 @@ pub(crate) fn register(
             check(*modality, id, &providers, &registered)?;
         }
     }
-    Ok((providers, registered))
+    let bound = |id: &str| {
+        let mut bound = settings.defaults.provider_bindings.values().flatten();
+        bound.any(|it| it.as_str() == id)
+    };
+    Ok((providers, registered.chosen(bound)))
 }
 
 /// A provider that is not there is told of before anybody calls.

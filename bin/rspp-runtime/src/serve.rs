@@ -48,10 +48,15 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let pools = Pools::new(cores);
     let (offered, registered) = providers::register(&config.providers, &settings, &pools.work)?;
-    registered
-        .warm_up()
-        .await
-        .map_err(|fault| Problem::failure(fault.message))?;
+    tokio::select! {
+        warmed = registered.warm_up() => {
+            warmed.map_err(|fault| Problem::failure(fault.message))?;
+        }
+        signal = asked.next() => {
+            tracing::info!(signal, "asked to end while models were loaded");
+            return Ok(());
+        }
+    }
 
     let failed = |key: &str, at: std::net::SocketAddr, error: std::io::Error| {
         Problem::failure(format!("{key}: {at}: {error}; choose another address"))

@@ -141,6 +141,13 @@ pub struct Registered {
 }
 
 impl Registered {
+    /// Leaves out those that nobody has chosen: they load when they are first asked.
+    #[must_use]
+    pub fn chosen(mut self, is_chosen: impl Fn(&str) -> bool) -> Self {
+        self.warm_ups.retain(|(id, _)| is_chosen(id));
+        self
+    }
+
     /// Loads all models that were offered and runs each once, so that the first conversation does
     /// not wait for them: about 3 s. All are tried; the first failure is returned.
     pub async fn warm_up(self) -> Result<(), Fault> {

@@ -11,7 +11,7 @@ use std::{
 
 use rspp_controlplane::registry::VersionName;
 use rspp_controlplane_api::{Client, ClientConfig, ControlError, tls::TlsFiles, wire};
-use rspp_proto::spec::PipelineSpec;
+use rspp_proto::{PipelineVersion, spec::PipelineSpec};
 use rspp_service::{
     credentials::{Authority, CredentialsError, Files},
     stop::Asked,
@@ -46,8 +46,8 @@ pub(super) struct Plan {
     pub(super) state: PathBuf,
     /// The file of what clients run that ask for nothing; the built-in pipeline without.
     pub(super) file: Option<PathBuf>,
-    /// The same, read.
-    pub(super) pipeline: PipelineSpec,
+    /// What it is called.
+    pub(super) version: PipelineVersion,
     /// `providers` of each runtime's settings.
     pub(super) providers: Value,
 }
@@ -99,17 +99,28 @@ impl Plan {
                 _several => format!("control-plane-{number}"),
             };
             let settings = self.plane_settings(&name, &state, &authority)?;
-            control_planes.push(start(&name, "grpc", &plane, &state, &settings).await?);
+            let starting = spawn(&name, &plane, &state, &settings)?;
+            control_planes.push(starting.serves("grpc").await?);
         }
         let planes: Vec<String> = control_planes.iter().map(|it| url(it.at)).collect();
         let admin = authority.person("admin", "admin").map_err(credentials)?;
-        publish(&client(&authority, &admin, planes.clone())?, &self.pipeline).await?;
-        let mut runtimes = Vec::new();
+        let source = match &self.file {
+            Some(path) => fs::read_to_string(path).map_err(Problem::failure)?,
+            None => PipelineSpec::simple_template().to_owned(),
+        };
+        let asked = client(&authority, &admin, planes.clone())?;
+        publish(&asked, &self.version, source).await?;
+        // They load their models at the same time.
+        let mut starting = Vec::new();
         for number in 1..=self.nodes {
             let name = format!("runtime-{number}");
             let files = authority.runtime(&name).map_err(credentials)?;
             let settings = self.runtime_settings(&state, &authority, &name, &files, &planes)?;
-            runtimes.push(start(&name, "calls", &runtime, &state, &settings).await?);
+            starting.push(spawn(&name, &runtime, &state, &settings)?);
+        }
+        let mut runtimes = Vec::new();
+        for member in starting {
+            runtimes.push(member.serves("calls").await?);
         }
         let fleet = Fleet {
             control_planes,
@@ -293,14 +304,14 @@ fn beside(name: &str) -> Result<PathBuf, Problem> {
     )))
 }
 
-/// Starts a process and waits until it says where it serves; `what` is what it calls its address.
-async fn start(
-    name: &str,
-    what: &str,
-    program: &Path,
-    state: &Path,
-    settings: &Value,
-) -> Result<Member, Problem> {
+/// A process that has not said yet where it serves.
+struct Starting {
+    member: Member,
+    announced: PathBuf,
+}
+
+/// Starts a process.
+fn spawn(name: &str, program: &Path, state: &Path, settings: &Value) -> Result<Starting, Problem> {
     let (file, announced) = (
         state.join(format!("{name}.yaml")),
         state.join(format!("{name}.json")),
@@ -324,33 +335,44 @@ async fn start(
         .spawn()
         .map_err(|error| failed(program, error))?;
     let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-    let mut member = Member {
+    let member = Member {
         name: name.to_owned(),
         child,
         at: nowhere,
         health: nowhere,
         log,
     };
-    let until = Instant::now() + STARTS_WITHIN;
-    loop {
-        if let Ok(text) = fs::read_to_string(&announced)
-            && let Ok(said) = serde_json::from_str::<Value>(&text)
-        {
-            let address = |key: &str| said[key].as_str()?.parse().ok();
-            if let (Some(at), Some(health)) = (address(what), address("health")) {
-                (member.at, member.health) = (at, health);
-                return Ok(member);
+    Ok(Starting { member, announced })
+}
+
+impl Starting {
+    /// Waits until it says where it serves; `what` is what it calls its address.
+    async fn serves(self, what: &str) -> Result<Member, Problem> {
+        let Self {
+            mut member,
+            announced,
+        } = self;
+        let until = Instant::now() + STARTS_WITHIN;
+        loop {
+            if let Ok(text) = fs::read_to_string(&announced)
+                && let Ok(said) = serde_json::from_str::<Value>(&text)
+            {
+                let address = |key: &str| said[key].as_str()?.parse().ok();
+                if let (Some(at), Some(health)) = (address(what), address("health")) {
+                    (member.at, member.health) = (at, health);
+                    return Ok(member);
+                }
             }
+            if member.ended().is_some() || Instant::now() >= until {
+                let said = fs::read_to_string(&member.log).unwrap_or_default();
+                let last = said.lines().last().unwrap_or("it says nothing");
+                let (name, log) = (&member.name, member.log.display());
+                return Err(Problem::failure(format!(
+                    "{name} did not start: {last}; see {log}"
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        if member.ended().is_some() || Instant::now() >= until {
-            let said = fs::read_to_string(&member.log).unwrap_or_default();
-            let last = said.lines().last().unwrap_or("it says nothing");
-            let log = member.log.display();
-            return Err(Problem::failure(format!(
-                "{name} did not start: {last}; see {log}"
-            )));
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -368,8 +390,8 @@ fn client(authority: &Authority, files: &Files, addresses: Vec<String>) -> Resul
 }
 
 /// Publishes the pipeline, if it was not, and gives it to everybody, if nobody decided otherwise.
-async fn publish(admin: &Client, spec: &PipelineSpec) -> Result<(), Problem> {
-    let version = spec.version.to_string();
+async fn publish(admin: &Client, version: &PipelineVersion, source: String) -> Result<(), Problem> {
+    let version = version.to_string();
     let name = version.parse::<VersionName>().map_err(Problem::input)?;
     let kind = wire::Kind::Pipeline.into();
     let failed = |error: ControlError| Problem::failure(format!("pipeline `{version}`: {error}"));
@@ -377,7 +399,7 @@ async fn publish(admin: &Client, spec: &PipelineSpec) -> Result<(), Problem> {
         .publish(wire::PublishRequest {
             kind,
             version: version.clone(),
-            source: serde_json::to_string(spec).map_err(Problem::failure)?,
+            source,
             request_id: format!("up-publish-{version}"),
             ..wire::PublishRequest::default()
         })

@@ -132,7 +132,7 @@ impl Up {
             etcd: self.etcd,
             state: self.state,
             file: self.pipeline,
-            pipeline: setup.authored,
+            version: setup.authored.version,
             providers,
         })
     }
