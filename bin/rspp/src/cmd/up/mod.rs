@@ -32,11 +32,11 @@ use crate::{
     terminal::{self, Live},
 };
 
-/// Talk to the agent in a browser: runtime, local models and a page, in one process. With --nodes: a
-/// control plane and runtimes, each a process of its own.
+/// Talk to the agent in a browser: runtime, local models and a page, in one process
 ///
 /// Prints one address; open it and press the button. The first run fetches the local models. Clients
-/// of your own connect to /v1/talk. Ctrl-C lets what is being said be finished, then stops.
+/// of your own connect to /v1/talk. Ctrl-C lets what is being said be finished, then stops. With --nodes
+/// a control plane and runtimes are started instead, each a process of its own.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
