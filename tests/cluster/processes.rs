@@ -5,12 +5,13 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rspp_controlplane::registry::VersionName;
@@ -30,10 +31,11 @@ use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
     task::JoinHandle,
+    time::Instant,
 };
 
 /// How long a process may take to be there.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What a runtime noted.
 #[derive(Clone, Debug, Deserialize)]
@@ -332,7 +334,7 @@ impl Fleet {
                 let text = fs::read_to_string(&path).unwrap_or_default();
                 let lines: Vec<_> = text.lines().collect();
                 let last = &lines[lines.len().saturating_sub(40)..];
-                all.push_str(&format!("\n== {}\n{}", path.display(), last.join("\n")));
+                let _ = write!(all, "\n== {}\n{}", path.display(), last.join("\n"));
             }
         }
         all

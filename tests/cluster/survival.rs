@@ -1,9 +1,10 @@
 //! Killed, frozen, cut off, restarted: the conversation goes on elsewhere with the same id and what was
 //! committed, and no two processes speak for it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rspp_proto::SessionId;
+use tokio::time::Instant;
 
 use crate::processes::{Fleet, check, reply, says, speaks};
 
