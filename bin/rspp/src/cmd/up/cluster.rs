@@ -283,6 +283,10 @@ async fn end(members: &mut [Member]) {
     }
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it is what `map_err` hands over"
+)]
 fn credentials(error: CredentialsError) -> Problem {
     Problem::failure(format!("credentials: {error}"))
 }
