@@ -155,6 +155,9 @@ fn help_shows_what_there_is_with_examples() {
       rollout   Decide which version new sessions get; running ones keep theirs
       session   See where sessions run and how they go; let clients in; move sessions
       node      See the runtimes of the fleet, and empty them
+      region    See how regions fare, and leave them
+      rules     See and set the rules for everybody: limits, approvals, regions, error budget
+      key       See the keys that tokens are signed with, and let them take turns
       audit     See who did what, and prove that nobody altered it
       backup    Write everything that a control plane keeps into a file
       restore   Put a backup into a control plane on an empty store

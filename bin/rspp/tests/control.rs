@@ -39,8 +39,8 @@ struct Place {
     client: Client,
 }
 
-fn key() -> SigningKey {
-    SigningKey::from_seed(KeyId::new("k1").unwrap(), &[1; 32])
+fn key(name: &str, seed: u8) -> SigningKey {
+    SigningKey::from_seed(KeyId::new(name).unwrap(), &[seed; 32])
 }
 
 fn token(role: Role, name: &str) -> String {
@@ -48,7 +48,7 @@ fn token(role: Role, name: &str) -> String {
         .elapsed()
         .unwrap()
         .as_secs();
-    key().sign(&AccessClaims {
+    key("k1", 1).sign(&AccessClaims {
         sub: Actor::new(name).unwrap(),
         role,
         tenants: None,
@@ -63,9 +63,8 @@ impl Place {
         let runtime = Runtime::new().unwrap();
         let (server, client) = runtime.block_on(async {
             let store = Arc::new(Embedded::open(&dir.path().join("store")).unwrap());
-            let plane = Plane::open(store, Settings::default(), vec![key()])
-                .await
-                .unwrap();
+            let keys = vec![key("k1", 1), key("k2", 2)];
+            let plane = Plane::open(store, Settings::default(), keys).await.unwrap();
             let listen = Listen {
                 address: "127.0.0.1:0".parse().unwrap(),
                 transport: Transport::Plain,
@@ -401,4 +400,240 @@ fn what_was_done_is_proved_and_kept() {
         fresh.json("vera", "rollout status")[0]["stable"],
         "greeter-1"
     );
+}
+
+/// F-169, issue 4: keys take turns; one that signs is not taken away, one that nobody holds is not added.
+#[test]
+fn keys_take_turns() {
+    let place = Place::new();
+    assert_snapshot!(place.ok("vera", "key list"), @r"
+    KEY  STATE  SINCE                 UNTIL
+    k1   signs  DATE TIME  -
+    ");
+    assert_snapshot!(place.ok("ana", "key add k2"), @r"
+    KEY  STATE    SINCE                 UNTIL
+    k1   signs    DATE TIME  -
+    k2   trusted  DATE TIME  -
+    ");
+    let (code, said) = place.run("ana", "key retire k1");
+    assert_eq!(code, 2, "{said}");
+    assert_snapshot!(said, @"error: key `k1` signs; promote another one first");
+    assert_snapshot!(place.ok("ana", "key rotate k2 --wait 0"), @r"
+    KEY  STATE     SINCE                 UNTIL
+    k1   retiring  DATE TIME  DATE TIME
+    k2   signs     DATE TIME  -
+    k2 is trusted; it signs in 0 s, when all runtimes have heard of it
+    ");
+    // Not for the admin's own token, which k1 signed.
+    let keys = place.json("ana", "key list");
+    assert_eq!(
+        (&keys[1]["kid"], &keys[1]["signs"]),
+        (&"k2".into(), &true.into())
+    );
+    assert_eq!(keys[1]["public"].as_str().unwrap().len(), 64);
+    let (code, said) = place.run("ana", "key add k9");
+    assert_eq!(code, 2, "{said}");
+    assert_snapshot!(said, @"error: this replica has no private key `k9`; give it the key first");
+    let (code, said) = place.run("otto", "key promote k1");
+    assert_eq!(code, 2, "{said}");
+    assert_snapshot!(said, @"error: otto is operator, and rotate_keys needs admin; ask somebody who may, or use their credentials");
+    place.ok("ana", "key retire k1");
+    place.runtime.block_on(async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    });
+    let (code, said) = place.run("ana", "key list");
+    assert_eq!(code, 2, "what k1 signed is believed no more: {said}");
+}
+
+/// F-098, F-165, F-168, NF-030, issue 4: the rules are shown, changed in part or as a whole, and bad ones
+/// are refused with where and why.
+#[test]
+fn rules_are_shown_and_set() {
+    let place = Place::new();
+    assert_snapshot!(place.ok("ana", "rules show regions"), @r"
+    version 0
+    RULE                  VALUE
+    regions.ill_percent   60
+    regions.min_runtimes  2
+    regions.mode          drain
+    regions.well_percent  25
+    ");
+    assert_snapshot!(place.ok("ana", "rules approvals 1 --within 24"), @r"
+    version 1
+    RULE                        VALUE
+    approvals.approvals         1
+    approvals.expires_after_ms  86400000
+    ");
+    assert_snapshot!(place.ok("ana", "rules slo 99.5 --after 10"), @r"
+    version 2
+    RULE                           VALUE
+    error_budget.allowed_per_10k   50
+    error_budget.fast_burn_tenths  144
+    error_budget.min_sessions      10
+    error_budget.slow_burn_tenths  60
+    ");
+    place.file(
+        "rules.yaml",
+        "admission:\n  default: {sessions: {limit: 2}}\nresidency:\n  tenants: {acme: [eu, us]}\n",
+    );
+    assert_snapshot!(place.ok("ana", "rules diff rules.yaml"), @r#"
+    --- version 2
+    +++ file
+    @@ -2,16 +2,26 @@
+       "admission": {
+         "version": 2,
+         "mode": "strict",
+    -    "default": {},
+    +    "default": {
+    +      "sessions": {
+    +        "limit": 2,
+    +        "over": "reject"
+    +      }
+    +    },
+         "pipelines": {},
+         "tenants": {}
+       },
+       "residency": {
+    -    "tenants": {}
+    +    "tenants": {
+    +      "acme": [
+    +        "eu",
+    +        "us"
+    +      ]
+    +    }
+       },
+       "approvals": {
+    -    "approvals": 1,
+    -    "expires_after_ms": 86400000
+    +    "approvals": 0,
+    +    "expires_after_ms": 0
+       },
+       "regions": {
+         "ill_percent": 60,
+    @@ -20,8 +30,8 @@
+         "mode": "drain"
+       },
+       "error_budget": {
+    -    "allowed_per_10k": 50,
+    -    "min_sessions": 10,
+    +    "allowed_per_10k": 100,
+    +    "min_sessions": 50,
+         "fast_burn_tenths": 144,
+         "slow_burn_tenths": 60
+       }
+    "#);
+    let (code, said) = place.run("ana", "rules set rules.yaml --if-version 1");
+    assert_eq!(code, 2, "{said}");
+    assert_snapshot!(said, @"error: it is at version 2 by now, not 1; look at what it is now, then decide again");
+    assert_snapshot!(place.ok("ana", "rules set rules.yaml --if-version 2"), @r"
+    version 3
+    RULE                              VALUE
+    admission.default.sessions.limit  2
+    admission.default.sessions.over   reject
+    admission.mode                    strict
+    admission.pipelines               -
+    admission.tenants                 -
+    admission.version                 3
+    approvals.approvals               0
+    approvals.expires_after_ms        0
+    error_budget.allowed_per_10k      100
+    error_budget.fast_burn_tenths     144
+    error_budget.min_sessions         50
+    error_budget.slow_burn_tenths     60
+    regions.ill_percent               60
+    regions.min_runtimes              2
+    regions.mode                      drain
+    regions.well_percent              25
+    residency.tenants.acme            eu, us
+    ");
+    assert_eq!(place.json("ana", "rules show")["approvals"]["approvals"], 0);
+    assert_snapshot!(place.ok("otto", "rules usage acme"), @r"
+    TENANT  OPEN  OPENED/MIN  TOKENS/MIN
+    acme    0     0           0
+    ");
+    place.file("bad.yaml", "regions: {ill_percent: 10}\n");
+    let (code, said) = place.run("ana", "rules set bad.yaml");
+    assert_eq!(code, 2, "{said}");
+    assert_snapshot!(said, @"error: regions.well_percent: 25 is not below ill_percent, 10: regions would flap");
+    place.file("worse.yaml", "approval: {approvals: 1}\n");
+    let (code, said) = place.run("ana", "rules set worse.yaml --dry-run");
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("approval"), "{said}");
+    let (code, said) = place.run("vera", "rules show");
+    assert_eq!(code, 2, "{said}");
+}
+
+/// F-096, F-113, issue 4: regions are seen with their health, left and taken back.
+#[test]
+fn regions_are_seen_and_left() {
+    let place = Place::new();
+    place.ok("ana", "pipeline publish greeter-1.yaml");
+    place.ok("ana", "rollout set greeter-1");
+    place.node();
+    assert_snapshot!(place.ok("vera", "region list"), @r"
+    REGION  DUTY     DECIDED BY  WELL
+    eu      serving  health      1/1
+    ");
+    assert_snapshot!(place.ok("otto", "region drain eu"), @r"
+    REGION  DUTY      DECIDED BY  WELL
+    eu      draining  operator    1/1
+    ");
+    assert_snapshot!(place.ok("otto", "region drain eu --migrate"), @r"
+    REGION  DUTY       DECIDED BY  WELL
+    eu      migrating  operator    1/1
+    ");
+    assert_snapshot!(place.ok("otto", "region serve eu"), @r"
+    REGION  DUTY     DECIDED BY  WELL
+    eu      serving  operator    1/1
+    ");
+    assert_snapshot!(place.ok("otto", "region auto eu"), @r"
+    REGION  DUTY     DECIDED BY  WELL
+    eu      serving  health      1/1
+    ");
+    let regions = place.json("vera", "region list");
+    assert_eq!(
+        (&regions[0]["region"], &regions[0]["well"]),
+        (&"eu".into(), &1.into())
+    );
+    let (code, said) = place.run("vera", "region drain eu");
+    assert_eq!(code, 2, "{said}");
+}
+
+/// Issue 4: a policy is compared with another version of itself.
+#[test]
+fn a_policy_is_compared() {
+    let place = Place::new();
+    let policy = |name: &str| {
+        format!(
+            "schema: rspp.policy.bundle.v1\npolicy_resolution_snapshot: policy/{name}\nallowed_adaptive_actions: []\n"
+        )
+    };
+    place.file("one.yaml", &policy("one"));
+    place.file("two.yaml", &policy("two"));
+    place.ok("ana", "policy publish one.yaml --version greeter-1");
+    place.ok("ana", "policy publish two.yaml --version greeter-2");
+    assert_snapshot!(place.ok("vera", "policy diff greeter-1 greeter-2"), @r"
+    --- greeter-1
+    +++ greeter-2
+    @@ -1,3 +1,3 @@
+     schema: rspp.policy.bundle.v1
+    -policy_resolution_snapshot: policy/one
+    +policy_resolution_snapshot: policy/two
+     allowed_adaptive_actions: []
+    ");
+}
+
+/// Issue 4: every command says what it is for, with examples.
+#[test]
+fn every_command_has_examples() {
+    let place = Place::new();
+    for name in [
+        "pipeline", "policy", "rollout", "session", "node", "region", "rules", "key", "audit",
+        "backup", "restore",
+    ] {
+        let (code, help) = place.run("ana", &format!("{name} --help"));
+        assert_eq!(code, 0);
+        assert!(help.contains("Examples:"), "{name}: {help}");
+        assert!(help.contains(&format!("rspp {name}")), "{name}: {help}");
+    }
 }

@@ -1,6 +1,7 @@
 //! The rules of the whole control plane, as one document that changes as a whole.
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::{
     admission,
@@ -25,7 +26,50 @@ pub struct Governance {
     pub error_budget: ErrorBudget,
 }
 
+/// Rules that cannot be meant.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{rule}: {what}")]
+pub struct GovernanceError {
+    /// Where, as the document has it.
+    pub rule: &'static str,
+    /// What is wrong.
+    pub what: String,
+}
+
 impl Governance {
+    /// Refuses rules that cannot be meant.
+    pub fn check(&self) -> Result<(), GovernanceError> {
+        let wrong = |rule, what: String| Err(GovernanceError { rule, what });
+        let regions = &self.regions;
+        if !(1..=100).contains(&regions.ill_percent) {
+            let what = format!("{} is no share from 1 to 100 %", regions.ill_percent);
+            return wrong("regions.ill_percent", what);
+        }
+        if regions.well_percent >= regions.ill_percent {
+            let what = format!(
+                "{} is not below ill_percent, {}: regions would flap",
+                regions.well_percent, regions.ill_percent
+            );
+            return wrong("regions.well_percent", what);
+        }
+        let budget = &self.error_budget;
+        if budget.allowed_per_10k > 10_000 {
+            let what = format!("{} of 10000 cannot fail", budget.allowed_per_10k);
+            return wrong("error_budget.allowed_per_10k", what);
+        }
+        if budget.slow_burn_tenths > budget.fast_burn_tenths {
+            let what = "is above fast_burn_tenths".to_owned();
+            return wrong("error_budget.slow_burn_tenths", what);
+        }
+        for (tenant, regions) in &self.residency.tenants {
+            if regions.is_empty() {
+                let what = format!("{tenant} may be nowhere; leave it out to allow all regions");
+                return wrong("residency.tenants", what);
+            }
+        }
+        Ok(())
+    }
+
     /// Which version of the rules it is; 0 if nobody has set any.
     pub fn version(&self) -> u64 {
         self.admission.version
@@ -36,5 +80,44 @@ impl Governance {
     pub fn following(mut self, before: &Self) -> Self {
         self.admission.version = before.version() + 1;
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_that_cannot_be_meant_are_refused() {
+        let rules = |alter: fn(&mut Governance)| {
+            let mut rules = Governance::default();
+            alter(&mut rules);
+            rules.check().map_err(|error| error.to_string())
+        };
+        assert_eq!(rules(|_| ()), Ok(()));
+        let refused = |alter, expected: &str| assert_eq!(rules(alter), Err(expected.to_owned()));
+        refused(
+            |it| it.regions.ill_percent = 101,
+            "regions.ill_percent: 101 is no share from 1 to 100 %",
+        );
+        refused(
+            |it| it.regions.well_percent = 60,
+            "regions.well_percent: 60 is not below ill_percent, 60: regions would flap",
+        );
+        refused(
+            |it| it.error_budget.allowed_per_10k = 10_001,
+            "error_budget.allowed_per_10k: 10001 of 10000 cannot fail",
+        );
+        refused(
+            |it| it.error_budget.slow_burn_tenths = 145,
+            "error_budget.slow_burn_tenths: is above fast_burn_tenths",
+        );
+        refused(
+            |it| {
+                let acme = rspp_proto::TenantId::new("acme").unwrap();
+                it.residency.tenants.entry(acme).or_default();
+            },
+            "residency.tenants: acme may be nowhere; leave it out to allow all regions",
+        );
     }
 }

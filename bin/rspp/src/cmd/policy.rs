@@ -21,6 +21,7 @@ Examples:
   rspp policy publish models.yaml --version greeter-4 --providers   How its providers are called
   rspp policy list                                                  All policies
   rspp policy get greeter-3                                         The text as it was published
+  rspp policy diff greeter-2 greeter-3                              What changed
 
 A policy rolls forward and back by itself: `rspp rollout set --policy`.")]
 pub(crate) struct Policy {
@@ -61,6 +62,13 @@ enum What {
         /// Its name
         version: String,
     },
+    /// Show what changed between two versions
+    Diff {
+        /// The older one
+        old: String,
+        /// The newer one
+        new: String,
+    },
 }
 
 impl Policy {
@@ -93,6 +101,9 @@ impl Policy {
             }
             What::Get { version } => {
                 remote.run(|client| artifacts::get(&remote, client, kind, &version))
+            }
+            What::Diff { old, new } => {
+                remote.run(|client| artifacts::diff(client, kind, &old, &new))
             }
         }
     }

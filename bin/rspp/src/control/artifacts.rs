@@ -147,7 +147,8 @@ pub(crate) async fn diff(
 /// Lines around a change that are shown with it.
 const AROUND: usize = 3;
 
-fn unified(old_name: &str, old: &str, new_name: &str, new: &str) -> String {
+/// What changed from one text to another, line by line.
+pub(crate) fn unified(old_name: &str, old: &str, new_name: &str, new: &str) -> String {
     let (old, new): (Vec<_>, Vec<_>) = (old.lines().collect(), new.lines().collect());
     let ops = similar::capture_diff_slices(Algorithm::Myers, &old, &new);
     let mut text = format!("--- {old_name}\n+++ {new_name}\n");

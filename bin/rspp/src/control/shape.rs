@@ -1,6 +1,7 @@
 //! How answers look: as tables, and as JSON.
 
 use rspp_controlplane_api::wire;
+use rspp_proto::control::SessionPhase;
 use serde_json::{Value, json};
 
 /// Columns under their names, as wide as they have to be.
@@ -145,14 +146,7 @@ impl Shape for wire::SessionStatus {
 
 /// How a session goes, in a word.
 pub(crate) fn phase(status: &wire::SessionStatus) -> &'static str {
-    match status.phase() {
-        wire::SessionPhase::Unspecified => "unknown",
-        wire::SessionPhase::Connected => "connected",
-        wire::SessionPhase::Running => "running",
-        wire::SessionPhase::Degraded => "degraded",
-        wire::SessionPhase::Waiting => "waiting",
-        wire::SessionPhase::Ended => "ended",
-    }
+    SessionPhase::try_from(status.phase()).map_or("unknown", SessionPhase::as_str)
 }
 
 impl Shape for wire::Runtime {
@@ -173,6 +167,45 @@ impl Shape for wire::Runtime {
             "cpu_percent": load.cpu_percent,
             "build": description.build,
             "endpoints": description.endpoints.iter().map(|it| &it.url).collect::<Vec<_>>(),
+        })
+    }
+}
+
+impl Shape for wire::Region {
+    fn shape(&self) -> Value {
+        json!({
+            "region": self.region,
+            "duty": duty(self),
+            "by_operator": self.by_operator,
+            "well": self.well,
+            "runtimes": self.runtimes,
+        })
+    }
+}
+
+/// What is wanted of a region, in a word.
+pub(crate) fn duty(region: &wire::Region) -> &'static str {
+    match region.duty() {
+        wire::RegionDuty::Unspecified => "unknown",
+        wire::RegionDuty::Serving => "serving",
+        wire::RegionDuty::Drain => "draining",
+        wire::RegionDuty::Migrate => "migrating",
+    }
+}
+
+impl Shape for wire::PublicKey {
+    fn shape(&self) -> Value {
+        let mut public = String::with_capacity(2 * self.public.len());
+        for byte in &self.public {
+            let digit = |it: u8| char::from_digit(u32::from(it), 16).expect("it has four bits");
+            public.extend([digit(byte >> 4), digit(byte & 15)]);
+        }
+        json!({
+            "kid": self.kid,
+            "public": public,
+            "added_ms": self.added_ms,
+            "retires_ms": self.retires_ms,
+            "signs": self.signs,
         })
     }
 }

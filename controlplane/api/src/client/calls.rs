@@ -154,4 +154,6 @@ unary! {
     keys_client::KeysClient: add_key(AddKeyRequest) -> Keyring;
     /// Lets a key sign.
     keys_client::KeysClient: promote_key(PromoteKeyRequest) -> Keyring;
+    /// Trusts a key no more.
+    keys_client::KeysClient: retire_key(RetireKeyRequest) -> Keyring;
 }

@@ -3438,6 +3438,16 @@ pub struct PromoteKeyRequest {
     #[prost(string, tag = "2")]
     pub request_id: ::prost::alloc::string::String,
 }
+/// Trusts a key no more.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetireKeyRequest {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub kid: ::prost::alloc::string::String,
+    /// Names this request: repeating it has no second effect.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+}
 /// Generated client implementations.
 pub mod keys_client {
     #![allow(
@@ -3587,6 +3597,25 @@ pub mod keys_client {
             req.extensions_mut().insert(GrpcMethod::new("rspp.v1.Keys", "PromoteKey"));
             self.inner.unary(req, path, codec).await
         }
+        /// Trusts a key no more from now on, whatever it has signed.
+        pub async fn retire_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RetireKeyRequest>,
+        ) -> std::result::Result<tonic::Response<super::Keyring>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/rspp.v1.Keys/RetireKey");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("rspp.v1.Keys", "RetireKey"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -3616,6 +3645,11 @@ pub mod keys_server {
         async fn promote_key(
             &self,
             request: tonic::Request<super::PromoteKeyRequest>,
+        ) -> std::result::Result<tonic::Response<super::Keyring>, tonic::Status>;
+        /// Trusts a key no more from now on, whatever it has signed.
+        async fn retire_key(
+            &self,
+            request: tonic::Request<super::RetireKeyRequest>,
         ) -> std::result::Result<tonic::Response<super::Keyring>, tonic::Status>;
     }
     /// Public keys and how they take turns: add one, wait until everybody has it, promote it.
@@ -3809,6 +3843,49 @@ pub mod keys_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = PromoteKeySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rspp.v1.Keys/RetireKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct RetireKeySvc<T: Keys>(pub Arc<T>);
+                    impl<T: Keys> tonic::server::UnaryService<super::RetireKeyRequest>
+                    for RetireKeySvc<T> {
+                        type Response = super::Keyring;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RetireKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Keys>::retire_key(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RetireKeySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -118,6 +118,9 @@ pub enum KeyringError {
     /// The key is on its way out.
     #[error("key `{0}` is being retired")]
     Retiring(KeyId),
+    /// The key that signs is not retired.
+    #[error("key `{0}` signs; promote another one first")]
+    Signs(KeyId),
     /// Enough.
     #[error("{MAX_KEYS} keys are trusted already; retire one first")]
     Full,
@@ -127,7 +130,8 @@ pub enum KeyringError {
 ///
 /// A rotation has three steps: the next key is [added](Self::add) and reaches every verifier; then it is
 /// [promoted](Self::promote) and signs; then, when no token of the old one can be valid any more, that
-/// one is [pruned](Self::prune).
+/// one is no longer trusted. It is kept for as long as there is room, for what was signed with it in its
+/// time, like exports of the audit trail.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Keyring {
@@ -145,14 +149,16 @@ impl Keyring {
         now: WallClock,
     ) -> Result<(), KeyringError> {
         if let Some(known) = self.keys.get(&id) {
-            return if known.public == public {
-                Ok(())
-            } else {
+            return if known.public != public {
                 Err(KeyringError::Taken(id))
+            } else if known.retires.is_some() {
+                Err(KeyringError::Retiring(id))
+            } else {
+                Ok(())
             };
         }
         if self.keys.len() == MAX_KEYS {
-            return Err(KeyringError::Full);
+            self.make_room(now)?;
         }
         let record = KeyRecord {
             public,
@@ -188,10 +194,27 @@ impl Keyring {
         Ok(())
     }
 
-    /// Forgets keys whose time is over.
-    pub fn prune(&mut self, now: WallClock) {
-        self.keys
-            .retain(|_, record| record.retires.is_none_or(|at| at > now));
+    /// Trusts a key no more from now on, whatever it has signed: for one that somebody else may have.
+    /// Doing it again changes nothing.
+    pub fn retire(&mut self, id: &KeyId, now: WallClock) -> Result<(), KeyringError> {
+        if self.signs.as_ref() == Some(id) {
+            return Err(KeyringError::Signs(id.clone()));
+        }
+        let record = self.keys.get_mut(id);
+        let record = record.ok_or_else(|| KeyringError::Unknown(id.clone()))?;
+        record.retires = Some(record.retires.map_or(now, |at| at.min(now)));
+        Ok(())
+    }
+
+    /// Forgets the key that retired longest ago.
+    fn make_room(&mut self, now: WallClock) -> Result<(), KeyringError> {
+        let over = self.keys.iter().filter_map(|(id, record)| {
+            let at = record.retires.filter(|at| *at <= now)?;
+            Some((at, id.clone()))
+        });
+        let (_, oldest) = over.min().ok_or(KeyringError::Full)?;
+        self.keys.remove(&oldest);
+        Ok(())
     }
 
     /// The key that signs.

@@ -337,10 +337,58 @@ mod tests {
         }
         // Nothing that the old key signed in time is still valid when it is no longer trusted.
         let later = WallClock(NOW.0 + ttl + LEEWAY_MS);
-        ring.prune(later);
-        assert_eq!(ring.keys().len(), 1);
         let found = ring.verify::<SessionClaims>(&by_old, later);
         assert_eq!(found, Err(TokenError::UnknownKey));
+        let again = ring.add(old.id().clone(), old.public(), later);
+        assert_eq!(again, Err(KeyringError::Retiring(old.id().clone())));
+    }
+
+    /// F-169: a key that somebody else may have is believed no more at once, but what was signed before
+    /// stays good; the key that signs is not taken away.
+    #[test]
+    fn a_stolen_key_is_believed_no_more() {
+        let (old, new) = (key("k1", 1), key("k2", 2));
+        let mut ring = ring_of(&[&old, &new]);
+        let signs = ring.retire(old.id(), NOW);
+        assert_eq!(signs, Err(KeyringError::Signs(old.id().clone())));
+        ring.promote(new.id(), NOW, 300_000).unwrap();
+        let by_old = old.sign(&claims());
+        assert!(ring.verify::<SessionClaims>(&by_old, NOW).is_ok());
+        ring.retire(old.id(), NOW).unwrap();
+        let found = ring.verify::<SessionClaims>(&by_old, NOW);
+        assert_eq!(found, Err(TokenError::UnknownKey));
+        let before = WallClock(NOW.0 - 1);
+        let signature = old.sign_bytes(b"sealed");
+        assert!(
+            ring.verify_bytes(old.id(), b"sealed", &signature, before)
+                .is_ok()
+        );
+        let unknown = KeyId::new("k9").unwrap();
+        assert!(ring.retire(&unknown, NOW).is_err());
+    }
+
+    /// Keys that retired are kept while there is room, the oldest going first; those in use stay.
+    #[test]
+    fn there_is_always_room_for_the_next_key() {
+        let mut ring = ring_of(&[&key("k0", 0)]);
+        for n in 1..40_u8 {
+            let next = key(&format!("k{n}"), n);
+            let now = WallClock(NOW.0 + u64::from(n) * 1_000_000);
+            ring.add(next.id().clone(), next.public(), now).unwrap();
+            ring.promote(next.id(), now, 1_000).unwrap();
+        }
+        assert_eq!(ring.keys().len(), 16);
+        assert!(!ring.keys().contains_key(&KeyId::new("k0").unwrap()));
+        assert!(ring.keys().contains_key(&KeyId::new("k38").unwrap()));
+        let mut full = Keyring::default();
+        let add = |ring: &mut Keyring, n: u8| {
+            let key = key(&format!("t{n}"), n);
+            ring.add(key.id().clone(), key.public(), NOW)
+        };
+        for n in 0..16 {
+            add(&mut full, n).unwrap();
+        }
+        assert_eq!(add(&mut full, 16), Err(KeyringError::Full));
     }
 
     /// F-117: no secret is in what is printed.

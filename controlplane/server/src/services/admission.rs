@@ -105,6 +105,9 @@ impl Admission for AdmissionService {
         }
         let wanted: Governance = serde_saphyr::from_str(&message.document)
             .map_err(|error| Failure::from(WireError::new("document", error)))?;
+        wanted
+            .check()
+            .map_err(|error| Failure::from(WireError::new("document", error)))?;
         let encoded = message.encode_to_vec();
         let asked = Asked {
             by: &by,

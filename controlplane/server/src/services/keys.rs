@@ -1,7 +1,6 @@
 //! Keys that tokens are signed with, and how they take turns (F-119, F-169).
 
 use bytes::Bytes;
-use prost::Message as _;
 use rspp_controlplane::{
     access::{Operation, Principal},
     keys,
@@ -20,6 +19,7 @@ use crate::{
     commit::{Asked, Decided},
     failure::Failure,
     plane::{Plane, bytes, wall_clock},
+    services::placements::PROOF_TTL,
 };
 
 pub(crate) struct KeysService(pub(crate) Plane);
@@ -41,51 +41,59 @@ impl Keys for KeysService {
         &self,
         request: Request<wire::AddKeyRequest>,
     ) -> Result<Response<wire::Keyring>, Status> {
-        let kid = request.get_ref().kid.clone();
-        let by = self.0.admit(&request, Operation::RotateKeys, None, &kid)?;
-        let message = request.into_inner();
-        let encoded = message.encode_to_vec();
-        let asked = Asked {
-            by: &by,
-            operation: "add_key",
-            subject: &kid,
-            id: &message.request_id,
-            message: &encoded,
-        };
-        let plane = &self.0;
-        let answer = plane
-            .change(asked, || plane.ring_changed(&by, &kid, Turn::Add))
-            .await?;
-        Ok(Response::new(answer))
+        let message = request.get_ref();
+        let (kid, id) = (message.kid.clone(), message.request_id.clone());
+        self.turned(request, Turn::Add, &kid, &id).await
     }
 
     async fn promote_key(
         &self,
         request: Request<wire::PromoteKeyRequest>,
     ) -> Result<Response<wire::Keyring>, Status> {
-        let kid = request.get_ref().kid.clone();
-        let by = self.0.admit(&request, Operation::RotateKeys, None, &kid)?;
-        let message = request.into_inner();
-        let encoded = message.encode_to_vec();
-        let asked = Asked {
-            by: &by,
-            operation: "promote_key",
-            subject: &kid,
-            id: &message.request_id,
-            message: &encoded,
-        };
-        let plane = &self.0;
-        let answer = plane
-            .change(asked, || plane.ring_changed(&by, &kid, Turn::Promote))
-            .await?;
-        Ok(Response::new(answer))
+        let message = request.get_ref();
+        let (kid, id) = (message.kid.clone(), message.request_id.clone());
+        self.turned(request, Turn::Promote, &kid, &id).await
+    }
+
+    async fn retire_key(
+        &self,
+        request: Request<wire::RetireKeyRequest>,
+    ) -> Result<Response<wire::Keyring>, Status> {
+        let message = request.get_ref();
+        let (kid, id) = (message.kid.clone(), message.request_id.clone());
+        self.turned(request, Turn::Retire, &kid, &id).await
     }
 }
 
+impl KeysService {
+    async fn turned<Q: prost::Message>(
+        &self,
+        request: Request<Q>,
+        turn: Turn,
+        kid: &str,
+        id: &str,
+    ) -> Result<Response<wire::Keyring>, Status> {
+        let plane = &self.0;
+        let by = plane.admit(&request, Operation::RotateKeys, None, kid)?;
+        let encoded = request.into_inner().encode_to_vec();
+        let asked = Asked {
+            by: &by,
+            operation: turn.as_str(),
+            subject: kid,
+            id,
+            message: &encoded,
+        };
+        let answer = plane.change(asked, || plane.ring_changed(&by, kid, turn));
+        Ok(Response::new(answer.await?))
+    }
+}
+
+/// What becomes of a key.
 #[derive(Clone, Copy)]
 enum Turn {
     Add,
     Promote,
+    Retire,
 }
 
 impl Turn {
@@ -93,6 +101,7 @@ impl Turn {
         match self {
             Self::Add => "add_key",
             Self::Promote => "promote_key",
+            Self::Retire => "retire_key",
         }
     }
 }
@@ -118,20 +127,21 @@ impl Plane {
         turn: Turn,
     ) -> Result<Decided<wire::Keyring>, Failure> {
         let id = KeyId::new(kid).map_err(|error| WireError::new("kid", error))?;
-        // Who cannot sign with it must not make others believe that it signs.
-        let key = self.shared.signers.get(&id);
-        let key = key.ok_or_else(|| Failure::NoPrivateKey(kid.to_owned()))?;
         let (ring, entry) = self.read::<Keyring>(&keys::keyring()).await?;
         let mut ring = ring.unwrap_or_default();
         let now = wall_clock();
+        // Who cannot sign with it must not make others believe that it signs.
+        let private = self.shared.signers.get(&id);
+        let private = private.ok_or_else(|| Failure::NoPrivateKey(kid.to_owned()));
         match turn {
-            Turn::Add => ring.add(id, key.public(), now)?,
+            Turn::Add => ring.add(id, private?.public(), now)?,
             Turn::Promote => {
-                let longest = self.settings().token_ttl.as_millis();
+                private?;
+                let longest = self.settings().token_ttl.max(PROOF_TTL).as_millis();
                 ring.promote(&id, now, u64::try_from(longest).unwrap_or(u64::MAX))?;
             }
+            Turn::Retire => ring.retire(&id, now)?,
         }
-        ring.prune(now);
         let signs = ring.signs().map(KeyId::as_str);
         Ok(Decided {
             txn: Txn::default()

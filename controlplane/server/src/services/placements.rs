@@ -1,5 +1,7 @@
 //! Leases (design §5, F-095, F-111, F-156).
 
+use std::time::Duration;
+
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use rspp_controlplane::{
     access::Operation,
@@ -32,7 +34,7 @@ use crate::{
 pub(crate) struct PlacementsService(pub(crate) Plane);
 
 /// How long a proof is good; who renews may have it anew.
-const PROOF_SECONDS: u64 = 600;
+pub(crate) const PROOF_TTL: Duration = Duration::from_mins(10);
 /// Most sessions of one renewal.
 const MAX_HELD: usize = 20_000;
 /// How many records are looked up at once where what is followed does not suffice.
@@ -272,33 +274,28 @@ impl Plane {
         session: &SessionId,
         asked: Option<&str>,
     ) -> Result<(PipelineVersion, &'static str, String), Failure> {
-        let rollouts: Vec<_> = {
-            let records = self.shared.rollouts.records();
-            let pipelines = records.values().filter(|it| it.kind == Kind::Pipeline);
-            pipelines.cloned().collect()
-        };
-        let of_line = |line: &str| rollouts.iter().find(|it| it.line == line);
-        let (rollout, requested) = match asked {
-            Some(asked) => {
-                if let Some(rollout) = of_line(asked) {
-                    (rollout, None)
-                } else {
-                    let version = text::<VersionName>("pipeline", asked)?;
-                    let rollout = of_line(version.line()).ok_or_else(|| Failure::NotFound {
-                        what: "rollout",
-                        name: version.line().to_owned(),
-                    })?;
-                    (rollout, Some(version))
-                }
+        let rollouts = self.shared.rollouts.records();
+        let of_line = |line: &str| rollouts.get(&keys::rollout(Kind::Pipeline, line));
+        let (rollout, requested) = if let Some(asked) = asked {
+            if let Some(rollout) = of_line(asked) {
+                (rollout, None)
+            } else {
+                let version = text::<VersionName>("pipeline", asked)?;
+                let rollout = of_line(version.line()).ok_or_else(|| Failure::NotFound {
+                    what: "rollout",
+                    name: version.line().to_owned(),
+                })?;
+                (rollout, Some(version))
             }
-            None => match &*rollouts {
-                [] => return Err(Failure::NoPipeline),
-                [only] => (only, None),
-                several => {
-                    let lines = several.iter().map(|it| it.line.clone()).collect();
-                    return Err(Failure::Ambiguous(lines));
-                }
-            },
+        } else {
+            let mut pipelines = rollouts.values().filter(|it| it.kind == Kind::Pipeline);
+            let only = pipelines.next().ok_or(Failure::NoPipeline)?;
+            if let Some(another) = pipelines.next() {
+                let all = [only, another].into_iter().chain(pipelines);
+                let lines = all.map(|it| it.line.clone()).collect();
+                return Err(Failure::Ambiguous(lines));
+            }
+            (only, None)
         };
         let found = rollout.resolve(tenant, session, requested.as_ref())?;
         let version = text("pipeline", found.version.as_str())?;
@@ -314,7 +311,7 @@ impl Plane {
             incarnation: by.incarnation,
             epoch: placement.epoch,
             iat: issued,
-            exp: issued + PROOF_SECONDS,
+            exp: issued + PROOF_TTL.as_secs(),
         };
         let token = LeaseToken::new(self.signer()?.sign(&claims));
         Ok(token.map_err(|error| WireError::new("session", error))?)

@@ -77,6 +77,7 @@ async fn tried(client: &Client) -> Vec<(&'static str, char)> {
         list_keys(ListKeysRequest);
         add_key(AddKeyRequest);
         promote_key(PromoteKeyRequest);
+        retire_key(RetireKeyRequest);
     }
     let request = wire::ChangeRolloutRequest {
         kind,
@@ -155,6 +156,7 @@ verify_trail       --+--
 list_keys          ++++-
 add_key            --+--
 promote_key        --+--
+retire_key         --+--
 …retreat           -++--
 export_trail       --+--
 take_backup        --+--

@@ -1,0 +1,335 @@
+//! `rspp rules`: what operators decide once for everybody.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use rspp_controlplane::governance::Governance;
+use rspp_controlplane_api::{Client, wire};
+use serde_json::{Value, json};
+
+use crate::{
+    control::{Remote, artifacts, refused, request_id, table},
+    problem::Problem,
+    terminal,
+};
+
+/// See and set the rules for everybody: limits, approvals, regions, error budget.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rspp rules show                        All rules
+  rspp rules show admission              What tenants may open
+  rspp rules show --json > rules.json    As a document, to be edited …
+  rspp rules diff rules.json             … looked at …
+  rspp rules set rules.json              … and set as a whole; YAML is read too
+  rspp rules approvals 1 --within 24     Rollouts wait for somebody else, for a day
+  rspp rules slo 99.5                    Half a percent of sessions may fail; rollouts freeze beyond it
+  rspp rules usage acme                  What a tenant uses of its limits")]
+pub(crate) struct Rules {
+    #[command(flatten)]
+    remote: Remote,
+    #[command(subcommand)]
+    what: What,
+}
+
+/// A part of the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// How many sessions tenants may open, and what is done when nothing can be counted
+    Admission,
+    /// Where tenants' sessions may be
+    Residency,
+    /// How many have to agree to a rollout
+    Approvals,
+    /// When regions are left for their health
+    Regions,
+    /// How many sessions may fail before rollouts freeze
+    ErrorBudget,
+}
+
+impl Part {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Admission => "admission",
+            Self::Residency => "residency",
+            Self::Approvals => "approvals",
+            Self::Regions => "regions",
+            Self::ErrorBudget => "error_budget",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Show the rules
+    Show {
+        /// Only this part
+        part: Option<Part>,
+    },
+    /// Set all rules, in place of those before
+    Set {
+        /// YAML or JSON; `-` is standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Only if nobody has changed them since this version
+        #[arg(long, default_value_t = 0, value_name = "VERSION")]
+        if_version: u64,
+        /// Only check
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show what a file would change
+    Diff {
+        /// YAML or JSON; `-` is standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Set how many people have to agree to a rollout, beside its author
+    Approvals {
+        /// How many; 0 is nobody
+        people: u8,
+        /// How long a proposal waits, in hours; 0 is for ever
+        #[arg(long, default_value_t = 0, value_name = "HOURS")]
+        within: u32,
+    },
+    /// Set the share of sessions that must go well
+    Slo {
+        /// In percent, e.g. 99.5
+        #[arg(value_parser = percent)]
+        objective: u32,
+        /// Sessions that must have been seen before anything is said
+        #[arg(long, value_name = "SESSIONS")]
+        after: Option<u64>,
+    },
+    /// What a tenant uses of its limits
+    Usage {
+        /// Whose
+        tenant: String,
+    },
+}
+
+/// Sessions per 10,000 that may fail under an objective in percent.
+fn percent(text: &str) -> Result<u32, String> {
+    let wrong = || "write it in percent, with two decimals at most: 99.5".to_owned();
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+    let is_plain = |digits: &str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    if !is_plain(whole) || !is_plain(decimals) || decimals.len() > 2 {
+        return Err(wrong());
+    }
+    let whole: u32 = whole.parse().map_err(|_| wrong())?;
+    let hundredths: u32 = format!("{decimals:0<2}").parse().map_err(|_| wrong())?;
+    let good = whole.saturating_mul(100).saturating_add(hundredths);
+    if good == 0 {
+        return Err("an objective of 0 % is none".to_owned());
+    }
+    match 10_000_u32.checked_sub(good) {
+        Some(allowed) => Ok(allowed),
+        None => Err("more than 100 % cannot go well".to_owned()),
+    }
+}
+
+impl Rules {
+    pub(crate) fn run(self) -> Result<(), Problem> {
+        let remote = &self.remote;
+        match self.what {
+            What::Show { part } => remote.run(|client| show(remote, client, part)),
+            What::Set {
+                file,
+                if_version,
+                dry_run,
+            } => {
+                let rules = read(&file)?;
+                if dry_run {
+                    return terminal::print("they can be set");
+                }
+                remote.run(async |client| {
+                    let answer = set(&client, &rules, if_version).await?;
+                    tell(remote, &answer, None)
+                })
+            }
+            What::Diff { file } => {
+                let rules = read(&file)?;
+                remote.run(|client| diff(client, rules))
+            }
+            What::Approvals { people, within } => remote.run(|client| {
+                change(remote, client, Part::Approvals, move |rules| {
+                    rules.approvals.approvals = people;
+                    rules.approvals.expires_after_ms = u64::from(within) * 3_600_000;
+                })
+            }),
+            What::Slo { objective, after } => remote.run(|client| {
+                change(remote, client, Part::ErrorBudget, move |rules| {
+                    rules.error_budget.allowed_per_10k = objective;
+                    if let Some(after) = after {
+                        rules.error_budget.min_sessions = after;
+                    }
+                })
+            }),
+            What::Usage { tenant } => remote.run(|client| usage(remote, client, tenant)),
+        }
+    }
+}
+
+fn read(file: &std::path::Path) -> Result<Governance, Problem> {
+    let text = artifacts::read(file)?;
+    let rules: Governance = serde_saphyr::from_str(&text).map_err(|error| {
+        let error = error.to_string();
+        let error = error.trim_start_matches("error: ");
+        Problem::input(format!("{}: {error}", file.display()))
+    })?;
+    rules.check().map_err(Problem::input)?;
+    Ok(rules)
+}
+
+async fn fetch(client: &Client) -> Result<wire::Governance, Problem> {
+    let request = wire::GetGovernanceRequest {};
+    client.get_governance(request).await.map_err(refused)
+}
+
+fn parsed(answer: &wire::Governance) -> Result<Governance, Problem> {
+    serde_json::from_str(&answer.document).map_err(|error| {
+        Problem::failure(format!("the control plane's rules are not ours: {error}"))
+    })
+}
+
+async fn set(
+    client: &Client,
+    rules: &Governance,
+    if_version: u64,
+) -> Result<wire::Governance, Problem> {
+    let request = wire::SetGovernanceRequest {
+        document: json!(rules).to_string(),
+        if_version,
+        request_id: request_id(),
+    };
+    client.set_governance(request).await.map_err(refused)
+}
+
+/// Changes a part of the rules as they are now; refused if somebody else does at the same time.
+async fn change(
+    remote: &Remote,
+    client: Client,
+    part: Part,
+    alter: impl FnOnce(&mut Governance),
+) -> Result<(), Problem> {
+    let before = fetch(&client).await?;
+    let mut rules = parsed(&before)?;
+    alter(&mut rules);
+    rules.check().map_err(Problem::input)?;
+    let answer = set(&client, &rules, before.version).await?;
+    tell(remote, &answer, Some(part))
+}
+
+async fn show(remote: &Remote, client: Client, part: Option<Part>) -> Result<(), Problem> {
+    let answer = fetch(&client).await?;
+    tell(remote, &answer, part)
+}
+
+fn tell(remote: &Remote, answer: &wire::Governance, part: Option<Part>) -> Result<(), Problem> {
+    let all = json!(parsed(answer)?);
+    let shown = match part {
+        Some(part) => all.get(part.as_str()).cloned().unwrap_or_default(),
+        None => all,
+    };
+    remote.print(
+        || {
+            let mut rows = Vec::new();
+            flatten(part.map_or("", Part::as_str), &shown, &mut rows);
+            let version = format!("version {}\n", answer.version);
+            version + &table(["rule", "value"], &rows)
+        },
+        || shown.clone(),
+    )
+}
+
+/// Every leaf with the path to it.
+fn flatten(path: &str, value: &Value, rows: &mut Vec<[String; 2]>) {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (name, value) in fields {
+                let path = if path.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{path}.{name}")
+                };
+                flatten(&path, value, rows);
+            }
+        }
+        // What has a default for everybody has nothing to show of its own.
+        Value::Object(_) | Value::Null => rows.push([path.to_owned(), "-".to_owned()]),
+        Value::Array(items) => {
+            let texts: Vec<_> = items.iter().map(text).collect();
+            rows.push([path.to_owned(), texts.join(", ")]);
+        }
+        leaf @ (Value::Bool(_) | Value::Number(_) | Value::String(_)) => {
+            rows.push([path.to_owned(), text(leaf)]);
+        }
+    }
+}
+
+fn text(value: &Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
+}
+
+async fn diff(client: Client, rules: Governance) -> Result<(), Problem> {
+    let answer = fetch(&client).await?;
+    let before = parsed(&answer)?;
+    // The version is given when they are set.
+    let mut after = rules;
+    after.admission.version = before.admission.version;
+    let pretty = |rules: &Governance| serde_json::to_string_pretty(rules).map_err(Problem::failure);
+    let name = format!("version {}", answer.version);
+    terminal::print(artifacts::unified(
+        &name,
+        &pretty(&before)?,
+        "file",
+        &pretty(&after)?,
+    ))
+}
+
+async fn usage(remote: &Remote, client: Client, tenant: String) -> Result<(), Problem> {
+    let request = wire::GetUsageRequest {
+        tenant: tenant.clone(),
+    };
+    let usage = client.get_usage(request).await.map_err(refused)?;
+    let row = [
+        tenant.clone(),
+        usage.open.to_string(),
+        usage.opened_per_minute.to_string(),
+        usage.tokens_per_minute.to_string(),
+    ];
+    remote.print(
+        || table(["tenant", "open", "opened/min", "tokens/min"], &[row]),
+        || {
+            json!({
+                "tenant": tenant,
+                "open": usage.open,
+                "opened_per_minute": usage.opened_per_minute,
+                "tokens_per_minute": usage.tokens_per_minute,
+            })
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_objective_leaves_so_many_failures() {
+        for (text, allowed) in [
+            ("99.5", 50),
+            ("99", 100),
+            ("99.99", 1),
+            ("100", 0),
+            ("0.01", 9_999),
+        ] {
+            assert_eq!(percent(text), Ok(allowed), "{text}");
+        }
+        for bad in ["", "0", "100.01", "99.555", "-1", "99,5", "+5", "5.", "x"] {
+            assert!(percent(bad).is_err(), "{bad}");
+        }
+    }
+}
