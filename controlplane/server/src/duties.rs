@@ -177,13 +177,7 @@ impl Plane {
 
     /// Leaves regions that are ill, and takes back those that are well (F-096, F-112).
     async fn judge_regions(&self, office: &Office) -> Result<(), Failure> {
-        let records: BTreeMap<Region, RegionRecord> = {
-            let records = self.shared.regions.records();
-            let records = records
-                .iter()
-                .filter_map(|(key, record)| Some((Region::new(key.last()).ok()?, *record)));
-            records.collect()
-        };
+        let records = self.region_records();
         let before: BTreeMap<Region, RegionDuty> = records
             .iter()
             .map(|(region, record)| (region.clone(), record.duty))

@@ -16,6 +16,15 @@ const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// How a record is read; `None` for one that makes no sense, which is told and left out.
 pub(crate) type Decode<T> = fn(&Entry) -> Option<T>;
 
+/// A record that makes no sense is told of, for people to look at.
+fn read<T>(entry: &Entry, decode: Decode<T>) -> Option<T> {
+    let record = decode(entry);
+    if record.is_none() {
+        tracing::warn!(key = %entry.key, "a record makes no sense");
+    }
+    record
+}
+
 /// Records as they were lately.
 pub(crate) struct Followed<T> {
     records: RwLock<BTreeMap<Key, T>>,
@@ -34,7 +43,7 @@ impl<T: Send + Sync + 'static> Followed<T> {
     ) -> Result<Arc<Self>, StoreError> {
         let mirror = Mirror::open(Arc::clone(store), prefix).await?;
         let records = mirror.records().values();
-        let records = records.filter_map(|entry| Some((entry.key.clone(), decode(entry)?)));
+        let records = records.filter_map(|entry| Some((entry.key.clone(), read(entry, decode)?)));
         let this = Arc::new(Self {
             records: RwLock::new(records.collect()),
             stale_since: Mutex::default(),
@@ -55,12 +64,10 @@ impl<T: Send + Sync + 'static> Followed<T> {
                     for change in &batch.changes {
                         match change {
                             Change::Put(entry) => {
-                                if let Some(record) = decode(entry) {
-                                    records.insert(entry.key.clone(), record);
-                                } else {
-                                    tracing::warn!(key = %entry.key, "a record makes no sense");
-                                    records.remove(&entry.key);
-                                }
+                                match read(entry, decode) {
+                                    Some(record) => records.insert(entry.key.clone(), record),
+                                    None => records.remove(&entry.key),
+                                };
                             }
                             Change::Deleted(key) => {
                                 records.remove(key);

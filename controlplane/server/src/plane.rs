@@ -328,11 +328,8 @@ impl Plane {
     pub(crate) fn view(&self) -> Result<View, Failure> {
         let age = self.view_age()?;
         let shared = &self.shared;
-        let regions = shared.regions.records();
-        let regions = regions
-            .iter()
-            .filter_map(|(key, record)| Some((Region::new(key.last()).ok()?, record.duty)))
-            .collect();
+        let regions = self.region_records().into_iter();
+        let regions = regions.map(|(region, record)| (region, record.duty));
         let version = [&shared.runtimes.revision(), &shared.regions.revision()];
         let version = *version.into_iter().max().expect("there are two");
         Ok(View {
@@ -343,9 +340,18 @@ impl Plane {
                 .into_iter()
                 .map(|sight| (sight.runtime.holder.runtime.clone(), sight))
                 .collect(),
-            regions,
+            regions: regions.collect(),
             residency: self.governance().residency,
         })
+    }
+
+    /// What is wanted of regions, where somebody or their health wants something.
+    pub(crate) fn region_records(&self) -> BTreeMap<Region, RegionRecord> {
+        let records = self.shared.regions.records();
+        let records = records.iter();
+        records
+            .filter_map(|(key, record)| Some((Region::new(key.last()).ok()?, *record)))
+            .collect()
     }
 
     /// All runtimes.

@@ -285,49 +285,29 @@ impl Plane {
             by_operator: duty.is_some(),
         };
         let detail = json!({ "duty": record.duty, "by_operator": record.by_operator });
+        let answer = seen(region, Some(record), &self.sights());
         Ok(Decided {
             txn: Txn::default()
                 .when(Compare::unchanged(&key, entry.as_ref()))
                 .put(key, bytes(&record)),
             record: done(wall_clock(), by, "set_region", region.as_str(), detail),
-            answer: self.region(region, Some(record)),
+            answer,
         })
     }
 
     fn regions(&self) -> Vec<wire::Region> {
-        let known = self.shared.regions.records().clone();
-        let known = known
-            .into_iter()
-            .filter_map(|(key, record)| Some((Region::new(key.last()).ok()?, Some(record))));
-        let mut all: BTreeMap<Region, Option<RegionRecord>> = known.collect();
-        for sight in self.sights() {
-            all.entry(sight.runtime.description.region).or_default();
+        let sights = self.sights();
+        let known = self.region_records().into_iter();
+        let mut all: BTreeMap<Region, Option<RegionRecord>> =
+            known.map(|(it, record)| (it, Some(record))).collect();
+        for sight in &sights {
+            let region = sight.runtime.description.region.clone();
+            all.entry(region).or_default();
         }
         let regions = all.into_iter();
         regions
-            .map(|(it, record)| self.region(&it, record))
+            .map(|(it, record)| seen(&it, record, &sights))
             .collect()
-    }
-
-    fn region(&self, region: &Region, record: Option<RegionRecord>) -> wire::Region {
-        let duty = record.map_or(RegionDuty::Serving, |it| it.duty);
-        let duty = match duty {
-            RegionDuty::Serving => wire::RegionDuty::Serving,
-            RegionDuty::Leaving(FailoverMode::Drain) => wire::RegionDuty::Drain,
-            RegionDuty::Leaving(FailoverMode::Migrate) => wire::RegionDuty::Migrate,
-        };
-        let sights = self.sights().into_iter();
-        let there: Vec<_> = sights
-            .filter(|it| it.runtime.description.region == *region)
-            .collect();
-        let is_well = |it: &&fleet::Sight| it.presence == Presence::Alive && it.load.ready;
-        wire::Region {
-            region: region.to_string(),
-            duty: duty.into(),
-            runtimes: there.len() as u32,
-            well: there.iter().filter(is_well).count() as u32,
-            by_operator: record.is_some_and(|it| it.by_operator),
-        }
     }
 
     /// How many sessions each runtime holds.
@@ -392,6 +372,28 @@ impl Plane {
         let records = self.shared.revocations.records();
         let its = records.iter().filter(|(key, _)| below.holds(key));
         its.map(|(key, mark)| (key.clone(), mark.clone())).collect()
+    }
+}
+
+/// A region as it seems to be among all runtimes.
+fn seen(region: &Region, record: Option<RegionRecord>, sights: &[fleet::Sight]) -> wire::Region {
+    let duty = record.map_or(RegionDuty::Serving, |it| it.duty);
+    let duty = match duty {
+        RegionDuty::Serving => wire::RegionDuty::Serving,
+        RegionDuty::Leaving(FailoverMode::Drain) => wire::RegionDuty::Drain,
+        RegionDuty::Leaving(FailoverMode::Migrate) => wire::RegionDuty::Migrate,
+    };
+    let there = || {
+        let sights = sights.iter();
+        sights.filter(|it| it.runtime.description.region == *region)
+    };
+    let is_well = |it: &&fleet::Sight| it.presence == Presence::Alive && it.load.ready;
+    wire::Region {
+        region: region.to_string(),
+        duty: duty.into(),
+        runtimes: there().count() as u32,
+        well: there().filter(is_well).count() as u32,
+        by_operator: record.is_some_and(|it| it.by_operator),
     }
 }
 
