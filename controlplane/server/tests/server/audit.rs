@@ -11,9 +11,10 @@ use rspp_controlplane::{
     token::Keyring,
 };
 use rspp_controlplane_api::{ControlError, reason, wire};
+use rspp_controlplane_storage::recovery::OBJECTIVES;
 use rspp_proto::SessionId;
 
-use crate::rig::{Rig, access, key, publish};
+use crate::rig::{Rig, access, change, key, publish};
 
 async fn ring(rig: &Rig) -> Keyring {
     let entry = rig.store.get(&keys::keyring()).await.unwrap().unwrap();
@@ -120,6 +121,26 @@ async fn keys_take_turns() {
 async fn a_backup_comes_back_in_an_empty_place() {
     let rig = Rig::start().await;
     rig.pipeline("desk-1").await;
+    let policy = "schema: rspp.policy.bundle.v1\npolicy_resolution_snapshot: policy/one\n\
+                  allowed_adaptive_actions: []\n";
+    let policy = wire::PublishRequest {
+        kind: wire::Kind::Policy.into(),
+        version: "desk-1".to_owned(),
+        source: policy.to_owned(),
+        ..wire::PublishRequest::default()
+    };
+    rig.admin().publish(policy).await.unwrap();
+    let direct = wire::change::Change::Direct("desk-1".to_owned());
+    let direct = wire::ChangeRolloutRequest {
+        kind: wire::Kind::Policy.into(),
+        ..change("desk", direct)
+    };
+    rig.admin().change_rollout(direct).await.unwrap();
+    let rules = wire::SetGovernanceRequest {
+        document: "admission: {default: {sessions: {limit: 2}}}".to_owned(),
+        ..wire::SetGovernanceRequest::default()
+    };
+    rig.admin().set_governance(rules).await.unwrap();
     let a = rig.node("a").await;
     let lease = a.acquire("s", 1).await.unwrap();
     let taken = rig.admin().take_backup().await.unwrap();
@@ -147,6 +168,7 @@ async fn a_backup_comes_back_in_an_empty_place() {
             .is_ok(),
         "a damaged backup takes nothing away"
     );
+    let lost = tokio::time::Instant::now();
     let restored = fresh.admin().restore(stream::iter(taken)).await.unwrap();
     assert!(restored.records > 5);
     let trail = fresh
@@ -168,4 +190,24 @@ async fn a_backup_comes_back_in_an_empty_place() {
     let next = b.acquire("s", 1).await.unwrap();
     assert!(next.epoch.get() > lease.epoch.get() + 1_000);
     assert_eq!(next.binding, lease.binding, "on the version that it had");
+    // New sessions are let in again, on the versions and within the limits of before.
+    let mut route = fresh.route("new", "").await;
+    while route.is_err() && lost.elapsed() < OBJECTIVES.time {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        route = fresh.route("new", "").await;
+    }
+    let route = route.unwrap();
+    assert_eq!(
+        (route.pipeline.as_str(), route.runtime.as_str()),
+        ("desk-1", "b")
+    );
+    let new = b.acquire("new", 1).await.unwrap();
+    assert_eq!(new.binding.policy.as_deref(), Some("desk-1"));
+    assert!(!new.resumed);
+    assert!(lost.elapsed() < OBJECTIVES.time);
+    let beyond = b.acquire("third", 1).await;
+    assert!(
+        matches!(beyond, Err(ControlError::NotAdmitted { .. })),
+        "{beyond:?}"
+    );
 }

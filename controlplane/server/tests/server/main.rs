@@ -8,7 +8,9 @@
 
 mod access;
 mod audit;
+mod ground;
 mod leases;
+mod placing;
 mod registry;
 mod retention;
 mod rig;

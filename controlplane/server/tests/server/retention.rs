@@ -1,11 +1,10 @@
 //! What is over is forgotten, by the replica that has the duties.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use rspp_controlplane::{keys, retention::Retention, store::Store};
+use rspp_controlplane::{keys, retention::Retention};
 use rspp_controlplane_api::{ControlError, ControlPlane as _, Leave, wire};
 use rspp_controlplane_server::Settings;
-use rspp_controlplane_storage::Embedded;
 use rspp_proto::{RuntimeId, SessionId};
 
 use crate::rig::{Rig, settings};
@@ -14,23 +13,17 @@ use crate::rig::{Rig, settings};
 /// entry in the trail; who renews keeps its session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_over_is_forgotten() {
-    let dir = tempfile::tempdir().unwrap();
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&dir.path().join("store")).unwrap());
     let short = Duration::from_secs(1);
     let retention = Retention {
         ended: short,
         abandoned: short,
         runtimes: short,
     };
-    let rig = Rig::with(
-        dir,
-        store,
-        Settings {
-            retention,
-            ..settings()
-        },
-    )
-    .await;
+    let settings = Settings {
+        retention,
+        ..settings()
+    };
+    let rig = Rig::start_as(settings).await;
     rig.pipeline("desk-1").await;
     let (a, mut b) = (rig.node("a").await, rig.node("b").await);
     a.acquire("kept", 1).await.unwrap();

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -22,7 +22,6 @@ use rspp_controlplane_api::{
     Writer, tls::TlsFiles, wire,
 };
 use rspp_controlplane_server::{Listen, Plane, Server, Settings, Transport};
-use rspp_controlplane_storage::Embedded;
 use rspp_proto::{
     Actor, Region, RuntimeId, SessionId, TenantId,
     control::{Attempt, Description, Endpoint, Holder, Load, PROTOCOL},
@@ -99,10 +98,14 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) async fn start() -> Self {
+        Self::start_as(settings()).await
+    }
+
+    /// On an empty store.
+    pub(crate) async fn start_as(settings: Settings) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("store");
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(&path).unwrap());
-        Self::on(dir, store).await
+        let store = crate::ground::fresh(dir.path()).await;
+        Self::with(dir, store, settings).await
     }
 
     pub(crate) async fn on(dir: TempDir, store: Arc<dyn Store>) -> Self {
@@ -190,6 +193,7 @@ impl Rig {
         let mut node = Node {
             client,
             joined,
+            load: Arc::default(),
             keeper: None,
         };
         node.ready().await;
@@ -266,6 +270,8 @@ pub(crate) fn description(name: &str, region: &str) -> Description {
 pub(crate) struct Node {
     pub(crate) client: Client,
     pub(crate) joined: Joined,
+    /// What it says of itself.
+    load: Arc<Mutex<Load>>,
     keeper: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -281,10 +287,16 @@ impl Node {
     }
 
     pub(crate) async fn ready(&self) {
-        let load = Load {
+        self.fares(Load {
             ready: true,
             ..Load::default()
-        };
+        })
+        .await;
+    }
+
+    /// It fares like this from now on, and says so.
+    pub(crate) async fn fares(&self, load: Load) {
+        *self.load.lock().unwrap() = load;
         self.client
             .heartbeat(&self.joined.holder, load)
             .await
@@ -294,10 +306,7 @@ impl Node {
     /// Renews, whatever it holds, until it falls silent or is replaced.
     fn keep(&mut self) {
         let (client, holder) = (self.client.clone(), self.holder());
-        let load = Load {
-            ready: true,
-            ..Load::default()
-        };
+        let load = Arc::clone(&self.load);
         self.keeper = Some(tokio::spawn(async move {
             loop {
                 tokio::time::sleep(TTL / 5).await;
@@ -305,6 +314,7 @@ impl Node {
                 if matches!(renewed, Err(ControlError::HolderGone { .. })) {
                     return;
                 }
+                let load = *load.lock().unwrap();
                 let _ = client.heartbeat(&holder, load).await;
             }
         }));

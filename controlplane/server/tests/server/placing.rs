@@ -1,0 +1,500 @@
+//! Which runtime and region sessions go to, what happens when those fall ill, and which versions they
+//! are bound to (F-094, F-096, F-102, F-103, F-110, F-111, F-113, NF-032).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use rspp_controlplane_api::{
+    ControlError, ControlPlane as _, HeldSession, Leave, Lost, Write, wire,
+};
+use rspp_proto::{
+    RuntimeId,
+    control::{Load, PROTOCOL, ProtocolWindow, WhyRevoked},
+};
+
+use crate::rig::{Node, Rig, change, description, publish};
+
+const READY: Load = Load {
+    sessions: 0,
+    cpu_percent: 0,
+    ready: true,
+    overloaded: false,
+};
+
+/// Waits until something is so.
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    for _ in 0..400 {
+        if is_so().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("{what} never came to be");
+}
+
+/// The runtimes that so many new sessions are sent to, and how many to each.
+async fn spread(rig: &Rig, sessions: u32) -> BTreeMap<String, u32> {
+    let client = rig.client("operator/otto");
+    let mut counts = BTreeMap::new();
+    for number in 0..sessions {
+        let request = wire::RouteRequest {
+            tenant: "acme".to_owned(),
+            session: format!("new-{number}"),
+            transport: "websocket".to_owned(),
+            ..wire::RouteRequest::default()
+        };
+        let route = client.route_session(request).await.unwrap();
+        *counts.entry(route.runtime).or_default() += 1;
+    }
+    counts
+}
+
+fn names(counts: &BTreeMap<String, u32>) -> BTreeSet<&str> {
+    counts.keys().map(String::as_str).collect()
+}
+
+/// F-094: only runtimes that are well, have room and are not being emptied get sessions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_runtimes_that_are_well_and_have_room_get_sessions() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let well = rig.node("well").await;
+    let ill = rig.node("ill").await;
+    let full = rig.node("full").await;
+    let busy = rig.node("busy").await;
+    let _leaving = rig.node("leaving").await;
+    assert_eq!(
+        spread(&rig, 60).await.len(),
+        5,
+        "all of them, while all are well"
+    );
+    ill.fares(Load {
+        ready: false,
+        ..READY
+    })
+    .await;
+    // As many as it takes.
+    full.fares(Load {
+        sessions: 100,
+        ..READY
+    })
+    .await;
+    busy.fares(Load {
+        overloaded: true,
+        ..READY
+    })
+    .await;
+    let drain = wire::DrainRuntimeRequest {
+        runtime: "leaving".to_owned(),
+        ..wire::DrainRuntimeRequest::default()
+    };
+    rig.client("operator/otto")
+        .drain_runtime(drain)
+        .await
+        .unwrap();
+    until("only one is fit", async || {
+        names(&spread(&rig, 20).await) == BTreeSet::from(["well"])
+    })
+    .await;
+    well.fares(Load {
+        ready: false,
+        ..READY
+    })
+    .await;
+    until("nobody is fit", async || {
+        matches!(
+            rig.route("new", "").await,
+            Err(ControlError::NoRoute { .. })
+        )
+    })
+    .await;
+}
+
+/// F-103: sessions spread over all replicas; those that come get some, those that go get none, and a
+/// session that is held stays where it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_spread_while_replicas_come_and_go() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let a = rig.node("a").await;
+    let mut b = rig.node("b").await;
+    let held = a.acquire("held", 1).await.unwrap();
+    let two = spread(&rig, 60).await;
+    assert_eq!(names(&two), BTreeSet::from(["a", "b"]));
+    assert!(two.values().all(|count| *count >= 15), "{two:?}");
+    let _c = rig.node("c").await;
+    let three = spread(&rig, 60).await;
+    assert_eq!(names(&three), BTreeSet::from(["a", "b", "c"]));
+    b.fall_silent();
+    until("b gets none", async || {
+        names(&spread(&rig, 20).await) == BTreeSet::from(["a", "c"])
+    })
+    .await;
+    let again = rig.route("held", "").await.unwrap();
+    assert_eq!(
+        (again.runtime.as_str(), again.epoch),
+        ("a", held.epoch.get())
+    );
+}
+
+/// F-102: policies and provider settings roll forward and back without a new pipeline, and each session
+/// keeps those that it began with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policies_roll_by_themselves_and_sessions_keep_theirs() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let a = rig.node("a").await;
+    let admin = rig.admin();
+    for kind in [wire::Kind::Policy, wire::Kind::Providers] {
+        for version in ["desk-1", "desk-2"] {
+            let source = format!(
+                "schema: rspp.policy.bundle.v1\npolicy_resolution_snapshot: policy/{version}\n\
+                 allowed_adaptive_actions: []\n"
+            );
+            let request = wire::PublishRequest {
+                kind: kind.into(),
+                version: version.to_owned(),
+                source,
+                ..wire::PublishRequest::default()
+            };
+            admin.publish(request).await.unwrap();
+        }
+    }
+    let roll = async |kind: wire::Kind, to: wire::change::Change| {
+        let request = wire::ChangeRolloutRequest {
+            kind: kind.into(),
+            ..change("desk", to)
+        };
+        admin.change_rollout(request).await.unwrap();
+    };
+    let direct = |version: &str| wire::change::Change::Direct(version.to_owned());
+    let mut number = 0;
+    let mut bound = async |policy: Option<&str>, providers: Option<&str>| {
+        // Until it is followed.
+        for _ in 0..200 {
+            number += 1;
+            let granted = a.acquire(&format!("s-{number}"), 1).await.unwrap();
+            let binding = granted.binding;
+            assert_eq!(binding.pipeline.as_str(), "desk-1", "no new pipeline");
+            if binding.policy.as_deref() == policy && binding.providers.as_deref() == providers {
+                return format!("s-{number}");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{policy:?} and {providers:?} were never given");
+    };
+    let before = bound(None, None).await;
+    roll(wire::Kind::Policy, direct("desk-1")).await;
+    let first = bound(Some("desk-1"), None).await;
+    roll(wire::Kind::Policy, direct("desk-2")).await;
+    roll(wire::Kind::Providers, direct("desk-1")).await;
+    let second = bound(Some("desk-2"), Some("desk-1")).await;
+    let back = wire::change::Change::RollBack(String::new());
+    roll(wire::Kind::Policy, back).await;
+    let third = bound(Some("desk-1"), Some("desk-1")).await;
+    let kept = [
+        (before, "", ""),
+        (first, "desk-1", ""),
+        (second, "desk-2", "desk-1"),
+        (third, "desk-1", "desk-1"),
+    ];
+    for (session, policy, providers) in kept {
+        let request = wire::GetStatusRequest {
+            tenant: "acme".to_owned(),
+            session,
+        };
+        let status = admin.get_status(request).await.unwrap();
+        let binding = status.binding.unwrap();
+        assert_eq!(
+            (binding.policy.as_str(), binding.providers.as_str()),
+            (policy, providers)
+        );
+    }
+}
+
+async fn rules(rig: &Rig, mode: &str) {
+    let document = serde_json::json!({ "regions": { "min_runtimes": 1, "mode": mode } });
+    let request = wire::SetGovernanceRequest {
+        document: document.to_string(),
+        ..wire::SetGovernanceRequest::default()
+    };
+    rig.admin().set_governance(request).await.unwrap();
+}
+
+/// Where somebody near `eu` is sent.
+async fn near_eu(rig: &Rig, session: &str) -> String {
+    let request = wire::RouteRequest {
+        tenant: "acme".to_owned(),
+        session: session.to_owned(),
+        transport: "websocket".to_owned(),
+        latencies_ms: BTreeMap::from([("eu".to_owned(), 10), ("us".to_owned(), 90)]),
+        ..wire::RouteRequest::default()
+    };
+    let route = rig.client("operator/otto").route_session(request).await;
+    route.unwrap().region
+}
+
+async fn is_judged(rig: &Rig, duty: wire::RegionDuty) -> bool {
+    let regions = rig.admin().list_regions(wire::ListRegionsRequest {}).await;
+    let regions = regions.unwrap().regions;
+    regions
+        .iter()
+        .any(|it| it.region == "eu" && it.duty() == duty && !it.by_operator)
+}
+
+async fn trail(rig: &Rig, operation: &str) -> Vec<String> {
+    let request = wire::ListEntriesRequest {
+        operation: operation.to_owned(),
+        ..wire::ListEntriesRequest::default()
+    };
+    let entries = rig.admin().list_entries(request).await.unwrap().entries;
+    entries.into_iter().map(|it| it.subject).collect()
+}
+
+async fn revoked(node: &Node, granted: &rspp_controlplane_api::Granted) -> Option<WhyRevoked> {
+    let held = vec![HeldSession {
+        session: granted.session.clone(),
+        epoch: granted.epoch,
+        prove: false,
+    }];
+    let renewed = node.client.renew(&node.holder(), held).await.unwrap();
+    assert_eq!(renewed.lost, Vec::<Lost>::new());
+    renewed.revoked.first().map(|it| it.why)
+}
+
+/// F-096, F-110, F-113: the nearest region falls ill; new sessions go to the next, and come back when it
+/// is well. In mode `drain` the running ones end where they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ill_region_is_drained() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    rules(&rig, "drain").await;
+    let a = rig.node_in("a", "eu").await;
+    let _b = rig.node_in("b", "us").await;
+    let lease = a.acquire("s", 1).await.unwrap();
+    assert_eq!(near_eu(&rig, "new-1").await, "eu");
+    a.fares(Load {
+        ready: false,
+        ..READY
+    })
+    .await;
+    until("eu is left", async || {
+        is_judged(&rig, wire::RegionDuty::Drain).await
+    })
+    .await;
+    assert_eq!(near_eu(&rig, "new-2").await, "us");
+    // Several rounds of the leader later nobody has told it to let go.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(revoked(&a, &lease).await, None);
+    assert_eq!(near_eu(&rig, "s").await, "eu", "it is where it was");
+    assert_eq!(trail(&rig, "region_judged").await, ["eu"]);
+    assert!(trail(&rig, "migrate").await.is_empty());
+    a.fares(READY).await;
+    until("eu serves", async || {
+        is_judged(&rig, wire::RegionDuty::Serving).await
+    })
+    .await;
+    assert_eq!(near_eu(&rig, "new-3").await, "eu");
+}
+
+/// F-096, F-113: the same, in mode `migrate`: the running session moves with its id and what it kept, and
+/// the trail says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ill_region_is_migrated() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    rules(&rig, "migrate").await;
+    let a = rig.node_in("a", "eu").await;
+    let b = rig.node_in("b", "us").await;
+    let lease = a.acquire("s", 1).await.unwrap();
+    let talk = Write {
+        key: "talk".to_owned(),
+        value: "what was said".into(),
+        expected: None,
+    };
+    let kept = a.client.commit_state(a.writer(&lease), vec![talk.clone()]);
+    kept.await.unwrap();
+    a.fares(Load {
+        ready: false,
+        ..READY
+    })
+    .await;
+    until("it is told to let go", async || {
+        revoked(&a, &lease).await == Some(WhyRevoked::Region)
+    })
+    .await;
+    a.client
+        .release(a.writer(&lease), Leave::Release)
+        .await
+        .unwrap();
+    assert_eq!(near_eu(&rig, "s").await, "us");
+    let next = b.acquire("s", 1).await.unwrap();
+    assert_eq!(
+        (&next.session, next.epoch),
+        (&lease.session, lease.epoch.next())
+    );
+    assert!(next.resumed);
+    let state = b.client.load_state(b.writer(&next), Vec::new()).await;
+    assert_eq!(&*state.unwrap()["talk"].value, "what was said");
+    // Who had it says nothing more.
+    let late = a.client.commit_state(a.writer(&lease), vec![talk]).await;
+    assert!(matches!(late, Err(ControlError::Stale { .. })), "{late:?}");
+    until("the trail", async || trail(&rig, "migrate").await == ["s"]).await;
+    assert_eq!(trail(&rig, "region_judged").await, ["eu"]);
+}
+
+/// F-111: of two regions that both take sessions on, one runs a session; the other is refused, and when
+/// it has taken over, the first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_regions_never_run_one_session() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let mut a = rig.node_in("a", "eu").await;
+    let b = rig.node_in("b", "us").await;
+    let write = || {
+        vec![Write {
+            key: "said".to_owned(),
+            value: "something".into(),
+            expected: None,
+        }]
+    };
+    let lease = a.acquire("s", 1).await.unwrap();
+    let refused = b.acquire("s", 1).await;
+    assert!(
+        matches!(refused, Err(ControlError::Held { .. })),
+        "{refused:?}"
+    );
+    let mut guessed = b.writer(&lease);
+    for _ in 0..2 {
+        let forged = b.client.commit_state(guessed.clone(), write()).await;
+        assert!(
+            matches!(forged, Err(ControlError::Stale { .. })),
+            "{forged:?}"
+        );
+        guessed.epoch = guessed.epoch.next();
+    }
+    a.client
+        .commit_state(a.writer(&lease), write())
+        .await
+        .unwrap();
+    a.fall_silent();
+    let mut attempt = 1;
+    let taken = loop {
+        attempt += 1;
+        match b.acquire("s", attempt).await {
+            Ok(taken) => break taken,
+            Err(ControlError::Held { .. }) => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    };
+    assert!(taken.taken_over);
+    let late = a.client.commit_state(a.writer(&lease), write()).await;
+    assert!(
+        matches!(
+            late,
+            Err(ControlError::Stale { .. } | ControlError::HolderGone { .. })
+        ),
+        "{late:?}"
+    );
+    b.client
+        .commit_state(b.writer(&taken), write())
+        .await
+        .unwrap();
+}
+
+/// NF-032: every cell of the matrix of protocol versions, over the wire: who speaks one of ours joins and
+/// holds a session, all others are told which side to upgrade.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_cell_of_the_version_matrix_is_as_it_says() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let (ours, newer) = (PROTOCOL.newest, PROTOCOL.newest + 1);
+    let window = |oldest, newest| ProtocolWindow { oldest, newest };
+    let upgrade = |who: &str| Some(format!("upgrade the {who} first"));
+    let table = [
+        (window(ours, ours), "v1.0", None),
+        // A runtime of the next release, which still speaks ours.
+        (window(ours, newer), "v1.0", None),
+        (window(PROTOCOL.oldest, ours), "v1.0", None),
+        (window(newer, newer), "v1.0", upgrade("control plane")),
+        (window(0, PROTOCOL.oldest - 1), "v1.0", upgrade("runtime")),
+        (window(ours, ours), "v1.1", None),
+        (
+            window(ours, ours),
+            "one",
+            Some("`one` is no event schema version".to_owned()),
+        ),
+    ];
+    for (number, (protocol, events, refusal)) in table.into_iter().enumerate() {
+        let name = format!("node-{number}");
+        let client = rig.client(&format!("runtime/{name}"));
+        let mut says = description(&name, "eu");
+        says.protocol = protocol;
+        events.clone_into(&mut says.events);
+        let joined = client.register(RuntimeId::new(&*name).unwrap(), says).await;
+        match (joined, refusal) {
+            (Ok(joined), None) => {
+                assert_eq!(joined.protocol, ours, "the newest that both speak");
+                let ask = rspp_controlplane_api::Acquire {
+                    by: joined.holder,
+                    attempt: rspp_proto::control::Attempt(1),
+                    session: rspp_proto::SessionId::new(format!("s-{number}")).unwrap(),
+                    wanted: rspp_controlplane_api::Wanted {
+                        tenant: rspp_proto::TenantId::new("acme").unwrap(),
+                        pipeline: None,
+                        policy: None,
+                        providers: None,
+                    },
+                };
+                client.acquire(ask).await.unwrap();
+            }
+            (Err(error), Some(told)) => {
+                assert!(error.to_string().contains(&told), "{error}");
+            }
+            (answer, refusal) => panic!("{protocol:?} {events}: {answer:?}, not {refusal:?}"),
+        }
+    }
+}
+
+/// F-101, F-114: a tenant's people see their sessions, and of others' not even that they are there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_sees_its_own_sessions_only() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    publish(&rig.admin(), "desk-2").await;
+    let a = rig.node("a").await;
+    for (tenant, session) in [("acme", "s-1"), ("acme", "s-2"), ("other", "t-1")] {
+        let mut ask = a.ask(session, 1);
+        ask.wanted.tenant = rspp_proto::TenantId::new(tenant).unwrap();
+        a.client.acquire(ask).await.unwrap();
+    }
+    let viewer = rig.client("viewer/vera/tenant/acme");
+    let list = |tenant: &str| wire::ListSessionsRequest {
+        tenant: tenant.to_owned(),
+        ..wire::ListSessionsRequest::default()
+    };
+    let mine = viewer.list_sessions(list("acme")).await.unwrap().sessions;
+    let mine: Vec<_> = mine.iter().map(|it| it.session.as_str()).collect();
+    assert_eq!(mine, ["s-1", "s-2"]);
+    for tenant in ["other", ""] {
+        let denied = viewer.list_sessions(list(tenant)).await;
+        assert!(
+            matches!(denied, Err(ControlError::Denied { .. })),
+            "{tenant}: {denied:?}"
+        );
+    }
+    let peek = |tenant: &str, session: &str| wire::GetStatusRequest {
+        tenant: tenant.to_owned(),
+        session: session.to_owned(),
+    };
+    assert!(viewer.get_status(peek("acme", "s-1")).await.is_ok());
+    // Under its own name, it is told the same of another's session as of none.
+    let theirs = viewer.get_status(peek("acme", "t-1")).await.unwrap_err();
+    let nobodys = viewer.get_status(peek("acme", "x-1")).await.unwrap_err();
+    assert_eq!(theirs.to_string(), nobodys.to_string());
+    assert!(matches!(theirs, ControlError::UnknownSession));
+}
