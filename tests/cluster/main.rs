@@ -8,3 +8,4 @@
 mod lease_protocol;
 mod processes;
 mod survival;
+mod ways;

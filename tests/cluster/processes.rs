@@ -28,11 +28,11 @@ use rspp_websocket::{
 use serde::Deserialize;
 use serde_json::json;
 use tokio::{
-    io::copy_bidirectional,
     net::{TcpListener, TcpStream},
-    task::JoinHandle,
     time::Instant,
 };
+
+use crate::ways::{Traffic, Way};
 
 /// How long a process may take to be there.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -42,6 +42,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 pub(crate) struct Note {
     pub(crate) at_us: u64,
     pub(crate) runtime: String,
+    /// Its process: a runtime that is started again is another one.
+    pub(crate) process: u32,
     pub(crate) what: String,
     pub(crate) session: String,
     pub(crate) epoch: Option<u64>,
@@ -97,78 +99,23 @@ impl Drop for Process {
     }
 }
 
-/// A way that can be cut: forwards a port of its own to another.
-pub(crate) struct Way {
-    pub(crate) at: SocketAddr,
-    cut: tokio::sync::watch::Sender<bool>,
-    _accepts: AbortOnDrop,
-}
-
-struct AbortOnDrop(JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-async fn becomes(is_cut: &mut tokio::sync::watch::Receiver<bool>, wanted: bool) {
-    let _gone = is_cut.wait_for(|cut| *cut == wanted).await.is_err();
-}
-
-impl Way {
-    async fn to(target: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let at = listener.local_addr().unwrap();
-        let (cut, is_cut) = tokio::sync::watch::channel(false);
-        let accepts = tokio::spawn(async move {
-            loop {
-                let Ok((mut near, _)) = listener.accept().await else {
-                    continue;
-                };
-                let mut is_cut = is_cut.clone();
-                tokio::spawn(async move {
-                    if *is_cut.borrow() {
-                        return;
-                    }
-                    let Ok(mut far) = TcpStream::connect(target).await else {
-                        return;
-                    };
-                    let carried = tokio::select! {
-                        _ = copy_bidirectional(&mut near, &mut far) => true,
-                        () = becomes(&mut is_cut, true) => false,
-                    };
-                    if !carried {
-                        // A partition, not a close: nothing more comes, and nobody says so.
-                        becomes(&mut is_cut, false).await;
-                    }
-                });
-            }
-        });
-        Self {
-            at,
-            cut,
-            _accepts: AbortOnDrop(accepts),
-        }
-    }
-
-    pub(crate) fn cut(&self) {
-        self.cut.send_replace(true);
-    }
-
-    pub(crate) fn heal(&self) {
-        self.cut.send_replace(false);
-    }
-}
-
 /// A fleet of processes in a directory of its own.
 pub(crate) struct Fleet {
     dir: tempfile::TempDir,
     authority: Authority,
-    pub(crate) control_plane: Option<Process>,
-    pub(crate) plane_at: SocketAddr,
+    /// Members of the cluster that keeps the records; a file does if there is none.
+    etcd: Vec<SocketAddr>,
+    pub(crate) planes: BTreeMap<String, Plane>,
     pub(crate) runtimes: BTreeMap<String, Member>,
-    operator: Arc<PlaneClient>,
+    pub(crate) operator: Arc<PlaneClient>,
+}
+
+/// A replica of the control plane.
+pub(crate) struct Plane {
+    pub(crate) process: Process,
+    pub(crate) at: SocketAddr,
+    /// To the members of the cluster that keeps the records.
+    pub(crate) ways: Vec<Way>,
 }
 
 /// A runtime of the fleet.
@@ -176,18 +123,31 @@ pub(crate) struct Member {
     pub(crate) process: Process,
     pub(crate) calls: SocketAddr,
     pub(crate) health: SocketAddr,
-    pub(crate) way: Way,
+    /// To the replicas of the control plane.
+    pub(crate) ways: Vec<Way>,
 }
+
+/// The one replica of a fleet that keeps its records in a file.
+pub(crate) const ALONE: &str = "plane-0";
 
 impl Fleet {
     /// A control plane and runtimes of these names, all there and ready.
     pub(crate) async fn start(names: &[&str]) -> Self {
+        Self::start_on(Vec::new(), 1, names).await
+    }
+
+    /// So many replicas of a control plane on a cluster of etcd, and runtimes of these names, all there and
+    /// ready.
+    pub(crate) async fn start_on(etcd: Vec<SocketAddr>, planes: usize, names: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::open(dir.path(), "rspp.local").unwrap();
-        let plane_at = free_port().await;
+        let mut at = BTreeMap::new();
+        for number in 0..planes {
+            at.insert(format!("plane-{number}"), free_port().await);
+        }
         let operator = authority.person("operator", "admin").unwrap();
         let client = PlaneClient::new(ClientConfig {
-            addresses: vec![format!("https://localhost:{}", plane_at.port())],
+            addresses: at.values().map(url).collect(),
             tls: Some(TlsFiles {
                 authorities: authority.certificate(),
                 certificate: operator.certificate,
@@ -198,12 +158,22 @@ impl Fleet {
         let mut fleet = Self {
             dir,
             authority,
-            control_plane: None,
-            plane_at,
+            etcd,
+            planes: BTreeMap::new(),
             runtimes: BTreeMap::new(),
             operator: Arc::new(client.expect("the addresses are right")),
         };
-        fleet.start_control_plane().await;
+        for (name, at) in at {
+            let mut ways = Vec::new();
+            for member in &fleet.etcd {
+                ways.push(Way::to(*member).await);
+            }
+            let process = fleet.run_plane(&name, at, &ways);
+            fleet
+                .planes
+                .insert(name.clone(), Plane { process, at, ways });
+            fleet.announced(&format!("{name}.json")).await;
+        }
         fleet.publish().await;
         for name in names {
             fleet.add(name).await;
@@ -242,42 +212,90 @@ impl Fleet {
         self.dir.path().join(name)
     }
 
-    /// Starts the control plane, or starts it again on what it left.
-    pub(crate) async fn start_control_plane(&mut self) {
-        let server = self.authority.server("control-plane").unwrap();
+    /// Starts a replica again on what it left.
+    pub(crate) fn restart_plane(&mut self, name: &str) {
+        let plane = &self.planes[name];
+        let process = self.run_plane(name, plane.at, &plane.ways);
+        self.planes.get_mut(name).expect("it was there").process = process;
+    }
+
+    fn run_plane(&self, name: &str, at: SocketAddr, ways: &[Way]) -> Process {
+        let server = self.authority.server(name).unwrap();
         let key = self.authority.signing_key("k1").unwrap();
-        let announced = self.path("control-plane.json");
+        let announced = self.path(&format!("{name}.json"));
         let _none_yet = fs::remove_file(&announced);
+        let store = if ways.is_empty() {
+            json!({"file": self.path("control-plane.db")})
+        } else {
+            let members = ways.iter().map(|way| format!("http://{}", way.at));
+            json!({"etcd": {"endpoints": members.collect::<Vec<_>>()}})
+        };
         let config = json!({
-            "listen": {"grpc": self.plane_at.to_string(), "health": "127.0.0.1:0"},
+            "replica": name,
+            "listen": {"grpc": at.to_string(), "health": "127.0.0.1:0"},
             "tls": {
                 "authorities": self.authority.certificate(),
                 "certificate": server.certificate,
                 "key": server.key,
             },
-            "store": {"file": self.path("control-plane.db")},
+            "store": store,
             "keys": [{"id": "k1", "file": key}],
             "announce": announced,
         });
-        let file = self.path("control-plane.yaml");
-        fs::write(&file, config.to_string()).unwrap();
         let program = env!("CARGO_BIN_EXE_cluster-control-plane");
-        let log = self.path("control-plane.log");
-        self.control_plane = Some(Process::start("control-plane", program, &file, &log));
-        self.announced("control-plane.json").await;
+        self.run(name, program, &config)
+    }
+
+    fn run(&self, name: &str, program: &str, config: &serde_json::Value) -> Process {
+        let file = self.path(&format!("{name}.yaml"));
+        fs::write(&file, config.to_string()).unwrap();
+        let log = self.path(&format!("{name}.log"));
+        Process::start(name, program, &file, &log)
     }
 
     /// Adds a runtime and waits until it is ready.
     pub(crate) async fn add(&mut self, name: &str) {
-        let way = Way::to(self.plane_at).await;
+        let mut ways = Vec::new();
+        for plane in self.planes.values() {
+            ways.push(Way::to(plane.at).await);
+        }
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let process = self.run_runtime(name, &ways);
+        let member = Member {
+            process,
+            calls: nowhere,
+            health: nowhere,
+            ways,
+        };
+        self.runtimes.insert(name.to_owned(), member);
+        self.serves(name).await;
+        self.ready(name).await;
+    }
+
+    /// Starts a runtime again, and does not wait for it.
+    pub(crate) fn restart_runtime(&mut self, name: &str) {
+        let process = self.run_runtime(name, &self.runtimes[name].ways);
+        self.runtimes.get_mut(name).expect("it was there").process = process;
+    }
+
+    /// Waits until a runtime has said where it serves.
+    pub(crate) async fn serves(&mut self, name: &str) {
+        let at = self.announced(&format!("{name}.json")).await;
+        let address = |key: &str| at[key].as_str().unwrap().parse().unwrap();
+        let member = self.runtimes.get_mut(name).expect("it was started");
+        (member.calls, member.health) = (address("calls"), address("health"));
+    }
+
+    fn run_runtime(&self, name: &str, ways: &[Way]) -> Process {
         let files = self.authority.runtime(name).unwrap();
-        let announced = format!("{name}.json");
-        let _none_yet = fs::remove_file(self.path(&announced));
+        let announced = self.path(&format!("{name}.json"));
+        let _none_yet = fs::remove_file(&announced);
+        let addresses: Vec<_> = ways.iter().map(|way| url(&way.at)).collect();
         let config = json!({
             "name": name,
             "listen": {"calls": "127.0.0.1:0", "health": "127.0.0.1:0"},
             "control_plane": {
-                "addresses": [format!("https://localhost:{}", way.at.port())],
+                "addresses": addresses,
                 "authorities": self.authority.certificate(),
                 "certificate": files.certificate,
                 "key": files.key,
@@ -285,24 +303,22 @@ impl Fleet {
             "providers": {"scripted": true},
             "drain": {"deadline": "5s"},
             "outputs": self.path("outputs.jsonl"),
-            "announce": self.path(&announced),
+            "announce": announced,
             "log": {"filter": "info,rspp_host=debug"},
         });
-        let file = self.path(&format!("{name}.yaml"));
-        fs::write(&file, config.to_string()).unwrap();
         let program = env!("CARGO_BIN_EXE_cluster-runtime");
-        let log = self.path(&format!("{name}.log"));
-        let process = Process::start(name, program, &file, &log);
-        let at = self.announced(&announced).await;
-        let address = |key: &str| at[key].as_str().unwrap().parse().unwrap();
-        let member = Member {
-            process,
-            calls: address("calls"),
-            health: address("health"),
-            way,
-        };
-        self.runtimes.insert(name.to_owned(), member);
-        self.ready(name).await;
+        self.run(name, program, &config)
+    }
+
+    /// How everything goes between a runtime and the control plane.
+    pub(crate) fn set_traffic(&self, name: &str, traffic: Traffic) {
+        for way in &self.runtimes[name].ways {
+            way.set(traffic);
+        }
+    }
+
+    pub(crate) async fn plane_serves(&self, name: &str) {
+        self.announced(&format!("{name}.json")).await;
     }
 
     async fn announced(&self, name: &str) -> serde_json::Value {
@@ -340,11 +356,13 @@ impl Fleet {
         all
     }
 
-    /// Where a session runs, as its client is told; asked until somebody can take it.
-    pub(crate) async fn route(&self, session: &SessionId) -> Route {
-        let began = Instant::now();
-        loop {
-            let asked = self.operator.route(RouteAsk {
+    /// Where a session runs, as its client is told.
+    pub(crate) async fn route_once(
+        operator: &PlaneClient,
+        session: &SessionId,
+    ) -> Result<Route, ControlError> {
+        operator
+            .route(RouteAsk {
                 tenant: TenantId::new("acme").unwrap(),
                 session: session.clone(),
                 transport: "websocket".to_owned(),
@@ -353,8 +371,15 @@ impl Fleet {
                 needs: BTreeMap::new(),
                 except: std::collections::BTreeSet::new(),
                 token_ttl: None,
-            });
-            match asked.await {
+            })
+            .await
+    }
+
+    /// The same, asked until somebody can take it.
+    pub(crate) async fn route(&self, session: &SessionId) -> Route {
+        let began = Instant::now();
+        loop {
+            match Self::route_once(&self.operator, session).await {
                 Ok(route) => return route,
                 Err(error) => {
                     let may_help =
@@ -404,6 +429,23 @@ impl Fleet {
         }
     }
 
+    /// Connects to an address that a client was told, with what it has to show there.
+    pub(crate) async fn follow(url: &str, token: &str) -> Client {
+        let at = url.strip_prefix("ws://").expect("a WebSocket's address");
+        let at = at.split('/').next().expect("a host and port");
+        let at = at.parse().expect("on this machine");
+        let token = format!("rspp.token.{token}");
+        let protocols = ["rspp.v1.json", &token];
+        let client = Client::connect(at, &protocols, &[]).await;
+        let mut client = client.expect("the handshake succeeds");
+        let hello = Hello {
+            events: true,
+            ..Hello::default()
+        };
+        client.say(ClientMessage::Hello(hello)).await;
+        client
+    }
+
     /// The one of two runtimes that is not this one.
     pub(crate) fn other(&self, name: &str) -> String {
         let mut names = self.runtimes.keys();
@@ -428,6 +470,10 @@ impl Fleet {
     }
 }
 
+fn url(at: &SocketAddr) -> String {
+    format!("https://localhost:{}", at.port())
+}
+
 /// An address that was free a moment ago.
 async fn free_port() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -446,13 +492,17 @@ async fn is_ready(health: SocketAddr) -> bool {
     asked.is_ok() && read.is_ok() && answer.starts_with("HTTP/1.1 200")
 }
 
-/// The client types something.
-pub(crate) async fn says(client: &mut Client, text: &str) {
-    let text = Typed {
+/// Something that is typed.
+pub(crate) fn typed(text: &str) -> ClientMessage {
+    ClientMessage::Text(Typed {
         text: text.to_owned(),
         key: None,
-    };
-    client.say(ClientMessage::Text(text)).await;
+    })
+}
+
+/// The client types something.
+pub(crate) async fn says(client: &mut Client, text: &str) {
+    client.say(typed(text)).await;
 }
 
 /// What the agent said in reply, once its turn is over: the outcome, with its reason if it has one, and the
@@ -489,15 +539,13 @@ pub(crate) fn check(notes: &[Note]) {
         sessions.entry(&note.session).or_default().push(note);
     }
     for (session, notes) in sessions {
-        let mut owners = BTreeMap::<u64, &str>::new();
+        let mut owners = BTreeMap::<u64, (&str, u32)>::new();
         let mut newest = 0;
         for note in notes {
             let epoch = note.epoch.expect("every output has an epoch");
-            let owner = owners.entry(epoch).or_insert(&note.runtime);
-            assert_eq!(
-                *owner, note.runtime,
-                "{session}: two writers at epoch {epoch}"
-            );
+            let writer = (note.runtime.as_str(), note.process);
+            let owner = *owners.entry(epoch).or_insert(writer);
+            assert_eq!(owner, writer, "{session}: two writers at epoch {epoch}");
             if note.what == "commit" || note.what == "abort" {
                 // Told to the client when it was decided; nothing is played by it.
                 continue;

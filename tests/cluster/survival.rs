@@ -4,9 +4,13 @@
 use std::time::Duration;
 
 use rspp_proto::SessionId;
+use rspp_websocket::protocol::ServerMessage;
 use tokio::time::Instant;
 
-use crate::processes::{Fleet, check, reply, says, speaks};
+use crate::{
+    processes::{ALONE, Fleet, check, reply, says, speaks},
+    ways::Traffic,
+};
 
 /// The default lease, and what the store waits longer.
 const TTL: Duration = Duration::from_secs(4);
@@ -80,14 +84,14 @@ async fn a_runtime_that_is_cut_off_falls_silent_in_time() {
     reply(&mut old).await;
     says(&mut old, "Tell me a long story.").await;
     speaks(&mut old).await;
-    fleet.runtimes[&first].way.cut();
+    fleet.set_traffic(&first, Traffic::Cut);
     let (second, mut client) = fleet.connect(&id).await;
     assert_eq!(second, fleet.other(&first));
     says(&mut client, "What is my name?").await;
     let (outcome, heard) = reply(&mut client).await;
     assert_eq!(outcome, "commit");
     assert!(heard.contains("Ada"), "{heard}");
-    fleet.runtimes[&first].way.heal();
+    fleet.set_traffic(&first, Traffic::Flows);
     fleet.ready(&first).await;
     check(&fleet.notes());
 }
@@ -101,11 +105,9 @@ async fn a_restarted_control_plane_is_not_noticed() {
     let (_, mut client) = fleet.connect(&id).await;
     says(&mut client, "Hello.").await;
     reply(&mut client).await;
-    if let Some(plane) = &fleet.control_plane {
-        plane.signal("KILL");
-    }
-    fleet.control_plane = None;
-    fleet.start_control_plane().await;
+    fleet.planes[ALONE].process.signal("KILL");
+    fleet.restart_plane(ALONE);
+    fleet.plane_serves(ALONE).await;
     says(&mut client, "Are you still there?").await;
     let (outcome, _) = reply(&mut client).await;
     assert_eq!(outcome, "commit");
@@ -117,8 +119,8 @@ async fn a_restarted_control_plane_is_not_noticed() {
     check(&fleet.notes());
 }
 
-/// P26, F-106, NF-016: a runtime that is asked to end lets its sessions go, which go on elsewhere, and ends
-/// in order.
+/// P26, F-099, F-106, NF-016: a runtime that is asked to end lets its sessions go, tells their clients where
+/// they go on, and ends in order; they go on there at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drained_runtime_hands_its_sessions_over() {
     let mut fleet = Fleet::start(&["a", "b"]).await;
@@ -127,12 +129,22 @@ async fn a_drained_runtime_hands_its_sessions_over() {
     says(&mut client, "My name is Ada.").await;
     reply(&mut client).await;
     fleet.runtimes[&first].process.signal("TERM");
-    let (second, mut client) = fleet.connect(&id).await;
-    assert_eq!(second, fleet.other(&first));
+    let told = client.until(|_| false).await;
+    let Some(ServerMessage::End(ended)) = told.last() else {
+        panic!("{told:?} {}", fleet.logs());
+    };
+    let moved = Instant::now();
+    let to = ended.elsewhere.clone().expect("it goes on elsewhere");
+    let mut client = Fleet::follow(&to.url, &to.token.expect("with a token")).await;
+    let ready = client.next().await;
+    assert!(matches!(ready, Some(ServerMessage::Ready(_))), "{ready:?}");
+    let back = moved.elapsed();
     says(&mut client, "What is my name?").await;
     let (outcome, heard) = reply(&mut client).await;
     assert_eq!(outcome, "commit");
     assert!(heard.contains("Ada"), "{heard}");
+    println!("back after {back:?}");
+    assert!(back < Duration::from_secs(2), "{back:?}");
     let ended = loop {
         let member = fleet.runtimes.get_mut(&first).expect("it was there");
         if let Some(ended) = member.process.ended() {
@@ -142,4 +154,23 @@ async fn a_drained_runtime_hands_its_sessions_over() {
     };
     assert!(ended.success(), "{ended} {}", fleet.logs());
     check(&fleet.notes());
+}
+
+/// F-099, issue 4, 5: a client that comes to the wrong runtime is told which one its token is for, and is let
+/// in there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_at_the_wrong_runtime_is_told_where_to_go() {
+    let fleet = Fleet::start(&["a", "b"]).await;
+    let route = fleet.route(&session("misled")).await;
+    let wrong = fleet.runtimes[&fleet.other(route.runtime.as_str())].calls;
+    let token = route.token.token;
+    let mut client = Fleet::follow(&format!("ws://{wrong}/v1/talk"), &token).await;
+    let Some(ServerMessage::Error(trouble)) = client.next().await else {
+        panic!("it was let in");
+    };
+    let to = trouble.elsewhere.expect("it is told where to go");
+    assert_eq!(to.url, route.endpoint.url);
+    let mut client = Fleet::follow(&to.url, &token).await;
+    let ready = client.next().await;
+    assert!(matches!(ready, Some(ServerMessage::Ready(_))), "{ready:?}");
 }

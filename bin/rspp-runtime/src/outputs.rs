@@ -29,17 +29,19 @@ impl Outputs {
         })
     }
 
-    /// Notes what became of a session or turn.
+    /// Notes what became of a session or turn, at a moment of [`now_us`].
     pub(crate) fn note(
         &self,
+        at_us: u64,
         what: &str,
         session: &SessionId,
         epoch: Option<Epoch>,
         turn: Option<&str>,
     ) {
         let line = json!({
-            "at_us": now_us(),
+            "at_us": at_us,
             "runtime": &*self.runtime,
+            "process": std::process::id(),
             "what": what,
             "session": session,
             "epoch": epoch,
@@ -54,7 +56,7 @@ impl Outputs {
 }
 
 /// Microseconds since the machine was started, the same in every process.
-fn now_us() -> u64 {
+pub(crate) fn now_us() -> u64 {
     let at = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     at.tv_sec as u64 * 1_000_000 + at.tv_nsec as u64 / 1_000
 }
@@ -78,11 +80,13 @@ impl Sink for Noted {
     }
 
     fn play(&mut self, turn: TurnNumber, chunk: &AudioChunk) -> Result<(), SinkError> {
+        // From before: a process that is stopped between this and the note was not late with the frame.
+        let at = now_us();
         self.sink.play(turn, chunk)?;
         let epoch = self.epoch.get().copied();
         let turn = turn.id();
         self.outputs
-            .note("frame", &self.session, epoch, Some(turn.as_str()));
+            .note(at, "frame", &self.session, epoch, Some(turn.as_str()));
         Ok(())
     }
 

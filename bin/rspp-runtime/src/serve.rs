@@ -37,6 +37,8 @@ use crate::{
 
 /// How long the actors may take to end once the sessions are gone.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long clients may take to hear where their sessions go on, and those that are left to be cut off.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// How often a drain says how far it has come.
 const PROGRESS: Duration = Duration::from_secs(1);
 
@@ -122,7 +124,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
 
     let signal = asked.next().await;
     drain(&config, signal, &runtime, plane.as_ref(), &mut asked).await;
-    let _all_in_time = server.drain(Duration::from_millis(200)).await;
+    let _all_in_time = server.drain(FAREWELL).await;
     serving.abort();
     health.abort();
     if runtime.shut_down(GRACE).await {

@@ -6,7 +6,7 @@ use futures::{FutureExt, StreamExt, future::BoxFuture};
 use rspp_proto::SessionId;
 use rspp_transport_api::{Admitted, News, Opened, Refusal, Sessions, Transport};
 
-use crate::outputs::{Noted, Outputs};
+use crate::outputs::{Noted, Outputs, now_us};
 
 /// Sessions whose outputs are noted.
 pub(crate) struct NotedSessions<S> {
@@ -44,12 +44,13 @@ impl<S: Sessions> NotedSessions<S> {
             .open(admitted, session.clone(), transport)
             .await?;
         let held = *epoch.get_or_init(|| opened.epoch);
-        self.outputs.note("open", &session, Some(held), None);
+        self.outputs
+            .note(now_us(), "open", &session, Some(held), None);
         let outputs = self.outputs.clone();
         let news = opened.news.inspect(move |news| {
             if let News::Turn(turn) = news {
                 let id = turn.turn.as_str();
-                outputs.note(&turn.outcome, &session, Some(held), Some(id));
+                outputs.note(now_us(), &turn.outcome, &session, Some(held), Some(id));
             }
         });
         Ok(Opened {

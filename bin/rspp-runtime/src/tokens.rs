@@ -1,9 +1,14 @@
 //! Which tokens let a client in: those that the control plane's keys have signed for this runtime.
 
 use rspp_controlplane::token::{Keyring, SessionClaims, TokenError};
+use rspp_controlplane_api::Snapshot;
 use rspp_host::{PlaneHandle, PlaneStatus};
-use rspp_proto::{RuntimeId, WallClock};
-use rspp_transport_api::{Grant, TokenValidator, TransportKind, Unauthorized};
+use rspp_proto::{
+    RuntimeId, WallClock,
+    control::{Endpoint, Holder},
+};
+use rspp_transport_api::{Elsewhere, Grant, TokenValidator, TransportKind, Unauthorized};
+use serde::Deserialize;
 use tokio::sync::watch;
 
 /// Checks tokens by the newest keys that were heard of.
@@ -28,13 +33,19 @@ impl TokenValidator for Tokens {
         kind: TransportKind,
         now: WallClock,
     ) -> Result<Grant, Unauthorized> {
-        let keyring = {
+        let (keyring, routing) = {
             let status = self.status.borrow();
             let snapshot = status.keyring.as_ref().ok_or(Unauthorized::NoValidator)?;
-            serde_json::from_str::<Keyring>(&snapshot.document)
-                .map_err(|_| Unauthorized::NoValidator)?
+            let keyring = serde_json::from_str::<Keyring>(&snapshot.document)
+                .map_err(|_| Unauthorized::NoValidator)?;
+            (keyring, status.routing.clone())
         };
         let claims: SessionClaims = keyring.verify(token, now).map_err(refused)?;
+        if claims.runtime != self.runtime
+            && let Some(url) = routing.and_then(|seen| endpoint(&seen, &claims, kind))
+        {
+            return Err(Unauthorized::Elsewhere(Elsewhere { url, token: None }));
+        }
         claims
             .is_for(&self.runtime, &claims.session, kind.as_str())
             .map_err(refused)?;
@@ -47,6 +58,30 @@ impl TokenValidator for Tokens {
             expires_at: WallClock(claims.exp.saturating_mul(1_000)),
         })
     }
+}
+
+/// What of a snapshot of the fleet says where a runtime is.
+#[derive(Deserialize)]
+struct Fleet {
+    runtimes: Vec<Member>,
+}
+
+#[derive(Deserialize)]
+struct Member {
+    holder: Holder,
+    endpoints: Vec<Endpoint>,
+    alive: bool,
+}
+
+/// Where the runtime is that a token is for, if it lives.
+fn endpoint(seen: &Snapshot, claims: &SessionClaims, kind: TransportKind) -> Option<String> {
+    let fleet: Fleet = serde_json::from_str(&seen.document).ok()?;
+    let is_it = |it: &Member| it.holder.runtime == claims.runtime && it.alive;
+    let member = fleet.runtimes.into_iter().find(is_it)?;
+    let mut endpoints = member.endpoints.into_iter();
+    let found =
+        endpoints.find(|it| it.transport == claims.transport && it.transport == kind.as_str());
+    found.map(|it| it.url)
 }
 
 fn refused(error: TokenError) -> Unauthorized {

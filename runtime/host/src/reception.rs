@@ -6,14 +6,18 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use rspp_controlplane_api::LeaseError;
 use rspp_kernel::plan::LayeredSettings;
 use rspp_proto::{
-    Monotonic, PipelineVersion, SessionId,
+    Monotonic, PipelineVersion, SessionId, TenantId,
     spec::{PipelineSpec, PolicyBundle},
 };
 use rspp_timeline::Recorder;
-use rspp_transport_api::{Admitted, News, Opened, Refusal, Sessions, Transport, TurnNews};
+use rspp_transport_api::{
+    Admitted, Elsewhere, Farewell, News, Opened, Refusal, Sessions, Transport, TurnNews,
+};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-use crate::{Notice, OpenError, Runtime, SessionRequest, report::TurnReport};
+use crate::{
+    Notice, OpenError, PlaneHandle, Runtime, SessionRequest, report::TurnReport, session::MOVED,
+};
 
 /// What a reception's sessions run.
 #[derive(Clone, Debug)]
@@ -99,6 +103,13 @@ impl Reception {
             Admitted::Local(tenant) => (tenant, None),
             Admitted::Granted(grant) => (grant.tenant, grant.pipeline),
         };
+        let kind = transport.kind.as_str();
+        let elsewhere = Whereabouts {
+            plane: self.runtime.plane(),
+            tenant: tenant.clone(),
+            session: session.clone(),
+            kind,
+        };
         let pipeline = self.pipeline(wanted).await?;
         let recorder = match &self.record {
             Some(record) => record(&session).await,
@@ -114,17 +125,32 @@ impl Reception {
             transport,
             recorder,
         };
-        let handle = self
-            .runtime
-            .open(request)
-            .await
-            .map_err(|error| refusal(&error))?;
+        let handle = match self.runtime.open(request).await {
+            Ok(handle) => handle,
+            Err(error) => {
+                let to = match for_others(&error) {
+                    Some(who) => elsewhere.find(who).await,
+                    None => None,
+                };
+                return Err(to.map_or_else(|| refusal(&error), Refusal::Elsewhere));
+            }
+        };
         let epoch = handle.epoch();
         let news = news(handle.subscribe()).boxed();
         let drain = handle.drainer();
         let ended = async move {
-            let report = handle.wait().await;
-            report.map_or_else(|| "the session failed".to_owned(), |report| report.ended)
+            let Some(report) = handle.wait().await else {
+                return Farewell::because("the session failed");
+            };
+            let goes_on = report.ended == MOVED;
+            Farewell {
+                elsewhere: if goes_on {
+                    elsewhere.find(Others::Anybody).await
+                } else {
+                    None
+                },
+                ..Farewell::because(report.ended)
+            }
         };
         Ok(Opened {
             epoch,
@@ -149,6 +175,63 @@ impl Sessions for Reception {
 impl fmt::Debug for Reception {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Reception({})", self.program.pipeline.version)
+    }
+}
+
+/// Who to ask where else a session is to be had.
+struct Whereabouts {
+    plane: Option<PlaneHandle>,
+    tenant: TenantId,
+    session: SessionId,
+    kind: &'static str,
+}
+
+/// Who may have a session that is not to be had here.
+enum Others {
+    /// Whoever holds it.
+    Holder,
+    /// Whoever has room.
+    Anybody,
+}
+
+impl Whereabouts {
+    async fn find(self, who: Others) -> Option<Elsewhere> {
+        let Self {
+            plane,
+            tenant,
+            session,
+            kind,
+        } = self;
+        let plane = plane?;
+        let route = match who {
+            Others::Holder => plane.held_elsewhere(tenant, session, kind).await?,
+            Others::Anybody => plane.next_home(tenant, session, kind).await?,
+        };
+        Some(Elsewhere {
+            url: route.endpoint.url,
+            token: Some(route.token.token),
+        })
+    }
+}
+
+/// Who may open what was not opened here.
+fn for_others(error: &OpenError) -> Option<Others> {
+    match error {
+        OpenError::Lease(error) => match error {
+            LeaseError::Refused { .. } | LeaseError::Stale { .. } => Some(Others::Holder),
+            LeaseError::Unreachable { .. } | LeaseError::Unknown { .. } => None,
+        },
+        OpenError::Refused(_) | OpenError::Busy | OpenError::Emptying | OpenError::Closed => {
+            Some(Others::Anybody)
+        }
+        OpenError::Graph(_)
+        | OpenError::UnknownNode { .. }
+        | OpenError::Sandbox { .. }
+        | OpenError::UnknownTool { .. }
+        | OpenError::Plan(_)
+        | OpenError::Provider { .. }
+        | OpenError::UnknownRecording { .. }
+        | OpenError::Start(_) => None,
     }
 }
 

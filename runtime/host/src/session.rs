@@ -15,7 +15,7 @@ mod health;
 
 mod limits;
 
-mod commands;
+pub(crate) mod commands;
 
 mod effects;
 
@@ -61,6 +61,7 @@ use rspp_proto::{
 };
 use tokio::{sync::oneshot, time::Instant};
 
+pub(crate) use commands::MOVED;
 pub(crate) use health::Health;
 pub use health::SessionStatus;
 pub(crate) use latest::Receipt;

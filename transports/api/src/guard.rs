@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use rspp_proto::{Epoch, PipelineVersion, SessionId, TenantId, WallClock};
 use thiserror::Error;
 
-use crate::TransportKind;
+use crate::{Elsewhere, TransportKind};
 
 /// Knows which tokens are good: the control plane's keys, in whatever form a program has them.
 pub trait TokenValidator: Send + Sync + 'static {
@@ -36,7 +36,7 @@ pub struct Grant {
 }
 
 /// Why a client may not connect. Says nothing of what is in the token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Unauthorized {
     /// Nobody here knows tokens.
     #[error("no token can be checked here")]
@@ -50,6 +50,9 @@ pub enum Unauthorized {
     /// Whoever knows tokens refused it.
     #[error("the token is refused: {0}")]
     Refused(&'static str),
+    /// It is good, and for another runtime.
+    #[error("the token is for another runtime, which is at {}", .0.url)]
+    Elsewhere(Elsewhere),
     /// Its time is over.
     #[error("the token has expired")]
     Expired,
@@ -63,12 +66,13 @@ pub enum Unauthorized {
 
 impl Unauthorized {
     /// A stable word for clients, records and metrics.
-    pub fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::NoValidator => "no_validator",
             Self::NoToken => "token_missing",
             Self::TooLong => "token_too_long",
             Self::Refused(reason) => reason,
+            Self::Elsewhere(_) => "elsewhere",
             Self::Expired => "token_expired",
             Self::UsedBefore => "token_used_before",
             Self::TooMany => "too_many_tokens",

@@ -14,7 +14,7 @@ pub use bootstrap::{BootstrapError, Capabilities, CapabilityError, SessionBootst
 pub use guard::{
     Admitted, Grant, Guard, MAX_TOKEN_BYTES, TokenValidator, Unauthorized, UsedTokens, is_same,
 };
-pub use sessions::{News, Opened, Refusal, Sessions, TurnNews};
+pub use sessions::{Elsewhere, Farewell, News, Opened, Refusal, Sessions, TurnNews};
 pub use transport::{
     Frame, Ingress, Link, Outgoing, Receipt, Sink, SinkError, Source, Stamped, Transport,
     TransportKind,

@@ -25,8 +25,8 @@ pub trait Sessions: Send + Sync + 'static {
 pub struct Opened {
     /// The epoch under which it may speak.
     pub epoch: Epoch,
-    /// Resolves when it is over, with why.
-    pub ended: BoxFuture<'static, String>,
+    /// Resolves when it is over here.
+    pub ended: BoxFuture<'static, Farewell>,
     /// What it says of itself, until it is over.
     pub news: BoxStream<'static, News>,
     /// Lets it finish what it says, then end.
@@ -36,6 +36,44 @@ pub struct Opened {
 impl fmt::Debug for Opened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Opened")
+    }
+}
+
+/// How a session ends here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Farewell {
+    /// Why.
+    pub reason: String,
+    /// Where it goes on, if it does.
+    pub elsewhere: Option<Elsewhere>,
+}
+
+impl Farewell {
+    /// It is over for good.
+    pub fn because(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            elsewhere: None,
+        }
+    }
+}
+
+/// Where a session is to be had instead. Prints without the token.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Elsewhere {
+    /// What to connect to.
+    pub url: String,
+    /// What to show there; without, what was shown here is good there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+impl fmt::Debug for Elsewhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Elsewhere")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
     }
 }
 
@@ -78,6 +116,9 @@ pub enum Refusal {
     /// It asks for something that is not served here.
     #[error("{0}")]
     NotHere(String),
+    /// It is to be had elsewhere.
+    #[error("the session is to be had at {}", .0.url)]
+    Elsewhere(Elsewhere),
     /// It cannot be opened at all.
     #[error("{0}")]
     Failed(String),
@@ -89,6 +130,7 @@ impl Refusal {
         match self {
             Self::Busy(_) => "busy",
             Self::NotHere(_) => "not_served_here",
+            Self::Elsewhere(_) => "elsewhere",
             Self::Failed(_) => "not_opened",
         }
     }

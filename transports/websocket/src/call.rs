@@ -9,7 +9,7 @@ use std::{
 use futures::stream;
 use rspp_proto::{AudioChunk, SampleRate, SessionId, TurnNumber};
 use rspp_transport_api::{
-    Ingress, News, Outgoing, Sink, SinkError, Transport, TransportKind, audio::FRAME,
+    Farewell, Ingress, News, Outgoing, Sink, SinkError, Transport, TransportKind, audio::FRAME,
 };
 use tokio::{
     sync::{Notify, mpsc},
@@ -51,8 +51,8 @@ struct Shared {
     evict: CancellationToken,
     /// Where the runtime listens; `None` once the user has hung up.
     to: Option<mpsc::Sender<Ingress>>,
-    /// Why it is over.
-    over: Option<String>,
+    /// How it ended.
+    over: Option<Farewell>,
     /// Since when the client owes an answer to a ping.
     pinged: Option<Instant>,
 }
@@ -216,8 +216,8 @@ impl Call {
         self.lock().outbox.next()
     }
 
-    /// Why it is over, if it is.
-    pub(crate) fn over(&self) -> Option<String> {
+    /// How it ended, if it has.
+    pub(crate) fn over(&self) -> Option<Farewell> {
         self.lock().over.clone()
     }
 
@@ -285,9 +285,9 @@ impl Call {
     }
 
     /// It is over.
-    pub(crate) fn finish(&self, reason: &str) {
+    pub(crate) fn finish(&self, farewell: Farewell) {
         let mut shared = self.lock();
-        shared.over.get_or_insert_with(|| reason.to_owned());
+        shared.over.get_or_insert(farewell);
         shared.to = None;
         drop(shared);
         self.changed.notify_one();

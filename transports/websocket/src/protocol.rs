@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use rspp_proto::{IdempotencyKey, SampleRate, SessionId, Speaker, TurnId, TurnNumber, abi::Signal};
-use rspp_transport_api::TurnNews;
+use rspp_transport_api::{Elsewhere, TurnNews};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -208,7 +208,7 @@ pub enum ServerMessage {
     Error(Trouble),
     /// The server stops soon: what is being said is finished, then the session ends.
     Draining(Nothing),
-    /// The session is over; the socket closes.
+    /// The session is over here; the socket closes.
     End(Ended),
 }
 
@@ -295,6 +295,9 @@ pub struct Trouble {
     pub message: String,
     /// Whether the socket closes because of it.
     pub fatal: bool,
+    /// Where to go instead, with the code `elsewhere`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<Elsewhere>,
 }
 
 /// What can be wrong.
@@ -327,18 +330,23 @@ pub enum ErrorCode {
     NotOpened,
     /// There is no room; try again.
     Busy,
+    /// The session is to be had elsewhere: connect there.
+    Elsewhere,
     /// Nothing was heard of the client, or it did not read, for too long.
     Unresponsive,
     /// Another socket has come for the session.
     Replaced,
 }
 
-/// The session is over.
+/// The session is over here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ended {
     /// Why.
     pub reason: String,
+    /// Where it goes on, if it does: connect there with the token, as to a new session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<Elsewhere>,
 }
 
 /// The JSON Schema of both sides' messages.

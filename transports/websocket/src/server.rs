@@ -21,7 +21,8 @@ use axum::{
 use futures::StreamExt;
 use rspp_proto::{SessionId, WallClock};
 use rspp_transport_api::{
-    Admitted, Guard, Opened, Refusal, Sessions, TransportKind, UsedTokens, is_same,
+    Admitted, Elsewhere, Farewell, Guard, Opened, Refusal, Sessions, TransportKind, Unauthorized,
+    UsedTokens, is_same,
 };
 use serde::Serialize;
 use tokio::{
@@ -87,6 +88,9 @@ pub(crate) enum Entrance {
     Admitted(Admitted),
     /// Somebody who knows the key of this call.
     Returning(Arc<Call>),
+    /// Somebody who is expected elsewhere. Let in to be told so, for a page sees nothing of a handshake
+    /// that is refused.
+    Misled(Elsewhere),
 }
 
 /// One open socket; counted as long as it lives.
@@ -139,7 +143,10 @@ impl Server {
         let looked_at =
             handshake::asked(headers, query).and_then(|asked| self.admit(&asked, headers));
         match looked_at {
-            Ok(_) => Ok(()),
+            Ok(Entrance::Admitted(_) | Entrance::Returning(_)) => Ok(()),
+            Ok(Entrance::Misled(to)) => Err(Box::new(
+                Refused::from(Unauthorized::Elsewhere(to)).into_response(),
+            )),
             Err(refused) => Err(Box::new(refused.into_response())),
         }
     }
@@ -156,7 +163,7 @@ impl Server {
         let in_time = tokio::time::timeout(grace, self.tasks.wait()).await.is_ok();
         let left: Vec<Arc<Call>> = self.calls().values().cloned().collect();
         for call in &left {
-            call.finish("the server stopped");
+            call.finish(Farewell::because("the server stopped"));
         }
         // Each is told so before its socket closes.
         let began = Instant::now();
@@ -213,11 +220,12 @@ impl Server {
             ));
         }
         let token = asked.token.as_deref();
-        let admitted = self
-            .config
-            .guard
-            .admit(token, TransportKind::Websocket, now())?;
-        Ok(Entrance::Admitted(admitted))
+        let guard = &self.config.guard;
+        match guard.admit(token, TransportKind::Websocket, now()) {
+            Ok(admitted) => Ok(Entrance::Admitted(admitted)),
+            Err(Unauthorized::Elsewhere(to)) => Ok(Entrance::Misled(to)),
+            Err(unauthorized) => Err(unauthorized.into()),
+        }
     }
 
     /// A client has said `hello`: opens its session, or brings it back.
@@ -227,6 +235,7 @@ impl Server {
         hello: &Hello,
     ) -> Result<(Arc<Call>, Attached), Trouble> {
         let entered = match (&hello.resume, entrance) {
+            (_, Entrance::Misled(to)) => Err(elsewhere(to)),
             (Some(resume), Entrance::Returning(call)) => back(call, resume),
             (Some(resume), Entrance::Admitted(_)) => {
                 let call = self.calls().get(&resume.session).cloned();
@@ -312,11 +321,13 @@ impl Server {
                 if let Admitted::Granted(grant) = &admitted {
                     self.used().release(grant);
                 }
-                let code = match refusal {
-                    Refusal::Busy(_) => ErrorCode::Busy,
-                    Refusal::NotHere(_) | Refusal::Failed(_) => ErrorCode::NotOpened,
-                };
-                Err(trouble(code, refusal.to_string()))
+                Err(match refusal {
+                    Refusal::Busy(message) => trouble(ErrorCode::Busy, message),
+                    Refusal::NotHere(message) | Refusal::Failed(message) => {
+                        trouble(ErrorCode::NotOpened, message)
+                    }
+                    Refusal::Elsewhere(to) => elsewhere(to),
+                })
             }
         }
     }
@@ -337,17 +348,17 @@ impl Server {
         }
         self.tasks.spawn(async move {
             let mut is_told = true;
-            let reason = loop {
+            let farewell = loop {
                 tokio::select! {
                     biased;
                     told = news.next(), if is_told => match told {
                         Some(told) => call.tell(told),
                         None => is_told = false,
                     },
-                    reason = &mut ended => break reason,
+                    farewell = &mut ended => break farewell,
                 }
             };
-            call.finish(&reason);
+            call.finish(farewell);
             server.calls().remove(&call.id);
         });
     }
@@ -385,6 +396,15 @@ pub(crate) fn trouble(code: ErrorCode, message: impl Into<String>) -> Trouble {
         code,
         message: message.into(),
         fatal: true,
+        elsewhere: None,
+    }
+}
+
+fn elsewhere(to: Elsewhere) -> Trouble {
+    let message = Refusal::Elsewhere(to.clone()).to_string();
+    Trouble {
+        elsewhere: Some(to),
+        ..trouble(ErrorCode::Elsewhere, message)
     }
 }
 

@@ -9,7 +9,7 @@ use futures::{
     stream::{SplitSink, SplitStream},
 };
 use rspp_proto::{Extension, IdempotencyKey};
-use rspp_transport_api::{Ingress, Link, Receipt, Stamped};
+use rspp_transport_api::{Farewell, Ingress, Link, Receipt, Stamped};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval_at, timeout},
@@ -40,7 +40,7 @@ enum Over {
     /// The client does what it may not.
     Fault(Trouble),
     /// The session is over.
-    Ended(String),
+    Ended(Farewell),
     /// Another socket has come.
     Replaced,
 }
@@ -112,9 +112,9 @@ pub(crate) async fn serve(
             let _nobody_listens = timeout(LAST_WORD, rest).await;
             refuse(&mut to, encoding, fault).await;
         }
-        Over::Ended(reason) => {
-            let reason = Ended { reason };
-            let end = encoding.message(&ServerMessage::End(reason));
+        Over::Ended(Farewell { reason, elsewhere }) => {
+            let end = ServerMessage::End(Ended { reason, elsewhere });
+            let end = encoding.message(&end);
             let _nobody_listens = timeout(LAST_WORD, to.send(end)).await;
             close(&mut to, close_code::NORMAL, "").await;
         }
@@ -245,7 +245,7 @@ async fn refuse(
     let code = match fault.code {
         ErrorCode::BadMessage | ErrorCode::OddLength => close_code::INVALID,
         ErrorCode::TooLarge => close_code::SIZE,
-        ErrorCode::Busy => close_code::AGAIN,
+        ErrorCode::Busy | ErrorCode::Elsewhere => close_code::AGAIN,
         ErrorCode::NotOpened => close_code::ERROR,
         ErrorCode::BadFormat
         | ErrorCode::BadValue
@@ -444,6 +444,7 @@ impl Reader<'_> {
             code,
             message: says.into(),
             fatal: false,
+            elsewhere: None,
         }));
         Ok(())
     }

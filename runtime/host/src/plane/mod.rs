@@ -12,12 +12,17 @@ mod roster;
 mod shared;
 mod store;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use rspp_controlplane_api::{Answer, Artifact, ControlPlane, Route, RouteAsk, Snapshot};
 use rspp_kernel::keeper::KeeperPolicy;
 use rspp_proto::{
-    RuntimeId, SessionId,
+    RuntimeId, SessionId, TenantId,
     control::{Description, Holder, Kind},
 };
 use tokio::sync::watch;
@@ -52,6 +57,11 @@ impl AwayMode {
         }
     }
 }
+
+/// How long a client may wait to be told where to go.
+const ELSEWHERE_WITHIN: Duration = Duration::from_secs(1);
+/// How long the control plane is left alone between two questions about one client.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How a node belongs to a fleet.
 #[derive(Clone)]
@@ -157,9 +167,62 @@ impl PlaneHandle {
         self.shared.name_session()
     }
 
-    /// Where a session runs, for a client that came to the wrong node.
-    pub fn route(&self, ask: RouteAsk) -> Answer<Route> {
-        self.plane.route(ask)
+    /// Who else holds a session, for a client that came to the wrong node; `None` if nobody does. One that is
+    /// only about to be somebody's is not to be had there either, and clients must not be sent in circles.
+    pub async fn held_elsewhere(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        transport: &str,
+    ) -> Option<Route> {
+        let asked = self
+            .plane
+            .route(self.except_here(tenant, session, transport));
+        let route = tokio::time::timeout(ELSEWHERE_WITHIN, asked).await.ok()?;
+        let own = self.shared.runtime();
+        route
+            .ok()
+            .filter(|it| it.epoch.is_some() && it.runtime != *own)
+    }
+
+    /// Where a session that leaves this node, or finds no room here, can go on; `None` if nobody says so in
+    /// time. One that has not been let go of yet is asked about until it has.
+    pub async fn next_home(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        transport: &str,
+    ) -> Option<Route> {
+        let ask = self.except_here(tenant, session, transport);
+        let asking = async {
+            loop {
+                match self.plane.route(ask.clone()).await {
+                    Ok(route) if route.runtime != *self.shared.runtime() => return Some(route),
+                    Ok(_still_here) => {}
+                    Err(error) if error.is_transient() => {}
+                    Err(error) => {
+                        tracing::debug!(session = %ask.session, %error, "it can go on nowhere else");
+                        return None;
+                    }
+                }
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        };
+        let asked = tokio::time::timeout(ELSEWHERE_WITHIN, asking).await;
+        asked.ok().flatten()
+    }
+
+    fn except_here(&self, tenant: TenantId, session: SessionId, transport: &str) -> RouteAsk {
+        RouteAsk {
+            tenant,
+            session,
+            transport: transport.to_owned(),
+            pipeline: None,
+            latencies_ms: BTreeMap::new(),
+            needs: BTreeMap::new(),
+            except: BTreeSet::from([self.shared.runtime().clone()]),
+            token_ttl: None,
+        }
     }
 
     /// A published version.

@@ -98,6 +98,10 @@ impl Shared {
         })
     }
 
+    pub(super) fn runtime(&self) -> &RuntimeId {
+        &self.runtime
+    }
+
     pub(crate) fn now(&self) -> Monotonic {
         Monotonic::from_duration(self.clock.now())
     }

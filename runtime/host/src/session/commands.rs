@@ -11,7 +11,7 @@ use super::{CancelReceipt, CancelTarget, Command, Session, SessionControl};
 use crate::{capture::Capture, node::NodeControl, turn::TurnControl};
 
 /// Why a session ends here that goes on elsewhere.
-pub(super) const MOVED: &str = "another placement took the session over";
+pub(crate) const MOVED: &str = "another placement took the session over";
 
 /// How long handing over may take: what was begun and is not over by then is cut off.
 const HAND_OVER: Duration = Duration::from_millis(250);

@@ -27,7 +27,7 @@ struct Player {
     playing: Arc<Mutex<Vec<Piece>>>,
     says: mpsc::UnboundedSender<ClientMessage>,
     _house: House,
-    _end: tokio::sync::oneshot::Sender<String>,
+    _end: tokio::sync::oneshot::Sender<rspp_transport_api::Farewell>,
 }
 
 struct Piece {

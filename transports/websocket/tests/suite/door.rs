@@ -8,7 +8,8 @@ use std::{
 use futures::StreamExt;
 use rspp_proto::{PipelineVersion, SessionId, TenantId, WallClock};
 use rspp_transport_api::{
-    Admitted, Grant, Guard, Ingress, TokenValidator, TransportKind, Unauthorized,
+    Admitted, Elsewhere, Farewell, Grant, Guard, Ingress, TokenValidator, TransportKind,
+    Unauthorized,
 };
 use rspp_websocket::{
     Config,
@@ -23,7 +24,9 @@ use tokio::{
 
 use crate::house::{House, local};
 
-/// Tokens are session names with an honest sign before them.
+const THERE: &str = "ws://other:7410/v1/talk";
+
+/// Tokens are session names with an honest sign before them, or are for another runtime.
 struct Signs;
 
 impl TokenValidator for Signs {
@@ -34,6 +37,12 @@ impl TokenValidator for Signs {
         _now: WallClock,
     ) -> Result<Grant, Unauthorized> {
         assert_eq!(kind, TransportKind::Websocket);
+        if token.starts_with("there.") {
+            return Err(Unauthorized::Elsewhere(Elsewhere {
+                url: THERE.to_owned(),
+                token: None,
+            }));
+        }
         let session = token
             .strip_prefix("good.")
             .ok_or(Unauthorized::Refused("token_bad_signature"))?;
@@ -139,6 +148,55 @@ async fn a_token_lets_one_session_in_once() {
         assert_eq!((code, closed), (ErrorCode::Busy, Some(1013)));
         assert_eq!(message, "no room");
     }
+}
+
+/// F-099, issue 4, 5: a client whose token is for another runtime, or whose session another runtime has, is
+/// told where to go, in a message, as a page sees nothing of a handshake that is refused; and so is one
+/// whose session moves while it talks. What is to be shown there is in no debug output.
+#[tokio::test]
+async fn a_client_at_the_wrong_runtime_is_told_where_to_go() {
+    let mut house = House::open(guarded());
+    for (token, shows) in [
+        ("rspp.token.there.a", None),
+        ("rspp.token.good.moved", Some("for-there")),
+    ] {
+        let with = ["rspp.v1.json", token];
+        let mut client = Client::connect(house.address, &with, &[]).await.unwrap();
+        let hello = rspp_websocket::protocol::ClientMessage::Hello(Hello::default());
+        client.say(hello).await;
+        let Some(ServerMessage::Error(trouble)) = client.next().await else {
+            panic!("no error");
+        };
+        assert_eq!((trouble.code, trouble.fatal), (ErrorCode::Elsewhere, true));
+        assert!(trouble.message.contains(THERE), "{}", trouble.message);
+        assert!(!format!("{trouble:?}").contains("for-there"));
+        let to = trouble.elsewhere.expect("it says where");
+        assert_eq!((to.url.as_str(), to.token.as_deref()), (THERE, shows));
+        assert_eq!(client.next().await, None);
+        assert_eq!(client.closed.map(|(code, _)| code), Some(1013));
+    }
+    assert_eq!(house.server.tally().refused, 2);
+
+    let with = ["rspp.v1.json", "rspp.token.good.a"];
+    let mut client = Client::connect(house.address, &with, &[]).await.unwrap();
+    client.hello(Hello::default()).await;
+    let session = house.session().await;
+    let to = Elsewhere {
+        url: THERE.to_owned(),
+        token: Some("for-there".to_owned()),
+    };
+    let farewell = Farewell {
+        reason: "moved".to_owned(),
+        elsewhere: Some(to.clone()),
+    };
+    session.end.send(farewell).unwrap();
+    let Some(ServerMessage::End(ended)) = client.next().await else {
+        panic!("no end");
+    };
+    assert_eq!(
+        (ended.reason.as_str(), ended.elsewhere),
+        ("moved", Some(to))
+    );
 }
 
 /// The answer to a page that found this machine under somebody else's name.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use rspp_proto::{AudioChunk, IdempotencyKey, SampleRate, TurnNumber};
-use rspp_transport_api::{Ingress, Link, Outgoing, Receipt, SinkError};
+use rspp_transport_api::{Farewell, Ingress, Link, Outgoing, Receipt, SinkError};
 use rspp_websocket::{
     protocol::{
         ClientMessage, Dtmf, ErrorCode, Hello, Keyed, Ping, Played, ServerMessage, Trouble, Typed,
@@ -240,7 +240,10 @@ async fn the_end_is_told() {
     assert_eq!(client.until(until_told).await.len(), 2);
     let late = Client::connect(house.address, &[], &[]).await;
     assert_eq!(late.err().map(|refused| refused.0), Some(503));
-    session.end.send("the user hung up".to_owned()).unwrap();
+    session
+        .end
+        .send(Farewell::because("the user hung up"))
+        .unwrap();
     let Some(ServerMessage::End(end)) = client.next().await else {
         panic!("no end");
     };

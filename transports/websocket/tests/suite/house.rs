@@ -4,7 +4,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use rspp_proto::{SessionId, TenantId};
-use rspp_transport_api::{Admitted, Guard, Opened, Refusal, Sessions, Transport};
+use rspp_transport_api::{
+    Admitted, Elsewhere, Farewell, Guard, Opened, Refusal, Sessions, Transport,
+};
 use rspp_websocket::{Config, Server, listen};
 use tokio::sync::{mpsc, oneshot};
 
@@ -12,8 +14,8 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) struct Session {
     pub(crate) admitted: Admitted,
     pub(crate) transport: Transport,
-    /// Ends it, with a reason.
-    pub(crate) end: oneshot::Sender<String>,
+    /// Ends it.
+    pub(crate) end: oneshot::Sender<Farewell>,
 }
 
 struct Hands(mpsc::UnboundedSender<Session>);
@@ -30,6 +32,12 @@ impl Sessions for Hands {
             if id.as_str() == "crowded" {
                 return Err(Refusal::Busy("no room".to_owned()));
             }
+            if id.as_str() == "moved" {
+                return Err(Refusal::Elsewhere(Elsewhere {
+                    url: "ws://other:7410/v1/talk".to_owned(),
+                    token: Some("for-there".to_owned()),
+                }));
+            }
             let session = Session {
                 admitted,
                 transport,
@@ -40,7 +48,7 @@ impl Sessions for Hands {
                 .map_err(|_| Refusal::Busy(String::new()))?;
             let ended = async move {
                 match ended.await {
-                    Ok(reason) => reason,
+                    Ok(farewell) => farewell,
                     Err(_the_test_forgot_it) => std::future::pending().await,
                 }
             };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use rspp_proto::{AudioChunk, SampleRate, TurnNumber};
 use rspp_transport_api::{
-    Ingress, Link, Outgoing,
+    Farewell, Ingress, Link, Outgoing,
     audio::{FRAME, samples, to_bytes},
 };
 use rspp_websocket::{
@@ -168,7 +168,7 @@ async fn who_does_not_know_the_key_cannot_come_back() {
         assert_eq!(trouble.code, ErrorCode::CannotResume);
         assert_eq!(trouble.message, says);
     }
-    session.end.send("over".to_owned()).unwrap();
+    session.end.send(Farewell::because("over")).unwrap();
     sleep(Duration::from_millis(50)).await;
     let mut late = Client::connect(house.address, &[], &[]).await.unwrap();
     late.say(rspp_websocket::protocol::ClientMessage::Hello(back(good)))
