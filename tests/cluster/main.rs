@@ -5,6 +5,8 @@
     reason = "a test whose ground gives way should fail"
 )]
 
+mod callers;
+mod faults;
 mod lease_protocol;
 mod processes;
 mod survival;
