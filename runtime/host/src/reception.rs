@@ -221,10 +221,11 @@ fn for_others(error: &OpenError) -> Option<Others> {
             LeaseError::Refused { .. } | LeaseError::Stale { .. } => Some(Others::Holder),
             LeaseError::Unreachable { .. } | LeaseError::Unknown { .. } => None,
         },
-        OpenError::Refused(_) | OpenError::Busy | OpenError::Emptying | OpenError::Closed => {
-            Some(Others::Anybody)
-        }
-        OpenError::Graph(_)
+        OpenError::Emptying | OpenError::Closed => Some(Others::Anybody),
+        // Where all are busy, clients would be sent in circles: they ask for a route again.
+        OpenError::Refused(_)
+        | OpenError::Busy
+        | OpenError::Graph(_)
         | OpenError::UnknownNode { .. }
         | OpenError::Sandbox { .. }
         | OpenError::UnknownTool { .. }
