@@ -6,6 +6,7 @@ use futures::future::BoxFuture;
 use rspp_controlplane::{
     authority::{Fuse, Placement, Standing, WhyRevoked},
     failover::{self, FailoverMode, RegionDuty},
+    fleet::Presence,
     keys,
     store::{Compare, Revision, StoreError, Txn},
 };
@@ -185,7 +186,12 @@ impl Plane {
         let decided_by_people =
             |region: &Region| records.get(region).is_some_and(|record| record.by_operator);
         let mut sights = self.sights();
-        sights.retain(|it| !decided_by_people(&it.runtime.description.region));
+        sights.retain(|it| {
+            let runtime = &it.runtime;
+            // One that has just joined is neither ill nor well before it says how it fares.
+            let has_said = it.presence != Presence::Alive || self.has_said(&runtime.holder.runtime);
+            has_said && !decided_by_people(&runtime.description.region)
+        });
         let policy = self.governance().regions;
         let after = failover::judge_regions(&sights, &before, &policy);
         for (region, duty) in after {

@@ -360,6 +360,12 @@ impl Plane {
         runtimes.into_iter().map(|it| self.sight(it)).collect()
     }
 
+    /// Whether a runtime has said how it fares.
+    pub(crate) fn has_said(&self, runtime: &RuntimeId) -> bool {
+        let key = keys::load(runtime);
+        self.shared.loads.records().contains_key(&key)
+    }
+
     pub(crate) fn sight(&self, runtime: Runtime) -> Sight {
         let shared = &self.shared;
         let seen = shared.loads.get(&keys::load(&runtime.holder.runtime));
