@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ractor::ActorCell;
 use thiserror::Error;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -12,7 +11,7 @@ use tracing::{debug, error, warn};
 
 use crate::exit::ExitReason;
 use crate::id::ActorId;
-use crate::incarnation::{Respawn, Running, Start};
+use crate::incarnation::{Respawn, Running, Start, Supervisor};
 use crate::supervisor::{ChildExit, ChildSpec, Decision, History, Verdict};
 use crate::system::System;
 use crate::tree::{ActorState, Node, Place};
@@ -80,7 +79,9 @@ struct Child {
 /// The children of one incarnation. Dropping it closes their mailboxes and takes them out of the tree.
 pub(crate) struct Children {
     system: System,
-    supervisor: Option<ActorCell>,
+    supervisor: Option<Supervisor>,
+    /// Ends that ractor has told of.
+    ends_heard: u64,
     /// In start order, as ids ascend; a restart keeps the id and so the place.
     /// Boxed: a map's leaf has room for eleven, and most parents have few.
     all: BTreeMap<ActorId, Box<Child>>,
@@ -101,6 +102,7 @@ impl Children {
         Self {
             system,
             supervisor: None,
+            ends_heard: 0,
             all: BTreeMap::new(),
             by_cell: BTreeMap::new(),
             restarts: BTreeSet::new(),
@@ -111,8 +113,15 @@ impl Children {
         }
     }
 
-    pub(crate) fn supervised_by(&mut self, cell: ActorCell) {
-        self.supervisor = Some(cell);
+    pub(crate) fn supervised_by(&mut self, supervisor: Supervisor) {
+        self.supervisor = Some(supervisor);
+    }
+
+    /// Whether ractor has still to tell of the end of a child that has gone.
+    pub(crate) fn end_unheard(&self) -> bool {
+        self.supervisor
+            .as_ref()
+            .is_some_and(|own| own.line.children_gone() > self.ends_heard)
     }
 
     pub(crate) fn infos(&self) -> impl Iterator<Item = &ChildInfo> {
@@ -267,6 +276,7 @@ impl Children {
 
     /// A child's ractor actor has ended: applies the restart policy.
     pub(crate) async fn ended(&mut self, cell: ractor::ActorId) {
+        self.ends_heard += 1;
         // Unknown when its end was already waited for.
         let Some(id) = self.by_cell.remove(&cell) else {
             return;
@@ -377,7 +387,7 @@ impl Child {
     async fn start(
         &mut self,
         system: &System,
-        supervisor: Option<ActorCell>,
+        supervisor: Option<Supervisor>,
     ) -> Result<ractor::ActorId, ExitReason> {
         self.place.node.set_state(ActorState::Starting);
         let start = Start {

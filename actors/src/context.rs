@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use ractor::ActorCell;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +14,7 @@ use crate::clock::Clock;
 use crate::coordinator::ActorMaker;
 use crate::exit::ExitReason;
 use crate::id::ActorId;
-use crate::incarnation::{Incarnation, Respawn};
+use crate::incarnation::{Incarnation, Respawn, Supervisor};
 use crate::lane::Buffer;
 use crate::mailbox::Mailbox;
 use crate::pump::{Pump, PumpHandle, PumpMaker};
@@ -219,8 +218,10 @@ impl<A: Actor> Context<A> {
 }
 
 impl Core {
-    pub(crate) fn attach(&mut self, cell: ActorCell) {
-        self.children.supervised_by(cell);
+    /// Has started as this ractor actor.
+    pub(crate) fn attach(&mut self, cell: ractor::ActorCell) {
+        let line = Arc::clone(&self.life.line);
+        self.children.supervised_by(Supervisor { cell, line });
     }
 
     async fn adopt(

@@ -1,8 +1,13 @@
 //! Runs an [`Actor`] as a ractor actor: drains its lanes on each wake-up, within a budget.
+//!
+//! Most of its life is one call of ractor's handler, which waits at the lanes themselves: a wake-up then costs no way
+//! through ractor's ports. The handler returns when a child has gone ([`Farewell`]), for ractor to tell of it. A stop
+//! comes with a nudge, a kill drops the handler.
 
+use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -14,7 +19,7 @@ use crate::actor::Actor;
 use crate::context::{Context, MailboxOf};
 use crate::exit::{ExitReason, Failure};
 use crate::incarnation::{
-    Incarnation, Line, Respawn, Running, Start, Wake, guarded, make, port_waker,
+    Farewell, Incarnation, Line, Respawn, Running, Start, Wake, guarded, make,
 };
 use crate::lanes::Item;
 use crate::mailbox::Taken;
@@ -37,17 +42,21 @@ impl<A: Actor, F: FnMut() -> A + Send> Respawn for ActorMaker<A, F> {
     fn spawn(&mut self, start: Start) -> BoxFuture<'_, Result<Running, ExitReason>> {
         async move {
             let supervisor = start.supervisor.clone();
+            let node = Arc::clone(&start.node);
             let line = Arc::new(Line::default());
+            let farewell = Farewell::new(&start, &line);
             let life = Incarnation::new(start, Arc::clone(&line));
             let live = Box::new(Live {
                 actor: make(&mut self.make)?,
                 ctx: Context::new(Arc::clone(&self.mailbox), life),
-                waker: Waker::noop().clone(),
             });
-            let shell = Coordinator(PhantomData);
+            let shell = Coordinator {
+                _farewell: farewell,
+                of: PhantomData,
+            };
             let spawned = match supervisor {
                 Some(supervisor) => {
-                    ractor::Actor::spawn_linked(None, shell, live, supervisor).await
+                    ractor::Actor::spawn_linked(None, shell, live, supervisor.cell).await
                 }
                 None => ractor::Actor::spawn(None, shell, live).await,
             };
@@ -56,6 +65,7 @@ impl<A: Actor, F: FnMut() -> A + Send> Respawn for ActorMaker<A, F> {
                 cell: actor.get_cell(),
                 join,
                 line,
+                node,
             })
         }
         .boxed()
@@ -78,19 +88,21 @@ pub(crate) fn start_failure(line: &Line, error: &SpawnErr) -> ExitReason {
 }
 
 /// ractor's view of a coordinator.
-struct Coordinator<A>(PhantomData<fn() -> A>);
+struct Coordinator<A> {
+    _farewell: Farewell,
+    of: PhantomData<fn() -> A>,
+}
 
 /// A coordinator that runs.
 struct Live<A: Actor> {
     // First, so that the actor is dropped before what its context holds.
     actor: A,
     ctx: Context<A>,
-    waker: Waker,
 }
 
 /// How a drain came to its end.
 enum Drained {
-    /// All lanes are empty and the waker is in place.
+    /// All lanes are empty and the task's waker is in place.
     Dry,
     /// The budget is used up; more may wait.
     Budget,
@@ -109,7 +121,6 @@ impl<A: Actor> ractor::Actor for Coordinator<A> {
         mut live: Box<Live<A>>,
     ) -> Result<Self::State, ActorProcessingErr> {
         live.ctx.core.attach(myself.get_cell());
-        live.waker = port_waker(myself.clone());
         let started = guarded(live.actor.started(&mut live.ctx)).await;
         if let Err(reason) = flatten(started) {
             let message = reason.to_string();
@@ -117,6 +128,7 @@ impl<A: Actor> ractor::Actor for Coordinator<A> {
             live.ctx.core.children.kill_all().await;
             return Err(message.into());
         }
+        live.ctx.core.life.line.note_started();
         live.ctx.core.life.node.set_state(ActorState::Idle);
         // Items may wait from before, or from an incarnation before this one.
         myself.cast(Wake)?;
@@ -133,19 +145,27 @@ impl<A: Actor> ractor::Actor for Coordinator<A> {
             return Ok(());
         };
         let node = Arc::clone(&live.ctx.core.life.node);
-        node.set_state(ActorState::Busy);
-        // Boxed: each layer of ractor around this handler would keep room for the future, and move it.
-        let drained = Box::pin(guarded(live.drain())).await;
-        match live.settle(drained) {
-            Drained::Dry => node.set_state(ActorState::Idle),
-            Drained::Budget => {
-                myself.cast(Wake)?;
-                // ractor would take the wake-up at once; let the thread's other tasks have their turn first.
-                tokio::task::yield_now().await;
+        loop {
+            node.set_state(ActorState::Busy);
+            // Boxed: each layer of ractor around this handler would keep room for the future, and move it.
+            let drained = Box::pin(guarded(live.drain())).await;
+            match live.settle(drained) {
+                Drained::Dry if live.ctx.core.children.end_unheard() => {
+                    // Behind what is in the supervision port.
+                    myself.cast(Wake)?;
+                    return Ok(());
+                }
+                Drained::Dry => {
+                    node.set_state(ActorState::Idle);
+                    woken().await;
+                }
+                Drained::Budget => tokio::task::yield_now().await,
+                Drained::Ending => {
+                    myself.stop(None);
+                    return Ok(());
+                }
             }
-            Drained::Ending => myself.stop(None),
         }
-        Ok(())
     }
 
     async fn handle_supervisor_evt(
@@ -193,7 +213,8 @@ impl<A: Actor> Live<A> {
             if self.ctx.core.is_ending() {
                 break Drained::Ending;
             }
-            match self.ctx.mailbox.take_or_sleep(&self.waker) {
+            let taken = poll_fn(|cx| Poll::Ready(self.ctx.mailbox.take_or_sleep(cx.waker())));
+            match taken.await {
                 Taken::Item(item) => {
                     self.ctx.core.life.node.count_handled();
                     match item {
@@ -291,6 +312,19 @@ impl<A: Actor> Live<A> {
         }
         line.note_ended_well();
     }
+}
+
+/// Waits until this task is woken. Whatever wakes it, the next drain finds out what for.
+async fn woken() {
+    let mut asleep = false;
+    poll_fn(|_| {
+        if std::mem::replace(&mut asleep, true) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
 }
 
 fn flatten<T>(outcome: Result<Result<T, Failure>, ExitReason>) -> Result<T, ExitReason> {

@@ -1,14 +1,13 @@
 //! One life of an actor, from start to end; a restart is the next one behind the same mailbox.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use ractor::{ActorCell, ActorRef};
+use ractor::ActorCell;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +35,10 @@ pub(crate) struct Line {
     exit: Mutex<Option<ExitReason>>,
     /// Whether the end was orderly to the last: not cut short by a kill.
     ended_well: AtomicBool,
+    /// Whether it got through its start.
+    started: AtomicBool,
+    /// Incarnations of children that started and have gone, each told of in ractor's supervision port.
+    children_gone: AtomicU64,
 }
 
 /// A parent's request to stop.
@@ -74,6 +77,14 @@ impl Line {
         *lock(&self.exit) = Some(reason);
     }
 
+    pub(crate) fn note_started(&self) {
+        self.started.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn children_gone(&self) -> u64 {
+        self.children_gone.load(Ordering::Acquire)
+    }
+
     pub(crate) fn note_ended_well(&self) {
         self.ended_well.store(true, Ordering::Release);
     }
@@ -98,6 +109,7 @@ pub(crate) struct Running {
     pub(crate) cell: ActorCell,
     pub(crate) join: JoinHandle<()>,
     pub(crate) line: Arc<Line>,
+    pub(crate) node: Arc<Node>,
 }
 
 impl Running {
@@ -105,6 +117,8 @@ impl Running {
     pub(crate) fn ask_to_stop(&self, reason: &str, deadline: Instant) {
         self.line.order(reason, deadline);
         self.cell.stop(None);
+        // It waits at its mailbox, not at ractor's ports.
+        self.node.mailbox().nudge();
     }
 
     /// Waits for the end, and kills at `deadline`; bounded even for what cannot be killed. `true` if no kill was needed.
@@ -137,9 +151,16 @@ impl Running {
     }
 }
 
+/// The parent of an incarnation: as ractor knows it, and as we do.
+#[derive(Clone)]
+pub(crate) struct Supervisor {
+    pub(crate) cell: ActorCell,
+    pub(crate) line: Arc<Line>,
+}
+
 /// What a parent hands to a new incarnation.
 pub(crate) struct Start {
-    pub(crate) supervisor: Option<ActorCell>,
+    pub(crate) supervisor: Option<Supervisor>,
     pub(crate) system: System,
     pub(crate) node: Arc<Node>,
     pub(crate) grace: Duration,
@@ -206,17 +227,39 @@ impl Drop for Incarnation {
     }
 }
 
-/// Wakes a coordinator: through its ractor port.
-pub(crate) fn port_waker(actor: ActorRef<Wake>) -> Waker {
-    struct Port(ActorRef<Wake>);
-    impl std::task::Wake for Port {
-        fn wake(self: Arc<Self>) {
-            self.wake_by_ref();
-        }
-        fn wake_by_ref(self: &Arc<Self>) {
-            // Refused when it has ended: its items wait for the next incarnation, or were dropped with the mailbox.
-            let _ = self.0.cast(Wake);
+/// Calls a parent to ractor's ports, where the end of this child waits for it.
+///
+/// Part of the handler, which ractor drops last of all of an actor, however it ended.
+pub(crate) struct Farewell {
+    parent: Option<Arc<Line>>,
+    line: Arc<Line>,
+    node: Arc<Node>,
+}
+
+impl Farewell {
+    pub(crate) fn new(start: &Start, line: &Arc<Line>) -> Self {
+        Self {
+            parent: start
+                .supervisor
+                .as_ref()
+                .map(|supervisor| Arc::clone(&supervisor.line)),
+            line: Arc::clone(line),
+            node: Arc::clone(&start.node),
         }
     }
-    Waker::from(Arc::new(Port(actor)))
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        // A start that failed is an error of whoever started it, and in no port.
+        if !self.line.started.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some(parent) = &self.parent {
+            parent.children_gone.fetch_add(1, Ordering::AcqRel);
+        }
+        if let Some(node) = self.node.parent() {
+            node.mailbox().nudge();
+        }
+    }
 }

@@ -14,7 +14,9 @@ use crate::clock::Clock;
 use crate::coordinator::start_failure;
 use crate::exit::ExitReason;
 use crate::id::ActorId;
-use crate::incarnation::{Incarnation, Line, Respawn, Running, Start, Wake, guarded, make};
+use crate::incarnation::{
+    Farewell, Incarnation, Line, Respawn, Running, Start, Wake, guarded, make,
+};
 use crate::lane::Buffer;
 use crate::lanes::Item;
 use crate::mailbox::{Mailbox, Taken};
@@ -201,21 +203,25 @@ impl<P: Pump, F: FnMut() -> P + Send> Respawn for PumpMaker<P, F> {
             let supervisor = start.supervisor.clone();
             let line = Arc::new(Line::default());
             let node = Arc::clone(&start.node);
+            let farewell = Farewell::new(&start, &line);
             let life = Incarnation::new(start, Arc::clone(&line));
             let live = Box::new(Live {
                 pump: make(&mut self.make)?,
                 ctx: PumpContext {
                     inbox: Inbox {
                         mailbox: Arc::clone(&self.mailbox),
-                        node,
+                        node: Arc::clone(&node),
                     },
                     life,
                 },
             });
-            let shell = Shell(PhantomData);
+            let shell = Shell {
+                _farewell: farewell,
+                of: PhantomData,
+            };
             let spawned = match supervisor {
                 Some(supervisor) => {
-                    ractor::Actor::spawn_linked(None, shell, live, supervisor).await
+                    ractor::Actor::spawn_linked(None, shell, live, supervisor.cell).await
                 }
                 None => ractor::Actor::spawn(None, shell, live).await,
             };
@@ -224,6 +230,7 @@ impl<P: Pump, F: FnMut() -> P + Send> Respawn for PumpMaker<P, F> {
                 cell: actor.get_cell(),
                 join,
                 line,
+                node,
             })
         }
         .boxed()
@@ -231,7 +238,10 @@ impl<P: Pump, F: FnMut() -> P + Send> Respawn for PumpMaker<P, F> {
 }
 
 /// ractor's view of a pump: one message, whose handler is the pump's whole life.
-struct Shell<P>(PhantomData<fn() -> P>);
+struct Shell<P> {
+    _farewell: Farewell,
+    of: PhantomData<fn() -> P>,
+}
 
 /// A pump that runs.
 struct Live<P: Pump> {
@@ -249,6 +259,7 @@ impl<P: Pump> ractor::Actor for Shell<P> {
         myself: ActorRef<Wake>,
         live: Box<Live<P>>,
     ) -> Result<Self::State, ActorProcessingErr> {
+        live.ctx.life.line.note_started();
         myself.cast(Wake)?;
         Ok(Some(live))
     }

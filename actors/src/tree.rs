@@ -150,6 +150,10 @@ impl Node {
         &self.mailbox
     }
 
+    pub(crate) fn parent(&self) -> Option<Arc<Node>> {
+        self.parent.as_ref().and_then(Weak::upgrade)
+    }
+
     pub(crate) fn set_state(&self, state: ActorState) {
         self.state.store(state as u8, Ordering::Relaxed);
     }
@@ -187,9 +191,7 @@ impl Node {
             id: self.id,
             // The parent of a root is the system's own guardian, which is nobody's business.
             parent: self
-                .parent
-                .as_ref()
-                .and_then(Weak::upgrade)
+                .parent()
                 .filter(|parent| parent.parent.is_some())
                 .map(|parent| parent.id),
             path: self.path.to_string(),
@@ -235,7 +237,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn take(node: Arc<Node>) -> Self {
-        if let Some(parent) = node.parent.as_ref().and_then(Weak::upgrade) {
+        if let Some(parent) = node.parent() {
             parent.children().insert(node.id, Arc::clone(&node));
         }
         Self { node }
@@ -245,7 +247,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.node.set_state(ActorState::Ended);
-        if let Some(parent) = self.node.parent.as_ref().and_then(Weak::upgrade) {
+        if let Some(parent) = self.node.parent() {
             parent.children().remove(&self.node.id);
         }
         self.node.mailbox.close();
