@@ -20,7 +20,7 @@ use rspp_kernel::CancelReason;
 use rspp_proto::TurnNumber;
 use rspp_provider_api::scripted::ScriptedVoice;
 use rspp_tests::{
-    bench::{Aim, Args, Table, histogram, us},
+    bench::{Aim, Args, Table, histogram, on_workers, us},
     fleet::{self, Caller, Meters, Metronome, Sound},
 };
 use rspp_timeline::Anchor;
@@ -32,13 +32,7 @@ const UNDER_WAY: u64 = 1_000_000;
 
 fn main() {
     let args = Args::read();
-    let workers = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let table = workers.block_on(measure(args));
-    table.print(args);
+    on_workers(measure(args)).print(args);
 }
 
 /// What was found of many interruptions; nanoseconds.

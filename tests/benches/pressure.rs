@@ -26,7 +26,7 @@ use rspp_proto::{
 };
 use rspp_provider_api::scripted::ScriptedVoice;
 use rspp_tests::{
-    bench::{Aim, Args, Table, histogram, us},
+    bench::{Aim, Args, Table, histogram, on_workers, us},
     fleet::{self, Caller, Meters, Metronome, Sound},
 };
 use rspp_timeline::{
@@ -43,13 +43,7 @@ const WRITE_TAKES: Duration = Duration::from_millis(5);
 
 fn main() {
     let args = Args::read();
-    let workers = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let table = workers.block_on(measure(args));
-    table.print(args);
+    on_workers(measure(args)).print(args);
 }
 
 async fn measure(args: Args) -> Table {

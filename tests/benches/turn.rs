@@ -17,27 +17,18 @@ use rspp_kernel::CancelReason;
 use rspp_proto::TurnNumber;
 use rspp_provider_api::scripted::ScriptedVoice;
 use rspp_tests::{
-    bench::{Aim, Args, Table, cpu_time_of, histogram, us},
+    bench::{Aim, Args, Table, WORKER, cpu_time_of, histogram, on_workers, us},
     fleet::{self, Caller, GREETING, Meters, Metronome, Sound},
 };
 use rspp_timeline::{Anchor, Anchors};
 use tokio::sync::broadcast::error::RecvError;
 
-/// What the worker threads are called.
-const WORKER: &str = "rspp-worker";
 /// Calls that are busy all the while.
 const BUSY: usize = 50;
 
 fn main() {
     let args = Args::read();
-    let workers = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name(WORKER)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let table = workers.block_on(measure(args));
-    table.print(args);
+    on_workers(measure(args)).print(args);
 }
 
 async fn measure(args: Args) -> Table {

@@ -1,6 +1,6 @@
 //! What all benches share: where they run, a table of what they found, and the same as JSON.
 
-use std::{fs, time::Duration};
+use std::{fs, future::Future, time::Duration};
 
 use hdrhistogram::Histogram;
 use rspp_actors::Clock;
@@ -207,6 +207,22 @@ pub fn resident() -> f64 {
         .and_then(|kib| kib.parse().ok())
         .unwrap_or(f64::NAN);
     kib * 1024.0
+}
+
+/// What the threads of [`on_workers`] are called.
+pub const WORKER: &str = "rspp-worker";
+
+/// Runs a bench on two worker threads: as a task there, which is where a program's connections and its commands are.
+pub fn on_workers<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    let workers = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name(WORKER)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    workers
+        .block_on(workers.spawn(work))
+        .expect("a bench does not panic")
 }
 
 /// Processor time that this process's threads of that name have used so far.

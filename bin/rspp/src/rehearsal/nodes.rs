@@ -63,6 +63,14 @@ impl Node for Scripted {
             Some(NodeTrouble::Panic) => panic!("as the scenario has it"),
             Some(NodeTrouble::Fail) => Step::Done(Err(NodeError::new("as the scenario has it"))),
             Some(NodeTrouble::Hang) => Step::Wait(Box::pin(std::future::pending())),
+            Some(NodeTrouble::WorkOn) => {
+                let cancelled = cx.cancellation().clone();
+                Step::Work(Box::pin(async move {
+                    cancelled.cancelled().await;
+                    Ok(())
+                }))
+            }
+            Some(NodeTrouble::Deaf) => Step::Work(Box::pin(std::future::pending())),
             None if self.conduct.takes_ms == 0 => {
                 cx.forward(event);
                 Step::OK

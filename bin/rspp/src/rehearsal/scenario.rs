@@ -190,6 +190,10 @@ pub(crate) enum NodeTrouble {
     Fail,
     /// The node waits for what never comes.
     Hang,
+    /// The node works on until it is cancelled, and puts its things in order.
+    WorkOn,
+    /// The node works on, cancelled or not.
+    Deaf,
 }
 
 /// One call.
