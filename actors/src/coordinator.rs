@@ -157,7 +157,7 @@ impl<A: Actor> ractor::Actor for Coordinator<A> {
                 }
                 Drained::Dry => {
                     node.set_state(ActorState::Idle);
-                    woken().await;
+                    live.ctx.mailbox.woken().await;
                 }
                 Drained::Budget => tokio::task::yield_now().await,
                 Drained::Ending => {
@@ -312,19 +312,6 @@ impl<A: Actor> Live<A> {
         }
         line.note_ended_well();
     }
-}
-
-/// Waits until this task is woken. Whatever wakes it, the next drain finds out what for.
-async fn woken() {
-    let mut asleep = false;
-    poll_fn(|_| {
-        if std::mem::replace(&mut asleep, true) {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    })
-    .await;
 }
 
 fn flatten<T>(outcome: Result<Result<T, Failure>, ExitReason>) -> Result<T, ExitReason> {

@@ -6,6 +6,7 @@
 //! of its actor: without a consumer, items wait for the next one.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::task::{self, Poll, Waker};
@@ -193,6 +194,21 @@ impl<C, D: Buffer, T> Mailbox<C, D, T> {
         drop(shared);
         ready.into_iter().for_each(Waker::wake);
         Taken::Item(item)
+    }
+
+    /// Waits until the task that has left its waker is woken; not at all if that has happened meanwhile. Whatever woke
+    /// it, [`take_or_sleep`](Self::take_or_sleep) finds out what for.
+    pub(crate) async fn woken(&self) {
+        let mut asleep = false;
+        poll_fn(|_| {
+            // The wake-up may have come while the task waited for something else, which then used it up.
+            if asleep || self.lock().sleeper.is_none() {
+                return Poll::Ready(());
+            }
+            asleep = true;
+            Poll::Pending
+        })
+        .await;
     }
 
     pub(crate) fn try_control(&self) -> Option<C> {

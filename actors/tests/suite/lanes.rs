@@ -272,3 +272,55 @@ async fn data_offered_while_starting_is_handled_after_it() {
         .unwrap();
     assert_eq!(log.wait_for(2).await, ["started", "data 1"]);
 }
+
+/// Takes its time once its lanes are empty.
+struct Thorough {
+    log: Log,
+}
+
+impl Actor for Thorough {
+    type Control = u32;
+    type Data = Bounded<u32>;
+    type Telemetry = NoTelemetry;
+    const KIND: &'static str = "thorough";
+
+    async fn on_control(&mut self, _ctx: &mut Context<Self>, n: u32) -> Result<(), Failure> {
+        self.log.push(format!("control {n}"));
+        Ok(())
+    }
+
+    async fn on_data(&mut self, _ctx: &mut Context<Self>, n: u32) -> Result<(), Failure> {
+        self.log.push(format!("data {n}"));
+        Ok(())
+    }
+
+    async fn on_drained(&mut self, _ctx: &mut Context<Self>) -> Result<(), Failure> {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        Ok(())
+    }
+}
+
+/// What comes while an actor waits for something of its own, its lanes empty, wakes that wait and is used up by it:
+/// the item is taken all the same.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_missed_that_comes_between_the_last_item_and_sleep() {
+    let (system, log) = (system(), Log::default());
+    let make = {
+        let log = log.clone();
+        move || Thorough { log: log.clone() }
+    };
+    let thorough = system
+        .spawn_root(ChildSpec::temporary("thorough"), lane(), make)
+        .await
+        .unwrap();
+    for n in 0..3 {
+        assert_eq!(thorough.data.offer(n), Offer::Queued);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        thorough.control.send(n).unwrap();
+        assert_eq!(
+            log.wait_for(2).await,
+            [format!("data {n}"), format!("control {n}")]
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
