@@ -1,8 +1,9 @@
 //! Supervised actors with three bounded priority lanes, on ractor.
 //!
-//! Each actor is a ractor actor whose message port carries only a wake-up. What it is told waits in three bounded
-//! lanes beside that port: control before data before telemetry, looked at anew between any two items. Who starts an
-//! actor supervises it: restart policy is data, stopping goes in reverse start order, and time follows tokio's clock.
+//! Each actor is a ractor actor that waits at lanes of its own, beside ractor's ports: three bounded ones, control before
+//! data before telemetry, looked at anew between any two items. ractor starts it, stops and kills it, and tells its
+//! parent of its end. Who starts an actor supervises it: restart policy is data, stopping goes in reverse start order,
+//! and time follows tokio's clock.
 //!
 //! Two kinds of actors share all of this: an [`Actor`] handles one item at a time (a coordinator), a [`Pump`] is one
 //! long future that selects between its lanes and its I/O.
