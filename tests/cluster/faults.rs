@@ -8,6 +8,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::unix::process::ExitStatusExt as _,
+    process::ExitStatus,
     time::Duration,
 };
 
@@ -241,7 +243,7 @@ impl Trouble {
                 Remedy::ReplaceRuntime(name) => {
                     let member = self.fleet.runtimes.get_mut(&name).expect("it was there");
                     match member.process.ended() {
-                        Some(ended) if ended.success() => {
+                        Some(ended) if is_orderly(ended) => {
                             self.fleet.restart_runtime(&name);
                             self.suffer.remove(&name);
                         }
@@ -253,7 +255,7 @@ impl Trouble {
                 Remedy::ReplacePlane(name) => {
                     let plane = self.fleet.planes.get_mut(&name).expect("it was there");
                     match plane.process.ended() {
-                        Some(ended) if ended.success() => {
+                        Some(ended) if is_orderly(ended) => {
                             self.fleet.restart_plane(&name);
                             self.suffer.remove(&name);
                         }
@@ -346,6 +348,12 @@ impl Trouble {
     }
 }
 
+/// How a process ends that is asked to: in order, or at once if it had not begun to listen for that.
+fn is_orderly(ended: ExitStatus) -> bool {
+    let asked = rustix::process::Signal::TERM.as_raw();
+    ended.success() || ended.signal() == Some(asked)
+}
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -385,7 +393,8 @@ async fn faults_of_all_kinds_give_no_session_two_writers_and_lose_no_turn() {
     let took = began.elapsed();
     stop.send_replace(true);
     let fleet = &trouble.fleet;
-    let failed = |why: String| panic!("RSPP_SEED={seed}: {why} {}", fleet.logs());
+    let done = &trouble.done;
+    let failed = |why: String| panic!("RSPP_SEED={seed}: after {done:?}: {why} {}", fleet.logs());
     raged.unwrap_or_else(failed);
     let mut sum = Diary::default();
     for caller in callers {
