@@ -4,14 +4,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rspp_proto::{ProviderId, SessionId, spec::Modality};
 use rspp_provider_api::{
-    Fault, Providers,
+    Fault, Providers, ToolCall,
     scripted::{
-        Conduct, OnCancel as Conducted, Script, ScriptedEndOfTurn, ScriptedLlm, ScriptedStt,
-        ScriptedTts, ScriptedVoice, Tally, Trouble as Troubled, VoiceTally,
+        Answer, Conduct, OnCancel as Conducted, Script, ScriptedEndOfTurn, ScriptedLlm,
+        ScriptedStt, ScriptedTts, ScriptedVoice, Tally, Trouble as Troubled, VoiceTally,
     },
 };
+use serde_json::Value;
 
-use super::scenario::{Goes, OnCancel, Provider, Scenario, Trouble};
+use super::scenario::{Calls, Goes, OnCancel, Provider, Reply, Scenario, Trouble};
 use crate::problem::Problem;
 
 /// What the agent says unless the scenario has it say something else.
@@ -83,9 +84,9 @@ impl Cast {
             }
             Modality::Llm => {
                 let answers = if provider.answers.is_empty() {
-                    vec![REPLY.to_owned()]
+                    vec![Answer::from(REPLY)]
                 } else {
-                    provider.answers.clone()
+                    provider.answers.iter().map(answer).collect()
                 };
                 let llm = ScriptedLlm::new(id)
                     .answers(answers)
@@ -120,6 +121,23 @@ impl Cast {
         let bound = self.bindings.entry(provider.modality).or_default();
         bound.push(provider.id.clone());
         Ok(())
+    }
+}
+
+fn answer(reply: &Reply) -> Answer {
+    match reply {
+        Reply::Words(words) => Answer::from(words.as_str()),
+        Reply::Calls(Calls { says, calls }) => Answer {
+            text: says.clone(),
+            tool_calls: (1..)
+                .zip(calls)
+                .map(|(nth, called)| ToolCall {
+                    id: format!("call-{nth}"),
+                    name: called.tool.clone(),
+                    arguments: Value::Object(called.with.clone()).to_string(),
+                })
+                .collect(),
+        },
     }
 }
 

@@ -10,6 +10,7 @@ mod nodes;
 mod patch;
 mod perform;
 mod scenario;
+mod servers;
 
 pub(crate) use expect::{Finding, wording};
 pub(crate) use perform::{Performance, perform};

@@ -42,6 +42,7 @@ use super::{
     expect::Finding,
     nodes, patch,
     scenario::{self, Busy, Call, Cancel, Cue, Happens, Recording as Kept, Says, Scenario, Sends},
+    servers,
 };
 use crate::{call::rerun, problem::Problem, specs::Setup};
 
@@ -175,6 +176,7 @@ async fn play(
     let clock = config.clock;
     config.limits = scenario.limits.clone();
     config.nodes = Arc::new(nodes::registry(&scenario.nodes));
+    config.tools = Arc::new(servers::registry(&scenario.servers));
     if !scenario.cpu.is_empty() {
         config.cpu = Arc::new(Cpu {
             clock,

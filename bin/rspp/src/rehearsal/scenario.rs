@@ -50,6 +50,9 @@ pub(crate) struct Scenario {
     /// Kinds of nodes that only this rehearsal has, for the pipeline to name.
     #[serde(default)]
     pub(crate) nodes: BTreeMap<String, NodeConduct>,
+    /// What answers the tools that post to an address, one by one; the last from then on.
+    #[serde(default)]
+    pub(crate) servers: BTreeMap<String, Vec<ServerAnswer>>,
     /// What the runtime takes on.
     #[serde(default)]
     pub(crate) limits: LimitsSpec,
@@ -101,7 +104,7 @@ pub(crate) struct Provider {
     pub(crate) modality: Modality,
     /// What a language model answers, in turn; tool calls may follow a text.
     #[serde(default)]
-    pub(crate) answers: Vec<String>,
+    pub(crate) answers: Vec<Reply>,
     /// The pace of a model's tokens.
     #[serde(default)]
     pub(crate) token_every_ms: u64,
@@ -123,6 +126,48 @@ pub(crate) struct Provider {
     /// How all other calls go.
     #[serde(default)]
     pub(crate) then: Goes,
+}
+
+/// What a language model answers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Reply {
+    /// These words.
+    Words(String),
+    /// It has tools called, after some words perhaps.
+    Calls(Calls),
+}
+
+/// An answer that has tools called.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Calls {
+    #[serde(default)]
+    pub(crate) says: String,
+    pub(crate) calls: Vec<Called>,
+}
+
+/// A tool that is called.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Called {
+    pub(crate) tool: String,
+    /// Its arguments.
+    #[serde(default)]
+    pub(crate) with: serde_json::Map<String, Value>,
+}
+
+/// How a server answers one request.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ServerAnswer {
+    #[serde(default)]
+    pub(crate) says: String,
+    /// The status that it refuses with.
+    #[serde(default)]
+    pub(crate) refuses: Option<u16>,
+    #[serde(default)]
+    pub(crate) late_ms: u64,
 }
 
 /// How one attempt goes; well by default.
