@@ -527,6 +527,38 @@ fn a_bad_pipeline_is_told_field_by_field() {
     assert_eq!(verdict["diagnostics"][0]["severity"], "error");
 }
 
+/// F-126: policies too, in both modes and by both names: a field that nobody knows is an error to the
+/// strict and a warning to the relaxed, what makes no sense is an error to both.
+#[test]
+fn a_bad_policy_is_told_field_by_field() {
+    let place = Place::new();
+    place.file("odd.yaml", format!("{POLICY}colour: blue\n"));
+    place.file("bad.yaml", POLICY.replace("[retry]", "[hope]"));
+    for name in ["validate", "lint"] {
+        let strict = place.run(&[name, "policy", "odd.yaml"]);
+        assert_eq!((strict.code, strict.out.as_str()), (Some(2), ""));
+        assert!(
+            strict.err.contains("odd.yaml:4:1: colour: unknown field"),
+            "{}",
+            strict.err
+        );
+        let relaxed = place.run(&[name, "policy", "odd.yaml", "--relaxed"]);
+        assert_eq!(relaxed.code, Some(0), "{}", relaxed.err);
+        assert!(relaxed.err.contains("colour"), "{}", relaxed.err);
+        for mode in [&["--json"][..], &["--json", "--relaxed"]] {
+            let ran = place.run(&[&[name, "policy", "bad.yaml"][..], mode].concat());
+            assert_eq!(ran.code, Some(2));
+            let verdict = ran.json();
+            assert_eq!(verdict["valid"], false);
+            let path = verdict["diagnostics"][0]["path"].as_str();
+            assert!(
+                path.is_some_and(|path| path.starts_with("allowed_adaptive_actions")),
+                "{verdict}"
+            );
+        }
+    }
+}
+
 /// F-003: what only the graph can tell is told as well.
 #[test]
 fn a_pipeline_that_runs_in_circles_is_refused() {
