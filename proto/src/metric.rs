@@ -9,6 +9,8 @@
 pub enum Metric {
     /// From the begin of a handler until all that it emitted is sent.
     NodeLatency,
+    /// From the start of a node's own process until it is ready, its sandbox included.
+    NodeStart,
     /// From the acceptance of a cancel until a node has let go.
     CancelLatency,
     /// From the acceptance of a cancel until a node has heard of it.
@@ -98,8 +100,9 @@ pub enum MetricLabel {
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::NodeLatency,
+        Self::NodeStart,
         Self::CancelLatency,
         Self::CancelAck,
         Self::SlowCancels,
@@ -126,6 +129,7 @@ impl Metric {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NodeLatency => "node_latency_ms",
+            Self::NodeStart => "node_start_ms",
             Self::CancelLatency => "cancel_latency_ms",
             Self::CancelAck => "cancel_ack_ms",
             Self::SlowCancels => "slow_cancels_total",
@@ -154,7 +158,7 @@ impl Metric {
     pub const fn labels(self) -> &'static [MetricLabel] {
         use MetricLabel as L;
         match self {
-            Self::NodeLatency | Self::CancelLatency => &[
+            Self::NodeLatency | Self::NodeStart | Self::CancelLatency => &[
                 L::PipelineVersion,
                 L::NodeId,
                 L::NodeType,
@@ -170,20 +174,35 @@ impl Metric {
                 L::ProviderId,
                 L::Limit,
             ],
-            Self::EdgeQueueDepth => &[L::PipelineVersion, L::NodeId, L::EdgeId, L::Lane, L::Status],
+            Self::EdgeQueueDepth => &[
+                L::PipelineVersion,
+                L::NodeId,
+                L::EdgeId,
+                L::Lane,
+                L::ProviderId,
+                L::Status,
+            ],
             Self::EdgeDrops => &[
                 L::PipelineVersion,
                 L::NodeId,
                 L::EdgeId,
                 L::Lane,
+                L::ProviderId,
                 L::Strategy,
             ],
-            Self::EdgeMerges => &[L::PipelineVersion, L::NodeId, L::EdgeId, L::Lane],
+            Self::EdgeMerges => &[
+                L::PipelineVersion,
+                L::NodeId,
+                L::EdgeId,
+                L::Lane,
+                L::ProviderId,
+            ],
             Self::EdgeLatency => &[
                 L::PipelineVersion,
                 L::NodeId,
                 L::EdgeId,
                 L::Lane,
+                L::ProviderId,
                 L::Quantile,
             ],
             Self::ProviderRtt | Self::ProviderFirstChunk | Self::ProviderQueueWait => &[

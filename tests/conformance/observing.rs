@@ -236,6 +236,16 @@ async fn a_session_measures_itself_on_request() {
         .iter()
         .find(|s| s.labels["node_id"] == "llm" && s.name == "node_latency_ms");
     assert_eq!(of_model.unwrap().labels["provider_id"], "llm");
+    let to_model = samples
+        .iter()
+        .find(|s| s.labels["node_id"] == "llm" && s.name == "edge_latency_ms");
+    assert_eq!(to_model.unwrap().labels["provider_id"], "llm");
+    let quantiles = samples
+        .iter()
+        .filter(|s| s.name == "node_latency_ms" && s.labels["node_id"] == "llm")
+        .map(|s| s.labels["quantile"].as_str());
+    let quantiles: BTreeSet<_> = quantiles.collect();
+    assert_eq!(quantiles, BTreeSet::from(["0.5", "0.95", "0.99"]));
     // A series: each edge tells its depth each time.
     let series = samples.iter().filter(|sample| {
         sample.name == "edge_queue_depth" && sample.labels["edge_id"] == "tts->egress:audio"

@@ -556,6 +556,42 @@ async fn a_process_in_a_sandbox_gets_at_nothing_of_the_machine() {
     assert_eq!(set, NOTHING);
 }
 
+/// F-124: what a start costs is measured, with its sandbox and without.
+#[tokio::test]
+async fn what_a_sandbox_costs_is_measured() {
+    let start = async |sandbox: Option<Sandbox>| {
+        let cast = Cast {
+            llm: Arc::new(ScriptedLlm::new("llm").answers(["Hi there."])),
+            ..Cast::default()
+        };
+        let mut command = echo(&tag());
+        command.sandbox = sandbox;
+        let mut registry = NodeRegistry::default();
+        registry.register_process("echo", command);
+        let mut builder = Builder::new(&cast, vec![])
+            .pipeline(|spec| {
+                through_echo(spec, custom("echo"));
+                spec.observe.metrics_every_ms = Some(1_000);
+            })
+            .configure(|config| config.nodes = Arc::new(registry));
+        builder.script.reply_timeout = Duration::from_mins(1);
+        let user = builder.client();
+        let typed = Typed {
+            call: builder.start().await,
+            user,
+        };
+        typed.say("hello");
+        typed.closed(1).await;
+        let ended = typed.hang_up().await;
+        let measured = ended.report.measurements.unwrap();
+        let echo = measured.nodes.iter().find(|(id, _)| id.as_str() == "echo");
+        echo.unwrap().1.start
+    };
+    let (free, kept) = tokio::join!(start(None), start(Some(Sandbox::default())));
+    assert_eq!((free.samples, kept.samples), (1, 1));
+    assert!(free.p50_ms > 0.0 && kept.p50_ms > 0.0);
+}
+
 /// F-124: what the operator allows beside that is allowed, as far as the pipeline asks for no less.
 #[tokio::test]
 async fn a_sandbox_is_as_wide_as_both_sides_allow() {

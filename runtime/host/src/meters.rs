@@ -48,6 +48,9 @@ pub struct NodeMeasurements {
     pub provider: Option<ProviderId>,
     /// From the begin of a handler until all that it emitted is sent.
     pub latency: Latency,
+    /// From the start of its own process until that is ready, its sandbox included (F-124).
+    #[serde(default)]
+    pub start: Latency,
     /// From the acceptance of a cancel until the node has let go.
     pub cancel: Latency,
     /// Cancels that took it longer than they may (NF-003).
@@ -152,6 +155,7 @@ pub(crate) struct NodeMeter {
     kind: String,
     provider: Option<ProviderId>,
     latency: Spans,
+    start: Spans,
     cancel: Cancels,
     /// Microseconds.
     cpu: AtomicU64,
@@ -344,6 +348,10 @@ impl NodeMeter {
         self.latency.add(took);
     }
 
+    pub(crate) fn started(&self, took: Duration) {
+        self.start.add(took);
+    }
+
     pub(crate) fn let_go(&self, took: Duration) {
         self.cancel.add(took);
     }
@@ -416,6 +424,7 @@ impl Meters {
                 kind: kind.to_owned(),
                 provider: provider.cloned(),
                 latency: Spans::default(),
+                start: Spans::default(),
                 cancel: Cancels::within(self.cancel.limit),
                 cpu: AtomicU64::new(0),
                 cpu_violations: AtomicU64::new(0),
@@ -502,6 +511,7 @@ impl Meters {
                         node_type: meter.kind.clone(),
                         provider: meter.provider.clone(),
                         latency: meter.latency.latency(),
+                        start: meter.start.latency(),
                         cancel: meter.cancel.spans.latency(),
                         slow_cancels: meter.cancel.slow(),
                         cpu_ms: meter.cpu.load(Ordering::Relaxed) as f64 / 1e3,
@@ -596,6 +606,8 @@ pub(crate) fn samples(before: Option<&Measurements>, now: &Measurements) -> Vec<
         };
         let old = known.map(|known| known.latency);
         told.latency(Metric::NodeLatency, measured.latency, old);
+        let old = known.map(|known| known.start);
+        told.latency(Metric::NodeStart, measured.start, old);
         let old = known.map(|known| known.cancel);
         told.latency(Metric::CancelLatency, measured.cancel, old);
         let old = known.map_or(0, |known| known.slow_cancels);
@@ -611,12 +623,17 @@ pub(crate) fn samples(before: Option<&Measurements>, now: &Measurements) -> Vec<
     }
     for (edge, measured) in &now.edges {
         let known = before.and_then(|before| before.edges.get(edge));
-        let labels = [
+        let mut labels = vec![
             version,
             (L::NodeId, measured.node_id.as_str()),
             (L::EdgeId, edge.as_str()),
             (L::Lane, Lane::Data.as_str()),
         ];
+        // Who serves the node that it leads to: a slow provider is seen on the edge before it.
+        let served = now.nodes.get(&measured.node_id);
+        if let Some(provider) = served.and_then(|node| node.provider.as_ref()) {
+            labels.push((L::ProviderId, provider.as_str()));
+        }
         let mut told = Telling {
             list: &mut list,
             node: &measured.node_id,

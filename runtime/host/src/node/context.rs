@@ -433,6 +433,8 @@ pub struct NodeContext {
     share: Share,
     kept: usize,
     charged: Duration,
+    /// What its process took to start, since somebody asked.
+    started: Option<Duration>,
     pub(crate) emitted: VecDeque<Event>,
     pub(crate) asked: VecDeque<Ask>,
 }
@@ -449,6 +451,7 @@ impl NodeContext {
             settled: 0,
             kept: 0,
             charged: Duration::ZERO,
+            started: None,
             emitted: VecDeque::new(),
             asked: VecDeque::new(),
         }
@@ -501,6 +504,15 @@ impl NodeContext {
     /// in a process of its own. It counts against the node's limit, if it has one (F-107).
     pub fn charge(&mut self, time: Duration) {
         self.charged += time;
+    }
+
+    /// Says how long a process of the node's own took to be ready.
+    pub(crate) fn started(&mut self, took: Duration) {
+        self.started = Some(took);
+    }
+
+    pub(crate) fn take_started(&mut self) -> Option<Duration> {
+        self.started.take()
     }
 
     pub(crate) fn take_charged(&mut self) -> Duration {

@@ -355,6 +355,11 @@ impl NodeHost {
             }
         }
         if let Some((_, meter)) = &self.setup.meters
+            && let Some(took) = self.cx.take_started()
+        {
+            meter.started(took);
+        }
+        if let Some((_, meter)) = &self.setup.meters
             && let Some(began) = began
         {
             meter.handled(self.cx.now().since(began));

@@ -147,16 +147,17 @@ struct Running {
 }
 
 impl ProcessNode {
-    /// Sees to it that there is a process and that it is ready.
-    async fn ready(&mut self, settings: &NodeSettings) -> Result<(), NodeError> {
+    /// Sees to it that there is a process and that it is ready; says how long a new one took.
+    async fn ready(&mut self, settings: &NodeSettings) -> Result<Option<Duration>, NodeError> {
         if self.running.is_some() {
-            return Ok(());
+            return Ok(None);
         }
         if self.started > self.command.restarts {
             let message = format!("needs more than {} new processes", self.command.restarts);
             return Err(NodeError::new(message));
         }
         let place = self.place().await?;
+        let began = Instant::now();
         self.started += 1;
         let memory = settings.limits.memory.map(|bytes| bytes as u64);
         let sandbox = self.command.sandbox_under(settings.limits.sandbox);
@@ -186,7 +187,7 @@ impl ProcessNode {
                     child,
                     _place: place,
                 });
-                Ok(())
+                Ok(Some(began.elapsed()))
             }
             Ok(Err(trouble)) => Err(self.error(&child.explain(trouble).await)),
             Err(_late) => {
@@ -220,10 +221,13 @@ impl ProcessNode {
         event: Event,
     ) -> Result<(), NodeError> {
         let cancelled = cx.cancellation().clone();
-        tokio::select! {
+        let started = tokio::select! {
             biased;
             ready = self.ready(cx.settings()) => ready?,
             () = cancelled.cancelled() => return Ok(()),
+        };
+        if let Some(took) = started {
+            cx.started(took);
         }
         self.events += 1;
         let id = self.events;
