@@ -2,13 +2,18 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use rspp_kernel::plan::{StreamingHandoff, profile};
+use rspp_host::Notice;
+use rspp_kernel::plan::{Layer, StreamingHandoff, profile};
 use rspp_proto::{
-    ProviderId,
-    spec::{Modality, Mode, PolicyBundle},
+    Payload, ProviderId,
+    abi::Signal,
+    spec::{Modality, Mode, PipelineSpec, PolicyBundle},
 };
 use rspp_provider_api::scripted::{ScriptedLlm, ScriptedVoice};
-use rspp_tests::call::{Builder, Cast, Ended, after_reply, first, over_reply, says};
+use rspp_tests::{
+    call::{Builder, Cast, Ended, after_reply, first, over_reply, says},
+    nodes::{insert, node},
+};
 use rspp_timeline::{Entry, HandoffAction, PlanEntry, TurnBaseline};
 
 fn plans(ended: &Ended) -> Vec<&PlanEntry> {
@@ -217,4 +222,118 @@ async fn the_plan_says_when_text_is_handed_to_the_voice() {
     let first_audio = |ended: &Ended| ended.turn(1).first_audio_ms.unwrap();
     assert!(first_audio(&streamed) < first_audio(&staged));
     assert!(first_audio(&aged) < first_audio(&long));
+}
+
+/// F-118: a guard may keep the whole clause back as well; the audit tells what it did, and where, whether
+/// somebody listens in or not.
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_blocks_is_audited() {
+    let cast = Cast {
+        llm: Arc::new(ScriptedLlm::new("llm").answers(["Ask Acme now. They know all of it."])),
+        ..Cast::default()
+    };
+    let guard = serde_json::json!({ "id": "guard", "kind": "guard",
+        "config": { "terms": ["acme"], "action": "block", "instead": "I may not say." } });
+    let ended = Builder::new(&cast, vec![says(first())])
+        .pipeline(|spec| insert(spec, "segmenter", node(guard), "tts"))
+        .hold()
+        .await;
+    assert_eq!(ended.endings(), ["commit"]);
+    let heard = "I may not say. They know all of it.";
+    assert_eq!(ended.turn(1).agent_text_played, heard);
+    let said = format!("{:?} {:?}", ended.log.payloads(), ended.report).to_lowercase();
+    assert!(
+        !said.contains("ask acme"),
+        "nobody is told what was kept back"
+    );
+    let audit = ended
+        .log
+        .notices()
+        .into_iter()
+        .find_map(|notice| match notice {
+            Notice::Event(event) => match event.payload {
+                Some(Payload::Debug(note)) if note.message == "guard" => {
+                    Some((event.envelope, note))
+                }
+                _something_else => None,
+            },
+            _something_else => None,
+        });
+    let (envelope, note) = audit.expect("it is said");
+    let by = envelope.node_id.map(|node| node.to_string());
+    assert_eq!(by.as_deref(), Some("guard"));
+    assert_eq!(envelope.turn_id, Some(ended.turn(1).turn_id.clone()));
+    assert_eq!(
+        (&*note.fields["action"], &*note.fields["found"]),
+        ("block", "1")
+    );
+}
+
+/// F-078, F-080, F-081: a running session says what it really runs: the graph with what a policy put there,
+/// who serves each node, and every value with who decided it, the profile's own included.
+#[tokio::test(start_paused = true)]
+async fn a_running_session_says_what_it_really_runs() {
+    let text = "schema: rspp.policy.bundle.v1\npolicy_resolution_snapshot: policy/compliance-1\n\
+                allowed_adaptive_actions: [retry]\ninsert_nodes:\n  - { after: segmenter, carries: text, node: \
+                { id: guard, kind: guard, config: { terms: [acme] } } }\n";
+    let policy = PolicyBundle::parse("policy.yaml", text, Mode::Strict)
+        .unwrap()
+        .spec;
+    let mut builder = Builder::new(&Cast::default(), vec![says(first())]);
+    builder.policy = Some(policy);
+    let call = builder.start().await;
+    let before = call.session.effective();
+    call.log.until(Signal::TurnOpen, 1).await;
+    let during = call.session.effective();
+    assert_eq!(before, during, "nothing was chosen otherwise");
+    let ended = call.end().await;
+
+    assert_eq!(during.session_id.as_str(), "call");
+    let nodes = during.graph.nodes.iter();
+    let inserted: Vec<_> = nodes
+        .filter(|node| node.inserted_by_policy)
+        .map(|node| node.id.as_str())
+        .collect();
+    assert_eq!(inserted, ["guard"]);
+    assert!(
+        during
+            .graph
+            .edges
+            .iter()
+            .any(|edge| edge.to.as_str() == "guard")
+    );
+    let bound = |node: &str| {
+        let bindings = during.policy.node_bindings.iter();
+        let found = bindings.into_iter().find(|(id, _)| id.as_str() == node);
+        found.map(|(_, providers)| providers[0].to_string())
+    };
+    assert_eq!(bound("llm").as_deref(), Some("llm"));
+    assert_eq!(during.policy.execution_profile.as_str(), "simple/v1");
+    let coverage = during.policy.provenance_coverage();
+    assert!((coverage - 1.0).abs() < f64::EPSILON, "{coverage}");
+    let budgets = during.policy.origin("budgets/turn_budget_ms").unwrap();
+    assert_eq!(budgets.layer, Layer::ExecutionProfile);
+    // It is what the turn's plan says, and it can be handed on.
+    let plan = &plans(&ended)[0].plan;
+    assert_eq!(plan["policy_hash"], during.policy.policy_hash.as_str());
+    let written = serde_json::to_value(&during).unwrap();
+    assert_eq!(written["session_id"], "call");
+    assert_eq!(written["policy"]["budgets"], plan["budgets"]);
+}
+
+/// F-079: the built-in template as it is written, and who serves it, are enough: what is said is understood,
+/// answered and heard, within the turn's budget.
+#[tokio::test(start_paused = true)]
+async fn the_template_and_its_providers_are_enough_for_a_turn() {
+    let template =
+        PipelineSpec::parse("simple.yaml", PipelineSpec::simple_template(), Mode::Strict);
+    let mut builder = Builder::new(&Cast::default(), vec![says(first())]);
+    builder.pipeline = template.unwrap().spec;
+    let ended = builder.hold().await;
+    assert_eq!(ended.endings(), ["commit"]);
+    let turn = ended.turn(1);
+    assert_eq!(turn.user_text, "hello there");
+    assert_eq!(turn.agent_text_played, "Good day to you. How can I help?");
+    let budget = profile::budgets().turn_budget_ms;
+    assert!(turn.first_audio_ms.is_some_and(|ms| ms <= budget as f64));
 }

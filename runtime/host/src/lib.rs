@@ -25,6 +25,8 @@ mod assembly;
 
 mod blueprint;
 
+mod effective;
+
 pub mod node;
 
 mod invoke;
@@ -66,6 +68,7 @@ pub use admission::SessionRefused;
 pub use assembly::Pools;
 pub use capacity::{CapacityEvent, CapacityKind, CpuProbe};
 pub use clip::Clip;
+pub use effective::EffectivePipeline;
 pub use event::{Arrival, CallEnd, CallKey, Chunk, Event, Port, Stamp, Tags};
 pub use memory::MemoryUse;
 pub use meters::{EdgeMeasurements, Latency, Measurements, NodeMeasurements, ProviderMeasurements};

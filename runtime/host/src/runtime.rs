@@ -22,7 +22,7 @@ use rspp_kernel::{
     admission::AdmissionReport,
     continuation::Continuation,
     graph::GraphError,
-    plan::{LayeredSettings, PlanError, ProviderInputs, with_insertions},
+    plan::{LayeredSettings, PlanError, ProviderInputs, inserted, with_insertions},
     refused::SESSION_HAS_ENDED,
 };
 use rspp_proto::{
@@ -45,6 +45,7 @@ use crate::{
     capacity::{CapacityEvent, CpuProbe, Monitor, ProcessCpu},
     clip::Clip,
     connection::{Connection, ConnectionControl},
+    effective::EffectivePipeline,
     event::Arrival,
     exporter::TimelineExporter,
     memory::{MemoryUse, Meter, Share},
@@ -484,6 +485,8 @@ impl Runtime {
         let inputs = Inputs::new(self.config.clock, share, plan.flow_control.data_mode, edges);
         let observers = Arc::<Observers>::default();
         let health = Arc::<Health>::default();
+        health.runs(&plan.policy);
+        let runs = Arc::clone(&blueprint);
         let grace = Graces::under(&plan.budgets).session;
         let (done, report) = oneshot::channel();
         let (answer, opened) = oneshot::channel();
@@ -546,6 +549,7 @@ impl Runtime {
             session: request.session,
             epoch,
             control,
+            blueprint: runs,
             observers,
             meters,
             health,
@@ -792,6 +796,7 @@ pub struct SessionHandle {
     session: SessionId,
     epoch: Epoch,
     control: ControlRef<SessionControl>,
+    blueprint: Arc<Blueprint>,
     observers: Arc<Observers>,
     meters: Option<Arc<Meters>>,
     health: Arc<Health>,
@@ -833,6 +838,19 @@ impl SessionHandle {
     /// pipeline or settings have it measured.
     pub fn measurements(&self) -> Option<Measurements> {
         self.meters.as_ref().map(|meters| meters.measurements())
+    }
+
+    /// The pipeline that it really runs, as it runs it now (F-081).
+    pub fn effective(&self) -> EffectivePipeline {
+        let policy = self.blueprint.policy.as_ref();
+        EffectivePipeline {
+            session_id: self.session.clone(),
+            graph: self.blueprint.graph.view(inserted(policy)),
+            policy: self
+                .health
+                .policy()
+                .expect("it is set before a session opens"),
+        }
     }
 
     /// How it stands; also once it is over.

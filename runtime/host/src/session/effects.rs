@@ -341,6 +341,7 @@ impl Session {
                 }
                 let blueprint = &self.setup.blueprint;
                 self.publisher.plan(turn, &plan, blueprint, now);
+                self.setup.health.runs(&plan.policy);
                 self.ledger.planned(turn, &plan);
                 let (outcome, stamp) = self.publisher.admission(turn, now);
                 self.ledger.admitted(turn, outcome, stamp);

@@ -2,10 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
-use rspp_kernel::SessionState;
+use rspp_kernel::{SessionState, plan::ResolvedPolicy};
 
 use crate::report::{DeadLetter, Degradation};
 
@@ -41,6 +41,8 @@ impl SessionStatus {
 #[derive(Debug)]
 pub(crate) struct Health {
     status: Mutex<SessionStatus>,
+    /// What the newest turn runs with.
+    policy: Mutex<Option<Arc<ResolvedPolicy>>>,
 }
 
 impl Default for Health {
@@ -53,6 +55,7 @@ impl Default for Health {
                 dead_lettered: 0,
                 moves_refused: BTreeMap::new(),
             }),
+            policy: Mutex::default(),
         }
     }
 }
@@ -64,6 +67,19 @@ impl Health {
 
     pub(crate) fn read(&self) -> SessionStatus {
         self.status().clone()
+    }
+
+    /// The session runs with this from now on.
+    pub(crate) fn runs(&self, policy: &Arc<ResolvedPolicy>) {
+        *self.policy.lock().expect("no code panics while locked") = Some(Arc::clone(policy));
+    }
+
+    /// What the session runs with.
+    pub(crate) fn policy(&self) -> Option<Arc<ResolvedPolicy>> {
+        self.policy
+            .lock()
+            .expect("no code panics while locked")
+            .clone()
     }
 
     pub(super) fn enter(&self, state: SessionState) {
