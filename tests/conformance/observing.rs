@@ -2,15 +2,23 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use rspp_host::{Filter, Notice, node::NodeContext};
+use rspp_host::{
+    Capture, CaptureBounds, CaptureEnd, CpuProbe, Filter, Latency, LatencySeries, Notice,
+    node::NodeContext,
+};
 use rspp_kernel::CancelReason;
 use rspp_proto::{
     ErrorCode, ErrorNote, EventType, MetricSample, Monotonic, NodeId, Payload, SessionId, Speaker,
     abi::{EventRecord, Signal},
-    spec::RecordingLevel,
+    metric::{Metric, MetricLabel},
+    spec::{RecordingLevel, Threshold},
 };
 use rspp_tests::{
     call::{Builder, Call, Cast, Ended, after_reply, first, over_reply, says},
@@ -506,21 +514,33 @@ async fn a_capture_reaches_one_session_and_ends_by_itself() {
         }
         let mut captures = Vec::new();
         if capture {
-            captures.push(placed[3].session.capture(Duration::from_secs(1), 10_000));
-            captures.push(placed[5].session.capture(Duration::from_mins(1), 50));
+            let bounds = |length, events, bytes| CaptureBounds {
+                length,
+                events,
+                bytes,
+            };
+            let long = Duration::from_mins(1);
+            let timed = bounds(Duration::from_secs(1), 10_000, u64::MAX);
+            captures.push(placed[3].session.capture(timed));
+            captures.push(placed[5].session.capture(bounds(long, 50, u64::MAX)));
+            // Two of one session, each with an end of its own.
+            captures.push(placed[5].session.capture(bounds(long, 10_000, 9_000)));
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let within: Vec<_> = captures.iter_mut().map(heard).collect();
+        let within: Vec<_> = captures.iter_mut().map(captured).collect();
         let mut felt = Vec::new();
         for placed in placed {
             let ended = placed.end().await;
             felt.push((ended.line.moments(), debug_events(&ended)));
         }
-        let after: Vec<_> = captures.iter_mut().map(heard).collect();
-        (felt, within, after)
+        let after: Vec<_> = captures.iter_mut().map(captured).collect();
+        let ends: Vec<_> = captures.iter().map(Capture::ended).collect();
+        (felt, within, after, ends)
     };
-    let (usual, _, _) = run(false).await;
-    let (felt, within, after) = run(true).await;
+    let (usual, ..) = run(false).await;
+    let (felt, within, after, ends) = run(true).await;
+    let expected = [CaptureEnd::Time, CaptureEnd::Events, CaptureEnd::Bytes];
+    assert_eq!(ends, expected.map(Some));
     for (n, (usual, felt)) in usual.iter().zip(&felt).enumerate() {
         assert_eq!(usual.0, felt.0, "call {n} is heard as ever");
         assert_eq!(
@@ -548,6 +568,101 @@ async fn a_capture_reaches_one_session_and_ends_by_itself() {
         50,
         "bounded in number too"
     );
+    let third = within[2].len() + after[2].len();
+    assert!((10..=36).contains(&third), "and in bytes: {third}");
+}
+
+/// F-076: a node with too much to do has nothing to spare for who looks on.
+#[tokio::test(start_paused = true)]
+async fn a_capture_ends_where_it_would_be_at_the_cost_of_others() {
+    let busy = Arc::new(AtomicU64::new(10));
+    let probe = Arc::clone(&busy);
+    let call = Builder::new(&Cast::default(), vec![says(first()), says(after_reply())])
+        .configure(move |config| {
+            config.cpu = Arc::new(Busy(probe));
+            config.limits.overload.cpu_percent = Some(Threshold {
+                low: 60,
+                high: 80,
+                severe: 101,
+            });
+        })
+        .start()
+        .await;
+    let mut capture = call.session.capture(CaptureBounds {
+        length: Duration::from_mins(1),
+        events: u32::MAX,
+        bytes: u64::MAX,
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(captured(&mut capture).len() > 10);
+    assert_eq!(capture.ended(), None);
+    busy.store(100, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    captured(&mut capture);
+    assert_eq!(capture.ended(), Some(CaptureEnd::Overload));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(captured(&mut capture).len(), 0);
+    call.end().await;
+}
+
+/// How busy the processors are, as a test says.
+struct Busy(Arc<AtomicU64>);
+
+impl CpuProbe for Busy {
+    fn cpu_percent(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// F-068: latencies of nodes and edges are one series by version and provider over all calls, those that
+/// are over included: what a metrics backend asks for.
+#[tokio::test(start_paused = true)]
+async fn latencies_of_all_calls_are_series_by_version_and_provider() {
+    let mut builder = measured(Some(1_000));
+    let runtime = builder.runtime().await;
+    let mut counts = Vec::new();
+    for n in 0..3 {
+        let mut builder = measured(Some(1_000));
+        builder.session = SessionId::new(format!("call-{n}")).unwrap();
+        let ended = builder.open(&runtime).await.unwrap().end().await;
+        let version = ended.report.pipeline_version.to_string();
+        let series = runtime.latencies();
+        let find = |metric, node: &str| {
+            let found = series.iter().find(|series| {
+                series.metric == metric
+                    && series.labels.contains(&(MetricLabel::NodeId, node.into()))
+            });
+            found.unwrap_or_else(|| panic!("{metric:?} of {node}"))
+        };
+        for (metric, node) in [
+            (Metric::NodeLatency, "llm"),
+            (Metric::EdgeLatency, "llm"),
+            (Metric::ProviderRtt, "llm"),
+        ] {
+            let series = find(metric, node);
+            let labels: BTreeMap<_, _> = series.labels.iter().cloned().collect();
+            assert_eq!(labels[&MetricLabel::PipelineVersion], version);
+            assert_eq!(labels[&MetricLabel::ProviderId], node);
+            let Latency {
+                p50_ms,
+                p95_ms,
+                p99_ms,
+                max_ms,
+                ..
+            } = series.latency;
+            assert!(p50_ms <= p95_ms && p95_ms <= p99_ms && p99_ms <= max_ms + 0.1);
+        }
+        // Synthesis is faster than speech: its frames wait.
+        let waited = |it: &LatencySeries| it.metric == Metric::EdgeLatency && it.sum_ms > 1_000.0;
+        assert!(series.iter().any(waited));
+        counts.push(find(Metric::ProviderRtt, "llm").latency.samples);
+    }
+    assert_eq!(counts, [counts[0], 2 * counts[0], 3 * counts[0]]);
+    assert!(runtime.measurements().is_empty(), "no call is open");
+}
+
+fn captured(capture: &mut Capture) -> Vec<Notice> {
+    std::iter::from_fn(|| capture.try_next()).collect()
 }
 
 /// F-142, P22: a subscriber who never reads holds nobody up and costs nobody else a notice.

@@ -10,9 +10,9 @@ use std::{
     time::Duration,
 };
 
-use rspp_kernel::plan::{Health, ProviderNews};
+use rspp_kernel::plan::{Health, ProviderNews, ResolvedTurnPlan};
 use rspp_proto::{
-    ProviderId, RetryDecision,
+    ProviderId, RetryDecision, SampleRate,
     abi::Signal,
     spec::{Bindings, CallPolicy, ChoicePolicy, CircuitPolicy, Modality},
 };
@@ -662,6 +662,48 @@ async fn a_change_of_capabilities_counts_from_the_next_turn() {
         });
         let evidence = evidence.expect("the turn left evidence");
         assert_eq!(evidence.plan_hash, plan.plan_hash, "{turn}");
+    }
+}
+
+/// F-161: a line that wants another rate in the middle of a reply gets it with the next: each turn's audio
+/// goes out as its plan says, the plans differ in that, are named by it and told apart by their hashes.
+#[tokio::test(start_paused = true)]
+async fn a_change_of_the_line_counts_from_the_next_turn() {
+    let said = vec![says(first()), says(after_reply()), says(after_reply())];
+    let call = Builder::new(&Cast::default(), said).start().await;
+    call.log.until(Signal::PlaybackStarted, 1).await;
+    call.line.change_rate(SampleRate::new(8_000).unwrap());
+    call.log.until(Signal::PlaybackStarted, 3).await;
+    call.line.change_rate(SampleRate::HZ_24000);
+    let ended = call.end().await;
+    assert_eq!(ended.endings(), ["commit"; 3]);
+    let heard: Vec<_> = ended.heard().iter().map(|heard| heard.cut).collect();
+    assert_eq!(heard, [false; 3]);
+    let plans = plans(&ended);
+    let of = |turn: usize| &plans[turn].plan["transport_capabilities"];
+    let rates = [0, 1, 2].map(|turn| of(turn)["sink_rate"].as_u64().unwrap());
+    assert_eq!(rates, [16_000, 8_000, 8_000]);
+    let carried: Vec<Vec<u32>> = ended
+        .line
+        .rates()
+        .into_values()
+        .map(|rates| rates.into_iter().collect())
+        .collect();
+    assert_eq!(carried, [[16_000], [8_000], [8_000]], "as the plans say");
+    assert_eq!(of(0)["transport"], "loopback");
+    assert_ne!(of(0)["snapshot_ref"], of(1)["snapshot_ref"]);
+    assert_eq!(of(1), of(2));
+    assert_eq!(
+        plans[0].plan["policy_hash"], plans[1].plan["policy_hash"],
+        "what the policy decides is the same"
+    );
+    for plan in plans {
+        let text = serde_json::to_string(&plan.plan).unwrap();
+        let read: ResolvedTurnPlan = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.verify(), Ok(()), "the line is under the hash");
+        let mut other = read.clone();
+        other.transport_capabilities = None;
+        assert!(other.verify().is_err());
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use rspp_proto::{AudioChunk, Epoch, SampleRate, SessionId, TurnNumber};
+use rspp_proto::{AudioChunk, Codec, Epoch, SampleRate, SessionId, TurnNumber};
 use rspp_transport_api::{Outgoing, Sink, SinkError};
 use serde_json::json;
 
@@ -73,6 +73,10 @@ pub(crate) struct Noted {
 impl Sink for Noted {
     fn sample_rate(&self) -> SampleRate {
         self.sink.sample_rate()
+    }
+
+    fn codec(&self) -> Codec {
+        self.sink.codec()
     }
 
     fn lead(&self) -> Duration {

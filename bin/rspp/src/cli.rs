@@ -37,7 +37,7 @@ Exit codes: 0 success, 1 failure, 2 bad input or usage.";
 pub(crate) enum Command {
     Up(Box<cmd::up::Up>),
     Loopback(Box<cmd::loopback::Loopback>),
-    #[command(visible_alias = "lint")]
+    #[command(alias = "lint")]
     Validate(cmd::validate::Validate),
     Plan(cmd::plan::Plan),
     Rehearse(cmd::rehearse::Rehearse),

@@ -35,7 +35,12 @@ fn rspp(arguments: &[&str]) -> Command {
 
 /// Starts it on a free port; its one line of output is the address.
 async fn up() -> (Child, SocketAddr) {
-    let mut process = rspp(&["up", "--scripted", "--port", "0"]).spawn().unwrap();
+    up_with(&[]).await
+}
+
+async fn up_with(more: &[&str]) -> (Child, SocketAddr) {
+    let arguments = [&["up", "--scripted", "--port", "0"], more].concat();
+    let mut process = rspp(&arguments).spawn().unwrap();
     let mut out = BufReader::new(process.stdout.take().unwrap()).lines();
     let line = timeout(PATIENCE, out.next_line()).await;
     let line = line.expect("an address is printed").unwrap().unwrap();
@@ -49,8 +54,12 @@ async fn up() -> (Child, SocketAddr) {
 
 /// The head and the body of an answer.
 async fn get(address: SocketAddr, path: &str, headers: &str) -> (String, String) {
+    ask(address, "GET", path, headers).await
+}
+
+async fn ask(address: SocketAddr, how: &str, path: &str, headers: &str) -> (String, String) {
     let mut socket = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n");
+    let request = format!("{how} {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n");
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     socket.read_to_string(&mut answer).await.unwrap();
@@ -108,6 +117,97 @@ async fn one_address_serves_page_and_clients_until_ctrl_c() {
     assert!(status.success(), "{status}");
 }
 
+const LOCAL: &str = "Host: localhost\r\n";
+
+async fn says_hello(client: &mut Client) {
+    let text = "hello".to_owned();
+    let typed = ClientMessage::Text(Typed { text, key: None });
+    client.say(typed).await;
+    let is_sound = |message: &ServerMessage| matches!(message, ServerMessage::Audio(_));
+    assert!(!sound(&client.until(is_sound).await).is_empty());
+}
+
+/// F-068, F-076, F-081: while it runs an operator asks for the pipeline that a session really runs, with
+/// what a policy put there; for its debug events, for a while; and for latencies as metrics backends do.
+#[tokio::test]
+async fn an_operator_looks_at_a_session_that_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = folder.path().join("pipeline.yaml");
+    let template = rspp_proto::spec::PipelineSpec::simple_template();
+    std::fs::write(
+        &pipeline,
+        format!("{template}\nobserve: {{ metrics_every_ms: 1000 }}\n"),
+    )
+    .unwrap();
+    let policy = folder.path().join("policy.yaml");
+    let text = "schema: rspp.policy.bundle.v1\npolicy_resolution_snapshot: policy/1\n\
+                allowed_adaptive_actions: [retry]\ninsert_nodes:\n  - { after: segmenter, carries: text, \
+                node: { id: guard, kind: guard, config: { terms: [acme] } } }\n";
+    std::fs::write(&policy, text).unwrap();
+    let files = [&pipeline, &policy].map(|path| path.display().to_string());
+    let (_process, address) = up_with(&["--pipeline", &files[0], "--policy", &files[1]]).await;
+    let mut client = Client::begin(address, Hello::default()).await;
+    let session = client.ready.clone().unwrap().session;
+    let of_session = |what: &str| format!("/v1/observe/sessions/{session}/{what}");
+
+    let (_, body) = get(address, "/v1/observe", LOCAL).await;
+    let now: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(now["session_ids"][0], session.as_str());
+    let (_, body) = get(address, &of_session("pipeline"), LOCAL).await;
+    let runs: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(runs["session_id"], session.as_str());
+    let nodes = runs["graph"]["nodes"].as_array().unwrap();
+    let guard = nodes.iter().find(|node| node["id"] == "guard").unwrap();
+    assert_eq!(guard["inserted_by_policy"], true);
+    assert_eq!(runs["policy"]["node_bindings"]["llm"][0], "scripted");
+    assert!(runs["policy"]["provenance"]["budgets"]["source"].is_string());
+
+    let path = of_session("capture?for_ms=30000&events=40");
+    let capture = tokio::spawn(async move { ask(address, "POST", &path, LOCAL).await });
+    while !capture.is_finished() {
+        says_hello(&mut client).await;
+    }
+    let (head, body) = capture.await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let lines = body.lines().filter(|line| line.starts_with('{'));
+    let lines: Vec<Value> = lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (&last["ended"], &last["events"]),
+        (&"events".into(), &40.into())
+    );
+    assert_eq!(lines.len(), 41, "{body}");
+    assert!(
+        lines[..40]
+            .iter()
+            .all(|line| line["envelope"]["session_id"] == session.as_str()
+                || line["session_id"] == session.as_str()),
+        "{body}"
+    );
+
+    let (head, _) = ask(address, "POST", &of_session("capture?sometimes=1"), LOCAL).await;
+    assert!(head.starts_with("HTTP/1.1 400"), "{head}");
+    let (head, _) = get(address, "/v1/observe/sessions/other/pipeline", LOCAL).await;
+    assert!(head.starts_with("HTTP/1.1 404"), "{head}");
+
+    let (head, body) = get(address, "/metrics", LOCAL).await;
+    assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    for metric in ["node_latency_ms", "edge_latency_ms", "provider_rtt_ms"] {
+        for quantile in ["0.5", "0.95", "0.99"] {
+            let told = body.lines().any(|line| {
+                line.starts_with(&format!("{metric}{{pipeline_version=\""))
+                    && line.contains("node_id=\"llm\"")
+                    && line.contains("provider_id=\"scripted\"")
+                    && line.contains(&format!("quantile=\"{quantile}\"}}"))
+            });
+            assert!(told, "{metric} {quantile}: {body}");
+        }
+    }
+    drop(client);
+}
+
 /// Other people's pages may not look at what runs here, under no name.
 #[tokio::test]
 async fn pages_from_elsewhere_do_not_look_in() {
@@ -116,8 +216,15 @@ async fn pages_from_elsewhere_do_not_look_in() {
         "Host: localhost\r\nOrigin: https://evil.example\r\n",
         "Host: evil.example\r\n",
     ] {
-        let (head, _) = get(address, "/v1/observe", headers).await;
-        assert!(head.starts_with("HTTP/1.1 403"), "{head}");
+        let capture = "/v1/observe/sessions/any/capture";
+        for (how, path) in [
+            ("GET", "/v1/observe"),
+            ("GET", "/metrics"),
+            ("POST", capture),
+        ] {
+            let (head, _) = ask(address, how, path, headers).await;
+            assert!(head.starts_with("HTTP/1.1 403"), "{head}");
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use rspp_kernel::{
     graph::{Graph, GraphError},
     plan::{
         KnownPolicies, LayeredSettings, PlanError, PlanInputs, ProviderInputs, ResolvedPolicy,
-        ResolvedTurnPlan,
+        ResolvedTurnPlan, TransportCapabilities,
     },
 };
 use rspp_proto::{
@@ -118,6 +118,7 @@ impl Blueprint {
         &self,
         turn: TurnNumber,
         epoch: Epoch,
+        transport: Option<Arc<TransportCapabilities>>,
         providers: ProviderInputs<'_>,
         degraded: bool,
     ) -> Result<ResolvedTurnPlan, PlanError> {
@@ -136,7 +137,7 @@ impl Blueprint {
             degraded,
         };
         let policy = lock(&self.known).resolve(&inputs)?;
-        Ok(ResolvedTurnPlan::of(policy, &turn.id(), epoch))
+        Ok(ResolvedTurnPlan::of(policy, &turn.id(), epoch, transport))
     }
 }
 

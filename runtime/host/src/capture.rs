@@ -71,7 +71,7 @@ impl Capture {
                 }
             }
             // Who looks on changes nothing, and what is forged did not happen.
-            Command::Capture { .. } | Command::Forge(_) => return,
+            Command::Capture | Command::Forge(_) => return,
             Command::Rotate(epoch) => Ordered::Rotate(*epoch),
             Command::Leave | Command::LetGo { .. } => Ordered::Leave,
             Command::HandOver => Ordered::HandOver,

@@ -43,6 +43,7 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::{
     assembly::IngressEdge,
     capture::Capture,
+    carriage::Carriage,
     event::{Arrival, Event, Port, Stamp},
     meters::Meters,
     node::{EdgeReport, Inputs, Torn},
@@ -84,6 +85,8 @@ pub(crate) enum ConnectionControl {
     Sync(Port, Torn),
     /// Send a text of a turn that is not spoken, if the turn is still alive.
     Show(TurnNumber, Epoch, Box<TextChunk>),
+    /// From this turn on the agent's audio goes out in this rate, as the turn's plan says (F-161).
+    CarryAt(TurnNumber, SampleRate),
     /// Tell the peer whether the agent has its voice.
     Voice { available: bool },
     /// The session is over: hang up.
@@ -110,6 +113,7 @@ pub(crate) struct Attachment {
     /// Where the user's audio comes from, by name.
     pub(crate) ingress_node: NodeId,
     pub(crate) line: Arc<LineStats>,
+    pub(crate) carriage: Arc<Carriage>,
     /// How far ahead of its playout audio is committed (F-039).
     pub(crate) commit_ahead: Duration,
     pub(crate) scheduling: Arc<Scheduling>,
@@ -295,6 +299,7 @@ async fn attached(ctx: &mut PumpContext<Connection>) -> Option<Box<Attachment>> 
             | ConnectionControl::FinishClause(_)
             | ConnectionControl::Sync(..)
             | ConnectionControl::Show(..)
+            | ConnectionControl::CarryAt(..)
             | ConnectionControl::Voice { .. } => {}
             ConnectionControl::Close => return None,
         }
@@ -353,6 +358,24 @@ struct Outbound {
     resampler: Option<(SampleRate, Resampler)>,
     converted: Vec<i16>,
     framer: Framer,
+    /// The rate that audio goes out in, and those of turns to come where it is another.
+    rate: SampleRate,
+    rates: VecDeque<(TurnNumber, SampleRate)>,
+}
+
+impl Outbound {
+    /// The rate of a turn's audio.
+    fn rate_of(&mut self, turn: TurnNumber) -> SampleRate {
+        while let Some((from, rate)) = self.rates.front().copied()
+            && from <= turn
+        {
+            self.rates.pop_front();
+            self.rate = rate;
+            self.resampler = None;
+            self.framer = Framer::new(rate);
+        }
+        self.rate
+    }
 }
 
 /// A turn of which only one clause is still to be heard.
@@ -412,6 +435,8 @@ impl Line {
                 resampler: None,
                 converted: Vec::new(),
                 framer: Framer::new(out_rate),
+                rate: out_rate,
+                rates: VecDeque::new(),
             },
         })
     }
@@ -509,6 +534,9 @@ impl Line {
                     Item::Control(ConnectionControl::Show(turn, epoch, text)) => {
                         self.show(turn, epoch, &text);
                     }
+                    Item::Control(ConnectionControl::CarryAt(turn, rate)) => {
+                        self.outbound.rates.push_back((turn, rate));
+                    }
                     Item::Control(ConnectionControl::Voice { available }) => {
                         self.send(Outgoing::Voice { available });
                     }
@@ -582,6 +610,14 @@ impl Line {
         let link = if tries_in_vain { Link::Lost } else { link };
         if let Some(event) = self.watch.relinked(link, self.now()) {
             self.tell(event);
+        }
+        match link {
+            // Whoever comes back may have come over another line.
+            Link::Back | Link::Changed => {
+                let carriage = &self.attachment.carriage;
+                carriage.changes(self.kind, self.source_rate, self.sink.as_ref());
+            }
+            Link::Reconnecting | Link::Lost => {}
         }
         if link == Link::Back {
             self.restart_stream();
@@ -932,7 +968,7 @@ impl Line {
         chunk: &AudioChunk,
     ) -> Result<bool, SinkError> {
         let from = chunk.format.sample_rate;
-        let to = self.sink.sample_rate();
+        let to = self.outbound.rate_of(turn);
         if from == to {
             return played(self.sink.play(turn, chunk), turn, &self.attachment.line);
         }
@@ -965,7 +1001,7 @@ impl Line {
         }
         self.outbound.in_reply = false;
         let mut lost = false;
-        let to = self.sink.sample_rate();
+        let to = self.outbound.rate_of(turn);
         if let Some((_, mut resampler)) = self.outbound.resampler.take() {
             self.outbound.converted.clear();
             resampler.finish(&mut self.outbound.converted);

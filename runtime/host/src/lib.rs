@@ -41,6 +41,8 @@ mod providers;
 
 mod capture;
 
+mod carriage;
+
 mod connection;
 
 mod clip;
@@ -57,6 +59,8 @@ mod plane;
 
 mod meters;
 mod pulse;
+mod totals;
+mod view;
 
 mod snapshots;
 
@@ -73,7 +77,7 @@ pub use event::{Arrival, CallEnd, CallKey, Chunk, Event, Port, Stamp, Tags};
 pub use memory::MemoryUse;
 pub use meters::{EdgeMeasurements, Latency, Measurements, NodeMeasurements, ProviderMeasurements};
 pub use node::builtin::{NodeFactory, NodeRegistry};
-pub use observe::{Filter, Notice};
+pub use observe::{Capture, CaptureBounds, CaptureEnd, Filter, Notice};
 pub use overhead::{Overhead, Percentiles};
 pub use plane::{AwayMode, PlaneConfig, PlaneHandle, PlaneStatus};
 pub use providers::ProviderBoard;
@@ -82,3 +86,5 @@ pub use runtime::{Config, Emptying, OpenError, Runtime, SessionHandle, SessionRe
 pub use session::{CancelReceipt, CancelTarget, Foreign, SessionStatus};
 pub use snapshots::Snapshots;
 pub use tool::{HttpToolFactory, ToolRegistry};
+pub use totals::LatencySeries;
+pub use view::SessionView;

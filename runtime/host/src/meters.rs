@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use hdrhistogram::Histogram;
+use hdrhistogram::{Counter, Histogram};
 use rspp_kernel::edge::EdgeCounters;
 use rspp_proto::{
     EdgeId, Lane, MetricSample, Monotonic, NodeId, OutcomeClass, PipelineVersion, ProviderId,
@@ -23,6 +23,8 @@ use rspp_proto::{
 };
 use rspp_timeline::AttemptRecord;
 use serde::{Deserialize, Serialize};
+
+use crate::totals::{Labels, LatencySeries, Series, Totals};
 
 /// Percentiles of durations, in milliseconds of the node's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -37,6 +39,23 @@ pub struct Latency {
     pub p99_ms: f64,
     /// Largest.
     pub max_ms: f64,
+}
+
+impl Latency {
+    /// Of a histogram of microseconds.
+    pub(crate) fn of<C: Counter>(spans: &Histogram<C>) -> Self {
+        if spans.is_empty() {
+            return Self::default();
+        }
+        let ms = |micros: u64| micros as f64 / 1e3;
+        Self {
+            samples: spans.len(),
+            p50_ms: ms(spans.value_at_quantile(0.5)),
+            p95_ms: ms(spans.value_at_quantile(0.95)),
+            p99_ms: ms(spans.value_at_quantile(0.99)),
+            max_ms: ms(spans.max()),
+        }
+    }
 }
 
 /// What was measured of a node.
@@ -147,6 +166,8 @@ pub(crate) struct Meters {
     sounds: AtomicBool,
     /// Cancels by reason; the reasons are the kernel's own words, so there are four.
     cancels: Mutex<BTreeMap<&'static str, u64>>,
+    /// Where all that was measured goes in the end.
+    totals: Arc<Totals>,
 }
 
 /// A node's instruments.
@@ -299,18 +320,11 @@ impl Spans {
     }
 
     fn latency(&self) -> Latency {
-        let spans = lock(&self.0);
-        if spans.is_empty() {
-            return Latency::default();
-        }
-        let ms = |micros: u64| micros as f64 / 1e3;
-        Latency {
-            samples: spans.len(),
-            p50_ms: ms(spans.value_at_quantile(0.5)),
-            p95_ms: ms(spans.value_at_quantile(0.95)),
-            p99_ms: ms(spans.value_at_quantile(0.99)),
-            max_ms: ms(spans.max()),
-        }
+        Latency::of(&lock(&self.0))
+    }
+
+    fn add_to(&self, series: &mut Series, metric: Metric, labels: &Labels) {
+        series.add(metric, labels.clone(), &lock(&self.0));
     }
 }
 
@@ -398,7 +412,7 @@ impl EdgeMeter {
 
 impl Meters {
     /// Instruments that tell cancels which take longer than `slow_cancel`.
-    pub(crate) fn new(version: PipelineVersion, slow_cancel: Duration) -> Self {
+    fn new(version: PipelineVersion, slow_cancel: Duration, totals: Arc<Totals>) -> Self {
         Self {
             version,
             nodes: Mutex::default(),
@@ -408,6 +422,7 @@ impl Meters {
             cancelled_at: AtomicU64::new(0),
             sounds: AtomicBool::new(false),
             cancels: Mutex::default(),
+            totals,
         }
     }
 
@@ -548,29 +563,118 @@ impl Meters {
     }
 }
 
-/// The instruments of all sessions that are measured.
+impl Meters {
+    /// Adds what was measured to the series of all sessions.
+    fn add_to(&self, series: &mut Series) {
+        let version = || (L::PipelineVersion, self.version.to_string());
+        let nodes = lock(&self.nodes);
+        for (node, meter) in &*nodes {
+            let mut labels = vec![
+                version(),
+                (L::NodeId, node.to_string()),
+                (L::NodeType, meter.kind.clone()),
+            ];
+            labels.extend(meter.provider.as_ref().map(served_by));
+            for (metric, spans) in [
+                (Metric::NodeLatency, &meter.latency),
+                (Metric::NodeStart, &meter.start),
+                (Metric::CancelLatency, &meter.cancel.spans),
+            ] {
+                spans.add_to(series, metric, &labels);
+            }
+        }
+        for (edge, meter) in &*lock(&self.edges) {
+            let mut labels = vec![
+                version(),
+                (L::NodeId, meter.to.to_string()),
+                (L::EdgeId, edge.to_string()),
+                (L::Lane, Lane::Data.as_str().to_owned()),
+            ];
+            let served = nodes.get(&meter.to);
+            labels.extend(
+                served
+                    .and_then(|node| node.provider.as_ref())
+                    .map(served_by),
+            );
+            meter.latency.add_to(series, Metric::EdgeLatency, &labels);
+        }
+        for ((node, provider), meter) in &*lock(&self.providers) {
+            let labels = vec![
+                version(),
+                (L::NodeId, node.to_string()),
+                served_by(provider),
+                (L::Modality, meter.modality.as_str().to_owned()),
+            ];
+            for (metric, spans) in [
+                (Metric::ProviderRtt, &meter.rtt),
+                (Metric::ProviderFirstChunk, &meter.first_chunk),
+                (Metric::ProviderQueueWait, &meter.queue_wait),
+            ] {
+                spans.add_to(series, metric, &labels);
+            }
+        }
+    }
+}
+
+impl Drop for Meters {
+    fn drop(&mut self) {
+        let totals = Arc::clone(&self.totals);
+        totals.close(|series| self.add_to(series));
+    }
+}
+
+fn served_by(provider: &ProviderId) -> (MetricLabel, String) {
+    (L::ProviderId, provider.to_string())
+}
+
+/// The instruments of all sessions that are measured, and what those before them have measured.
 #[derive(Debug, Default)]
-pub(crate) struct Metered(Mutex<BTreeMap<SessionId, Weak<Meters>>>);
+pub(crate) struct Metered {
+    sessions: Mutex<BTreeMap<SessionId, Weak<Meters>>>,
+    totals: Arc<Totals>,
+}
 
 impl Metered {
-    pub(crate) fn add(&self, session: SessionId, meters: &Arc<Meters>) {
-        let mut sessions = lock(&self.0);
+    /// Instruments for a session that is measured.
+    pub(crate) fn add(
+        &self,
+        session: SessionId,
+        version: PipelineVersion,
+        slow_cancel: Duration,
+    ) -> Arc<Meters> {
+        let totals = Arc::clone(&self.totals);
+        let meters = Arc::new(Meters::new(version, slow_cancel, totals));
+        let mut sessions = lock(&self.sessions);
         // Sessions that are over leave: there are never more here than are open.
         sessions.retain(|_, meters| meters.strong_count() > 0);
-        sessions.insert(session, Arc::downgrade(meters));
+        sessions.insert(session, Arc::downgrade(&meters));
+        meters
     }
 
-    pub(crate) fn measurements(&self) -> BTreeMap<SessionId, Measurements> {
-        let sessions = lock(&self.0);
+    fn alive(&self) -> Vec<(SessionId, Arc<Meters>)> {
+        let sessions = lock(&self.sessions);
         let alive = sessions
             .iter()
             .filter_map(|(session, meters)| Some((session.clone(), meters.upgrade()?)));
-        let alive: Vec<_> = alive.collect();
-        drop(sessions);
-        let measured = alive.into_iter();
+        alive.collect()
+    }
+
+    pub(crate) fn measurements(&self) -> BTreeMap<SessionId, Measurements> {
+        let measured = self.alive().into_iter();
         measured
             .map(|(session, meters)| (session, meters.measurements()))
             .collect()
+    }
+
+    /// Latencies over all sessions so far.
+    pub(crate) fn latencies(&self) -> Vec<LatencySeries> {
+        // Those first that run: one that ends meanwhile is counted once, or not yet.
+        let alive = self.alive();
+        let mut series = self.totals.series();
+        for (_, meters) in &alive {
+            meters.add_to(&mut series);
+        }
+        series.told()
     }
 }
 

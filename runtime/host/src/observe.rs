@@ -6,17 +6,22 @@
 use std::{
     collections::BTreeSet,
     sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, AtomicU32, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU8, Ordering},
     },
+    time::Duration,
 };
 
 use rspp_kernel::SessionState;
 use rspp_proto::{
-    EventType, NodeId,
+    EventType, Monotonic, NodeId, Payload,
     abi::{ControlSignal, EventRecord, Signal},
 };
-use tokio::sync::broadcast;
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast::{
+    self,
+    error::{RecvError, TryRecvError},
+};
 
 use crate::{event::Event, report::TurnReport, session::Foreign};
 
@@ -33,6 +38,20 @@ pub enum Notice {
     Turn(Box<TurnReport>),
     /// An event of an unknown type was passed through, as it came (F-020). Counts as debug.
     Foreign(Box<Foreign>),
+}
+
+impl Notice {
+    /// Bytes that it takes, estimated.
+    fn weight(&self) -> u64 {
+        /// What a record has beside its payload.
+        const ENVELOPE: u64 = 256;
+        let payload = match self {
+            Self::Event(event) => event.payload.as_ref().map_or(0, Payload::weight),
+            Self::Foreign(foreign) => foreign.raw.as_ref().map_or(0, |(_, raw)| raw.len()),
+            Self::Signal(_) | Self::State(_) | Self::Turn(_) => 0,
+        };
+        ENVELOPE + payload as u64
+    }
 }
 
 /// What a subscriber wants to hear (F-022). By default everything but audio.
@@ -102,6 +121,88 @@ impl Filter {
     }
 }
 
+/// How far a capture of debug events goes: the bound that is met first ends it (F-076). So does a node
+/// with too much to do to take newcomers: what is looked at must not be at the cost of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CaptureBounds {
+    /// How long.
+    pub length: Duration,
+    /// How many events.
+    pub events: u32,
+    /// How many bytes of them.
+    pub bytes: u64,
+}
+
+impl Default for CaptureBounds {
+    /// Ten seconds, 10,000 events, 1 MiB.
+    fn default() -> Self {
+        Self {
+            length: Duration::from_secs(10),
+            events: 10_000,
+            bytes: 1 << 20,
+        }
+    }
+}
+
+/// Why a capture is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaptureEnd {
+    /// Its time was up.
+    Time,
+    /// It had all the events that it may have.
+    Events,
+    /// It had all the bytes that it may have.
+    Bytes,
+    /// The node had too much else to do.
+    Overload,
+    /// The session ended.
+    Session,
+}
+
+/// The debug events of one session, for a while.
+#[derive(Debug)]
+pub struct Capture {
+    notices: broadcast::Receiver<Notice>,
+    ended: Arc<OnceLock<CaptureEnd>>,
+    missed: u64,
+}
+
+impl Capture {
+    /// The next event; `None` when the capture is over.
+    pub async fn next(&mut self) -> Option<Notice> {
+        loop {
+            match self.notices.recv().await {
+                Ok(notice) => return Some(notice),
+                Err(RecvError::Lagged(count)) => self.missed += count,
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    /// The next event, if there is one already.
+    pub fn try_next(&mut self) -> Option<Notice> {
+        loop {
+            match self.notices.try_recv() {
+                Ok(notice) => return Some(notice),
+                Err(TryRecvError::Lagged(count)) => self.missed += count,
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return None,
+            }
+        }
+    }
+
+    /// Events that came faster than they were read, and are gone.
+    pub fn missed(&self) -> u64 {
+        self.missed
+    }
+
+    /// Why it is over; `None` while it is not.
+    pub fn ended(&self) -> Option<CaptureEnd> {
+        let over = || self.notices.is_closed().then_some(CaptureEnd::Session);
+        self.ended.get().copied().or_else(over)
+    }
+}
+
 /// What a notice is about, for filters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct About<'a> {
@@ -127,14 +228,13 @@ const BEHIND: usize = 1_024;
 const LISTENED_TO: u8 = 1;
 const TAPPED: u8 = 2;
 const DEBUGGED: u8 = 4;
+const CAPTURED: u8 = 8;
 
 /// Who listens in on a session.
 #[derive(Debug, Default)]
 pub(crate) struct Observers {
     /// What there is to be done at all, for a look without the lock.
     flags: AtomicU8,
-    /// Debug events that may still be made.
-    debug_left: AtomicU32,
     subscribers: Mutex<Vec<Subscriber>>,
 }
 
@@ -142,16 +242,106 @@ pub(crate) struct Observers {
 struct Subscriber {
     filter: Filter,
     to: broadcast::Sender<Notice>,
+    /// Of a capture, what is left of it.
+    capture: Option<Left>,
+}
+
+#[derive(Debug)]
+struct Left {
+    until: Monotonic,
+    events: u32,
+    bytes: u64,
+    ended: Arc<OnceLock<CaptureEnd>>,
+}
+
+impl Left {
+    fn end(&self, how: CaptureEnd) {
+        // The first bound that is met has the say.
+        let _earlier = self.ended.set(how);
+    }
+
+    /// Takes what an event costs; `false` if there is not so much left.
+    fn spend(&mut self, bytes: u64) -> bool {
+        let left = (self.events.checked_sub(1), self.bytes.checked_sub(bytes));
+        match left {
+            (Some(events), Some(bytes)) => {
+                (self.events, self.bytes) = (events, bytes);
+                if events == 0 {
+                    self.end(CaptureEnd::Events);
+                }
+                true
+            }
+            (None, _) => {
+                self.end(CaptureEnd::Events);
+                false
+            }
+            (Some(_), None) => {
+                self.end(CaptureEnd::Bytes);
+                false
+            }
+        }
+    }
+}
+
+impl Subscriber {
+    fn is_there(&self) -> bool {
+        let over = |left: &Left| left.ended.get().is_some();
+        self.to.receiver_count() > 0 && !self.capture.as_ref().is_some_and(over)
+    }
 }
 
 impl Observers {
     /// What is said from now on and passes `filter`.
     pub(crate) fn subscribe(&self, filter: Filter) -> broadcast::Receiver<Notice> {
+        self.add(filter, None)
+    }
+
+    /// The debug events from now on, until one of the bounds is met.
+    pub(crate) fn capture(&self, now: Monotonic, bounds: CaptureBounds) -> Capture {
+        let ended = Arc::<OnceLock<CaptureEnd>>::default();
+        let left = Left {
+            until: now + bounds.length,
+            events: bounds.events,
+            bytes: bounds.bytes,
+            ended: Arc::clone(&ended),
+        };
+        if bounds.events == 0 {
+            left.end(CaptureEnd::Events);
+        }
+        Capture {
+            notices: self.add(Filter::of([EventType::Debug]), Some(left)),
+            ended,
+            missed: 0,
+        }
+    }
+
+    fn add(&self, filter: Filter, capture: Option<Left>) -> broadcast::Receiver<Notice> {
         let (to, notices) = broadcast::channel(BEHIND);
         let mut subscribers = self.lock();
-        subscribers.push(Subscriber { filter, to });
+        subscribers.push(Subscriber {
+            filter,
+            to,
+            capture,
+        });
         self.note(&subscribers);
         notices
+    }
+
+    /// Ends the captures whose time is up, or all of them while the node is loaded. When the next one is
+    /// due.
+    pub(crate) fn end_captures(&self, now: Monotonic, loaded: bool) -> Option<Monotonic> {
+        let mut subscribers = self.lock();
+        for left in subscribers.iter().filter_map(|it| it.capture.as_ref()) {
+            if left.until <= now {
+                left.end(CaptureEnd::Time);
+            } else if loaded {
+                left.end(CaptureEnd::Overload);
+            }
+        }
+        subscribers.retain(Subscriber::is_there);
+        self.note(&subscribers);
+        let captures = subscribers.iter().filter_map(|it| it.capture.as_ref());
+        captures.map(|left| left.until).min()
     }
 
     /// Says something to those who want to hear it.
@@ -160,20 +350,21 @@ impl Observers {
             return;
         }
         let mut subscribers = self.lock();
-        let before = subscribers.len();
-        subscribers.retain(|subscriber| subscriber.to.receiver_count() > 0);
-        if subscribers.len() < before {
-            self.note(&subscribers);
-        }
-        let mut wanted = subscribers
-            .iter()
-            .filter(|s| s.filter.wants(about))
-            .peekable();
-        if wanted.peek().is_some() {
-            let notice = notice();
-            for subscriber in wanted {
+        let mut made = None;
+        let mut notice = Some(notice);
+        for subscriber in subscribers.iter_mut().filter(|s| s.filter.wants(about)) {
+            let notice = made.get_or_insert_with(|| (notice.take().expect("it is made once"))());
+            let allowed = match &mut subscriber.capture {
+                Some(left) => left.spend(notice.weight()),
+                None => true,
+            };
+            if allowed {
                 let _left_just_now = subscriber.to.send(notice.clone());
             }
+        }
+        if !subscribers.iter().all(Subscriber::is_there) {
+            subscribers.retain(Subscriber::is_there);
+            self.note(&subscribers);
         }
     }
 
@@ -193,36 +384,14 @@ impl Observers {
             .any(|s| s.filter.taps() && s.filter.wants(&about))
     }
 
-    /// Turns debug events on, for at most `most` of them.
-    pub(crate) fn debug(&self, most: u32) {
-        self.debug_left.store(most, Ordering::Relaxed);
+    /// Has debug events made for as long as the session lives.
+    pub(crate) fn debug(&self) {
         self.flags.fetch_or(DEBUGGED, Ordering::Relaxed);
-    }
-
-    /// Turns debug events off.
-    pub(crate) fn end_debug(&self) {
-        self.flags.fetch_and(!DEBUGGED, Ordering::Relaxed);
     }
 
     /// Whether debug events are wanted.
     pub(crate) fn is_debugging(&self) -> bool {
-        self.has(DEBUGGED)
-    }
-
-    /// Whether one more debug event may be made; the last one turns them off.
-    pub(crate) fn spend_debug(&self) -> bool {
-        if !self.is_debugging() {
-            return false;
-        }
-        let left = self
-            .debug_left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                left.checked_sub(1)
-            });
-        if left.is_err() {
-            self.end_debug();
-        }
-        left.is_ok()
+        self.has(DEBUGGED | CAPTURED)
     }
 
     fn has(&self, flag: u8) -> bool {
@@ -236,6 +405,9 @@ impl Observers {
         }
         if subscribers.iter().any(|s| s.filter.taps()) {
             flags |= TAPPED;
+        }
+        if subscribers.iter().any(|s| s.capture.is_some()) {
+            flags |= CAPTURED;
         }
         let _old = self
             .flags

@@ -22,11 +22,10 @@ use rspp_kernel::{
     admission::AdmissionReport,
     continuation::Continuation,
     graph::GraphError,
-    plan::{LayeredSettings, PlanError, ProviderInputs, inserted, with_insertions},
-    refused::SESSION_HAS_ENDED,
+    plan::{LayeredSettings, PlanError, ProviderInputs, with_insertions},
 };
 use rspp_proto::{
-    Epoch, EventType, Monotonic, SessionId, TenantId,
+    Epoch, Monotonic, SessionId, TenantId,
     spec::{LimitsSpec, MemoryLimits, Modality, NodeKind, PipelineSpec, PolicyBundle, Quota},
 };
 use rspp_provider_api::Providers;
@@ -43,15 +42,16 @@ use crate::{
     assembly::{Graces, Pools},
     blueprint::{Blueprint, Blueprints, written},
     capacity::{CapacityEvent, CpuProbe, Monitor, ProcessCpu},
+    carriage::Carriage,
     clip::Clip,
     connection::{Connection, ConnectionControl},
     effective::EffectivePipeline,
     event::Arrival,
     exporter::TimelineExporter,
     memory::{MemoryUse, Meter, Share},
-    meters::{Measurements, Metered, Meters},
+    meters::{Measurements, Metered},
     node::{InputEdge, Inputs, builtin::NodeRegistry},
-    observe::{Filter, Notice, Observers},
+    observe::{Capture, CaptureBounds, Filter, Notice, Observers},
     overhead::Overhead,
     plane::{
         ControlPlaneLink, PlaneConfig, PlaneHandle, PlaneLeases, PlaneStore, Roster, Shared,
@@ -65,6 +65,8 @@ use crate::{
     },
     snapshots::Snapshots,
     tool::ToolRegistry,
+    totals::LatencySeries,
+    view::{SessionView, Viewed, Views},
     watchdog::Watchdog,
 };
 
@@ -302,6 +304,7 @@ pub struct Runtime {
     blueprints: Blueprints,
     overhead: Arc<Overhead>,
     metered: Metered,
+    views: Arc<Views>,
     watchdog: Watchdog,
     store: Arc<dyn StateStore>,
     roster: Arc<Roster>,
@@ -381,6 +384,7 @@ impl Runtime {
             board: Arc::new(ProviderBoard::new(clock)),
             overhead,
             metered: Metered::default(),
+            views: Arc::default(),
             watchdog: Watchdog::start(),
         })
     }
@@ -405,13 +409,15 @@ impl Runtime {
             catalogue: &catalogue,
             ..ProviderInputs::unknown()
         };
-        let plan = blueprint.plan(LISTENING, Epoch::FIRST, inputs, false)?;
+        let carriage = Arc::new(Carriage::of(&request.transport));
+        let transport = || Some(carriage.now());
+        let plan = blueprint.plan(LISTENING, Epoch::FIRST, transport(), inputs, false)?;
         self.check_providers(&blueprint, &plan)?;
         self.check_recording(&plan)?;
         self.check_sandboxes(&blueprint, &plan)?;
         let can_degrade = blueprint.spec.degrade.is_some();
         if can_degrade {
-            let less = blueprint.plan(LISTENING, Epoch::FIRST, inputs, true)?;
+            let less = blueprint.plan(LISTENING, Epoch::FIRST, transport(), inputs, true)?;
             self.check_providers(&blueprint, &less)?;
             self.check_recording(&less)?;
         }
@@ -461,11 +467,9 @@ impl Runtime {
         let slow_cancel = observe.slow_cancel();
         let meters = measures.then(|| {
             let version = blueprint.spec.version.clone();
-            Arc::new(Meters::new(version, slow_cancel))
+            let session = request.session.clone();
+            self.metered.add(session, version, slow_cancel)
         });
-        if let Some(meters) = &meters {
-            self.metered.add(request.session.clone(), meters);
-        }
         let egress = blueprint.graph.node(blueprint.graph.egress());
         let edges = egress.inputs.iter().map(|edge| {
             let edge = blueprint.graph.edge(*edge);
@@ -516,6 +520,7 @@ impl Runtime {
                     attributes,
                     connection,
                     egress,
+                    carriage,
                     nodes: config.nodes,
                     tools: config.tools,
                     store,
@@ -545,16 +550,22 @@ impl Runtime {
             Ok(()) => opened.await.unwrap_or(Err(OpenError::Closed)),
             Err(refused) => Err(refusal(&refused)),
         };
-        started.map(|control| SessionHandle {
-            session: request.session,
-            epoch,
-            control,
-            blueprint: runs,
-            observers,
-            meters,
-            health,
-            memory,
-            report,
+        started.map(|control| {
+            let view = SessionView {
+                session: request.session,
+                clock: self.config.clock,
+                control,
+                blueprint: runs,
+                observers,
+                meters,
+                health,
+            };
+            SessionHandle {
+                viewed: self.views.enter(view),
+                epoch,
+                memory,
+                report,
+            }
         })
     }
 
@@ -774,6 +785,22 @@ impl Runtime {
         self.metered.measurements()
     }
 
+    /// Latencies over all sessions that were measured since the node started, those that are over
+    /// included: of nodes, edges and providers, by pipeline version and provider (F-068).
+    pub fn latencies(&self) -> Vec<LatencySeries> {
+        self.metered.latencies()
+    }
+
+    /// An open session, for whoever does not hold its handle.
+    pub fn session(&self, session: &SessionId) -> Option<Arc<SessionView>> {
+        self.views.find(session)
+    }
+
+    /// The ids of at most `most` open sessions.
+    pub fn session_ids(&self, most: usize) -> Vec<SessionId> {
+        self.views.ids(most)
+    }
+
     /// How the export of timelines fares; `None` if there is none.
     pub fn export_stats(&self) -> Option<ExportStats> {
         let now = Monotonic::from_duration(self.config.clock.now());
@@ -793,13 +820,8 @@ impl Runtime {
 
 /// An open session.
 pub struct SessionHandle {
-    session: SessionId,
+    viewed: Viewed,
     epoch: Epoch,
-    control: ControlRef<SessionControl>,
-    blueprint: Arc<Blueprint>,
-    observers: Arc<Observers>,
-    meters: Option<Arc<Meters>>,
-    health: Arc<Health>,
     memory: Arc<Meter>,
     report: oneshot::Receiver<SessionReport>,
 }
@@ -807,7 +829,11 @@ pub struct SessionHandle {
 impl SessionHandle {
     /// Its id.
     pub fn id(&self) -> &SessionId {
-        &self.session
+        self.view().id()
+    }
+
+    fn view(&self) -> &SessionView {
+        &self.viewed.view
     }
 
     /// The epoch under which it was placed here.
@@ -823,39 +849,28 @@ impl SessionHandle {
 
     /// What it says from now on and passes a filter (F-022).
     pub fn subscribe_to(&self, filter: Filter) -> broadcast::Receiver<Notice> {
-        self.observers.subscribe(filter)
+        self.view().observers.subscribe(filter)
     }
 
-    /// Turns debug events on for so long and for at most so many, and hands them out (F-076). Other
-    /// sessions are not touched; of this one, what its user hears is not.
-    pub fn capture(&self, length: Duration, most: u32) -> broadcast::Receiver<Notice> {
-        let notices = self.subscribe_to(Filter::of([EventType::Debug]));
-        self.command(Command::Capture { length, most });
-        notices
+    /// Has debug events made, and hands them out, until one of the bounds is met (F-076).
+    pub fn capture(&self, bounds: CaptureBounds) -> Capture {
+        self.view().capture(bounds)
     }
 
     /// Latencies and depths so far, by node, by edge and of the whole session (F-040); `None` unless
     /// pipeline or settings have it measured.
     pub fn measurements(&self) -> Option<Measurements> {
-        self.meters.as_ref().map(|meters| meters.measurements())
+        self.view().measurements()
     }
 
     /// The pipeline that it really runs, as it runs it now (F-081).
     pub fn effective(&self) -> EffectivePipeline {
-        let policy = self.blueprint.policy.as_ref();
-        EffectivePipeline {
-            session_id: self.session.clone(),
-            graph: self.blueprint.graph.view(inserted(policy)),
-            policy: self
-                .health
-                .policy()
-                .expect("it is set before a session opens"),
-        }
+        self.view().effective()
     }
 
     /// How it stands; also once it is over.
     pub fn status(&self) -> SessionStatus {
-        self.health.read()
+        self.view().status()
     }
 
     /// What it holds in memory, and what it may (P19).
@@ -902,7 +917,7 @@ impl SessionHandle {
 
     /// Does as [`drain`](Self::drain), for whoever has given the handle away to wait for the end.
     pub fn drainer(&self) -> impl Fn() + Send + Sync + 'static {
-        let control = self.control.clone();
+        let control = self.view().control.clone();
         move || {
             let message = SessionControl::Command(Command::Drain);
             if control.send_reserved(message).is_err() {
@@ -921,13 +936,8 @@ impl SessionHandle {
         self.command(Command::Drain);
     }
 
-    /// Who is over refuses whatever it is asked for (F-138).
     pub(crate) fn command(&self, command: Command) {
-        let message = SessionControl::Command(command);
-        if self.control.send_reserved(message).is_err() {
-            self.health.refuse_move(SESSION_HAS_ENDED);
-            tracing::debug!(session = %self.session, "the session takes no command");
-        }
+        self.view().command(command);
     }
 
     /// Waits for the session's end; `None` if it died without a report.

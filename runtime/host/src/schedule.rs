@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use rspp_kernel::admission::Load;
 use rspp_proto::{
     NodeId, PipelineVersion, SessionId, TenantId, TurnNumber,
     abi::OutcomeScope,
@@ -103,6 +104,14 @@ impl Scheduling {
     /// Whether this session's work is shed now.
     pub(crate) fn is_shed(&self) -> bool {
         self.gatekeeper.sheds(self.priority)
+    }
+
+    /// Whether the node has more to do than it takes newcomers for: nothing is done then that can be left.
+    pub(crate) fn is_loaded(&self) -> bool {
+        match self.gatekeeper.load() {
+            Load::Normal => false,
+            Load::High | Load::Severe => true,
+        }
     }
 
     /// Who shares, by a policy's fairness key: `tenant`, `session`, `turn`, or a name of its own.

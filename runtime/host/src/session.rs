@@ -137,6 +137,8 @@ pub(crate) struct Session {
     keys: Registry<IdempotencyKey, EventId>,
     /// Edges that carry whatever comes in, for what is no audio.
     taps: Vec<IngressEdge>,
+    /// The rate that the connection was last told to carry the agent's audio at.
+    carried_at: u32,
     /// Provider calls that have reported how they ended.
     calls: Registry<InvocationId, ()>,
     tools: Tools,
@@ -230,6 +232,7 @@ impl Session {
             keys: Registry::new(REMEMBERED),
             taps: Vec::new(),
             calls: Registry::new(REMEMBERED),
+            carried_at: setup.carriage.now().sink_rate,
             tools: Tools::default(),
             succession: Succession::default(),
             guesses: Guesses::default(),
@@ -449,6 +452,7 @@ impl Session {
             meters: self.setup.meters.clone(),
             ingress_node: assembly.graph.node(assembly.graph.ingress()).id.clone(),
             line: Arc::clone(&self.line),
+            carriage: Arc::clone(&self.setup.carriage),
             commit_ahead: Duration::from_millis(self.setup.blueprint.spec.turns.commit_ahead_ms),
             scheduling: Arc::clone(&self.scheduling),
             capture: assembly.capture.clone(),
@@ -600,6 +604,9 @@ impl Actor for Session {
         item: Observed,
     ) -> Result<(), Failure> {
         self.count_unseen(ctx);
+        if self.captured_until.is_some() && self.scheduling.is_loaded() {
+            self.end_captures(time(ctx));
+        }
         let heard_before = !item.copied
             && matches!(&item.event.payload, Payload::Text(text) if text.speaker == Speaker::User);
         if !heard_before {
@@ -618,8 +625,7 @@ impl Actor for Session {
         self.handling = Stopwatch::start();
         let now = time(ctx);
         if self.captured_until.is_some_and(|until| until <= now) {
-            self.captured_until = None;
-            self.setup.observers.end_debug();
+            self.end_captures(now);
         }
         self.kernel.handle(now, Input::Tick);
         self.carry_out(ctx).await?;

@@ -10,6 +10,7 @@ pub mod profile;
 mod providers;
 mod resolve;
 mod settings;
+mod transport;
 
 #[cfg(test)]
 mod tests;
@@ -43,6 +44,7 @@ pub use providers::{
 };
 pub use resolve::{PlanInputs, normalize_profile, resolve, resolve_policy};
 pub use settings::{Layer, LayeredSettings, Settings};
+pub use transport::{TransportCapabilities, TransportSays};
 
 /// The control plane's snapshots that a plan rests on; none is blank.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,10 +169,14 @@ pub struct Origin {
 pub struct ResolvedTurnPlan {
     /// The turn.
     pub turn_id: TurnId,
-    /// SHA-256 over everything that decides how this turn runs: its policy, itself and its epoch.
+    /// SHA-256 over everything that decides how this turn runs: its policy, itself, its epoch and its
+    /// transport.
     pub plan_hash: String,
     /// The authority under which the turn runs.
     pub authority_epoch: Epoch,
+    /// What the session's transport could do when the turn opened (F-161); `None` where there is none.
+    #[serde(default)]
+    pub transport_capabilities: Option<Arc<TransportCapabilities>>,
     /// What makes the turn repeatable. Not part of the hash: its seed follows from it.
     pub determinism: DeterminismContext,
     /// What is equal for all turns that equal inputs are resolved for, and shared by them.
@@ -240,6 +246,7 @@ pub struct TurnFields<'a> {
     turn_id: &'a TurnId,
     plan_hash: &'a str,
     authority_epoch: Epoch,
+    transport_capabilities: Option<&'a TransportCapabilities>,
     determinism: &'a DeterminismContext,
 }
 
@@ -318,11 +325,17 @@ pub fn matches(
 
 impl ResolvedTurnPlan {
     /// The plan of a turn that this policy was resolved for.
-    pub fn of(policy: Arc<ResolvedPolicy>, turn: &TurnId, epoch: Epoch) -> Self {
-        let plan_hash = plan_hash(&policy.policy_hash, turn, epoch);
+    pub fn of(
+        policy: Arc<ResolvedPolicy>,
+        turn: &TurnId,
+        epoch: Epoch,
+        transport: Option<Arc<TransportCapabilities>>,
+    ) -> Self {
+        let plan_hash = plan_hash(&policy.policy_hash, turn, epoch, transport.as_deref());
         Self {
             turn_id: turn.clone(),
             authority_epoch: epoch,
+            transport_capabilities: transport,
             determinism: DeterminismContext::new(&plan_hash, epoch),
             plan_hash,
             policy,
@@ -335,15 +348,23 @@ impl ResolvedTurnPlan {
             turn_id: &self.turn_id,
             plan_hash: &self.plan_hash,
             authority_epoch: self.authority_epoch,
+            transport_capabilities: self.transport_capabilities.as_deref(),
             determinism: &self.determinism,
         }
+    }
+
+    /// Whether both let a turn run in the same way, whatever news they were made by.
+    pub fn decides_like(&self, other: &Self) -> bool {
+        self.transport_capabilities == other.transport_capabilities
+            && self.policy.decides_like(&other.policy)
     }
 
     /// Checks that a plan read from a recording is what was hashed, e.g. that no profile default
     /// was changed since (F-078).
     pub fn verify(&self) -> Result<(), PlanMismatch> {
         let policy = self.policy.content_hash();
-        let plan = plan_hash(&policy, &self.turn_id, self.authority_epoch);
+        let transport = self.transport_capabilities.as_deref();
+        let plan = plan_hash(&policy, &self.turn_id, self.authority_epoch, transport);
         for (content, stated) in [(policy, &self.policy_hash), (plan, &self.plan_hash)] {
             if content != *stated {
                 let stated = stated.clone();
@@ -433,8 +454,7 @@ impl ResolvedPolicy {
         paths
     }
 
-    /// Whether both let a turn run in the same way, whatever news they were made by.
-    pub fn decides_like(&self, other: &Self) -> bool {
+    fn decides_like(&self, other: &Self) -> bool {
         self.pipeline_version == other.pipeline_version
             && self.graph_definition_ref == other.graph_definition_ref
             && self.execution_profile == other.execution_profile
@@ -490,8 +510,18 @@ impl ResolvedPolicy {
 }
 
 /// The policy is hashed once for all turns that it is resolved for, each turn only by itself.
-fn plan_hash(policy_hash: &str, turn: &TurnId, epoch: Epoch) -> String {
-    hash(&json!({ "policy_hash": policy_hash, "turn_id": turn, "authority_epoch": epoch }))
+fn plan_hash(
+    policy_hash: &str,
+    turn: &TurnId,
+    epoch: Epoch,
+    transport: Option<&TransportCapabilities>,
+) -> String {
+    hash(&json!({
+        "policy_hash": policy_hash,
+        "turn_id": turn,
+        "authority_epoch": epoch,
+        "transport_capabilities": transport,
+    }))
 }
 
 fn text(value: impl Serialize) -> Value {

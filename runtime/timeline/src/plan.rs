@@ -56,6 +56,17 @@ impl PlanRecord {
         self.own.get(name).or_else(|| self.shared.fields.get(name))
     }
 
+    /// A value by its field path, `/` between the parts, as provenance names it.
+    pub fn at(&self, path: &str) -> Option<&Value> {
+        let mut parts = path.split('/');
+        let field = self.get(parts.next()?)?;
+        parts.try_fold(field, |value, part| match value {
+            Value::Object(fields) => fields.get(part),
+            Value::Array(items) => items.get(part.parse::<usize>().ok()?),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
+        })
+    }
+
     /// A field, to be changed.
     pub fn get_mut(&mut self, name: &str) -> Option<&mut Value> {
         if !self.own.contains_key(name) {

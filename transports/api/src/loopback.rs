@@ -8,11 +8,13 @@ mod echo;
 mod playback;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::stream;
 use rspp_proto::{AudioChunk, Codec, SampleRate, TurnNumber};
 use tokio::time::Instant;
@@ -23,7 +25,7 @@ use self::{
     playback::{Playback, Reply},
 };
 use crate::{
-    Ingress, Outgoing, Sink, SinkError, Source, Transport, TransportKind,
+    Ingress, Link, Outgoing, Sink, SinkError, Source, Transport, TransportKind,
     audio::{FRAME, Resampler, UnsupportedRate, samples, to_bytes},
 };
 
@@ -166,6 +168,9 @@ pub fn call(script: Script) -> Result<(Transport, Line), UnsupportedRate> {
             moments: Vec::new(),
             open: None,
             newest: None,
+            wanted: vec![sink_rate],
+            has_changed: false,
+            rates: BTreeMap::new(),
         })),
     };
     let transport = Transport {
@@ -174,7 +179,8 @@ pub fn call(script: Script) -> Result<(Transport, Line), UnsupportedRate> {
         source: source(Caller::new(script), line.clone()),
         sink: Box::new(LoopbackSink {
             line: line.clone(),
-            sink_rate,
+            recorded_at: sink_rate,
+            resampler: None,
             lead,
         }),
     };
@@ -200,12 +206,31 @@ struct State {
     open: Option<Reply>,
     /// The newest turn whose beginning is among the moments.
     newest: Option<TurnNumber>,
+    /// The rates that audio was wanted in, the newest last.
+    wanted: Vec<SampleRate>,
+    /// Whether the newest of them has yet to be told of.
+    has_changed: bool,
+    /// The rates that the audio of each turn came in.
+    rates: BTreeMap<TurnNumber, BTreeSet<u32>>,
 }
 
 impl Line {
     /// Ends the call with the next frame.
     pub fn hang_up(&self) {
         self.lock().hung_up = true;
+    }
+
+    /// From now on the agent's audio is wanted in another rate, as after a change of the codec in the
+    /// middle of a call (F-161). The recording keeps its own.
+    pub fn change_rate(&self, rate: SampleRate) {
+        let mut state = self.lock();
+        state.wanted.push(rate);
+        state.has_changed = true;
+    }
+
+    /// The rates that the audio of each turn came in, in hertz.
+    pub fn rates(&self) -> BTreeMap<TurnNumber, BTreeSet<u32>> {
+        self.lock().rates.clone()
     }
 
     /// Time since the call began; zero before.
@@ -358,6 +383,11 @@ fn source(caller: Caller, line: Line) -> Source {
                 if state.hung_up {
                     return None;
                 }
+                if std::mem::take(&mut state.has_changed) {
+                    let changed = Ingress::Link(Link::Changed);
+                    drop(state);
+                    return Some((changed, (caller, line, frame)));
+                }
                 let reply = state.playback.reply();
                 match caller.step(at, reply, |moment| state.moment(moment)) {
                     Step::HangUp => return None,
@@ -388,13 +418,40 @@ fn source(caller: Caller, line: Line) -> Source {
 
 struct LoopbackSink {
     line: Line,
-    sink_rate: SampleRate,
+    recorded_at: SampleRate,
+    /// From the rate that the line carries to that of the recording.
+    resampler: Option<(SampleRate, Resampler)>,
     lead: Duration,
+}
+
+impl LoopbackSink {
+    /// A chunk in the recording's rate.
+    fn in_recorded_rate(&mut self, chunk: &AudioChunk) -> Bytes {
+        let from = chunk.format.sample_rate;
+        if from == self.recorded_at {
+            return chunk.data.clone();
+        }
+        if self
+            .resampler
+            .as_ref()
+            .is_none_or(|(rate, _)| *rate != from)
+        {
+            let resampler = Resampler::new(from, self.recorded_at);
+            self.resampler = resampler.ok().map(|resampler| (from, resampler));
+        }
+        let mut converted = Vec::new();
+        if let Some((_, resampler)) = &mut self.resampler {
+            let pcm: Vec<i16> = samples(&chunk.data).collect();
+            resampler.push(&pcm, &mut converted);
+        }
+        to_bytes(&converted)
+    }
 }
 
 impl Sink for LoopbackSink {
     fn sample_rate(&self) -> SampleRate {
-        self.sink_rate
+        let state = self.line.lock();
+        state.wanted.last().copied().unwrap_or(self.recorded_at)
     }
 
     fn lead(&self) -> Duration {
@@ -402,15 +459,20 @@ impl Sink for LoopbackSink {
     }
 
     fn play(&mut self, turn: TurnNumber, chunk: &AudioChunk) -> Result<(), SinkError> {
-        debug_assert_eq!(chunk.format.sample_rate, self.sink_rate, "wrong rate");
         debug_assert_eq!(chunk.format.codec, Codec::Pcm16, "wrong codec");
+        let rate = chunk.format.sample_rate;
+        let data = self.in_recorded_rate(chunk);
         let mut state = self.line.lock();
+        debug_assert!(state.wanted.contains(&rate), "wrong rate");
         if state.hung_up {
             return Err(SinkError::Closed);
         }
         state.advance();
         let now = state.now();
-        let played = state.playback.play(now, turn, chunk.data.clone());
+        let played = state.playback.play(now, turn, data);
+        if played.is_ok() {
+            state.rates.entry(turn).or_default().insert(rate.hertz());
+        }
         state.note_reply(now);
         played
     }

@@ -6,7 +6,8 @@ use std::{pin::Pin, time::Duration};
 use bytes::Bytes;
 use futures::Stream;
 use rspp_proto::{
-    AudioChunk, Epoch, Extension, IdempotencyKey, SampleIndex, SampleRate, TextChunk, TurnNumber,
+    AudioChunk, Codec, Epoch, Extension, IdempotencyKey, SampleIndex, SampleRate, TextChunk,
+    TurnNumber,
     abi::{Encoding, Signal},
 };
 use serde::{Deserialize, Serialize};
@@ -73,11 +74,13 @@ pub enum Link {
     Lost,
     /// The link is there again.
     Back,
+    /// The link goes on, and carries the agent's audio otherwise: the sink says how (F-161).
+    Changed,
 }
 
 impl Link {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Reconnecting, Self::Lost, Self::Back];
+    pub const ALL: [Self; 4] = [Self::Reconnecting, Self::Lost, Self::Back, Self::Changed];
 
     /// The name that recordings have for it.
     pub fn as_str(self) -> &'static str {
@@ -85,6 +88,7 @@ impl Link {
             Self::Reconnecting => "reconnecting",
             Self::Lost => "lost",
             Self::Back => "back",
+            Self::Changed => "changed",
         }
     }
 
@@ -192,13 +196,19 @@ pub enum SinkError {
 
 /// Where audio goes. Never blocks: a sink has a bounded buffer of its own and says when it is full.
 pub trait Sink: Send + 'static {
-    /// The rate it wants its audio in.
+    /// The rate it wants its audio in. It may change while a session runs; the source says so then, by
+    /// [`Link::Changed`]. A turn that has opened goes on in the rate that it opened with (F-161).
     fn sample_rate(&self) -> SampleRate;
+
+    /// How the agent's audio is written on the line. It is handed over as PCM whatever that is.
+    fn codec(&self) -> Codec {
+        Codec::Pcm16
+    }
 
     /// Most audio that it may hold unplayed, at most 200 ms (P5).
     fn lead(&self) -> Duration;
 
-    /// Plays a chunk (mono PCM at `sample_rate`, 20 ms). Called on the paced output clock, already fenced.
+    /// Plays a chunk (mono PCM at what `sample_rate` was when the turn opened, 20 ms). Called on the paced output clock, already fenced.
     fn play(&mut self, turn: TurnNumber, chunk: &AudioChunk) -> Result<(), SinkError>;
 
     /// Forgets what it holds of `turn` and all turns before it (P5).

@@ -20,6 +20,7 @@ Examples:
   rspp validate spec pipeline.yaml --relaxed     Unknown fields are only warned about
   rspp validate policy policy.yaml --json        For programs
   rspp validate spec -                           From standard input
+  rspp lint policy policy.yaml                   The same by another name
 
 Exit code 2 if the file is wrong.")]
 pub(crate) struct Validate {

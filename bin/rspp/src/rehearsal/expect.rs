@@ -1,13 +1,18 @@
 //! What a scenario expects, and what is found instead.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use rspp_host::report::{SessionReport, TurnReport};
+use rspp_host::{
+    CaptureEnd,
+    report::{SessionReport, TurnReport},
+};
 use rspp_proto::{
     TurnNumber,
     abi::{ControlSignal, Signal},
 };
+use rspp_timeline::Entry;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use serde_json::Value;
 
 /// What a call is expected to come to. What is left out may be anything.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -29,6 +34,19 @@ pub(crate) struct Expected {
     pub(crate) never: Vec<Pattern>,
     /// A part of why the session ended.
     pub(crate) ended: Option<String>,
+    /// What each capture of debug events came to, in the order in which they were begun.
+    pub(crate) captures: Option<Vec<ExpectedCapture>>,
+}
+
+/// What a capture is expected to come to.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ExpectedCapture {
+    /// Which bound ended it.
+    pub(crate) ends: CaptureEnd,
+    /// So many events, those included that came too fast to be read.
+    #[serde(default)]
+    pub(crate) events: Option<u64>,
 }
 
 /// What a turn is expected to come to.
@@ -43,6 +61,10 @@ pub(crate) struct ExpectedTurn {
     pub(crate) heard: Option<String>,
     /// What was heard of the reply at least, or at most when it was cut.
     pub(crate) heard_begins: Option<String>,
+    /// Values of its frozen plan by path, as `budgets/turn_budget_ms`.
+    pub(crate) plan: BTreeMap<String, Value>,
+    /// The one rate that its audio went out in, in hertz.
+    pub(crate) carried_at: Option<u32>,
 }
 
 /// A signal, with what it has to say: `provider_switch`, or `2: abort cancelled` for the turn and a part
@@ -188,6 +210,81 @@ impl Expected {
         }
         findings
     }
+}
+
+impl Expected {
+    /// Compares the plans that turns ran with what is expected of them.
+    pub(super) fn check_plans(&self, entries: &[Entry]) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for (turn, expected) in self.numbered() {
+            for (path, wanted) in &expected.plan {
+                let mut plans = entries.iter().rev().filter_map(|entry| match entry {
+                    Entry::Plan(plan) if plan.turn_id == turn.id() => Some(plan),
+                    _another_entry => None,
+                });
+                let found = plans.next().and_then(|plan| plan.plan.at(path));
+                findings.push(Finding::of(
+                    format!("{} runs with {path} {wanted}", turn.id()),
+                    found == Some(wanted),
+                    || found.map_or_else(|| "no such value".to_owned(), ToString::to_string),
+                ));
+            }
+        }
+        findings
+    }
+
+    /// Compares how the line carried each turn with what is expected.
+    pub(super) fn check_line(&self, rates: &BTreeMap<TurnNumber, BTreeSet<u32>>) -> Vec<Finding> {
+        let expected = self.numbered();
+        let expected = expected.filter_map(|(turn, it)| Some((turn, it.carried_at?)));
+        expected
+            .map(|(turn, rate)| {
+                let found = rates.get(&turn);
+                Finding::of(
+                    format!("{} is carried at {rate} Hz", turn.id()),
+                    found.is_some_and(|found| found.iter().eq([&rate])),
+                    || format!("{found:?}"),
+                )
+            })
+            .collect()
+    }
+
+    fn numbered(&self) -> impl Iterator<Item = (TurnNumber, &ExpectedTurn)> {
+        let turns = self.turns.iter().flatten();
+        (1..).map(TurnNumber).zip(turns)
+    }
+}
+
+/// What a capture came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FoundCapture {
+    pub(super) ended: Option<CaptureEnd>,
+    pub(super) events: u64,
+}
+
+/// Compares captures with what is expected of them.
+pub(super) fn check_captures(expected: &[ExpectedCapture], found: &[FoundCapture]) -> Vec<Finding> {
+    let count = Finding::of(
+        format!("{} captures", expected.len()),
+        expected.len() == found.len(),
+        || found.len().to_string(),
+    );
+    let mut findings = vec![count];
+    for (nth, (expected, found)) in (1..).zip(expected.iter().zip(found)) {
+        let ends = expected.ends;
+        findings.push(Finding::of(
+            format!("capture {nth} ends by {ends:?}"),
+            found.ended == Some(ends),
+            || format!("{:?}", found.ended),
+        ));
+        let events = expected.events.unwrap_or(found.events);
+        findings.push(Finding::of(
+            format!("capture {nth} has {events} events"),
+            found.events == events && events > 0,
+            || found.events.to_string(),
+        ));
+    }
+    findings
 }
 
 fn check_turns(expected: &[ExpectedTurn], found: &[TurnReport]) -> Vec<Finding> {

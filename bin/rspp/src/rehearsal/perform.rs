@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -14,20 +14,20 @@ use std::{
 use futures::{StreamExt, future::join_all};
 use rspp_actors::Clock;
 use rspp_host::{
-    CancelTarget, Config, CpuProbe, Notice, OpenError, Pools, Runtime, SessionHandle,
-    SessionRequest, report::SessionReport,
+    CancelTarget, Capture, CaptureBounds, Config, CpuProbe, Notice, OpenError, Pools, Runtime,
+    SessionHandle, SessionRequest, report::SessionReport,
 };
 use rspp_kernel::{
     SessionState,
     plan::{LayeredSettings, News, ProviderNews},
 };
 use rspp_proto::{
-    Monotonic, SessionId, WallClock,
+    Monotonic, SampleRate, SessionId, WallClock,
     abi::{CancelScope, ControlSignal},
     spec::{PipelineSpec, PolicyBundle, ReplayMode},
 };
 use rspp_replay::{Stage, Tolerance};
-use rspp_timeline::{FileHeader, Options, Recorder, Recording, Storage, Timeline, verify};
+use rspp_timeline::{Entry, FileHeader, Options, Recorder, Recording, Storage, Timeline, verify};
 use rspp_transport_api::{
     Ingress, Link, Source, Stamped,
     loopback::{self, EchoPath, Line, Script, Start, Utterance},
@@ -39,9 +39,11 @@ use tokio::{
 
 use super::{
     cast::Cast,
-    expect::Finding,
+    expect::{Finding, FoundCapture, check_captures},
     nodes, patch,
-    scenario::{self, Busy, Call, Cancel, Cue, Happens, Recording as Kept, Says, Scenario, Sends},
+    scenario::{
+        self, Busy, Call, Cancel, Captures, Cue, Happens, Recording as Kept, Says, Scenario, Sends,
+    },
     servers,
 };
 use crate::{call::rerun, problem::Problem, specs::Setup};
@@ -242,7 +244,10 @@ async fn place(
     let placed_at = Monotonic::from_duration(clock.now());
     let mut script = Script {
         utterances: call.says.iter().map(utterance).collect(),
-        sink_rate: rspp_proto::SampleRate::HZ_16000,
+        sink_rate: call
+            .line_rate
+            .and_then(SampleRate::new)
+            .unwrap_or(SampleRate::HZ_16000),
         ..Script::default()
     };
     if let Some(patience) = call.patience_ms {
@@ -286,8 +291,9 @@ async fn place(
         client,
         muted,
         cues: &call.cues,
+        captures: Mutex::default(),
     };
-    let signals = director.direct().await;
+    let (signals, captures) = director.direct().await;
     let report = handle.wait().await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     let closed = recording.close().await;
@@ -297,6 +303,10 @@ async fn place(
         None => findings.push(Finding::of("the session leaves a report", false, || {
             "it crashed".to_owned()
         })),
+    }
+    if let Some(expected) = &call.expect.captures {
+        let found: Vec<_> = captures.into_iter().map(exhausted).collect();
+        findings.extend(check_captures(expected, &found));
     }
     if let Some(part) = &call.expect.refused {
         findings.push(Finding::of(format!("refused: {part}"), false, || {
@@ -315,7 +325,10 @@ async fn place(
                 .map(ToString::to_string)
                 .unwrap_or_default()
         }));
-        findings.push(verified(&file)?);
+        let entries = entries(&file)?;
+        findings.push(verified(&entries));
+        findings.extend(call.expect.check_plans(&entries));
+        findings.extend(call.expect.check_line(&line.rates()));
     }
     Ok(Played {
         id: call.id.clone(),
@@ -341,22 +354,24 @@ fn turned_away(call: &Call, error: &OpenError, part: &str, placed_at: Monotonic)
     }
 }
 
+/// What was recorded, header and footer included.
+fn entries(file: &Path) -> Result<Vec<Entry>, Problem> {
+    let timeline = Timeline::open(file).map_err(Problem::failure)?;
+    let entries = timeline.map(|item| item.map(|item| item.entry));
+    entries.collect::<Result<_, _>>().map_err(Problem::failure)
+}
+
 /// Whether the recording keeps the invariants.
-fn verified(file: &Path) -> Result<Finding, Problem> {
-    let entries = Timeline::open(file)
-        .map_err(Problem::failure)?
-        .map(|item| item.map(|item| item.entry))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(Problem::failure)?;
-    let violations = verify::verify(&entries);
-    Ok(Finding::of(
+fn verified(entries: &[Entry]) -> Finding {
+    let violations = verify::verify(entries);
+    Finding::of(
         "the timeline keeps all invariants",
         violations.is_empty(),
         || {
             let told: Vec<_> = violations.iter().map(ToString::to_string).collect();
             told.join("; ")
         },
-    ))
+    )
 }
 
 fn utterance(says: &Says) -> Utterance {
@@ -493,11 +508,25 @@ struct Director<'a> {
     client: mpsc::Sender<Ingress>,
     muted: Arc<AtomicBool>,
     cues: &'a [Cue],
+    /// What operators look at, in the order in which they began.
+    captures: Mutex<Vec<Capture>>,
+}
+
+/// What a capture came to once nothing more comes.
+fn exhausted(mut capture: Capture) -> FoundCapture {
+    let mut events = 0;
+    while capture.try_next().is_some() {
+        events += 1;
+    }
+    FoundCapture {
+        ended: capture.ended(),
+        events: events + capture.missed(),
+    }
 }
 
 impl Director<'_> {
-    /// Until the session has ended.
-    async fn direct(self) -> Vec<ControlSignal> {
+    /// Until the session has ended: what it said, and what was captured.
+    async fn direct(self) -> (Vec<ControlSignal>, Vec<Capture>) {
         let mut notices = self.handle.subscribe();
         let placed = Instant::now();
         let mut due: Vec<(Instant, &Cue)> = Vec::new();
@@ -536,7 +565,10 @@ impl Director<'_> {
                         signals.push(*signal);
                     }
                     Ok(Notice::State(SessionState::Ended))
-                    | Err(broadcast::error::RecvError::Closed) => return signals,
+                    | Err(broadcast::error::RecvError::Closed) => {
+                        let captures = self.captures.into_inner();
+                        return (signals, captures.expect("nobody panics while it is locked"));
+                    }
                     Ok(
                         Notice::State(_)
                         | Notice::Event(_)
@@ -564,6 +596,10 @@ impl Director<'_> {
             Happens::Reconnects => self.send(Ingress::Link(Link::Reconnecting)).await,
             Happens::LosesLink => self.send(Ingress::Link(Link::Lost)).await,
             Happens::ComesBack => self.send(Ingress::Link(Link::Back)).await,
+            Happens::LineChanges(rate) => {
+                let rate = SampleRate::new(*rate).expect("it was checked with the scenario");
+                self.line.change_rate(rate);
+            }
             Happens::Mutes => self.muted.store(true, Ordering::Relaxed),
             Happens::Unmutes => self.muted.store(false, Ordering::Relaxed),
             Happens::HangsUp => self.line.hang_up(),
@@ -576,6 +612,11 @@ impl Director<'_> {
             Happens::Revoke => self.handle.revoke(),
             Happens::Drain => self.handle.drain(),
             Happens::News(news) => self.runtime.provider_board().publish(published(news)),
+            Happens::Captures(captures) => {
+                let capture = self.handle.capture(bounds(*captures));
+                let mut begun = self.captures.lock().expect("nobody panics while locked");
+                begun.push(capture);
+            }
         }
     }
 
@@ -594,6 +635,15 @@ fn stamped(sends: &Sends) -> Ingress {
         key: sends.key.clone(),
         event,
     }))
+}
+
+fn bounds(captures: Captures) -> CaptureBounds {
+    let usual = CaptureBounds::default();
+    CaptureBounds {
+        length: captures.for_ms.map_or(usual.length, Duration::from_millis),
+        events: captures.events.unwrap_or(usual.events),
+        bytes: captures.bytes.unwrap_or(usual.bytes),
+    }
 }
 
 fn published(news: &[scenario::News]) -> News {

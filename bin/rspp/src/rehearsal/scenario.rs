@@ -10,7 +10,7 @@ use rspp_kernel::{
     plan::{Health, LayeredSettings},
 };
 use rspp_proto::{
-    Epoch, IdempotencyKey, InvocationId, NodeId, ProviderId, SessionId, TenantId,
+    Epoch, IdempotencyKey, InvocationId, NodeId, ProviderId, SampleRate, SessionId, TenantId,
     abi::{CancelScope, Signal},
     spec::{LimitsSpec, Modality, Priority, RecordingLevel, ReplayMode},
 };
@@ -261,6 +261,9 @@ pub(crate) struct Call {
     /// What the user says, in order.
     #[serde(default)]
     pub(crate) says: Vec<Says>,
+    /// The rate that the agent's audio is wanted in, in hertz.
+    #[serde(default)]
+    pub(crate) line_rate: Option<u32>,
     /// How long the user waits for a reply that does not come.
     #[serde(default)]
     pub(crate) patience_ms: Option<u64>,
@@ -275,6 +278,13 @@ pub(crate) struct Call {
     pub(crate) cues: Vec<Cue>,
     #[serde(default)]
     pub(crate) expect: Expected,
+}
+
+/// A rate that a line may carry.
+pub(crate) fn audible(rate: u32) -> Result<SampleRate, String> {
+    SampleRate::new(rate)
+        .filter(|_| (8_000..=48_000).contains(&rate))
+        .ok_or_else(|| format!("{rate} is no rate of audio; 8000 to 48000 are"))
 }
 
 /// A loudspeaker in front of the microphone.
@@ -362,6 +372,8 @@ pub(crate) enum Happens {
     LosesLink,
     /// The link is there again.
     ComesBack,
+    /// From now on the line wants the agent's audio in this rate, in hertz.
+    LineChanges(u32),
     /// The user's microphone sends nothing any more.
     Mutes,
     /// It sends again.
@@ -382,6 +394,17 @@ pub(crate) enum Happens {
     Drain,
     /// A probe or a price feed brings news, in place of all that was known before.
     News(Vec<News>),
+    /// An operator captures debug events of this call.
+    Captures(Captures),
+}
+
+/// How far a capture goes: whichever bound is met first ends it.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Captures {
+    pub(crate) for_ms: Option<u64>,
+    pub(crate) events: Option<u32>,
+    pub(crate) bytes: Option<u64>,
 }
 
 /// News of a provider.
@@ -461,7 +484,17 @@ impl Scenario {
                     ));
                 }
             }
+            if let Some(rate) = call.line_rate
+                && let Err(what) = audible(rate)
+            {
+                return wrong(format!("calls[{at}].line_rate: {what}"));
+            }
             for (n, cue) in call.cues.iter().enumerate() {
+                if let Happens::LineChanges(rate) = cue.happens
+                    && let Err(what) = audible(rate)
+                {
+                    return wrong(format!("calls[{at}].cues[{n}].happens: {what}"));
+                }
                 if cue.at_ms.is_some() == cue.after.is_some() {
                     return wrong(format!(
                         "calls[{at}].cues[{n}]: needs either at_ms or after: <signal>"

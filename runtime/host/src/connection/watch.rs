@@ -102,6 +102,7 @@ impl Watch {
     /// The transport said something about its link.
     pub(super) fn relinked(&mut self, link: Link, now: Monotonic) -> Option<TransportEvent> {
         match link {
+            Link::Changed => None,
             Link::Back if !self.down => None,
             Link::Back => {
                 self.heard_at = now;

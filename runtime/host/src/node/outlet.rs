@@ -123,7 +123,7 @@ impl Outlet {
         let observers = &setup.settings.observers;
         // Only notes: data of a node's own is filtered like these, but is no developer's.
         let is_note = matches!(event.payload, Payload::Debug(_));
-        if is_note && first == 0 && !observers.spend_debug() {
+        if is_note && first == 0 && !observers.is_debugging() {
             return None; // Off unless the session turns it on (F-027).
         }
         // A copy for who listens in, if it goes its way; else all of it is for them.

@@ -30,10 +30,7 @@ impl Session {
                 let receipt = self.cancel(now, &target, reason);
                 let _nobody_waits = answer.send(receipt);
             }
-            Command::Capture { length, most } => {
-                self.setup.observers.debug(most);
-                self.captured_until = Some(now + length);
-            }
+            Command::Capture => self.end_captures(now),
             Command::Leave => {
                 self.kernel.handle(now, Input::Leaving);
             }
@@ -54,6 +51,12 @@ impl Session {
                 self.kernel.handle(now, Input::Drain);
             }
         }
+    }
+
+    /// Ends what captures are due, and remembers when the next one is.
+    pub(super) fn end_captures(&mut self, now: Monotonic) {
+        let loaded = self.scheduling.is_loaded();
+        self.captured_until = self.setup.observers.end_captures(now, loaded);
     }
 
     /// An answer to a renewal: who was told that somebody else has the lease stops at once.

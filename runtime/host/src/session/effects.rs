@@ -17,7 +17,7 @@ use rspp_kernel::{
     turn::{Ending, Terminal},
 };
 use rspp_proto::{
-    Epoch, Monotonic, NodeId, TurnNumber,
+    Epoch, Monotonic, NodeId, SampleRate, TurnNumber,
     abi::{Emitter, Signal, TurnTrigger},
     spec::{PortType, SessionAction},
 };
@@ -295,6 +295,25 @@ impl Session {
         self.ledger.proposed(turn, now);
     }
 
+    /// The turn's audio goes out in the rate that its plan has frozen, whatever the transport wants by then
+    /// (F-161).
+    fn carry_at(&mut self, turn: TurnNumber, plan: &ResolvedTurnPlan) {
+        let Some(frozen) = &plan.transport_capabilities else {
+            return;
+        };
+        if frozen.sink_rate == self.carried_at {
+            return;
+        }
+        self.carried_at = frozen.sink_rate;
+        let Some(rate) = SampleRate::new(frozen.sink_rate) else {
+            return; // It was a rate when the sink named it.
+        };
+        let carry = ConnectionControl::CarryAt(turn, rate);
+        if self.setup.connection.send_reserved(carry).is_err() {
+            tracing::debug!(%turn, "the connection is gone before the turn");
+        }
+    }
+
     /// A lease that is another's now is a stale epoch (T3); none at all is lost authority (T4).
     fn judge(&mut self, now: Monotonic, turn: TurnNumber) -> Gates {
         let waited = self.kernel.waited(now);
@@ -342,6 +361,7 @@ impl Session {
                 let blueprint = &self.setup.blueprint;
                 self.publisher.plan(turn, &plan, blueprint, now);
                 self.setup.health.runs(&plan.policy);
+                self.carry_at(turn, &plan);
                 self.ledger.planned(turn, &plan);
                 let (outcome, stamp) = self.publisher.admission(turn, now);
                 self.ledger.admitted(turn, outcome, stamp);

@@ -96,11 +96,8 @@ pub(crate) enum Command {
         reason: CancelReason,
         answer: oneshot::Sender<CancelReceipt>,
     },
-    /// Turn debug events on for a while.
-    Capture {
-        length: Duration,
-        most: u32,
-    },
+    /// A capture of debug events has begun.
+    Capture,
     Rotate(Epoch),
     Leave,
     /// Leave, and hand over by oneself: once what was begun is over, or a little before `until`.

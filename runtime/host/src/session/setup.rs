@@ -19,6 +19,7 @@ use super::{Health, SessionControl};
 use crate::{
     assembly::Pools,
     blueprint::Blueprint,
+    carriage::Carriage,
     clip::Clip,
     connection::ConnectionControl,
     event::Arrival,
@@ -45,6 +46,8 @@ pub(crate) struct SessionSetup {
     pub(crate) attributes: Arc<BTreeMap<String, serde_json::Value>>,
     pub(crate) connection: ControlRef<ConnectionControl>,
     pub(crate) egress: DataRef<Arrival>,
+    /// What the transport can do.
+    pub(crate) carriage: Arc<Carriage>,
     pub(crate) nodes: Arc<NodeRegistry>,
     pub(crate) tools: Arc<ToolRegistry>,
     pub(crate) store: Arc<dyn StateStore>,
@@ -119,7 +122,7 @@ impl Drop for Opening {
 }
 
 impl SessionSetup {
-    /// The plan of a turn, by what is known of the providers now.
+    /// The plan of a turn, by what is known of the providers and the transport now.
     pub(crate) fn plan(
         &self,
         turn: TurnNumber,
@@ -135,7 +138,9 @@ impl SessionSetup {
             signals: &signals,
             now: self.board.now(),
         };
-        self.blueprint.plan(turn, epoch, inputs, degraded)
+        let transport = Some(self.carriage.now());
+        self.blueprint
+            .plan(turn, epoch, transport, inputs, degraded)
     }
 }
 

@@ -28,7 +28,7 @@ impl Session {
     /// Begins to debug and to measure, where the pipeline or the settings say so.
     pub(super) fn observe(&mut self, ctx: &mut Context<Self>) {
         if self.setup.observe.debug == Some(true) {
-            self.setup.observers.debug(u32::MAX);
+            self.setup.observers.debug();
         }
         let every = self.setup.observe.metrics_every_ms.unwrap_or(0);
         let Some(meters) = self.setup.meters.clone().filter(|_| every > 0) else {

@@ -59,14 +59,14 @@ pub fn normalize_profile(name: &str) -> Result<ProfileName, PlanError> {
     }
 }
 
-/// Resolves a turn's plan. Equal inputs give equal plans, to the byte.
+/// Resolves a turn's plan, for whatever transport. Equal inputs give equal plans, to the byte.
 pub fn resolve(
     inputs: &PlanInputs<'_>,
     turn: &TurnId,
     epoch: Epoch,
 ) -> Result<ResolvedTurnPlan, PlanError> {
     let policy = resolve_policy(inputs)?;
-    Ok(ResolvedTurnPlan::of(Arc::new(policy), turn, epoch))
+    Ok(ResolvedTurnPlan::of(Arc::new(policy), turn, epoch, None))
 }
 
 /// Resolves what holds for any turn.

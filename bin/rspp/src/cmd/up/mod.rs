@@ -1,6 +1,7 @@
 //! `rspp up`: the whole stack on this machine, in one process or as a fleet of them.
 
 mod cluster;
+mod metrics;
 mod observe;
 mod page;
 
@@ -35,8 +36,9 @@ use crate::{
 /// Talk to the agent in a browser: runtime, local models and a page, in one process
 ///
 /// Prints one address; open it and press the button. The first run fetches the local models. Clients
-/// of your own connect to /v1/talk. Ctrl-C lets what is being said be finished, then stops. With --nodes
-/// a control plane and runtimes are started instead, each a process of its own.
+/// of your own connect to /v1/talk. /metrics has the latencies of nodes and providers, where the pipeline
+/// measures them; /v1/observe what runs. Ctrl-C lets what is being said be finished, then stops. With
+/// --nodes a control plane and runtimes are started instead, each a process of its own.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -46,7 +48,14 @@ Examples:
   rspp up --nodes 3 --scripted         A fleet: kill a runtime, and its sessions go on elsewhere
   rspp up --nodes 3 --scripted --etcd http://127.0.0.1:2379 --control-planes 2
   rspp up --listen 0.0.0.0             For other machines too: the address has a password in it
-  rspp up --llm-url http://127.0.0.1:8080/v1 --llm-model qwen")]
+  rspp up --llm-url http://127.0.0.1:8080/v1 --llm-model qwen
+
+While it runs:
+  curl localhost:7777/metrics                                   Latencies, for a metrics backend
+  curl localhost:7777/v1/observe                                Sessions and actors
+  curl localhost:7777/v1/observe/sessions/ID/pipeline           What a session really runs
+  curl -X POST 'localhost:7777/v1/observe/sessions/ID/capture?for_ms=5000&events=1000'
+                                                                Its debug events, for a while")]
 pub(crate) struct Up {
     /// The pipeline; the built-in one without
     #[arg(long, value_name = "FILE")]

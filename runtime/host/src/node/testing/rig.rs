@@ -415,7 +415,7 @@ impl World {
         let turn = self.of_turn().unwrap_or(LISTENING);
         let plan = self
             .blueprint
-            .plan(turn, self.place.lease.epoch, inputs, false)?;
+            .plan(turn, self.place.lease.epoch, None, inputs, false)?;
         Ok(plan)
     }
 
