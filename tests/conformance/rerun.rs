@@ -6,7 +6,7 @@ use rspp_actors::Clock;
 use rspp_kernel::CancelReason;
 use rspp_proto::{
     abi::{PayloadClass, Signal},
-    spec::{RecordingLevel, RecordingPolicy, ReplayMode},
+    spec::{RecordingLevel, RecordingPolicy, RedactSpec, ReplayMode},
 };
 use rspp_provider_api::scripted::{Conduct, Script, ScriptedLlm, ScriptedTts};
 use rspp_replay::{
@@ -26,6 +26,7 @@ fn policy(level: RecordingLevel, classes: &[PayloadClass]) -> RecordingPolicy {
         recording_level: level,
         allowed_replay_modes: BTreeSet::from([PLAYBACK, RESIMULATION]),
         full_capture: classes.iter().copied().collect(),
+        redact: RedactSpec::default(),
     }
 }
 
@@ -38,7 +39,7 @@ pub(crate) fn whole() -> RecordingPolicy {
 pub(crate) fn record(policy: &RecordingPolicy) -> (Recorder, tokio::task::JoinHandle<Vec<Entry>>) {
     let (recorder, recording) = Recorder::in_memory(Options {
         level: policy.recording_level,
-        redaction: Redaction::default().with_full_capture(policy.full_capture.iter().copied()),
+        redaction: Redaction::of(policy),
         ..Options::default()
     });
     (recorder.clone(), tokio::spawn(collect(recorder, recording)))

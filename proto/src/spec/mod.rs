@@ -10,6 +10,7 @@ mod parse;
 mod pipeline;
 mod policy;
 mod provider;
+mod redaction;
 mod report;
 mod rules;
 mod shape;
@@ -45,6 +46,7 @@ pub use provider::{
     Bindings, CallPolicy, Cap, CapAction, ChoicePolicy, CircuitPolicy, CostCaps, FailurePolicy,
     ProviderPolicy, ProvidersSpec,
 };
+pub use redaction::{AudioRedaction, PiiPattern, RedactSpec};
 pub use speculation::SpeculationPolicy;
 pub use state::{Consistency, StatePolicy};
 pub use tool::{

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Budgets, EdgeBufferPolicy, Marks, NodeKind, NodeSpec, PortType, ProvidersSpec,
+    Budgets, EdgeBufferPolicy, Marks, NodeKind, NodeSpec, PortType, ProvidersSpec, RedactSpec,
     SpeculationPolicy,
 };
 use crate::{NodeId, ProviderId, abi::PayloadClass};
@@ -239,6 +239,9 @@ pub struct RecordingPolicy {
     /// Classes of payload that L2 keeps whole, as the tenant agreed; what playback answers from.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub full_capture: BTreeSet<PayloadClass>,
+    /// What is made unreadable although its class is kept.
+    #[serde(default, skip_serializing_if = "RedactSpec::is_empty")]
+    pub redact: RedactSpec,
 }
 
 /// What a failed plan leads to, before any turn opened (T5a).

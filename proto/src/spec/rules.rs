@@ -721,6 +721,18 @@ pub(super) fn policy(bundle: &PolicyBundle, check: &mut Check<'_, '_>) {
             "set `recording_level: L2`, or leave `full_capture` out".to_owned(),
         );
     }
+    if let Some(problem) = bundle
+        .recording_policy
+        .as_ref()
+        .and_then(|recording| recording.redact.problem())
+    {
+        check.error(
+            "redact",
+            "recording_policy.redact.terms",
+            problem,
+            "name at most 64 words or phrases".to_owned(),
+        );
+    }
     if let Some(flow) = &bundle.flow_control {
         low_below_high("flow_control.data_marks", flow.data_marks, check);
         low_below_high("flow_control.control_marks", flow.control_marks, check);

@@ -16,7 +16,7 @@ use rspp_proto::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Redaction, RedactionAction};
+use crate::{Redaction, RedactionAction, pii::Patterns};
 
 /// What a session was opened with: pipeline and policy as they were given, before anything was inserted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,10 +52,13 @@ pub struct OpeningEntry {
 }
 
 impl OpeningEntry {
-    pub(crate) fn withhold(&mut self, level: RecordingLevel) {
+    pub(crate) fn withhold(&mut self, redaction: &Redaction, level: RecordingLevel) {
         let says_nothing = |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
         if level < RecordingLevel::L2 {
             self.attributes = self.attributes.take().filter(says_nothing);
+        }
+        if let (Some(attributes), Some(patterns)) = (&mut self.attributes, redaction.patterns()) {
+            patterns.apply_to_json(attributes);
         }
     }
 }
@@ -306,17 +309,75 @@ impl CaptureEntry {
     pub(crate) fn withhold(&mut self, redaction: &Redaction, level: RecordingLevel) {
         let class = self.what.class();
         let action = redaction.action(class, level);
-        if action != RedactionAction::Allow {
+        let is_kept = match action {
+            RedactionAction::Allow => redaction
+                .patterns()
+                .is_none_or(|patterns| self.what.hide(patterns)),
+            RedactionAction::Mask => self.what.silence(),
+            RedactionAction::Hash | RedactionAction::Drop | RedactionAction::Tokenize => false,
+        };
+        if !is_kept {
             self.what = Captured::Withheld {
                 what: self.what.name().to_owned(),
                 class,
-                action,
+                action: match action {
+                    RedactionAction::Allow => RedactionAction::Mask,
+                    action => action,
+                },
             };
         }
     }
 }
 
 impl Captured {
+    /// Takes out what is personal; `false` if that cannot be told apart in it.
+    fn hide(&mut self, patterns: &Patterns) -> bool {
+        match self {
+            Self::Came(came) => return came.hide(patterns),
+            Self::Asked { request, .. } => {
+                patterns.apply_to_json(request);
+            }
+            Self::Answered { piece, .. } => match piece {
+                Piece::Partial(text) => {
+                    patterns.apply(text, false);
+                }
+                Piece::Final { text, .. } => {
+                    patterns.apply(text, true);
+                }
+                // A number may be spread over several pieces.
+                Piece::Delta(_) => return false,
+                Piece::ToolCall { arguments, .. } => {
+                    patterns.apply(arguments, true);
+                }
+                Piece::Fault { message, .. } => {
+                    patterns.apply(message, true);
+                }
+                Piece::Finished { .. } | Piece::Audio { .. } | Piece::Ended => {}
+            },
+            Self::Ordered(_) | Self::Detected { .. } | Self::Withheld { .. } => {}
+        }
+        true
+    }
+
+    /// Makes it silence of the same length; `false` if it is no sound.
+    fn silence(&mut self) -> bool {
+        match self {
+            Self::Came(came) => came.silence(),
+            Self::Answered {
+                piece: Piece::Audio { pcm, .. },
+                ..
+            } => {
+                *pcm = silence(pcm);
+                true
+            }
+            Self::Answered { .. }
+            | Self::Asked { .. }
+            | Self::Ordered(_)
+            | Self::Detected { .. }
+            | Self::Withheld { .. } => false,
+        }
+    }
+
     /// What it reveals.
     fn class(&self) -> PayloadClass {
         match self {
@@ -400,7 +461,52 @@ impl fmt::Display for Captured {
     }
 }
 
+fn silence(pcm: &Bytes) -> Bytes {
+    Bytes::from(vec![0; pcm.len()])
+}
+
 impl Came {
+    fn hide(&mut self, patterns: &Patterns) -> bool {
+        match self {
+            Self::Text(text) => {
+                patterns.apply(text, true);
+                true
+            }
+            Self::Extension(extension) => {
+                patterns.apply_to_json(&mut extension.fields);
+                true
+            }
+            Self::Stamped { event, .. } => event.hide(patterns),
+            // Bytes that are read elsewhere.
+            Self::Record { .. } => false,
+            Self::Audio(_)
+            | Self::Frame { .. }
+            | Self::Link(_)
+            | Self::EndOfUtterance
+            | Self::Cancel
+            | Self::Played { .. }
+            | Self::HungUp => true,
+        }
+    }
+
+    fn silence(&mut self) -> bool {
+        match self {
+            Self::Audio(pcm) | Self::Frame { pcm, .. } => {
+                *pcm = silence(pcm);
+                true
+            }
+            Self::Stamped { event, .. } => event.silence(),
+            Self::Record { .. }
+            | Self::Link(_)
+            | Self::EndOfUtterance
+            | Self::Cancel
+            | Self::Text(_)
+            | Self::Extension(_)
+            | Self::Played { .. }
+            | Self::HungUp => false,
+        }
+    }
+
     fn class(&self) -> PayloadClass {
         match self {
             Self::Audio(_) | Self::Frame { .. } => PayloadClass::AudioRaw,

@@ -4,6 +4,7 @@
 //! the file, and come out through a [`Timeline`]. [`verify`] says whether a recording keeps the
 //! invariants, [`show`] renders it for people, [`Waterfall`] says where a turn's time went.
 
+mod account;
 mod capture;
 mod entry;
 mod evidence;
@@ -12,6 +13,7 @@ mod fidelity;
 mod format;
 pub mod gates;
 mod invocation;
+mod pii;
 mod plan;
 mod queue;
 mod reader;
@@ -25,6 +27,7 @@ pub mod verify;
 mod waterfall;
 mod writer;
 
+pub use account::{ACCOUNT_SCHEMA, Account, AccountError, Prices, UnitPrices};
 pub use capture::{
     CallRef, Came, CaptureEntry, Captured, LineNote, OpeningEntry, Ordered, Piece, ProviderNote,
 };

@@ -59,7 +59,7 @@ impl Options {
     pub fn under(policy: &RecordingPolicy) -> Self {
         Self {
             level: policy.recording_level,
-            redaction: Redaction::default().with_full_capture(policy.full_capture.iter().copied()),
+            redaction: Redaction::of(policy),
             ..Self::default()
         }
     }
@@ -214,6 +214,14 @@ impl Recorder {
         Some(self.shared.as_ref()?.options.level)
     }
 
+    /// Whether words that were said may be written down as they are, at the level that is recorded now.
+    pub fn keeps_words(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| {
+            let level = shared.lock().fidelity.level();
+            shared.options.redaction.keeps_words(level)
+        })
+    }
+
     /// How the recorder fares; `None` if it records nothing.
     pub fn stats(&self) -> Option<RecorderStats> {
         Some(self.shared.as_ref()?.lock().stats())
@@ -276,7 +284,7 @@ pub(crate) fn prepare(mut entry: Entry, level: RecordingLevel, redaction: &Redac
             }
         }
         Entry::Capture(capture) => capture.withhold(redaction, level),
-        Entry::Opening(opening) => opening.withhold(level),
+        Entry::Opening(opening) => opening.withhold(redaction, level),
         Entry::Header(_)
         | Entry::Plan(_)
         | Entry::Outcome(_)

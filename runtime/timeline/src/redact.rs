@@ -9,10 +9,12 @@ use bytes::Bytes;
 use rspp_proto::{
     AudioChunk, Codec, Payload, SessionId,
     abi::{EventRecord, PayloadClass},
-    spec::RecordingLevel,
+    spec::{AudioRedaction, RecordingLevel, RecordingPolicy, RedactSpec},
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::pii::Patterns;
 
 /// What is done with a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -67,9 +69,41 @@ impl Redacted {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Redaction {
     full_capture: BTreeSet<PayloadClass>,
+    /// What is masked in texts that are kept whole.
+    patterns: Patterns,
+    /// Whether audio becomes silence where it would be kept whole or hashed.
+    masks_audio: bool,
 }
 
 impl Redaction {
+    /// As a plan's recording policy says.
+    pub fn of(policy: &RecordingPolicy) -> Self {
+        let RedactSpec {
+            patterns: _,
+            terms: _,
+            audio,
+        } = &policy.redact;
+        Self {
+            full_capture: policy.full_capture.clone(),
+            patterns: Patterns::of(&policy.redact),
+            masks_audio: match audio {
+                AudioRedaction::None => false,
+                AudioRedaction::Mask => true,
+            },
+        }
+    }
+
+    /// What is masked in texts that are kept whole; `None` if nothing is.
+    pub(crate) fn patterns(&self) -> Option<&Patterns> {
+        Some(&self.patterns).filter(|patterns| !patterns.is_empty())
+    }
+
+    /// Whether texts are kept at `level` as they were said.
+    pub(crate) fn keeps_words(&self, level: RecordingLevel) -> bool {
+        self.action(PayloadClass::TextRaw, level) == RedactionAction::Allow
+            && self.patterns.is_empty()
+    }
+
     /// Keeps payloads of `classes` whole at L2: the tenant opted in, capacity and compliance
     /// approved (observability.md §3). Lower levels are not affected.
     #[must_use]
@@ -83,6 +117,9 @@ impl Redaction {
         use RecordingLevel::{L0, L1, L2};
         use RedactionAction::{Allow, Drop, Hash, Mask};
 
+        if level == L2 && class == PayloadClass::AudioRaw && self.masks_audio {
+            return Mask;
+        }
         if level == L2 && self.full_capture.contains(&class) {
             return Allow;
         }
@@ -105,20 +142,40 @@ impl Redaction {
     ) -> Vec<RedactionDecision> {
         let tags: BTreeSet<_> = tags.into_iter().collect();
         tags.into_iter()
-            .map(|payload_class| RedactionDecision {
-                payload_class,
-                action: self.action(payload_class, level),
+            .map(|payload_class| {
+                let action = match self.action(payload_class, level) {
+                    // What is personal in it is not kept.
+                    RedactionAction::Allow
+                        if payload_class == PayloadClass::TextRaw && !self.patterns.is_empty() =>
+                    {
+                        RedactionAction::Mask
+                    }
+                    action => action,
+                };
+                RedactionDecision {
+                    payload_class,
+                    action,
+                }
             })
             .collect()
     }
 
     /// Reduces `record` to what `level` may hold; says what was taken away, if anything was.
     pub fn apply(&self, record: &mut EventRecord, level: RecordingLevel) -> Option<Redacted> {
-        let payload = record.payload.take()?;
+        let mut payload = record.payload.take()?;
         let action = self.action(record.envelope.payload_class, level);
         if action == RedactionAction::Allow || !has_content(&payload) {
+            let bytes = payload.weight() as u64;
+            let found = self
+                .patterns()
+                .is_some_and(|patterns| mask_found(patterns, &mut payload));
             record.payload = Some(payload);
-            return None;
+            return found.then_some(Redacted {
+                action: RedactionAction::Mask,
+                bytes,
+                duration_us: 0,
+                sha256: None,
+            });
         }
         let mut redacted = Redacted {
             action,
@@ -149,13 +206,46 @@ impl Redaction {
     ) {
         let Some(content) = text else { return };
         *text = match self.action(PayloadClass::TextRaw, level) {
-            RedactionAction::Allow => return,
+            RedactionAction::Allow => {
+                if let Some(patterns) = self.patterns() {
+                    patterns.apply(content, true);
+                }
+                return;
+            }
             RedactionAction::Mask => Some(mask(content)),
             RedactionAction::Hash | RedactionAction::Tokenize => {
                 Some(format!("sha256:{}", salted(salt, content.as_bytes())))
             }
             RedactionAction::Drop => None,
         };
+    }
+}
+
+/// Masks what is personal in a payload; whether anything was.
+fn mask_found(patterns: &Patterns, payload: &mut Payload) -> bool {
+    match payload {
+        Payload::Text(chunk) => match patterns.mask(&chunk.text, chunk.is_final) {
+            Some(masked) => {
+                chunk.text = masked.into();
+                true
+            }
+            None => false,
+        },
+        Payload::Debug(note) => {
+            let fields = note.fields.values_mut();
+            fields.fold(patterns.apply(&mut note.message, true), |found, field| {
+                // Each is looked into, whatever was found before.
+                patterns.apply(field, true) || found
+            })
+        }
+        Payload::Error(note) => patterns.apply(&mut note.message, true),
+        Payload::Extension(extension) => patterns.apply_to_json(&mut extension.fields),
+        // Numbers that are measured and sounds have no words.
+        Payload::AudioChunk(_)
+        | Payload::Metrics(_)
+        | Payload::Speech(_)
+        | Payload::AudioEnd
+        | Payload::TextEnd => false,
     }
 }
 

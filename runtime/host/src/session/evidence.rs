@@ -235,9 +235,10 @@ impl Ledger {
             PayloadClass::TextRaw,
             PayloadClass::Metadata,
         ];
-        let level = plan.recording_policy.recording_level;
+        let policy = &plan.recording_policy;
+        let tags = baseline.payload_tags.iter().copied();
         baseline.redaction_decisions =
-            Redaction::default().decisions(baseline.payload_tags.iter().copied(), level);
+            Redaction::of(policy).decisions(tags, policy.recording_level);
     }
 
     pub(super) fn admitted(&mut self, turn: TurnNumber, outcome: DecisionOutcome, stamp: Stamp) {

@@ -783,11 +783,12 @@ impl Publisher {
         self.record(attempt.clone());
     }
 
-    /// A line for replay. Words are kept at the highest level only (F-153).
+    /// A line for replay. Words are kept where the recording keeps them as they were said (F-073, F-153).
     pub(super) fn journal(&mut self, at: Monotonic, line: Line) {
-        let line = match self.recorder.level() {
-            RecordingLevel::L2 => line,
-            RecordingLevel::L0 | RecordingLevel::L1 => line.without_words(),
+        let line = if self.recorder.keeps_words() {
+            line
+        } else {
+            line.without_words()
         };
         match serde_json::to_value(line) {
             Ok(line) => self.record(JournalEntry { at, line }),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rspp_proto::spec::{
     AdaptiveAction, Budgets, BufferTuning, DataHandling, DefaultingSource, EdgeBufferPolicy,
     FlowControl, FlowMode, LaneHandling, Marks, PortType, RecordingLevel, RecordingPolicy,
-    ReplayMode, Strategy, TelemetryHandling, Watermarks,
+    RedactSpec, ReplayMode, Strategy, TelemetryHandling, Watermarks,
 };
 
 use super::{Handoff, StreamingHandoff};
@@ -47,6 +47,7 @@ pub fn recording_policy() -> RecordingPolicy {
         recording_level: RecordingLevel::L0,
         allowed_replay_modes: BTreeSet::from([ReplayMode::ReplayDecisions]),
         full_capture: BTreeSet::new(),
+        redact: RedactSpec::default(),
     }
 }
 

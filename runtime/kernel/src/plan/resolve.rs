@@ -1014,6 +1014,9 @@ fn check(plan: &ResolvedPolicy) -> Result<(), PlanError> {
         let path = "recording_policy.full_capture".to_owned();
         return invalid(path, "payloads are kept whole at L2 only");
     }
+    if let Some(problem) = recording.redact.problem() {
+        return invalid("recording_policy.redact.terms".to_owned(), problem);
+    }
     handoff_problem(&plan.streaming_handoff, &plan.allowed_adaptive_actions)
 }
 

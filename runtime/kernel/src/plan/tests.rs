@@ -7,8 +7,8 @@ use rspp_proto::{
         Bindings, BudgetsSpec, BufferSpec, ChoicePolicy, ConnectionPolicy, DataHandling,
         DefaultingSource, DegradeSpec, EGRESS, EdgeSpec, ErrorAction, INGRESS, Insertion, Marks,
         MemoryLimits, NodeKind, NodeSpec, ObserveSpec, PipelineSpec, PolicyBundle, PortType,
-        ProvidersSpec, RecordingLevel, ReplayMode, StatePolicy, Strategy, SyncDropPolicy,
-        SyncPolicy, SyncScope, TurnPolicy, Watermarks,
+        ProvidersSpec, RecordingLevel, RedactSpec, ReplayMode, StatePolicy, Strategy,
+        SyncDropPolicy, SyncPolicy, SyncScope, TurnPolicy, Watermarks,
     },
 };
 
@@ -640,6 +640,7 @@ fn the_hash_covers_what_decides_and_nothing_else() {
                 recording_level: RecordingLevel::L2,
                 allowed_replay_modes: BTreeSet::from([ReplayMode::RecomputeDecisions]),
                 full_capture: BTreeSet::new(),
+                redact: RedactSpec::default(),
             });
         },
         |c| {
