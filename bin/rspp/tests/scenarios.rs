@@ -112,6 +112,164 @@ fn a_kept_call_is_replayed_by_nodes_from_the_command_line() {
     assert_eq!(rspp(&wrong).0, Some(2));
 }
 
+/// F-075: a session is summed up for the tenant that is accounted for it, from its recording or from all that
+/// an archive has; another tenant is refused.
+#[test]
+fn a_tenant_sums_up_its_sessions_and_no_other_does() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let scenario =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios/two-tenants.yaml");
+    let rspp = |arguments: &[&str]| rspp_in(folder.path(), arguments);
+    let scenario = scenario.display().to_string();
+    let (code, _, complaint) = rspp(&["rehearse", "-q", "--timelines", ".", &scenario]);
+    assert_eq!(code, Some(0), "{complaint}");
+    let (ours, theirs) = ("two-tenants.ours.rspp", "two-tenants.theirs.rspp");
+    let prices =
+        "{ llm: { million_tokens_written: 1000000 }, tts: { million_characters: 2000000 } }";
+    fs::write(folder.path().join("prices.yaml"), prices).expect("written");
+    let summary = |file: &str, more: &[&str]| {
+        let ask = ["timeline", "summary", file, "--tenant", "acme", "--json"];
+        rspp(&[&ask, more].concat())
+    };
+    let (code, told, complaint) = summary(ours, &["--prices", "prices.yaml"]);
+    assert_eq!(code, Some(0), "{complaint}");
+    let account: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!(account["tenant_id"], "acme");
+    assert_eq!(
+        (&account["turns"], &account["committed"]),
+        (&2.into(), &2.into())
+    );
+    let spent = &account["spending"];
+    let number = |name: &str| spent[name].as_u64().expect("a number");
+    assert!(
+        number("audio_ms") >= 2_000 && number("tokens_written") > 0,
+        "{told}"
+    );
+    let cost = number("tokens_written") as f64 + 2.0 * number("tts_characters") as f64;
+    let estimated = account["estimated_cost"]
+        .as_f64()
+        .expect("there are prices");
+    assert!((estimated - cost).abs() < 1e-6, "{estimated} and {cost}");
+    assert_eq!(
+        account["unpriced"][0], "stt",
+        "an estimate says what it leaves out"
+    );
+
+    let (code, told, complaint) = summary(theirs, &[]);
+    assert_eq!((code, told.as_str()), (Some(2), ""));
+    assert!(complaint.contains("cross_tenant_denied"), "{complaint}");
+
+    for file in [ours, theirs] {
+        let (code, _, complaint) = rspp(&[
+            "timeline", "export", file, "--to", "shelf", "--spool", "spool",
+        ]);
+        assert_eq!(code, Some(0), "{complaint}");
+    }
+    let all = ["timeline", "summary", "--archive", "shelf", "--tenant"];
+    let (code, told, complaint) = rspp(&[&all[..], &["acme"]].concat());
+    assert_eq!(code, Some(0), "{complaint}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(
+        told.starts_with("acme  ours  2 turns, 2 committed"),
+        "{told}"
+    );
+    let (_, told, _) = rspp(&[&all[..], &["nobody"]].concat());
+    assert_eq!(told, "");
+}
+
+/// F-073: the same call with and without redaction: the two recordings differ in nothing that a run is
+/// compared by, and in what can be read.
+#[test]
+fn a_redacted_recording_differs_in_payloads_alone() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios/redacted.yaml");
+    let text = fs::read_to_string(&file).expect("it is there");
+    let plain: String = text
+        .lines()
+        .filter(|line| {
+            !["redact", "hides:", "holds:"]
+                .iter()
+                .any(|word| line.contains(word))
+        })
+        .map(|line| format!("{line}\n"))
+        .collect();
+    fs::write(
+        folder.path().join("plain.yaml"),
+        plain.replace("recording:\n", ""),
+    )
+    .expect("written");
+    let rspp = |arguments: &[&str]| rspp_in(folder.path(), arguments);
+    let redacted = file.display().to_string();
+    let play = [
+        "rehearse",
+        "-q",
+        "--timelines",
+        ".",
+        "plain.yaml",
+        &redacted,
+    ];
+    let (code, said, complaint) = rspp(&play);
+    assert_eq!(code, Some(0), "{said}{complaint}");
+    let read = |name: &str| fs::read(folder.path().join(name)).expect("recorded");
+    let secret = b"4111 1111";
+    let holds = |bytes: Vec<u8>| bytes.windows(secret.len()).any(|it| it == secret);
+    assert!(holds(read("plain.call.rspp")) && !holds(read("redacted.call.rspp")));
+    let (_, said, complaint) = rspp(&["diff", "plain.call.rspp", "redacted.call.rspp", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    let differs = |class: &str| said.contains(class);
+    for class in [
+        "OUTCOME",
+        "PROVIDER_CHOICE",
+        "ORDERING",
+        "TIMING",
+        "AUTHORITY",
+    ] {
+        assert!(
+            !differs(&format!("{class}_DIVERGENCE")),
+            "{report:#}{complaint}"
+        );
+    }
+    let shown = |name: &str| {
+        let (_, lines, _) = rspp(&["timeline", "show", name, "--kind", "event"]);
+        lines.lines().count()
+    };
+    assert_eq!(shown("plain.call.rspp"), shown("redacted.call.rspp"));
+}
+
+/// F-154: a file of settings says where timelines are exported to and how; what it gets wrong is told by its
+/// path.
+#[test]
+fn exports_are_set_in_a_file() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let rspp = |arguments: &[&str]| rspp_in(folder.path(), arguments);
+    let write = |text: &str| fs::write(folder.path().join("export.yaml"), text).expect("written");
+    let talk = [
+        "loopback",
+        "--no-pull",
+        "--say",
+        "Hello.",
+        "--export-settings",
+        "export.yaml",
+    ];
+    for (text, told) in [
+        (
+            "exports: { to: calls, policy: { uploads: 0 } }",
+            "export.yaml",
+        ),
+        (
+            "exports: { to: calls, policy: { timeout_ms: 0 } }",
+            "exports.policy.timeout_ms",
+        ),
+        ("exports: { too: calls }", "too"),
+        ("exports: { to: 'ftp://x/y' }", "exports.to"),
+    ] {
+        write(text);
+        let (code, _, complaint) = rspp(&talk);
+        assert_eq!(code, Some(2), "{complaint}");
+        assert!(complaint.contains(told), "{complaint}");
+    }
+}
+
 /// F-081: what a session ran is shown from its timeline, bound to its id: the node that the policy
 /// inserted, the chosen providers, the defaults. F-078: the profile's defaults are the recorded ones.
 #[test]

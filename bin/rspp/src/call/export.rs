@@ -9,12 +9,13 @@ use std::{
 
 use clap::Args;
 use rspp_actors::Clock;
-use rspp_archive::{ObjectArchive, Place};
+use rspp_archive::{ObjectArchive, Place, PlaceError};
 use rspp_proto::Monotonic;
 use rspp_timeline::export::{ExportPolicy, Exports, Left};
+use serde::Deserialize;
 
 use super::transcript::counted;
-use crate::{problem::Problem, terminal};
+use crate::{problem::Problem, specs, terminal};
 
 /// Where timelines are exported to, and where they wait for it.
 #[derive(Debug, Args)]
@@ -25,6 +26,25 @@ pub(crate) struct ExportOptions {
     export: Option<Place>,
     #[command(flatten)]
     spool: SpoolOptions,
+    /// Settings of exports: a file with `exports: { to: …, spool: …, policy: { … } }`; --export and --spool win
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    export_settings: Option<PathBuf>,
+}
+
+/// A file of settings.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SettingsFile {
+    exports: ExportSection,
+}
+
+/// Its section for exports.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ExportSection {
+    to: Option<String>,
+    spool: Option<PathBuf>,
+    policy: ExportPolicy,
 }
 
 /// Where timelines wait for their archive.
@@ -60,12 +80,16 @@ impl SpoolOptions {
 /// How long a command waits for an archive once all else is done.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Opens the exports of this process.
+/// Opens the exports of this process, as usual.
 pub(crate) fn open(place: &Place, spool: &Path) -> Result<Exports, Problem> {
+    open_under(place, spool, ExportPolicy::default())
+}
+
+fn open_under(place: &Place, spool: &Path, policy: ExportPolicy) -> Result<Exports, Problem> {
     let unusable = |error: &dyn std::fmt::Display| Problem::input(format!("{place}: {error}"));
     let archive = ObjectArchive::open(place).map_err(|error| unusable(&error))?;
     let chance = u64::from(std::process::id());
-    Exports::open(Arc::new(archive), spool, ExportPolicy::default(), chance).map_err(Problem::input)
+    Exports::open(Arc::new(archive), spool, policy, chance).map_err(Problem::input)
 }
 
 /// A clock as exports ask it.
@@ -88,17 +112,48 @@ pub(crate) fn tell_left(exports: &Exports, left: Left, clock: Clock) {
 }
 
 impl ExportOptions {
+    /// What the file of settings says, if there is one.
+    fn section(&self) -> Result<ExportSection, Problem> {
+        let Some(path) = &self.export_settings else {
+            return Ok(ExportSection::default());
+        };
+        let name = path.display();
+        let text = specs::read(path).map_err(|refused| refused.into_problem(""))?;
+        let file: SettingsFile = serde_saphyr::from_str(&text)
+            .map_err(|error| Problem::input(format!("{name}: {error}")))?;
+        let policy = &file.exports.policy;
+        policy
+            .check()
+            .map_err(|error| Problem::input(format!("{name}: exports.policy.{error}")))?;
+        Ok(file.exports)
+    }
+
+    /// Where to, by the command line or else by the file.
+    fn place(&self, section: &ExportSection) -> Result<Option<Place>, Problem> {
+        if self.export.is_some() {
+            return Ok(self.export.clone());
+        }
+        let place = section.to.as_deref().map(str::parse).transpose();
+        place.map_err(|error: PlaceError| Problem::input(format!("exports.to: {error}")))
+    }
+
     /// Whether virtual time would mean nothing to it.
-    pub(crate) fn is_networked(&self) -> bool {
-        self.export.as_ref().is_some_and(Place::is_networked)
+    pub(crate) fn is_networked(&self) -> Result<bool, Problem> {
+        let place = self.place(&self.section()?)?;
+        Ok(place.as_ref().is_some_and(Place::is_networked))
     }
 
     /// The exports of this process, with what others have left in the spool; `None` if nobody asked for them.
     pub(crate) async fn open(&self, clock: Clock) -> Result<Option<Exports>, Problem> {
-        let Some(place) = &self.export else {
+        let section = self.section()?;
+        let Some(place) = self.place(&section)? else {
             return Ok(None);
         };
-        let exports = open(place, &self.spool.directory()?)?;
+        let spool = match (&self.spool.spool, section.spool) {
+            (None, Some(spool)) => spool,
+            (Some(_), _) | (None, None) => self.spool.directory()?,
+        };
+        let exports = open_under(&place, &spool, section.policy)?;
         recover(&exports, clock).await?;
         Ok(Some(exports))
     }

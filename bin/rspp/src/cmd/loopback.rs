@@ -124,12 +124,13 @@ impl Loopback {
         self.fetch_models(&used, turns.iter().any(Ready::needs_voice))?;
 
         let networked = self.networked(&used)?;
-        let virtual_time = !self.realtime && networked.is_none() && !self.export.is_networked();
+        let exports_over_network = self.export.is_networked()?;
+        let virtual_time = !self.realtime && networked.is_none() && !exports_over_network;
         if let (false, Some(provider)) = (self.realtime, networked) {
             terminal::note(format!(
                 "`{provider}` is reached over a network: running in real time"
             ));
-        } else if !self.realtime && self.export.is_networked() {
+        } else if !self.realtime && exports_over_network {
             terminal::note("the archive is reached over a network: running in real time");
         }
         let mut builder = if virtual_time {

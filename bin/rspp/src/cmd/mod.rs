@@ -18,6 +18,7 @@ pub(crate) mod replay;
 pub(crate) mod rollout;
 pub(crate) mod rules;
 pub(crate) mod session;
+pub(crate) mod summary;
 pub(crate) mod timeline;
 pub(crate) mod tree;
 pub(crate) mod up;

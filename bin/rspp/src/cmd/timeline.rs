@@ -26,6 +26,7 @@ pub(crate) struct Timeline {
 #[derive(Debug, Subcommand)]
 enum Action {
     Show(Show),
+    Summary(super::summary::Summary),
     List(List),
     Fetch(Fetch),
     Export(Export),
@@ -86,6 +87,7 @@ impl Timeline {
     pub(crate) fn run(self) -> Result<(), Problem> {
         match self.action {
             Action::Show(show) => show.run(),
+            Action::Summary(summary) => summary.run(),
             Action::List(list) => list.run(),
             Action::Fetch(fetch) => fetch.run(),
             Action::Export(export) => export.run(),

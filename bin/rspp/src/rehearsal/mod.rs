@@ -4,6 +4,7 @@
 //! which moment, and what is expected. The runtime is the real one; the providers are scripted, the
 //! line is a loopback, and time is virtual unless the scenario asks for real time.
 
+mod archive;
 mod cast;
 mod expect;
 mod nodes;

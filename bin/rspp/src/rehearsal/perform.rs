@@ -27,7 +27,9 @@ use rspp_proto::{
     spec::{PipelineSpec, PolicyBundle, ReplayMode},
 };
 use rspp_replay::{Stage, Tolerance};
-use rspp_timeline::{Entry, FileHeader, Options, Recorder, Recording, Storage, Timeline, verify};
+use rspp_timeline::{
+    Entry, FileHeader, Options, Recorder, Recording, Storage, Timeline, export::Exports, verify,
+};
 use rspp_transport_api::{
     Ingress, Link, Source, Stamped,
     loopback::{self, EchoPath, Line, Script, Start, Utterance},
@@ -38,6 +40,7 @@ use tokio::{
 };
 
 use super::{
+    archive::Archived,
     cast::Cast,
     expect::{Finding, FoundCapture, check_captures},
     nodes, patch,
@@ -185,16 +188,30 @@ async fn play(
             busy: scenario.cpu.clone(),
         });
     }
+    let archived = scenario.recording.exports.as_ref();
+    let archived = archived
+        .map(|exported| Archived::begin(exported, clock))
+        .transpose()?;
+    config.exports = archived.as_ref().map(|archived| archived.exports.clone());
+    let exports = config.exports.clone();
+    let roots = ROOTS + usize::from(exports.is_some());
     let runtime = Runtime::start(config).await.map_err(Problem::failure)?;
+    let ground = Ground {
+        runtime: &runtime,
+        clock,
+        piece: &piece,
+        kept: &scenario.recording,
+        exports: exports.as_ref(),
+    };
     let placed = scenario.calls.iter().map(|call| {
         let file = timeline(&call.id);
-        place(&runtime, clock, &piece, &scenario.recording, call, file)
+        place(&ground, call, file)
     });
     let calls = join_all(placed).await;
     let calls = calls.into_iter().collect::<Result<Vec<_>, _>>()?;
     // The lines hang up, the last words of the actors arrive.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let left = runtime.tree().len().saturating_sub(ROOTS);
+    let left = runtime.tree().len().saturating_sub(roots);
     let mut findings = vec![
         Finding::of("nothing is left of any call", left == 0, || {
             format!("{left} actors")
@@ -207,6 +224,12 @@ async fn play(
     findings.push(Finding::of("the runtime stops in time", stopped, || {
         "some actors had to be killed".to_owned()
     }));
+    drop(exports);
+    if let Some(archived) = archived {
+        let taken = calls.iter().filter(|call| call.report.is_some());
+        let files: Vec<_> = taken.map(|call| timeline(&call.id)).collect();
+        findings.extend(archived.findings(&files, clock).await?);
+    }
     Ok(Performance { calls, findings })
 }
 
@@ -232,14 +255,23 @@ impl CpuProbe for Cpu {
 /// Actors of a runtime without sessions.
 const ROOTS: usize = 3;
 
-async fn place(
-    runtime: &Runtime,
+/// What all calls are placed on.
+struct Ground<'a> {
+    runtime: &'a Runtime,
     clock: Clock,
-    piece: &Piece,
-    kept: &Kept,
-    call: &Call,
-    file: PathBuf,
-) -> Result<Played, Problem> {
+    piece: &'a Piece,
+    kept: &'a Kept,
+    exports: Option<&'a Exports>,
+}
+
+async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played, Problem> {
+    let Ground {
+        runtime,
+        clock,
+        piece,
+        kept,
+        exports: _,
+    } = *ground;
     tokio::time::sleep(Duration::from_millis(call.opens_at_ms)).await;
     let placed_at = Monotonic::from_duration(clock.now());
     let mut script = Script {
@@ -264,7 +296,7 @@ async fn place(
     let (client, injected) = mpsc::channel(64);
     let muted = Arc::<AtomicBool>::default();
     transport.source = with_client(transport.source, injected, Arc::clone(&muted));
-    let (recorder, recording) = record(kept, clock, piece, &call.id, &file).await?;
+    let (recorder, recording) = record(ground, call, &file).await?;
     let mut settings = piece.settings.clone();
     settings.session.priority = call.priority.or(settings.session.priority);
     let opened = runtime
@@ -327,6 +359,7 @@ async fn place(
         }));
         let entries = entries(&file)?;
         findings.push(verified(&entries));
+        findings.extend(readable(kept, &file)?);
         findings.extend(call.expect.check_plans(&entries));
         findings.extend(call.expect.check_line(&line.rates()));
     }
@@ -352,6 +385,34 @@ fn turned_away(call: &Call, error: &OpenError, part: &str, placed_at: Monotonic)
         )],
         placed_at,
     }
+}
+
+/// What can be read in the recording, and what cannot.
+fn readable(kept: &Kept, file: &Path) -> Result<Vec<Finding>, Problem> {
+    if kept.hides.is_empty() && kept.holds.is_empty() {
+        return Ok(Vec::new());
+    }
+    let bytes = std::fs::read(file).map_err(Problem::failure)?;
+    let holds = |text: &str| contains(&bytes, text.as_bytes());
+    let hidden = kept.hides.iter().map(|text| {
+        Finding::of(
+            format!("the timeline does not hold `{text}`"),
+            !holds(text),
+            || "it can be read there".to_owned(),
+        )
+    });
+    let held = kept.holds.iter().map(|text| {
+        Finding::of(format!("the timeline holds `{text}`"), holds(text), || {
+            "it is not there".to_owned()
+        })
+    });
+    Ok(hidden.chain(held).collect())
+}
+
+fn contains(bytes: &[u8], text: &[u8]) -> bool {
+    bytes
+        .windows(text.len().max(1))
+        .any(|window| window == text)
 }
 
 /// What was recorded, header and footer included.
@@ -422,12 +483,17 @@ fn with_client(
 }
 
 async fn record(
-    kept: &Kept,
-    clock: Clock,
-    piece: &Piece,
-    session: &SessionId,
+    ground: &Ground<'_>,
+    call: &Call,
     file: &Path,
 ) -> Result<(Recorder, Recording), Problem> {
+    let Ground {
+        runtime: _,
+        clock,
+        piece,
+        kept,
+        exports,
+    } = *ground;
     if file.exists() {
         std::fs::remove_file(file).map_err(Problem::failure)?;
     }
@@ -442,14 +508,19 @@ async fn record(
     if let Some(entries) = kept.queue_entries {
         options.capacity.total.entries = entries;
     }
-    let header = FileHeader::new(
-        session.clone(),
+    let mut header = FileHeader::new(
+        call.id.clone(),
         piece.spec.version.clone(),
         "rspp rehearse",
         level,
         Monotonic::from_duration(clock.now()),
         WallClock(0),
     );
+    header.tenant_id = Some(call.tenant.clone());
+    if let Some(exports) = exports {
+        let begun = exports.record_at(file, header, options).await;
+        return begun.map_err(Problem::failure);
+    }
     if kept.disk_bytes.is_none() && kept.write_takes_ms == 0 {
         return Recording::create(file, header, options)
             .await

@@ -14,6 +14,7 @@ use rspp_proto::{
     abi::{CancelScope, Signal},
     spec::{LimitsSpec, Modality, Priority, RecordingLevel, ReplayMode},
 };
+use rspp_timeline::export::ExportPolicy;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -94,6 +95,41 @@ pub(crate) struct Recording {
     pub(crate) replays: Vec<ReplayMode>,
     /// Entries that may wait for the disk.
     pub(crate) queue_entries: Option<usize>,
+    /// Timelines are exported while they are written: to an archive that only this rehearsal has.
+    pub(crate) exports: Option<Exported>,
+    /// What no recording may hold, wherever it stands.
+    pub(crate) hides: Vec<String>,
+    /// What each recording holds.
+    pub(crate) holds: Vec<String>,
+}
+
+/// How timelines are exported, and how the archive fares; the same words as in a file of settings.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Exported {
+    pub(crate) policy: ExportPolicy,
+    /// When the archive does not answer.
+    pub(crate) outages: Vec<Outage>,
+}
+
+/// An archive that does not do what it is asked for, for a while.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Outage {
+    #[serde(default)]
+    pub(crate) from_ms: u64,
+    pub(crate) to_ms: u64,
+    pub(crate) how: OutageKind,
+}
+
+/// What it does instead.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OutageKind {
+    /// It does not answer.
+    Hangs,
+    /// It says that it cannot.
+    Fails,
 }
 
 /// A scripted provider.
