@@ -3,19 +3,21 @@
 use std::{sync::Arc, time::Duration};
 
 use rspp_kernel::{
-    handoff::LLM_TO_TTS,
+    handoff::{LLM_TO_TTS, STT_TO_LLM},
     plan::{Handoff, profile},
 };
 use rspp_proto::{
     abi::{ControlSignal, Emitter, Signal},
     spec::{FlowMode, PolicyBundle},
 };
-use rspp_provider_api::scripted::{ScriptedLlm, ScriptedTts};
+use rspp_provider_api::scripted::{
+    Conduct, Script, ScriptedEndOfTurn, ScriptedLlm, ScriptedStt, ScriptedTts,
+};
 use rspp_tests::{
     call::{Builder, Cast, Ended, first, over_reply, says},
     nodes::{insert, node},
 };
-use rspp_timeline::{Entry, HandoffAction, HandoffRecord};
+use rspp_timeline::{Anchor, Entry, HandoffAction, HandoffRecord};
 use serde_json::json;
 
 const TALE: &str = "There once was a king. He had three sons. The first was brave. The second was clever. \
@@ -56,6 +58,148 @@ fn handoffs(ended: &Ended) -> Vec<&HandoffRecord> {
             _something_else => None,
         })
         .collect()
+}
+
+/// A call whose recognition tells each word as it comes, and the whole after 400 ms of thought; the model
+/// thinks for 300 ms before its first word.
+fn spoken(finals: &'static str, change: impl FnOnce(&mut Handoff)) -> (Cast, Builder) {
+    let late = Conduct::good().late(Duration::from_millis(300));
+    let cast = Cast {
+        stt: Arc::new(
+            ScriptedStt::new("stt")
+                .utterances([finals])
+                .word_every(Duration::from_millis(200))
+                .final_after(Duration::from_millis(400)),
+        ),
+        llm: Arc::new(
+            ScriptedLlm::new("llm")
+                .answers(["It is noon."])
+                .script(Script::always(late)),
+        ),
+        ..Cast::default()
+    };
+    let mut builder = Builder::new(&cast, vec![says(first())]);
+    let mut handoff = profile::streaming_handoff();
+    handoff.stt_to_llm.enabled = true;
+    handoff.stt_to_llm.min_partial_chars = 8;
+    change(&mut handoff.stt_to_llm);
+    builder.settings.session.streaming_handoff = Some(handoff);
+    (cast, builder)
+}
+
+fn of_words(ended: &Ended) -> Vec<&HandoffRecord> {
+    let mut all = handoffs(ended);
+    all.retain(|it| it.handoff_id.contains("stt_to_llm"));
+    all
+}
+
+/// F-149, P9, turn-plan.md §7: what the user says is handed to the model while it is said, as the frozen plan
+/// has it; the answer is begun before the last word is certain and is heard earlier. The evidence says which
+/// revision was answered, when it came and when the model had it.
+#[tokio::test(start_paused = true)]
+async fn words_are_answered_before_the_last_is_certain() {
+    let (_, staged) = spoken("what is the time", |words| words.enabled = false);
+    let staged = staged.hold().await;
+    assert_eq!(of_words(&staged), Vec::<&HandoffRecord>::new());
+    let (cast, ahead) = spoken("what is the time", |_| {});
+    let ahead = ahead.hold().await;
+    for ended in [&staged, &ahead] {
+        assert_eq!(ended.endings(), ["commit"]);
+        assert_eq!(ended.report.turns[0].user_text, "what is the time");
+        assert_eq!(ended.report.turns[0].agent_text_played, "It is noon.");
+    }
+    let first_audio = |ended: &Ended| ended.report.turns[0].first_audio_ms.unwrap();
+    let saved = first_audio(&staged) - first_audio(&ahead);
+    assert!(saved >= 250.0, "{saved} ms earlier");
+    assert_eq!(ahead.report.speculation.promoted, 1);
+
+    let words = of_words(&ahead);
+    let [answered] = words[..] else {
+        panic!("{words:?}")
+    };
+    assert_eq!(answered.turn_id, ahead.report.turns[0].turn_id);
+    assert_eq!(
+        answered
+            .edge_id
+            .as_str()
+            .split("->")
+            .last()
+            .map(|it| it.starts_with("llm")),
+        Some(true)
+    );
+    assert!(answered.partial_accepted_at <= answered.downstream_started_at);
+    let anchors = &ahead.report.turns[0].anchors;
+    let transcript = anchors.get(Anchor::TranscriptFinal).unwrap();
+    assert!(
+        answered.downstream_started_at < transcript,
+        "before all was certain"
+    );
+    assert!(cast.is_idle());
+    let plan = ahead.entries.iter().find_map(|entry| match entry {
+        Entry::Plan(plan) => Some(plan),
+        _another_entry => None,
+    });
+    let plan = &plan.unwrap().plan;
+    let decided = plan.at("streaming_handoff/stt_to_llm/enabled");
+    assert_eq!(decided, Some(&true.into()));
+}
+
+/// turn-plan.md §7: words that change in the end supersede what was handed over, nothing of which is heard;
+/// what is never worth it is handed over when it is whole.
+#[tokio::test(start_paused = true)]
+async fn words_that_change_in_the_end_supersede_what_was_answered() {
+    let (_, unworthy) = spoken("what is the time", |words| {
+        words.min_partial_chars = 500;
+        words.trigger_on_punctuation = false;
+        words.max_partial_age_ms = 60_000;
+    });
+    let unworthy = unworthy.hold().await;
+    let actions =
+        |ended: &Ended| -> Vec<_> { of_words(ended).iter().map(|it| it.action).collect() };
+    assert_eq!(actions(&unworthy), [HandoffAction::FinalFallback]);
+    assert_eq!(unworthy.report.speculation.begun, 0);
+
+    let (cast, mut changed) = spoken("what is the time", |_| {});
+    // A second utterance changes what was said before the turn is over.
+    changed = changed.pipeline(|spec| spec.turns.max_turn_silence_ms = 800);
+    changed.providers = Cast {
+        end_of_turn: Arc::new(ScriptedEndOfTurn::always("eot", 0.2)),
+        ..cast
+    }
+    .providers();
+    let changed = changed.hold().await;
+    assert_eq!(changed.endings(), ["commit"]);
+    assert!(changed.report.speculation.begun >= 1);
+    assert_eq!(changed.report.turns[0].agent_text_played, "It is noon.");
+}
+
+/// turn-plan.md §7: an utterance has no more revisions handed over than the plan allows, and that is said.
+#[tokio::test(start_paused = true)]
+async fn revisions_of_an_utterance_are_bounded() {
+    let (_, builder) = spoken("what is the time in the town by the sea", |words| {
+        words.min_partial_chars = 1;
+        words.max_pending_revisions = 2;
+    });
+    let ended = builder.hold().await;
+    assert_eq!(ended.endings(), ["commit"]);
+    assert!(
+        ended.report.speculation.begun <= 2,
+        "{:?}",
+        ended.report.speculation
+    );
+    let told: Vec<_> = ended
+        .log
+        .signals()
+        .into_iter()
+        .filter(|signal| {
+            let edge = signal.envelope.edge_id.as_ref();
+            edge.is_some_and(|edge| edge.as_str() == STT_TO_LLM)
+        })
+        .map(|signal| signal.signal)
+        .collect();
+    assert_eq!(told, [Signal::Watermark, Signal::FlowXoff, Signal::FlowXon]);
+    let words = of_words(&ended);
+    assert_eq!(words[0].action, HandoffAction::Supersede);
 }
 
 /// Signals of the hand-over, in order.

@@ -445,7 +445,12 @@ impl Assembly {
                 Speech::Voice
             },
             candidates: Candidates::of(&self.plan, spec).map(Arc::new),
-            handoff: Arc::clone(&self.handoff),
+            handoff: if spec.kind == NodeKind::TurnDetector {
+                Arc::new(self.plan.stt_to_llm())
+            } else {
+                Arc::clone(&self.handoff)
+            },
+            flow_mode: self.plan.flow_control.data_mode,
             handing: None,
             taking: None,
             way_out: None,

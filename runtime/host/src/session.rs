@@ -21,6 +21,8 @@ mod effects;
 
 mod latest;
 
+mod words;
+
 mod remembrance;
 
 mod speculation;
@@ -96,6 +98,7 @@ use speculation::Guesses;
 use succession::Succession;
 use telemetry::Telemetry;
 use tools::Tools;
+use words::Words;
 
 /// Why a session ended of which nothing else is known.
 const STOPPED: &str = "the session was stopped";
@@ -137,6 +140,8 @@ pub(crate) struct Session {
     keys: Registry<IdempotencyKey, EventId>,
     /// Edges that carry whatever comes in, for what is no audio.
     taps: Vec<IngressEdge>,
+    /// What of the user's words was handed to the model before all of them were known.
+    words: Words,
     /// The rate that the connection was last told to carry the agent's audio at.
     carried_at: u32,
     /// Provider calls that have reported how they ended.
@@ -232,6 +237,7 @@ impl Session {
             keys: Registry::new(REMEMBERED),
             taps: Vec::new(),
             calls: Registry::new(REMEMBERED),
+            words: Words::default(),
             carried_at: setup.carriage.now().sink_rate,
             tools: Tools::default(),
             succession: Succession::default(),

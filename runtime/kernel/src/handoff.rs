@@ -5,6 +5,8 @@
 //! What is between the two is pending, and there is never more of it than the frozen plan allows. An
 //! edge's buffer cannot see to that: the voice takes text off its edge at once.
 
+mod revisions;
+
 use std::collections::VecDeque;
 
 use rspp_proto::spec::{FlowMode, PressureAction};
@@ -13,6 +15,8 @@ use crate::{
     edge::{Credit, EdgeNotice, Mark},
     plan::Handoff,
 };
+
+pub use revisions::{Revision, RevisionAction, Revisions, STT_TO_LLM};
 
 /// The hand-over's name where it is spoken of like an edge (turn-plan.md §7).
 pub const LLM_TO_TTS: &str = "llm_to_tts";

@@ -156,6 +156,11 @@ pub enum Input {
         /// The words so far.
         text: String,
     },
+    /// The user still speaks, and what was said so far is handed to the model (turn-plan.md §7).
+    WordsHanded {
+        /// The words so far.
+        text: String,
+    },
     /// Answers [`Effect::Speculate`](crate::Effect::Speculate) if it cannot be begun, or has failed since.
     GuessFailed {
         /// Its provisional number.
@@ -370,6 +375,7 @@ impl Input {
         match self {
             Self::UserTurn { text }
             | Self::UserPaused { text }
+            | Self::WordsHanded { text }
             | Self::Spoken { text, .. }
             | Self::ClauseBegun { text, .. }
             | Self::ClauseShown { text, .. } => {

@@ -404,6 +404,16 @@ impl ResolvedPolicy {
         origins.any(|origin| origin.layer == Layer::Posture)
     }
 
+    /// How what the user says is handed to the model before all of it is known; disabled if all hand-overs
+    /// are.
+    pub fn stt_to_llm(&self) -> Handoff {
+        let handoff = &self.streaming_handoff;
+        Handoff {
+            enabled: handoff.enabled && handoff.stt_to_llm.enabled,
+            ..handoff.stt_to_llm.clone()
+        }
+    }
+
     /// How generated text is handed to synthesis; disabled if all hand-overs are.
     pub fn llm_to_tts(&self) -> Handoff {
         let handoff = &self.streaming_handoff;

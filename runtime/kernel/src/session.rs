@@ -376,6 +376,7 @@ impl Session {
             Input::UserTurn { text } => self.user_turn(now, text, None),
             Input::Spoken { text, from, until } => self.spoken(now, text, from, until),
             Input::UserPaused { text } => self.user_paused(now, text),
+            Input::WordsHanded { text } => self.words_handed(now, text),
             Input::GuessFailed { turn } => {
                 if self.speculation.guess().is_some_and(|it| it.number == turn) {
                     self.discard(Discarded::Failed);

@@ -113,11 +113,13 @@ impl Speculation {
         self.guess.as_ref()
     }
 
-    /// Whether `text` is worth a guess, and one is within the budgets.
-    pub fn may_begin(&mut self, now: Monotonic, text: &str) -> bool {
-        if !self.policy.enabled || text.chars().count() < self.policy.min_characters {
-            return false;
-        }
+    /// Whether the words of a pause are worth a guess.
+    pub fn is_worth(&self, text: &str) -> bool {
+        self.policy.enabled && text.chars().count() >= self.policy.min_characters
+    }
+
+    /// Whether one more guess is within the budgets.
+    pub fn affords(&mut self, now: Monotonic) -> bool {
         let is_old = |at: Monotonic| now.since(at) >= WINDOW;
         while self.begun.front().is_some_and(|at| is_old(*at)) {
             self.begun.pop_front();
@@ -204,9 +206,9 @@ mod tests {
     #[test]
     fn there_is_none_unless_it_is_asked_for() {
         let mut off = Speculation::new(SpeculationPolicy::default(), Duration::from_secs(5));
-        assert!(!off.may_begin(at(0), "hello there"));
+        assert!(!off.is_worth("hello there") && off.affords(at(0)));
         assert_eq!(off.stats(), SpeculationStats::default());
-        assert!(!with(|_| {}).may_begin(at(0), "hm"));
+        assert!(!with(|_| {}).is_worth("hm") && with(|_| {}).is_worth("hello"));
     }
 
     /// P10: the count of a minute bounds guesses, and what is withheld is counted.
@@ -214,12 +216,12 @@ mod tests {
     fn guesses_are_bounded_by_the_minute() {
         let mut guesses = with(|policy| policy.max_per_minute = 2);
         for nth in 0..2 {
-            assert!(guesses.may_begin(at(nth * 10), "hello there"));
+            assert!(guesses.affords(at(nth * 10)));
             guesses.begin(at(nth * 10), TurnNumber(1), "hello there".into());
             assert!(guesses.discard().is_some());
         }
-        assert!(!guesses.may_begin(at(59_999), "hello there"));
-        assert!(guesses.may_begin(at(60_000), "hello there"));
+        assert!(!guesses.affords(at(59_999)));
+        assert!(guesses.affords(at(60_000)));
         let stats = guesses.stats();
         assert_eq!((stats.begun, stats.discarded, stats.withheld), (2, 2, 1));
     }
@@ -229,10 +231,10 @@ mod tests {
     fn waste_is_bounded_by_the_minute() {
         let mut guesses = with(|policy| policy.max_wasted_tokens_per_minute = 100);
         guesses.spent(at(0), 99, 7);
-        assert!(guesses.may_begin(at(0), "hello there"));
+        assert!(guesses.affords(at(0)));
         guesses.spent(at(1_000), 1, 0);
-        assert!(!guesses.may_begin(at(1_000), "hello there"));
-        assert!(guesses.may_begin(at(60_000), "hello there"));
+        assert!(!guesses.affords(at(1_000)));
+        assert!(guesses.affords(at(60_000)));
         assert_eq!(guesses.stats().wasted_tokens, 100);
         assert_eq!(guesses.stats().wasted_characters, 7);
     }

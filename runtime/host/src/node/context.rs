@@ -25,7 +25,8 @@ use rspp_proto::{
     ProviderId, SampleIndex, SessionId, SpeechMark, TurnNumber,
     abi::OutcomeScope,
     spec::{
-        BudgetPer, Budgets, CapAction, NodeExecutionPolicy, NodeSpec, SandboxPolicy, TurnPolicy,
+        BudgetPer, Budgets, CapAction, FlowMode, NodeExecutionPolicy, NodeSpec, SandboxPolicy,
+        TurnPolicy,
     },
 };
 use rspp_provider_api::{
@@ -80,8 +81,11 @@ pub struct NodeSettings {
     pub(crate) speech: Speech,
     /// Where inference runs.
     pub pool: InferencePool,
-    /// How generated text is handed to synthesis, from the frozen plan (turn-plan.md §7).
+    /// How text is handed to the next stage before all of it is there, from the frozen plan (turn-plan.md
+    /// §7): by a node that finds the end of turns to the model, by all others to synthesis.
     pub handoff: Arc<Handoff>,
+    /// How the data lane is held back, from the frozen plan.
+    pub(crate) flow_mode: FlowMode,
     /// Whom it hands text to, for a node that cuts text for a voice.
     pub(crate) handing: Option<Handing>,
     /// What it has taken of that, for the voice.
@@ -240,6 +244,21 @@ pub enum NodeReport {
     UserPaused {
         /// The words so far.
         text: Arc<str>,
+    },
+    /// What the user has said so far is handed to the model before all of it is known (turn-plan.md §7).
+    WordsHanded {
+        /// The words.
+        text: Arc<str>,
+        /// Counts the revisions of the utterance, from 1.
+        revision: u32,
+        /// What was done with it.
+        action: HandoffAction,
+        /// When the oldest words that it brings came.
+        accepted: Monotonic,
+        /// Revisions that were handed over in this utterance.
+        pending: u64,
+        /// Whether those are as many as there may be.
+        is_full: bool,
     },
     /// The model's first words of a turn.
     FirstToken,

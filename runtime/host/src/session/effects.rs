@@ -362,6 +362,7 @@ impl Session {
                 self.publisher.plan(turn, &plan, blueprint, now);
                 self.setup.health.runs(&plan.policy);
                 self.carry_at(turn, &plan);
+                self.words_answered(turn, &plan, now);
                 self.ledger.planned(turn, &plan);
                 let (outcome, stamp) = self.publisher.admission(turn, now);
                 self.ledger.admitted(turn, outcome, stamp);

@@ -15,7 +15,7 @@ use rspp_proto::{
 
 use rspp_timeline::HandoffRecord;
 
-use super::{Playback, Session, TransportEvent};
+use super::{Playback, Session, TransportEvent, words::HandedWords};
 use crate::{
     connection::ConnectionControl,
     event::{Arrival, CallEnd, Event, Port, Stamp},
@@ -62,11 +62,34 @@ impl Session {
                     is_final,
                 })
             }
-            NodeReport::UserTurn { text, from, until } => Some(Input::Spoken {
-                text: text.to_string(),
-                from,
-                until,
-            }),
+            NodeReport::UserTurn { text, from, until } => {
+                self.words.known = true;
+                Some(Input::Spoken {
+                    text: text.to_string(),
+                    from,
+                    until,
+                })
+            }
+            NodeReport::WordsHanded {
+                text,
+                revision,
+                action,
+                accepted,
+                pending,
+                is_full,
+            } => {
+                self.words.handed = Some(HandedWords {
+                    revision,
+                    action,
+                    accepted,
+                    started: at,
+                    pending,
+                    is_full,
+                });
+                Some(Input::WordsHanded {
+                    text: text.to_string(),
+                })
+            }
             NodeReport::UserPaused { text } => Some(Input::UserPaused {
                 text: text.to_string(),
             }),

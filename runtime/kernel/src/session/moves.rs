@@ -143,6 +143,7 @@ fn asked(input: &Input) -> Option<Asked> {
         | Input::UserTurn { .. }
         | Input::Spoken { .. }
         | Input::UserPaused { .. }
+        | Input::WordsHanded { .. }
         | Input::GuessFailed { .. }
         | Input::GuessSpent { .. }
         | Input::CancelPart { .. }

@@ -18,6 +18,17 @@ impl Session {
 
     /// The user pauses, and may have finished with these words.
     pub(super) fn user_paused(&mut self, now: Monotonic, text: String) {
+        let is_worth_it = self.speculation.is_worth(&text);
+        self.guess_with(now, text, is_worth_it);
+    }
+
+    /// The plan has these words handed to the model while the user still speaks. What a hand-over is worth
+    /// the plan has decided; what all guesses may cost together is the same.
+    pub(super) fn words_handed(&mut self, now: Monotonic, text: String) {
+        self.guess_with(now, text, true);
+    }
+
+    fn guess_with(&mut self, now: Monotonic, text: String, is_worth_it: bool) {
         let is_idle = self.running.is_none() && self.waiting.is_none();
         if self.state != SessionState::Active || !is_idle || self.voice.is_mute(now) {
             return;
@@ -28,7 +39,7 @@ impl Session {
             }
             self.discard(Discarded::WordsDiffer);
         }
-        if !self.speculation.may_begin(now, &text) {
+        if !is_worth_it || !self.speculation.affords(now) {
             return;
         }
         let turn = self.next_turn;

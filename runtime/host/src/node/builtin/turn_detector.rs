@@ -7,8 +7,10 @@ use std::{
     time::Duration,
 };
 
-use rspp_proto::{Payload, SampleIndex, Speaker, SpeechMark, TextChunk};
+use rspp_kernel::handoff::{Revision, RevisionAction, Revisions, STT_TO_LLM};
+use rspp_proto::{EdgeId, Lane, Payload, SampleIndex, Speaker, SpeechMark, TextChunk};
 use rspp_provider_api::{Cost, EndOfTurnModel};
+use rspp_timeline::HandoffAction;
 
 use crate::{
     event::{Event, Port},
@@ -39,6 +41,8 @@ pub(super) struct TurnDetector {
     speech_ended: SampleIndex,
     confidence: f32,
     turns: u32,
+    /// What is handed to the model before all of it is known, if anything is.
+    revisions: Option<Revisions>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -205,6 +209,10 @@ impl TurnDetector {
             at: self.speech_ended,
             confidence: self.confidence,
         };
+        if let Some(revisions) = &mut self.revisions {
+            revisions.conclude();
+            self.tell(cx);
+        }
         cx.report(NodeReport::Speech(mark));
         cx.emit_at(Payload::Speech(mark), self.speech_ended, self.turns);
         if !text.is_empty() {
@@ -240,6 +248,7 @@ impl TurnDetector {
         }
         if !chunk.is_final {
             self.partial = Some(Arc::clone(&chunk.text));
+            self.hand_over(cx);
             return;
         }
         self.partial = None;
@@ -252,8 +261,67 @@ impl TurnDetector {
                 self.state = State::Finished;
             }
         }
+        let is_known = self.state == State::Finished && self.unheard.is_empty();
+        if !is_known {
+            self.hand_over(cx);
+        }
         self.guess(cx);
         self.conclude(cx, false);
+    }
+
+    /// Hands the words so far to the model, as far as the plan has that done.
+    fn hand_over(&mut self, cx: &mut NodeContext) {
+        let words = self.words();
+        let Some(revisions) = &mut self.revisions else {
+            return;
+        };
+        let handed = revisions.heard(cx.now(), words.as_deref().unwrap_or_default());
+        self.handed(cx, handed);
+    }
+
+    fn handed(&mut self, cx: &mut NodeContext, revision: Option<Revision>) {
+        if let Some(revision) = revision {
+            let Revision {
+                text,
+                number,
+                action,
+                accepted,
+                pending,
+                is_full,
+            } = revision;
+            cx.report(NodeReport::WordsHanded {
+                text: text.into(),
+                revision: number,
+                action: match action {
+                    RevisionAction::Forward => HandoffAction::Forward,
+                    RevisionAction::Supersede => HandoffAction::Supersede,
+                    RevisionAction::Coalesce => HandoffAction::Coalesce,
+                },
+                accepted,
+                pending,
+                is_full,
+            });
+        }
+        self.tell(cx);
+        // In a pause the clock waits for the end of the turn; while the user speaks it is free.
+        let due = self.revisions.as_ref().and_then(Revisions::due);
+        if let (State::Speaking, Some(due)) = (self.state, due) {
+            cx.wake_in(due.since(cx.now()));
+        }
+    }
+
+    /// Says what the hand-over has to say.
+    fn tell(&mut self, cx: &mut NodeContext) {
+        let Some(revisions) = &mut self.revisions else {
+            return;
+        };
+        for notice in revisions.take_notices() {
+            cx.report(NodeReport::EdgeNotice {
+                edge: EdgeId::new(STT_TO_LLM).expect("not blank"),
+                lane: Lane::Data,
+                notice,
+            });
+        }
     }
 
     fn utterance(&self) -> u32 {
@@ -263,6 +331,10 @@ impl TurnDetector {
 
 impl Node for TurnDetector {
     fn start<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
+        let settings = cx.settings();
+        let hands_over = settings.handoff.enabled;
+        self.revisions = hands_over.then(|| Revisions::new(&settings.handoff, settings.flow_mode));
+        self.tell(cx);
         Step::Done(self.load(cx))
     }
 
@@ -286,7 +358,12 @@ impl Node for TurnDetector {
             // Silent for long enough, whatever the model expected.
             State::Pausing => self.finished(cx, self.confidence),
             State::Finished => self.conclude(cx, true),
-            State::Quiet | State::Speaking => {}
+            State::Speaking => {
+                let now = cx.now();
+                let handed = self.revisions.as_mut().and_then(|it| it.tick(now));
+                self.handed(cx, handed);
+            }
+            State::Quiet => {}
         }
         Step::OK
     }

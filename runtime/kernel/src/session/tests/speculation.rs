@@ -46,6 +46,45 @@ fn the_words_that_were_guessed_promote_the_guess() {
     assert_eq!(rig.heard(), ["one two three four"]);
 }
 
+/// turn-plan.md §7: words that the plan hands to the model while the user speaks are a guess like any other,
+/// though nothing is guessed in pauses: a revision takes the place of the one before, the budgets hold, and
+/// the final words decide.
+#[test]
+fn words_that_are_handed_over_are_answered_if_they_stay() {
+    let mut rig = Rig::with(TurnPolicy::default());
+    rig.pause("hello");
+    assert_eq!(
+        rig.log,
+        Vec::<String>::new(),
+        "nothing is guessed in pauses"
+    );
+    let hand = |rig: &mut Rig, text: &str| rig.take(Input::WordsHanded { text: text.into() });
+    hand(&mut rig, "what is");
+    hand(&mut rig, "what is the time");
+    assert_eq!(
+        rig.log,
+        [
+            "GUESS what is",
+            "DISCARD turn-0001 words_differ",
+            "GUESS what is the time",
+        ]
+    );
+    rig.after(400).say("what is the time");
+    assert!(rig.log.iter().any(|it| it.starts_with("PROMOTE turn-0002")));
+    let stats = rig.session.speculation();
+    assert_eq!(
+        (stats.begun, stats.promoted, stats.head_start_ms),
+        (2, 1, 400)
+    );
+
+    let mut rig = Rig::with(TurnPolicy::default());
+    for nth in 0..9 {
+        hand(&mut rig, &format!("word {nth}"));
+    }
+    let stats = rig.session.speculation();
+    assert_eq!((stats.begun, stats.withheld), (6, 3), "six a minute");
+}
+
 /// P9: whatever shows that a guess is wrong discards it, and its number is not used again.
 #[test]
 fn a_guess_that_is_wrong_comes_to_nothing() {

@@ -1,0 +1,76 @@
+//! What of the user's words was handed to the model before all of them were known, and what became of it
+//! (turn-plan.md §7).
+
+use rspp_kernel::plan::ResolvedTurnPlan;
+use rspp_proto::{Monotonic, TurnNumber, spec::NodeKind};
+use rspp_timeline::{HandoffAction, HandoffRecord};
+
+use super::Session;
+
+/// The words of the utterance in progress.
+#[derive(Debug, Default)]
+pub(super) struct Words {
+    /// The revision that was handed over last.
+    pub(super) handed: Option<HandedWords>,
+    /// Whether all of them are known.
+    pub(super) known: bool,
+}
+
+/// A revision that was handed over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HandedWords {
+    pub(super) revision: u32,
+    pub(super) action: HandoffAction,
+    pub(super) accepted: Monotonic,
+    /// When the model was given it.
+    pub(super) started: Monotonic,
+    pub(super) pending: u64,
+    pub(super) is_full: bool,
+}
+
+impl Session {
+    /// A turn opens that answers what the user said: evidence of how its words came to the model.
+    pub(super) fn words_answered(
+        &mut self,
+        turn: TurnNumber,
+        plan: &ResolvedTurnPlan,
+        now: Monotonic,
+    ) {
+        let Words { handed, known } = std::mem::take(&mut self.words);
+        if !known || !plan.stt_to_llm().enabled {
+            return;
+        }
+        let whole = |revision, action| HandedWords {
+            revision,
+            action,
+            accepted: now,
+            started: now,
+            pending: 0,
+            is_full: false,
+        };
+        let is_guessed = self.guesses.plan(turn).is_some();
+        let words = match handed {
+            Some(handed) if is_guessed => handed,
+            // The final words are others.
+            Some(handed) => whole(handed.revision + 1, HandoffAction::Supersede),
+            None => whole(1, HandoffAction::FinalFallback),
+        };
+        let graph = &self.setup.blueprint.graph;
+        let is_model = |kind: Option<&NodeKind>| kind == Some(&NodeKind::Llm);
+        let model = graph.nodes().find(|(_, node)| is_model(node.kind()));
+        let Some(edge) = model.and_then(|(_, node)| node.inputs.first().copied()) else {
+            return;
+        };
+        self.publisher.handed_over(HandoffRecord {
+            handoff_id: format!("{}-stt_to_llm-r{}", turn.id(), words.revision),
+            turn_id: turn.id(),
+            edge_id: graph.edge(edge).id.clone(),
+            upstream_revision: words.revision,
+            action: words.action,
+            partial_accepted_at: words.accepted,
+            downstream_started_at: words.started,
+            queue_depth: u32::try_from(words.pending).unwrap_or(u32::MAX),
+            watermark_high: words.is_full,
+        });
+    }
+}
