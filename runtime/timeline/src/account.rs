@@ -1,7 +1,7 @@
 //! What a session came to, for whoever is accounted for it: turns, tokens, audio, characters, and an
 //! estimate of what that cost (F-075).
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt};
 
 use rspp_proto::{PipelineVersion, ProviderId, SessionId, Spending, TenantId};
 use serde::{Deserialize, Serialize};
@@ -184,14 +184,5 @@ impl fmt::Display for Account {
             write!(f, " without {}", unpriced.join(", "))?;
         }
         Ok(())
-    }
-}
-
-impl FromStr for Prices {
-    type Err = serde_json::Error;
-
-    /// Reads a list in JSON.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        serde_json::from_str(text)
     }
 }
