@@ -134,7 +134,9 @@ impl Account {
         }
         by_provider.retain(|_, spent| !spent.is_zero());
         let mut spending = Spending::default();
-        by_provider.values().for_each(|spent| spending += *spent);
+        for spent in by_provider.values() {
+            spending += *spent;
+        }
         let priced = |(id, spent): (&ProviderId, &Spending)| {
             let price = prices?.0.get(id)?;
             Some(price.cost(spent))

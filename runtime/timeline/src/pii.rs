@@ -4,17 +4,15 @@
 //! A text that is not whole may end in the middle of a number. Of such, every number and every word with
 //! an `@` is masked, whatever they might have become.
 
+use std::collections::BTreeSet;
+
 use rspp_proto::spec::{PiiPattern, RedactSpec};
 use serde_json::Value;
 
 /// What is looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Patterns {
-    email: bool,
-    phone: bool,
-    card: bool,
-    iban: bool,
-    digits: bool,
+    shapes: BTreeSet<PiiPattern>,
     /// Folded.
     terms: Vec<Vec<char>>,
 }
@@ -25,13 +23,8 @@ const SHORTEST_IBAN: usize = 15;
 
 impl Patterns {
     pub(crate) fn of(spec: &RedactSpec) -> Self {
-        let has = |pattern| spec.patterns.contains(&pattern);
         Self {
-            email: has(PiiPattern::Email),
-            phone: has(PiiPattern::Phone),
-            card: has(PiiPattern::Card),
-            iban: has(PiiPattern::Iban),
-            digits: has(PiiPattern::Digits),
+            shapes: spec.patterns.clone(),
             terms: spec
                 .terms
                 .iter()
@@ -44,21 +37,29 @@ impl Patterns {
         *self == Self::default()
     }
 
+    fn has(&self, shape: PiiPattern) -> bool {
+        self.shapes.contains(&shape)
+    }
+
+    /// Whether numbers are looked for, of whatever shape.
     fn numbers(&self) -> bool {
-        self.phone || self.card || self.iban || self.digits
+        self.shapes.iter().any(|shape| match shape {
+            PiiPattern::Email => false,
+            PiiPattern::Phone | PiiPattern::Card | PiiPattern::Iban | PiiPattern::Digits => true,
+        })
     }
 
     /// The text without what was found in it; `None` if nothing was.
     pub(crate) fn mask(&self, text: &str, is_whole: bool) -> Option<String> {
         let chars: Vec<char> = text.chars().collect();
         let mut hidden = vec![false; chars.len()];
-        if self.email {
+        if self.has(PiiPattern::Email) {
             emails(&chars, is_whole, &mut hidden);
         }
         if self.numbers() {
             self.mask_numbers(&chars, is_whole, &mut hidden);
         }
-        if self.iban {
+        if self.has(PiiPattern::Iban) {
             ibans(&chars, &mut hidden);
         }
         for term in &self.terms {
@@ -89,13 +90,8 @@ impl Patterns {
     pub(crate) fn apply_to_json(&self, value: &mut Value) -> bool {
         match value {
             Value::String(text) => self.apply(text, true),
-            Value::Array(items) => items.iter_mut().fold(false, |found, item| {
-                // Each is looked into, whatever was found before.
-                self.apply_to_json(item) || found
-            }),
-            Value::Object(fields) => fields
-                .values_mut()
-                .fold(false, |found, field| self.apply_to_json(field) || found),
+            Value::Array(items) => self.apply_to_each(items.iter_mut()),
+            Value::Object(fields) => self.apply_to_each(fields.values_mut()),
             Value::Number(number) => match self.mask(&number.to_string(), true) {
                 Some(masked) => {
                     *value = Value::String(masked);
@@ -105,6 +101,14 @@ impl Patterns {
             },
             Value::Null | Value::Bool(_) => false,
         }
+    }
+
+    fn apply_to_each<'a>(&self, values: impl Iterator<Item = &'a mut Value>) -> bool {
+        let mut found = false;
+        for value in values {
+            found |= self.apply_to_json(value);
+        }
+        found
     }
 
     fn mask_numbers(&self, chars: &[char], is_whole: bool, hidden: &mut [bool]) {
@@ -121,9 +125,11 @@ impl Patterns {
                 .collect();
             let count = digits.len();
             let found = if is_whole {
-                (self.digits && count >= 4)
-                    || (self.phone && (7..=15).contains(&count))
-                    || (self.card && (13..=19).contains(&count) && passes_luhn(&digits))
+                (self.has(PiiPattern::Digits) && count >= 4)
+                    || (self.has(PiiPattern::Phone) && (7..=15).contains(&count))
+                    || (self.has(PiiPattern::Card)
+                        && (13..=19).contains(&count)
+                        && passes_luhn(&digits))
             } else {
                 count >= 2
             };
@@ -252,8 +258,6 @@ fn occurrences(chars: &[char], term: &[char], hidden: &mut [bool]) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
     use serde_json::json;
 

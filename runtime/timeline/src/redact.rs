@@ -232,11 +232,11 @@ fn mask_found(patterns: &Patterns, payload: &mut Payload) -> bool {
             None => false,
         },
         Payload::Debug(note) => {
-            let fields = note.fields.values_mut();
-            fields.fold(patterns.apply(&mut note.message, true), |found, field| {
-                // Each is looked into, whatever was found before.
-                patterns.apply(field, true) || found
-            })
+            let mut found = patterns.apply(&mut note.message, true);
+            for field in note.fields.values_mut() {
+                found |= patterns.apply(field, true);
+            }
+            found
         }
         Payload::Error(note) => patterns.apply(&mut note.message, true),
         Payload::Extension(extension) => patterns.apply_to_json(&mut extension.fields),
