@@ -184,20 +184,13 @@ fn a_redacted_recording_differs_in_payloads_alone() {
     let folder = tempfile::tempdir().expect("a directory");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios/redacted.yaml");
     let text = fs::read_to_string(&file).expect("it is there");
-    let plain: String = text
-        .lines()
-        .filter(|line| {
-            !["redact", "hides:", "holds:"]
-                .iter()
-                .any(|word| line.contains(word))
-        })
-        .map(|line| format!("{line}\n"))
-        .collect();
-    fs::write(
-        folder.path().join("plain.yaml"),
-        plain.replace("recording:\n", ""),
-    )
-    .expect("written");
+    let of_redaction = |line: &&str| {
+        let words = ["redact", "hides:", "holds:"];
+        words.iter().any(|word| line.contains(word))
+    };
+    let plain: Vec<&str> = text.lines().filter(|line| !of_redaction(line)).collect();
+    let plain = plain.join("\n").replace("recording:\n", "");
+    fs::write(folder.path().join("plain.yaml"), plain).expect("written");
     let rspp = |arguments: &[&str]| rspp_in(folder.path(), arguments);
     let redacted = file.display().to_string();
     let play = [
