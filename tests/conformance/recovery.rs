@@ -197,11 +197,11 @@ async fn a_session_without_a_voice_goes_on_in_text_and_recovers() {
     let mut told = Vec::new();
     while let Ok(outgoing) = screen.try_recv() {
         match outgoing {
-            Outgoing::Text(text) if text.speaker == rspp_proto::Speaker::Agent => {
+            Outgoing::Text { text, .. } if text.speaker == rspp_proto::Speaker::Agent => {
                 told.push(text.text.to_string());
             }
             Outgoing::Voice { available } => told.push(format!("voice: {available}")),
-            Outgoing::Text(_) | Outgoing::AudioEnd(_) => {}
+            Outgoing::Text { .. } | Outgoing::Speech(_) | Outgoing::AudioEnd(_) => {}
         }
     }
     let (one, two) = ("Good day to you.", "How can I help?");

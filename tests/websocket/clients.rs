@@ -19,7 +19,8 @@ async fn said(mut command: Command) -> String {
     let output = output.await.expect("it ends").expect("it starts");
     assert!(
         output.status.success(),
-        "{}",
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -69,6 +70,21 @@ async fn the_javascript_client_talks() {
         said.contains("s of speech") && !said.contains("0.0 s"),
         "{said}"
     );
+    line.close().await;
+}
+
+/// Issue 5: the package that the API's own vendor publishes, as its peer: spoken to, by hand, cancelled, wrong.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs python3 with openai[realtime]"]
+async fn the_official_realtime_client_talks() {
+    let line = Line::open(&Cast::default()).await;
+    let python = std::env::var_os("RSPP_OPENAI_PYTHON").unwrap_or_else(|| "python3".into());
+    let mut command = Command::new(python);
+    command
+        .arg(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("websocket/realtime_client.py"))
+        .arg(format!("http://{}/v1", line.address));
+    let said = said(command).await;
+    assert!(said.ends_with("all is well\n"), "{said}");
     line.close().await;
 }
 

@@ -8,4 +8,5 @@
 mod clients;
 mod conversation;
 mod line;
+mod realtime;
 mod tokens;

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture};
 use rspp_proto::SessionId;
-use rspp_transport_api::{Admitted, News, Opened, Refusal, Sessions, Transport};
+use rspp_transport_api::{Admitted, News, Opened, Refusal, Sessions, Transport, Wishes};
 
 use crate::outputs::{Noted, Outputs, now_us};
 
@@ -19,9 +19,10 @@ impl<S: Sessions> Sessions for NotedSessions<S> {
         &self,
         admitted: Admitted,
         session: SessionId,
+        wishes: Wishes,
         transport: Transport,
     ) -> BoxFuture<'_, Result<Opened, Refusal>> {
-        self.begin(admitted, session, transport).boxed()
+        self.begin(admitted, session, wishes, transport).boxed()
     }
 }
 
@@ -30,6 +31,7 @@ impl<S: Sessions> NotedSessions<S> {
         &self,
         admitted: Admitted,
         session: SessionId,
+        wishes: Wishes,
         mut transport: Transport,
     ) -> Result<Opened, Refusal> {
         let epoch = Arc::<OnceLock<_>>::default();
@@ -41,7 +43,7 @@ impl<S: Sessions> NotedSessions<S> {
         });
         let opened = self
             .sessions
-            .open(admitted, session.clone(), transport)
+            .open(admitted, session.clone(), wishes, transport)
             .await?;
         let held = *epoch.get_or_init(|| opened.epoch);
         self.outputs

@@ -30,7 +30,7 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     AudioChunk, EdgeId, Epoch, EventType, Monotonic, NodeId, Payload, SampleIndex, SampleRate,
-    SessionId, TextChunk, TurnNumber, WallClock,
+    SessionId, SpeechMark, TextChunk, TurnNumber, WallClock,
     abi::{OutcomeScope, SeqRange},
     spec::{ConnectionPolicy, PortType},
 };
@@ -89,6 +89,8 @@ pub(crate) enum ConnectionControl {
     CarryAt(TurnNumber, SampleRate),
     /// Tell the peer whether the agent has its voice.
     Voice { available: bool },
+    /// Tell the peer that its user began to speak, or stopped.
+    Speech(SpeechMark),
     /// The session is over: hang up.
     Close,
 }
@@ -211,10 +213,7 @@ impl LineStats {
     pub(crate) fn heard_of(&self, turn: TurnNumber, accepted: u32) -> u32 {
         let newest = *self.receipt.lock().expect("no code panics while locked");
         match newest {
-            Some(Receipt { turn: of, played }) if of == turn => {
-                let frames = played.as_millis().div_ceil(FRAME.as_millis());
-                accepted.min(u32::try_from(frames).unwrap_or(u32::MAX))
-            }
+            Some(Receipt { turn: of, played }) if of == turn => accepted.min(frames_of(played)),
             Some(_) | None => accepted,
         }
     }
@@ -241,6 +240,12 @@ impl LineStats {
         }
         arrivals.push_back((end, at));
     }
+}
+
+/// Output frames that so much audio is.
+pub(crate) fn frames_of(played: Duration) -> u32 {
+    let frames = played.as_millis().div_ceil(FRAME.as_millis());
+    u32::try_from(frames).unwrap_or(u32::MAX)
 }
 
 /// The actor.
@@ -300,7 +305,8 @@ async fn attached(ctx: &mut PumpContext<Connection>) -> Option<Box<Attachment>> 
             | ConnectionControl::Sync(..)
             | ConnectionControl::Show(..)
             | ConnectionControl::CarryAt(..)
-            | ConnectionControl::Voice { .. } => {}
+            | ConnectionControl::Voice { .. }
+            | ConnectionControl::Speech(_) => {}
             ConnectionControl::Close => return None,
         }
     }
@@ -540,6 +546,9 @@ impl Line {
                     Item::Control(ConnectionControl::Voice { available }) => {
                         self.send(Outgoing::Voice { available });
                     }
+                    Item::Control(ConnectionControl::Speech(mark)) => {
+                        self.send(Outgoing::Speech(mark));
+                    }
                     Item::Control(ConnectionControl::Close) => return ExitReason::Finished,
                     // A connection belongs to one session for good.
                     Item::Control(ConnectionControl::Attach(_)) => {}
@@ -720,7 +729,10 @@ impl Line {
                 // What a turn says is checked where it leaves; the user's own words belong to none.
                 match event.stamp.turn {
                     Some(turn) => self.show(turn, event.stamp.epoch, text),
-                    None => self.send(Outgoing::Text((**text).clone())),
+                    None => self.send(Outgoing::Text {
+                        turn: None,
+                        text: (**text).clone(),
+                    }),
                 }
             }
             Payload::AudioChunk(_) | Payload::AudioEnd => {
@@ -742,7 +754,8 @@ impl Line {
     fn show(&mut self, turn: TurnNumber, epoch: Epoch, text: &TextChunk) {
         self.attachment.fence.expire(self.now());
         if self.attachment.fence.admits(turn, epoch) {
-            self.send(Outgoing::Text(text.clone()));
+            let (turn, text) = (Some(turn), text.clone());
+            self.send(Outgoing::Text { turn, text });
         } else {
             self.attachment.line.lose(turn);
         }

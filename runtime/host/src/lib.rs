@@ -68,6 +68,8 @@ pub mod testing;
 
 mod watchdog;
 
+mod wishes;
+
 pub use admission::SessionRefused;
 pub use assembly::Pools;
 pub use capacity::{CapacityEvent, CapacityKind, CpuProbe};

@@ -11,12 +11,13 @@ use rspp_proto::{
 };
 use rspp_timeline::Recorder;
 use rspp_transport_api::{
-    Admitted, Elsewhere, Farewell, News, Opened, Refusal, Sessions, Transport, TurnNews,
+    Admitted, Elsewhere, Farewell, News, Opened, Refusal, Sessions, Transport, TurnNews, Wishes,
 };
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use crate::{
     Notice, OpenError, PlaneHandle, Runtime, SessionRequest, report::TurnReport, session::MOVED,
+    wishes::wished,
 };
 
 /// What a reception's sessions run.
@@ -96,6 +97,7 @@ impl Reception {
         &self,
         admitted: Admitted,
         session: SessionId,
+        wishes: &Wishes,
         transport: Transport,
     ) -> Result<Opened, Refusal> {
         let program = &self.program;
@@ -118,7 +120,7 @@ impl Reception {
         let request = SessionRequest {
             tenant,
             session,
-            pipeline,
+            pipeline: wished(&pipeline, wishes),
             policy: program.policy.clone(),
             settings: program.settings.clone(),
             attributes: BTreeMap::new(),
@@ -166,9 +168,14 @@ impl Sessions for Reception {
         &self,
         admitted: Admitted,
         session: SessionId,
+        wishes: Wishes,
         transport: Transport,
     ) -> BoxFuture<'_, Result<Opened, Refusal>> {
-        self.open_session(admitted, session, transport).boxed()
+        async move {
+            self.open_session(admitted, session, &wishes, transport)
+                .await
+        }
+        .boxed()
     }
 }
 
@@ -287,5 +294,6 @@ fn turn(report: TurnReport) -> TurnNews {
         agent_text: report.agent_text,
         heard_text: report.agent_text_played,
         first_audio_ms: report.first_audio_ms,
+        spending: report.spending,
     }
 }

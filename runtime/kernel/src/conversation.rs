@@ -200,6 +200,26 @@ impl Conversation {
         }
     }
 
+    /// It turned out that less was heard of the newest reply than was held to be.
+    pub fn agent_was_heard_less(&mut self, before: &str, heard: &str) {
+        let is_agents = |said: &Said| match said {
+            Said::Agent { .. } => true,
+            Said::User { .. } | Said::Tool(_) => false,
+        };
+        let Some(at) = self.said.iter().rposition(is_agents) else {
+            return;
+        };
+        if let Said::Agent { text, interrupted } = &mut self.said[at]
+            && text == before
+        {
+            heard.clone_into(text);
+            *interrupted = true;
+            if heard.is_empty() {
+                self.said.remove(at);
+            }
+        }
+    }
+
     /// The agent called a tool.
     pub fn tool_was_called(&mut self, exchange: ToolExchange) {
         self.push(Said::Tool(Box::new(exchange)));

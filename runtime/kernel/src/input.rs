@@ -240,6 +240,14 @@ pub enum Input {
         /// Output frames that were accepted of it.
         accepted: u32,
     },
+    /// The client says how much was heard of a turn whose fence has fallen: what was sent may not have been
+    /// played (P2).
+    Heard {
+        /// The turn.
+        turn: TurnNumber,
+        /// Output frames that were heard of it.
+        frames: u32,
+    },
     /// Answers [`Effect::Seal`](crate::Effect::Seal).
     Sealed {
         /// The turn.
@@ -419,6 +427,7 @@ impl Input {
             | Self::Gates { .. }
             | Self::Plan { .. }
             | Self::Fenced { .. }
+            | Self::Heard { .. }
             | Self::Sealed { .. }
             | Self::Progress { .. }
             | Self::FramesMade { .. }

@@ -150,6 +150,8 @@ pub struct Session {
     interruption: Interruption,
     /// The newest closed turn, and where in the user's audio the speech that it answered ended.
     answered: Option<(TurnNumber, SampleIndex)>,
+    /// The newest closed turn's reply, and what is held to be heard of it.
+    replied: Option<(TurnNumber, Reply, String)>,
     throttled: Option<Throttled>,
     conversation: Conversation,
     voice: Voice,
@@ -188,6 +190,7 @@ impl Session {
             waiting: None,
             interruption,
             answered: None,
+            replied: None,
             throttled: None,
             conversation,
             voice: Voice::default(),
@@ -411,6 +414,7 @@ impl Session {
                 // A second fence finds nothing left to count.
                 running.accepted.get_or_insert(accepted);
             }),
+            Input::Heard { turn, frames } => self.was_heard(turn, frames),
             Input::Sealed { turn, stored } => self.sealed(turn, stored),
             Input::Progress { turn } => self.of_turn(turn, |running| running.progress(now)),
             Input::ClauseBegun {
@@ -1403,10 +1407,27 @@ impl Session {
             self.keep_tools(turn, &running.tools);
             let heard = running.reply.heard(running.accepted.unwrap_or(0));
             let interrupted = heard.len() < running.reply.text().len();
+            self.replied = Some((turn, running.reply, heard.clone()));
             self.conversation.agent_was_heard(heard, interrupted);
             self.apology = running.course.apology();
         }
         self.turn_is_over();
+    }
+
+    /// The client says how much was heard of a reply. It may be less than was sent, never more (P2).
+    fn was_heard(&mut self, turn: TurnNumber, frames: u32) {
+        if let Some(running) = self.running.as_mut().filter(|it| it.number == turn) {
+            running.accepted = running.accepted.map(|accepted| accepted.min(frames));
+            return;
+        }
+        let Some((_, reply, before)) = self.replied.as_mut().filter(|it| it.0 == turn) else {
+            return;
+        };
+        let heard = reply.heard(frames);
+        if heard.len() < before.len() {
+            self.conversation.agent_was_heard_less(before, &heard);
+            *before = heard;
+        }
     }
 
     fn turn_is_over(&mut self) {

@@ -9,6 +9,7 @@ pub mod loopback;
 mod sessions;
 mod transport;
 pub mod wav;
+mod wishes;
 
 pub use bootstrap::{BootstrapError, Capabilities, CapabilityError, SessionBootstrap};
 pub use guard::{
@@ -19,3 +20,4 @@ pub use transport::{
     Frame, Ingress, Link, Outgoing, Receipt, Sink, SinkError, Source, Stamped, Transport,
     TransportKind,
 };
+pub use wishes::{Interruption, TurnEnd, Wishes};

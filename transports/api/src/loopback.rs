@@ -492,7 +492,7 @@ impl Sink for LoopbackSink {
         }
         match outgoing {
             // The runtime's events tell the text to whoever wants it.
-            Outgoing::Text(_) | Outgoing::Voice { .. } => {}
+            Outgoing::Text { .. } | Outgoing::Speech(_) | Outgoing::Voice { .. } => {}
             Outgoing::AudioEnd(turn) => {
                 state.advance();
                 let now = state.now();

@@ -3,20 +3,21 @@
 use std::{collections::BTreeMap, fmt};
 
 use futures::{future::BoxFuture, stream::BoxStream};
-use rspp_proto::{Epoch, SessionId, TurnId, abi::ControlSignal};
+use rspp_proto::{Epoch, SessionId, Spending, TurnId, abi::ControlSignal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{Admitted, Transport};
+use crate::{Admitted, Transport, Wishes};
 
 /// Runs sessions for those who were let in.
 pub trait Sessions: Send + Sync + 'static {
-    /// Opens a session on a transport.
+    /// Opens a session on a transport, as its client wishes it.
     fn open(
         &self,
         admitted: Admitted,
         session: SessionId,
+        wishes: Wishes,
         transport: Transport,
     ) -> BoxFuture<'_, Result<Opened, Refusal>>;
 }
@@ -105,6 +106,9 @@ pub struct TurnNews {
     pub anchors_ms: BTreeMap<String, f64>,
     /// From the end of the user's speech to the reply's first audio, in milliseconds.
     pub first_audio_ms: Option<f64>,
+    /// What its provider calls cost.
+    #[serde(default)]
+    pub spending: Spending,
 }
 
 /// Why a session was not opened.

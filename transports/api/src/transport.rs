@@ -6,8 +6,8 @@ use std::{pin::Pin, time::Duration};
 use bytes::Bytes;
 use futures::Stream;
 use rspp_proto::{
-    AudioChunk, Codec, Epoch, Extension, IdempotencyKey, SampleIndex, SampleRate, TextChunk,
-    TurnNumber,
+    AudioChunk, Codec, Epoch, Extension, IdempotencyKey, SampleIndex, SampleRate, SpeechMark,
+    TextChunk, TurnNumber,
     abi::{Encoding, Signal},
 };
 use serde::{Deserialize, Serialize};
@@ -170,7 +170,14 @@ pub type Source = Pin<Box<dyn Stream<Item = Ingress> + Send>>;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outgoing {
     /// Partial and final text, both ways.
-    Text(TextChunk),
+    Text {
+        /// The turn that says it; the user's own words belong to none.
+        turn: Option<TurnNumber>,
+        /// What is said.
+        text: TextChunk,
+    },
+    /// The user began to speak, fell silent, or has finished; positions count at 16 kHz.
+    Speech(SpeechMark),
     /// The turn's audio is complete.
     AudioEnd(TurnNumber),
     /// Whether the agent has its voice; without, it goes on in text (F-137).

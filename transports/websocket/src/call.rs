@@ -336,12 +336,14 @@ impl Sink for CallSink {
                 shared.outbox.end(turn);
                 Ok(())
             }
-            Outgoing::Text(text) => shared.outbox.say(ServerMessage::Text(Said {
+            Outgoing::Text { turn: _, text } => shared.outbox.say(ServerMessage::Text(Said {
                 speaker: text.speaker,
                 text: text.text,
                 segment: text.segment,
                 is_final: text.is_final,
             })),
+            // Whoever speaks this protocol hears of it by signals.
+            Outgoing::Speech(_) => Ok(()),
             Outgoing::Voice { available } => {
                 let voice = Voice { available };
                 shared.outbox.say(ServerMessage::Voice(voice))

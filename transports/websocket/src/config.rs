@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use rspp_transport_api::Guard;
 
+use crate::realtime::Realtime;
+
 /// How a server serves.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -13,6 +15,8 @@ pub struct Config {
     pub origins: Origins,
     /// How much of everything.
     pub limits: Limits,
+    /// How clients of the OpenAI Realtime protocol are served.
+    pub realtime: Realtime,
 }
 
 /// From which pages a browser may connect. Programs name no origin, and are not asked for one.

@@ -22,9 +22,9 @@ pub const RESUME_PREFIX: &str = "rspp.resume.";
 /// A handshake that is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refused {
-    status: StatusCode,
-    code: &'static str,
-    message: String,
+    pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
 }
 
 impl Refused {
@@ -61,13 +61,7 @@ pub(crate) struct Asked {
 
 /// Reads what a client asks for.
 pub(crate) fn asked(headers: &HeaderMap, query: Option<&str>) -> Result<Asked, Refused> {
-    let offers = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL);
-    let offers: Vec<&str> = offers
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .collect();
+    let offers = offers(headers);
     let secret = |prefix: &str| offers.iter().find_map(|offer| offer.strip_prefix(prefix));
     let protocols = offers
         .iter()
@@ -80,20 +74,37 @@ pub(crate) fn asked(headers: &HeaderMap, query: Option<&str>) -> Result<Asked, R
             format!("none of the offered subprotocols is served; served are {known}"),
         ));
     };
-    let bearer = text(headers, &header::AUTHORIZATION)
-        .and_then(|value| value.strip_prefix("Bearer "))
-        .map(str::trim);
-    let in_query = |name: &str| {
-        let mut pairs = query.unwrap_or_default().split('&');
-        pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
-    };
-    let token = bearer.or(secret(TOKEN_PREFIX)).or(in_query("token"));
-    let resume = secret(RESUME_PREFIX).or(in_query("resume"));
+    let token = bearer(headers).or(secret(TOKEN_PREFIX));
+    let token = token.or(in_query(query, "token"));
+    let resume = secret(RESUME_PREFIX).or(in_query(query, "resume"));
     Ok(Asked {
         encoding,
         token: token.map(str::to_owned),
         resume: resume.map(str::to_owned),
     })
+}
+
+/// The subprotocols that a client offers.
+pub(crate) fn offers(headers: &HeaderMap) -> Vec<&str> {
+    let offers = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL);
+    offers
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .collect()
+}
+
+/// The token in a client's headers.
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = text(headers, &header::AUTHORIZATION)?;
+    value.strip_prefix("Bearer ").map(str::trim)
+}
+
+/// What an address says of `name`, as it is written there.
+pub(crate) fn in_query<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+    let mut pairs = query.unwrap_or_default().split('&');
+    pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 
 /// Whether the page that connects may; `at_home` if only this machine's own pages are trusted.

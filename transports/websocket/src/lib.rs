@@ -9,6 +9,7 @@ mod handshake;
 mod outbox;
 pub mod protocol;
 mod rate;
+pub mod realtime;
 mod server;
 mod socket;
 #[cfg(feature = "testing")]

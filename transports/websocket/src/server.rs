@@ -21,10 +21,11 @@ use axum::{
 use futures::StreamExt;
 use rspp_proto::{SessionId, WallClock};
 use rspp_transport_api::{
-    Admitted, Elsewhere, Farewell, Guard, Opened, Refusal, Sessions, TransportKind, Unauthorized,
-    UsedTokens, is_same,
+    Admitted, Elsewhere, Farewell, Guard, News, Opened, Refusal, Sessions, Transport,
+    TransportKind, Unauthorized, UsedTokens, Wishes, is_same,
 };
 use serde::Serialize;
+use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpSocket},
     time::Instant,
@@ -36,7 +37,7 @@ use crate::{
     config::Config,
     handshake::{self, PATH, Refused},
     protocol::{ErrorCode, Format, Hello, Resume, Trouble},
-    socket,
+    realtime, socket,
 };
 
 /// What the kernel keeps of one socket's output: enough for the moment, too little to go stale.
@@ -49,7 +50,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub struct Server {
     pub(crate) config: Config,
     sessions: Arc<dyn Sessions>,
-    calls: Mutex<HashMap<SessionId, Arc<Call>>>,
+    held: Mutex<HashMap<SessionId, Held>>,
     used: Mutex<UsedTokens>,
     sockets: AtomicUsize,
     draining: AtomicBool,
@@ -82,6 +83,66 @@ pub struct Tally {
     pub errors: u64,
 }
 
+/// A conversation that a server holds, in the words of its protocol.
+#[derive(Clone, Debug)]
+pub(crate) enum Held {
+    /// In our own.
+    Talk(Arc<Call>),
+    /// In those of the OpenAI Realtime protocol.
+    Realtime(Arc<realtime::Line>),
+}
+
+impl Held {
+    fn as_call(&self) -> Option<&Arc<Call>> {
+        match self {
+            Self::Talk(call) => Some(call),
+            Self::Realtime(_) => None,
+        }
+    }
+
+    fn tell(&self, news: News) {
+        match self {
+            Self::Talk(call) => call.tell(news),
+            Self::Realtime(line) => line.tell(&news),
+        }
+    }
+
+    fn runs(&self, drain: Box<dyn Fn() + Send + Sync>) {
+        match self {
+            Self::Talk(call) => call.runs(drain),
+            Self::Realtime(line) => line.runs(drain),
+        }
+    }
+
+    fn drain(&self) {
+        match self {
+            Self::Talk(call) => call.drain(),
+            Self::Realtime(line) => line.drain(),
+        }
+    }
+
+    fn finish(&self, farewell: Farewell) {
+        match self {
+            Self::Talk(call) => call.finish(farewell),
+            // Its clients know no other place than that which they connected to.
+            Self::Realtime(line) => line.finish(&farewell.reason),
+        }
+    }
+}
+
+/// Why a conversation did not begin.
+#[derive(Debug, Error)]
+pub(crate) enum NotBegun {
+    #[error("{0}")]
+    Unauthorized(Unauthorized),
+    #[error("the server is about to stop")]
+    Stopping,
+    #[error("`{0}` is there already")]
+    There(SessionId),
+    #[error("{0}")]
+    Refused(Refusal),
+}
+
 /// Who stands at the door.
 pub(crate) enum Entrance {
     /// Somebody who may open a session.
@@ -108,7 +169,7 @@ impl Server {
         Arc::new(Self {
             config,
             sessions,
-            calls: Mutex::default(),
+            held: Mutex::default(),
             used: Mutex::default(),
             sockets: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
@@ -117,18 +178,19 @@ impl Server {
         })
     }
 
-    /// The route that clients connect to, [`PATH`].
+    /// The routes that clients connect to: [`PATH`], and [`realtime::PATH`].
     pub fn router(self: &Arc<Self>) -> Router {
         Router::new()
             .route(PATH, any(talk))
             .with_state(Arc::clone(self))
+            .merge(realtime::router(self))
     }
 
     /// What has come so far.
     pub fn tally(&self) -> Tally {
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Tally {
-            calls: self.calls().len(),
+            calls: self.held().len(),
             sockets: self.sockets.load(Ordering::Relaxed),
             opened: count(&self.counts.opened),
             resumed: count(&self.counts.resumed),
@@ -155,15 +217,14 @@ impl Server {
     /// not over after `grace` are cut. `false` if some were.
     pub async fn drain(&self, grace: Duration) -> bool {
         self.draining.store(true, Ordering::Relaxed);
-        let calls: Vec<Arc<Call>> = self.calls().values().cloned().collect();
-        for call in &calls {
-            call.drain();
+        let all = || self.held().values().cloned().collect::<Vec<Held>>();
+        for held in all() {
+            held.drain();
         }
         self.tasks.close();
         let in_time = tokio::time::timeout(grace, self.tasks.wait()).await.is_ok();
-        let left: Vec<Arc<Call>> = self.calls().values().cloned().collect();
-        for call in &left {
-            call.finish(Farewell::because("the server stopped"));
+        for held in all() {
+            held.finish(Farewell::because("the server stopped"));
         }
         // Each is told so before its socket closes.
         let began = Instant::now();
@@ -173,8 +234,8 @@ impl Server {
         in_time
     }
 
-    fn calls(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Call>>> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    fn held(&self) -> MutexGuard<'_, HashMap<SessionId, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn used(&self) -> MutexGuard<'_, UsedTokens> {
@@ -185,25 +246,38 @@ impl Server {
         self.counts.errors.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn is_draining(&self) -> bool {
+    pub(crate) fn count_opened(&self) {
+        self.counts.opened.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_refused(&self) {
+        self.counts.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
     /// A socket's place, if there is one.
-    fn seat(self: &Arc<Self>) -> Option<Seat> {
+    pub(crate) fn seat(self: &Arc<Self>) -> Result<Seat, Refused> {
         let before = self.sockets.fetch_add(1, Ordering::Relaxed);
         let seat = Seat(Arc::clone(self));
-        (before < self.config.limits.sockets).then_some(seat)
+        if before < self.config.limits.sockets {
+            Ok(seat)
+        } else {
+            let message = "too many sockets are open; try again in a moment";
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            Err(Refused::new(status, "busy", message))
+        }
     }
 
     /// Looks at a client before its socket opens.
     fn admit(&self, asked: &handshake::Asked, headers: &HeaderMap) -> Result<Entrance, Refused> {
-        let at_home = matches!(self.config.guard, Guard::Local { password: None, .. });
-        handshake::check_origin(headers, &self.config.origins, at_home)?;
         if let Some(key) = &asked.resume {
-            let calls = self.calls();
-            let call = calls.values().find(|call| is_same(&call.key, key));
-            return match call {
+            self.check_origin(headers)?;
+            let held = self.held();
+            let mut calls = held.values().filter_map(Held::as_call);
+            return match calls.find(|call| is_same(&call.key, key)) {
                 Some(call) => Ok(Entrance::Returning(Arc::clone(call))),
                 None => Err(Refused::new(
                     StatusCode::UNAUTHORIZED,
@@ -212,6 +286,25 @@ impl Server {
                 )),
             };
         }
+        match self.admit_new(asked.token.as_deref(), headers)? {
+            Ok(admitted) => Ok(Entrance::Admitted(admitted)),
+            Err(Unauthorized::Elsewhere(to)) => Ok(Entrance::Misled(to)),
+            Err(unauthorized) => Err(unauthorized.into()),
+        }
+    }
+
+    fn check_origin(&self, headers: &HeaderMap) -> Result<(), Refused> {
+        let at_home = matches!(self.config.guard, Guard::Local { password: None, .. });
+        handshake::check_origin(headers, &self.config.origins, at_home)
+    }
+
+    /// Looks at a client that comes for the first time.
+    pub(crate) fn admit_new(
+        &self,
+        token: Option<&str>,
+        headers: &HeaderMap,
+    ) -> Result<Result<Admitted, Unauthorized>, Refused> {
+        self.check_origin(headers)?;
         if self.is_draining() {
             return Err(Refused::new(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -219,13 +312,8 @@ impl Server {
                 "the server is about to stop",
             ));
         }
-        let token = asked.token.as_deref();
         let guard = &self.config.guard;
-        match guard.admit(token, TransportKind::Websocket, now()) {
-            Ok(admitted) => Ok(Entrance::Admitted(admitted)),
-            Err(Unauthorized::Elsewhere(to)) => Ok(Entrance::Misled(to)),
-            Err(unauthorized) => Err(unauthorized.into()),
-        }
+        Ok(guard.admit(token, TransportKind::Websocket, now()))
     }
 
     /// A client has said `hello`: opens its session, or brings it back.
@@ -238,7 +326,11 @@ impl Server {
             (_, Entrance::Misled(to)) => Err(elsewhere(to)),
             (Some(resume), Entrance::Returning(call)) => back(call, resume),
             (Some(resume), Entrance::Admitted(_)) => {
-                let call = self.calls().get(&resume.session).cloned();
+                let call = self
+                    .held()
+                    .get(&resume.session)
+                    .and_then(Held::as_call)
+                    .cloned();
                 match call {
                     Some(call) => back(call, resume),
                     None => Err(trouble(
@@ -269,13 +361,50 @@ impl Server {
     ) -> Result<(Arc<Call>, Attached), Trouble> {
         let input = (hello.input, rate("input", hello.input)?);
         let output = (hello.output, rate("output", hello.output)?);
+        let mut entered = None;
+        let begun = self.begin(admitted, Wishes::default(), |id| {
+            let (call, transport) = Call::begin(Beginning {
+                id,
+                key: format!("{:032x}", rand::random::<u128>()),
+                input,
+                output,
+                events: hello.events,
+                lead: self.config.limits.lead,
+            });
+            let attached = call.attach(None).expect("a call that begins is not over");
+            entered = Some((Arc::clone(&call), attached));
+            (Held::Talk(call), transport)
+        });
+        begun.await.map_err(|refused| match refused {
+            NotBegun::Unauthorized(why) => trouble(ErrorCode::Unauthorized, why.to_string()),
+            NotBegun::Stopping => trouble(ErrorCode::Busy, "the server is about to stop"),
+            NotBegun::There(id) => trouble(
+                ErrorCode::NotOpened,
+                format!("`{id}` is there already; come back to it with `resume`"),
+            ),
+            NotBegun::Refused(Refusal::Busy(message)) => trouble(ErrorCode::Busy, message),
+            NotBegun::Refused(Refusal::NotHere(message) | Refusal::Failed(message)) => {
+                trouble(ErrorCode::NotOpened, message)
+            }
+            NotBegun::Refused(Refusal::Elsewhere(to)) => elsewhere(to),
+        })?;
+        Ok(entered.expect("what has begun was made"))
+    }
+
+    /// Begins a conversation for somebody who was admitted: `make` makes it, and the runtime's side of it.
+    pub(crate) async fn begin(
+        self: &Arc<Self>,
+        admitted: Admitted,
+        wishes: Wishes,
+        make: impl FnOnce(SessionId) -> (Held, Transport),
+    ) -> Result<(), NotBegun> {
         if self.is_draining() {
-            return Err(trouble(ErrorCode::Busy, "the server is about to stop"));
+            return Err(NotBegun::Stopping);
         }
         let id = match &admitted {
             Admitted::Granted(grant) => {
                 let claimed = self.used().claim(grant, now());
-                claimed.map_err(|error| trouble(ErrorCode::Unauthorized, error.to_string()))?;
+                claimed.map_err(NotBegun::Unauthorized)?;
                 grant.session.clone()
             }
             Admitted::Local(_) => {
@@ -283,57 +412,41 @@ impl Server {
                 SessionId::new(id).expect("not blank, and short")
             }
         };
-        let (call, transport) = Call::begin(Beginning {
-            id: id.clone(),
-            key: format!("{:032x}", rand::random::<u128>()),
-            input,
-            output,
-            events: hello.events,
-            lead: self.config.limits.lead,
-        });
-        let attached = call.attach(None).expect("a call that begins is not over");
+        let release = || {
+            if let Admitted::Granted(grant) = &admitted {
+                self.used().release(grant);
+            }
+        };
         // Whoever drains waits for those that are on their way in.
         let _on_its_way = self.tasks.token();
+        let (held, transport) = make(id.clone());
         {
-            let mut calls = self.calls();
-            if calls.contains_key(&id) {
-                if let Admitted::Granted(grant) = &admitted {
-                    self.used().release(grant);
-                }
-                return Err(trouble(
-                    ErrorCode::NotOpened,
-                    format!("`{id}` is there already; come back to it with `resume`"),
-                ));
+            let mut all = self.held();
+            if all.contains_key(&id) {
+                release();
+                return Err(NotBegun::There(id));
             }
-            calls.insert(id.clone(), Arc::clone(&call));
+            all.insert(id.clone(), held.clone());
         }
-        match self
+        let opened = self
             .sessions
-            .open(admitted.clone(), id.clone(), transport)
-            .await
-        {
+            .open(admitted.clone(), id.clone(), wishes, transport)
+            .await;
+        match opened {
             Ok(opened) => {
-                self.watch(Arc::clone(&call), opened);
-                Ok((call, attached))
+                self.watch(id, held, opened);
+                Ok(())
             }
             Err(refusal) => {
-                self.calls().remove(&id);
-                if let Admitted::Granted(grant) = &admitted {
-                    self.used().release(grant);
-                }
-                Err(match refusal {
-                    Refusal::Busy(message) => trouble(ErrorCode::Busy, message),
-                    Refusal::NotHere(message) | Refusal::Failed(message) => {
-                        trouble(ErrorCode::NotOpened, message)
-                    }
-                    Refusal::Elsewhere(to) => elsewhere(to),
-                })
+                self.held().remove(&id);
+                release();
+                Err(NotBegun::Refused(refusal))
             }
         }
     }
 
     /// Follows a session to its end.
-    fn watch(self: &Arc<Self>, call: Arc<Call>, opened: Opened) {
+    fn watch(self: &Arc<Self>, id: SessionId, held: Held, opened: Opened) {
         let server = Arc::clone(self);
         let Opened {
             epoch: _,
@@ -341,10 +454,10 @@ impl Server {
             mut news,
             drain,
         } = opened;
-        call.runs(drain);
+        held.runs(drain);
         if self.is_draining() {
             // It began while nobody looked: whoever drains may not have found it.
-            call.drain();
+            held.drain();
         }
         self.tasks.spawn(async move {
             let mut is_told = true;
@@ -352,14 +465,14 @@ impl Server {
                 tokio::select! {
                     biased;
                     told = news.next(), if is_told => match told {
-                        Some(told) => call.tell(told),
+                        Some(told) => held.tell(told),
                         None => is_told = false,
                     },
                     farewell = &mut ended => break farewell,
                 }
             };
-            call.finish(farewell);
-            server.calls().remove(&call.id);
+            held.finish(farewell);
+            server.held().remove(&id);
         });
     }
 }
@@ -421,17 +534,11 @@ async fn talk(
 ) -> Response {
     let looked_at = handshake::asked(&headers, query.as_deref())
         .and_then(|asked| Ok((asked.encoding, server.admit(&asked, &headers)?)))
-        .and_then(|(encoding, entrance)| {
-            let seat = server.seat().ok_or_else(|| {
-                let message = "too many sockets are open; try again in a moment";
-                Refused::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)
-            })?;
-            Ok((encoding, entrance, seat))
-        });
+        .and_then(|(encoding, entrance)| Ok((encoding, entrance, server.seat()?)));
     let (encoding, entrance, seat) = match looked_at {
         Ok(looked_at) => looked_at,
         Err(refused) => {
-            server.counts.refused.fetch_add(1, Ordering::Relaxed);
+            server.count_refused();
             return refused.into_response();
         }
     };

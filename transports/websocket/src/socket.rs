@@ -27,7 +27,7 @@ use crate::{
 /// Longest reason that a close frame may have, in bytes.
 const REASON: usize = 123;
 /// How long a last word may take.
-const LAST_WORD: Duration = Duration::from_secs(1);
+pub(crate) const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Why a socket is over.
 enum Over {
@@ -264,7 +264,7 @@ async fn refuse(
     close(to, code, &reason).await;
 }
 
-async fn close(
+pub(crate) async fn close(
     to: &mut (impl Sink<Message, Error = axum::Error> + Unpin),
     code: u16,
     reason: &str,

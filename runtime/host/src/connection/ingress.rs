@@ -26,7 +26,13 @@ impl Line {
             Ingress::Record { encoding, bytes } => self.take_record(encoding, &bytes, None),
             Ingress::Link(link) => self.relink(link),
             Ingress::Extension(extension) => self.take_extension(extension, None),
-            Ingress::Played(receipt) => self.attachment.line.receipted(receipt),
+            Ingress::Played(receipt) => {
+                self.attachment.line.receipted(receipt);
+                // What a turn that is over left behind is the session's to correct.
+                if !self.attachment.fence.is_live(receipt.turn) {
+                    self.tell(TransportEvent::Played(receipt));
+                }
+            }
         }
     }
 

@@ -72,6 +72,8 @@ pub(crate) enum TransportEvent {
     Extension(Box<Event>),
     /// The user's audio broke off and goes on elsewhere.
     Discontinuity(&'static str),
+    /// The client says how much was heard of a turn that is fenced.
+    Played(rspp_transport_api::Receipt),
     /// Output was too old to be played.
     Aged {
         turn: TurnNumber,

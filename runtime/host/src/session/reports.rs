@@ -17,7 +17,7 @@ use rspp_timeline::HandoffRecord;
 
 use super::{Playback, Session, TransportEvent, words::HandedWords};
 use crate::{
-    connection::ConnectionControl,
+    connection::{ConnectionControl, frames_of},
     event::{Arrival, CallEnd, Event, Port, Stamp},
     node::{NodeReport, PRESSURE},
     observe::Observed,
@@ -37,6 +37,8 @@ impl Session {
         let input = match report {
             NodeReport::Speech(mark) => {
                 self.ledger.heard_mark(&self.line, mark, at);
+                // Before what follows from it: the peer hears why it is told to be silent.
+                self.tell_line(ConnectionControl::Speech(mark));
                 match mark {
                     SpeechMark::Started { at } => Some(Input::SpeechStarted { at }),
                     SpeechMark::Stopped { at } => Some(Input::SpeechStopped { at }),
@@ -455,6 +457,10 @@ impl Session {
             TransportEvent::Foreign(foreign) => self.publisher.foreign(*foreign, now),
             TransportEvent::Extension(event) => self.extension(*event),
             TransportEvent::Discontinuity(reason) => self.publisher.discontinuity(reason, now),
+            TransportEvent::Played(receipt) => {
+                let (turn, frames) = (receipt.turn, frames_of(receipt.played));
+                self.kernel.handle(now, Input::Heard { turn, frames });
+            }
             TransportEvent::Aged { turn, range } => {
                 let lost = range.end - range.start + 1;
                 self.ledger.dropped(Some(turn), Lane::Data, lost);

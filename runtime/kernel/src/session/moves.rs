@@ -154,6 +154,7 @@ fn asked(input: &Input) -> Option<Asked> {
         | Input::Renewed { .. }
         | Input::Rotated { .. }
         | Input::Fenced { .. }
+        | Input::Heard { .. }
         | Input::Progress { .. }
         | Input::ClauseBegun { .. }
         | Input::FramesMade { .. }

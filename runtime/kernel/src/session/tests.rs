@@ -367,6 +367,27 @@ fn speech_over_the_agent_interrupts_it() {
     assert_eq!(rig.heard(), ["one two"], "P2, P3: only what was heard");
 }
 
+/// P2: a client that was sent more than it played says so afterwards, and never that it played more.
+#[test]
+fn less_may_have_been_heard_than_was_sent() {
+    let mut rig = Rig::talking();
+    rig.speak(50);
+    rig.take(Input::SpeechStarted { at: SampleIndex(0) });
+    rig.after(200).take(Input::Tick);
+    assert_eq!(rig.heard(), ["one two"]);
+    let turn = TurnNumber::FIRST;
+    for (of, frames, heard) in [
+        (turn.next(), 0, &["one two"][..]),
+        (turn, 90, &["one two"]),
+        (turn, 25, &["one"]),
+        (turn, 60, &["one"]),
+        (turn, 0, &[]),
+    ] {
+        rig.take(Input::Heard { turn: of, frames });
+        assert_eq!(rig.heard(), heard, "{of} {frames}");
+    }
+}
+
 /// P11: a cough is over before it counts.
 #[test]
 fn a_cough_does_not_interrupt() {

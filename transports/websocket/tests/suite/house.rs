@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use rspp_proto::{SessionId, TenantId};
 use rspp_transport_api::{
-    Admitted, Elsewhere, Farewell, Guard, Opened, Refusal, Sessions, Transport,
+    Admitted, Elsewhere, Farewell, Guard, Opened, Refusal, Sessions, Transport, Wishes,
 };
 use rspp_websocket::{Config, Server, listen};
 use tokio::sync::{mpsc, oneshot};
@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 /// A session that a client opened.
 pub(crate) struct Session {
     pub(crate) admitted: Admitted,
+    pub(crate) wishes: Wishes,
     pub(crate) transport: Transport,
     /// Ends it.
     pub(crate) end: oneshot::Sender<Farewell>,
@@ -25,6 +26,7 @@ impl Sessions for Hands {
         &self,
         admitted: Admitted,
         id: SessionId,
+        wishes: Wishes,
         transport: Transport,
     ) -> BoxFuture<'_, Result<Opened, Refusal>> {
         let (end, ended) = oneshot::channel();
@@ -40,6 +42,7 @@ impl Sessions for Hands {
             }
             let session = Session {
                 admitted,
+                wishes,
                 transport,
                 end,
             };

@@ -9,5 +9,6 @@ mod conformance;
 mod door;
 mod faults;
 mod house;
+mod realtime;
 mod resuming;
 mod schema;

@@ -36,9 +36,10 @@ use crate::{
 /// Talk to the agent in a browser: runtime, local models and a page, in one process
 ///
 /// Prints one address; open it and press the button. The first run fetches the local models. Clients
-/// of your own connect to /v1/talk. /metrics has the latencies of nodes and providers, where the pipeline
-/// measures them; /v1/observe what runs. Ctrl-C lets what is being said be finished, then stops. With
-/// --nodes a control plane and runtimes are started instead, each a process of its own.
+/// of your own connect to /v1/talk below it, clients of the OpenAI Realtime API to /v1/realtime. /metrics
+/// has the latencies of nodes and providers, where the pipeline measures them; /v1/observe what runs.
+/// Ctrl-C lets what is being said be finished, then stops. With --nodes a control plane and runtimes are
+/// started instead, each a process of its own.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -204,6 +205,7 @@ impl Up {
         let serving = tokio::spawn(async move { axum::serve(listener, app).await });
 
         terminal::print(shown(address, password.as_deref()))?;
+        terminal::note(&clients(address, password.as_deref()));
         tokio::select! {
             _signal = stop.next() => {}
             failed = serving => {
@@ -269,6 +271,18 @@ fn shown(address: SocketAddr, password: Option<&str>) -> String {
     format!("http://{host}:{}/{password}", address.port())
 }
 
+/// Where programs connect, for people; the address alone is for programs to read.
+fn clients(address: SocketAddr, password: Option<&str>) -> String {
+    let base = shown(address, None).replacen("http", "ws", 1);
+    let base = base.trim_end_matches('/');
+    let key = password.map_or_else(|| "any".to_owned(), |it| format!("`{it}`"));
+    format!(
+        "your own clients: {base}{talk}\nclients of the OpenAI Realtime API: {base}{realtime} (API key: {key})",
+        talk = rspp_websocket::PATH,
+        realtime = rspp_websocket::realtime::PATH,
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,5 +293,13 @@ mod tests {
         assert_eq!(shown(at("127.0.0.1:7777"), None), "http://localhost:7777/");
         assert_eq!(shown(at("10.0.0.7:80"), Some("x")), "http://10.0.0.7:80/#x");
         assert_eq!(shown(at("[::1]:80"), None), "http://[::1]:80/");
+    }
+
+    #[test]
+    fn programs_are_told_where_to_connect() {
+        let told = clients("10.0.0.7:80".parse().unwrap(), Some("x"));
+        assert!(told.contains("ws://10.0.0.7:80/v1/talk"), "{told}");
+        let realtime = "ws://10.0.0.7:80/v1/realtime (API key: `x`)";
+        assert!(told.contains(realtime), "{told}");
     }
 }

@@ -1,0 +1,128 @@
+"""Talks to a server with the official package of that API, and says what came: one line for each check."""
+import asyncio, base64, math, struct, sys
+from openai import AsyncOpenAI
+
+RATE = 24_000
+
+
+def tone(seconds):
+    samples = (int(8_000 * math.sin(2 * math.pi * 147 * n / RATE)) for n in range(int(seconds * RATE)))
+    return b"".join(struct.pack("<h", sample) for sample in samples)
+
+
+def check(what, holds):
+    print(("ok      " if holds else "FAILED  ") + what, flush=True)
+    if not holds:
+        sys.exit(1)
+
+
+async def until(connection, last):
+    came = []
+    async with asyncio.timeout(30):
+        async for event in connection:
+            # What the package does not know, it gives as a bare model: each of these has a type of its own.
+            check_known(event)
+            came.append(event)
+            if last(event):
+                return came
+
+
+def check_known(event):
+    if type(event).__module__.split(".")[0] != "openai" or type(event).__name__ == "BaseModel":
+        check(f"the package knows {event.type}", False)
+
+
+def is_(kind):
+    return lambda event: event.type == kind
+
+
+async def send(connection, pcm):
+    for at in range(0, len(pcm), 4_800):
+        await connection.input_audio_buffer.append(audio=base64.b64encode(pcm[at:at + 4_800]).decode())
+
+
+async def spoken(client):
+    async with client.realtime.connect(model="gpt-realtime") as connection:
+        first = await connection.recv()
+        check("session.created comes first", first.type == "session.created")
+        await connection.session.update(session={
+            "type": "realtime",
+            "instructions": "Be brief.",
+            "output_modalities": ["audio"],
+            "audio": {
+                "input": {
+                    "format": {"type": "audio/pcm", "rate": RATE},
+                    "transcription": {"model": "gpt-4o-transcribe"},
+                    "turn_detection": {"type": "server_vad", "silence_duration_ms": 400},
+                },
+                "output": {"voice": "marin"},
+            },
+        })
+        updated = (await until(connection, is_("session.updated")))[-1].session
+        check("the session is as it was set up", updated.instructions == "Be brief.")
+        check("so is its detection", updated.audio.input.turn_detection.silence_duration_ms == 400)
+        await send(connection, tone(1.0) + bytes(2 * RATE))
+        came = await until(connection, is_("response.done"))
+        kinds = [event.type for event in came]
+        for kind in ["input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped",
+                     "input_audio_buffer.committed", "response.created", "response.output_audio.delta"]:
+            check(kind, kind in kinds)
+        heard = [it for it in came if it.type == "conversation.item.input_audio_transcription.completed"]
+        check("what was said is understood", [it.transcript for it in heard] == ["hello there"])
+        words = "".join(it.delta for it in came if it.type == "response.output_audio_transcript.delta")
+        check("the agent answers", words == "Good day to you. How can I help?")
+        sound = b"".join(base64.b64decode(it.delta) for it in came if it.type == "response.output_audio.delta")
+        check("it is heard", 1.5 < len(sound) / 2 / RATE < 2.5)
+        response = came[-1].response
+        check("the response is complete", response.status == "completed")
+        check("with its item", response.output[0].content[0].transcript == words)
+        check("and its usage", response.usage.total_tokens is not None)
+
+
+async def by_hand(client):
+    async with client.realtime.connect(model="gpt-realtime") as connection:
+        await connection.session.update(session={
+            "type": "realtime", "audio": {"input": {"turn_detection": None}}})
+        await until(connection, is_("session.updated"))
+        await connection.input_audio_buffer.clear()
+        await until(connection, is_("input_audio_buffer.cleared"))
+        await send(connection, tone(1.0))
+        await connection.input_audio_buffer.commit()
+        await until(connection, is_("input_audio_buffer.committed"))
+        await connection.response.create()
+        came = await until(connection, is_("response.done"))
+        heard = [it for it in came if it.type == "conversation.item.input_audio_transcription.completed"]
+        check("a turn by hand is understood", [it.transcript for it in heard] == ["and again"])
+        check("and answered", came[-1].response.status == "completed")
+
+
+async def cancelled(client):
+    async with client.realtime.connect(model="gpt-realtime") as connection:
+        await connection.conversation.item.create(item={
+            "type": "message", "role": "user", "content": [{"type": "input_text", "text": "tell me a story"}]})
+        await connection.response.create()
+        came = await until(connection, is_("response.output_audio.delta"))
+        item = came[-1].item_id
+        await connection.response.cancel()
+        came = await until(connection, is_("response.done"))
+        check("a cancelled response says so", came[-1].response.status_details.reason == "client_cancelled")
+        await connection.conversation.item.truncate(item_id=item, content_index=0, audio_end_ms=10)
+        came = await until(connection, is_("conversation.item.truncated"))
+        check("what was heard of it is told", came[-1].audio_end_ms == 10)
+        await connection.conversation.item.retrieve(item_id="nothing", event_id="mine")
+        error = (await until(connection, is_("error")))[-1].error
+        check("an error names what, where and of which event",
+              (error.code, error.param, error.event_id) == ("item_not_found", "item_id", "mine"))
+        await connection.session.update(session={
+            "type": "realtime", "tools": [{"type": "function", "name": "f", "parameters": {}}]})
+        error = (await until(connection, is_("error")))[-1].error
+        check("a tool is refused precisely", (error.code, error.param) == ("unsupported_value", "session.tools"))
+
+
+async def main(url):
+    client = AsyncOpenAI(base_url=url, api_key="a-key")
+    for part in [spoken, by_hand, cancelled]:
+        await part(client)
+    print("all is well")
+
+asyncio.run(main(*sys.argv[1:]))

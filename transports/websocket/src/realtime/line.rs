@@ -1,0 +1,327 @@
+//! One client's line: what its socket and its session have in common.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use futures::stream;
+use rspp_proto::{AudioChunk, SampleRate, TurnNumber};
+use rspp_transport_api::{
+    Ingress, News, Outgoing, Sink, SinkError, Transport, TransportKind, Wishes,
+};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+
+use super::{
+    feed::Feed,
+    fields::Problem,
+    machine::{Beginning, Machine, Order},
+};
+
+/// Things from the client that may wait for the runtime, which takes them at once.
+const AHEAD: usize = 64;
+
+pub(crate) struct Line {
+    shared: Mutex<Shared>,
+    /// Something is to be sent to the client.
+    pub(super) to_send: Notify,
+    /// Something is to be done for the session.
+    pub(super) to_do: Notify,
+    began: Instant,
+    backlog: Duration,
+    lead: Duration,
+    drain: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+struct Shared {
+    machine: Machine,
+    /// Audio on its way in, once the conversation has begun.
+    feed: Option<Feed>,
+    /// What the session is told before the audio that waits.
+    now: Vec<Ingress>,
+    starts: bool,
+    /// Where the runtime listens; `None` before the conversation has begun, and once the user has hung up.
+    to: Option<mpsc::Sender<Ingress>>,
+    hung_up: bool,
+    over: Option<String>,
+    /// Since when the client owes an answer to a ping.
+    pinged: Option<Instant>,
+}
+
+/// What is to be done for the session next.
+pub(super) enum Next {
+    Open,
+    Tell(mpsc::Sender<Ingress>, Ingress),
+    /// Nothing before this time.
+    Wait(Option<Instant>),
+}
+
+impl Line {
+    pub(super) fn new(beginning: Beginning, backlog: Duration, lead: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            shared: Mutex::new(Shared {
+                machine: Machine::new(beginning),
+                feed: None,
+                now: Vec::new(),
+                starts: false,
+                to: None,
+                hung_up: false,
+                over: None,
+                pinged: None,
+            }),
+            to_send: Notify::new(),
+            to_do: Notify::new(),
+            began: Instant::now(),
+            backlog,
+            lead,
+            drain: OnceLock::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        // Whoever panicked left nothing half-done.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn clock(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Lets the machine take something in, and has done what follows.
+    fn with<T>(&self, act: impl FnOnce(&mut Machine, Duration) -> T) -> T {
+        let now = self.clock();
+        let mut shared = self.lock();
+        let outcome = act(&mut shared.machine, now);
+        let does = shared.sort(self.backlog);
+        drop(shared);
+        if does {
+            self.to_do.notify_one();
+        }
+        self.to_send.notify_one();
+        outcome
+    }
+
+    // --- the socket's side -------------------------------------------------------------------
+
+    /// Takes a client's message; `false` if it was wrong.
+    pub(super) fn client(&self, text: &str) -> bool {
+        let is_right = self.with(|machine, now| machine.client(now, text));
+        // Deadlines may have come nearer.
+        self.to_do.notify_one();
+        is_right
+    }
+
+    pub(super) fn wrong(&self, kind: &str, problem: &Problem) {
+        self.with(|machine, _| machine.wrong(kind, problem, None));
+    }
+
+    pub(super) fn next(&self) -> Option<String> {
+        self.lock().machine.next()
+    }
+
+    pub(super) fn is_flooded(&self) -> bool {
+        self.lock().machine.is_flooded()
+    }
+
+    /// Why it is over, if it is.
+    pub(super) fn over(&self) -> Option<String> {
+        self.lock().over.clone()
+    }
+
+    /// What is to be done for the session next.
+    pub(super) fn to_do(&self) -> Next {
+        let now = self.clock();
+        let mut shared = self.lock();
+        shared.machine.tick(now);
+        let _sorted = shared.sort(self.backlog);
+        if std::mem::take(&mut shared.starts) {
+            return Next::Open;
+        }
+        if let Some(to) = shared.to.clone() {
+            if !shared.now.is_empty() {
+                return Next::Tell(to, shared.now.remove(0));
+            }
+            if let Some(ingress) = shared.feed.as_mut().and_then(|feed| feed.next(now)) {
+                return Next::Tell(to, ingress);
+            }
+        }
+        let due = shared.feed.as_ref().and_then(Feed::due);
+        let due = due.into_iter().chain(shared.machine.next_due()).min();
+        self.to_send.notify_one();
+        Next::Wait(due.map(|due| self.began + due))
+    }
+
+    /// The conversation begins: what is asked of it, and the runtime's side of the line.
+    pub(super) fn begin(self: &Arc<Self>) -> Transport {
+        let (to, from_client) = mpsc::channel(AHEAD);
+        let mut shared = self.lock();
+        if !shared.hung_up {
+            shared.to = Some(to);
+        }
+        let source = stream::unfold(from_client, |mut from| async move {
+            from.recv().await.map(|ingress| (ingress, from))
+        });
+        Transport {
+            kind: TransportKind::Websocket,
+            source_rate: shared.machine.input().rate(),
+            source: Box::pin(source),
+            sink: Box::new(LineSink {
+                line: Arc::clone(self),
+                rate: shared.machine.output().rate(),
+                lead: self.lead,
+            }),
+        }
+    }
+
+    pub(super) fn wishes(&self) -> Wishes {
+        self.lock().machine.wishes()
+    }
+
+    /// Whether there is a session.
+    pub(super) fn has_begun(&self) -> bool {
+        self.drain.get().is_some()
+    }
+
+    /// The user hangs up.
+    pub(super) fn hang_up(&self) {
+        let mut shared = self.lock();
+        shared.to = None;
+        shared.hung_up = true;
+    }
+
+    /// A ping goes out; a client that owes the answer for `stalled` takes no more audio.
+    pub(super) fn pinged(&self, now: Instant, stalled: Duration) {
+        let mut shared = self.lock();
+        let since = *shared.pinged.get_or_insert(now);
+        if now.duration_since(since) >= stalled {
+            shared.machine.stalled = true;
+        }
+    }
+
+    /// The client answers.
+    pub(super) fn answered(&self) {
+        let mut shared = self.lock();
+        shared.pinged = None;
+        shared.machine.stalled = false;
+    }
+
+    // --- the runtime's side ------------------------------------------------------------------
+
+    /// The session says something of itself.
+    pub(crate) fn tell(&self, news: &News) {
+        self.with(|machine, _| machine.news(news));
+    }
+
+    pub(crate) fn runs(&self, drain: Box<dyn Fn() + Send + Sync>) {
+        // Set once, by whoever opened it.
+        let _ = self.drain.set(drain);
+    }
+
+    /// Lets it finish what it says, then end.
+    pub(crate) fn drain(&self) {
+        match self.drain.get() {
+            Some(drain) => drain(),
+            None => self.finish("the server is about to stop"),
+        }
+    }
+
+    /// It is over.
+    pub(crate) fn finish(&self, reason: &str) {
+        let mut shared = self.lock();
+        shared.machine.over(reason);
+        shared.over.get_or_insert_with(|| reason.to_owned());
+        shared.to = None;
+        drop(shared);
+        self.to_send.notify_one();
+    }
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Line")
+    }
+}
+
+impl Shared {
+    /// Puts what is to be done where it is done. Whether there is anything.
+    fn sort(&mut self, backlog: Duration) -> bool {
+        let mut does = false;
+        while let Some(order) = self.machine.order() {
+            does = true;
+            let rate = self.machine.input().rate();
+            let feed = self.feed.get_or_insert_with(|| Feed::new(rate, backlog));
+            match order {
+                Order::Start => self.starts = true,
+                Order::Audio(pcm) => {
+                    if feed.push(pcm).is_err() {
+                        let says = format!(
+                            "more than {} s of audio wait to be heard; this was not taken",
+                            backlog.as_secs()
+                        );
+                        let full = Problem::new("input_audio_buffer_full", says).at("audio");
+                        self.machine.wrong("invalid_request_error", &full, None);
+                    }
+                }
+                Order::AfterAudio(ingress) => feed.then(ingress),
+                Order::Now(ingress) => self.now.push(ingress),
+                Order::Forget => feed.forget(),
+            }
+        }
+        does
+    }
+
+    /// Whether somebody is there who takes audio.
+    fn takes(&self) -> Result<(), SinkError> {
+        if self.hung_up || self.over.is_some() {
+            Err(SinkError::Closed)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+struct LineSink {
+    line: Arc<Line>,
+    rate: SampleRate,
+    lead: Duration,
+}
+
+impl Sink for LineSink {
+    fn sample_rate(&self) -> SampleRate {
+        self.rate
+    }
+
+    fn lead(&self) -> Duration {
+        self.lead
+    }
+
+    fn play(&mut self, turn: TurnNumber, chunk: &AudioChunk) -> Result<(), SinkError> {
+        self.line.lock().takes()?;
+        self.line.with(|machine, _| machine.play(turn, &chunk.data))
+    }
+
+    fn clear(&mut self, turn: TurnNumber) {
+        self.line.with(|machine, _| machine.clear(turn));
+    }
+
+    fn send(&mut self, outgoing: Outgoing) -> Result<(), SinkError> {
+        self.line.lock().takes()?;
+        self.line.with(|machine, now| match outgoing {
+            Outgoing::AudioEnd(turn) => machine.audio_end(turn),
+            Outgoing::Text { turn, text } => match turn {
+                Some(turn) => machine.clause(turn, &text),
+                None => machine.words(&text),
+            },
+            Outgoing::Speech(mark) => machine.speech(now, mark),
+            // An answer without a voice comes as its words.
+            Outgoing::Voice { .. } => {}
+        });
+        // A mark brings a deadline with it.
+        self.line.to_do.notify_one();
+        Ok(())
+    }
+}
