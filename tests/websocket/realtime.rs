@@ -317,7 +317,7 @@ async fn a_clients_instructions_are_its_sessions() {
     let notes = Arc::clone(&told);
     let llm = ScriptedLlm::new("llm").answer_with(move |request| {
         let system = request.messages.iter().find(|it| it.role == Role::System);
-        let text = system.map(|it| it.content.to_string()).unwrap_or_default();
+        let text = system.map(|it| it.content.clone()).unwrap_or_default();
         notes.lock().unwrap().push(text);
         REPLY
     });

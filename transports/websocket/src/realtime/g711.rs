@@ -9,7 +9,7 @@ const MOST: i32 = 32_635;
 pub(super) fn to_ulaw(sample: i16) -> u8 {
     let sign = if sample < 0 { 0x80 } else { 0 };
     let magnitude = i32::from(sample).abs().min(MOST) + BIAS;
-    let exponent = (magnitude >> 7).ilog2() as i32;
+    let exponent = (magnitude >> 7).ilog2().cast_signed();
     let mantissa = (magnitude >> (exponent + 3)) & 0x0f;
     !(sign | (exponent << 4) | mantissa) as u8
 }
@@ -37,7 +37,7 @@ pub(super) fn to_alaw(sample: i16) -> u8 {
     let segment = if magnitude < 0x20 {
         0
     } else {
-        magnitude.ilog2() as i32 - 4
+        magnitude.ilog2().cast_signed() - 4
     };
     let mantissa = if segment < 2 {
         (magnitude >> 1) & 0x0f

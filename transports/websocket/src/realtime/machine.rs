@@ -17,7 +17,7 @@ use super::{
     fields::Problem,
     g711,
     items::{Item, Items, Kind, Reply, Status},
-    settings::{Allowed, Codec, Detection, Dialect, Ends, Settings},
+    settings::{Allowed, Codec, Detection, Dialect, Settings},
 };
 
 /// Shortest audio that a client may commit (it says so itself: nothing shorter has words in it).
@@ -89,6 +89,10 @@ impl Utterance {
 
 /// What the agent says.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is something that has happened or not, in any order"
+)]
 struct Response {
     id: String,
     item: String,
@@ -263,7 +267,7 @@ impl Machine {
             .position(|said| said.due.is_some_and(|due| due <= now))
         {
             let said = self.unheard.remove(at).expect("it was found there");
-            self.complete(said);
+            self.complete(&said);
         }
         if self.no_turn.is_some_and(|due| due <= now) {
             self.no_turn = None;
@@ -361,7 +365,7 @@ impl Machine {
 
     fn append(&mut self, audio: &Bytes) -> Result<(), Problem> {
         let codec = self.settings.input;
-        if audio.len() % codec.width() != 0 {
+        if !audio.len().is_multiple_of(codec.width()) {
             let says = format!("'audio': {} bytes are no whole 16-bit samples", audio.len());
             return Err(Problem::new("invalid_value", says).at("audio"));
         }
@@ -573,17 +577,12 @@ impl Machine {
                     self.say("input_audio_buffer.speech_started", started);
                 }
             }
-            SpeechMark::Stopped { at } => match self.settings.detection {
-                // Under these, a pause is the end.
-                Some(
-                    Detection {
-                        ends: Ends::Pause(_),
-                        ..
-                    }
-                    | Detection { answers: false, .. },
-                ) => self.stopped(at.0, true),
-                Some(Detection { .. }) | None => {}
-            },
+            SpeechMark::Stopped { at } => {
+                let detection = self.settings.detection;
+                if detection.is_some_and(Detection::ends_by_pause) {
+                    self.stopped(at.0, true);
+                }
+            }
             SpeechMark::EndOfTurn { at, .. } => {
                 if self.settings.answers() {
                     self.stopped(at.0, false);
@@ -632,7 +631,7 @@ impl Machine {
         // Words that are never completed are given up with the next that are.
         while self.unheard.len() >= 4 {
             let oldest = self.unheard.pop_front().expect("there are some");
-            self.complete(oldest);
+            self.complete(&oldest);
         }
         self.unheard.push_back(said);
         self.tell_words();
@@ -665,7 +664,7 @@ impl Machine {
         let whole = |said: &Utterance| said.is_one && said.is_final();
         while let Some(at) = self.unheard.iter().position(whole) {
             let said = self.unheard.remove(at).expect("it was found there");
-            self.complete(said);
+            self.complete(&said);
         }
     }
 
@@ -694,7 +693,7 @@ impl Machine {
     }
 
     /// All words of what was said are there.
-    fn complete(&mut self, said: Utterance) {
+    fn complete(&mut self, said: &Utterance) {
         let text = said.text();
         if let Some(item) = self.items.find_mut(&said.item) {
             let transcript = Some(text.clone());
@@ -720,7 +719,7 @@ impl Machine {
         self.no_turn = None;
         while let Some(at) = self.unheard.iter().position(Utterance::is_final) {
             let said = self.unheard.remove(at).expect("it was found there");
-            self.complete(said);
+            self.complete(&said);
         }
     }
 

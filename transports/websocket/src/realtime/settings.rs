@@ -88,17 +88,17 @@ impl Codec {
 /// What finds the beginning and the end of what the user says; without it the client says so.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Detection {
-    pub(super) ends: Ends,
+    ends: Ends,
     threshold: Option<f64>,
     /// Whether an answer follows by itself.
-    pub(super) answers: bool,
+    answers: bool,
     /// Whether the agent falls silent when it is spoken over.
     interrupts: bool,
 }
 
 /// What ends a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ends {
+enum Ends {
     /// A silence of so many milliseconds.
     Pause(u64),
     /// The pipeline's judgement.
@@ -107,7 +107,7 @@ pub(super) enum Ends {
 
 /// How soon a pause is taken for the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Eagerness {
+enum Eagerness {
     #[default]
     Auto,
     Low,
@@ -318,9 +318,7 @@ impl Settings {
                 if let Some(codec) = output.within("format", |format| codec(&format))? {
                     self.output = codec;
                 }
-                if output.number("speed", 0.25, 1.5)?.unwrap_or(1.0) != 1.0 {
-                    return Err(output.unsupported("speed", "the voice has one speed, 1.0"));
-                }
+                one_speed(&output)?;
                 self.take_voice(&output, allowed)
             })?;
             Ok(())
@@ -360,9 +358,7 @@ impl Settings {
             }
             self.temperature = Some(temperature);
         }
-        if fields.number("speed", 0.25, 1.5)?.unwrap_or(1.0) != 1.0 {
-            return Err(fields.unsupported("speed", "the voice has one speed, 1.0"));
-        }
+        one_speed(fields)?;
         for (name, codec) in [
             ("input_audio_format", &mut self.input),
             ("output_audio_format", &mut self.output),
@@ -586,6 +582,14 @@ impl Settings {
 }
 
 impl Detection {
+    /// Whether each pause is an end; otherwise the pipeline says which one is.
+    pub(super) fn ends_by_pause(self) -> bool {
+        match self.ends {
+            Ends::Pause(_) => true,
+            Ends::Judged(_) => !self.answers,
+        }
+    }
+
     fn shown(self) -> Value {
         match self.ends {
             Ends::Pause(ms) => json!({
@@ -605,6 +609,14 @@ impl Detection {
             }),
         }
     }
+}
+
+fn one_speed(fields: &Fields<'_>) -> Result<(), Problem> {
+    let speed = fields.number("speed", 0.25, 1.5)?.unwrap_or(1.0);
+    if (speed - 1.0).abs() > f64::EPSILON {
+        return Err(fields.unsupported("speed", "the voice has one speed, 1.0"));
+    }
+    Ok(())
 }
 
 fn codec(format: &Fields<'_>) -> Result<Codec, Problem> {

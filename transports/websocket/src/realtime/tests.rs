@@ -1,10 +1,10 @@
 //! The protocol alone: what comes out of what goes in.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use rspp_proto::{SampleIndex, Speaker, SpeechMark, TextChunk, TurnNumber};
+use rspp_proto::{SampleIndex, Speaker, SpeechMark, Spending, TextChunk, TurnNumber};
 use rspp_transport_api::{
     Ingress, Interruption, News, Receipt, SinkError, TurnEnd, TurnNews, audio::to_bytes,
 };
@@ -95,9 +95,9 @@ fn over(turn: TurnNumber, outcome: &str, reason: Option<&str>) -> News {
         user_text: String::new(),
         agent_text: String::new(),
         heard_text: String::new(),
-        anchors_ms: Default::default(),
+        anchors_ms: BTreeMap::new(),
         first_audio_ms: None,
-        spending: Default::default(),
+        spending: Spending::default(),
     }))
 }
 
@@ -695,7 +695,7 @@ fn happen(machine: &mut Machine, what: u8, now: Duration) {
         0 => machine.speech(now, STARTED),
         1 => machine.speech(now, STOPPED),
         2 => machine.speech(now, FINISHED),
-        3 => machine.words(&heard(u32::from(what) % 5, "so", what % 2 == 0)),
+        3 => machine.words(&heard(u32::from(what) % 5, "so", what.is_multiple_of(2))),
         4 => machine.clause(turn, &clause(u32::from(what) % 4, "well")),
         5 => drop(machine.play(turn, &frame())),
         6 => machine.audio_end(turn),

@@ -205,7 +205,7 @@ impl Up {
         let serving = tokio::spawn(async move { axum::serve(listener, app).await });
 
         terminal::print(shown(address, password.as_deref()))?;
-        terminal::note(&clients(address, password.as_deref()));
+        terminal::note(clients(address, password.as_deref()));
         tokio::select! {
             _signal = stop.next() => {}
             failed = serving => {
