@@ -87,14 +87,12 @@ async fn work(server: &Arc<Server>, line: &Arc<Line>, admitted: Admitted) -> Ove
                 let Some(admitted) = admitted.take() else {
                     continue; // It begins once.
                 };
-                let wishes = line.wishes();
-                let begun = server.begin(admitted, wishes, |_id| {
-                    let transport = line.begin();
-                    (Held::Realtime(Arc::clone(line)), transport)
-                });
+                // By itself: a client that leaves meanwhile must not leave half a session.
+                let begun = tokio::spawn(begin(Arc::clone(server), Arc::clone(line), admitted));
                 match begun.await {
-                    Ok(()) => server.count_opened(),
-                    Err(refused) => {
+                    Ok(Ok(())) => server.count_opened(),
+                    Err(_panicked) => return Over::Ended("the session failed".to_owned()),
+                    Ok(Err(refused)) => {
                         server.count_refused();
                         return refusal(&refused);
                     }
@@ -115,6 +113,14 @@ async fn work(server: &Arc<Server>, line: &Arc<Line>, admitted: Admitted) -> Ove
             }
         }
     }
+}
+
+async fn begin(server: Arc<Server>, line: Arc<Line>, admitted: Admitted) -> Result<(), NotBegun> {
+    let begun = server.begin(admitted, line.wishes(), |_id| {
+        let transport = line.begin();
+        (Held::Realtime(Arc::clone(&line)), transport)
+    });
+    begun.await
 }
 
 fn refusal(refused: &NotBegun) -> Over {
