@@ -11,8 +11,16 @@ mod both;
 mod cluster;
 mod counters;
 mod election;
+mod ground;
 mod lost;
 mod members;
 mod recovery;
+mod replicas;
+mod served;
+mod slow;
 mod sweep;
 mod watches;
+
+#[path = "../../controlplane/server/tests/server/rig.rs"]
+#[allow(dead_code, reason = "other tests of the server need the rest")]
+mod rig;
