@@ -51,6 +51,8 @@ pub enum Metric {
     TenantTokens,
     /// Work of a tenant that was shed where it is scheduled.
     WorkShed,
+    /// How far media time and the runtime's clock are apart.
+    MappingError,
 }
 
 /// What a measurement is told by.
@@ -123,6 +125,7 @@ impl Metric {
         Self::AdmissionDecisions,
         Self::TenantTokens,
         Self::WorkShed,
+        Self::MappingError,
     ];
 
     /// Its name.
@@ -150,6 +153,7 @@ impl Metric {
             Self::AdmissionDecisions => "admission_decisions_total",
             Self::TenantTokens => "tenant_tokens_total",
             Self::WorkShed => "work_shed_total",
+            Self::MappingError => "media_runtime_mapping_error_ms",
         }
     }
 
@@ -245,6 +249,7 @@ impl Metric {
             ],
             Self::AdmissionDecisions => &[L::TenantId, L::Subject, L::Decision],
             Self::TenantTokens | Self::WorkShed => &[L::TenantId],
+            Self::MappingError => &[L::PipelineVersion, L::NodeId, L::Quantile],
         }
     }
 }

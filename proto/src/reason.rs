@@ -129,6 +129,8 @@ reasons! {
     NODE_CPU_LIMIT_EXCEEDED = "node_cpu_limit_exceeded";
     /// A node keeps more memory than it may, and is stopped (F-107).
     NODE_MEMORY_LIMIT_EXCEEDED = "node_memory_limit_exceeded";
+    /// Media time is told from the runtime's clock less well than it has to be (NF-018).
+    MEDIA_RUNTIME_MAPPING_ERROR = "media_runtime_mapping_error";
     /// A node failed or never came back.
     NODE_TIMEOUT_OR_FAILURE = "node_timeout_or_failure";
 

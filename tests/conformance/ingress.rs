@@ -8,12 +8,13 @@ use rspp_host::{
     node::{NodeContext, Step},
 };
 use rspp_proto::{
-    Epoch, ErrorCode, Extension, IdempotencyKey, Lane, Monotonic, Payload, PipelineVersion,
-    SampleIndex, SessionId, Speaker, TextChunk, WallClock,
+    Epoch, ErrorCode, Extension, IdempotencyKey, Lane, MetricSample, Monotonic, Payload,
+    PipelineVersion, SampleIndex, SessionId, Speaker, TextChunk, WallClock,
     abi::{
         ControlSignal, Emitter, Encoding, EventRecord, Record, Signal, Stamp as AbiStamp,
         UnknownEventAction, Wire as Codec,
     },
+    metric::Metric,
     spec::{EdgeSpec, JitterProfile, PortType},
 };
 use rspp_provider_api::scripted::{ScriptedLlm, ScriptedStt};
@@ -394,22 +395,57 @@ async fn an_extension_reaches_nodes_and_subscribers() {
 /// What the network does to a frame.
 struct Network {
     profile: JitterProfile,
+    /// Most that 99 of 100 frames may be off.
+    max_p99_ms: u64,
+    /// Frames that are sent, speech among the first.
+    frames: usize,
     /// How late frame `n` is, in milliseconds; `None` if it is lost.
     late: fn(u64) -> Option<u64>,
 }
 
-/// A second of speech and two of silence over that network.
+impl Network {
+    /// Three seconds over a network that is held to nothing.
+    fn of(profile: JitterProfile, late: fn(u64) -> Option<u64>) -> Self {
+        Self {
+            profile,
+            max_p99_ms: 200,
+            frames: 150,
+            late,
+        }
+    }
+}
+
+/// A second of speech, and silence, over that network.
 async fn speak_over(network: Network) -> Over {
+    measured_over(network).await.0
+}
+
+/// The same, and what was measured in band meanwhile.
+async fn measured_over(network: Network) -> (Over, Vec<MetricSample>) {
     let cast = Cast {
         stt: Arc::new(ScriptedStt::new("stt").utterances(["hello there"])),
         ..Cast::default()
     };
     let mut opening = Opening::default();
     opening.pipeline.connection.jitter = network.profile;
+    opening.pipeline.connection.max_mapping_error_p99_ms = network.max_p99_ms;
+    opening.pipeline.observe.metrics_every_ms = Some(1_000);
     let wire = Wire::open(&cast, opening).await;
+    let mut notices = wire.session.subscribe();
+    let listening = tokio::spawn(async move {
+        let mut measured = Vec::new();
+        while let Ok(notice) = notices.recv().await {
+            if let Notice::Event(event) = notice
+                && let Some(Payload::Metrics(sample)) = event.payload
+            {
+                measured.push(*sample);
+            }
+        }
+        measured
+    });
     let mut samples = vec![0; 320 * 10];
     samples.extend(tone(ms(1_000)));
-    samples.resize(320 * 150, 0);
+    samples.resize(320 * network.frames, 0);
     let mut frames: Vec<_> = samples
         .chunks(320)
         .zip(0u64..)
@@ -427,7 +463,7 @@ async fn speak_over(network: Network) -> Over {
         }));
     }
     wire.until(Signal::Close, 1).await;
-    wire.end().await
+    (wire.end().await, listening.await.unwrap())
 }
 
 fn breaks(over: &Over) -> usize {
@@ -439,10 +475,9 @@ fn breaks(over: &Over) -> usize {
 /// that they are late.
 #[tokio::test(start_paused = true)]
 async fn frames_out_of_order_are_heard_in_order() {
-    let over = speak_over(Network {
-        profile: JitterProfile::LatencyFirst,
-        late: |n| Some(if n % 5 == 2 { 35 } else { 0 }),
-    })
+    let over = speak_over(Network::of(JitterProfile::LatencyFirst, |n| {
+        Some(if n % 5 == 2 { 35 } else { 0 })
+    }))
     .await;
     assert_eq!(turns(&over), ["hello there"]);
     assert_eq!(over.report.turns[0].agent_text_played, REPLY);
@@ -459,10 +494,9 @@ async fn frames_out_of_order_are_heard_in_order() {
 /// that the user's media time goes on; each gap is a discontinuity of the user's audio.
 #[tokio::test(start_paused = true)]
 async fn lost_frames_are_gaps_and_not_the_end() {
-    let over = speak_over(Network {
-        profile: JitterProfile::LatencyFirst,
-        late: |n| (n % 20 != 15).then_some(0),
-    })
+    let over = speak_over(Network::of(JitterProfile::LatencyFirst, |n| {
+        (n % 20 != 15).then_some(0)
+    }))
     .await;
     assert_eq!(turns(&over), ["hello there"]);
     let media = over.report.line.media.unwrap();
@@ -487,16 +521,8 @@ async fn lost_frames_are_gaps_and_not_the_end() {
 #[tokio::test(start_paused = true)]
 async fn the_profile_trades_latency_for_accuracy() {
     let late = |n: u64| Some(if n % 10 == 3 { 150 } else { 0 });
-    let fast = speak_over(Network {
-        profile: JitterProfile::LatencyFirst,
-        late,
-    })
-    .await;
-    let accurate = speak_over(Network {
-        profile: JitterProfile::AccuracyFirst,
-        late,
-    })
-    .await;
+    let fast = speak_over(Network::of(JitterProfile::LatencyFirst, late)).await;
+    let accurate = speak_over(Network::of(JitterProfile::AccuracyFirst, late)).await;
     let (quick, whole) = (
         fast.report.line.media.unwrap(),
         accurate.report.line.media.unwrap(),
@@ -512,10 +538,9 @@ async fn the_profile_trades_latency_for_accuracy() {
 /// bound nothing is.
 #[tokio::test(start_paused = true)]
 async fn a_clock_that_runs_away_is_tied_anew() {
-    let over = speak_over(Network {
-        profile: JitterProfile::AccuracyFirst,
-        late: |n| Some(if n < 100 { n / 2 } else { 400 }),
-    })
+    let over = speak_over(Network::of(JitterProfile::AccuracyFirst, |n| {
+        Some(if n < 100 { n / 2 } else { 400 })
+    }))
     .await;
     assert_eq!(turns(&over), ["hello there"]);
     let media = over.report.line.media.unwrap();
@@ -525,4 +550,52 @@ async fn a_clock_that_runs_away_is_tied_anew() {
         "{media:?}"
     );
     assert_eq!(breaks(&over), 1);
+}
+
+/// NF-018: how far media time is off where it is told from the runtime's clock is measured and held to
+/// the bound that the pipeline sets: what is beyond is said, in band, as a note and as a degradation, and
+/// corrected without a break of media time; what is within is measured and nothing else.
+#[tokio::test(start_paused = true)]
+async fn a_mapping_that_is_off_is_said_and_corrected() {
+    // One early frame, which all others are told from.
+    let late = |n: u64| Some(if n == 0 { 0 } else { 80 });
+    let held = |max_p99_ms| Network {
+        max_p99_ms,
+        frames: 1_200,
+        ..Network::of(JitterProfile::AccuracyFirst, late)
+    };
+    for (max_p99_ms, verdicts) in [(50, &["beyond", "within"][..]), (80, &[])] {
+        let (over, samples) = measured_over(held(max_p99_ms)).await;
+        assert_eq!(turns(&over), ["hello there"]);
+        let told = notes(&over.entries, "media_runtime_mapping_error_ms");
+        let told: Vec<_> = told
+            .iter()
+            .filter_map(|event| match &event.payload {
+                Some(Payload::Debug(note)) => Some(note.fields["verdict"].clone()),
+                _another_payload => None,
+            })
+            .collect();
+        assert_eq!(told, verdicts);
+        let degraded = over.report.degraded.iter().map(|it| it.reason.as_str());
+        let degraded: Vec<_> = degraded.collect();
+        let beyond = usize::from(!verdicts.is_empty());
+        assert_eq!(degraded, vec!["media_runtime_mapping_error"; beyond]);
+        let signals = over.signals().into_iter();
+        let said = signals.filter(|signal| *signal == "degrade").count();
+        assert_eq!(said, beyond);
+        let media = over.report.line.media.unwrap();
+        assert_eq!((media.lost, media.rebases, breaks(&over)), (0, 0, 0));
+        assert_eq!(media.mapping_beyond_bound, beyond as u64);
+        assert_eq!(media.media_runtime_mapping_error_ms, 80);
+        let mapping = samples
+            .iter()
+            .filter(|sample| sample.name == Metric::MappingError.as_str());
+        let measured: Vec<_> = mapping.map(|sample| sample.value).collect();
+        let expected: &[f64] = if beyond == 1 {
+            &[80.0, 0.0]
+        } else {
+            &[80.0; 2]
+        };
+        assert_eq!(measured, expected);
+    }
 }

@@ -188,7 +188,7 @@ pub fn complaints(document: &str, tests: &Tests) -> Vec<String> {
 ///
 /// A unit test is named as `cargo test` shows it, `rspp-kernel edge::tests::final_text_survives`; any
 /// other by its file, `rspp-proto tests/golden.rs::reading_never_panics`. A suite made by a macro,
-/// `mod name: kind = subject;` under a test attribute, is named like a test.
+/// `mod name: kind = subject;` or `mod name = subject;` under a test attribute, is named like a test.
 #[derive(Debug, Default)]
 pub struct Tests(BTreeMap<String, BTreeSet<String>>);
 
@@ -333,7 +333,7 @@ fn walk(tokens: TokenStream, prefix: &str, out: &mut BTreeMap<String, BTreeSet<S
                         rest = after;
                     }
                     [TokenTree::Ident(name), TokenTree::Punct(colon), ..]
-                        if colon.as_char() == ':' && is_test =>
+                        if matches!(colon.as_char(), ':' | '=') && is_test =>
                     {
                         out.insert(format!("{prefix}{name}"), cited(&docs));
                     }
@@ -415,6 +415,9 @@ mod tests {
                 /// F-055
                 #[tokio::test]
                 mod scripted: llm = subject();
+                /// F-086
+                #[tokio::test]
+                mod sockets = Sockets;
             }
         }
     "#;

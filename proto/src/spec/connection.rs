@@ -66,6 +66,10 @@ pub struct ConnectionPolicy {
     /// Most that media time and the runtime's clock may run apart before they are set anew (NF-018).
     #[schemars(range(min = 1))]
     pub max_skew_ms: u64,
+    /// Most that 99 of 100 frames may be off where media time is told from the runtime's clock, over
+    /// ten seconds; beyond it the mapping is corrected and the session counts as degraded (NF-018).
+    #[schemars(range(min = 1, max = 254))]
+    pub max_mapping_error_p99_ms: u64,
     /// The agent's own voice in the user's microphone (P28).
     pub echo_guard: EchoGuardPolicy,
 }
@@ -81,6 +85,7 @@ impl Default for ConnectionPolicy {
             unknown_event_action: UnknownEventAction::Reject,
             jitter: JitterProfile::LatencyFirst,
             max_skew_ms: 200,
+            max_mapping_error_p99_ms: 200,
             echo_guard: EchoGuardPolicy::default(),
         }
     }

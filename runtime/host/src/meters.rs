@@ -513,6 +513,20 @@ impl Meters {
         }
     }
 
+    /// How far the user's media time was from the node's clock, where it comes in (NF-018).
+    pub(crate) fn mapping(&self, ingress: &NodeId, p99_ms: u64) -> Measured {
+        let labels = [
+            (L::PipelineVersion, self.version.as_str()),
+            (L::NodeId, ingress.as_str()),
+            (L::Quantile, "0.99"),
+        ];
+        Measured {
+            node: ingress.clone(),
+            edge: None,
+            sample: MetricSample::of(Metric::MappingError, p99_ms as f64, labels),
+        }
+    }
+
     /// What was measured so far.
     pub(crate) fn measurements(&self) -> Measurements {
         let nodes = lock(&self.nodes);

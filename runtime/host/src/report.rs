@@ -243,4 +243,7 @@ pub struct MediaReport {
     pub rebases: u64,
     /// How far media time and the runtime's clock were apart, 99th percentile, in milliseconds.
     pub media_runtime_mapping_error_ms: u64,
+    /// Stretches of ten seconds in which that was more than it may be.
+    #[serde(default)]
+    pub mapping_beyond_bound: u64,
 }

@@ -97,6 +97,7 @@ use publish::Publisher;
 use speculation::Guesses;
 use succession::Succession;
 use telemetry::Telemetry;
+pub(crate) use telemetry::measurement;
 use tools::Tools;
 use words::Words;
 

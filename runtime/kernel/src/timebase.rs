@@ -41,30 +41,55 @@ pub enum Observed {
 
 /// Errors are kept in steps of a millisecond, up to this.
 const STEPS: usize = 256;
+/// Observations that a verdict about the mapping is made of: ten seconds of frames.
+const WINDOW: usize = 500;
+
+/// How well media time could be told from the runtime's clock, over the last stretch of observations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The error that 99 of 100 observations keep to, in milliseconds, rounded up.
+    pub p99_ms: u64,
+    /// Whether that is what it may be.
+    pub within: bool,
+}
+
+/// What a timebase is held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Most that clocks may run apart before the anchor is moved.
+    pub max_skew: Duration,
+    /// Most that 99 of 100 observations may be apart.
+    pub max_error_p99: Duration,
+}
 
 /// A session's times. Projections never go back, whatever happens.
 #[derive(Clone, Debug)]
 pub struct Timebase {
     rate: SampleRate,
-    max_skew: Duration,
+    bounds: Bounds,
     anchor: Option<Anchor>,
     /// The latest observation: nothing after it is projected before it.
     latest: Option<(SampleIndex, Monotonic)>,
     rebases: u64,
     /// How often the error was so many milliseconds; made with the first observation.
     errors: Vec<u32>,
+    /// By how much each observation since the last verdict came late; negative where it came early.
+    recent: Vec<i16>,
+    verdict: Option<Mapping>,
 }
 
 impl Timebase {
-    /// A timebase for audio at `rate`; clocks may run `max_skew` apart.
-    pub fn new(rate: SampleRate, max_skew: Duration) -> Self {
+    /// A timebase for audio at `rate`.
+    pub fn new(rate: SampleRate, bounds: Bounds) -> Self {
         Self {
             rate,
-            max_skew,
+            bounds,
             anchor: None,
             latest: None,
             rebases: 0,
             errors: Vec::new(),
+            recent: Vec::new(),
+            verdict: None,
         }
     }
 
@@ -109,19 +134,45 @@ impl Timebase {
         let Some(expected) = self.raw(media) else {
             self.calibrate(anchor);
             self.latest = Some((media, at));
-            self.note(Duration::ZERO);
+            self.note(Duration::ZERO, Duration::ZERO);
             return Observed::Anchored;
         };
-        let error = at.since(expected).max(expected.since(at));
+        let (late, early) = (at.since(expected), expected.since(at));
+        let error = late.max(early);
         let went_back = self.latest.is_some_and(|(latest, _)| media < latest);
         self.latest = Some((media, at));
-        self.note(error);
-        if error > self.max_skew || went_back {
+        self.note(late, early);
+        if error > self.bounds.max_skew || went_back {
             self.calibrate(anchor);
             self.rebases += 1;
+            // What was off from the old anchor says nothing about the new one.
+            self.recent.clear();
+            self.verdict = None;
             return Observed::Rebased { skew: error };
         }
         Observed::Within { error }
+    }
+
+    /// How the mapping was over the last stretch of observations, once at the end of each. Beyond the
+    /// bound the anchor is moved to where half of them came later and half earlier: what is off by the
+    /// same amount each time is corrected so, and media time itself goes on without a break. What comes
+    /// now early and now late cannot be, and is told again with the next stretch.
+    pub fn verdict(&mut self) -> Option<Mapping> {
+        let verdict = self.verdict.take()?;
+        if let Some(anchor) = self.anchor.as_mut().filter(|_| !verdict.within) {
+            let off = median(&mut self.recent);
+            let by = Duration::from_millis(u64::from(off.unsigned_abs()));
+            let moved = if off < 0 {
+                anchor.at.as_duration().saturating_sub(by)
+            } else {
+                anchor.at.as_duration() + by
+            };
+            let wall = i64::from(off).saturating_add_unsigned(anchor.wall.0);
+            anchor.at = Monotonic::from_duration(moved);
+            anchor.wall = WallClock(u64::try_from(wall).unwrap_or(0));
+        }
+        self.recent.clear();
+        Some(verdict)
     }
 
     /// How often the anchor had to be moved.
@@ -158,13 +209,42 @@ impl Timebase {
         ))
     }
 
-    fn note(&mut self, error: Duration) {
+    fn note(&mut self, late: Duration, early: Duration) {
         if self.errors.is_empty() {
             self.errors = vec![0; STEPS];
+            self.recent.reserve_exact(WINDOW);
         }
-        let step = (error.as_micros().div_ceil(1_000) as usize).min(STEPS - 1);
+        let step = step_of(late.max(early));
         self.errors[step] = self.errors[step].saturating_add(1);
+        if self.recent.len() == WINDOW {
+            return; // Nobody asks for a verdict.
+        }
+        let off = step as i16;
+        self.recent.push(if early > late { -off } else { off });
+        if self.recent.len() == WINDOW {
+            let mut errors: Vec<u16> = self.recent.iter().map(|off| off.unsigned_abs()).collect();
+            let rank = WINDOW * 99 / 100 - 1;
+            let (_, p99, _) = errors.select_nth_unstable(rank);
+            let p99_ms = u64::from(*p99);
+            self.verdict = Some(Mapping {
+                p99_ms,
+                within: Duration::from_millis(p99_ms) <= self.bounds.max_error_p99,
+            });
+        }
     }
+}
+
+/// An error in whole milliseconds, rounded up; what is beyond the steps is the last one.
+fn step_of(error: Duration) -> usize {
+    (error.as_micros().div_ceil(1_000) as usize).min(STEPS - 1)
+}
+
+fn median(offs: &mut [i16]) -> i16 {
+    let middle = offs.len() / 2;
+    if middle == 0 {
+        return 0;
+    }
+    *offs.select_nth_unstable(middle).1
 }
 
 #[cfg(test)]
@@ -181,7 +261,24 @@ mod tests {
     }
 
     fn timebase() -> Timebase {
-        Timebase::new(RATE, Duration::from_millis(100))
+        bounded(100)
+    }
+
+    fn bounded(max_error_p99_ms: u64) -> Timebase {
+        let bounds = Bounds {
+            max_skew: Duration::from_millis(100),
+            max_error_p99: Duration::from_millis(max_error_p99_ms),
+        };
+        Timebase::new(RATE, bounds)
+    }
+
+    /// A window of frames of 20 ms, each as late as it is said; what was found of it.
+    fn stretch(timebase: &mut Timebase, from: u64, late: impl Fn(u64) -> u64) -> Mapping {
+        for n in from..from + WINDOW as u64 {
+            assert_eq!(timebase.verdict(), None, "before the end of the stretch");
+            let _within = timebase.observe(SampleIndex(n * 320), ms(n * 20 + late(n)), NOON);
+        }
+        timebase.verdict().expect("a stretch is over")
     }
 
     /// NF-018: from an anchor on each of the three times is told from any other.
@@ -215,6 +312,38 @@ mod tests {
         assert_eq!(timebase.rebases(), 1);
         assert_eq!(timebase.mapping_error_ms(0.5), Some(0));
         assert_eq!(timebase.mapping_error_ms(0.99), Some(101));
+    }
+
+    /// NF-018: the error that 99 of 100 frames keep to is held against the bound that was set, stretch by
+    /// stretch. What is off by the same each time is corrected; what is now off and now not is told again.
+    #[test]
+    fn a_mapping_beyond_its_bound_is_told_and_corrected() {
+        let verdict = |p99_ms, within| Mapping { p99_ms, within };
+        let window = WINDOW as u64;
+        let mut steady = bounded(30);
+        // The first frame came early: all the others are late by it.
+        let late = |n: u64| if n == 0 { 0 } else { 60 };
+        assert_eq!(stretch(&mut steady, 0, late), verdict(60, false));
+        assert_eq!(stretch(&mut steady, window, late), verdict(0, true));
+        let wall = steady.project_wall(SampleIndex(16_000));
+        assert_eq!(wall, Some(WallClock(NOON.0 + 1_060)));
+        assert_eq!(steady.rebases(), 0, "media time goes on without a break");
+
+        // Held up and then all at once, again and again.
+        let mut wild = bounded(30);
+        let late = |n: u64| [0, 90, 70, 50, 30, 10, 0, 0, 0, 0][n as usize % 10];
+        assert_eq!(stretch(&mut wild, 0, late), verdict(90, false));
+        assert!(!stretch(&mut wild, window, late).within);
+
+        // One in a hundred may be later than that.
+        let mut rare = bounded(30);
+        let late = |n: u64| match n {
+            0 => 0,
+            250..254 => 90 - (n - 250) * 20,
+            _ => 30,
+        };
+        assert_eq!(stretch(&mut rare, 0, late), verdict(30, true));
+        assert_eq!(rare.mapping_error_ms(1.0), Some(90));
     }
 
     /// NF-018: a runtime clock that goes back is a fault, and changes nothing.

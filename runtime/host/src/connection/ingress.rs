@@ -3,15 +3,18 @@
 
 use rspp_kernel::authority::Checkpoint;
 use rspp_proto::{
-    Epoch, Extension, IdempotencyKey, Payload, SampleIndex, Speaker,
+    Epoch, Extension, IdempotencyKey, Monotonic, Payload, SampleIndex, Speaker,
     abi::{DecodeError, Decoded, Encoding, EventRecord, MediaTime, Record, Wire},
 };
 use rspp_transport_api::{Frame, Ingress, Stamped};
 
-use super::{Line, media::Placed};
+use super::{
+    Line,
+    media::{Placed, Verdict},
+};
 use crate::{
     event::{Event, Stamp},
-    session::{Foreign, TransportEvent},
+    session::{Foreign, TransportEvent, measurement},
 };
 
 impl Line {
@@ -256,8 +259,12 @@ impl Line {
                 missing,
                 skipped,
                 broken,
+                mapping,
                 pcm,
             } = placed;
+            if let Some(verdict) = mapping {
+                self.judge(verdict, now);
+            }
             if let Some(reason) = broken {
                 self.tell(TransportEvent::Discontinuity(reason));
             }
@@ -267,6 +274,21 @@ impl Line {
             self.skip(skipped);
             self.hear(pcm);
         }
+    }
+
+    /// Measures how well media time is told, and says when that has become another matter.
+    fn judge(&self, verdict: Verdict, now: Monotonic) {
+        let Verdict { mapping, is_news } = verdict;
+        if is_news {
+            self.tell(TransportEvent::Mapping(mapping));
+        }
+        let attachment = &self.attachment;
+        let (Some(meters), Some(epoch)) = (&attachment.meters, attachment.fence.epoch()) else {
+            return;
+        };
+        let measured = meters.mapping(&attachment.ingress_node, mapping.p99_ms);
+        let sample = measurement(measured, epoch, now);
+        let _unwatched = attachment.telemetry.offer(sample);
     }
 
     /// Moves on in the user's audio without hearing anything.

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use rspp_kernel::{
     jitter::{JitterBuffer, JitterLimits, Popped, Pushed},
-    timebase::{Observed, Timebase},
+    timebase::{Bounds, Mapping, Observed, Timebase},
 };
 use rspp_proto::{Monotonic, SampleIndex, SampleRate, WallClock, spec::ConnectionPolicy};
 
@@ -22,7 +22,17 @@ pub(super) struct Placed {
     pub(super) skipped: u64,
     /// Why media time breaks before it, if it does.
     pub(super) broken: Option<&'static str>,
+    /// How well it could be told when it was said, once for each stretch of frames.
+    pub(super) mapping: Option<Verdict>,
     pub(super) pcm: Bytes,
+}
+
+/// How well media time was told from the runtime's clock.
+#[derive(Clone, Copy)]
+pub(super) struct Verdict {
+    pub(super) mapping: Mapping,
+    /// Whether that is another matter than it was before.
+    pub(super) is_news: bool,
 }
 
 pub(super) struct MediaStream {
@@ -33,17 +43,27 @@ pub(super) struct MediaStream {
     expected: Option<SampleIndex>,
     /// Whether frames were given up since the last one.
     lost: bool,
+    /// Whether media time was told from the runtime's clock as well as it has to be, when last looked.
+    maps: bool,
+    /// How often it was not.
+    beyond: u64,
 }
 
 impl MediaStream {
     pub(super) fn new(policy: &ConnectionPolicy, rate: SampleRate) -> Self {
-        let max_skew = std::time::Duration::from_millis(policy.max_skew_ms);
+        let ms = std::time::Duration::from_millis;
+        let bounds = Bounds {
+            max_skew: ms(policy.max_skew_ms),
+            max_error_p99: ms(policy.max_mapping_error_p99_ms),
+        };
         Self {
             rate,
             jitter: JitterBuffer::new(JitterLimits::of(policy.jitter)),
-            timebase: Timebase::new(rate, max_skew),
+            timebase: Timebase::new(rate, bounds),
             expected: None,
             lost: false,
+            maps: true,
+            beyond: 0,
         }
     }
 
@@ -89,6 +109,14 @@ impl MediaStream {
             Observed::Rebased { .. } => true,
             Observed::Anchored | Observed::Within { .. } | Observed::Refused => false,
         };
+        let mapping = self.timebase.verdict().map(|mapping| {
+            self.beyond += u64::from(!mapping.within);
+            let before = std::mem::replace(&mut self.maps, mapping.within);
+            Verdict {
+                mapping,
+                is_news: before != mapping.within,
+            }
+        });
         let broken = if lost {
             Some(LOST)
         } else if moved || position < expected {
@@ -101,6 +129,7 @@ impl MediaStream {
             missing: missing as usize,
             skipped,
             broken,
+            mapping,
             pcm,
         }
     }
@@ -126,6 +155,7 @@ impl MediaStream {
             longest_held_ms: counters.longest.as_millis() as u64,
             rebases: self.timebase.rebases(),
             media_runtime_mapping_error_ms: self.timebase.mapping_error_ms(0.99).unwrap_or(0),
+            mapping_beyond_bound: self.beyond,
         }
     }
 }

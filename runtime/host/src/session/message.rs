@@ -9,6 +9,7 @@ use rspp_kernel::{
     CancelReason, Input,
     authority::AuthorityFault,
     edge::EdgeNotice,
+    timebase::Mapping,
     tool::{ToolOutcome, ToolRequest},
 };
 use rspp_proto::{
@@ -74,6 +75,8 @@ pub(crate) enum TransportEvent {
     Discontinuity(&'static str),
     /// The client says how much was heard of a turn that is fenced.
     Played(rspp_transport_api::Receipt),
+    /// When the user's audio was said can be told less well than it has to be, or well again.
+    Mapping(Mapping),
     /// Output was too old to be played.
     Aged {
         turn: TurnNumber,

@@ -24,6 +24,7 @@ use rspp_kernel::{
     journal::Line,
     plan::ResolvedTurnPlan,
     refused::RefusedMove,
+    timebase::Mapping,
     tool::{ToolEnd, ToolEvent, ToolStep},
     turn::Refusal,
 };
@@ -951,6 +952,19 @@ impl Publisher {
             .because(Reason::from_static(reason))
             .breaking(domain, id);
         self.say(signal);
+    }
+
+    /// How well media time is told from the runtime's clock, where that has become another matter
+    /// (NF-018).
+    pub(super) fn mapping(&mut self, mapping: Mapping, bound_ms: u64, at: Monotonic) {
+        let verdict = if mapping.within { "within" } else { "beyond" };
+        let fields = [
+            ("p99_ms", mapping.p99_ms.to_string()),
+            ("max_p99_ms", bound_ms.to_string()),
+            ("verdict", verdict.to_owned()),
+        ];
+        let record = self.remark(Metric::MappingError.as_str(), &fields, at);
+        self.event_record(record);
     }
 
     /// Output that was too old to be played (P23).

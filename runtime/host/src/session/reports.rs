@@ -461,6 +461,18 @@ impl Session {
                 let (turn, frames) = (receipt.turn, frames_of(receipt.played));
                 self.kernel.handle(now, Input::Heard { turn, frames });
             }
+            TransportEvent::Mapping(mapping) => {
+                let bound = self
+                    .setup
+                    .blueprint
+                    .spec
+                    .connection
+                    .max_mapping_error_p99_ms;
+                self.publisher.mapping(mapping, bound, now);
+                if !mapping.within {
+                    self.degrade("media_runtime_mapping_error", None, None, now);
+                }
+            }
             TransportEvent::Aged { turn, range } => {
                 let lost = range.end - range.start + 1;
                 self.ledger.dropped(Some(turn), Lane::Data, lost);

@@ -47,7 +47,7 @@ impl Session {
                 let now = meters.measurements();
                 let at = Monotonic::from_duration(clock.now());
                 for measured in samples(before.as_ref(), &now) {
-                    let _unwatched = lane.offer(observed(measured, epoch, at));
+                    let _unwatched = lane.offer(measurement(measured, epoch, at));
                 }
                 before = Some(now);
             }
@@ -90,7 +90,8 @@ impl Session {
     }
 }
 
-fn observed(measured: Measured, epoch: Epoch, at: Monotonic) -> Observed {
+/// A measurement as it is told in band.
+pub(crate) fn measurement(measured: Measured, epoch: Epoch, at: Monotonic) -> Observed {
     let stamp = Stamp {
         turn: None,
         epoch,
