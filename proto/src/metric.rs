@@ -102,7 +102,7 @@ pub enum MetricLabel {
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::NodeLatency,
         Self::NodeStart,
         Self::CancelLatency,

@@ -468,7 +468,7 @@ async fn every_signal_is_given_by_its_emitters_and_nobody_else() {
     providers(&mut seen).await;
     budgets(&mut seen).await;
     authority(&mut seen).await;
-    admission(&mut seen).await;
+    Box::pin(admission(&mut seen)).await;
     recording(&mut seen).await;
 
     let table = table();

@@ -219,7 +219,7 @@ impl Timebase {
         if self.recent.len() == WINDOW {
             return; // Nobody asks for a verdict.
         }
-        let off = step as i16;
+        let off = i16::try_from(step).expect("steps are few");
         self.recent.push(if early > late { -off } else { off });
         if self.recent.len() == WINDOW {
             let mut errors: Vec<u16> = self.recent.iter().map(|off| off.unsigned_abs()).collect();

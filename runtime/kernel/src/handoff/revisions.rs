@@ -198,8 +198,8 @@ mod tests {
         revision.map(|it| (it.text, it.action))
     }
 
-    fn handed(text: &str, action: RevisionAction) -> Option<(String, RevisionAction)> {
-        Some((text.to_owned(), action))
+    fn handed(text: &str, action: RevisionAction) -> (String, RevisionAction) {
+        (text.to_owned(), action)
     }
 
     /// turn-plan.md §7: long enough, or the end of a sentence, or old enough.
@@ -210,19 +210,19 @@ mod tests {
         assert_eq!(words.heard(at(0), "what"), None);
         assert_eq!(words.due(), Some(at(2_000)));
         let found = told(words.heard(at(300), "what is the time"));
-        assert_eq!(found, handed("what is the time", Coalesce));
+        assert_eq!(found, Some(handed("what is the time", Coalesce)));
         assert_eq!(told(words.heard(at(400), "what is the time")), None);
         let found = told(words.heard(at(500), "what is the time now"));
-        assert_eq!(found, handed("what is the time now", Supersede));
+        assert_eq!(found, Some(handed("what is the time now", Supersede)));
         words.conclude();
         assert_eq!(
             told(words.heard(at(900), "Stop.")),
-            handed("Stop.", Forward)
+            Some(handed("Stop.", Forward))
         );
         words.conclude();
         assert_eq!(words.heard(at(1_000), "well"), None);
         assert_eq!(words.tick(at(2_999)), None);
-        assert_eq!(told(words.tick(at(3_000))), handed("well", Forward));
+        assert_eq!(told(words.tick(at(3_000))), Some(handed("well", Forward)));
     }
 
     /// turn-plan.md §7: no more revisions than the plan allows; what comes beyond them waits for the end.

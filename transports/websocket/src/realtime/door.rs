@@ -84,7 +84,7 @@ async fn connect(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
     let looked_at = asked(&headers, query.as_deref()).and_then(|asked| {
-        let admitted = server.admit_new(asked.token.as_deref(), &headers)?;
+        let admitted = server.admit_new(asked.token.as_deref(), &headers)??;
         Ok((asked, admitted, server.seat()?))
     });
     let (asked, admitted, seat) = match looked_at {

@@ -134,7 +134,8 @@ fn refusal(refused: &NotBegun) -> Over {
         ),
         NotBegun::Refused(why) => {
             let close = match why {
-                rspp_transport_api::Refusal::Busy(_) => close_code::AGAIN,
+                rspp_transport_api::Refusal::Busy(_)
+                | rspp_transport_api::Refusal::Elsewhere(_) => close_code::AGAIN,
                 rspp_transport_api::Refusal::NotHere(_)
                 | rspp_transport_api::Refusal::Failed(_) => close_code::ERROR,
             };

@@ -8,7 +8,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rspp_proto::TenantId;
 use rspp_transport_api::{
-    Guard, Transport, TurnEnd,
+    Farewell, Guard, Transport, TurnEnd,
     audio::{FRAME, samples},
     conformance::{Peer, Rig},
     transport_tests,
@@ -29,7 +29,7 @@ struct Player {
     playing: Arc<Mutex<Vec<Piece>>>,
     hang_up: Option<oneshot::Sender<()>>,
     _house: House,
-    _end: oneshot::Sender<String>,
+    _end: oneshot::Sender<Farewell>,
 }
 
 struct Piece {
@@ -163,7 +163,7 @@ async fn a_session_is_opened_as_it_was_set_up() {
     );
     session
         .end
-        .send("the session was drained".to_owned())
+        .send(Farewell::because("the session was drained"))
         .unwrap();
     client.until(|_| false).await;
     let closed = client.closed.clone().unwrap();
