@@ -8,7 +8,7 @@ use rspp_proto::SessionId;
 use rspp_tests::sim::Dice;
 use rspp_transport_api::Elsewhere;
 use rspp_websocket::{
-    protocol::{ClientMessage, Hello, ServerMessage},
+    protocol::{ClientMessage, Hello, Resume, ServerMessage},
     testing::Client,
 };
 use tokio::{
@@ -52,6 +52,8 @@ pub(crate) struct Caller {
     /// said since without a word of how that ended.
     possible: Vec<Option<String>>,
     line: Option<Line>,
+    /// Where a session may still wait for it, and what to say there.
+    left: Option<(String, Resume)>,
 }
 
 /// A connection.
@@ -84,6 +86,7 @@ impl Caller {
             names: 0,
             possible: vec![None],
             line: None,
+            left: None,
         }
     }
 
@@ -171,13 +174,23 @@ impl Caller {
                 Reply::Gone(None) => {
                     let gone = self.line.take().expect("it was read from");
                     let began = Instant::now();
-                    self.line = gone.resume().await;
+                    self.left = Some((gone.url, gone.client.resume()));
+                    self.come_back().await;
                     if self.line.is_some() {
-                        self.diary.resumed += 1;
                         self.without(began);
                     }
                 }
             }
+        }
+    }
+
+    /// Comes back to the runtime that it was at, where the session waits for a while.
+    async fn come_back(&mut self) {
+        if let Some((url, resume)) = &self.left {
+            self.line = Line::resume(url, resume).await;
+        }
+        if self.line.is_some() {
+            self.diary.resumed += 1;
         }
     }
 
@@ -201,6 +214,9 @@ impl Caller {
                     last = format!("{} does not let it in", route.runtime);
                     let (url, token) = (route.endpoint.url, route.token.token);
                     self.line = self.follow(&url, &token).await?;
+                    if self.line.is_none() && self.left.as_ref().is_some_and(|it| it.0 == url) {
+                        self.come_back().await;
+                    }
                 }
                 Err(error) => last = error.to_string(),
             }
@@ -267,13 +283,11 @@ impl Line {
         Some(first)
     }
 
-    /// Comes back to the runtime that it was at.
-    async fn resume(self) -> Option<Self> {
-        let resume = self.client.resume();
+    async fn resume(url: &str, resume: &Resume) -> Option<Self> {
         let shows = format!("rspp.resume.{}", resume.key);
-        let mut line = Self::open(&self.url, &shows).await?;
+        let mut line = Self::open(url, &shows).await?;
         let hello = Hello {
-            resume: Some(resume),
+            resume: Some(resume.clone()),
             ..Hello::default()
         };
         let first = line.hello(hello).await;
