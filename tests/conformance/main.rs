@@ -69,3 +69,4 @@ mod sync;
 mod teardown;
 mod tools;
 mod watchdog;
+mod wire;

@@ -7,7 +7,7 @@ use rspp_proto::{
     Epoch, Lane, Monotonic, PipelineVersion, SessionId, TenantId, TurnId, abi::SchemaVersion,
 };
 use rspp_timeline::{OR02_EVIDENCE_SCHEMA_VERSION, VERSION as TIMELINE_VERSION};
-use rspp_transport_api::loopback::Moment;
+use rspp_transport_api::{loopback::Moment, wire::WireReport};
 use serde::{Deserialize, Serialize};
 
 /// What the report calls its own format.
@@ -48,6 +48,9 @@ pub(crate) struct SessionPart {
     pub(crate) underruns: u64,
     /// Frames of a turn already taken back that still reached the line; must be 0.
     pub(crate) frames_after_clear: u64,
+    /// How the agent's speech crossed the line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) wire: Option<WireReport>,
 }
 
 /// What wrote the report, and in which formats.
@@ -146,6 +149,7 @@ impl Report {
                 node_failures: session.node_failures,
                 underruns: session.underruns,
                 frames_after_clear: around.frames_after_clear,
+                wire: session.line.wire,
             },
             versions: Versions {
                 rspp: env!("CARGO_PKG_VERSION").to_owned(),

@@ -37,6 +37,7 @@ use rspp_proto::{
 use rspp_transport_api::{
     Link, Outgoing, Receipt, Sink, SinkError, Source, Transport, TransportKind,
     audio::{FRAME, Framer, Resampler, samples, to_bytes},
+    wire::WireReport,
 };
 use tokio::{sync::oneshot, time::Instant};
 
@@ -140,6 +141,8 @@ pub(crate) struct LineStats {
     /// Frames of the user's that were the agent's own voice.
     echoes: AtomicU64,
     media: Mutex<Option<MediaReport>>,
+    /// How the output crossed the wire, as the transport last said.
+    wire: Mutex<Option<WireReport>>,
     /// Output frames that the peer was too slow for.
     unplayed: AtomicU64,
     /// Output frames that left, those that left late, and by how much at most, in milliseconds.
@@ -195,7 +198,13 @@ impl LineStats {
             latest_ms: self.latest.load(Ordering::Relaxed),
             echoes: self.echoes.load(Ordering::Relaxed),
             media: *self.media.lock().expect("no code panics while locked"),
+            wire: *self.wire.lock().expect("no code panics while locked"),
         }
+    }
+
+    /// What the transport knows of the wire.
+    fn crossed(&self, wire: Option<WireReport>) {
+        *self.wire.lock().expect("no code panics while locked") = wire;
     }
 
     /// The client says what was heard. It never takes back what it said before.
@@ -290,7 +299,9 @@ impl Pump for Connection {
             Err(error) => return ExitReason::Failed(error),
         };
         line.tell(TransportEvent::Connected);
-        line.serve(ctx, source).await
+        let over = line.serve(ctx, source).await;
+        line.attachment.line.crossed(line.sink.wire());
+        over
     }
 }
 
@@ -529,7 +540,10 @@ impl Line {
                     Item::Control(ConnectionControl::Clear { turn, cleared }) => {
                         let _session_gave_up = cleared.send(self.clear(ctx, turn));
                     }
-                    Item::Control(ConnectionControl::Held) => self.uncommit(),
+                    Item::Control(ConnectionControl::Held) => {
+                        self.uncommit();
+                        self.sink.pause();
+                    }
                     Item::Control(ConnectionControl::Resume) => self.resume(),
                     Item::Control(ConnectionControl::FinishClause(turn)) => {
                         self.finish_clause(turn);
@@ -1034,6 +1048,7 @@ impl Line {
         if let Err(error) = self.sink.send(Outgoing::AudioEnd(turn)) {
             tracing::trace!(%error, "the end of the audio was not sent");
         }
+        self.attachment.line.crossed(self.sink.wire());
         self.outbound.playing = None;
         let closing = self.outbound.closing.as_mut();
         if let Some(closing) = closing.filter(|closing| closing.turn == turn) {
@@ -1164,6 +1179,7 @@ impl Line {
         self.outbound.framer.clear();
         self.outbound.in_reply = false;
         self.sink.clear(turn);
+        self.attachment.line.crossed(self.sink.wire());
     }
 }
 

@@ -8,6 +8,7 @@ use rspp_proto::{
     TurnId, abi::EventRecord,
 };
 use rspp_timeline::{Anchors, Redacted, TerminalOutcome};
+use rspp_transport_api::wire::WireReport;
 use serde::{Deserialize, Serialize};
 
 use crate::{memory::MemoryUse, meters::Measurements, overhead::Percentiles};
@@ -222,6 +223,9 @@ pub struct LineReport {
     pub echoes: u64,
     /// The user's audio, where it says where it belongs.
     pub media: Option<MediaReport>,
+    /// How the agent's speech crossed the wire, where the transport watches that (P29).
+    #[serde(default)]
+    pub wire: Option<WireReport>,
 }
 
 /// How the user's audio came in over a transport that may lose it or change its order (F-087, NF-018).

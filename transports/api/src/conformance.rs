@@ -44,6 +44,12 @@ pub trait Peer {
 
     /// Hangs up.
     fn hang_up(&mut self) -> impl Future<Output = ()>;
+
+    /// Takes nothing off the wire any more, or again. What cannot stand still goes on.
+    fn freeze(&mut self, frozen: bool) -> impl Future<Output = ()> {
+        let _goes_on = frozen;
+        std::future::ready(())
+    }
 }
 
 /// Makes a test of each promise.
@@ -55,7 +61,7 @@ macro_rules! transport_tests {
             use super::*;
 
             $crate::transport_tests!(@each [$(#[$attribute])+] $rig =>
-                shape hears speaks falls_silent never_blocks hangs_up);
+                shape hears speaks falls_silent takes_back_what_waits never_blocks hangs_up);
         }
     };
     (@each $attributes:tt $rig:expr => $($promise:ident)+) => {
@@ -145,6 +151,55 @@ pub async fn falls_silent(rig: &impl Rig) {
         "{of_first} samples of a cleared turn"
     );
     drop(listening);
+}
+
+/// What waits anywhere between the runtime and a peer that does not read for a while is taken back with its
+/// turn: when the peer reads again it hears none of it, but for what was due at that moment (P5).
+pub async fn takes_back_what_waits(rig: &impl Rig) {
+    let (mut transport, mut peer) = rig.connect(Vec::new()).await;
+    let listening = drain(transport.source);
+    let sink = &mut transport.sink;
+    let frame = samples_of_a_frame(&**sink);
+    let before = play_for(sink, 5, 1_000).await;
+    peer.freeze(true).await;
+    let meanwhile = play_for(sink, 25, 3_000).await;
+    assert!(
+        before + meanwhile > 5,
+        "it takes what a peer has no time for"
+    );
+    let went_on = peer.heard().await.iter().filter(|it| **it == 3_000).count();
+    sink.clear(TurnNumber(1));
+    peer.freeze(false).await;
+    let second = vec![2_000; frame];
+    for _ in 0..5 {
+        let played = sink.play(TurnNumber(2), &chunk_of(&**sink, &second));
+        assert_eq!(played, Ok(()), "the next turn");
+        sleep(FRAME).await;
+    }
+    let is_second = |sample: &&i16| **sample == 2_000;
+    let heard = until(&mut peer, |heard| {
+        heard.iter().filter(is_second).count() >= frame * 5
+    })
+    .await;
+    assert_eq!(heard.iter().filter(is_second).count(), frame * 5);
+    let taken_back = heard.iter().filter(|sample| **sample == 3_000).count();
+    assert!(
+        taken_back <= went_on + frame * 2,
+        "{taken_back} samples of a cleared turn, {went_on} of them before"
+    );
+    drop(listening);
+}
+
+/// Plays so many frames of that value at the pace of speech; how many were taken.
+async fn play_for(sink: &mut Box<dyn Sink>, frames: usize, value: i16) -> usize {
+    let pcm = vec![value; samples_of_a_frame(&**sink)];
+    let mut taken = 0;
+    for _ in 0..frames {
+        let played = sink.play(TurnNumber(1), &chunk_of(&**sink, &pcm));
+        taken += usize::from(played.is_ok());
+        sleep(FRAME).await;
+    }
+    taken
 }
 
 /// A peer that does not keep up is told by `Full`, and nothing grows (P23).
@@ -280,6 +335,7 @@ mod tests {
     }
 
     crate::transport_tests! {
+        /// F-086, P4, P5, P23
         #[tokio::test(start_paused = true)]
         mod loopback_line = Loopback;
     }

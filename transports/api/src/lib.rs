@@ -4,12 +4,14 @@ pub mod audio;
 mod bootstrap;
 #[cfg(feature = "testing")]
 pub mod conformance;
+pub mod g711;
 mod guard;
 pub mod loopback;
 mod sessions;
 mod transport;
 pub mod wav;
 mod wishes;
+pub mod wire;
 
 pub use bootstrap::{BootstrapError, Capabilities, CapabilityError, SessionBootstrap};
 pub use guard::{

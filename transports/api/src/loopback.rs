@@ -8,7 +8,7 @@ mod echo;
 mod playback;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -16,17 +16,20 @@ use std::{
 
 use bytes::Bytes;
 use futures::stream;
-use rspp_proto::{AudioChunk, Codec, SampleRate, TurnNumber};
+use rspp_proto::{AudioChunk, Codec, SampleIndex, SampleRate, TurnNumber};
 use tokio::time::Instant;
 
+pub(crate) use self::playback::Playback;
 use self::{
     caller::{Caller, Step},
     echo::Echo,
-    playback::{Playback, Reply},
+    playback::Reply,
 };
 use crate::{
-    Ingress, Link, Outgoing, Sink, SinkError, Source, Transport, TransportKind,
+    Frame, Ingress, Link, Outgoing, Sink, SinkError, Source, Transport, TransportKind,
     audio::{FRAME, Resampler, UnsupportedRate, samples, to_bytes},
+    g711,
+    wire::{CUSHION, Wire, WireReport},
 };
 
 /// Rate of the user's audio.
@@ -78,6 +81,71 @@ pub struct Script {
     pub lead: Duration,
     /// How the agent's voice comes back into the user's microphone, if it does.
     pub echo: Option<EchoPath>,
+    /// A telephone line: 8 kHz both ways, whatever else is said, and what G.711 leaves of a voice.
+    pub telephone: bool,
+    /// What the network does to what it carries.
+    pub network: Network,
+}
+
+/// How late frames come, one by one and then over again. They keep their order: what comes after a late
+/// one waits behind it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// The agent's, on their way to the user.
+    pub agent_late: Vec<Duration>,
+    /// The user's, on their way to the agent. Over a line that may be late they say where they belong.
+    pub user_late: Vec<Duration>,
+    /// What the user's device waits for before it plays, and when it has run out.
+    pub cushion: Duration,
+}
+
+impl Network {
+    /// A line whose frames come up to `jitter` late, both ways, the same way each time; a telephone's
+    /// buffer at the user's end.
+    pub fn jittery(jitter: Duration) -> Self {
+        /// Of that many frames each is late by itself; a prime, so that it fits no rhythm of speech.
+        const FRAMES: u32 = 97;
+        let late = |salt: u32| {
+            let each = (0..FRAMES).map(|n| {
+                let dice = (n + salt).wrapping_mul(2_654_435_761) >> 16;
+                jitter * (dice % 1_000) / 999
+            });
+            each.collect()
+        };
+        Self {
+            agent_late: late(0),
+            user_late: late(FRAMES),
+            cushion: CUSHION,
+        }
+    }
+}
+
+/// One direction of the network.
+struct Way {
+    late: Vec<Duration>,
+    sent: usize,
+    newest: Duration,
+}
+
+impl Way {
+    fn new(late: Vec<Duration>) -> Self {
+        Self {
+            late,
+            sent: 0,
+            newest: Duration::ZERO,
+        }
+    }
+
+    /// When what is sent at `at` arrives.
+    fn arrives(&mut self, at: Duration) -> Duration {
+        let late = match self.late.len() {
+            0 => Duration::ZERO,
+            length => self.late[self.sent % length],
+        };
+        self.sent += 1;
+        self.newest = self.newest.max(at + late);
+        self.newest
+    }
 }
 
 /// A loudspeaker in front of a microphone.
@@ -98,6 +166,8 @@ impl Default for Script {
             sink_rate: SampleRate::HZ_24000,
             lead: Duration::from_millis(60),
             echo: None,
+            telephone: false,
+            network: Network::default(),
         }
     }
 }
@@ -149,8 +219,24 @@ pub struct Recorded {
 /// A call by `script`: the transport for the runtime, and the line to listen in on.
 ///
 /// The call's clock starts when either side first makes use of the transport.
-pub fn call(script: Script) -> Result<(Transport, Line), UnsupportedRate> {
+pub fn call(mut script: Script) -> Result<(Transport, Line), UnsupportedRate> {
+    let source_rate = if script.telephone {
+        script.sink_rate = SampleRate::HZ_8000;
+        SampleRate::HZ_8000
+    } else {
+        USER_RATE
+    };
     let (sink_rate, lead) = (script.sink_rate, script.lead);
+    let network = std::mem::take(&mut script.network);
+    let microphone = Microphone {
+        telephone: script
+            .telephone
+            .then(|| Resampler::new(USER_RATE, source_rate))
+            .transpose()?,
+        way: Way::new(network.user_late),
+        sequence: 0,
+        position: 0,
+    };
     let echo = script
         .echo
         .map(|path| Echo::new(path, sink_rate))
@@ -162,7 +248,10 @@ pub fn call(script: Script) -> Result<(Transport, Line), UnsupportedRate> {
             to_recording: Resampler::new(USER_RATE, sink_rate)?,
             user: Vec::new(),
             // One frame more than the lead, so that rounding never costs a frame.
-            playback: Playback::new(sink_rate, lead + FRAME),
+            playback: Playback::new(sink_rate, lead + FRAME, network.cushion),
+            way: Way::new(network.agent_late),
+            // A gap is what any player would have.
+            wire: Wire::new(network.cushion.max(CUSHION)),
             agent: Vec::new(),
             echo,
             moments: Vec::new(),
@@ -175,14 +264,15 @@ pub fn call(script: Script) -> Result<(Transport, Line), UnsupportedRate> {
     };
     let transport = Transport {
         kind: TransportKind::Loopback,
-        source_rate: USER_RATE,
-        source: source(Caller::new(script), line.clone()),
+        source_rate,
         sink: Box::new(LoopbackSink {
             line: line.clone(),
             recorded_at: sink_rate,
             resampler: None,
             lead,
+            telephone: script.telephone,
         }),
+        source: source(Caller::new(script), microphone, line.clone()),
     };
     Ok((transport, line))
 }
@@ -199,6 +289,9 @@ struct State {
     to_recording: Resampler,
     user: Vec<i16>,
     playback: Playback,
+    /// The agent's frames on their way to the user.
+    way: Way,
+    wire: Wire,
     agent: Vec<i16>,
     echo: Option<Echo>,
     moments: Vec<Moment>,
@@ -279,6 +372,11 @@ impl Line {
         let mut moments = state.moments.clone();
         moments.sort_by_key(Moment::at);
         moments
+    }
+
+    /// How the agent's speech came over the line so far.
+    pub fn wire(&self) -> WireReport {
+        self.lock().wire.report()
     }
 
     /// Frames that were offered for a turn already cleared: breaches of the output fence.
@@ -364,56 +462,136 @@ impl State {
     }
 }
 
-/// The user's side: a 20 ms frame every 20 ms, silence included, until the user hangs up.
-fn source(caller: Caller, line: Line) -> Source {
-    Box::pin(stream::unfold(
-        (caller, line, 0),
-        |(mut caller, line, frame)| async move {
-            let began = {
-                let mut state = line.lock();
-                state.now();
-                state.began.expect("`now` starts the clock")
-            };
+/// What becomes of the user's voice on its way.
+struct Microphone {
+    /// To the telephone's rate.
+    telephone: Option<Resampler>,
+    way: Way,
+    sequence: u64,
+    position: u64,
+}
+
+impl Microphone {
+    /// What comes out at the other end.
+    fn carry(&mut self, bytes: Bytes) -> Ingress {
+        let pcm = match &mut self.telephone {
+            Some(resampler) => {
+                let spoken: Vec<i16> = samples(&bytes).collect();
+                let mut narrow = Vec::new();
+                resampler.push(&spoken, &mut narrow);
+                g711::through(&to_bytes(&narrow))
+            }
+            None => bytes,
+        };
+        if self.way.late.is_empty() {
+            return Ingress::Audio(pcm);
+        }
+        let (sequence, position) = (self.sequence, SampleIndex(self.position));
+        self.sequence += 1;
+        self.position += pcm.len() as u64 / 2;
+        Ingress::Frame(Frame {
+            sequence,
+            position,
+            epoch: None,
+            pcm,
+        })
+    }
+}
+
+/// The user's side: what was said and when it comes; silence too, until the user hangs up.
+struct Side {
+    caller: Caller,
+    microphone: Microphone,
+    line: Line,
+    /// Frames that were spoken so far.
+    frame: u32,
+    under_way: VecDeque<(Duration, Ingress)>,
+    hung_up: bool,
+}
+
+fn source(caller: Caller, microphone: Microphone, line: Line) -> Source {
+    let side = Side {
+        caller,
+        microphone,
+        line,
+        frame: 0,
+        under_way: VecDeque::new(),
+        hung_up: false,
+    };
+    Box::pin(stream::unfold(side, |mut side| async move {
+        let next = side.next().await?;
+        Some((next, side))
+    }))
+}
+
+impl Side {
+    async fn next(&mut self) -> Option<Ingress> {
+        let began = {
+            let mut state = self.line.lock();
+            state.now();
+            state.began.expect("`now` starts the clock")
+        };
+        loop {
             // On the schedule, not on the last frame: lateness does not add up.
-            let at = FRAME * frame;
-            tokio::time::sleep_until(began + at).await;
-            let bytes = {
-                let mut state = line.lock();
-                state.advance();
-                if state.hung_up {
-                    return None;
+            let speaks = FRAME * self.frame;
+            let arrives = self.under_way.front().map(|(at, _)| *at);
+            match arrives.filter(|at| *at < speaks || self.hung_up) {
+                Some(at) => {
+                    tokio::time::sleep_until(began + at).await;
+                    return self.under_way.pop_front().map(|(_, ingress)| ingress);
                 }
-                if std::mem::take(&mut state.has_changed) {
-                    let changed = Ingress::Link(Link::Changed);
-                    drop(state);
-                    return Some((changed, (caller, line, frame)));
-                }
-                let reply = state.playback.reply();
-                match caller.step(at, reply, |moment| state.moment(moment)) {
-                    Step::HangUp => return None,
-                    Step::Frame(bytes) => {
-                        let mut pcm: Vec<i16> = samples(&bytes).collect();
-                        let State {
-                            to_recording,
-                            user,
-                            echo,
-                            ..
-                        } = &mut *state;
-                        let bytes = match echo {
-                            Some(echo) => {
-                                echo.mix_into(&mut pcm, at);
-                                to_bytes(&pcm)
-                            }
-                            None => bytes,
-                        };
-                        to_recording.push(&pcm, user);
-                        bytes
+                None if self.hung_up => return None,
+                None => {}
+            }
+            tokio::time::sleep_until(began + speaks).await;
+            if std::mem::take(&mut self.line.lock().has_changed) {
+                return Some(Ingress::Link(Link::Changed));
+            }
+            match self.speak(speaks) {
+                Some(bytes) => {
+                    self.frame += 1;
+                    let ingress = self.microphone.carry(bytes);
+                    let arrives = self.microphone.way.arrives(speaks);
+                    if arrives == speaks && self.under_way.is_empty() {
+                        return Some(ingress);
                     }
+                    self.under_way.push_back((arrives, ingress));
                 }
-            };
-            Some((Ingress::Audio(bytes), (caller, line, frame + 1)))
-        },
-    ))
+                None => self.hung_up = true,
+            }
+        }
+    }
+
+    /// What the user says in the frame that begins at `at`; `None` once the line is given up.
+    fn speak(&mut self, at: Duration) -> Option<Bytes> {
+        let mut state = self.line.lock();
+        state.advance();
+        if state.hung_up {
+            return None;
+        }
+        let reply = state.playback.reply();
+        match self.caller.step(at, reply, |moment| state.moment(moment)) {
+            Step::HangUp => None,
+            Step::Frame(bytes) => {
+                let mut pcm: Vec<i16> = samples(&bytes).collect();
+                let State {
+                    to_recording,
+                    user,
+                    echo,
+                    ..
+                } = &mut *state;
+                let bytes = match echo {
+                    Some(echo) => {
+                        echo.mix_into(&mut pcm, at);
+                        to_bytes(&pcm)
+                    }
+                    None => bytes,
+                };
+                to_recording.push(&pcm, user);
+                Some(bytes)
+            }
+        }
+    }
 }
 
 struct LoopbackSink {
@@ -422,6 +600,7 @@ struct LoopbackSink {
     /// From the rate that the line carries to that of the recording.
     resampler: Option<(SampleRate, Resampler)>,
     lead: Duration,
+    telephone: bool,
 }
 
 impl LoopbackSink {
@@ -469,12 +648,28 @@ impl Sink for LoopbackSink {
         }
         state.advance();
         let now = state.now();
-        let played = state.playback.play(now, turn, data);
+        let pcm = if self.telephone {
+            g711::through(&data)
+        } else {
+            data
+        };
+        let lasts = self.recorded_at.duration_of((pcm.len() / 2) as u64);
+        let arrives = state.way.arrives(now);
+        let played = state.playback.play(now, arrives, turn, pcm);
         if played.is_ok() {
+            state.wire.frame(turn, arrives, lasts);
             state.rates.entry(turn).or_default().insert(rate.hertz());
         }
         state.note_reply(now);
         played
+    }
+
+    fn pause(&mut self) {
+        self.line.lock().wire.pause();
+    }
+
+    fn wire(&self) -> Option<WireReport> {
+        Some(self.line.wire())
     }
 
     fn clear(&mut self, turn: TurnNumber) {
@@ -482,6 +677,7 @@ impl Sink for LoopbackSink {
         state.advance();
         let now = state.now();
         state.playback.clear(now, turn);
+        state.wire.over(turn);
         state.note_reply(now);
     }
 
@@ -497,6 +693,7 @@ impl Sink for LoopbackSink {
                 state.advance();
                 let now = state.now();
                 state.playback.close(now, turn);
+                state.wire.over(turn);
                 state.note_reply(now);
             }
         }
@@ -506,7 +703,6 @@ impl Sink for LoopbackSink {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use futures::StreamExt;
 
     use super::*;

@@ -13,6 +13,8 @@ use rspp_proto::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::wire::WireReport;
+
 /// The kinds of transport (transports.md §1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -223,6 +225,14 @@ pub trait Sink: Send + 'static {
 
     /// Sends something besides audio.
     fn send(&mut self, outgoing: Outgoing) -> Result<(), SinkError>;
+
+    /// What is played next does not join what was played before: the agent pauses, and means to (P11).
+    fn pause(&mut self) {}
+
+    /// How what was played crossed the wire so far, if that is watched where it leaves (P29).
+    fn wire(&self) -> Option<WireReport> {
+        None
+    }
 }
 
 /// A connection that a transport hands to the runtime.

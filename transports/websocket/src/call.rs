@@ -6,10 +6,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::stream;
 use rspp_proto::{AudioChunk, SampleRate, SessionId, TurnNumber};
 use rspp_transport_api::{
-    Farewell, Ingress, News, Outgoing, Sink, SinkError, Transport, TransportKind, audio::FRAME,
+    Farewell, Ingress, News, Outgoing, Sink, SinkError, Transport, TransportKind,
+    audio::FRAME,
+    loopback::Recorded,
+    wire::{CUSHION, Tape, Wire, WireReport},
 };
 use tokio::{
     sync::{Notify, mpsc},
@@ -29,13 +33,25 @@ pub(crate) struct Call {
     pub(crate) id: SessionId,
     /// Whoever knows it may come back.
     pub(crate) key: String,
-    pub(crate) input: Format,
-    pub(crate) output: Format,
+    pub(crate) input: (Format, SampleRate),
+    pub(crate) output: (Format, SampleRate),
     events: bool,
     shared: Mutex<Shared>,
     /// Something is to be done for the socket.
     changed: Notify,
+    crossing: Mutex<Crossing>,
+    /// It is over.
+    done: CancellationToken,
     drain: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+/// What crosses the wire, and when.
+struct Crossing {
+    began: Instant,
+    wire: Wire,
+    tape: Option<Tape>,
+    /// How long a sample of the agent's lasts.
+    rate: SampleRate,
 }
 
 struct Shared {
@@ -94,6 +110,8 @@ pub(crate) struct Beginning {
     pub(crate) output: (Format, SampleRate),
     pub(crate) events: bool,
     pub(crate) lead: Duration,
+    /// Whether it is recorded as it crosses the wire.
+    pub(crate) records: bool,
 }
 
 impl Call {
@@ -106,14 +124,17 @@ impl Call {
             output,
             events,
             lead,
+            records,
         } = beginning;
+        let tape = records.then(|| Tape::new(input.1, output.1));
+        let tape = tape.map(|tape| tape.expect("rates that are served can be converted"));
         let (to, from_client) = mpsc::channel(AHEAD);
         let room = (lead.as_millis() / FRAME.as_millis()) as usize;
         let call = Arc::new(Self {
             id,
             key,
-            input: input.0,
-            output: output.0,
+            input,
+            output,
             events,
             shared: Mutex::new(Shared {
                 outbox: Outbox::new(room),
@@ -127,6 +148,13 @@ impl Call {
                 pinged: None,
             }),
             changed: Notify::new(),
+            crossing: Mutex::new(Crossing {
+                began: Instant::now(),
+                wire: Wire::new(CUSHION),
+                tape,
+                rate: output.1,
+            }),
+            done: CancellationToken::new(),
             drain: OnceLock::new(),
         });
         let source = stream::unfold(from_client, |mut from| async move {
@@ -198,6 +226,9 @@ impl Call {
         let holds = shared.connection == connection;
         if holds {
             shared.attached = false;
+            drop(shared);
+            // A link that is lost is no gap in what was said over it.
+            self.crossing().wire.pause();
         }
         holds
     }
@@ -239,6 +270,76 @@ impl Call {
         let mut shared = self.lock();
         shared.pinged = None;
         shared.outbox.stalled = false;
+    }
+
+    // --- the wire ----------------------------------------------------------------------------
+
+    fn crossing(&self) -> MutexGuard<'_, Crossing> {
+        self.crossing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something has left.
+    pub(crate) fn left(&self, item: &Item) {
+        let mut crossing = self.crossing();
+        let at = crossing.began.elapsed();
+        let Crossing {
+            wire, tape, rate, ..
+        } = &mut *crossing;
+        match item {
+            Item::Frame { turn, pcm } => {
+                wire.frame(*turn, at, rate.duration_of((pcm.len() / 2) as u64));
+                if let Some(tape) = tape {
+                    tape.left(*turn, at, pcm.clone());
+                }
+            }
+            Item::End(turn) => wire.over(*turn),
+            Item::Clear(turn) => {
+                wire.over(*turn);
+                if let Some(tape) = tape {
+                    tape.cleared(*turn, at);
+                }
+            }
+            Item::Start(_) | Item::Message(_) => {}
+        }
+    }
+
+    /// The user's audio has come.
+    pub(crate) fn came(&self, pcm: &Bytes) {
+        let mut crossing = self.crossing();
+        let at = crossing.began.elapsed();
+        if let Some(tape) = &mut crossing.tape {
+            tape.came(at, pcm.clone());
+        }
+    }
+
+    /// How the agent's speech crossed the wire so far.
+    pub(crate) fn wire(&self) -> WireReport {
+        self.crossing().wire.report()
+    }
+
+    /// Samples per second of the recording, if there is one.
+    pub(crate) fn recorded_rate(&self) -> Option<SampleRate> {
+        self.crossing().tape.as_ref().map(Tape::rate)
+    }
+
+    /// What was recorded since the last time; all that is left of it in the end.
+    pub(crate) fn take_recorded(&self, is_over: bool) -> Recorded {
+        let mut crossing = self.crossing();
+        let now = crossing.began.elapsed();
+        match &mut crossing.tape {
+            Some(tape) if is_over => tape.take_rest(now),
+            Some(tape) => tape.take(now),
+            None => Recorded::default(),
+        }
+    }
+
+    pub(crate) fn stop_recording(&self) {
+        self.crossing().tape = None;
+    }
+
+    /// Resolves when it is over.
+    pub(crate) async fn done(&self) {
+        self.done.cancelled().await;
     }
 
     // --- the runtime's side ------------------------------------------------------------------
@@ -290,6 +391,7 @@ impl Call {
         shared.over.get_or_insert(farewell);
         shared.to = None;
         drop(shared);
+        self.done.cancel();
         self.changed.notify_one();
     }
 }
@@ -352,6 +454,14 @@ impl Sink for CallSink {
         drop(shared);
         self.call.changed.notify_one();
         said
+    }
+
+    fn pause(&mut self) {
+        self.call.crossing().wire.pause();
+    }
+
+    fn wire(&self) -> Option<WireReport> {
+        Some(self.call.wire())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a server of WebSockets allows.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use rspp_transport_api::Guard;
 
@@ -17,6 +17,9 @@ pub struct Config {
     pub limits: Limits,
     /// How clients of the OpenAI Realtime protocol are served.
     pub realtime: Realtime,
+    /// Where calls are recorded as they cross the wire, if they are: a stereo WAV file each, left the user,
+    /// right the agent, with every gap that whoever plays what comes would hear.
+    pub recordings: Option<PathBuf>,
 }
 
 /// From which pages a browser may connect. Programs name no origin, and are not asked for one.

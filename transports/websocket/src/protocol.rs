@@ -9,6 +9,8 @@ use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::codec::OPUS_RATES;
+
 /// The protocol's name and version.
 pub const VERSION: &str = "rspp.v1";
 
@@ -18,8 +20,8 @@ pub const VERSION: &str = "rspp.v1";
 pub enum ClientMessage {
     /// The first message on every socket: begins a session, or comes back to one.
     Hello(Hello),
-    /// The user's audio: mono 16-bit little-endian PCM at the announced rate. In `rspp.v1.json` audio
-    /// travels in binary messages instead, which hold nothing but the samples.
+    /// The user's audio in the announced format. In `rspp.v1.json` audio
+    /// travels in binary messages instead, which hold nothing else.
     Audio(AudioData),
     /// The user typed instead of speaking.
     Text(Typed),
@@ -57,7 +59,7 @@ pub struct Hello {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Format {
-    /// Samples per second, from 8000 to 48000.
+    /// Samples per second, from 8000 to 48000; of Opus 8000, 12000, 16000, 24000 or 48000.
     pub rate: u32,
     /// How samples are encoded.
     pub codec: AudioCodec,
@@ -73,10 +75,21 @@ impl Default for Format {
 }
 
 impl Format {
-    /// The rate, if it is one that is served.
-    pub(crate) fn checked(self) -> Option<SampleRate> {
-        let served = (8_000..=48_000).contains(&self.rate);
-        SampleRate::new(self.rate).filter(|_| served)
+    /// The rate; what is served instead, if it is not.
+    pub(crate) fn checked(self) -> Result<SampleRate, &'static str> {
+        let (is_served, served) = match self.codec {
+            AudioCodec::Pcm16 | AudioCodec::Pcmu => (
+                (8_000..=48_000).contains(&self.rate),
+                "rates from 8000 to 48000 Hz are",
+            ),
+            AudioCodec::Opus => (
+                OPUS_RATES.contains(&self.rate),
+                "for Opus 8000, 12000, 16000, 24000 and 48000 Hz are",
+            ),
+        };
+        SampleRate::new(self.rate)
+            .filter(|_| is_served)
+            .ok_or(served)
     }
 }
 
@@ -86,6 +99,11 @@ impl Format {
 pub enum AudioCodec {
     /// Mono 16-bit little-endian PCM.
     Pcm16,
+    /// Mono G.711 mu-law, a byte a sample.
+    Pcmu,
+    /// Mono Opus, a packet a message, without a container. A stream begins with each socket, and of the
+    /// agent's with each `audio_start`.
+    Opus,
 }
 
 /// Comes back to a session whose socket broke.
@@ -106,7 +124,7 @@ pub struct Resume {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AudioData {
-    /// The samples.
+    /// The samples, or a packet.
     #[schemars(with = "Vec<u8>")]
     pub data: Bytes,
 }
@@ -310,6 +328,8 @@ pub enum ErrorCode {
     TooLarge,
     /// Audio that is no whole samples.
     OddLength,
+    /// Audio that is not in the announced codec.
+    BadAudio,
     /// A rate or codec that is not served.
     BadFormat,
     /// A value that makes no sense.

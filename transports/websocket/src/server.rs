@@ -34,10 +34,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     call::{Attached, Beginning, Call},
+    codec::{CodecCounts, CodecTally},
     config::Config,
     handshake::{self, PATH, Refused},
     protocol::{ErrorCode, Format, Hello, Resume, Trouble},
-    realtime, socket,
+    realtime, recording, socket,
 };
 
 /// What the kernel keeps of one socket's output: enough for the moment, too little to go stale.
@@ -64,6 +65,7 @@ struct Counts {
     resumed: AtomicU64,
     refused: AtomicU64,
     errors: AtomicU64,
+    codec: CodecCounts,
 }
 
 /// What has come to a server so far.
@@ -81,6 +83,8 @@ pub struct Tally {
     pub refused: u64,
     /// Messages that were wrong.
     pub errors: u64,
+    /// What coding audio has saved and cost.
+    pub codec: CodecTally,
 }
 
 /// A conversation that a server holds, in the words of its protocol.
@@ -196,6 +200,7 @@ impl Server {
             resumed: count(&self.counts.resumed),
             refused: count(&self.counts.refused),
             errors: count(&self.counts.errors),
+            codec: self.counts.codec.tally(),
         }
     }
 
@@ -252,6 +257,10 @@ impl Server {
 
     pub(crate) fn count_refused(&self) {
         self.counts.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn codec(&self) -> &CodecCounts {
+        &self.counts.codec
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -370,6 +379,7 @@ impl Server {
                 output,
                 events: hello.events,
                 lead: self.config.limits.lead,
+                records: self.config.recordings.is_some(),
             });
             let attached = call.attach(None).expect("a call that begins is not over");
             entered = Some((Arc::clone(&call), attached));
@@ -434,6 +444,10 @@ impl Server {
             .await;
         match opened {
             Ok(opened) => {
+                if let (Some(folder), Some(call)) = (&self.config.recordings, held.as_call()) {
+                    let path = recording::path(folder, &id);
+                    self.tasks.spawn(recording::keep(Arc::clone(call), path));
+                }
                 self.watch(id, held, opened);
                 Ok(())
             }
@@ -493,14 +507,9 @@ fn back(call: Arc<Call>, resume: &Resume) -> Result<(Arc<Call>, Attached), Troub
 }
 
 fn rate(which: &str, format: Format) -> Result<rspp_proto::SampleRate, Trouble> {
-    format.checked().ok_or_else(|| {
-        trouble(
-            ErrorCode::BadFormat,
-            format!(
-                "{which}.rate: {} Hz is not served; rates from 8000 to 48000 Hz are",
-                format.rate
-            ),
-        )
+    format.checked().map_err(|served| {
+        let says = format!("{which}.rate: {} Hz is not served; {served}", format.rate);
+        trouble(ErrorCode::BadFormat, says)
     })
 }
 

@@ -18,6 +18,7 @@ use tokio_tungstenite::tungstenite;
 
 use crate::{
     call::{Attached, Call},
+    codec::{Decoder, Encoder, Unheard},
     encoding::{Encoding, Incoming, Wire},
     protocol::{ClientMessage, Ended, ErrorCode, Ready, ServerMessage, Trouble, VERSION},
     rate::Bucket,
@@ -71,18 +72,22 @@ pub(crate) async fn serve(
         connection: attached.connection,
         received: attached.received,
         lost: attached.lost,
-        input: call.input,
-        output: call.output,
+        input: call.input.0,
+        output: call.output.0,
         max_message_bytes: server.config.limits.message_bytes,
     }));
     let (mut to, from) = socket.split();
+    let mut voice = Encoder::new(call.output.0, call.output.1);
     let over = if to.send(encoding.message(&ready)).await.is_err() {
         Over::Gone
     } else {
         if returns && attached.to.send(Ingress::Link(Link::Back)).await.is_err() {
             tracing::debug!(session = %call.id, "its runtime is gone");
         }
-        carry(&server, &call, &attached, encoding, &mut to, from).await
+        carry(
+            &server, &call, &attached, encoding, &mut voice, &mut to, from,
+        )
+        .await
     };
     let lost = call.detach(attached.connection) && over.may_come_back();
     // Said before the last words, which may take a while to nobody.
@@ -105,6 +110,7 @@ pub(crate) async fn serve(
             // What was answered before is said before.
             let rest = async {
                 while let Some(item) = call.next() {
+                    let item = voice.encode(item, server.codec());
                     to.send(encoding.encode(&item)).await?;
                 }
                 Ok::<(), axum::Error>(())
@@ -188,11 +194,12 @@ async fn carry(
     call: &Call,
     attached: &Attached,
     encoding: Encoding,
+    voice: &mut Encoder,
     to: &mut SplitSink<WebSocket, Message>,
     from: SplitStream<WebSocket>,
 ) -> Over {
     let reading = pin!(read(server, call, attached.to.clone(), encoding, from));
-    let writing = pin!(write(server, call, encoding, to));
+    let writing = pin!(write(server, call, encoding, voice, to));
     tokio::select! {
         biased;
         () = attached.evicted.cancelled() => Over::Replaced,
@@ -207,6 +214,7 @@ async fn write(
     server: &Server,
     call: &Call,
     encoding: Encoding,
+    voice: &mut Encoder,
     to: &mut (impl Sink<Message, Error = axum::Error> + Unpin),
 ) -> Over {
     let limits = &server.config.limits;
@@ -214,8 +222,9 @@ async fn write(
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         while let Some(item) = call.next() {
-            match timeout(limits.dead, to.send(encoding.encode(&item))).await {
-                Ok(Ok(())) => {}
+            let coded = voice.encode(item.clone(), server.codec());
+            match timeout(limits.dead, to.send(encoding.encode(&coded))).await {
+                Ok(Ok(())) => call.left(&item),
                 Ok(Err(_broken)) => return Over::Gone,
                 Err(_it_does_not_read) => return Over::Silent,
             }
@@ -243,7 +252,7 @@ async fn refuse(
     fault: Trouble,
 ) {
     let code = match fault.code {
-        ErrorCode::BadMessage | ErrorCode::OddLength => close_code::INVALID,
+        ErrorCode::BadMessage | ErrorCode::OddLength | ErrorCode::BadAudio => close_code::INVALID,
         ErrorCode::TooLarge => close_code::SIZE,
         ErrorCode::Busy | ErrorCode::Elsewhere => close_code::AGAIN,
         ErrorCode::NotOpened => close_code::ERROR,
@@ -294,6 +303,7 @@ struct Reader<'a> {
     began: Instant,
     messages: Bucket,
     audio: Bucket,
+    voice: Decoder,
     errors: u32,
 }
 
@@ -312,6 +322,7 @@ async fn read(
         began: Instant::now(),
         messages: Bucket::full(limits.messages.0.into(), limits.messages.1.into()),
         audio: Bucket::full(limits.audio.0.into(), limits.audio.1.into()),
+        voice: Decoder::new(call.input.0, call.input.1),
         errors: 0,
     };
     loop {
@@ -347,21 +358,26 @@ async fn read(
 }
 
 impl Reader<'_> {
-    async fn hear(&mut self, pcm: Bytes) -> Result<(), Over> {
-        if pcm.is_empty() {
+    async fn hear(&mut self, piece: Bytes) -> Result<(), Over> {
+        if piece.is_empty() {
             return Ok(());
         }
-        if pcm.len() % 2 == 1 {
-            let says = format!("{} bytes are no whole 16-bit samples", pcm.len());
-            return self.wrong(ErrorCode::OddLength, says);
-        }
-        let seconds = (pcm.len() / 2) as f64 / f64::from(self.call.input.rate);
-        if !self.audio.take(self.began.elapsed(), seconds) {
+        let lasts = match self.voice.lasts(&piece) {
+            Ok(lasts) => lasts,
+            Err(Unheard(code, says)) => return self.wrong(code, says),
+        };
+        if !self.audio.take(self.began.elapsed(), lasts.as_secs_f64()) {
             let says = "more audio comes than time passes; some was not heard";
             return self.wrong(ErrorCode::TooMuchAudio, says);
         }
-        self.hand_on(Ingress::Audio(pcm)).await;
-        Ok(())
+        match self.voice.decode(piece, self.server.codec()) {
+            Ok(pcm) => {
+                self.call.came(&pcm);
+                self.hand_on(Ingress::Audio(pcm)).await;
+                Ok(())
+            }
+            Err(Unheard(code, says)) => self.wrong(code, says),
+        }
     }
 
     async fn take(&mut self, message: ClientMessage) -> Result<(), Over> {

@@ -104,6 +104,14 @@ pub(crate) fn summary(report: &Report, took: Duration) -> String {
             lines.push(counted(count, one, many));
         }
     }
+    if let Some(wire) = session.wire.filter(|wire| wire.gaps > 0) {
+        lines.push(format!(
+            "{} on the line, {} ms in all and {} ms at most: that is what a caller hears as chopped",
+            counted(wire.gaps, "gap", "gaps"),
+            wire.gap_ms,
+            wire.longest_gap_ms
+        ));
+    }
     of_lines(&lines)
 }
 
@@ -120,6 +128,8 @@ fn nearest_rank(sorted: &[f64], share: f64) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use rspp_transport_api::wire::WireReport;
+
     use super::*;
     use crate::report::tests::{report, session};
 
@@ -169,12 +179,20 @@ mod tests {
         bad.session.virtual_time = false;
         bad.session.underruns = 1;
         bad.session.frames_after_clear = 2;
+        bad.session.wire = Some(WireReport {
+            frames: 250,
+            gaps: 3,
+            gap_ms: 190,
+            longest_gap_ms: 80,
+            jitter_us: 9_000,
+        });
         insta::assert_snapshot!(summary(&bad, took), @r#"
         1 turn, 5.0 s of conversation in real time
         first audio 700 ms after the end of speech (median), 700 ms at most
         runtime overhead 0.5 us an event (median), 17.5 us p99
         1 gap in the agent's speech
         2 frames came after they were taken back
+        3 gaps on the line, 190 ms in all and 80 ms at most: that is what a caller hears as chopped
         "#);
     }
 

@@ -24,7 +24,7 @@ use rspp_timeline::{
 };
 use rspp_tools::HttpTools;
 use rspp_transport_api::{
-    loopback::{self, Line, Script},
+    loopback::{self, Line, Network, Script},
     wav::StereoWriter,
 };
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
@@ -34,7 +34,7 @@ use crate::{
     call::{
         export::{self, ExportOptions},
         providers::{self, ProviderOptions},
-        said::Said,
+        said::{self, Said},
         transcript,
         voice::{self, Ready, USER_VOICE},
     },
@@ -60,6 +60,7 @@ Examples:
   rspp loopback --say 'What are your opening hours?'  Speak as text
   rspp loopback question.wav --out reply.wav          Speak as a recording, keep both sides
   rspp loopback --say 'Tell me a long story.' --barge-in-at 1.5s 'Stop, thank you.'
+  rspp loopback --phone --jitter 120ms --out heard.wav   Hear what a caller on a bad line hears
   rspp loopback a.wav --timeline call.rspp --report call.json
   rspp loopback a.wav --export s3://acme-calls/eu     Timeline to a bucket, see `rspp timeline list`
   rspp loopback --llm-url http://127.0.0.1:8080/v1 --llm-model qwen --say 'Hello!'
@@ -72,6 +73,12 @@ pub(crate) struct Loopback {
     /// Run in real time, as a call would
     #[arg(long)]
     realtime: bool,
+    /// Over a telephone line: 8 kHz both ways, and what G.711 leaves of a voice
+    #[arg(long, help_heading = "Line")]
+    phone: bool,
+    /// How late frames may come, both ways, such as 120ms: what comes too late is a gap in what is heard
+    #[arg(long, value_name = "TIME", value_parser = said::parse_duration, help_heading = "Line")]
+    jitter: Option<Duration>,
     /// The pipeline; the built-in one without
     #[arg(long, value_name = "FILE")]
     pipeline: Option<PathBuf>,
@@ -242,6 +249,8 @@ impl Loopback {
         let plan = setup.plan()?;
         let (transport, line) = loopback::call(Script {
             utterances,
+            telephone: self.phone,
+            network: self.jitter.map(Network::jittery).unwrap_or_default(),
             ..Script::default()
         })
         .map_err(Problem::failure)?;

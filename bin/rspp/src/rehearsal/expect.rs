@@ -32,6 +32,10 @@ pub(crate) struct Expected {
     pub(crate) counts: BTreeMap<Signal, usize>,
     /// None of these.
     pub(crate) never: Vec<Pattern>,
+    /// Gaps that the user hears in the agent's speech.
+    pub(crate) gaps: Option<u64>,
+    /// What is not as it should be, by its reason.
+    pub(crate) degraded: Option<Vec<String>>,
     /// A part of why the session ended.
     pub(crate) ended: Option<String>,
     /// What each capture of debug events came to, in the order in which they were begun.
@@ -199,6 +203,26 @@ impl Expected {
                 format!("no `{}`", pattern.text),
                 !found,
                 || told(signals, pattern.signal),
+            ));
+        }
+        if let Some(gaps) = self.gaps {
+            let found = report.line.wire.map_or(0, |wire| wire.gaps);
+            findings.push(Finding::of(
+                format!("{gaps} gaps are heard"),
+                found == gaps,
+                || found.to_string(),
+            ));
+        }
+        if let Some(degraded) = &self.degraded {
+            let found: Vec<&str> = report
+                .degraded
+                .iter()
+                .map(|it| it.reason.as_str())
+                .collect();
+            findings.push(Finding::of(
+                format!("degraded by {degraded:?}"),
+                found == *degraded,
+                || format!("{found:?}"),
             ));
         }
         if let Some(ended) = &self.ended {

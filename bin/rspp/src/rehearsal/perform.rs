@@ -32,7 +32,7 @@ use rspp_timeline::{
 };
 use rspp_transport_api::{
     Ingress, Link, Source, Stamped,
-    loopback::{self, EchoPath, Line, Script, Start, Utterance},
+    loopback::{self, EchoPath, Line, Network, Script, Start, Utterance},
 };
 use tokio::{
     sync::{broadcast, mpsc},
@@ -292,6 +292,13 @@ async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played
         gain: phone.gain,
         delay: Duration::from_millis(phone.delay_ms),
     });
+    let ms = |late: &[u64]| late.iter().copied().map(Duration::from_millis).collect();
+    script.telephone = call.line.telephone;
+    script.network = Network {
+        agent_late: ms(&call.line.agent_late_ms),
+        user_late: ms(&call.line.user_late_ms),
+        cushion: Duration::from_millis(call.line.cushion_ms),
+    };
     let (mut transport, line) = loopback::call(script).map_err(Problem::failure)?;
     let (client, injected) = mpsc::channel(64);
     let muted = Arc::<AtomicBool>::default();
@@ -465,7 +472,8 @@ fn with_client(
     muted: Arc<AtomicBool>,
 ) -> Source {
     let heard = source.filter(move |ingress| {
-        let passes = !matches!(ingress, Ingress::Audio(_)) || !muted.load(Ordering::Relaxed);
+        let is_sound = matches!(ingress, Ingress::Audio(_) | Ingress::Frame(_));
+        let passes = !is_sound || !muted.load(Ordering::Relaxed);
         std::future::ready(passes)
     });
     let heard: Source = Box::pin(heard);

@@ -309,6 +309,9 @@ pub(crate) struct Call {
     /// How the agent's voice comes back into the microphone.
     #[serde(default)]
     pub(crate) speakerphone: Option<Speakerphone>,
+    /// What the call goes over.
+    #[serde(default)]
+    pub(crate) line: CallLine,
     /// What else happens, and when.
     #[serde(default)]
     pub(crate) cues: Vec<Cue>,
@@ -331,6 +334,20 @@ pub(crate) struct Speakerphone {
     pub(crate) gain: f32,
     /// How long it takes.
     pub(crate) delay_ms: u64,
+}
+
+/// What a call goes over; nothing is late by default.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct CallLine {
+    /// A telephone line: 8 kHz and G.711, both ways.
+    pub(crate) telephone: bool,
+    /// How late the agent's frames come to the user, one by one and over again.
+    pub(crate) agent_late_ms: Vec<u64>,
+    /// The same of the user's frames, which say where they belong then.
+    pub(crate) user_late_ms: Vec<u64>,
+    /// What the user's device waits for before it plays.
+    pub(crate) cushion_ms: u64,
 }
 
 fn call() -> SessionId {

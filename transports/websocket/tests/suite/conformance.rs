@@ -16,7 +16,10 @@ use rspp_websocket::{
     protocol::{ClientMessage, Hello, Nothing, ServerMessage},
     testing::Client,
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use crate::house::{House, local};
 
@@ -26,6 +29,7 @@ struct Sockets(&'static str);
 struct Player {
     playing: Arc<Mutex<Vec<Piece>>>,
     says: mpsc::UnboundedSender<ClientMessage>,
+    frozen: watch::Sender<bool>,
     _house: House,
     _end: tokio::sync::oneshot::Sender<rspp_transport_api::Farewell>,
 }
@@ -48,9 +52,11 @@ impl Rig for Sockets {
         let session = house.session().await;
         let playing = Arc::<Mutex<Vec<Piece>>>::default();
         let (to_say, mut from_test) = mpsc::unbounded_channel();
+        let (frozen, mut freezes) = watch::channel(false);
         let player = Player {
             playing: Arc::clone(&playing),
             says: to_say,
+            frozen,
             _house: house,
             _end: session.end,
         };
@@ -60,8 +66,12 @@ impl Rig for Sockets {
             }
             let mut turn = TurnNumber::FIRST;
             loop {
+                if freezes.wait_for(|frozen| !frozen).await.is_err() {
+                    return; // The test is over.
+                }
                 tokio::select! {
                     Some(message) = from_test.recv() => client.say(message).await,
+                    Ok(()) = freezes.changed() => {}
                     message = client.next() => {
                         let Some(message) = message else { return };
                         take(&mut playing.lock().unwrap(), &mut turn, message);
@@ -103,14 +113,22 @@ impl Peer for Player {
     async fn hang_up(&mut self) {
         self.says.send(ClientMessage::Bye(Nothing {})).unwrap();
     }
+
+    async fn freeze(&mut self, frozen: bool) {
+        self.frozen.send(frozen).unwrap();
+        // What is on its way into the client's task comes before.
+        tokio::time::sleep(FRAME).await;
+    }
 }
 
 transport_tests! {
+    /// F-086, P4, P5, P23
     #[tokio::test]
     mod json = Sockets("rspp.v1.json");
 }
 
 transport_tests! {
+    /// F-086, P4, P5, P23
     #[tokio::test]
     mod msgpack = Sockets("rspp.v1.msgpack");
 }

@@ -5,10 +5,12 @@
     reason = "a test that cannot go on says so by its panic"
 )]
 
+mod codecs;
 mod conformance;
 mod door;
 mod faults;
 mod house;
 mod realtime;
+mod recording;
 mod resuming;
 mod schema;

@@ -48,6 +48,7 @@ Examples:
   rspp up --pipeline agent.yaml --policy strict.yaml
   rspp up --nodes 3 --scripted         A fleet: kill a runtime, and its sessions go on elsewhere
   rspp up --nodes 3 --scripted --etcd http://127.0.0.1:2379 --control-planes 2
+  rspp up --record calls               What each caller heard, left the user, right the agent
   rspp up --listen 0.0.0.0             For other machines too: the address has a password in it
   rspp up --llm-url http://127.0.0.1:8080/v1 --llm-model qwen
 
@@ -70,11 +71,14 @@ pub(crate) struct Up {
     /// Address to listen at
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     listen: IpAddr,
+    /// Record every call as it crosses the wire: a stereo WAV file each, gaps and all
+    #[arg(long, value_name = "FOLDER")]
+    record: Option<PathBuf>,
     /// No models: a scripted agent, to try the line and your client
     #[arg(long, conflicts_with_all = ["stt", "llm", "tts", "vad", "end_of_turn", "llm_url"])]
     scripted: bool,
     /// A control plane and so many runtimes as processes, with mutual TLS between them; no page
-    #[arg(long, value_name = "N", conflicts_with_all = ["policy", "port", "listen"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["policy", "port", "listen", "record"])]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=i64::from(cluster::MOST)))]
     nodes: Option<u16>,
     /// Members of an etcd cluster that keeps the fleet's records; a file without
@@ -117,6 +121,12 @@ impl Up {
         };
         let setup = Setup::load(self.pipeline.as_deref(), self.policy.as_deref(), settings)?;
         setup.plan()?;
+        if let Some(folder) = self.record.as_ref().filter(|folder| !folder.is_dir()) {
+            let name = folder.display();
+            return Err(Problem::input(format!(
+                "{name}: is no folder; create it first"
+            )));
+        }
         if !self.scripted {
             self.fetch_models(&setup)?;
         }
@@ -195,6 +205,7 @@ impl Up {
                 tenant: TenantId::new("local").map_err(Problem::failure)?,
                 password: password.clone(),
             },
+            recordings: self.record.clone(),
             ..Door::default()
         };
         let server = Server::new(Arc::new(reception), door);

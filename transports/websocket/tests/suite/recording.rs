@@ -1,0 +1,90 @@
+//! Calls as they crossed the wire.
+
+use std::time::Duration;
+
+use rspp_proto::{AudioChunk, TurnNumber};
+use rspp_transport_api::audio::to_bytes;
+use rspp_websocket::{
+    protocol::{Hello, ServerMessage},
+    testing::Client,
+};
+use tokio::time::sleep;
+
+use crate::house::{House, local};
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// P29: what is recorded is what left, when it left: a pause in the middle of what a turn says is a gap in the
+/// file, as long as whoever plays what comes would hear it, and is told by the transport; what was taken back is not
+/// there.
+#[tokio::test]
+async fn a_call_is_recorded_at_the_wire_with_its_gaps() {
+    let folder = std::env::temp_dir().join(format!("rspp-wire-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut config = local();
+    config.recordings = Some(folder.clone());
+    let mut house = House::open(config);
+    let mut client = Client::begin(house.address, Hello::default()).await;
+    let name = client.ready.clone().unwrap().session;
+    let mut session = house.session().await;
+    let sink = &mut session.transport.sink;
+    let rate = sink.sample_rate();
+    let frame = AudioChunk::pcm16(rate, to_bytes(&[9_000; 320]));
+    let mut play = async |turn, frames| {
+        for _ in 0..frames {
+            sink.play(turn, &frame).unwrap();
+            sleep(ms(20)).await;
+        }
+    };
+    client.speak(&[5_000; 1_600]).await;
+    play(TurnNumber(1), 15).await;
+    sleep(ms(400)).await;
+    play(TurnNumber(1), 15).await;
+    let wire = sink.wire().expect("it watches its wire");
+    assert_eq!((wire.frames, wire.gaps), (30, 1), "{wire:?}");
+    assert!((300..=500).contains(&wire.longest_gap_ms), "{wire:?}");
+    for _ in 0..8 {
+        sink.play(TurnNumber(2), &frame).unwrap();
+    }
+    sleep(ms(20)).await;
+    sink.clear(TurnNumber(2));
+    client
+        .until(|message| matches!(message, ServerMessage::Clear(_)))
+        .await;
+    session.end.send("it is over".to_owned()).unwrap();
+    client.until(|_| false).await;
+    assert!(house.server.drain(Duration::from_secs(10)).await);
+
+    let file = folder.join(format!("{name}.wav"));
+    let mut reader = hound::WavReader::open(&file).unwrap();
+    assert_eq!(
+        (reader.spec().channels, reader.spec().sample_rate),
+        (2, 16_000)
+    );
+    let samples: Vec<i16> = reader.samples().map(Result::unwrap).collect();
+    let side = |nth: usize| -> Vec<i16> { samples.iter().skip(nth).step_by(2).copied().collect() };
+    let sounds = side(0).iter().filter(|sample| **sample == 5_000).count();
+    assert_eq!(sounds, 1_600, "what the user said");
+    let agent = side(1);
+    let runs = agent.chunk_by(|a, b| (*a == 0) == (*b == 0));
+    let runs: Vec<(bool, usize)> = runs.map(|run| (run[0] != 0, run.len() / 16)).collect();
+    let sound: Vec<usize> = runs.iter().filter(|run| run.0).map(|run| run.1).collect();
+    let total: usize = sound.iter().sum();
+    assert!(
+        (600..=720).contains(&total),
+        "two halves, and no more of what was taken back: {runs:?}"
+    );
+    let longest = runs[1..runs.len() - 1]
+        .iter()
+        .filter(|run| !run.0)
+        .map(|run| run.1)
+        .max();
+    let longest = longest.unwrap() as u64;
+    assert!(
+        longest.abs_diff(wire.longest_gap_ms) <= 2,
+        "{runs:?} and {wire:?}"
+    );
+    std::fs::remove_dir_all(folder).unwrap();
+}
