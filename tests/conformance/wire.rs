@@ -88,7 +88,11 @@ async fn a_gap_of_synthesis_is_told_from_one_of_the_line() {
         tts: Arc::new(ScriptedTts::new("tts").real_time_factor(1.3)),
         ..talkative()
     };
-    let ended = phone(&cast, Network::default()).hold().await;
+    let network = Network {
+        cushion: ms(40),
+        ..Network::default()
+    };
+    let ended = phone(&cast, network).hold().await;
     assert_eq!(ended.endings(), ["commit"]);
     let wire = ended.report.line.wire.unwrap();
     assert!(ended.report.underruns > 0 && wire.gaps > 0, "{wire:?}");

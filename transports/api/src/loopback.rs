@@ -228,6 +228,7 @@ pub fn call(mut script: Script) -> Result<(Transport, Line), UnsupportedRate> {
     };
     let (sink_rate, lead) = (script.sink_rate, script.lead);
     let network = std::mem::take(&mut script.network);
+    let latest = network.agent_late.iter().max().copied().unwrap_or_default();
     let microphone = Microphone {
         telephone: script
             .telephone
@@ -247,8 +248,9 @@ pub fn call(mut script: Script) -> Result<(Transport, Line), UnsupportedRate> {
             hung_up: false,
             to_recording: Resampler::new(USER_RATE, sink_rate)?,
             user: Vec::new(),
-            // One frame more than the lead, so that rounding never costs a frame.
-            playback: Playback::new(sink_rate, lead + FRAME, network.cushion),
+            // One frame more than the lead, so that rounding never costs a frame; and what comes late holds up
+            // what comes after it.
+            playback: Playback::new(sink_rate, lead + FRAME + latest, network.cushion),
             way: Way::new(network.agent_late),
             // A gap is what any player would have.
             wire: Wire::new(network.cushion.max(CUSHION)),
