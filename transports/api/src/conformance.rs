@@ -45,9 +45,13 @@ pub trait Peer {
     /// Hangs up.
     fn hang_up(&mut self) -> impl Future<Output = ()>;
 
-    /// Takes nothing off the wire any more, or again. What cannot stand still goes on.
-    fn freeze(&mut self, frozen: bool) -> impl Future<Output = ()> {
-        let _goes_on = frozen;
+    /// Takes nothing off the wire any more.
+    fn freeze(&mut self) -> impl Future<Output = ()> {
+        std::future::ready(()) // What cannot stand still goes on.
+    }
+
+    /// Takes what comes again.
+    fn thaw(&mut self) -> impl Future<Output = ()> {
         std::future::ready(())
     }
 }
@@ -161,7 +165,7 @@ pub async fn takes_back_what_waits(rig: &impl Rig) {
     let sink = &mut transport.sink;
     let frame = samples_of_a_frame(&**sink);
     let before = play_for(sink, 5, 1_000).await;
-    peer.freeze(true).await;
+    peer.freeze().await;
     let meanwhile = play_for(sink, 25, 3_000).await;
     assert!(
         before + meanwhile > 5,
@@ -169,7 +173,7 @@ pub async fn takes_back_what_waits(rig: &impl Rig) {
     );
     let went_on = peer.heard().await.iter().filter(|it| **it == 3_000).count();
     sink.clear(TurnNumber(1));
-    peer.freeze(false).await;
+    peer.thaw().await;
     let second = vec![2_000; frame];
     for _ in 0..5 {
         let played = sink.play(TurnNumber(2), &chunk_of(&**sink, &second));

@@ -4,14 +4,15 @@ use bytes::Bytes;
 
 use crate::audio::{samples, to_bytes};
 
-const BIAS: i32 = 0x84;
-const CLIP: i32 = 32_635;
+const BIAS: u32 = 0x84;
+const CLIP: u32 = 32_635;
 
 /// The byte for a sample.
 pub fn encode(sample: i16) -> u8 {
     let sign = if sample < 0 { 0x80 } else { 0 };
-    let magnitude = i32::from(sample).abs().min(CLIP) + BIAS;
-    let exponent = 31 - magnitude.leading_zeros() as i32 - 7;
+    let magnitude = u32::from(sample.unsigned_abs()).min(CLIP) + BIAS;
+    // Between 2^7 and 2^15, thanks to the bias.
+    let exponent = magnitude.ilog2() - 7;
     let mantissa = (magnitude >> (exponent + 3)) & 0x0f;
     !(sign | (exponent << 4) as u8 | mantissa as u8)
 }
@@ -19,15 +20,15 @@ pub fn encode(sample: i16) -> u8 {
 /// The sample for a byte.
 pub fn decode(byte: u8) -> i16 {
     let byte = !byte;
-    let exponent = i32::from(byte >> 4) & 0x07;
-    let mantissa = i32::from(byte & 0x0f);
+    let exponent = u32::from(byte >> 4) & 0x07;
+    let mantissa = u32::from(byte & 0x0f);
     let magnitude = (((mantissa << 3) + BIAS) << exponent) - BIAS;
-    let sample = if byte & 0x80 == 0 {
+    let magnitude = i16::try_from(magnitude).expect("the largest is 32124");
+    if byte & 0x80 == 0 {
         magnitude
     } else {
         -magnitude
-    };
-    i16::try_from(sample).expect("the largest is 32124")
+    }
 }
 
 /// PCM as it comes out of a line of mu-law.

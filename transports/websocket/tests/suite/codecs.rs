@@ -71,7 +71,7 @@ async fn opus_goes_both_ways_and_nodes_see_samples() {
         let mut house = House::open(local());
         let hello = hello(AudioCodec::Opus, RATE);
         let (mut client, mut session) = connect(&mut house, protocol, hello).await;
-        let mut encoder = OpusEncoder::new(RATE as i32, 1, Application::Voip).unwrap();
+        let mut encoder = OpusEncoder::new(RATE.cast_signed(), 1, Application::Voip).unwrap();
         let spoken = tone(25);
         let mut packet = vec![0; 4_000];
         let mut heard = Vec::new();
@@ -94,7 +94,7 @@ async fn opus_goes_both_ways_and_nodes_see_samples() {
         let came = client
             .until(|message| matches!(message, ServerMessage::AudioEnd(_)))
             .await;
-        let mut decoder = OpusDecoder::new(RATE as i32, 1).unwrap();
+        let mut decoder = OpusDecoder::new(RATE.cast_signed(), 1).unwrap();
         let (mut heard, mut bytes) = (Vec::new(), 0);
         for message in &came {
             if let ServerMessage::Audio(audio) = message {
@@ -163,7 +163,7 @@ async fn what_is_no_opus_is_told() {
             trouble.message
         );
     }
-    let mut encoder = OpusEncoder::new(RATE as i32, 1, Application::Voip).unwrap();
+    let mut encoder = OpusEncoder::new(RATE.cast_signed(), 1, Application::Voip).unwrap();
     let mut packet = vec![0; 4_000];
     let length = encoder.encode_s16(&tone(1), FRAME, &mut packet).unwrap();
     say(&mut client, &packet[..length]).await;

@@ -114,10 +114,14 @@ impl Peer for Player {
         self.says.send(ClientMessage::Bye(Nothing {})).unwrap();
     }
 
-    async fn freeze(&mut self, frozen: bool) {
-        self.frozen.send(frozen).unwrap();
+    async fn freeze(&mut self) {
+        self.frozen.send(true).unwrap();
         // What is on its way into the client's task comes before.
         tokio::time::sleep(FRAME).await;
+    }
+
+    async fn thaw(&mut self) {
+        self.frozen.send(false).unwrap();
     }
 }
 
