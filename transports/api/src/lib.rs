@@ -10,8 +10,8 @@ pub mod loopback;
 mod sessions;
 mod transport;
 pub mod wav;
-mod wishes;
 pub mod wire;
+mod wishes;
 
 pub use bootstrap::{BootstrapError, Capabilities, CapabilityError, SessionBootstrap};
 pub use guard::{

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rspp_proto::{AudioChunk, TurnNumber};
-use rspp_transport_api::audio::to_bytes;
+use rspp_transport_api::{Farewell, audio::to_bytes};
 use rspp_websocket::{
     protocol::{Hello, ServerMessage},
     testing::Client,
@@ -53,7 +53,7 @@ async fn a_call_is_recorded_at_the_wire_with_its_gaps() {
     client
         .until(|message| matches!(message, ServerMessage::Clear(_)))
         .await;
-    session.end.send("it is over".to_owned()).unwrap();
+    session.end.send(Farewell::because("it is over")).unwrap();
     client.until(|_| false).await;
     assert!(house.server.drain(Duration::from_secs(10)).await);
 
