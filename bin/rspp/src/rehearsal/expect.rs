@@ -7,7 +7,7 @@ use rspp_host::{
     report::{SessionReport, TurnReport},
 };
 use rspp_proto::{
-    TurnNumber,
+    TurnId, TurnNumber,
     abi::{ControlSignal, Signal},
 };
 use rspp_timeline::Entry;
@@ -238,17 +238,17 @@ impl Expected {
 
 impl Expected {
     /// Compares the plans that turns ran with what is expected of them.
-    pub(super) fn check_plans(&self, entries: &[Entry]) -> Vec<Finding> {
+    pub(super) fn check_plans(&self, entries: &[Entry], turns: &[TurnReport]) -> Vec<Finding> {
         let mut findings = Vec::new();
-        for (turn, expected) in self.numbered() {
+        for (turn, expected) in self.numbered(turns) {
             for (path, wanted) in &expected.plan {
                 let mut plans = entries.iter().rev().filter_map(|entry| match entry {
-                    Entry::Plan(plan) if plan.turn_id == turn.id() => Some(plan),
+                    Entry::Plan(plan) if plan.turn_id == *turn => Some(plan),
                     _another_entry => None,
                 });
                 let found = plans.next().and_then(|plan| plan.plan.at(path));
                 findings.push(Finding::of(
-                    format!("{} runs with {path} {wanted}", turn.id()),
+                    format!("{turn} runs with {path} {wanted}"),
                     found == Some(wanted),
                     || found.map_or_else(|| "no such value".to_owned(), ToString::to_string),
                 ));
@@ -258,14 +258,19 @@ impl Expected {
     }
 
     /// Compares how the line carried each turn with what is expected.
-    pub(super) fn check_line(&self, rates: &BTreeMap<TurnNumber, BTreeSet<u32>>) -> Vec<Finding> {
-        let expected = self.numbered();
+    pub(super) fn check_line(
+        &self,
+        rates: &BTreeMap<TurnNumber, BTreeSet<u32>>,
+        turns: &[TurnReport],
+    ) -> Vec<Finding> {
+        let expected = self.numbered(turns);
         let expected = expected.filter_map(|(turn, it)| Some((turn, it.carried_at?)));
         expected
             .map(|(turn, rate)| {
-                let found = rates.get(&turn);
+                let found = rates.iter().find(|(number, _)| number.id() == *turn);
+                let found = found.map(|(_, rates)| rates);
                 Finding::of(
-                    format!("{} is carried at {rate} Hz", turn.id()),
+                    format!("{turn} is carried at {rate} Hz"),
                     found.is_some_and(|found| found.iter().eq([&rate])),
                     || format!("{found:?}"),
                 )
@@ -273,9 +278,13 @@ impl Expected {
             .collect()
     }
 
-    fn numbered(&self) -> impl Iterator<Item = (TurnNumber, &ExpectedTurn)> {
-        let turns = self.turns.iter().flatten();
-        (1..).map(TurnNumber).zip(turns)
+    /// The turns that there were, in order; a number may be a guess's that came to nothing.
+    fn numbered<'a>(
+        &'a self,
+        turns: &'a [TurnReport],
+    ) -> impl Iterator<Item = (&'a TurnId, &'a ExpectedTurn)> {
+        let expected = self.turns.iter().flatten();
+        turns.iter().map(|turn| &turn.turn_id).zip(expected)
     }
 }
 

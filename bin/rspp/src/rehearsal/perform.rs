@@ -367,8 +367,9 @@ async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played
         let entries = entries(&file)?;
         findings.push(verified(&entries));
         findings.extend(readable(kept, &file)?);
-        findings.extend(call.expect.check_plans(&entries));
-        findings.extend(call.expect.check_line(&line.rates()));
+        let turns = report.as_ref().map_or(&[][..], |report| &report.turns);
+        findings.extend(call.expect.check_plans(&entries, turns));
+        findings.extend(call.expect.check_line(&line.rates(), turns));
     }
     Ok(Played {
         id: call.id.clone(),
