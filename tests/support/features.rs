@@ -475,6 +475,7 @@ mod tests {
                 "a edge::tests::order_is_kept",
                 "a edge::tests::p14_is_noticed",
                 "a edge::tests::scripted",
+                "a edge::tests::sockets",
                 "a tests/run.rs::runs",
             ]
         );

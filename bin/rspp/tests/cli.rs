@@ -209,6 +209,11 @@ fn help_of_loopback_shows_every_option() {
       -h, --help
               Print help (see more with '--help')
 
+    Line:
+          --phone          Over a telephone line: 8 kHz both ways, and what G.711 leaves of a voice
+          --jitter <TIME>  How late frames may come, both ways, such as 120ms: what comes too late is a
+                           gap in what is heard
+
     Providers:
           --stt <ID>           Speech to text [default: moonshine]
           --llm <ID>           Language model: `dialogue` (offline, by rules) or `openai` [default:
@@ -222,14 +227,18 @@ fn help_of_loopback_shows_every_option() {
           --llm-api-key <REF>  Where its key is, never the key itself: env://NAME
 
     Output:
-          --out <FILE>       Keep the conversation as a stereo WAV file: left the user, right the agent
-          --timeline <FILE>  Keep the timeline; see `rspp timeline show`
-          --report <FILE>    Keep the report as JSON
-          --tree             Show the supervision tree, caught while the agent speaks
-          --json             Print the report as JSON instead of the conversation
-          --export <PLACE>   Export the timeline while it is written: to a directory,
-                             `s3://bucket/prefix`, or `http://host/bucket/prefix`
-          --spool <DIR>      Where timelines wait for the archive [default: ~/.local/state/rspp/spool]
+          --out <FILE>              Keep the conversation as a stereo WAV file: left the user, right the
+                                    agent
+          --timeline <FILE>         Keep the timeline; see `rspp timeline show`
+          --report <FILE>           Keep the report as JSON
+          --tree                    Show the supervision tree, caught while the agent speaks
+          --json                    Print the report as JSON instead of the conversation
+          --export <PLACE>          Export the timeline while it is written: to a directory,
+                                    `s3://bucket/prefix`, or `http://host/bucket/prefix`
+          --spool <DIR>             Where timelines wait for the archive [default:
+                                    ~/.local/state/rspp/spool]
+          --export-settings <FILE>  Settings of exports: a file with `exports: { to: …, spool: …,
+                                    policy: { … } }`; --export and --spool win
 
     Models:
           --models <DIR>  Directory of the models [default: ~/.cache/rspp/models] [env: RSPP_MODEL_DIR]
@@ -240,6 +249,7 @@ fn help_of_loopback_shows_every_option() {
       rspp loopback --say 'What are your opening hours?'  Speak as text
       rspp loopback question.wav --out reply.wav          Speak as a recording, keep both sides
       rspp loopback --say 'Tell me a long story.' --barge-in-at 1.5s 'Stop, thank you.'
+      rspp loopback --phone --jitter 120ms --out heard.wav   Hear what a caller on a bad line hears
       rspp loopback a.wav --timeline call.rspp --report call.json
       rspp loopback a.wav --export s3://acme-calls/eu     Timeline to a bucket, see `rspp timeline list`
       rspp loopback --llm-url http://127.0.0.1:8080/v1 --llm-model qwen --say 'Hello!'

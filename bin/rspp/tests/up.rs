@@ -192,19 +192,31 @@ async fn an_operator_looks_at_a_session_that_runs() {
     let (head, _) = get(address, "/v1/observe/sessions/other/pipeline", LOCAL).await;
     assert!(head.starts_with("HTTP/1.1 404"), "{head}");
 
-    let (head, body) = get(address, "/metrics", LOCAL).await;
-    assert!(head.contains("text/plain; version=0.0.4"), "{head}");
-    for metric in ["node_latency_ms", "edge_latency_ms", "provider_rtt_ms"] {
-        for quantile in ["0.5", "0.95", "0.99"] {
-            let told = body.lines().any(|line| {
-                line.starts_with(&format!("{metric}{{pipeline_version=\""))
-                    && line.contains("node_id=\"llm\"")
-                    && line.contains("provider_id=\"scripted\"")
-                    && line.contains(&format!("quantile=\"{quantile}\"}}"))
-            });
-            assert!(told, "{metric} {quantile}: {body}");
+    // A call's own times are there once it has ended and been counted.
+    let told = |body: &str| {
+        let metrics = ["node_latency_ms", "edge_latency_ms", "provider_rtt_ms"];
+        metrics.iter().all(|metric| {
+            ["0.5", "0.95", "0.99"].iter().all(|quantile| {
+                body.lines().any(|line| {
+                    line.starts_with(&format!("{metric}{{pipeline_version=\""))
+                        && line.contains("node_id=\"llm\"")
+                        && line.contains("provider_id=\"scripted\"")
+                        && line.contains(&format!("quantile=\"{quantile}\"}}"))
+                })
+            })
+        })
+    };
+    let mut body = String::new();
+    for _ in 0..20 {
+        let head;
+        (head, body) = get(address, "/metrics", LOCAL).await;
+        assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+        if told(&body) {
+            break;
         }
+        says_hello(&mut client).await;
     }
+    assert!(told(&body), "{body}");
     drop(client);
 }
 

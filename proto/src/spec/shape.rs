@@ -165,6 +165,11 @@ impl Shape<'_> {
             let message = format!("needs {least} or more entries");
             report.error("too_few", at, path, message, None);
         }
+        let most = schema.get("maxItems").and_then(Value::as_u64);
+        if let Some(most) = most.filter(|most| items.len() as u64 > *most) {
+            let message = format!("may have {most} entries at most");
+            report.error("too_many", at, path, message, None);
+        }
         if schema.get("uniqueItems") == Some(&Value::Bool(true)) {
             let mut seen: Vec<Value> = Vec::with_capacity(items.len());
             for (index, item) in items.iter().enumerate() {
@@ -342,6 +347,7 @@ mod tests {
             "propertyNames",
             "items",
             "minItems",
+            "maxItems",
             "uniqueItems",
             "minimum",
             "maximum",
