@@ -17,6 +17,7 @@ pub mod schema;
 pub mod spec;
 mod spending;
 mod time;
+mod trace;
 
 pub use epoch::{Epoch, LeaseToken, LeaseTokenError, MAX_LEASE_TOKEN_BYTES};
 pub use id::{
@@ -33,3 +34,4 @@ pub use payload::{
 pub use reason::{MAX_REASON_BYTES, Reason, ReasonError};
 pub use spending::Spending;
 pub use time::{Monotonic, SampleIndex, SampleRate, WallClock};
+pub use trace::{SpanId, TraceId, TraceParent, TraceParentError};

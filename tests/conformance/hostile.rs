@@ -74,6 +74,7 @@ fn request(name: &str, source: Source, rate: SampleRate, full: bool) -> SessionR
             source_rate: rate,
             source,
             sink: Box::new(Peer { full }),
+            caller: None,
         },
         recorder: Recorder::null(),
     }

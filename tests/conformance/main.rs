@@ -68,5 +68,6 @@ mod switching;
 mod sync;
 mod teardown;
 mod tools;
+mod traces;
 mod watchdog;
 mod wire;

@@ -182,6 +182,7 @@ impl Node {
                         node: self.name.clone(),
                         played: Arc::clone(&self.played),
                     }),
+                    caller: None,
                 },
                 recorder,
             })

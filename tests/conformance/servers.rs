@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures::future::join_all;
 use rspp_host::{Config, ToolRegistry};
 use rspp_proto::{
-    Epoch, IdempotencyKey, SessionId, TurnNumber, WallClock,
+    Epoch, IdempotencyKey, SessionId, SpanId, TraceId, TraceParent, TurnNumber, WallClock,
     abi::Signal,
     spec::{HttpExecutor, NodeKind},
 };
@@ -101,7 +101,7 @@ fn steps(ended: &Ended) -> Vec<ToolStep> {
         .collect()
 }
 
-/// Tool calling, F-158: what the model wrote is posted as JSON, with the key by which the server can tell
+/// Tool calling, F-158, P30: what the model wrote is posted as JSON, with the key by which the server can tell
 /// a repetition, and the model goes on with the answer.
 #[tokio::test]
 async fn a_server_runs_a_declared_tool() {
@@ -137,6 +137,13 @@ async fn a_server_runs_a_declared_tool() {
     assert_eq!(headers["x-session-id"], "call");
     assert_eq!(headers["x-turn-id"], turn.as_str());
     assert_eq!(headers["x-authority-epoch"], "1");
+    // P30: it can say its part in the turn's trace.
+    let trace = TraceId::of(&session, Some(&turn));
+    let parent = TraceParent::new(trace, SpanId::of_tool(trace, "a"));
+    assert_eq!(headers["traceparent"], parent.to_string());
+    let spans = rspp_timeline::trace::spans(&ended.entries);
+    let told = spans.iter().find(|span| span.id == parent.span).unwrap();
+    assert_eq!((told.trace, &*told.name), (trace, "tool order"));
 }
 
 /// A server that is bad in some way, and what is expected of a turn whose tool it runs.

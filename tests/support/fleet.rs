@@ -345,6 +345,7 @@ pub async fn open(
                 source_rate: SampleRate::HZ_16000,
                 source,
                 sink,
+                caller: None,
             },
             recorder,
         })

@@ -14,7 +14,8 @@ use rspp_host::{
     Config, Notice, Pools, Runtime, SessionHandle, SessionRequest, report::SessionReport,
 };
 use rspp_proto::{
-    AudioChunk, SampleRate, SessionId, TenantId, TurnNumber, abi::Signal, spec::PipelineSpec,
+    AudioChunk, SampleRate, SessionId, TenantId, TraceParent, TurnNumber, abi::Signal,
+    spec::PipelineSpec,
 };
 use rspp_timeline::{Entry, MemoryRecording, Options, Recorder};
 use rspp_transport_api::{Ingress, Outgoing, Sink, SinkError, Transport, TransportKind};
@@ -86,6 +87,8 @@ pub struct Opening {
     pub pipeline: PipelineSpec,
     /// Which transport it says it is.
     pub kind: TransportKind,
+    /// Where in a trace its client is.
+    pub caller: Option<TraceParent>,
     /// Changes of the runtime's configuration.
     pub configure: Box<dyn FnOnce(&mut Config)>,
 }
@@ -95,6 +98,7 @@ impl Default for Opening {
         Self {
             pipeline: PipelineSpec::simple(),
             kind: TransportKind::Websocket,
+            caller: None,
             configure: Box::new(|_| {}),
         }
     }
@@ -149,6 +153,7 @@ impl Wire {
                     source_rate: SampleRate::HZ_16000,
                     source: Box::pin(source),
                     sink: Box::new(peer.clone()),
+                    caller: opening.caller,
                 },
                 recorder,
             })

@@ -3,7 +3,9 @@
 use std::{fmt, num::NonZeroU32, pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
-use rspp_proto::{Epoch, InvocationId, ProviderId, SessionId, TurnId};
+use rspp_proto::{
+    Epoch, InvocationId, ProviderId, SessionId, SpanId, TraceId, TraceParent, TurnId,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Extras, Fault, QueueTime, fair::Share};
@@ -63,6 +65,16 @@ pub struct Call {
     pub extras: Arc<Extras>,
     /// Fires when the result is no longer wanted: the stream must end promptly after it.
     pub cancel: CancellationToken,
+}
+
+impl Call {
+    /// Where in the turn's trace this attempt at `provider` is, for servers that take part in traces (P30).
+    pub fn traceparent(&self, provider: &ProviderId) -> TraceParent {
+        TraceParent::new(
+            TraceId::of(&self.session, self.turn.as_ref()),
+            SpanId::of_attempt(&self.invocation, provider, self.attempt.get()),
+        )
+    }
 }
 
 impl fmt::Debug for Call {

@@ -2,7 +2,10 @@
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use rspp_proto::{Epoch, IdempotencyKey, SessionId, TurnId, WallClock, spec::SessionAction};
+use rspp_proto::{
+    Epoch, IdempotencyKey, SessionId, SpanId, TraceId, TraceParent, TurnId, WallClock,
+    spec::SessionAction,
+};
 use serde_json::Value;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -100,6 +103,12 @@ pub struct ToolRun {
 }
 
 impl ToolRun {
+    /// Where in the turn's trace the call is, for servers that take part in traces (P30).
+    pub fn traceparent(&self) -> TraceParent {
+        let trace = TraceId::of(&self.session, Some(&self.turn));
+        TraceParent::new(trace, SpanId::of_tool(trace, &self.call))
+    }
+
     /// Asks for leave to have the effect, right before it: a call of a turn that is over is refused, and
     /// has to return with the fault (P1). For tools that prepare first; see [`Tool::commits_itself`].
     pub fn commit(&self) -> Result<(), ToolFault> {

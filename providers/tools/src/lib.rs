@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use futures::StreamExt;
 use reqwest::{Client, Response, StatusCode, Url, header};
-use rspp_proto::spec::HttpExecutor;
+use rspp_proto::{TraceParent, spec::HttpExecutor};
 use rspp_provider_api::{Tool, ToolFault, ToolFuture, ToolOutput, ToolRun};
 use rspp_provider_http::{
     ConnectionCounts, Connections, REDACTED, Secret, SecretRef, SecretStore, is_loopback,
@@ -153,6 +153,7 @@ impl HttpTool {
             .post(self.url.clone())
             .header(header::ACCEPT, "application/json, text/plain")
             .header("Idempotency-Key", run.key.as_str())
+            .header(TraceParent::HEADER, run.traceparent().to_string())
             .header("X-Session-Id", run.session.as_str())
             .header("X-Turn-Id", run.turn.as_str())
             .header("X-Authority-Epoch", run.epoch.get())

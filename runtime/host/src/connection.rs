@@ -293,6 +293,7 @@ impl Pump for Connection {
             source_rate,
             source,
             sink,
+            caller: _,
         } = transport;
         let mut line = match Line::new(*attachment, kind, sink, source_rate, clock) {
             Ok(line) => line,

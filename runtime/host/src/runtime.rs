@@ -994,6 +994,7 @@ fn opening(
             source_rate: transport.source_rate.hertz(),
             sink_rate: transport.sink.sample_rate().hertz(),
             sink_lead_us: transport.sink.lead().as_micros() as u64,
+            traceparent: transport.caller,
         },
     })
 }

@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc};
 use bytes::Bytes;
 use rspp_proto::{
     Epoch, Extension, IdempotencyKey, InvocationId, Monotonic, NodeId, OutcomeClass, ProviderId,
-    SampleIndex, SessionId, TenantId, TurnId, TurnNumber,
+    SampleIndex, SessionId, TenantId, TraceParent, TurnId, TurnNumber,
     abi::{CancelScope, Encoding, PayloadClass},
     spec::{Modality, RecordingLevel},
 };
@@ -87,6 +87,9 @@ pub struct LineNote {
     pub sink_rate: u32,
     /// How far ahead of its playout the agent's audio is sent, in microseconds.
     pub sink_lead_us: u64,
+    /// Where in whose trace it was asked for, if the client said so (P30).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<TraceParent>,
 }
 
 /// Something from outside, and when it came.

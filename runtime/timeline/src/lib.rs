@@ -23,6 +23,7 @@ mod sampling;
 mod scan;
 pub mod show;
 mod tool;
+pub mod trace;
 pub mod verify;
 mod waterfall;
 mod writer;

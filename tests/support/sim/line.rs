@@ -162,6 +162,7 @@ pub(super) fn transport(
             plant,
             newest: None,
         }),
+        caller: None,
     }
 }
 

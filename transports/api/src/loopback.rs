@@ -267,6 +267,7 @@ pub fn call(mut script: Script) -> Result<(Transport, Line), UnsupportedRate> {
     let transport = Transport {
         kind: TransportKind::Loopback,
         source_rate,
+        caller: None,
         sink: Box::new(LoopbackSink {
             line: line.clone(),
             recorded_at: sink_rate,

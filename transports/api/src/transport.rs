@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::Stream;
 use rspp_proto::{
     AudioChunk, Codec, Epoch, Extension, IdempotencyKey, SampleIndex, SampleRate, SpeechMark,
-    TextChunk, TurnNumber,
+    TextChunk, TraceParent, TurnNumber,
     abi::{Encoding, Signal},
 };
 use serde::{Deserialize, Serialize};
@@ -245,6 +245,9 @@ pub struct Transport {
     pub source: Source,
     /// The agent's side.
     pub sink: Box<dyn Sink>,
+    /// Where in a trace the client is that connects, if it says so: traces of the session's turns link to
+    /// it (P30).
+    pub caller: Option<TraceParent>,
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::stream;
-use rspp_proto::{AudioChunk, SampleRate, SessionId, TurnNumber};
+use rspp_proto::{AudioChunk, SampleRate, SessionId, TraceParent, TurnNumber};
 use rspp_transport_api::{
     Farewell, Ingress, News, Outgoing, Sink, SinkError, Transport, TransportKind,
     audio::FRAME,
@@ -112,6 +112,8 @@ pub(crate) struct Beginning {
     pub(crate) lead: Duration,
     /// Whether it is recorded as it crosses the wire.
     pub(crate) records: bool,
+    /// Where in a trace its client is.
+    pub(crate) caller: Option<TraceParent>,
 }
 
 impl Call {
@@ -125,6 +127,7 @@ impl Call {
             events,
             lead,
             records,
+            caller,
         } = beginning;
         let tape = records.then(|| Tape::new(input.1, output.1));
         let tape = tape.map(|tape| tape.expect("rates that are served can be converted"));
@@ -169,6 +172,7 @@ impl Call {
                 rate: output.1,
                 lead,
             }),
+            caller,
         };
         (call, transport)
     }

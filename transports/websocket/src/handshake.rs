@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderMap, HeaderName, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use rspp_proto::TraceParent;
 use rspp_transport_api::Unauthorized;
 use serde_json::json;
 
@@ -57,6 +58,7 @@ pub(crate) struct Asked {
     pub(crate) encoding: Encoding,
     pub(crate) token: Option<String>,
     pub(crate) resume: Option<String>,
+    pub(crate) caller: Option<TraceParent>,
 }
 
 /// Reads what a client asks for.
@@ -81,6 +83,10 @@ pub(crate) fn asked(headers: &HeaderMap, query: Option<&str>) -> Result<Asked, R
         encoding,
         token: token.map(str::to_owned),
         resume: resume.map(str::to_owned),
+        // What is none is as good as none (W3C Trace Context §3.2.3).
+        caller: text(headers, &HeaderName::from_static(TraceParent::HEADER))
+            .or(in_query(TraceParent::HEADER))
+            .and_then(|value| value.parse().ok()),
     })
 }
 

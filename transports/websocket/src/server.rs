@@ -19,7 +19,7 @@ use axum::{
     routing::any,
 };
 use futures::StreamExt;
-use rspp_proto::{SessionId, WallClock};
+use rspp_proto::{SessionId, TraceParent, WallClock};
 use rspp_transport_api::{
     Admitted, Elsewhere, Farewell, Guard, News, Opened, Refusal, Sessions, Transport,
     TransportKind, Unauthorized, UsedTokens, Wishes, is_same,
@@ -149,8 +149,8 @@ pub(crate) enum NotBegun {
 
 /// Who stands at the door.
 pub(crate) enum Entrance {
-    /// Somebody who may open a session.
-    Admitted(Admitted),
+    /// Somebody who may open a session, and where in a trace.
+    Admitted(Admitted, Option<TraceParent>),
     /// Somebody who knows the key of this call.
     Returning(Arc<Call>),
     /// Somebody who is expected elsewhere. Let in to be told so, for a page sees nothing of a handshake
@@ -210,7 +210,7 @@ impl Server {
         let looked_at =
             handshake::asked(headers, query).and_then(|asked| self.admit(&asked, headers));
         match looked_at {
-            Ok(Entrance::Admitted(_) | Entrance::Returning(_)) => Ok(()),
+            Ok(Entrance::Admitted(..) | Entrance::Returning(_)) => Ok(()),
             Ok(Entrance::Misled(to)) => Err(Box::new(
                 Refused::from(Unauthorized::Elsewhere(to)).into_response(),
             )),
@@ -296,7 +296,7 @@ impl Server {
             };
         }
         match self.admit_new(asked.token.as_deref(), headers)? {
-            Ok(admitted) => Ok(Entrance::Admitted(admitted)),
+            Ok(admitted) => Ok(Entrance::Admitted(admitted, asked.caller)),
             Err(Unauthorized::Elsewhere(to)) => Ok(Entrance::Misled(to)),
             Err(unauthorized) => Err(unauthorized.into()),
         }
@@ -334,7 +334,7 @@ impl Server {
         let entered = match (&hello.resume, entrance) {
             (_, Entrance::Misled(to)) => Err(elsewhere(to)),
             (Some(resume), Entrance::Returning(call)) => back(call, resume),
-            (Some(resume), Entrance::Admitted(_)) => {
+            (Some(resume), Entrance::Admitted(..)) => {
                 let call = self
                     .held()
                     .get(&resume.session)
@@ -352,7 +352,9 @@ impl Server {
                 ErrorCode::CannotResume,
                 format!("`hello` has to resume `{}`", call.id),
             )),
-            (None, Entrance::Admitted(admitted)) => self.open(admitted, hello).await,
+            (None, Entrance::Admitted(admitted, caller)) => {
+                self.open(admitted, caller, hello).await
+            }
         };
         let counted = match (&entered, &hello.resume) {
             (Ok(_), Some(_)) => &self.counts.resumed,
@@ -366,6 +368,7 @@ impl Server {
     async fn open(
         self: &Arc<Self>,
         admitted: Admitted,
+        caller: Option<TraceParent>,
         hello: &Hello,
     ) -> Result<(Arc<Call>, Attached), Trouble> {
         let input = (hello.input, rate("input", hello.input)?);
@@ -380,6 +383,7 @@ impl Server {
                 events: hello.events,
                 lead: self.config.limits.lead,
                 records: self.config.recordings.is_some(),
+                caller,
             });
             let attached = call.attach(None).expect("a call that begins is not over");
             entered = Some((Arc::clone(&call), attached));

@@ -2,14 +2,15 @@
 
 use std::{
     io::{self, BufWriter, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use clap::{Args, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser};
-use rspp_proto::{EventType, Lane, Monotonic, NodeId, TurnId, TurnNumber, abi::Signal};
+use rspp_proto::{EventType, Lane, Monotonic, NodeId, TurnId, TurnNumber, WallClock, abi::Signal};
 use rspp_timeline::{
-    Entry, EntryKind, Filter, ReadError, Timeline as Recording, export::exported, show, verify,
+    Entry, EntryKind, Filter, ReadError, Timeline as Recording, export::exported, show, trace,
+    verify,
 };
 use serde::Serialize;
 
@@ -30,6 +31,21 @@ enum Action {
     List(List),
     Fetch(Fetch),
     Export(Export),
+    Trace(Trace),
+}
+
+/// Print a timeline as traces, one for each turn, in OpenTelemetry's JSON.
+///
+/// The ids are those that servers were told while the call went on, so that what they say of it joins.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rspp timeline trace call.rspp > call.json
+  rspp timeline trace call.rspp | curl -H 'content-type: application/json' -d @- localhost:4318/v1/traces")]
+struct Trace {
+    /// The recording
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
 }
 
 /// Show a timeline's events, one line each.
@@ -91,20 +107,39 @@ impl Timeline {
             Action::List(list) => list.run(),
             Action::Fetch(fetch) => fetch.run(),
             Action::Export(export) => export.run(),
+            Action::Trace(trace) => trace.run(),
         }
+    }
+}
+
+fn open(file: &Path) -> Result<Recording, Problem> {
+    let name = file.display();
+    Recording::open(file).map_err(|error| match error {
+        ReadError::Io(error) if error.kind() == io::ErrorKind::NotFound => {
+            Problem::input(format!("{name}: no such file"))
+        }
+        ReadError::Io(error) => Problem::input(format!("{name}: cannot be read: {error}")),
+        ReadError::Preamble(error) => Problem::input(format!("{name}: {error}")),
+    })
+}
+
+impl Trace {
+    fn run(self) -> Result<(), Problem> {
+        let mut recording = open(&self.file)?;
+        let tied = recording
+            .header()
+            .map_or((Monotonic::ZERO, WallClock(0)), |header| {
+                (header.started_at, header.started_wall)
+            });
+        let entries = recording.entries().map_err(Problem::failure)?;
+        terminal::print_json(&trace::otlp(&trace::spans(&entries), tied))
     }
 }
 
 impl Show {
     fn run(self) -> Result<(), Problem> {
         let name = self.file.display();
-        let mut recording = Recording::open(&self.file).map_err(|error| match error {
-            ReadError::Io(error) if error.kind() == io::ErrorKind::NotFound => {
-                Problem::input(format!("{name}: no such file"))
-            }
-            ReadError::Io(error) => Problem::input(format!("{name}: cannot be read: {error}")),
-            ReadError::Preamble(error) => Problem::input(format!("{name}: {error}")),
-        })?;
+        let mut recording = open(&self.file)?;
         let filter = self.filter(&recording);
         if self.check {
             return self.check(recording);

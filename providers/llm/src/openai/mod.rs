@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use reqwest::{Client, Response, Url, header};
-use rspp_proto::{IdError, ProviderId};
+use rspp_proto::{IdError, ProviderId, TraceParent};
 use rspp_provider_api::{
     Call, ChunkStream, Description, Fault, LanguageModel, LlmChunk, LlmRequest,
 };
@@ -115,6 +115,7 @@ pub struct OpenAi {
 
 #[derive(Debug)]
 struct Shared {
+    id: ProviderId,
     client: Client,
     endpoint: Url,
     model: String,
@@ -150,14 +151,16 @@ impl OpenAi {
         if is_loopback(&endpoint) {
             builder = builder.no_proxy();
         }
+        let id = ProviderId::new(config.id)?;
         Ok(Self {
             description: Description {
-                id: ProviderId::new(config.id)?,
+                id: id.clone(),
                 model: config.model.clone(),
                 streaming: true,
                 networked: true,
             },
             shared: Arc::new(Shared {
+                id,
                 client: builder.build().map_err(OpenAiError::Http)?,
                 endpoint,
                 model: config.model,
@@ -241,6 +244,7 @@ impl Shared {
             .post(self.endpoint.clone())
             .header(header::ACCEPT, "text/event-stream")
             .header("Idempotency-Key", &call.idempotency_key)
+            .header(TraceParent::HEADER, call.traceparent(&self.id).to_string())
             .json(&wire::Body::new(&self.model, request));
         if let Some(key) = &key {
             ask = ask.bearer_auth(key.expose());

@@ -7,7 +7,7 @@ use std::{
 
 use futures::StreamExt;
 use rspp_llm::{OpenAi, OpenAiConfig, SecretStore};
-use rspp_proto::{Epoch, InvocationId, SessionId};
+use rspp_proto::{Epoch, InvocationId, SessionId, SpanId, TraceId, TraceParent};
 use rspp_provider_api::{
     Attempt, Call, Deadlines, Fault, FinishReason, LanguageModel, LlmChunk, LlmRequest, Message,
     OutcomeClass, Role, ToolCall, ToolSpec, Usage,
@@ -69,6 +69,23 @@ async fn ask(steps: Vec<Step>) -> Vec<Result<LlmChunk, Fault>> {
     let server = Server::start(steps).await;
     let answer = client(&server.base_url).generate(call(), request());
     answer.collect().await
+}
+
+/// P30: the server is told where in the turn's trace the request is, by the ids that the timeline's spans have.
+#[tokio::test]
+async fn the_request_takes_part_in_the_turns_trace() {
+    let server = Server::start(chunked(&[says("Hi."), end()], Duration::ZERO)).await;
+    let client = client(&server.base_url);
+    let answer = client.generate(call(), request());
+    let _answer: Vec<_> = answer.collect().await;
+    let call = call();
+    let parent = TraceParent::new(
+        TraceId::of(&call.session, None),
+        SpanId::of_attempt(&call.invocation, &client.describe().id, 1),
+    );
+    let requests = server.requests();
+    let text = requests[0].to_lowercase();
+    assert!(text.contains(&format!("traceparent: {parent}")), "{text}");
 }
 
 async fn fault_of(steps: Vec<Step>) -> Fault {

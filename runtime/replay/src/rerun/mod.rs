@@ -225,6 +225,7 @@ fn transport(recorded: &Recorded) -> Transport {
             rate: recorded.sink_rate,
             lead: Duration::from_micros(recorded.line.sink_lead_us),
         }),
+        caller: recorded.line.traceparent,
     }
 }
 

@@ -174,6 +174,7 @@ impl Line {
                 rate: shared.machine.output().rate(),
                 lead: self.lead,
             }),
+            caller: None,
         }
     }
 

@@ -284,6 +284,27 @@ async fn a_client_that_says_nothing_is_not_waited_for() {
     assert!(connect().await.is_ok());
 }
 
+/// P30: a client says in a header where in a trace it is, or a page in the address; what is none is as good as
+/// none.
+#[tokio::test]
+async fn a_client_says_where_in_a_trace_it_is() {
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let mut house = House::open(local());
+    for (headers, caller) in [
+        (&[][..], None),
+        (&[("traceparent", PARENT)][..], PARENT.parse().ok()),
+        (&[("traceparent", "00-zz")][..], None),
+    ] {
+        let client = Client::connect(house.address, &["rspp.v1.json"], headers).await;
+        client.unwrap().hello(Hello::default()).await;
+        assert_eq!(
+            house.session().await.transport.caller,
+            caller,
+            "{headers:?}"
+        );
+    }
+}
+
 /// F-023: each client has the rates that it asked for.
 #[tokio::test]
 async fn rates_are_the_clients_choice() {
