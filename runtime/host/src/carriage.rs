@@ -18,6 +18,7 @@ impl Carriage {
             source_rate,
             source: _,
             sink,
+            caller: _,
         } = transport;
         Self(Mutex::new(capabilities(*kind, *source_rate, sink.as_ref())))
     }

@@ -85,7 +85,7 @@ pub(crate) fn asked(headers: &HeaderMap, query: Option<&str>) -> Result<Asked, R
         resume: resume.map(str::to_owned),
         // What is none is as good as none (W3C Trace Context §3.2.3).
         caller: text(headers, &HeaderName::from_static(TraceParent::HEADER))
-            .or(in_query(TraceParent::HEADER))
+            .or(in_query(query, TraceParent::HEADER))
             .and_then(|value| value.parse().ok()),
     })
 }
