@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::stream;
-use rspp_proto::{AudioChunk, SampleRate, SessionId, TraceParent, TurnNumber};
+use rspp_proto::{AudioChunk, SampleRate, SessionId, TenantId, TraceParent, TurnNumber};
 use rspp_transport_api::{
     Farewell, Ingress, News, Outgoing, Sink, SinkError, Transport, TransportKind,
     audio::FRAME,
@@ -31,6 +31,8 @@ const AHEAD: usize = 64;
 
 pub(crate) struct Call {
     pub(crate) id: SessionId,
+    /// Whose it is, where tokens say.
+    pub(crate) tenant: Option<TenantId>,
     /// Whoever knows it may come back.
     pub(crate) key: String,
     pub(crate) input: (Format, SampleRate),
@@ -105,6 +107,8 @@ impl Impossible {
 /// What a call begins with.
 pub(crate) struct Beginning {
     pub(crate) id: SessionId,
+    /// Whose it is, where tokens say.
+    pub(crate) tenant: Option<TenantId>,
     pub(crate) key: String,
     pub(crate) input: (Format, SampleRate),
     pub(crate) output: (Format, SampleRate),
@@ -121,6 +125,7 @@ impl Call {
     pub(crate) fn begin(beginning: Beginning) -> (Arc<Self>, Transport) {
         let Beginning {
             id,
+            tenant,
             key,
             input,
             output,
@@ -135,6 +140,7 @@ impl Call {
         let room = (lead.as_millis() / FRAME.as_millis()) as usize;
         let call = Arc::new(Self {
             id,
+            tenant,
             key,
             input,
             output,
@@ -184,7 +190,8 @@ impl Call {
 
     // --- the socket's side -------------------------------------------------------------------
 
-    /// A socket takes the call over; one that held it is sent away.
+    /// A socket takes the call over, that of a client which comes back or of one that knows nothing of what was; one
+    /// that held it is sent away.
     pub(crate) fn attach(&self, resume: Option<&Resume>) -> Result<Attached, Impossible> {
         let mut shared = self.lock();
         let Some(to) = shared.to.clone().filter(|_| shared.over.is_none()) else {
@@ -208,6 +215,9 @@ impl Call {
                 .outbox
                 .resume(came)
                 .map_err(|_| Impossible::NeverSent)?;
+        } else {
+            shared.outbox.begin_anew();
+            shared.before = None;
         }
         shared.evict.cancel();
         shared.evict = CancellationToken::new();

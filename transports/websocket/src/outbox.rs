@@ -158,6 +158,12 @@ impl Outbox {
         Some(item)
     }
 
+    /// A client takes over that has heard nothing: what was sent is over for it, what waits is for it.
+    pub(crate) fn begin_anew(&mut self) {
+        let sent = self.gone + self.sent.len() as u64;
+        self.resume(sent).expect("so much was sent");
+    }
+
     /// A new connection begins, `received` messages having come on the one before. What did not come is
     /// sent again, but for what is not to be heard any more; the number of those that are not kept.
     pub(crate) fn resume(&mut self, received: u64) -> Result<u64, NeverSent> {

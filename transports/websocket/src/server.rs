@@ -21,7 +21,7 @@ use axum::{
 use futures::StreamExt;
 use rspp_proto::{SessionId, TraceParent, WallClock};
 use rspp_transport_api::{
-    Admitted, Elsewhere, Farewell, Guard, News, Opened, Refusal, Sessions, Transport,
+    Admitted, Elsewhere, Farewell, Grant, Guard, News, Opened, Refusal, Sessions, Transport,
     TransportKind, Unauthorized, UsedTokens, Wishes, is_same,
 };
 use serde::Serialize;
@@ -373,10 +373,21 @@ impl Server {
     ) -> Result<(Arc<Call>, Attached), Trouble> {
         let input = (hello.input, rate("input", hello.input)?);
         let output = (hello.output, rate("output", hello.output)?);
+        let tenant = match &admitted {
+            Admitted::Granted(grant) => {
+                let call = self.held_for(grant);
+                if let Some(call) = call {
+                    return self.take_over(grant, call, hello);
+                }
+                Some(grant.tenant.clone())
+            }
+            Admitted::Local(_) => None,
+        };
         let mut entered = None;
         let begun = self.begin(admitted, Wishes::default(), |id| {
             let (call, transport) = Call::begin(Beginning {
                 id,
+                tenant,
                 key: format!("{:032x}", rand::random::<u128>()),
                 input,
                 output,
@@ -403,6 +414,36 @@ impl Server {
             NotBegun::Refused(Refusal::Elsewhere(to)) => elsewhere(to),
         })?;
         Ok(entered.expect("what has begun was made"))
+    }
+
+    /// The call of the session that a token is for, if it is here.
+    fn held_for(&self, grant: &Grant) -> Option<Arc<Call>> {
+        let held = self.held();
+        let call = held.get(&grant.session)?.as_call()?;
+        (call.tenant.as_ref() == Some(&grant.tenant)).then(|| Arc::clone(call))
+    }
+
+    /// A client that lost the session's key, but was given a new token for it, takes its call over: whoever may
+    /// open a session may go on with it.
+    fn take_over(
+        &self,
+        grant: &Grant,
+        call: Arc<Call>,
+        hello: &Hello,
+    ) -> Result<(Arc<Call>, Attached), Trouble> {
+        if (hello.input, hello.output) != (call.input.0, call.output.0) {
+            let says = "the session is here already, with other formats; say `hello` with the ones that it has";
+            return Err(trouble(ErrorCode::BadFormat, says));
+        }
+        let claimed = self.used().claim(grant, now());
+        claimed.map_err(|why| trouble(ErrorCode::Unauthorized, why.to_string()))?;
+        match call.attach(None) {
+            Ok(attached) => Ok((call, attached)),
+            Err(impossible) => {
+                self.used().release(grant);
+                Err(trouble(ErrorCode::NotOpened, impossible.as_str()))
+            }
+        }
     }
 
     /// Begins a conversation for somebody who was admitted: `make` makes it, and the runtime's side of it.

@@ -26,7 +26,7 @@ use crate::house::{House, local};
 
 const THERE: &str = "ws://other:7410/v1/talk";
 
-/// Tokens are session names with an honest sign before them, or are for another runtime.
+/// Tokens are session names with an honest sign before them, of either of two tenants, or are for another runtime.
 struct Signs;
 
 impl TokenValidator for Signs {
@@ -43,13 +43,16 @@ impl TokenValidator for Signs {
                 token: None,
             }));
         }
-        let session = token
-            .strip_prefix("good.")
-            .ok_or(Unauthorized::Refused("token_bad_signature"))?;
+        let (sign, session) = token.split_once('.').unwrap_or_default();
+        let tenant = match sign {
+            "good" | "again" => "tenant",
+            "foreign" => "another",
+            _no_sign_of_ours => return Err(Unauthorized::Refused("token_bad_signature")),
+        };
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         Ok(Grant {
             token_id: token.to_owned(),
-            tenant: TenantId::new("tenant").unwrap(),
+            tenant: TenantId::new(tenant).unwrap(),
             session: SessionId::new(session).unwrap(),
             pipeline: PipelineVersion::new("simple-1").ok(),
             epoch: None,
@@ -148,6 +151,46 @@ async fn a_token_lets_one_session_in_once() {
         assert_eq!((code, closed), (ErrorCode::Busy, Some(1013)));
         assert_eq!(message, "no room");
     }
+}
+
+/// F-119, P25: whoever lost the key of a session, and is given a new token for it, goes on with it, and hears what is
+/// said from then on; the socket that held it is sent away. Another tenant's token opens nothing of it.
+#[tokio::test]
+async fn a_new_token_takes_its_session_over() {
+    let mut house = House::open(guarded());
+    let first = ["rspp.v1.json", "rspp.token.good.a"];
+    let mut before = Client::connect(house.address, &first, &[]).await.unwrap();
+    before.hello(Hello::default()).await;
+    let session = house.session().await;
+    let again = ["rspp.v1.json", "rspp.token.again.a"];
+    let other = Hello {
+        output: Format {
+            rate: 8_000,
+            ..Format::default()
+        },
+        ..Hello::default()
+    };
+    let foreign = ["rspp.v1.json", "rspp.token.foreign.a"];
+    for (with, hello, code) in [
+        (again, other, ErrorCode::BadFormat),
+        (foreign, Hello::default(), ErrorCode::NotOpened),
+    ] {
+        let client = Client::connect(house.address, &with, &[]).await.unwrap();
+        assert_eq!(turned_away(client, hello).await.0, code);
+    }
+
+    let mut after = Client::connect(house.address, &again, &[]).await.unwrap();
+    let ready = after.hello(Hello::default()).await;
+    assert_eq!((ready.session.as_str(), ready.connection), ("a", 2));
+    after.speak(&[1_000; 320]).await;
+    let mut source = session.transport.source;
+    while !matches!(source.next().await, Some(Ingress::Audio(_))) {}
+    before.until(|_| false).await;
+    let client = Client::connect(house.address, &again, &[]).await.unwrap();
+    assert_eq!(
+        turned_away(client, Hello::default()).await.0,
+        ErrorCode::Unauthorized
+    );
 }
 
 /// F-099, issue 4, 5: a client whose token is for another runtime, or whose session another runtime has, is

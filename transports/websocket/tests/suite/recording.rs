@@ -43,8 +43,9 @@ async fn a_call_is_recorded_at_the_wire_with_its_gaps() {
     sleep(ms(400)).await;
     play(TurnNumber(1), 15).await;
     let wire = sink.wire().expect("it watches its wire");
-    assert_eq!((wire.frames, wire.gaps), (30, 1), "{wire:?}");
-    assert!((300..=500).contains(&wire.longest_gap_ms), "{wire:?}");
+    // A busy machine adds gaps of its own, which are in the file as well.
+    assert!(wire.frames == 30 && wire.gaps >= 1, "{wire:?}");
+    assert!((300..=2_000).contains(&wire.longest_gap_ms), "{wire:?}");
     for _ in 0..8 {
         sink.play(TurnNumber(2), &frame).unwrap();
     }
