@@ -19,7 +19,7 @@ pub struct Span {
     pub id: SpanId,
     /// What it is a part of.
     pub parent: Option<SpanId>,
-    /// What it is, in few words: `turn`, `node llm`, `llm openai`.
+    /// What it is, in few words: `turn`, `node llm`, `llm dialogue`.
     pub name: String,
     /// Whether somebody outside was asked.
     pub is_call: bool,
