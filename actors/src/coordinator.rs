@@ -150,7 +150,7 @@ impl<A: Actor> ractor::Actor for Coordinator<A> {
             // Boxed: each layer of ractor around this handler would keep room for the future, and move it.
             let drained = Box::pin(guarded(live.drain())).await;
             match live.settle(drained) {
-                Drained::Dry if live.ctx.core.children.end_unheard() => {
+                Drained::Dry | Drained::Budget if live.ctx.core.children.end_unheard() => {
                     // Behind what is in the supervision port.
                     myself.cast(Wake)?;
                     return Ok(());

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rspp_actors::{
-    Backoff, ChildSpec, ExitReason, Failure, Handle, Intensity, Offer, Restart, SpawnError,
+    Actor, Backoff, Bounded, ChildExit, ChildSpec, Context, ExitReason, Failure, Handle, Intensity,
+    NoTelemetry, Offer, Restart, SpawnError,
 };
 
 use crate::kit::{
@@ -466,4 +467,80 @@ async fn an_ending_actor_starts_nothing() {
             "p finished"
         ]
     );
+}
+
+/// Gives itself the next item with each one: its lanes are never empty.
+struct Restless {
+    log: Log,
+    child: Option<Handle<Worker>>,
+}
+
+impl Actor for Restless {
+    type Control = ();
+    type Data = Bounded<u32>;
+    type Telemetry = NoTelemetry;
+    const KIND: &'static str = "restless";
+
+    async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
+        let child = ctx
+            .spawn(
+                ChildSpec::temporary("c"),
+                lane(),
+                worker("c", &self.log.clone()),
+            )
+            .await
+            .expect("a worker starts");
+        self.child = Some(child);
+        assert_eq!(ctx.data_ref().offer(1), Offer::Queued);
+        Ok(())
+    }
+
+    async fn on_control(&mut self, _ctx: &mut Context<Self>, (): ()) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn on_data(&mut self, ctx: &mut Context<Self>, n: u32) -> Result<(), Failure> {
+        if n == 1_000 {
+            fail_in(self.child.as_ref().expect("it has started"));
+        }
+        assert_eq!(ctx.data_ref().offer(n + 1), Offer::Queued);
+        Ok(())
+    }
+
+    async fn on_child_exit(
+        &mut self,
+        ctx: &mut Context<Self>,
+        exit: ChildExit,
+    ) -> Result<(), Failure> {
+        self.log
+            .push(format!("heard: {} {}", exit.name, exit.reason));
+        ctx.stop(ExitReason::Finished);
+        Ok(())
+    }
+}
+
+/// An actor that always has something to do hears of its children all the same.
+#[tokio::test(start_paused = true)]
+async fn a_parent_that_is_never_idle_hears_of_its_childs_end() {
+    let (system, log) = (system(), Log::default());
+    let make = {
+        let log = log.clone();
+        move || Restless {
+            log: log.clone(),
+            child: None,
+        }
+    };
+    system
+        .spawn_root(ChildSpec::temporary("restless"), lane(), make)
+        .await
+        .unwrap();
+    for _ in 0..10_000 {
+        if system.live() == 0 {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    let seen = log.take();
+    assert_eq!(system.live(), 0, "{seen:?}");
+    assert_eq!(seen.last().unwrap(), "heard: c failed: on purpose");
 }
