@@ -85,6 +85,8 @@ async fn a_runtime_that_is_cut_off_falls_silent_in_time() {
     says(&mut old, "Tell me a long story.").await;
     speaks(&mut old).await;
     fleet.set_traffic(&first, Traffic::Cut);
+    // It speaks on for as long as its lease lasts, and then lets its client go.
+    old.until(|_| false).await;
     let (second, mut client) = fleet.connect(&id).await;
     assert_eq!(second, fleet.other(&first));
     says(&mut client, "What is my name?").await;
