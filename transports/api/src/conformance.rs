@@ -135,17 +135,7 @@ pub async fn falls_silent(rig: &impl Rig) {
     // The fence stands before a sink; what slips through must not be heard either.
     let late = vec![3_000; frame];
     let _refused_or_swallowed = sink.play(TurnNumber(1), &chunk_of(&**sink, &late));
-    let second = vec![2_000; frame];
-    for _ in 0..5 {
-        let played = sink.play(TurnNumber(2), &chunk_of(&**sink, &second));
-        assert_eq!(played, Ok(()), "the next turn");
-        sleep(FRAME).await;
-    }
-    let is_second = |sample: &&i16| **sample == 2_000;
-    let heard = until(&mut peer, |heard| {
-        heard.iter().filter(is_second).count() >= frame * 5
-    })
-    .await;
+    let heard = next_turn(sink, &mut peer).await;
     let of_first = heard.iter().take_while(|sample| **sample == 1_000).count();
     assert!(!heard.contains(&3_000), "a cleared turn was heard");
     assert_eq!(heard.len() - of_first, frame * 5, "the second turn, alone");
@@ -174,24 +164,30 @@ pub async fn takes_back_what_waits(rig: &impl Rig) {
     let went_on = peer.heard().await.iter().filter(|it| **it == 3_000).count();
     sink.clear(TurnNumber(1));
     peer.thaw().await;
-    let second = vec![2_000; frame];
-    for _ in 0..5 {
-        let played = sink.play(TurnNumber(2), &chunk_of(&**sink, &second));
-        assert_eq!(played, Ok(()), "the next turn");
-        sleep(FRAME).await;
-    }
-    let is_second = |sample: &&i16| **sample == 2_000;
-    let heard = until(&mut peer, |heard| {
-        heard.iter().filter(is_second).count() >= frame * 5
-    })
-    .await;
-    assert_eq!(heard.iter().filter(is_second).count(), frame * 5);
+    let heard = next_turn(sink, &mut peer).await;
+    let of_second = heard.iter().filter(|sample| **sample == 2_000).count();
+    assert_eq!(of_second, frame * 5);
     let taken_back = heard.iter().filter(|sample| **sample == 3_000).count();
     assert!(
         taken_back <= went_on + frame * 2,
         "{taken_back} samples of a cleared turn, {went_on} of them before"
     );
     drop(listening);
+}
+
+/// Plays a second turn, five frames of 2,000; all that was heard once they were.
+async fn next_turn(sink: &mut Box<dyn Sink>, peer: &mut impl Peer) -> Vec<i16> {
+    let frame = samples_of_a_frame(&**sink);
+    let second = chunk_of(&**sink, &vec![2_000; frame]);
+    for _ in 0..5 {
+        let played = sink.play(TurnNumber(2), &second);
+        assert_eq!(played, Ok(()), "the next turn");
+        sleep(FRAME).await;
+    }
+    until(peer, |heard| {
+        heard.iter().filter(|sample| **sample == 2_000).count() >= frame * 5
+    })
+    .await
 }
 
 /// Plays so many frames of that value at the pace of speech; how many were taken.

@@ -121,7 +121,7 @@ impl Decoder {
         let heard = match self {
             Self::Pcm16(_) => return Ok(piece),
             Self::Pcmu(_) => {
-                let heard: Vec<i16> = piece.iter().map(|byte| g711::decode(*byte)).collect();
+                let heard: Vec<i16> = piece.iter().map(|byte| g711::from_ulaw(*byte)).collect();
                 to_bytes(&heard)
             }
             Self::Opus { rate, decoder, pcm } => {
@@ -190,7 +190,7 @@ impl Encoder {
         let began = real_time();
         let written = match self {
             Self::Pcm16 => return pcm,
-            Self::Pcmu => samples(&pcm).map(g711::encode).collect(),
+            Self::Pcmu => samples(&pcm).map(g711::to_ulaw).collect(),
             Self::Opus {
                 rate,
                 encoder,

@@ -238,6 +238,30 @@ fn message(item: &Fields<'_>) -> Result<(Option<String>, Author, String), Proble
     Ok((id.map(str::to_owned), author, text))
 }
 
+/// What a response may name, but has from its session.
+const OF_SESSIONS: [&str; 9] = [
+    "instructions",
+    "audio",
+    "voice",
+    "output_audio_format",
+    "max_output_tokens",
+    "max_response_output_tokens",
+    "temperature",
+    "prompt",
+    "reasoning",
+];
+/// What else a response may name.
+const OF_RESPONSES: [&str; 8] = [
+    "input",
+    "tools",
+    "conversation",
+    "output_modalities",
+    "modalities",
+    "metadata",
+    "tool_choice",
+    "parallel_tool_calls",
+];
+
 fn respond(fields: &Fields<'_>) -> Result<ClientEvent, Problem> {
     fields.only(&["type", "event_id", "response"])?;
     let metadata = fields.within("response", |response| {
@@ -253,17 +277,7 @@ fn respond(fields: &Fields<'_>) -> Result<ClientEvent, Problem> {
             let why = "a response outside the conversation is not served";
             return Err(response.unsupported("conversation", why));
         }
-        for name in [
-            "instructions",
-            "audio",
-            "voice",
-            "output_audio_format",
-            "max_output_tokens",
-            "max_response_output_tokens",
-            "temperature",
-            "prompt",
-            "reasoning",
-        ] {
+        for name in OF_SESSIONS {
             if response.get(name).is_some_and(|value| !value.is_null()) {
                 let why = "is the session's to say, before the conversation begins";
                 return Err(response.unsupported(name, why));
@@ -272,25 +286,7 @@ fn respond(fields: &Fields<'_>) -> Result<ClientEvent, Problem> {
         for name in ["output_modalities", "modalities"] {
             speaks(&response, name)?;
         }
-        response.only(&[
-            "input",
-            "tools",
-            "conversation",
-            "instructions",
-            "audio",
-            "voice",
-            "output_audio_format",
-            "max_output_tokens",
-            "max_response_output_tokens",
-            "temperature",
-            "prompt",
-            "reasoning",
-            "output_modalities",
-            "modalities",
-            "metadata",
-            "tool_choice",
-            "parallel_tool_calls",
-        ])?;
+        response.only(&[&OF_SESSIONS[..], &OF_RESPONSES].concat())?;
         response.within("metadata", |_| Ok(()))?;
         Ok(response.get("metadata").cloned().unwrap_or_default())
     })?;

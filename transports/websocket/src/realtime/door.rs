@@ -134,16 +134,8 @@ fn refusal(refused: &Refused) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderName;
-
     use super::*;
-
-    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        let pairs = pairs
-            .iter()
-            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
-        pairs.collect()
-    }
+    use crate::handshake::tests::headers;
 
     #[test]
     fn a_token_comes_in_a_header_or_as_browsers_of_this_api_send_it() {

@@ -9,13 +9,14 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use rspp_proto::{SpeechMark, TextChunk, TurnNumber, abi::Signal};
-use rspp_transport_api::{Ingress, News, Receipt, SinkError, TurnNews, Wishes, audio::samples};
+use rspp_transport_api::{
+    Ingress, News, Receipt, SinkError, TurnNews, Wishes, audio::samples, g711,
+};
 use serde_json::{Map, Value, json};
 
 use super::{
     client::{self, Author, ClientEvent, NewItem},
     fields::Problem,
-    g711,
     items::{Item, Items, Kind, Reply, Status},
     settings::{Allowed, Codec, Detection, Dialect, Settings},
 };

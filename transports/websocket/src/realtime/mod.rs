@@ -6,7 +6,6 @@ mod client;
 mod door;
 mod feed;
 mod fields;
-mod g711;
 mod items;
 mod line;
 mod machine;

@@ -126,9 +126,9 @@ async fn mu_law_goes_both_ways() {
     let hello = hello(AudioCodec::Pcmu, 8_000);
     let (mut client, mut session) = connect(&mut house, "rspp.v1.json", hello).await;
     let spoken: Vec<i16> = tone(1)[..160].to_vec();
-    let written: Vec<u8> = spoken.iter().map(|sample| g711::encode(*sample)).collect();
+    let written: Vec<u8> = spoken.iter().map(|sample| g711::to_ulaw(*sample)).collect();
     say(&mut client, &written).await;
-    let heard: Vec<i16> = written.iter().map(|byte| g711::decode(*byte)).collect();
+    let heard: Vec<i16> = written.iter().map(|byte| g711::from_ulaw(*byte)).collect();
     assert_eq!(hear(&mut session).await, heard);
     let sink = &mut session.transport.sink;
     let chunk = AudioChunk::pcm16(sink.sample_rate(), to_bytes(&spoken));
