@@ -24,7 +24,7 @@ use rspp_host::{
 use rspp_proto::{AudioChunk, Payload, SampleRate, TurnNumber, spec::PipelineSpec};
 use rspp_provider_api::Providers;
 use rspp_tests::{
-    bench::{Aim, Args, Table, Watch, histogram, us},
+    bench::{Aim, Args, Table, Watch, histogram, us, workers},
     fleet::{self, FRAME_BYTES},
 };
 use rspp_timeline::Recorder;
@@ -38,13 +38,7 @@ const PIECE: usize = 64;
 
 fn main() {
     let args = Args::read();
-    let workers = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let table = workers.block_on(measure(args));
-    table.print(args);
+    workers().block_on(measure(args)).print(args);
 }
 
 async fn measure(args: Args) -> Table {

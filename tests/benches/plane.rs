@@ -37,7 +37,7 @@ use rspp_proto::{
 };
 use rspp_service::credentials::{Authority, Files};
 use rspp_tests::{
-    bench::{Aim, Args, Table, histogram, us},
+    bench::{Aim, Args, Table, histogram, us, workers},
     etcd::Cluster,
 };
 use serde_json::{Value, json};
@@ -55,11 +55,7 @@ const AT_ONCE: usize = 64;
 const DOMAIN: &str = "rspp.bench";
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = workers();
     if let Ok(text) = std::env::var(SERVE) {
         let config = serde_json::from_str(&text).expect("this program wrote it");
         return runtime.block_on(serve(&config));

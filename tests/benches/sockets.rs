@@ -24,7 +24,7 @@ use rspp_host::{Config, Pools, Program, Reception, Runtime};
 use rspp_proto::{TenantId, spec::PipelineSpec};
 use rspp_provider_api::scripted::ScriptedVoice;
 use rspp_tests::{
-    bench::{Aim, Args, Table, Watch, histogram, resident, us},
+    bench::{Aim, Args, Table, Watch, histogram, resident, us, workers},
     call::bindings,
     fleet::{self, FRAME, FRAME_BYTES},
 };
@@ -42,12 +42,7 @@ const SILENT_US: f64 = 5_000.0;
 
 fn main() {
     let args = Args::read();
-    let workers = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    workers.block_on(measure(args)).print(args);
+    workers().block_on(measure(args)).print(args);
 }
 
 /// What all clients are timed by and add up in.

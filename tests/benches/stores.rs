@@ -26,7 +26,7 @@ use rspp_controlplane::{
 use rspp_controlplane_storage::{Embedded, counters::Counters};
 use rspp_proto::{Epoch, PipelineVersion, RuntimeId, SessionId, TenantId, WallClock};
 use rspp_tests::{
-    bench::{Args, Table},
+    bench::{Args, Table, workers},
     etcd::Cluster,
 };
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -40,11 +40,7 @@ const TENANTS: usize = 20;
 
 fn main() {
     let args = Args::read();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = workers();
     runtime.block_on(async {
         let dir = tempfile::tempdir().expect("a directory");
         let file: Arc<dyn Store> =

@@ -5,6 +5,7 @@ use std::{fs, future::Future, time::Duration};
 use hdrhistogram::Histogram;
 use rspp_actors::Clock;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 /// What `rspp` allocates with.
 #[global_allocator]
@@ -209,17 +210,22 @@ pub fn resident() -> f64 {
     kib * 1024.0
 }
 
-/// What the threads of [`on_workers`] are called.
+/// What the threads of [`workers`] are called.
 pub const WORKER: &str = "rspp-worker";
 
-/// Runs a bench on two worker threads: as a task there, which is where a program's connections and its commands are.
-pub fn on_workers<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
-    let workers = tokio::runtime::Builder::new_multi_thread()
+/// Two worker threads.
+pub fn workers() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name(WORKER)
         .enable_all()
         .build()
-        .expect("a runtime");
+        .expect("a runtime")
+}
+
+/// Runs a bench on two worker threads: as a task there, which is where a program's connections and its commands are.
+pub fn on_workers<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    let workers = workers();
     workers
         .block_on(workers.spawn(work))
         .expect("a bench does not panic")

@@ -143,26 +143,10 @@ impl<K: Ord> Vigil<K> {
 
 #[cfg(test)]
 mod tests {
-    use rspp_proto::{Epoch, PipelineVersion, RuntimeId, SessionId, TenantId};
+    use rspp_proto::RuntimeId;
 
     use super::*;
-    use crate::authority::{Attempt, Binding, Fuse, Holder, Incarnation, Vacated, WhyRevoked};
-
-    fn placement(standing: Standing) -> Placement {
-        Placement {
-            session: SessionId::new("s").unwrap(),
-            binding: Binding {
-                tenant: TenantId::new("acme").unwrap(),
-                pipeline: PipelineVersion::new("desk-1").unwrap(),
-                policy: None,
-                providers: None,
-            },
-            epoch: Epoch::FIRST,
-            attempt: Attempt(1),
-            standing,
-            since: WallClock(0),
-        }
-    }
+    use crate::authority::{Fuse, Holder, Incarnation, Vacated, WhyRevoked};
 
     fn at(seconds: u64) -> Monotonic {
         Monotonic::from_duration(Duration::from_secs(seconds))
@@ -193,7 +177,7 @@ mod tests {
         };
         let hour = Duration::from_hours(1);
         let now = WallClock(10_000_000);
-        let abandoned = || Fate::Abandoned(placement(over(now.0)));
+        let abandoned = || Fate::Abandoned(Placement::of_acme(over(now.0)));
         let table = [
             (held.clone(), true, Fate::Keep),
             (held, false, abandoned()),
@@ -206,7 +190,7 @@ mod tests {
             (over(now.0 + 1), false, Fate::Keep),
         ];
         for (standing, alive, expected) in table {
-            let found = fate(&placement(standing.clone()), alive, hour, now);
+            let found = fate(&Placement::of_acme(standing.clone()), alive, hour, now);
             assert_eq!(found, expected, "{standing:?}, alive: {alive}");
         }
     }

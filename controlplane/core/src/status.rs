@@ -93,21 +93,13 @@ pub fn of(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authority::{Attempt, Binding, Fuse, Holder, Incarnation, Vacated, WhyRevoked};
+    use crate::authority::{Fuse, Holder, Incarnation, Vacated, WhyRevoked};
 
     fn placement(standing: Standing) -> Placement {
         Placement {
-            session: SessionId::new("s").unwrap(),
-            binding: Binding {
-                tenant: TenantId::new("acme").unwrap(),
-                pipeline: PipelineVersion::new("desk-1").unwrap(),
-                policy: None,
-                providers: None,
-            },
             epoch: Epoch::new(2).unwrap(),
-            attempt: Attempt(1),
-            standing,
             since: WallClock(50),
+            ..Placement::of_acme(standing)
         }
     }
 

@@ -83,6 +83,26 @@ pub struct Placement {
     pub since: WallClock,
 }
 
+#[cfg(test)]
+impl Placement {
+    /// A record that a test looks at.
+    pub(crate) fn of_acme(standing: Standing) -> Self {
+        Self {
+            session: SessionId::new("s").expect("not blank"),
+            binding: Binding {
+                tenant: rspp_proto::TenantId::new("acme").expect("not blank"),
+                pipeline: rspp_proto::PipelineVersion::new("desk-1").expect("not blank"),
+                policy: None,
+                providers: None,
+            },
+            epoch: Epoch::FIRST,
+            attempt: Attempt(1),
+            standing,
+            since: WallClock(0),
+        }
+    }
+}
+
 impl Placement {
     /// Who may write now, if anybody.
     pub fn holder(&self) -> Option<&Holder> {
