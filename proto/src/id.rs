@@ -239,6 +239,11 @@ impl TurnNumber {
         Self(self.0.saturating_add(1))
     }
 
+    /// The turn that an id is of, as [`id`](Self::id) writes it.
+    pub fn of(id: &TurnId) -> Option<Self> {
+        id.as_str().strip_prefix("turn-")?.parse().ok().map(Self)
+    }
+
     /// The turn's id within its session: `turn-0001`.
     pub fn id(self) -> TurnId {
         TurnId(format!("turn-{:04}", self.0).into())

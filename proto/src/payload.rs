@@ -41,6 +41,8 @@ pub enum Codec {
     Opus,
     /// G.711 mu-law, one byte a sample.
     Pcmu,
+    /// G.711 A-law, one byte a sample.
+    Pcma,
 }
 
 /// Rate, channels and codec of a chunk (F-023).
@@ -91,7 +93,7 @@ impl AudioChunk {
         let channels = u64::from(self.format.channels.max(1));
         match self.format.codec {
             Codec::Pcm16 => self.data.len() as u64 / 2 / channels,
-            Codec::Pcmu => self.data.len() as u64 / channels,
+            Codec::Pcmu | Codec::Pcma => self.data.len() as u64 / channels,
             Codec::Opus => 0,
         }
     }

@@ -147,6 +147,10 @@ impl Sink for Nowhere {
         Duration::from_millis(60)
     }
 
+    fn codec(&self) -> rspp_proto::Codec {
+        rspp_proto::Codec::Pcm16
+    }
+
     fn play(&mut self, _turn: TurnNumber, _chunk: &AudioChunk) -> Result<(), SinkError> {
         Ok(())
     }
@@ -155,6 +159,12 @@ impl Sink for Nowhere {
 
     fn send(&mut self, _outgoing: Outgoing) -> Result<(), SinkError> {
         Ok(())
+    }
+
+    fn pause(&mut self) {}
+
+    fn wire(&self) -> Option<rspp_transport_api::wire::WireReport> {
+        None
     }
 }
 

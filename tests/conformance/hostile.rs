@@ -46,6 +46,10 @@ impl Sink for Peer {
         ms(60)
     }
 
+    fn codec(&self) -> rspp_proto::Codec {
+        rspp_proto::Codec::Pcm16
+    }
+
     fn play(&mut self, _turn: TurnNumber, _chunk: &AudioChunk) -> Result<(), SinkError> {
         if self.full {
             Err(SinkError::Full)
@@ -58,6 +62,12 @@ impl Sink for Peer {
 
     fn send(&mut self, _outgoing: Outgoing) -> Result<(), SinkError> {
         Ok(())
+    }
+
+    fn pause(&mut self) {}
+
+    fn wire(&self) -> Option<rspp_transport_api::wire::WireReport> {
+        None
     }
 }
 

@@ -224,6 +224,10 @@ impl Sink for Ear {
         ms(60)
     }
 
+    fn codec(&self) -> rspp_proto::Codec {
+        rspp_proto::Codec::Pcm16
+    }
+
     fn play(&mut self, _turn: TurnNumber, _chunk: &AudioChunk) -> Result<(), SinkError> {
         let mut played = self.played.lock().unwrap();
         played.push((self.node.clone(), Instant::now()));
@@ -234,6 +238,12 @@ impl Sink for Ear {
 
     fn send(&mut self, _outgoing: Outgoing) -> Result<(), SinkError> {
         Ok(())
+    }
+
+    fn pause(&mut self) {}
+
+    fn wire(&self) -> Option<rspp_transport_api::wire::WireReport> {
+        None
     }
 }
 

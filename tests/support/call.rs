@@ -464,6 +464,10 @@ impl Sink for Screen {
         self.sink.lead()
     }
 
+    fn codec(&self) -> rspp_proto::Codec {
+        self.sink.codec()
+    }
+
     fn play(&mut self, turn: TurnNumber, chunk: &AudioChunk) -> Result<(), SinkError> {
         self.sink.play(turn, chunk)
     }
@@ -476,6 +480,14 @@ impl Sink for Screen {
         // A test that is over does not look any more.
         let _unseen = self.sent.send(outgoing.clone());
         self.sink.send(outgoing)
+    }
+
+    fn pause(&mut self) {
+        self.sink.pause();
+    }
+
+    fn wire(&self) -> Option<rspp_transport_api::wire::WireReport> {
+        self.sink.wire()
     }
 }
 

@@ -225,6 +225,10 @@ impl Sink for MeteredSink {
         Duration::from_millis(60)
     }
 
+    fn codec(&self) -> rspp_proto::Codec {
+        rspp_proto::Codec::Pcm16
+    }
+
     fn play(&mut self, turn: TurnNumber, _chunk: &AudioChunk) -> Result<(), SinkError> {
         let now = self.meters.watch.nanos();
         self.heard.frames.fetch_add(1, Ordering::Relaxed);
@@ -264,6 +268,12 @@ impl Sink for MeteredSink {
 
     fn send(&mut self, _outgoing: Outgoing) -> Result<(), SinkError> {
         Ok(())
+    }
+
+    fn pause(&mut self) {}
+
+    fn wire(&self) -> Option<rspp_transport_api::wire::WireReport> {
+        None
     }
 }
 

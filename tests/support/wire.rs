@@ -62,6 +62,10 @@ impl Sink for Peer {
         Duration::from_millis(60)
     }
 
+    fn codec(&self) -> rspp_proto::Codec {
+        rspp_proto::Codec::Pcm16
+    }
+
     fn play(&mut self, _turn: TurnNumber, _chunk: &AudioChunk) -> Result<(), SinkError> {
         let refuses = u64::from(self.refuses.load(Ordering::Relaxed));
         let nth = self.offered.fetch_add(1, Ordering::Relaxed);
@@ -78,6 +82,12 @@ impl Sink for Peer {
 
     fn send(&mut self, _outgoing: Outgoing) -> Result<(), SinkError> {
         Ok(())
+    }
+
+    fn pause(&mut self) {}
+
+    fn wire(&self) -> Option<rspp_transport_api::wire::WireReport> {
+        None
     }
 }
 

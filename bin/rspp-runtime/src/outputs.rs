@@ -101,4 +101,12 @@ impl Sink for Noted {
     fn send(&mut self, outgoing: Outgoing) -> Result<(), SinkError> {
         self.sink.send(outgoing)
     }
+
+    fn pause(&mut self) {
+        self.sink.pause();
+    }
+
+    fn wire(&self) -> Option<rspp_transport_api::wire::WireReport> {
+        self.sink.wire()
+    }
 }

@@ -436,10 +436,7 @@ fn bounded(text: &str, limit: usize) -> String {
         return text.to_owned();
     }
     let mark = format!("… [cut: {} bytes in all]", text.len());
-    let mut end = limit.saturating_sub(mark.len());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
+    let end = text.floor_char_boundary(limit.saturating_sub(mark.len()));
     format!("{}{mark}", &text[..end])
 }
 

@@ -319,6 +319,8 @@ fn silence(chunk: &AudioChunk) -> Option<AudioChunk> {
         Codec::Pcm16 => 0,
         // Mu-law is inverted: all ones is the smallest positive step.
         Codec::Pcmu => 0xFF,
+        // Every other bit of A-law is.
+        Codec::Pcma => 0xD5,
         Codec::Opus => return None,
     };
     let data = Bytes::from(vec![quiet; chunk.data.len()]);

@@ -262,6 +262,10 @@ impl Sink for Peer {
         LEAD
     }
 
+    fn codec(&self) -> rspp_proto::Codec {
+        rspp_proto::Codec::Pcm16
+    }
+
     fn play(&mut self, turn: TurnNumber, chunk: &AudioChunk) -> Result<(), SinkError> {
         let now = self.began.elapsed();
         let outcome = self.conduct(now);
@@ -300,5 +304,11 @@ impl Sink for Peer {
     fn send(&mut self, outgoing: Outgoing) -> Result<(), SinkError> {
         self.watch().sends(&outgoing);
         self.conduct(self.began.elapsed())
+    }
+
+    fn pause(&mut self) {}
+
+    fn wire(&self) -> Option<rspp_transport_api::wire::WireReport> {
+        None
     }
 }

@@ -45,15 +45,11 @@ pub trait Peer {
     /// Hangs up.
     fn hang_up(&mut self) -> impl Future<Output = ()>;
 
-    /// Takes nothing off the wire any more.
-    fn freeze(&mut self) -> impl Future<Output = ()> {
-        std::future::ready(()) // What cannot stand still goes on.
-    }
+    /// Takes nothing off the wire any more. A peer without a wire has nothing to leave on it, and goes on.
+    fn freeze(&mut self) -> impl Future<Output = ()>;
 
     /// Takes what comes again.
-    fn thaw(&mut self) -> impl Future<Output = ()> {
-        std::future::ready(())
-    }
+    fn thaw(&mut self) -> impl Future<Output = ()>;
 }
 
 /// Makes a test of each promise.
@@ -332,6 +328,11 @@ mod tests {
         async fn hang_up(&mut self) {
             self.line.hang_up();
         }
+
+        // It has no wire.
+        async fn freeze(&mut self) {}
+
+        async fn thaw(&mut self) {}
     }
 
     crate::transport_tests! {

@@ -636,6 +636,14 @@ impl Sink for LoopbackSink {
         state.wanted.last().copied().unwrap_or(self.recorded_at)
     }
 
+    fn codec(&self) -> Codec {
+        if self.telephone {
+            Codec::Pcmu
+        } else {
+            Codec::Pcm16
+        }
+    }
+
     fn lead(&self) -> Duration {
         self.lead
     }

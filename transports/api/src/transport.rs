@@ -210,9 +210,7 @@ pub trait Sink: Send + 'static {
     fn sample_rate(&self) -> SampleRate;
 
     /// How the agent's audio is written on the line. It is handed over as PCM whatever that is.
-    fn codec(&self) -> Codec {
-        Codec::Pcm16
-    }
+    fn codec(&self) -> Codec;
 
     /// Most audio that it may hold unplayed, at most 200 ms (P5).
     fn lead(&self) -> Duration;
@@ -227,12 +225,10 @@ pub trait Sink: Send + 'static {
     fn send(&mut self, outgoing: Outgoing) -> Result<(), SinkError>;
 
     /// What is played next does not join what was played before: the agent pauses, and means to (P11).
-    fn pause(&mut self) {}
+    fn pause(&mut self);
 
     /// How what was played crossed the wire so far, if that is watched where it leaves (P29).
-    fn wire(&self) -> Option<WireReport> {
-        None
-    }
+    fn wire(&self) -> Option<WireReport>;
 }
 
 /// A connection that a transport hands to the runtime.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::stream;
 use rspp_proto::{AudioChunk, SampleRate, SessionId, TenantId, TraceParent, TurnNumber};
 use rspp_transport_api::{
-    Farewell, Ingress, News, Outgoing, Sink, SinkError, Transport, TransportKind,
+    Farewell, Ingress, News, Outgoing, Sink, SinkError, Source, Transport, TransportKind,
     audio::FRAME,
     loopback::Recorded,
     wire::{CUSHION, Tape, Wire, WireReport},
@@ -28,6 +28,20 @@ use crate::{
 
 /// Things from the client that may wait for the runtime, which takes them at once.
 const AHEAD: usize = 64;
+
+/// Where a client's side puts what it says, and where the runtime hears it.
+pub(crate) fn ingress() -> (mpsc::Sender<Ingress>, Source) {
+    let (to, from_client) = mpsc::channel(AHEAD);
+    let source = stream::unfold(from_client, |mut from| async move {
+        from.recv().await.map(|ingress| (ingress, from))
+    });
+    (to, Box::pin(source))
+}
+
+/// Frames that so much audio has.
+pub(crate) fn frames_in(lead: Duration) -> usize {
+    (lead.as_millis() / FRAME.as_millis()) as usize
+}
 
 pub(crate) struct Call {
     pub(crate) id: SessionId,
@@ -136,8 +150,7 @@ impl Call {
         } = beginning;
         let tape = records.then(|| Tape::new(input.1, output.1));
         let tape = tape.map(|tape| tape.expect("rates that are served can be converted"));
-        let (to, from_client) = mpsc::channel(AHEAD);
-        let room = (lead.as_millis() / FRAME.as_millis()) as usize;
+        let (to, source) = ingress();
         let call = Arc::new(Self {
             id,
             tenant,
@@ -146,7 +159,7 @@ impl Call {
             output,
             events,
             shared: Mutex::new(Shared {
-                outbox: Outbox::new(room),
+                outbox: Outbox::new(frames_in(lead)),
                 connection: 0,
                 attached: false,
                 received: 0,
@@ -166,13 +179,10 @@ impl Call {
             done: CancellationToken::new(),
             drain: OnceLock::new(),
         });
-        let source = stream::unfold(from_client, |mut from| async move {
-            from.recv().await.map(|ingress| (ingress, from))
-        });
         let transport = Transport {
             kind: TransportKind::Websocket,
             source_rate: input.1,
-            source: Box::pin(source),
+            source,
             sink: Box::new(CallSink {
                 call: Arc::clone(&call),
                 rate: output.1,
@@ -425,6 +435,10 @@ struct CallSink {
 impl Sink for CallSink {
     fn sample_rate(&self) -> SampleRate {
         self.rate
+    }
+
+    fn codec(&self) -> rspp_proto::Codec {
+        self.call.output.0.codec.into()
     }
 
     fn lead(&self) -> Duration {

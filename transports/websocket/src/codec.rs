@@ -46,7 +46,7 @@ pub struct CodecTally {
 pub(crate) struct CodecCounts {
     wire_bytes: AtomicU64,
     pcm_bytes: AtomicU64,
-    cpu_us: AtomicU64,
+    cpu_ns: AtomicU64,
 }
 
 impl CodecCounts {
@@ -54,15 +54,16 @@ impl CodecCounts {
         CodecTally {
             wire_bytes: self.wire_bytes.load(Ordering::Relaxed),
             pcm_bytes: self.pcm_bytes.load(Ordering::Relaxed),
-            cpu_us: self.cpu_us.load(Ordering::Relaxed),
+            cpu_us: self.cpu_ns.load(Ordering::Relaxed) / 1_000,
         }
     }
 
     fn coded(&self, wire: usize, pcm: usize, took: Duration) {
         self.wire_bytes.fetch_add(wire as u64, Ordering::Relaxed);
         self.pcm_bytes.fetch_add(pcm as u64, Ordering::Relaxed);
-        let took = took.as_micros() as u64;
-        self.cpu_us.fetch_add(took, Ordering::Relaxed);
+        // A frame may take less than a microsecond.
+        let took = took.as_nanos() as u64;
+        self.cpu_ns.fetch_add(took, Ordering::Relaxed);
     }
 }
 

@@ -83,11 +83,15 @@ pub(crate) fn asked(headers: &HeaderMap, query: Option<&str>) -> Result<Asked, R
         encoding,
         token: token.map(str::to_owned),
         resume: resume.map(str::to_owned),
-        // What is none is as good as none (W3C Trace Context §3.2.3).
-        caller: text(headers, &HeaderName::from_static(TraceParent::HEADER))
-            .or(in_query(query, TraceParent::HEADER))
-            .and_then(|value| value.parse().ok()),
+        caller: caller(headers, query),
     })
+}
+
+/// Where in a trace a client is. What is none is as good as none (W3C Trace Context §3.2.3).
+pub(crate) fn caller(headers: &HeaderMap, query: Option<&str>) -> Option<TraceParent> {
+    let told = text(headers, &HeaderName::from_static(TraceParent::HEADER));
+    let told = told.or(in_query(query, TraceParent::HEADER));
+    told.and_then(|value| value.parse().ok())
 }
 
 /// The subprotocols that a client offers.

@@ -106,6 +106,16 @@ pub enum AudioCodec {
     Opus,
 }
 
+impl From<AudioCodec> for rspp_proto::Codec {
+    fn from(codec: AudioCodec) -> Self {
+        match codec {
+            AudioCodec::Pcm16 => Self::Pcm16,
+            AudioCodec::Pcmu => Self::Pcmu,
+            AudioCodec::Opus => Self::Opus,
+        }
+    }
+}
+
 /// Comes back to a session whose socket broke.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

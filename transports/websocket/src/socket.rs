@@ -12,7 +12,7 @@ use rspp_proto::{Extension, IdempotencyKey};
 use rspp_transport_api::{Farewell, Ingress, Link, Receipt, Stamped};
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval_at, timeout},
+    time::{Instant, Interval, MissedTickBehavior, interval_at, timeout},
 };
 use tokio_tungstenite::tungstenite;
 
@@ -218,15 +218,13 @@ async fn write(
     to: &mut (impl Sink<Message, Error = axum::Error> + Unpin),
 ) -> Over {
     let limits = &server.config.limits;
-    let mut ping = interval_at(Instant::now() + limits.ping, limits.ping);
-    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ping = pings(limits.ping);
     loop {
         while let Some(item) = call.next() {
             let coded = voice.encode(item.clone(), server.codec());
-            match timeout(limits.dead, to.send(encoding.encode(&coded))).await {
-                Ok(Ok(())) => call.left(&item),
-                Ok(Err(_broken)) => return Over::Gone,
-                Err(_it_does_not_read) => return Over::Silent,
+            match send(to, encoding.encode(&coded), limits.dead).await {
+                Ok(()) => call.left(&item),
+                Err(unsent) => return unsent.into(),
             }
         }
         if let Some(reason) = call.over() {
@@ -236,14 +234,54 @@ async fn write(
             () = call.changed() => {}
             now = ping.tick() => {
                 call.pinged(now, limits.stalled);
-                match timeout(limits.dead, to.send(Message::Ping(Bytes::new()))).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(_broken)) => return Over::Gone,
-                    Err(_it_does_not_read) => return Over::Silent,
+                if let Err(unsent) = send(to, Message::Ping(Bytes::new()), limits.dead).await {
+                    return unsent.into();
                 }
             }
         }
     }
+}
+
+/// Why a message did not leave.
+pub(crate) enum Unsent {
+    /// The socket broke.
+    Gone,
+    /// The client does not read.
+    Silent,
+}
+
+impl From<Unsent> for Over {
+    fn from(unsent: Unsent) -> Self {
+        match unsent {
+            Unsent::Gone => Self::Gone,
+            Unsent::Silent => Self::Silent,
+        }
+    }
+}
+
+pub(crate) async fn send(
+    to: &mut (impl Sink<Message, Error = axum::Error> + Unpin),
+    message: Message,
+    within: Duration,
+) -> Result<(), Unsent> {
+    match timeout(within, to.send(message)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_broken)) => Err(Unsent::Gone),
+        Err(_it_does_not_read) => Err(Unsent::Silent),
+    }
+}
+
+/// When to ask a client whether it is there, the first time after `every`.
+pub(crate) fn pings(every: Duration) -> Interval {
+    let mut ping = interval_at(Instant::now() + every, every);
+    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ping
+}
+
+/// Whether a message was longer than is taken.
+pub(crate) fn is_too_long(error: &(dyn std::error::Error + 'static)) -> bool {
+    let protocol = error.downcast_ref::<tungstenite::Error>();
+    matches!(protocol, Some(tungstenite::Error::Capacity(_)))
 }
 
 async fn refuse(
@@ -278,13 +316,9 @@ pub(crate) async fn close(
     code: u16,
     reason: &str,
 ) {
-    let mut end = reason.len().min(REASON);
-    while !reason.is_char_boundary(end) {
-        end -= 1;
-    }
     let frame = CloseFrame {
         code,
-        reason: reason[..end].into(),
+        reason: reason[..reason.floor_char_boundary(REASON)].into(),
     };
     let closing = async {
         let _nobody_listens = to.send(Message::Close(Some(frame))).await;
@@ -495,7 +529,7 @@ fn message_of(message: Message) -> Option<Wire> {
 fn broken(error: axum::Error, most: usize) -> Over {
     let inner = error.into_inner();
     let protocol = inner.downcast_ref::<tungstenite::Error>();
-    if let Some(tungstenite::Error::Capacity(_)) = protocol {
+    if is_too_long(&*inner) {
         let says = format!("the message is longer than {most} bytes");
         return Over::Fault(trouble(ErrorCode::TooLarge, says));
     }

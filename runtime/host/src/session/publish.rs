@@ -1039,10 +1039,7 @@ fn media_time(position: SampleIndex) -> MediaTime {
 
 /// A reason from elsewhere, cut to what a reason may hold.
 fn bounded(reason: &str) -> Reason {
-    let mut end = reason.len().min(rspp_proto::MAX_REASON_BYTES);
-    while !reason.is_char_boundary(end) {
-        end -= 1;
-    }
+    let end = reason.floor_char_boundary(rspp_proto::MAX_REASON_BYTES);
     Reason::new(&reason[..end]).unwrap_or(Reason::from_static("unspecified"))
 }
 

@@ -255,6 +255,10 @@ impl Sink for Nobody {
         self.lead
     }
 
+    fn codec(&self) -> rspp_proto::Codec {
+        rspp_proto::Codec::Pcm16
+    }
+
     fn play(&mut self, _turn: TurnNumber, _chunk: &AudioChunk) -> Result<(), SinkError> {
         Ok(())
     }
@@ -263,6 +267,12 @@ impl Sink for Nobody {
 
     fn send(&mut self, _outgoing: Outgoing) -> Result<(), SinkError> {
         Ok(())
+    }
+
+    fn pause(&mut self) {}
+
+    fn wire(&self) -> Option<rspp_transport_api::wire::WireReport> {
+        None
     }
 }
 

@@ -87,11 +87,7 @@ pub(super) fn read(text: &str) -> Said {
 
 /// What is said of others is said back to them: no more of it than an id has.
 fn shortened(id: &str) -> &str {
-    let mut end = id.len().min(ID);
-    while !id.is_char_boundary(end) {
-        end -= 1;
-    }
-    &id[..end]
+    &id[..id.floor_char_boundary(ID)]
 }
 
 fn event(fields: &Fields<'_>) -> Result<ClientEvent, Problem> {

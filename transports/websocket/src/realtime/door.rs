@@ -9,12 +9,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::any,
 };
-use rspp_transport_api::audio::FRAME;
+use rspp_proto::TraceParent;
 use serde_json::json;
 
 use super::{line::Line, machine::Beginning, settings::Dialect, socket};
 use crate::{
-    handshake::{Refused, bearer, in_query, offers},
+    call::frames_in,
+    handshake::{Refused, bearer, caller, in_query, offers},
     server::Server,
 };
 
@@ -38,6 +39,7 @@ struct Asked {
     dialect: Dialect,
     model: String,
     names_subprotocol: bool,
+    caller: Option<TraceParent>,
 }
 
 fn asked(headers: &HeaderMap, query: Option<&str>) -> Result<Asked, Refused> {
@@ -67,6 +69,7 @@ fn asked(headers: &HeaderMap, query: Option<&str>) -> Result<Asked, Refused> {
         },
         model: model.unwrap_or("realtime").to_owned(),
         names_subprotocol: !offers.is_empty(),
+        caller: caller(headers, query),
     })
 }
 
@@ -108,9 +111,9 @@ async fn connect(
         model: asked.model,
         allowed: own.allowed.clone(),
         text_bytes: limits.text_bytes,
-        room: (limits.lead.as_millis() / FRAME.as_millis()) as usize,
+        room: frames_in(limits.lead),
     };
-    let line = Line::new(beginning, own.backlog, limits.lead);
+    let line = Line::new(beginning, own.backlog, limits.lead, asked.caller);
     let most = own.message_bytes;
     upgrade
         .max_message_size(most)

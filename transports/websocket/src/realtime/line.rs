@@ -6,10 +6,9 @@ use std::{
     time::Duration,
 };
 
-use futures::stream;
-use rspp_proto::{AudioChunk, SampleRate, TurnNumber};
+use rspp_proto::{AudioChunk, SampleRate, TraceParent, TurnNumber};
 use rspp_transport_api::{
-    Ingress, News, Outgoing, Sink, SinkError, Transport, TransportKind, Wishes,
+    Ingress, News, Outgoing, Sink, SinkError, Transport, TransportKind, Wishes, wire::WireReport,
 };
 use tokio::{
     sync::{Notify, mpsc},
@@ -17,13 +16,12 @@ use tokio::{
 };
 
 use super::{
+    client,
     feed::Feed,
     fields::Problem,
     machine::{Beginning, Machine, Order},
 };
-
-/// Things from the client that may wait for the runtime, which takes them at once.
-const AHEAD: usize = 64;
+use crate::call::ingress;
 
 pub(crate) struct Line {
     shared: Mutex<Shared>,
@@ -34,6 +32,8 @@ pub(crate) struct Line {
     began: Instant,
     backlog: Duration,
     lead: Duration,
+    /// Where in a trace its client is.
+    caller: Option<TraceParent>,
     drain: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -61,7 +61,12 @@ pub(super) enum Next {
 }
 
 impl Line {
-    pub(super) fn new(beginning: Beginning, backlog: Duration, lead: Duration) -> Arc<Self> {
+    pub(super) fn new(
+        beginning: Beginning,
+        backlog: Duration,
+        lead: Duration,
+        caller: Option<TraceParent>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             shared: Mutex::new(Shared {
                 machine: Machine::new(beginning),
@@ -78,6 +83,7 @@ impl Line {
             began: Instant::now(),
             backlog,
             lead,
+            caller,
             drain: OnceLock::new(),
         })
     }
@@ -109,7 +115,9 @@ impl Line {
 
     /// Takes a client's message; `false` if it was wrong.
     pub(super) fn client(&self, text: &str) -> bool {
-        let is_right = self.with(|machine, now| machine.client(now, text));
+        // Read before the line is locked, which audio on its way out waits for.
+        let said = client::read(text);
+        let is_right = self.with(|machine, now| machine.read(now, said));
         // Deadlines may have come nearer.
         self.to_do.notify_one();
         is_right
@@ -157,24 +165,22 @@ impl Line {
 
     /// The conversation begins: what is asked of it, and the runtime's side of the line.
     pub(super) fn begin(self: &Arc<Self>) -> Transport {
-        let (to, from_client) = mpsc::channel(AHEAD);
+        let (to, source) = ingress();
         let mut shared = self.lock();
         if !shared.hung_up {
             shared.to = Some(to);
         }
-        let source = stream::unfold(from_client, |mut from| async move {
-            from.recv().await.map(|ingress| (ingress, from))
-        });
         Transport {
             kind: TransportKind::Websocket,
             source_rate: shared.machine.input().rate(),
-            source: Box::pin(source),
+            source,
             sink: Box::new(LineSink {
                 line: Arc::clone(self),
                 rate: shared.machine.output().rate(),
+                codec: shared.machine.output().into(),
                 lead: self.lead,
             }),
-            caller: None,
+            caller: self.caller,
         }
     }
 
@@ -288,12 +294,17 @@ impl Shared {
 struct LineSink {
     line: Arc<Line>,
     rate: SampleRate,
+    codec: rspp_proto::Codec,
     lead: Duration,
 }
 
 impl Sink for LineSink {
     fn sample_rate(&self) -> SampleRate {
         self.rate
+    }
+
+    fn codec(&self) -> rspp_proto::Codec {
+        self.codec
     }
 
     fn lead(&self) -> Duration {
@@ -324,5 +335,11 @@ impl Sink for LineSink {
         // A mark brings a deadline with it.
         self.line.to_do.notify_one();
         Ok(())
+    }
+
+    fn pause(&mut self) {}
+
+    fn wire(&self) -> Option<WireReport> {
+        None
     }
 }

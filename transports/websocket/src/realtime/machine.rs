@@ -213,7 +213,7 @@ impl Machine {
     }
 
     pub(super) fn wishes(&self) -> Wishes {
-        self.settings.wishes()
+        self.settings.wishes(&self.allowed)
     }
 
     pub(super) fn input(&self) -> Codec {
@@ -276,16 +276,26 @@ impl Machine {
         }
         let given_up = |it: &Response| it.due.is_some_and(|due| due <= now);
         if self.response.as_ref().is_some_and(given_up) {
-            let why = "nothing was understood that could be answered".to_owned();
-            self.finish(&Ending::Failed(why), None);
+            let cancelled = self.response.as_ref().is_some_and(|it| it.cancelled);
+            let ending = if cancelled {
+                Ending::Cancelled("client_cancelled")
+            } else {
+                Ending::Failed("nothing was understood that could be answered".to_owned())
+            };
+            self.finish(&ending, None);
         }
     }
 
     // --- what the client says ------------------------------------------------------------------
 
     /// Takes a message; `false` if it was wrong, which the client is told.
+    #[cfg(test)]
     pub(super) fn client(&mut self, now: Duration, text: &str) -> bool {
-        let said = client::read(text);
+        self.read(now, client::read(text))
+    }
+
+    /// Takes a message that has been read; `false` if it was wrong, which the client is told.
+    pub(super) fn read(&mut self, now: Duration, said: client::Said) -> bool {
         match said.event.and_then(|event| self.take(now, event)) {
             Ok(()) => true,
             Err(problem) => {
@@ -939,7 +949,7 @@ impl Machine {
         match news {
             News::Signal(signal) => {
                 let turn = signal.envelope.turn_id.as_ref();
-                let turn = turn.and_then(|id| number(id.as_str()));
+                let turn = turn.and_then(TurnNumber::of);
                 let Some(turn) = turn else { return };
                 match signal.signal {
                     Signal::TurnOpen => {
@@ -955,7 +965,7 @@ impl Machine {
                 }
             }
             News::Turn(turn) => {
-                if let Some(number) = number(turn.turn.as_str())
+                if let Some(number) = TurnNumber::of(&turn.turn)
                     && self.of(number).is_some()
                 {
                     self.finish(&self.ending(turn), Some(turn));
@@ -1138,11 +1148,6 @@ impl Machine {
 fn not_found(id: &str) -> Problem {
     let says = format!("'item_id': there is no item '{id}'");
     Problem::new("item_not_found", says).at("item_id")
-}
-
-/// The number that a turn's id is written with.
-fn number(id: &str) -> Option<TurnNumber> {
-    id.strip_prefix("turn-")?.parse().ok().map(TurnNumber)
 }
 
 fn pcm(coded: &Bytes, decode: fn(u8) -> i16) -> Bytes {

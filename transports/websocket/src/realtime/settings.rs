@@ -56,6 +56,16 @@ pub(super) enum Codec {
     Alaw,
 }
 
+impl From<Codec> for rspp_proto::Codec {
+    fn from(codec: Codec) -> Self {
+        match codec {
+            Codec::Pcm => Self::Pcm16,
+            Codec::Ulaw => Self::Pcmu,
+            Codec::Alaw => Self::Pcma,
+        }
+    }
+}
+
 impl Codec {
     pub(super) fn rate(self) -> SampleRate {
         let hertz = match self {
@@ -184,7 +194,8 @@ impl Settings {
     }
 
     /// What of it is asked of the runtime.
-    pub(super) fn wishes(&self) -> Wishes {
+    /// Of whose turns begin and end, only if it is a client's to say.
+    pub(super) fn wishes(&self, allowed: &Allowed) -> Wishes {
         let turn_end = match self.detection {
             None | Some(Detection { answers: false, .. }) => TurnEnd::Client,
             Some(Detection {
@@ -212,7 +223,7 @@ impl Settings {
             temperature: self.temperature,
             speech_from: self.detection.and_then(|it| it.threshold),
             turn_end,
-            interruption: Some(if interrupts {
+            interruption: allowed.turn_detection.then_some(if interrupts {
                 Interruption::AtOnce
             } else {
                 Interruption::Never

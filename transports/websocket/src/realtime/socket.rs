@@ -5,8 +5,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use axum::extract::ws::{Message, WebSocket, close_code};
 use bytes::Bytes;
 use futures::{Sink, Stream, StreamExt, stream::SplitStream};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
-use tokio_tungstenite::tungstenite;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     fields::Problem,
@@ -15,7 +14,7 @@ use super::{
 use crate::{
     rate::Bucket,
     server::{Held, NotBegun, Server},
-    socket::{LAST_WORD, close},
+    socket::{LAST_WORD, Unsent, close, is_too_long, pings, send},
 };
 use futures::SinkExt;
 use rspp_transport_api::Admitted;
@@ -33,6 +32,15 @@ enum Over {
     Fault(&'static str, Problem, u16),
     /// The session is over.
     Ended(String),
+}
+
+impl From<Unsent> for Over {
+    fn from(unsent: Unsent) -> Self {
+        match unsent {
+            Unsent::Gone => Self::Gone,
+            Unsent::Silent => Self::Silent,
+        }
+    }
 }
 
 /// Serves a socket to its end.
@@ -151,14 +159,11 @@ async fn write(
     to: &mut (impl Sink<Message, Error = axum::Error> + Unpin),
 ) -> Over {
     let limits = &server.config.limits;
-    let mut ping = interval_at(Instant::now() + limits.ping, limits.ping);
-    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ping = pings(limits.ping);
     loop {
         while let Some(text) = line.next() {
-            match timeout(limits.dead, to.send(Message::Text(text.into()))).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_broken)) => return Over::Gone,
-                Err(_it_does_not_read) => return Over::Silent,
+            if let Err(unsent) = send(to, Message::Text(text.into()), limits.dead).await {
+                return unsent.into();
             }
         }
         if let Some(reason) = line.over() {
@@ -171,10 +176,8 @@ async fn write(
                     return Over::Ended("the server is about to stop".to_owned());
                 }
                 line.pinged(now, limits.stalled);
-                match timeout(limits.dead, to.send(Message::Ping(Bytes::new()))).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(_broken)) => return Over::Gone,
-                    Err(_it_does_not_read) => return Over::Silent,
+                if let Err(unsent) = send(to, Message::Ping(Bytes::new()), limits.dead).await {
+                    return unsent.into();
                 }
             }
         }
@@ -235,15 +238,12 @@ async fn message(
     match timeout(dead, from.next()).await {
         Ok(Some(Ok(message))) => Ok(message),
         Ok(Some(Err(error))) => {
-            let inner = error.into_inner();
-            match inner.downcast_ref::<tungstenite::Error>() {
-                Some(tungstenite::Error::Capacity(_)) => {
-                    let says = "the message is longer than is taken";
-                    let problem = Problem::new("message_too_long", says);
-                    Err(fault(problem, close_code::SIZE))
-                }
-                Some(_broken) => Err(Over::Gone),
-                None => Err(Over::Gone),
+            if is_too_long(&*error.into_inner()) {
+                let says = "the message is longer than is taken";
+                let problem = Problem::new("message_too_long", says);
+                Err(fault(problem, close_code::SIZE))
+            } else {
+                Err(Over::Gone)
             }
         }
         Ok(None) => Err(Over::Gone),

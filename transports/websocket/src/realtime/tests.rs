@@ -438,6 +438,7 @@ fn what_is_the_pipelines_to_say_is_not_a_clients() {
         &json!({ "type": "session.update", "session": session }),
     );
     assert_eq!(machine.wishes().voice.as_deref(), Some("anna"));
+    assert_eq!(machine.wishes().interruption, None);
 }
 
 /// Issue 5, P5: a turn that falls silent takes its audio back, and is told with its reason.
@@ -559,6 +560,22 @@ fn a_cancel_overtakes_the_turn() {
     assert_eq!(orders(&mut machine), []);
     machine.clause(T1, &clause(0, "Well"));
     assert_eq!(orders(&mut machine), [Order::Now(Ingress::Cancel)]);
+}
+
+/// Issue 5: a response that was given up and whose turn never opens has been cancelled, and has not failed.
+#[test]
+fn a_cancelled_response_without_a_turn_is_cancelled() {
+    let mut machine = machine();
+    ask(&mut machine, "hello");
+    say(&mut machine, &json!({ "type": "response.cancel" }));
+    machine.tick(Duration::from_mins(1));
+    let came = events(&mut machine);
+    let done = came.iter().find(|it| it["type"] == "response.done");
+    let status = &done.expect("it is over")["response"]["status_details"];
+    assert_eq!(
+        *status,
+        json!({ "type": "cancelled", "reason": "client_cancelled" })
+    );
 }
 
 /// Issue 5: without an end told, a response ends with the next; late audio of it is nobody's.

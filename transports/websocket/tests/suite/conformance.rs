@@ -1,14 +1,11 @@
 //! The suite that every transport passes, in both encodings.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use rspp_proto::TurnNumber;
 use rspp_transport_api::{
     Transport,
-    audio::{FRAME, samples},
+    audio::FRAME,
     conformance::{Peer, Rig},
     transport_tests,
 };
@@ -16,28 +13,19 @@ use rspp_websocket::{
     protocol::{ClientMessage, Hello, Nothing, ServerMessage},
     testing::Client,
 };
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use tokio::sync::{mpsc, watch};
 
-use crate::house::{House, local};
+use crate::house::{House, Loudspeaker, local};
 
 struct Sockets(&'static str);
 
 /// A client that plays what comes at the pace of speech, and stops when it is told to.
 struct Player {
-    playing: Arc<Mutex<Vec<Piece>>>,
+    playing: Loudspeaker<TurnNumber>,
     says: mpsc::UnboundedSender<ClientMessage>,
     frozen: watch::Sender<bool>,
     _house: House,
     _end: tokio::sync::oneshot::Sender<rspp_transport_api::Farewell>,
-}
-
-struct Piece {
-    turn: TurnNumber,
-    pcm: Vec<i16>,
-    due: Instant,
 }
 
 impl Rig for Sockets {
@@ -50,11 +38,11 @@ impl Rig for Sockets {
             .unwrap();
         client.hello(Hello::default()).await;
         let session = house.session().await;
-        let playing = Arc::<Mutex<Vec<Piece>>>::default();
+        let playing = Loudspeaker::default();
         let (to_say, mut from_test) = mpsc::unbounded_channel();
         let (frozen, mut freezes) = watch::channel(false);
         let player = Player {
-            playing: Arc::clone(&playing),
+            playing: playing.clone(),
             says: to_say,
             frozen,
             _house: house,
@@ -74,7 +62,7 @@ impl Rig for Sockets {
                     Ok(()) = freezes.changed() => {}
                     message = client.next() => {
                         let Some(message) = message else { return };
-                        take(&mut playing.lock().unwrap(), &mut turn, message);
+                        take(&playing, &mut turn, message);
                     }
                 }
             }
@@ -83,31 +71,18 @@ impl Rig for Sockets {
     }
 }
 
-fn take(playing: &mut Vec<Piece>, current: &mut TurnNumber, message: ServerMessage) {
-    let now = Instant::now();
+fn take(playing: &Loudspeaker<TurnNumber>, current: &mut TurnNumber, message: ServerMessage) {
     match message {
         ServerMessage::AudioStart(of) => *current = of.turn,
-        ServerMessage::Audio(audio) => {
-            let after = playing.last().map(|last| last.due + FRAME);
-            playing.push(Piece {
-                turn: *current,
-                pcm: samples(&audio.data).collect(),
-                due: after.map_or(now, |after| after.max(now)),
-            });
-        }
-        ServerMessage::Clear(of) => {
-            playing.retain(|piece| piece.turn > of.turn || piece.due <= now);
-        }
+        ServerMessage::Audio(audio) => playing.play(*current, &audio.data),
+        ServerMessage::Clear(of) => playing.take_back(|turn| *turn > of.turn),
         _nothing_to_play => {}
     }
 }
 
 impl Peer for Player {
     async fn heard(&mut self) -> Vec<i16> {
-        let now = Instant::now();
-        let playing = self.playing.lock().unwrap();
-        let heard = playing.iter().filter(|piece| piece.due <= now);
-        heard.flat_map(|piece| piece.pcm.clone()).collect()
+        self.playing.heard()
     }
 
     async fn hang_up(&mut self) {

@@ -1,14 +1,70 @@
 //! A server whose sessions are handed to the test.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use rspp_proto::{SessionId, TenantId};
 use rspp_transport_api::{
     Admitted, Elsewhere, Farewell, Guard, Opened, Refusal, Sessions, Transport, Wishes,
+    audio::{FRAME, samples},
 };
 use rspp_websocket::{Config, Server, listen};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+/// What a client plays, at the pace of speech: of which turn or item, what, and when.
+pub(crate) struct Loudspeaker<K>(Arc<Mutex<Vec<Piece<K>>>>);
+
+struct Piece<K> {
+    of: K,
+    pcm: Vec<i16>,
+    due: Instant,
+}
+
+impl<K> Clone for Loudspeaker<K> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K> Default for Loudspeaker<K> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K> Loudspeaker<K> {
+    pub(crate) fn play(&self, of: K, bytes: &[u8]) {
+        let now = Instant::now();
+        let mut playing = self.0.lock().unwrap();
+        let after = playing.last().map(|last| last.due + FRAME);
+        playing.push(Piece {
+            of,
+            pcm: samples(bytes).collect(),
+            due: after.map_or(now, |after| after.max(now)),
+        });
+    }
+
+    /// Takes back what has not been heard, but for what is `kept`.
+    pub(crate) fn take_back(&self, kept: impl Fn(&K) -> bool) {
+        let now = Instant::now();
+        let mut playing = self.0.lock().unwrap();
+        playing.retain(|piece| kept(&piece.of) || piece.due <= now);
+    }
+
+    pub(crate) fn heard(&self) -> Vec<i16> {
+        let now = Instant::now();
+        let playing = self.0.lock().unwrap();
+        let heard = playing.iter().filter(|piece| piece.due <= now);
+        heard.flat_map(|piece| piece.pcm.clone()).collect()
+    }
+}
 
 /// A session that a client opened.
 pub(crate) struct Session {

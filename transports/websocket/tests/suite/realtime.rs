@@ -1,15 +1,12 @@
 //! The suite that every transport passes, in the OpenAI Realtime protocol; and who comes in.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rspp_proto::TenantId;
 use rspp_transport_api::{
     Farewell, Guard, Transport, TurnEnd,
-    audio::{FRAME, samples},
+    audio::FRAME,
     conformance::{Peer, Rig},
     transport_tests,
 };
@@ -18,24 +15,20 @@ use rspp_websocket::{
     realtime::{Realtime, testing::Client},
 };
 use serde_json::{Value, json};
-use tokio::{sync::oneshot, time::Instant};
+use tokio::sync::{oneshot, watch};
 
-use crate::house::{House, local};
+use crate::house::{House, Loudspeaker, local};
 
 struct Sockets;
 
 /// A client that plays what comes at the pace of speech, and what is new instead of what is old.
 struct Player {
-    playing: Arc<Mutex<Vec<Piece>>>,
+    /// By item.
+    playing: Loudspeaker<Value>,
     hang_up: Option<oneshot::Sender<()>>,
+    frozen: watch::Sender<bool>,
     _house: House,
     _end: oneshot::Sender<Farewell>,
-}
-
-struct Piece {
-    item: Value,
-    pcm: Vec<i16>,
-    due: Instant,
 }
 
 impl Rig for Sockets {
@@ -50,21 +43,27 @@ impl Rig for Sockets {
         }
         client.speak(&says).await;
         let session = house.session().await;
-        let playing = Arc::<Mutex<Vec<Piece>>>::default();
+        let playing = Loudspeaker::default();
         let (hang_up, mut hung_up) = oneshot::channel();
+        let (frozen, mut freezes) = watch::channel(false);
         let player = Player {
-            playing: Arc::clone(&playing),
+            playing: playing.clone(),
             hang_up: Some(hang_up),
+            frozen,
             _house: house,
             _end: session.end,
         };
         tokio::spawn(async move {
             loop {
+                if freezes.wait_for(|frozen| !frozen).await.is_err() {
+                    return; // The test is over.
+                }
                 tokio::select! {
                     _asked = &mut hung_up => return client.close().await,
+                    Ok(()) = freezes.changed() => {}
                     event = client.next() => {
                         let Some(event) = event else { return };
-                        take(&mut playing.lock().unwrap(), &event);
+                        take(&playing, &event);
                     }
                 }
             }
@@ -73,33 +72,34 @@ impl Rig for Sockets {
     }
 }
 
-fn take(playing: &mut Vec<Piece>, event: &Value) {
+fn take(playing: &Loudspeaker<Value>, event: &Value) {
     if event["type"] != "response.output_audio.delta" {
         return;
     }
-    let now = Instant::now();
     let item = event["item_id"].clone();
-    playing.retain(|piece| piece.item == item || piece.due <= now);
+    playing.take_back(|other| *other == item);
     let bytes = STANDARD.decode(event["delta"].as_str().unwrap()).unwrap();
-    let after = playing.last().map(|last| last.due + FRAME);
-    playing.push(Piece {
-        item,
-        pcm: samples(&bytes).collect(),
-        due: after.map_or(now, |after| after.max(now)),
-    });
+    playing.play(item, &bytes);
 }
 
 impl Peer for Player {
     async fn heard(&mut self) -> Vec<i16> {
-        let now = Instant::now();
-        let playing = self.playing.lock().unwrap();
-        let heard = playing.iter().filter(|piece| piece.due <= now);
-        heard.flat_map(|piece| piece.pcm.clone()).collect()
+        self.playing.heard()
     }
 
     async fn hang_up(&mut self) {
         let hang_up = self.hang_up.take().expect("it hangs up once");
         hang_up.send(()).unwrap();
+    }
+
+    async fn freeze(&mut self) {
+        self.frozen.send(true).unwrap();
+        // What is on its way into the client's task comes before.
+        tokio::time::sleep(FRAME).await;
+    }
+
+    async fn thaw(&mut self) {
+        self.frozen.send(false).unwrap();
     }
 }
 
