@@ -1,16 +1,12 @@
 //! Typed identifiers: two of different kinds cannot be swapped.
 
-use std::{
-    borrow::Borrow,
-    fmt::{self, Write as _},
-    sync::Arc,
-};
+use std::{borrow::Borrow, fmt, sync::Arc};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::Epoch;
+use crate::{Epoch, Hex};
 
 /// Why a text is not an identifier.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -203,12 +199,7 @@ impl IdempotencyKey {
         let session = sanitize_part(session.as_str());
         let turn = turn.map_or_else(|| "session".to_owned(), |t| sanitize_part(t.as_str()));
         let digest = Sha256::digest(format!("{session}/{turn}/{event}"));
-        let mut hex = String::with_capacity(2 * digest.len());
-        for byte in digest {
-            // Writing to a `String` cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-        }
-        Self(hex.into())
+        Self(Hex(&digest).to_string().into())
     }
 }
 

@@ -7,6 +7,7 @@ pub mod abi;
 pub mod control;
 mod epoch;
 pub mod external;
+mod hex;
 mod id;
 mod lane;
 pub mod metric;
@@ -20,6 +21,7 @@ mod time;
 mod trace;
 
 pub use epoch::{Epoch, LeaseToken, LeaseTokenError, MAX_LEASE_TOKEN_BYTES};
+pub use hex::Hex;
 pub use id::{
     Actor, CorrelationId, DiscontinuityId, EdgeId, EventId, IdError, IdempotencyKey, InvocationId,
     MAX_ID_BYTES, MergeGroupId, NodeId, PipelineVersion, ProviderId, Region, RuntimeId, SessionId,

@@ -18,6 +18,7 @@ use rspp_tests::{
     nodes::{insert, node},
 };
 use rspp_timeline::{Anchor, Entry, HandoffAction, HandoffRecord};
+use rspp_transport_api::loopback::Start;
 use serde_json::json;
 
 const TALE: &str = "There once was a king. He had three sons. The first was brave. The second was clever. \
@@ -160,9 +161,20 @@ async fn words_that_change_in_the_end_supersede_what_was_answered() {
     assert_eq!(unworthy.report.speculation.begun, 0);
 
     let (cast, mut changed) = spoken("what is the time", |_| {});
-    // A second utterance changes what was said before the turn is over.
-    changed = changed.pipeline(|spec| spec.turns.max_turn_silence_ms = 800);
+    // After a pause the user goes on, and what was said is more than what was answered.
+    changed = changed.pipeline(|spec| spec.turns.max_turn_silence_ms = 2_000);
+    changed.script.utterances = vec![says(first()), says(Start::At(Duration::from_millis(2_200)))];
     changed.providers = Cast {
+        stt: Arc::new(
+            ScriptedStt::new("stt")
+                .utterances(["what is the time", "in the town"])
+                .word_every(Duration::from_millis(200))
+                .final_after(Duration::from_millis(400)),
+        ),
+        llm: Arc::new(ScriptedLlm::new("llm").answer_with(|request| {
+            let asked = request.messages.last().map(|it| it.content.as_str());
+            format!("You said {}.", asked.unwrap_or_default())
+        })),
         end_of_turn: Arc::new(ScriptedEndOfTurn::always("eot", 0.2)),
         ..cast
     }
@@ -170,7 +182,11 @@ async fn words_that_change_in_the_end_supersede_what_was_answered() {
     let changed = changed.hold().await;
     assert_eq!(changed.endings(), ["commit"]);
     assert!(changed.report.speculation.begun >= 1);
-    assert_eq!(changed.report.turns[0].agent_text_played, "It is noon.");
+    assert_eq!(
+        changed.report.turns[0].agent_text_played,
+        "You said what is the time in the town."
+    );
+    assert_eq!(actions(&changed).last(), Some(&HandoffAction::Supersede));
 }
 
 /// turn-plan.md §7: an utterance has no more revisions handed over than the plan allows, and that is said.

@@ -1,7 +1,8 @@
 //! SHA-256 of contents, as people and programs compare them.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
+use rspp_proto::Hex;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -25,11 +26,7 @@ impl ContentHash {
     /// The hash of bytes as they are.
     pub fn of_bytes(bytes: &[u8]) -> Self {
         let digest = Sha256::digest(bytes);
-        let hex = digest.iter().fold(String::new(), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("writing to a string cannot fail");
-            text
-        });
-        Self(hex)
+        Self(Hex(&digest).to_string())
     }
 
     /// The hash of a value's meaning: JSON with sorted keys and no blanks, so that the order in

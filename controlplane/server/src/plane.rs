@@ -36,7 +36,7 @@ use crate::{
     failure::Failure,
     followed::{Decode, Followed},
     identity::Peer,
-    services::placements::Mark,
+    services::{keys::trust_first, placements::Mark},
 };
 
 /// How a control plane behaves.
@@ -159,11 +159,12 @@ impl Plane {
         settings: Settings,
         signers: Vec<SigningKey>,
     ) -> Result<Self, OpenError> {
-        let first = signers.first().map(|it| it.id().clone());
-        let first = first.ok_or(OpenError::NoKey)?;
+        let first = signers.first().ok_or(OpenError::NoKey)?;
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         check_layout(&*store).await?;
+        // Before anything is followed: whoever is called knows whom to believe.
+        trust_first(&*store, first).await?;
         let follow = Following {
             store: &store,
             tasks: &tasks,
@@ -200,7 +201,6 @@ impl Plane {
         let plane = Self {
             shared: Arc::new(shared),
         };
-        plane.trust_own_keys(&first).await?;
         // It ends by itself, once all is put down.
         plane.shared.tasks.spawn(plane.clone().write_notes(noted));
         // It ends by itself as well, after it has resigned.

@@ -11,6 +11,7 @@ use rspp_controlplane::{
     authority, keys,
     store::{Compare, Key, MAX_TXN_BYTES, MAX_TXN_OPS, Query, Revision, Store, StoreError, Txn},
 };
+use rspp_proto::Hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -110,7 +111,7 @@ pub async fn write(
             records += 1;
         }
         if !page.more {
-            let sha256 = hex(&hash.finalize());
+            let sha256 = Hex(&hash.finalize()).to_string();
             put_line(out, &Line::End { records, sha256 }, None)?;
             out.flush()?;
             return Ok(Summary {
@@ -133,14 +134,6 @@ fn put_line(
         hash.update(text.as_bytes());
     }
     out.write_all(text.as_bytes())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string cannot fail");
-        text
-    })
 }
 
 /// What a backup holds, by key.
@@ -204,7 +197,7 @@ pub fn read(input: &mut dyn BufRead) -> Result<(Summary, Records), BackupError> 
                 },
                 Some(summary),
             ) => {
-                if count != summary.records || sha256 != hex(&hash.finalize()) {
+                if count != summary.records || sha256 != Hex(&hash.finalize()).to_string() {
                     return Err(malformed(
                         "the backup's records are not those that were written",
                     ));

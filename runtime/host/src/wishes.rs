@@ -13,7 +13,7 @@ const NEVER_COMPLETE: f64 = 2.0;
 const FOR_GOOD: Duration = Duration::from_hours(24);
 
 /// The pipeline with the wishes in it.
-pub(crate) fn wished(pipeline: &PipelineSpec, wishes: &Wishes) -> PipelineSpec {
+pub(crate) fn wished(mut pipeline: PipelineSpec, wishes: &Wishes) -> PipelineSpec {
     let Wishes {
         instructions,
         voice,
@@ -24,7 +24,6 @@ pub(crate) fn wished(pipeline: &PipelineSpec, wishes: &Wishes) -> PipelineSpec {
         turn_end,
         interruption,
     } = wishes;
-    let mut pipeline = pipeline.clone();
     if let Some(instructions) = instructions {
         pipeline.instructions = Some(instructions.clone());
     }
@@ -103,7 +102,7 @@ mod tests {
     #[test]
     fn what_is_not_wished_for_stays_as_it_was() {
         let simple = PipelineSpec::simple();
-        assert_eq!(wished(&simple, &Wishes::default()), simple);
+        assert_eq!(wished(simple.clone(), &Wishes::default()), simple);
     }
 
     /// F-080: each wish is found where the pipeline says the same thing.
@@ -119,7 +118,7 @@ mod tests {
             turn_end: TurnEnd::Silence(700),
             interruption: Some(Interruption::AtOnce),
         };
-        let pipeline = wished(&PipelineSpec::simple(), &wishes);
+        let pipeline = wished(PipelineSpec::simple(), &wishes);
         assert_eq!(pipeline.instructions.as_deref(), Some("You are a pirate."));
         assert_eq!(config(&pipeline, "tts", "voice"), Some(&json!("anna")));
         assert_eq!(config(&pipeline, "stt", "language"), Some(&json!("de")));
@@ -143,7 +142,7 @@ mod tests {
             interruption: Some(Interruption::AtOnce),
             ..Wishes::default()
         };
-        let pipeline = wished(&simple, &wishes);
+        let pipeline = wished(simple.clone(), &wishes);
         assert_eq!(config(&pipeline, "llm", "max_tokens"), Some(&json!(30)));
         assert!(!pipeline.turns.barge_in);
     }

@@ -1,7 +1,6 @@
 //! One text for one value: JSON with sorted keys and no blanks, and its SHA-256.
 
-use std::fmt::Write as _;
-
+use rspp_proto::Hex;
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -13,15 +12,7 @@ use sha2::{Digest, Sha256};
 pub(crate) fn hash(value: &impl Serialize) -> Result<String, serde_json::Error> {
     // By way of `Value`, so that struct fields are sorted too and may be reordered in the code.
     let value = sorted(serde_json::to_value(value)?);
-    Ok(hex(&Sha256::digest(serde_json::to_vec(&value)?)))
-}
-
-/// Lowercase hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string cannot fail");
-        text
-    })
+    Ok(Hex(&Sha256::digest(serde_json::to_vec(&value)?)).to_string())
 }
 
 /// Sorts every map, in case some crate of the build turns on `preserve_order`.

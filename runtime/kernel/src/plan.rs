@@ -19,6 +19,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Deref,
     sync::Arc,
+    time::Duration,
 };
 
 use rspp_proto::{
@@ -140,6 +141,18 @@ pub struct Handoff {
     /// Whether a full hand-over makes the rest of the turn go stage by stage. Needs `degrade` among
     /// the allowed adaptive actions.
     pub degrade_on_threshold_breach: bool,
+}
+
+impl Handoff {
+    /// Shortest partial worth handing over, in characters.
+    pub fn least_chars(&self) -> usize {
+        usize::try_from(self.min_partial_chars).unwrap_or(usize::MAX)
+    }
+
+    /// Longest that a partial waits for more.
+    pub fn patience(&self) -> Duration {
+        Duration::from_millis(self.max_partial_age_ms)
+    }
 }
 
 /// How much a turn takes of what may become scarce (F-048).
@@ -407,19 +420,18 @@ impl ResolvedPolicy {
     /// How what the user says is handed to the model before all of it is known; disabled if all hand-overs
     /// are.
     pub fn stt_to_llm(&self) -> Handoff {
-        let handoff = &self.streaming_handoff;
-        Handoff {
-            enabled: handoff.enabled && handoff.stt_to_llm.enabled,
-            ..handoff.stt_to_llm.clone()
-        }
+        self.handoff(&self.streaming_handoff.stt_to_llm)
     }
 
     /// How generated text is handed to synthesis; disabled if all hand-overs are.
     pub fn llm_to_tts(&self) -> Handoff {
-        let handoff = &self.streaming_handoff;
+        self.handoff(&self.streaming_handoff.llm_to_tts)
+    }
+
+    fn handoff(&self, of: &Handoff) -> Handoff {
         Handoff {
-            enabled: handoff.enabled && handoff.llm_to_tts.enabled,
-            ..handoff.llm_to_tts.clone()
+            enabled: self.streaming_handoff.enabled && of.enabled,
+            ..of.clone()
         }
     }
 

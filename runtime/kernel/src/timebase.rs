@@ -73,9 +73,9 @@ pub struct Timebase {
     rebases: u64,
     /// How often the error was so many milliseconds; made with the first observation.
     errors: Vec<u32>,
-    /// By how much each observation since the last verdict came late; negative where it came early.
+    /// By how much each observation since the last verdict came late; negative where it came early. Enough for
+    /// the next once it is [`WINDOW`] long.
     recent: Vec<i16>,
-    verdict: Option<Mapping>,
 }
 
 impl Timebase {
@@ -89,7 +89,6 @@ impl Timebase {
             rebases: 0,
             errors: Vec::new(),
             recent: Vec::new(),
-            verdict: None,
         }
     }
 
@@ -147,7 +146,6 @@ impl Timebase {
             self.rebases += 1;
             // What was off from the old anchor says nothing about the new one.
             self.recent.clear();
-            self.verdict = None;
             return Observed::Rebased { skew: error };
         }
         Observed::Within { error }
@@ -158,7 +156,17 @@ impl Timebase {
     /// same amount each time is corrected so, and media time itself goes on without a break. What comes
     /// now early and now late cannot be, and is told again with the next stretch.
     pub fn verdict(&mut self) -> Option<Mapping> {
-        let verdict = self.verdict.take()?;
+        if self.recent.len() < WINDOW {
+            return None;
+        }
+        let mut errors: Vec<u16> = self.recent.iter().map(|off| off.unsigned_abs()).collect();
+        let rank = WINDOW * 99 / 100 - 1;
+        let (_, p99, _) = errors.select_nth_unstable(rank);
+        let p99_ms = u64::from(*p99);
+        let verdict = Mapping {
+            p99_ms,
+            within: Duration::from_millis(p99_ms) <= self.bounds.max_error_p99,
+        };
         if let Some(anchor) = self.anchor.as_mut().filter(|_| !verdict.within) {
             let off = median(&mut self.recent);
             let by = Duration::from_millis(u64::from(off.unsigned_abs()));
@@ -216,20 +224,10 @@ impl Timebase {
         }
         let step = step_of(late.max(early));
         self.errors[step] = self.errors[step].saturating_add(1);
-        if self.recent.len() == WINDOW {
-            return; // Nobody asks for a verdict.
-        }
-        let off = i16::try_from(step).expect("steps are few");
-        self.recent.push(if early > late { -off } else { off });
-        if self.recent.len() == WINDOW {
-            let mut errors: Vec<u16> = self.recent.iter().map(|off| off.unsigned_abs()).collect();
-            let rank = WINDOW * 99 / 100 - 1;
-            let (_, p99, _) = errors.select_nth_unstable(rank);
-            let p99_ms = u64::from(*p99);
-            self.verdict = Some(Mapping {
-                p99_ms,
-                within: Duration::from_millis(p99_ms) <= self.bounds.max_error_p99,
-            });
+        // If nobody asks for a verdict, that is enough.
+        if self.recent.len() < WINDOW {
+            let off = i16::try_from(step).expect("steps are few");
+            self.recent.push(if early > late { -off } else { off });
         }
     }
 }

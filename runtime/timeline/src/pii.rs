@@ -4,7 +4,7 @@
 //! A text that is not whole may end in the middle of a number. Of such, every number and every word with
 //! an `@` is masked, whatever they might have become.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
 use rspp_proto::spec::{PiiPattern, RedactSpec};
 use serde_json::Value;
@@ -17,6 +17,8 @@ pub(crate) struct Patterns {
     terms: Vec<Vec<char>>,
 }
 
+/// Longest phone or card number: 19 digits, and at most two characters between each two.
+const LONGEST_NUMBER: usize = 19 * 3;
 /// Longest account number, in letters and digits.
 const LONGEST_IBAN: usize = 34;
 const SHORTEST_IBAN: usize = 15;
@@ -119,24 +121,42 @@ impl Patterns {
                 continue;
             }
             let end = number_end(chars, at);
-            let digits: Vec<u32> = chars[at..end]
-                .iter()
-                .filter_map(|c| c.to_digit(10))
-                .collect();
-            let count = digits.len();
-            let found = if is_whole {
-                (self.has(PiiPattern::Digits) && count >= 4)
-                    || (self.has(PiiPattern::Phone) && (7..=15).contains(&count))
-                    || (self.has(PiiPattern::Card)
-                        && (13..=19).contains(&count)
-                        && passes_luhn(&digits))
+            let count = chars[at..end].iter().filter(|c| c.is_ascii_digit()).count();
+            let as_a_whole = if is_whole {
+                self.has(PiiPattern::Digits) && count >= 4
             } else {
                 count >= 2
             };
-            if found {
+            if as_a_whole {
                 hidden[at..end].fill(true);
+            } else if is_whole {
+                self.mask_groups(chars, at..end, hidden);
             }
             at = end;
+        }
+    }
+
+    /// Phone and card numbers among groups of digits, which may stand beside a date or another number: from each
+    /// group on the longest that is one.
+    fn mask_groups(&self, chars: &[char], all: Range<usize>, hidden: &mut [bool]) {
+        let is_digit = |at: usize| chars.get(at).is_some_and(char::is_ascii_digit);
+        let begins = |at: &usize| is_digit(*at) && (*at == all.start || !is_digit(at - 1));
+        let ends = |at: &usize| is_digit(at - 1) && !is_digit(*at);
+        for start in all.clone().filter(begins) {
+            let is_one = |end: &usize| {
+                let digits = chars[start..*end].iter().filter_map(|c| c.to_digit(10));
+                let digits: Vec<u32> = digits.collect();
+                let count = digits.len();
+                (self.has(PiiPattern::Phone) && (7..=15).contains(&count))
+                    || (self.has(PiiPattern::Card)
+                        && (13..=19).contains(&count)
+                        && passes_luhn(&digits))
+            };
+            let most = all.end.min(start + LONGEST_NUMBER);
+            let longest = (start + 1..=most).rev().filter(ends).find(is_one);
+            if let Some(end) = longest {
+                hidden[start..end].fill(true);
+            }
         }
     }
 }
@@ -314,6 +334,18 @@ mod tests {
             PiiPattern::Card,
             "it is 4111 1111 1111 1112.",
             "it is 4111 1111 1111 1112.",
+        );
+        for (said, kept) in [
+            ("4111 1111 1111 1111 12/27", "**** **** **** **** 12/27"),
+            ("4111 1111 1111 1111 123", "**** **** **** **** 123"),
+            ("2 4111 1111 1111 1111", "2 **** **** **** ****"),
+        ] {
+            check(PiiPattern::Card, said, kept);
+        }
+        check(
+            PiiPattern::Phone,
+            "030 901 820 11 or 030/901 820 12 13 14 15 16 17",
+            "*** *** *** ** or ***/*** *** ** ** ** ** ** **",
         );
         check(
             PiiPattern::Iban,

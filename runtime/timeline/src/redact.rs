@@ -104,14 +104,6 @@ impl Redaction {
             && self.patterns.is_empty()
     }
 
-    /// Keeps payloads of `classes` whole at L2: the tenant opted in, capacity and compliance
-    /// approved (observability.md §3). Lower levels are not affected.
-    #[must_use]
-    pub fn with_full_capture(mut self, classes: impl IntoIterator<Item = PayloadClass>) -> Self {
-        self.full_capture.extend(classes);
-        self
-    }
-
     /// The action for payloads of `class` recorded at `level`.
     pub fn action(&self, class: PayloadClass, level: RecordingLevel) -> RedactionAction {
         use RecordingLevel::{L0, L1, L2};

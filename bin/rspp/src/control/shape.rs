@@ -1,7 +1,7 @@
 //! How answers look: as tables, and as JSON.
 
 use rspp_controlplane_api::wire;
-use rspp_proto::control::SessionPhase;
+use rspp_proto::{Hex, control::SessionPhase};
 use serde_json::{Value, json};
 
 /// Columns under their names, as wide as they have to be.
@@ -195,11 +195,7 @@ pub(crate) fn duty(region: &wire::Region) -> &'static str {
 
 impl Shape for wire::PublicKey {
     fn shape(&self) -> Value {
-        let mut public = String::with_capacity(2 * self.public.len());
-        for byte in &self.public {
-            let digit = |it: u8| char::from_digit(u32::from(it), 16).expect("it has four bits");
-            public.extend([digit(byte >> 4), digit(byte & 15)]);
-        }
+        let public = Hex(&self.public).to_string();
         json!({
             "kid": self.kid,
             "public": public,

@@ -4,13 +4,14 @@ use bytes::Bytes;
 use rspp_controlplane::{
     access::{Operation, Principal},
     keys,
-    store::{Compare, StoreError, Txn},
-    token::{KeyId, Keyring},
+    store::{Compare, Store, StoreError, Txn},
+    token::{KeyId, Keyring, SigningKey},
 };
 use rspp_controlplane_api::{
     WireError,
     wire::{self, keys_server::Keys},
 };
+use rspp_controlplane_storage::trail;
 use serde_json::json;
 use tonic::{Request, Response, Status};
 
@@ -151,30 +152,30 @@ impl Plane {
             answer: answer(&ring),
         })
     }
+}
 
-    /// The first control plane on a store trusts its first key. A store whose ring is of others is left
-    /// as it is: keys are added by somebody who may.
-    pub(crate) async fn trust_own_keys(&self, first: &KeyId) -> Result<(), StoreError> {
-        loop {
-            if self.store().get(&keys::keyring()).await?.is_some() {
-                return Ok(());
-            }
-            let mut ring = Keyring::default();
-            let key = &self.shared.signers[first];
-            if ring.add(first.clone(), key.public(), wall_clock()).is_err() {
-                return Ok(());
-            }
-            let txn = Txn::default()
-                .when(Compare::Absent(keys::keyring()))
-                .put(keys::keyring(), bytes(&ring))
-                .put(keys::layout(), keys::LAYOUT);
-            let record = automatic(wall_clock(), "first_key", first.as_str(), json!({}));
-            let txn = self.with_audit(txn, vec![record]).await?;
-            match self.store().commit(txn).await {
-                Ok(_) => return Ok(()),
-                Err(StoreError::Conflict | StoreError::Uncertain(_)) => {}
-                Err(error) => return Err(error),
-            }
+/// The first control plane on a store trusts its first key. A store whose ring is of others is left
+/// as it is: keys are added by somebody who may.
+pub(crate) async fn trust_first(store: &dyn Store, key: &SigningKey) -> Result<(), StoreError> {
+    loop {
+        if store.get(&keys::keyring()).await?.is_some() {
+            return Ok(());
+        }
+        let now = wall_clock();
+        let mut ring = Keyring::default();
+        if ring.add(key.id().clone(), key.public(), now).is_err() {
+            return Ok(());
+        }
+        let txn = Txn::default()
+            .when(Compare::Absent(keys::keyring()))
+            .put(keys::keyring(), bytes(&ring))
+            .put(keys::layout(), keys::LAYOUT);
+        let record = automatic(now, "first_key", key.id().as_str(), json!({}));
+        let txn = trail::append(store, txn, vec![record]).await?;
+        match store.commit(txn).await {
+            Ok(_) => return Ok(()),
+            Err(StoreError::Conflict | StoreError::Uncertain(_)) => {}
+            Err(error) => return Err(error),
         }
     }
 }

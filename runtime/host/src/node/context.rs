@@ -733,6 +733,21 @@ impl NodeContext {
         self.asked.push_back(Ask::Report(report));
     }
 
+    /// Tells the session what a hand-over has to say, as the data edge of that name.
+    pub(crate) fn report_notices(
+        &mut self,
+        edge: &str,
+        notices: impl IntoIterator<Item = EdgeNotice>,
+    ) {
+        for notice in notices {
+            self.report(NodeReport::EdgeNotice {
+                edge: EdgeId::new(edge).expect("not blank"),
+                lane: Lane::Data,
+                notice,
+            });
+        }
+    }
+
     /// Asks for `on_wake` in `after`; replaces an earlier wish.
     pub fn wake_in(&mut self, after: Duration) {
         self.wake_at = Some(self.now() + after);

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::{Foreign, SessionSetup};
+use super::{Foreign, SessionSetup, words::HandedWords};
 use crate::{
     admission::scope_of,
     blueprint::Blueprint,
@@ -736,8 +736,24 @@ impl Publisher {
     }
 
     /// Text that went on before all of it was there (turn-plan.md §7).
-    pub(super) fn handed_over(&mut self, handoff: HandoffRecord) {
-        self.record(handoff);
+    pub(super) fn handed_over(
+        &mut self,
+        stage: &str,
+        turn: TurnNumber,
+        edge: &EdgeId,
+        words: HandedWords,
+    ) {
+        self.record(HandoffRecord {
+            handoff_id: format!("{}-{stage}-r{}", turn.id(), words.revision),
+            turn_id: turn.id(),
+            edge_id: edge.clone(),
+            upstream_revision: words.revision,
+            action: words.action,
+            partial_accepted_at: words.accepted,
+            downstream_started_at: words.started,
+            queue_depth: u32::try_from(words.pending).unwrap_or(u32::MAX),
+            watermark_high: words.is_full,
+        });
     }
 
     /// A step of a tool call's life (P7).

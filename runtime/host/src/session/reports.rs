@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use rspp_kernel::{
-    Input, authority::Checkpoint, dedupe::Seen, edge::Patience, invocation::error_code,
-    turn::Ending,
+    Input, authority::Checkpoint, dedupe::Seen, edge::Patience, handoff::LLM_TO_TTS,
+    invocation::error_code, turn::Ending,
 };
 use rspp_proto::{
     EdgeId, ErrorCode, IdempotencyKey, Lane, Monotonic, NodeId, Payload, Speaker, SpeechMark,
@@ -12,8 +12,6 @@ use rspp_proto::{
     abi::{Emitter, Signal},
     spec::{NodeKind, PortType},
 };
-
-use rspp_timeline::HandoffRecord;
 
 use super::{Playback, Session, TransportEvent, words::HandedWords};
 use crate::{
@@ -80,14 +78,15 @@ impl Session {
                 pending,
                 is_full,
             } => {
-                self.words.handed = Some(HandedWords {
+                let words = HandedWords {
                     revision,
                     action,
                     accepted,
                     started: at,
                     pending,
                     is_full,
-                });
+                };
+                self.words.offered = Some((text.as_ref().into(), words));
                 Some(Input::WordsHanded {
                     text: text.to_string(),
                 })
@@ -127,18 +126,16 @@ impl Session {
                 let from = graph.find(node.as_str());
                 let edge = from.and_then(|ix| graph.node(ix).outputs.first());
                 if let (Some(turn), Some(edge)) = (turn, edge) {
-                    let upstream_revision = segment + 1;
-                    self.publisher.handed_over(HandoffRecord {
-                        handoff_id: format!("{}-llm_to_tts-r{upstream_revision}", turn.id()),
-                        turn_id: turn.id(),
-                        edge_id: graph.edge(*edge).id.clone(),
-                        upstream_revision,
+                    let words = HandedWords {
+                        revision: segment + 1,
                         action,
-                        partial_accepted_at: accepted,
-                        downstream_started_at: at,
-                        queue_depth: u32::try_from(pending).unwrap_or(u32::MAX),
-                        watermark_high: is_full,
-                    });
+                        accepted,
+                        started: at,
+                        pending,
+                        is_full,
+                    };
+                    let edge = &graph.edge(*edge).id;
+                    self.publisher.handed_over(LLM_TO_TTS, turn, edge, words);
                 }
                 None
             }

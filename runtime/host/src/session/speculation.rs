@@ -73,7 +73,9 @@ impl Session {
                     bound: Bound::Guess(Arc::clone(&promotion)),
                     ..Occasion::of(turn)
                 };
-                let task = Task::Answer { user_text };
+                let task = Task::Answer {
+                    user_text: user_text.clone(),
+                };
                 let started = self.spawn_turn(ctx, Arc::clone(&plan), task, occasion, None);
                 Box::pin(started).await.map(|turn| (turn, plan))
             }
@@ -84,6 +86,7 @@ impl Session {
             self.kernel.handle(now, Input::GuessFailed { turn });
             return;
         };
+        self.words.given(&user_text);
         self.publisher.guess(turn, "speculation_begun", &[], now);
         self.guesses.current = Some(Guess {
             turn: running,
@@ -160,6 +163,16 @@ impl Session {
         let Some(guess) = current.take_if(|guess| guess.turn.number == turn) else {
             return;
         };
+        match reason {
+            // They were given to the model, and what the user says is more or other.
+            Discarded::UserWentOn | Discarded::WordsDiffer => {}
+            Discarded::ContextChanged
+            | Discarded::PlanDiffers
+            | Discarded::Failed
+            | Discarded::TooLate
+            | Discarded::Refused
+            | Discarded::SessionOver => self.words.taken_back(),
+        }
         guess.turn.cancel.cancel();
         if guess
             .turn

@@ -1,22 +1,39 @@
 //! What of the user's words was handed to the model before all of them were known, and what became of it
 //! (turn-plan.md §7).
 
-use rspp_kernel::plan::ResolvedTurnPlan;
+use rspp_kernel::{handoff::STT_TO_LLM, plan::ResolvedTurnPlan};
 use rspp_proto::{Monotonic, TurnNumber, spec::NodeKind};
-use rspp_timeline::{HandoffAction, HandoffRecord};
+use rspp_timeline::HandoffAction;
 
 use super::Session;
 
 /// The words of the utterance in progress.
 #[derive(Debug, Default)]
 pub(super) struct Words {
-    /// The revision that was handed over last.
-    pub(super) handed: Option<HandedWords>,
+    /// The revision that was offered last, and its words; whether the model is given them is for the session
+    /// to say.
+    pub(super) offered: Option<(Box<str>, HandedWords)>,
+    /// The revision that the model was given last.
+    handed: Option<HandedWords>,
     /// Whether all of them are known.
     pub(super) known: bool,
 }
 
-/// A revision that was handed over.
+impl Words {
+    /// The model is given these words before all are known.
+    pub(super) fn given(&mut self, text: &str) {
+        if let Some((_, words)) = self.offered.take_if(|(offered, _)| &**offered == text) {
+            self.handed = Some(words);
+        }
+    }
+
+    /// What it was given is taken back: nothing of it is answered.
+    pub(super) fn taken_back(&mut self) {
+        self.handed = None;
+    }
+}
+
+/// A revision that is handed over.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HandedWords {
     pub(super) revision: u32,
@@ -36,7 +53,11 @@ impl Session {
         plan: &ResolvedTurnPlan,
         now: Monotonic,
     ) {
-        let Words { handed, known } = std::mem::take(&mut self.words);
+        let Words {
+            offered: _,
+            handed,
+            known,
+        } = std::mem::take(&mut self.words);
         if !known || !plan.stt_to_llm().enabled {
             return;
         }
@@ -61,16 +82,7 @@ impl Session {
         let Some(edge) = model.and_then(|(_, node)| node.inputs.first().copied()) else {
             return;
         };
-        self.publisher.handed_over(HandoffRecord {
-            handoff_id: format!("{}-stt_to_llm-r{}", turn.id(), words.revision),
-            turn_id: turn.id(),
-            edge_id: graph.edge(edge).id.clone(),
-            upstream_revision: words.revision,
-            action: words.action,
-            partial_accepted_at: words.accepted,
-            downstream_started_at: words.started,
-            queue_depth: u32::try_from(words.pending).unwrap_or(u32::MAX),
-            watermark_high: words.is_full,
-        });
+        let edge = &graph.edge(edge).id;
+        self.publisher.handed_over(STT_TO_LLM, turn, edge, words);
     }
 }

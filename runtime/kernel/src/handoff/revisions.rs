@@ -142,17 +142,16 @@ impl Revisions {
     }
 
     fn is_ready(&self, waiting: &Waiting, now: Monotonic) -> bool {
-        let least = usize::try_from(self.handoff.min_partial_chars).unwrap_or(usize::MAX);
         let ends_sentence =
             self.handoff.trigger_on_punctuation && waiting.text.ends_with(['.', '!', '?', '…']);
         !self.window.is_degraded()
-            && (waiting.text.chars().count() >= least
+            && (waiting.text.chars().count() >= self.handoff.least_chars()
                 || ends_sentence
                 || self.due_at(waiting) <= now)
     }
 
     fn due_at(&self, waiting: &Waiting) -> Monotonic {
-        waiting.since + std::time::Duration::from_millis(self.handoff.max_partial_age_ms)
+        waiting.since + self.handoff.patience()
     }
 
     /// When what waits is handed over although it is short.

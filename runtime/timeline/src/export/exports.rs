@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
@@ -11,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use rspp_proto::Monotonic;
+use rspp_proto::{Hex, Monotonic};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -751,14 +750,5 @@ fn hash(path: &Path, bytes: u64) -> io::Result<String> {
     if read < bytes {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(hex(&hasher.finalize()))
-}
-
-/// Bytes as people write digests.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        write!(text, "{byte:02x}").expect("a string takes everything");
-    }
-    text
+    Ok(Hex(&hasher.finalize()).to_string())
 }

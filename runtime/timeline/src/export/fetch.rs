@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use rspp_proto::Hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use super::{
-    archive::{Archive, ArchiveFault, Kept},
-    exports::hex,
-};
+use super::archive::{Archive, ArchiveFault, Kept};
 
 /// The object that is there once all others are.
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -142,7 +140,7 @@ pub async fn fetch(archive: &dyn Archive, recording: &str) -> Result<Fetched, Fe
             });
         }
         bytes.truncate(manifest.bytes as usize);
-        if hex(&Sha256::digest(&bytes)) != manifest.sha256 {
+        if Hex(&Sha256::digest(&bytes)).to_string() != manifest.sha256 {
             return Err(corrupt());
         }
     }

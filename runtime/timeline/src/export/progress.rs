@@ -12,10 +12,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use rspp_proto::Epoch;
+use rspp_proto::{Epoch, Hex};
 use serde::{Deserialize, Serialize};
 
-use super::{agenda::Standing, exports::hex};
+use super::agenda::Standing;
 use crate::FileHeader;
 
 /// How far a file's export has come.
@@ -150,7 +150,7 @@ fn part(id: &str) -> String {
         use sha2::{Digest, Sha256};
         let digest = Sha256::digest(id.as_bytes());
         out.truncate(LONGEST - 18);
-        write!(out, "=={}", hex(&digest[..8])).expect("a string takes everything");
+        write!(out, "=={}", Hex(&digest[..8])).expect("a string takes everything");
     }
     out
 }

@@ -1,7 +1,10 @@
 use rspp_proto::{
     LeaseToken, Payload, Speaker,
     abi::{Emitter, PayloadClass, Signal},
-    spec::RecordingLevel::{self, L0, L1, L2},
+    spec::{
+        RecordingLevel::{self, L0, L1, L2},
+        RecordingPolicy, RedactSpec, ReplayMode,
+    },
 };
 use rspp_timeline::{
     Entry, Options, Recorder, Redaction,
@@ -41,7 +44,12 @@ fn each_class_has_its_action_at_each_level() {
 
 #[test]
 fn full_capture_is_for_l2_and_the_approved_classes_alone() {
-    let redaction = Redaction::default().with_full_capture([PayloadClass::AudioRaw]);
+    let redaction = Redaction::of(&RecordingPolicy {
+        recording_level: L2,
+        allowed_replay_modes: [ReplayMode::ReplayDecisions].into(),
+        full_capture: [PayloadClass::AudioRaw].into(),
+        redact: RedactSpec::default(),
+    });
     assert_eq!(redaction.action(PayloadClass::AudioRaw, L2), Allow);
     assert_eq!(redaction.action(PayloadClass::AudioRaw, L1), Mask);
     assert_eq!(redaction.action(PayloadClass::TextRaw, L2), Mask);

@@ -13,7 +13,7 @@ use rspp_kernel::{
     handoff::{LLM_TO_TTS, Window},
     plan::Handoff,
 };
-use rspp_proto::{EdgeId, Lane, Monotonic, Payload, SampleIndex, Speaker, TextChunk};
+use rspp_proto::{Monotonic, Payload, SampleIndex, Speaker, TextChunk};
 use rspp_timeline::HandoffAction;
 
 use crate::{
@@ -63,7 +63,7 @@ pub(super) struct Eagerness {
 
 impl Eagerness {
     pub(super) fn of(handoff: &Handoff, first: bool) -> Self {
-        let least = usize::try_from(handoff.min_partial_chars).unwrap_or(usize::MAX);
+        let least = handoff.least_chars();
         Self {
             shortest: if first { least } else { least.max(MIN_CLAUSE) },
             at_sentences: handoff.trigger_on_punctuation,
@@ -156,15 +156,8 @@ impl Segmenter {
 
     /// Says what the window has to say.
     fn tell(&mut self, cx: &mut NodeContext) {
-        let Some(window) = &mut self.window else {
-            return;
-        };
-        for notice in window.take_notices() {
-            cx.report(NodeReport::EdgeNotice {
-                edge: EdgeId::new(LLM_TO_TTS).expect("not blank"),
-                lane: Lane::Data,
-                notice,
-            });
+        if let Some(window) = &mut self.window {
+            cx.report_notices(LLM_TO_TTS, window.take_notices());
         }
     }
 
@@ -224,7 +217,7 @@ impl Segmenter {
 
     /// Sees to it that the node is woken for what is due next.
     fn arm(&mut self, cx: &mut NodeContext) {
-        let patience = Duration::from_millis(cx.settings().handoff.max_partial_age_ms);
+        let patience = cx.settings().handoff.patience();
         if !self.may_hand() {
             cx.forget_wake();
             let (Some(handing), Some(heard)) = (&cx.settings().handing, self.heard) else {
@@ -289,8 +282,7 @@ impl Segmenter {
     /// What has waited for more for too long goes on as far as its words are whole.
     fn say_old(&mut self, cx: &mut NodeContext) {
         let handoff = &cx.settings().handoff;
-        let patience = Duration::from_millis(handoff.max_partial_age_ms);
-        let least = usize::try_from(handoff.min_partial_chars).unwrap_or(usize::MAX);
+        let (patience, least) = (handoff.patience(), handoff.least_chars());
         if self.since.is_none_or(|since| since + patience > cx.now()) {
             return;
         }

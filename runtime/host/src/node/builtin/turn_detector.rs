@@ -8,7 +8,7 @@ use std::{
 };
 
 use rspp_kernel::handoff::{Revision, RevisionAction, Revisions, STT_TO_LLM};
-use rspp_proto::{EdgeId, Lane, Payload, SampleIndex, Speaker, SpeechMark, TextChunk};
+use rspp_proto::{Payload, SampleIndex, Speaker, SpeechMark, TextChunk};
 use rspp_provider_api::{Cost, EndOfTurnModel};
 use rspp_timeline::HandoffAction;
 
@@ -312,15 +312,8 @@ impl TurnDetector {
 
     /// Says what the hand-over has to say.
     fn tell(&mut self, cx: &mut NodeContext) {
-        let Some(revisions) = &mut self.revisions else {
-            return;
-        };
-        for notice in revisions.take_notices() {
-            cx.report(NodeReport::EdgeNotice {
-                edge: EdgeId::new(STT_TO_LLM).expect("not blank"),
-                lane: Lane::Data,
-                notice,
-            });
+        if let Some(revisions) = &mut self.revisions {
+            cx.report_notices(STT_TO_LLM, revisions.take_notices());
         }
     }
 
