@@ -5,8 +5,8 @@
 //!
 //! Each client sends a frame of 20 ms every 20 ms and plays what comes: the agent speaks without a pause.
 //! A frame is as late as it comes after its time, by a schedule that the first frame of the measurement began.
-//! Then the agents are interrupted one after the other, by a cancel on the socket; timed until the last frame
-//! of audio that comes, which is none if nothing was under way. Memory is the whole process's, clients too,
+//! Then the agents are interrupted one after the other, in mid-reply, by a cancel on the socket; timed until the
+//! last frame of audio that comes, which is none if nothing was under way. Memory is the whole process's, clients too,
 //! before and after the measurement.
 
 use std::{
@@ -39,6 +39,9 @@ type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 const LATE_US: f64 = 20_000.0;
 /// Longest that audio may come after a cancel, in microseconds, in 99 of 100.
 const SILENT_US: f64 = 5_000.0;
+
+/// Longest that an agent who speaks is not heard.
+const SPEAKS: Duration = Duration::from_millis(500);
 
 fn main() {
     let args = Args::read();
@@ -93,10 +96,11 @@ async fn measure(args: Args) -> Table {
             .await;
         callers.push(caller);
     }
-    tokio::time::sleep(Duration::from_secs(args.pick(10, 2))).await;
+    // All of it within the minute that the longest turn may take.
+    tokio::time::sleep(Duration::from_secs(args.pick(5, 2))).await;
     let before = resident();
     meters.counting.store(true, Ordering::Relaxed);
-    let length = Duration::from_secs(args.pick(60, 3));
+    let length = Duration::from_secs(args.pick(35, 3));
     tokio::time::sleep(length).await;
     meters.counting.store(false, Ordering::Relaxed);
     let after = resident();
@@ -241,6 +245,8 @@ async fn interrupted(callers: &[Caller], meters: &Meters) -> Histogram<u64> {
     let mut asked = Vec::with_capacity(callers.len());
     for caller in callers {
         let at = meters.watch.nanos();
+        let quiet = Duration::from_nanos(at - caller.newest.load(Ordering::Relaxed));
+        assert!(quiet < SPEAKS, "nothing to interrupt for {quiet:?}");
         caller.say(r#"{"type":"cancel"}"#).await;
         asked.push(at);
         // Not in step with the output clock.

@@ -15,7 +15,12 @@ use std::{
 
 use rspp_controlplane_api::wire;
 use rspp_proto::SessionId;
-use rspp_tests::{etcd::Cluster, sim::Dice};
+use rspp_tests::{
+    etcd::{Cluster, Setup},
+    link::Weather,
+    sim::Dice,
+};
+use rustix::process::Signal;
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
@@ -23,8 +28,7 @@ use tokio::{
 
 use crate::{
     callers::{Caller, Diary},
-    processes::{Fleet, check},
-    ways::Traffic,
+    processes::{Fleet, Ground, check},
 };
 
 const FAULTS: u64 = 60;
@@ -52,11 +56,14 @@ enum Fault {
     ReplacePlane,
     KillMember,
     FreezeMember,
+    CutMember,
+    SkewRuntime,
+    SkewPlane,
     MoveSession,
 }
 
 /// The more often it stands here, the more often it happens.
-const OFTEN: [Fault; 20] = [
+const OFTEN: [Fault; 24] = [
     Fault::KillRuntime,
     Fault::KillRuntime,
     Fault::FreezeRuntime,
@@ -76,6 +83,10 @@ const OFTEN: [Fault; 20] = [
     Fault::ReplacePlane,
     Fault::KillMember,
     Fault::FreezeMember,
+    Fault::CutMember,
+    Fault::CutMember,
+    Fault::SkewRuntime,
+    Fault::SkewPlane,
     Fault::MoveSession,
 ];
 
@@ -90,6 +101,8 @@ enum Remedy {
     HealPlane(String),
     StartMember(usize),
     ThawMember(usize),
+    RejoinMember(usize),
+    SetClock(String),
     /// Is started again once it has ended, which it has to by then.
     ReplaceRuntime(String),
     ReplacePlane(String),
@@ -135,62 +148,66 @@ impl Trouble {
             | Fault::CutRuntime
             | Fault::LoseAnswersOfRuntime
             | Fault::SlowRuntime
+            | Fault::SkewRuntime
             | Fault::ReplaceRuntime => self.victim(&runtimes, RUNTIMES.len() - 1),
             Fault::KillPlane
             | Fault::FreezePlane
             | Fault::CutPlaneFromStore
             | Fault::LoseAnswersOfStore
             | Fault::SlowStore
+            | Fault::SkewPlane
             | Fault::ReplacePlane => self.victim(&planes, PLANES - 1),
             // A majority is left.
-            Fault::KillMember | Fault::FreezeMember => self.victim(&members, 1),
+            Fault::KillMember | Fault::FreezeMember | Fault::CutMember => self.victim(&members, 1),
             Fault::MoveSession => Some(format!("caller-{}", self.dice.within(0..CALLERS))),
         };
         let Some(name) = victim else {
             return false;
         };
-        let slow = Traffic::Slow(Duration::from_millis(self.dice.within(50..600)));
+        let slow = Weather::Slow(Duration::from_millis(self.dice.within(50..600)));
         let member = self.dice.within(0..MEMBERS as u64) as usize;
+        // An hour and more, either way.
+        let skew = self.dice.within(0..8_000).cast_signed() - 4_000;
         match fault {
             Fault::KillRuntime => {
-                self.fleet.runtimes[&name].process.signal("KILL");
+                self.fleet.runtimes[&name].process.signal(Signal::KILL);
                 self.later(200..3_000, Remedy::StartRuntime(name));
             }
             Fault::FreezeRuntime => {
-                self.fleet.runtimes[&name].process.signal("STOP");
+                self.fleet.runtimes[&name].process.signal(Signal::STOP);
                 self.later(300..9_000, Remedy::ThawRuntime(name));
             }
             Fault::CutRuntime => {
-                self.fleet.set_traffic(&name, Traffic::Cut);
+                self.fleet.set_weather(&name, Weather::Silent);
                 self.later(500..8_000, Remedy::HealRuntime(name));
             }
             Fault::LoseAnswersOfRuntime => {
-                self.fleet.set_traffic(&name, Traffic::AnswersLost);
+                self.fleet.set_weather(&name, Weather::AnswersLost);
                 self.later(500..6_000, Remedy::HealRuntime(name));
             }
             Fault::SlowRuntime => {
-                self.fleet.set_traffic(&name, slow);
+                self.fleet.set_weather(&name, slow);
                 self.later(1_000..6_000, Remedy::HealRuntime(name));
             }
             Fault::ReplaceRuntime => {
-                self.fleet.runtimes[&name].process.signal("TERM");
+                self.fleet.runtimes[&name].process.signal(Signal::TERM);
                 let until = Instant::now() + ENDS_WITHIN;
                 self.remedies.push((until, Remedy::ReplaceRuntime(name)));
             }
             Fault::KillPlane => {
-                self.fleet.planes[&name].process.signal("KILL");
+                self.fleet.planes[&name].process.signal(Signal::KILL);
                 self.later(100..3_000, Remedy::StartPlane(name));
             }
             Fault::FreezePlane => {
-                self.fleet.planes[&name].process.signal("STOP");
+                self.fleet.planes[&name].process.signal(Signal::STOP);
                 self.later(300..6_000, Remedy::ThawPlane(name));
             }
             Fault::CutPlaneFromStore => {
-                self.set_store(&name, Traffic::Cut);
+                self.set_store(&name, Weather::Silent);
                 self.later(500..6_000, Remedy::HealPlane(name));
             }
             Fault::LoseAnswersOfStore => {
-                self.set_store(&name, Traffic::AnswersLost);
+                self.set_store(&name, Weather::AnswersLost);
                 self.later(300..4_000, Remedy::HealPlane(name));
             }
             Fault::SlowStore => {
@@ -198,7 +215,7 @@ impl Trouble {
                 self.later(1_000..5_000, Remedy::HealPlane(name));
             }
             Fault::ReplacePlane => {
-                self.fleet.planes[&name].process.signal("TERM");
+                self.fleet.planes[&name].process.signal(Signal::TERM);
                 let until = Instant::now() + ENDS_WITHIN;
                 self.remedies.push((until, Remedy::ReplacePlane(name)));
             }
@@ -209,6 +226,18 @@ impl Trouble {
             Fault::FreezeMember => {
                 self.cluster.freeze(member);
                 self.later(300..4_000, Remedy::ThawMember(member));
+            }
+            Fault::CutMember => {
+                self.cluster.cut_off(member);
+                self.later(500..6_000, Remedy::RejoinMember(member));
+            }
+            Fault::SkewRuntime => {
+                self.fleet.set_clock(&name, skew);
+                self.later(1_000..8_000, Remedy::SetClock(name));
+            }
+            Fault::SkewPlane => {
+                self.fleet.set_clock(&name, skew);
+                self.later(1_000..6_000, Remedy::SetClock(name));
             }
             Fault::MoveSession => {
                 let request_id = format!("move-{}", self.dice.roll());
@@ -228,9 +257,9 @@ impl Trouble {
         true
     }
 
-    fn set_store(&self, plane: &str, traffic: Traffic) {
+    fn set_store(&self, plane: &str, weather: Weather) {
         for way in &self.fleet.planes[plane].ways {
-            way.set(traffic);
+            way.set(weather);
         }
     }
 
@@ -270,11 +299,11 @@ impl Trouble {
                     self.suffer.remove(&name);
                 }
                 Remedy::ThawRuntime(name) => {
-                    self.fleet.runtimes[&name].process.signal("CONT");
+                    self.fleet.runtimes[&name].process.signal(Signal::CONT);
                     self.suffer.remove(&name);
                 }
                 Remedy::HealRuntime(name) => {
-                    self.fleet.set_traffic(&name, Traffic::Flows);
+                    self.fleet.set_weather(&name, Weather::Fair);
                     self.suffer.remove(&name);
                 }
                 Remedy::StartPlane(name) => {
@@ -282,11 +311,11 @@ impl Trouble {
                     self.suffer.remove(&name);
                 }
                 Remedy::ThawPlane(name) => {
-                    self.fleet.planes[&name].process.signal("CONT");
+                    self.fleet.planes[&name].process.signal(Signal::CONT);
                     self.suffer.remove(&name);
                 }
                 Remedy::HealPlane(name) => {
-                    self.set_store(&name, Traffic::Flows);
+                    self.set_store(&name, Weather::Fair);
                     self.suffer.remove(&name);
                 }
                 Remedy::StartMember(member) => {
@@ -296,6 +325,14 @@ impl Trouble {
                 Remedy::ThawMember(member) => {
                     self.cluster.thaw(member);
                     self.suffer.remove("members");
+                }
+                Remedy::RejoinMember(member) => {
+                    self.cluster.rejoin(member);
+                    self.suffer.remove("members");
+                }
+                Remedy::SetClock(name) => {
+                    self.fleet.set_clock(&name, 0);
+                    self.suffer.remove(&name);
                 }
             }
         }
@@ -368,9 +405,18 @@ async fn faults_of_all_kinds_give_no_session_two_writers_and_lose_no_turn() {
     let faults = number("RSPP_FAULTS").unwrap_or(FAULTS);
     println!("RSPP_SEED={seed} RSPP_FAULTS={faults}");
     let mut dice = Dice::new(seed);
-    let cluster = Cluster::start(MEMBERS).await;
-    let members = (0..MEMBERS).map(|member| cluster.address(member)).collect();
-    let fleet = Fleet::start_on(members, PLANES, &RUNTIMES).await;
+    let setup = Setup {
+        members: MEMBERS,
+        is_divisible: true,
+        ..Setup::default()
+    };
+    let cluster = Cluster::start_as(&setup).await;
+    let ground = Ground {
+        etcd: (0..MEMBERS).map(|member| cluster.address(member)).collect(),
+        planes: PLANES,
+        has_clocks: true,
+    };
+    let fleet = Fleet::start_on(ground, &RUNTIMES).await;
     let (stop, stopped) = watch::channel(false);
     let callers: Vec<_> = (0..CALLERS)
         .map(|number| {

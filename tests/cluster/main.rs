@@ -10,4 +10,4 @@ mod faults;
 mod lease_protocol;
 mod processes;
 mod survival;
-mod ways;
+mod up;

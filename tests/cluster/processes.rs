@@ -21,18 +21,21 @@ use rspp_controlplane_api::{
 };
 use rspp_proto::{RuntimeId, SessionId, TenantId, spec::PipelineSpec};
 use rspp_service::credentials::Authority;
+use rspp_tests::{
+    faketime,
+    link::{Link, Weather},
+};
 use rspp_websocket::{
     protocol::{ClientMessage, Hello, ServerMessage, Typed},
     testing::Client,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::{
     net::{TcpListener, TcpStream},
     time::Instant,
 };
-
-use crate::ways::{Traffic, Way};
 
 /// How long a process may take to be there.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -56,21 +59,58 @@ pub(crate) struct Process {
     name: String,
 }
 
+/// A clock on the wall that a test can set, and one process looks at.
+struct WallClock {
+    /// What has the process look there (libfaketime).
+    library: PathBuf,
+    /// By how much it is wrong.
+    file: PathBuf,
+}
+
+impl WallClock {
+    /// Shows the right time.
+    fn right(library: PathBuf, file: PathBuf) -> Self {
+        let clock = Self { library, file };
+        clock.be_wrong_by(0);
+        clock
+    }
+
+    /// Within a second every reader sees it. Clocks that only count (leases depend on these) stay as they are.
+    fn be_wrong_by(&self, seconds: i64) {
+        let new = self.file.with_extension("new");
+        fs::write(&new, format!("{seconds:+}")).unwrap();
+        fs::rename(&new, &self.file).unwrap();
+    }
+}
+
 impl Process {
-    fn start(name: &str, program: &str, config: &Path, log: &Path) -> Self {
+    fn start(
+        name: &str,
+        program: &str,
+        config: &Path,
+        log: &Path,
+        clock: Option<&WallClock>,
+    ) -> Self {
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(log)
             .expect("a log can be written");
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg("--config")
             .arg(config)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("the program starts");
+            .stderr(log);
+        if let Some(clock) = clock {
+            command
+                .env("LD_PRELOAD", &clock.library)
+                .env("FAKETIME_TIMESTAMP_FILE", &clock.file)
+                .env("FAKETIME_CACHE_DURATION", "1")
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
+        let child = command.spawn().expect("the program starts");
         Self {
             child,
             name: name.to_owned(),
@@ -78,12 +118,9 @@ impl Process {
     }
 
     /// Sends a signal.
-    pub(crate) fn signal(&self, signal: &str) {
-        let sent = Command::new("kill")
-            .args([&format!("-{signal}"), &self.child.id().to_string()])
-            .status()
-            .expect("kill is there");
-        assert!(sent.success(), "{} is gone", self.name);
+    pub(crate) fn signal(&self, signal: Signal) {
+        let sent = kill_process(Pid::from_child(&self.child), signal);
+        sent.unwrap_or_else(|gone| panic!("{}: {gone}", self.name));
     }
 
     /// Whether it has ended, and how.
@@ -105,6 +142,8 @@ pub(crate) struct Fleet {
     authority: Authority,
     /// Members of the cluster that keeps the records; a file does if there is none.
     etcd: Vec<SocketAddr>,
+    /// What sets their clocks, if they can be set.
+    clocks: Option<PathBuf>,
     pub(crate) planes: BTreeMap<String, Plane>,
     pub(crate) runtimes: BTreeMap<String, Member>,
     pub(crate) operator: Arc<PlaneClient>,
@@ -115,7 +154,7 @@ pub(crate) struct Plane {
     pub(crate) process: Process,
     pub(crate) at: SocketAddr,
     /// To the members of the cluster that keeps the records.
-    pub(crate) ways: Vec<Way>,
+    pub(crate) ways: Vec<Link>,
 }
 
 /// A runtime of the fleet.
@@ -124,7 +163,27 @@ pub(crate) struct Member {
     pub(crate) calls: SocketAddr,
     pub(crate) health: SocketAddr,
     /// To the replicas of the control plane.
-    pub(crate) ways: Vec<Way>,
+    pub(crate) ways: Vec<Link>,
+}
+
+/// What a fleet stands on.
+pub(crate) struct Ground {
+    /// Members of the cluster of etcd that keeps the records; a file does if there are none.
+    pub(crate) etcd: Vec<SocketAddr>,
+    /// Replicas of the control plane.
+    pub(crate) planes: usize,
+    /// Whether the clock on each process's wall can be set.
+    pub(crate) has_clocks: bool,
+}
+
+impl Default for Ground {
+    fn default() -> Self {
+        Self {
+            etcd: Vec::new(),
+            planes: 1,
+            has_clocks: false,
+        }
+    }
 }
 
 /// The one replica of a fleet that keeps its records in a file.
@@ -133,16 +192,15 @@ pub(crate) const ALONE: &str = "plane-0";
 impl Fleet {
     /// A control plane and runtimes of these names, all there and ready.
     pub(crate) async fn start(names: &[&str]) -> Self {
-        Self::start_on(Vec::new(), 1, names).await
+        Self::start_on(Ground::default(), names).await
     }
 
-    /// So many replicas of a control plane on a cluster of etcd, and runtimes of these names, all there and
-    /// ready.
-    pub(crate) async fn start_on(etcd: Vec<SocketAddr>, planes: usize, names: &[&str]) -> Self {
+    /// The same, on more than a file.
+    pub(crate) async fn start_on(ground: Ground, names: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::open(dir.path(), "rspp.local").unwrap();
         let mut at = BTreeMap::new();
-        for number in 0..planes {
+        for number in 0..ground.planes {
             at.insert(format!("plane-{number}"), free_port().await);
         }
         let operator = authority.person("operator", "admin").unwrap();
@@ -158,7 +216,8 @@ impl Fleet {
         let mut fleet = Self {
             dir,
             authority,
-            etcd,
+            etcd: ground.etcd,
+            clocks: ground.has_clocks.then(faketime::library),
             planes: BTreeMap::new(),
             runtimes: BTreeMap::new(),
             operator: Arc::new(client.expect("the addresses are right")),
@@ -166,7 +225,7 @@ impl Fleet {
         for (name, at) in at {
             let mut ways = Vec::new();
             for member in &fleet.etcd {
-                ways.push(Way::to(*member).await);
+                ways.push(Link::to(*member).await);
             }
             let process = fleet.run_plane(&name, at, &ways);
             fleet
@@ -219,7 +278,7 @@ impl Fleet {
         self.planes.get_mut(name).expect("it was there").process = process;
     }
 
-    fn run_plane(&self, name: &str, at: SocketAddr, ways: &[Way]) -> Process {
+    fn run_plane(&self, name: &str, at: SocketAddr, ways: &[Link]) -> Process {
         let server = self.authority.server(name).unwrap();
         let key = self.authority.signing_key("k1").unwrap();
         let announced = self.path(&format!("{name}.json"));
@@ -227,7 +286,7 @@ impl Fleet {
         let store = if ways.is_empty() {
             json!({"file": self.path("control-plane.db")})
         } else {
-            let members = ways.iter().map(|way| format!("http://{}", way.at));
+            let members = ways.iter().map(|way| format!("http://{}", way.address()));
             json!({"etcd": {"endpoints": members.collect::<Vec<_>>()}})
         };
         let config = json!({
@@ -250,14 +309,28 @@ impl Fleet {
         let file = self.path(&format!("{name}.yaml"));
         fs::write(&file, config.to_string()).unwrap();
         let log = self.path(&format!("{name}.log"));
-        Process::start(name, program, &file, &log)
+        let library = self.clocks.clone();
+        let clock = library.map(|library| WallClock::right(library, self.clock(name)));
+        Process::start(name, program, &file, &log, clock.as_ref())
+    }
+
+    fn clock(&self, name: &str) -> PathBuf {
+        self.path(&format!("{name}.clock"))
+    }
+
+    /// Sets the clock on a process's wall: it is wrong by that much, until it is set again or the process
+    /// starts anew.
+    pub(crate) fn set_clock(&self, name: &str, wrong_by_seconds: i64) {
+        let library = self.clocks.clone().expect("the fleet has clocks");
+        let file = self.clock(name);
+        WallClock { library, file }.be_wrong_by(wrong_by_seconds);
     }
 
     /// Adds a runtime and waits until it is ready.
     pub(crate) async fn add(&mut self, name: &str) {
         let mut ways = Vec::new();
         for plane in self.planes.values() {
-            ways.push(Way::to(plane.at).await);
+            ways.push(Link::to(plane.at).await);
         }
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let process = self.run_runtime(name, &ways);
@@ -286,11 +359,11 @@ impl Fleet {
         (member.calls, member.health) = (address("calls"), address("health"));
     }
 
-    fn run_runtime(&self, name: &str, ways: &[Way]) -> Process {
+    fn run_runtime(&self, name: &str, ways: &[Link]) -> Process {
         let files = self.authority.runtime(name).unwrap();
         let announced = self.path(&format!("{name}.json"));
         let _none_yet = fs::remove_file(&announced);
-        let addresses: Vec<_> = ways.iter().map(|way| url(&way.at)).collect();
+        let addresses: Vec<_> = ways.iter().map(|way| url(&way.address())).collect();
         let config = json!({
             "name": name,
             "listen": {"calls": "127.0.0.1:0", "health": "127.0.0.1:0"},
@@ -311,9 +384,9 @@ impl Fleet {
     }
 
     /// How everything goes between a runtime and the control plane.
-    pub(crate) fn set_traffic(&self, name: &str, traffic: Traffic) {
+    pub(crate) fn set_weather(&self, name: &str, weather: Weather) {
         for way in &self.runtimes[name].ways {
-            way.set(traffic);
+            way.set(weather);
         }
     }
 
@@ -405,12 +478,7 @@ impl Fleet {
             let connected = tokio::time::timeout(Duration::from_secs(2), connecting).await;
             let why = match connected {
                 Ok(Ok(mut client)) => {
-                    client
-                        .say(ClientMessage::Hello(Hello {
-                            events: true,
-                            ..Hello::default()
-                        }))
-                        .await;
+                    client.say(hello()).await;
                     match tokio::time::timeout(Duration::from_secs(10), client.next()).await {
                         Ok(Some(ServerMessage::Ready(_))) => return (runtime, client),
                         Ok(other) => format!("{other:?}"),
@@ -448,11 +516,7 @@ impl Fleet {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
-        let hello = Hello {
-            events: true,
-            ..Hello::default()
-        };
-        client.say(ClientMessage::Hello(hello)).await;
+        client.say(hello()).await;
         client
     }
 
@@ -500,6 +564,14 @@ async fn is_ready(health: SocketAddr) -> bool {
     let read = stream.read_to_string(&mut answer);
     let read = tokio::time::timeout(Duration::from_secs(2), read).await;
     asked.is_ok() && read.is_ok() && answer.starts_with("HTTP/1.1 200")
+}
+
+/// How a client begins.
+pub(crate) fn hello() -> ClientMessage {
+    ClientMessage::Hello(Hello {
+        events: true,
+        ..Hello::default()
+    })
 }
 
 /// Something that is typed.

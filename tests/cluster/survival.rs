@@ -4,13 +4,12 @@
 use std::time::Duration;
 
 use rspp_proto::SessionId;
+use rspp_tests::link::Weather;
 use rspp_websocket::protocol::ServerMessage;
+use rustix::process::Signal;
 use tokio::time::Instant;
 
-use crate::{
-    processes::{ALONE, Fleet, check, reply, says, speaks},
-    ways::Traffic,
-};
+use crate::processes::{ALONE, Fleet, Ground, check, reply, says, speaks};
 
 /// The default lease, and what the store waits longer.
 const TTL: Duration = Duration::from_secs(4);
@@ -32,7 +31,7 @@ async fn a_killed_runtime_loses_no_conversation() {
     assert!(!heard.is_empty());
     says(&mut client, "Tell me a long story.").await;
     speaks(&mut client).await;
-    fleet.runtimes[&first].process.signal("KILL");
+    fleet.runtimes[&first].process.signal(Signal::KILL);
     let killed = Instant::now();
     drop(client);
 
@@ -60,12 +59,12 @@ async fn a_frozen_runtime_wakes_up_to_silence() {
     reply(&mut old).await;
     says(&mut old, "Tell me a long story.").await;
     speaks(&mut old).await;
-    fleet.runtimes[&first].process.signal("STOP");
+    fleet.runtimes[&first].process.signal(Signal::STOP);
     let (second, mut client) = fleet.connect(&id).await;
     assert_eq!(second, fleet.other(&first));
     says(&mut client, "My name is Ada.").await;
     speaks(&mut client).await;
-    fleet.runtimes[&first].process.signal("CONT");
+    fleet.runtimes[&first].process.signal(Signal::CONT);
     let (outcome, _) = reply(&mut client).await;
     assert_eq!(outcome, "commit", "{}", fleet.logs());
     // It finds its way back by itself, in another life.
@@ -84,7 +83,7 @@ async fn a_runtime_that_is_cut_off_falls_silent_in_time() {
     reply(&mut old).await;
     says(&mut old, "Tell me a long story.").await;
     speaks(&mut old).await;
-    fleet.set_traffic(&first, Traffic::Cut);
+    fleet.set_weather(&first, Weather::Silent);
     // It speaks on for as long as its lease lasts, and then lets its client go.
     old.until(|_| false).await;
     let (second, mut client) = fleet.connect(&id).await;
@@ -93,7 +92,7 @@ async fn a_runtime_that_is_cut_off_falls_silent_in_time() {
     let (outcome, heard) = reply(&mut client).await;
     assert_eq!(outcome, "commit");
     assert!(heard.contains("Ada"), "{heard}");
-    fleet.set_traffic(&first, Traffic::Flows);
+    fleet.set_weather(&first, Weather::Fair);
     fleet.ready(&first).await;
     check(&fleet.notes());
 }
@@ -107,7 +106,7 @@ async fn a_restarted_control_plane_is_not_noticed() {
     let (_, mut client) = fleet.connect(&id).await;
     says(&mut client, "Hello.").await;
     reply(&mut client).await;
-    fleet.planes[ALONE].process.signal("KILL");
+    fleet.planes[ALONE].process.signal(Signal::KILL);
     fleet.restart_plane(ALONE);
     fleet.plane_serves(ALONE).await;
     says(&mut client, "Are you still there?").await;
@@ -116,6 +115,40 @@ async fn a_restarted_control_plane_is_not_noticed() {
     tokio::time::sleep(TTL * 2).await;
     says(&mut client, "And now?").await;
     assert_eq!(reply(&mut client).await.0, "commit");
+    let (runtime, epoch) = fleet.holder(&id).await;
+    assert_eq!((runtime.as_str(), epoch), ("a", Some(1)));
+    check(&fleet.notes());
+}
+
+/// Issue 4: the clocks on the walls of a runtime and of its control plane jump, an hour ahead and two hours
+/// back, and whoever talks there notices nothing: leases are counted, not read off a clock.
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_that_jump_end_no_session() {
+    let ground = Ground {
+        has_clocks: true,
+        ..Ground::default()
+    };
+    let fleet = Fleet::start_on(ground, &["a"]).await;
+    let id = session("clocks");
+    let (_, mut client) = fleet.connect(&id).await;
+    says(&mut client, "My name is Ada.").await;
+    assert_eq!(reply(&mut client).await.0, "commit");
+    for (runtime, plane) in [(3_600, 0), (3_600, -7_200), (-7_200, 3_600), (0, 0)] {
+        fleet.set_clock("a", runtime);
+        fleet.set_clock(ALONE, plane);
+        tokio::time::sleep(TTL * 2).await;
+        says(&mut client, "What is my name?").await;
+        let (outcome, heard) = reply(&mut client).await;
+        assert_eq!(outcome, "commit");
+        assert!(heard.contains("Ada"), "{heard}");
+        let until = fleet.route(&id).await.token.expires.0 / 1_000;
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        let ahead = until.cast_signed() - now.as_secs().cast_signed();
+        assert!(
+            (plane..plane + 600).contains(&ahead),
+            "its clock did not jump: {ahead}"
+        );
+    }
     let (runtime, epoch) = fleet.holder(&id).await;
     assert_eq!((runtime.as_str(), epoch), ("a", Some(1)));
     check(&fleet.notes());
@@ -130,7 +163,7 @@ async fn a_drained_runtime_hands_its_sessions_over() {
     let (first, mut client) = fleet.connect(&id).await;
     says(&mut client, "My name is Ada.").await;
     reply(&mut client).await;
-    fleet.runtimes[&first].process.signal("TERM");
+    fleet.runtimes[&first].process.signal(Signal::TERM);
     let told = client.until(|_| false).await;
     let Some(ServerMessage::End(ended)) = told.last() else {
         panic!("{told:?} {}", fleet.logs());

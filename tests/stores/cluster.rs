@@ -118,6 +118,7 @@ async fn a_cluster_with_certificates_trusts_whom_its_issuer_vouches_for() {
     let cluster = Cluster::start_as(&Setup {
         members: 1,
         tls: Some(tls),
+        ..Setup::default()
     })
     .await;
     let with = |identity: Option<(String, String)>, ca: String| {

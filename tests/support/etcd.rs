@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use crate::{debian, link::Weather, peers::Peers};
 use rspp_controlplane_storage::{Etcd, EtcdConfig};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -33,12 +34,14 @@ const WRAPPER: &str = r#""$@" >"$0" 2>&1 & echo $!; read -r _; kill -9 $! 2>/dev
 const JANITOR: &str = r#"read -r _; rm -rf "$0""#;
 
 /// How a cluster is to be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Setup {
     /// How many members.
     pub members: usize,
     /// Certificates, as files.
     pub tls: Option<Tls>,
+    /// Whether members can be cut off from each other.
+    pub is_divisible: bool,
 }
 
 /// Certificates, as files.
@@ -57,6 +60,8 @@ pub struct Tls {
 pub struct Cluster {
     members: Vec<Member>,
     is_tls: bool,
+    /// Between the members, if they can be cut off from each other.
+    peers: Option<Peers>,
     /// Last, so that it cleans up behind the members.
     _dir: Dir,
 }
@@ -85,7 +90,11 @@ struct Dir {
 impl Cluster {
     /// Starts that many members, without certificates, and waits until all serve.
     pub async fn start(members: usize) -> Self {
-        Self::start_as(&Setup { members, tls: None }).await
+        let setup = Setup {
+            members,
+            ..Setup::default()
+        };
+        Self::start_as(&setup).await
     }
 
     /// Starts a cluster and waits until all its members serve.
@@ -96,7 +105,7 @@ impl Cluster {
         let program = program();
         // A port that was free may be taken by somebody else before etcd has it.
         for _ in 0..3 {
-            let mut cluster = Self::lay_out(setup, &program);
+            let mut cluster = Self::lay_out(setup, &program).await;
             for index in 0..setup.members {
                 cluster.spawn(index);
             }
@@ -108,7 +117,7 @@ impl Cluster {
         panic!("etcd did not come up");
     }
 
-    fn lay_out(setup: &Setup, program: &Path) -> Self {
+    async fn lay_out(setup: &Setup, program: &Path) -> Self {
         let dir = Dir::new();
         let held: Vec<_> = (0..setup.members * 3)
             .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))
@@ -118,10 +127,15 @@ impl Cluster {
         drop(held);
         let (clients, rest) = ports.split_at(setup.members);
         let (peers, metrics) = rest.split_at(setup.members);
-        let cluster: Vec<_> = peers
-            .iter()
-            .enumerate()
-            .map(|(index, peer)| format!("m{index}=http://{peer}"))
+        let between = if setup.is_divisible {
+            Some(Peers::before(peers).await)
+        } else {
+            None
+        };
+        // Where a member listens for its peers, and where they find it.
+        let found = |index: usize| between.as_ref().map_or(peers[index], |it| it.door(index));
+        let cluster: Vec<_> = (0..setup.members)
+            .map(|index| format!("m{index}=http://{}", found(index)))
             .collect();
         let cluster = cluster.join(",");
         let scheme = if setup.tls.is_some() { "https" } else { "http" };
@@ -136,8 +150,11 @@ impl Cluster {
                 ("data-dir", data),
                 ("listen-client-urls", url.clone()),
                 ("advertise-client-urls", url),
-                ("listen-peer-urls", peer.clone()),
-                ("initial-advertise-peer-urls", peer),
+                ("listen-peer-urls", peer),
+                (
+                    "initial-advertise-peer-urls",
+                    format!("http://{}", found(index)),
+                ),
                 ("initial-cluster", cluster.clone()),
                 ("initial-cluster-state", "new".to_owned()),
                 ("listen-metrics-urls", format!("http://{}", metrics[index])),
@@ -173,6 +190,7 @@ impl Cluster {
         });
         Self {
             members: members.collect(),
+            peers: between,
             is_tls: setup.tls.is_some(),
             _dir: dir,
         }
@@ -196,6 +214,9 @@ impl Cluster {
         let number = line.trim().parse().expect("a process has a number");
         let pid = Pid::from_raw(number).expect("which is not 0");
         member.process = Some(Process { wrapper, pid });
+        if let Some(peers) = &self.peers {
+            peers.is_run_by(index, pid);
+        }
     }
 
     async fn wait_until_up(&self) -> Result<(), String> {
@@ -291,6 +312,26 @@ impl Cluster {
         self.signal(index, Signal::CONT);
     }
 
+    /// Cuts a member off from the others, not from its clients, until it is [`rejoined`](Self::rejoin).
+    ///
+    /// # Panics
+    /// If the cluster is not divisible.
+    pub fn cut_off(&self, index: usize) {
+        self.between().set(index, Weather::Silent);
+    }
+
+    /// Lets a member and the others hear each other again.
+    ///
+    /// # Panics
+    /// If the cluster is not divisible.
+    pub fn rejoin(&self, index: usize) {
+        self.between().set(index, Weather::Fair);
+    }
+
+    fn between(&self) -> &Peers {
+        self.peers.as_ref().expect("the cluster is divisible")
+    }
+
     fn signal(&self, index: usize, signal: Signal) {
         let process = self.members[index].process.as_ref();
         let pid = process.expect("the member runs").pid;
@@ -353,7 +394,7 @@ fn program() -> PathBuf {
     if runs(&installed) {
         return installed;
     }
-    let unpacked = unpacked();
+    let unpacked = debian::unpacked("etcd-server", "usr/bin/etcd");
     assert!(
         runs(&unpacked),
         "this test starts a real etcd cluster, there is no `etcd`, and Debian's could not be fetched: install it \
@@ -363,38 +404,7 @@ fn program() -> PathBuf {
 }
 
 fn runs(program: &Path) -> bool {
-    succeeds(Command::new(program).arg("--version"))
-}
-
-fn succeeds(command: &mut Command) -> bool {
-    let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
-    quiet.status().is_ok_and(|status| status.success())
-}
-
-/// Fetches Debian's package, unless that was done before, and says where the program should be now.
-fn unpacked() -> PathBuf {
-    let tests = std::env::current_exe().expect("a test is a program");
-    let target = tests
-        .ancestors()
-        .nth(3)
-        .expect("it lies in target/debug/deps");
-    let home = target.join("etcd");
-    let program = home.join("usr/bin/etcd");
-    if program.exists() {
-        return program;
-    }
-    // Two tests may do this at once: the first to be ready wins.
-    let own = target.join(format!("etcd-{}", std::process::id()));
-    let fetch = "apt-get download -qq etcd-server || { apt-get update -qq && apt-get download -qq etcd-server; }";
-    let script = format!(
-        "mkdir -p {0} && cd {0} && ({fetch}) && dpkg-deb -x *.deb . && rm *.deb",
-        own.display()
-    );
-    if succeeds(Command::new("sh").args(["-c", &script])) {
-        let _the_other_won = fs::rename(&own, &home);
-    }
-    let _it_moved = fs::remove_dir_all(&own);
-    program
+    debian::succeeds(Command::new(program).arg("--version"))
 }
 
 async fn post(address: SocketAddr, path: &str, body: &Value) -> Option<Value> {

@@ -4,7 +4,9 @@
 
 pub mod bench;
 pub mod call;
+pub mod debian;
 pub mod etcd;
+pub mod faketime;
 pub mod features;
 pub mod fleet;
 pub mod frames;
@@ -14,7 +16,9 @@ pub mod greeter;
 pub mod link;
 pub mod load;
 pub mod nodes;
+mod peers;
 pub mod plane;
+pub mod programs;
 pub mod sim;
 pub mod web;
 pub mod wire;

@@ -1,13 +1,17 @@
 //! A connection that a test can break: bytes pass, come late, get lost on one way, or nobody is there.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::{JoinHandle, JoinSet},
+    time::sleep,
 };
+
+/// How much is kept of each way of a connection that is silent; then its sender waits.
+const MAX_KEPT: usize = 256 * 1024;
 
 /// What becomes of bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,12 +19,16 @@ pub enum Weather {
     /// They pass.
     #[default]
     Fair,
+    /// They pass, each piece so much later.
+    Slow(Duration),
     /// What the server answers is lost. A connection that lost something ends when the weather changes.
     AnswersLost,
     /// What the client asks is lost.
     RequestsLost,
     /// What the client asks is kept, and passes as soon as the weather changes.
     RequestsLate,
+    /// Nothing passes and nobody is told, newcomers neither; what was sent passes when the weather changes.
+    Silent,
     /// Every connection is closed, and no new one is taken.
     Cut,
 }
@@ -78,12 +86,21 @@ async fn accept(listener: TcpListener, server: SocketAddr, forecast: watch::Rece
     }
 }
 
-async fn carry(client: TcpStream, server: SocketAddr, forecast: watch::Receiver<Weather>) {
+/// Carries one connection to its end.
+pub(crate) async fn carry(
+    client: TcpStream,
+    server: SocketAddr,
+    mut forecast: watch::Receiver<Weather>,
+) {
+    let is_heard = |weather: &Weather| *weather != Weather::Silent;
+    if forecast.wait_for(is_heard).await.is_err() {
+        return;
+    }
     let Ok(server) = TcpStream::connect(server).await else {
         return;
     };
     for stream in [&client, &server] {
-        let _ = stream.set_nodelay(true);
+        let _only_slower = stream.set_nodelay(true);
     }
     let (client_in, client_out) = client.into_split();
     let (server_in, server_out) = server.into_split();
@@ -102,6 +119,7 @@ enum Way {
 
 enum Then {
     Pass,
+    PassAfter(Duration),
     Keep,
     Lose,
     End,
@@ -111,7 +129,10 @@ fn then(weather: Weather, way: Way) -> Then {
     match (weather, way) {
         (Weather::Cut, Way::There | Way::Back) => Then::End,
         (Weather::AnswersLost, Way::Back) | (Weather::RequestsLost, Way::There) => Then::Lose,
-        (Weather::RequestsLate, Way::There) => Then::Keep,
+        (Weather::RequestsLate, Way::There) | (Weather::Silent, Way::There | Way::Back) => {
+            Then::Keep
+        }
+        (Weather::Slow(by), Way::There | Way::Back) => Then::PassAfter(by),
         (Weather::Fair, Way::There | Way::Back)
         | (Weather::AnswersLost, Way::There)
         | (Weather::RequestsLost | Weather::RequestsLate, Way::Back) => Then::Pass,
@@ -132,8 +153,9 @@ async fn pump(
         let weather = *forecast.borrow_and_update();
         match then(weather, way) {
             Then::End => return,
-            Then::Pass if has_lost => return,
-            Then::Pass => {
+            // A stream with a hole in it is of no use to anybody.
+            Then::Pass | Then::PassAfter(_) if has_lost => return,
+            Then::Pass | Then::PassAfter(_) => {
                 if to.write_all(&kept).await.is_err() {
                     return;
                 }
@@ -150,14 +172,20 @@ async fn pump(
                     return;
                 }
             }
-            read = from.read(&mut buffer), if is_open => {
+            read = from.read(&mut buffer), if is_open && kept.len() < MAX_KEPT => {
                 let count = read.unwrap_or(0);
                 let bytes = &buffer[..count];
                 match then(weather, way) {
                     Then::End => return,
                     // What was kept still comes, even if nobody waits for the answer any more.
                     Then::Keep if count == 0 => is_open = false,
-                    Then::Pass | Then::Lose if count == 0 => return,
+                    Then::Pass | Then::PassAfter(_) | Then::Lose if count == 0 => return,
+                    Then::PassAfter(by) => {
+                        sleep(by).await;
+                        if to.write_all(bytes).await.is_err() {
+                            return;
+                        }
+                    }
                     Then::Pass => {
                         if to.write_all(bytes).await.is_err() {
                             return;
