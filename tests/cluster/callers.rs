@@ -41,6 +41,18 @@ pub(crate) struct Diary {
     pub(crate) longest: Duration,
 }
 
+impl std::ops::AddAssign for Diary {
+    fn add_assign(&mut self, other: Self) {
+        self.committed += other.committed;
+        self.aborted += other.aborted;
+        self.unheard += other.unheard;
+        self.sent_on += other.sent_on;
+        self.resumed += other.resumed;
+        self.rerouted += other.rerouted;
+        self.longest = self.longest.max(other.longest);
+    }
+}
+
 pub(crate) struct Caller {
     operator: Arc<PlaneClient>,
     session: SessionId,

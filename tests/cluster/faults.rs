@@ -8,8 +8,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::unix::process::ExitStatusExt as _,
-    process::ExitStatus,
     time::Duration,
 };
 
@@ -37,7 +35,7 @@ const PLANES: usize = 2;
 const MEMBERS: usize = 3;
 const CALLERS: u64 = 6;
 /// How long a process may take to end when it is asked to: its drain, and what follows.
-const ENDS_WITHIN: Duration = Duration::from_secs(20);
+pub(crate) const ENDS_WITHIN: Duration = Duration::from_secs(20);
 
 /// What is done to one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -272,7 +270,7 @@ impl Trouble {
                 Remedy::ReplaceRuntime(name) => {
                     let member = self.fleet.runtimes.get_mut(&name).expect("it was there");
                     match member.process.ended() {
-                        Some(ended) if is_orderly(ended) => {
+                        Some(ended) if self.fleet.is_orderly(&name, ended) => {
                             self.fleet.restart_runtime(&name);
                             self.suffer.remove(&name);
                         }
@@ -284,7 +282,7 @@ impl Trouble {
                 Remedy::ReplacePlane(name) => {
                     let plane = self.fleet.planes.get_mut(&name).expect("it was there");
                     match plane.process.ended() {
-                        Some(ended) if is_orderly(ended) => {
+                        Some(ended) if self.fleet.is_orderly(&name, ended) => {
                             self.fleet.restart_plane(&name);
                             self.suffer.remove(&name);
                         }
@@ -385,12 +383,6 @@ impl Trouble {
     }
 }
 
-/// How a process ends that is asked to: in order, or at once if it had not begun to listen for that.
-fn is_orderly(ended: ExitStatus) -> bool {
-    let asked = rustix::process::Signal::TERM.as_raw();
-    ended.success() || ended.signal() == Some(asked)
-}
-
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -445,14 +437,7 @@ async fn faults_of_all_kinds_give_no_session_two_writers_and_lose_no_turn() {
     let mut sum = Diary::default();
     for caller in callers {
         let talked = caller.await.expect("it does not panic");
-        let diary = talked.unwrap_or_else(|why| panic!("RSPP_SEED={seed}: {why} {}", fleet.logs()));
-        sum.committed += diary.committed;
-        sum.aborted += diary.aborted;
-        sum.unheard += diary.unheard;
-        sum.sent_on += diary.sent_on;
-        sum.resumed += diary.resumed;
-        sum.rerouted += diary.rerouted;
-        sum.longest = sum.longest.max(diary.longest);
+        sum += talked.unwrap_or_else(|why| panic!("RSPP_SEED={seed}: {why} {}", fleet.logs()));
     }
     let notes = fleet.notes();
     let frames = notes.iter().filter(|note| note.what == "frame").count();

@@ -9,5 +9,6 @@ mod callers;
 mod faults;
 mod lease_protocol;
 mod processes;
+mod rolling;
 mod survival;
 mod up;

@@ -8,8 +8,9 @@ use std::{
     fmt::Write as _,
     fs,
     net::SocketAddr,
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -124,7 +125,7 @@ impl Process {
     }
 
     /// Whether it has ended, and how.
-    pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("it is ours")
     }
 }
@@ -390,6 +391,13 @@ impl Fleet {
         }
     }
 
+    /// Whether a process that was asked to end did so in order: or at once, if it had not said yet where it
+    /// serves, and may not have begun to listen for that.
+    pub(crate) fn is_orderly(&self, name: &str, ended: ExitStatus) -> bool {
+        let has_begun = self.path(&format!("{name}.json")).exists();
+        ended.success() || (!has_begun && ended.signal() == Some(Signal::TERM.as_raw()))
+    }
+
     pub(crate) async fn plane_serves(&self, name: &str) {
         self.announced(&format!("{name}.json")).await;
     }
@@ -528,7 +536,7 @@ impl Fleet {
 
     /// All that was accepted so far, in the order in which it was.
     pub(crate) fn notes(&self) -> Vec<Note> {
-        let text = fs::read_to_string(self.path("outputs.jsonl")).unwrap_or_default();
+        let text = fs::read_to_string(self.path("outputs.jsonl")).unwrap();
         let mut notes: Vec<Note> = text
             .lines()
             .map(|line| serde_json::from_str(line).expect("whole lines"))
@@ -616,6 +624,7 @@ pub(crate) async fn speaks(client: &mut Client) {
 /// two epochs overlap; nothing of an older epoch is accepted after a newer one was granted.
 #[track_caller]
 pub(crate) fn check(notes: &[Note]) {
+    assert!(!notes.is_empty(), "nobody spoke");
     let mut sessions = BTreeMap::<&str, Vec<&Note>>::new();
     for note in notes {
         sessions.entry(&note.session).or_default().push(note);

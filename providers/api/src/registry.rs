@@ -27,13 +27,23 @@ pub enum RegistryError {
         known: Vec<String>,
     },
     /// No language model of that id can answer several calls together.
-    #[error("language model `{id}` does not batch; those that do: {}", known.join(", "))]
+    #[error(
+        "language model `{id}` does not batch; those that do: {}",
+        all_or_none(known)
+    )]
     NoBatches {
         /// The id asked for.
         id: ProviderId,
         /// What there is.
         known: Vec<String>,
     },
+}
+
+fn all_or_none(names: &[String]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        names => names.join(", "),
+    }
 }
 
 /// A process's providers. Ids are unique within a modality; order is by id.

@@ -6,8 +6,9 @@ use rspp_proto::{ProviderId, SessionId, spec::Modality};
 use rspp_provider_api::{
     Fault, Providers, ToolCall,
     scripted::{
-        Answer, Conduct, OnCancel as Conducted, Script, ScriptedEndOfTurn, ScriptedLlm,
-        ScriptedStt, ScriptedTts, ScriptedVoice, Tally, Trouble as Troubled, VoiceTally,
+        Answer, Conduct, OnCancel as Conducted, Script, ScriptedBatchLlm, ScriptedEndOfTurn,
+        ScriptedLlm, ScriptedStt, ScriptedTts, ScriptedVoice, Tally, Trouble as Troubled,
+        VoiceTally,
     },
 };
 use serde_json::Value;
@@ -38,7 +39,8 @@ impl Cast {
         };
         let words = words(scenario);
         for provider in &scenario.providers {
-            cast.add(provider, &words)?;
+            let batches = scenario.limits.batching.contains_key(&provider.id);
+            cast.add(provider, &words, batches)?;
         }
         for (modality, id) in [
             (Modality::Stt, "stt"),
@@ -49,7 +51,7 @@ impl Cast {
         ] {
             if !cast.bindings.contains_key(&modality) {
                 let id = ProviderId::new(id).map_err(Problem::failure)?;
-                cast.add(&doing_well(id, modality), &words)?;
+                cast.add(&doing_well(id, modality), &words, false)?;
             }
         }
         Ok(cast)
@@ -61,7 +63,8 @@ impl Cast {
             && self.listening.iter().all(|tally| tally().alive == 0)
     }
 
-    fn add(&mut self, provider: &Provider, words: &Words) -> Result<(), Problem> {
+    /// Adds a provider; a language model that `batches` answers several calls together.
+    fn add(&mut self, provider: &Provider, words: &Words, batches: bool) -> Result<(), Problem> {
         let id = provider.id.as_str();
         let script = Script::calls(provider.goes.iter().map(conduct)).then(conduct(&provider.then));
         let ms = Duration::from_millis;
@@ -92,9 +95,15 @@ impl Cast {
                     .answers(answers)
                     .token_every(ms(provider.token_every_ms))
                     .script(script);
-                let llm = Arc::new(llm);
-                self.providers.add_llm(llm.clone());
-                self.streaming.push(Box::new(move || llm.tally()));
+                if batches {
+                    let llm = Arc::new(ScriptedBatchLlm::new(llm));
+                    self.providers.add_batch_llm(llm.clone());
+                    self.streaming.push(Box::new(move || llm.tally()));
+                } else {
+                    let llm = Arc::new(llm);
+                    self.providers.add_llm(llm.clone());
+                    self.streaming.push(Box::new(move || llm.tally()));
+                }
             }
             Modality::Tts => {
                 let tts = Arc::new(ScriptedTts::new(id).script(script));

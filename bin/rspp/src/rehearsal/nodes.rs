@@ -14,7 +14,7 @@ use rspp_host::{
     node::{Node, NodeContext, NodeError, Step, builtin::NodeRegistry},
 };
 
-use super::scenario::{NodeConduct, NodeTrouble};
+use super::scenario::{Hook, NodeConduct, NodeTrouble};
 
 /// The kinds of a scenario, by name.
 pub(super) fn registry(kinds: &BTreeMap<String, NodeConduct>) -> NodeRegistry {
@@ -45,32 +45,59 @@ struct Scripted {
 }
 
 impl Scripted {
-    fn trouble(&mut self) -> Option<NodeTrouble> {
-        let trouble = self.conduct.trouble?;
-        self.taken += 1;
-        if self.taken <= self.conduct.after_events {
+    /// The trouble that this event brings, if it does.
+    fn of_event(&mut self) -> Option<NodeTrouble> {
+        if self.conduct.hook.is_some() {
             return None;
         }
+        self.taken += 1;
+        (self.taken > self.conduct.after_events).then(|| self.strike())?
+    }
+
+    fn strike(&mut self) -> Option<NodeTrouble> {
+        let trouble = self.conduct.trouble?;
         let times = self.conduct.times.unwrap_or(u32::MAX);
         (self.struck.fetch_add(1, Relaxed) < times).then_some(trouble)
+    }
+
+    fn hook<'a>(&mut self, hook: Hook, cx: &NodeContext) -> Step<'a> {
+        if self.conduct.hook != Some(hook) {
+            return Step::OK;
+        }
+        self.strike()
+            .map_or(Step::OK, |trouble| befall(trouble, cx))
+    }
+}
+
+#[expect(clippy::panic, reason = "a node that panics is what is rehearsed")]
+fn befall<'a>(trouble: NodeTrouble, cx: &NodeContext) -> Step<'a> {
+    match trouble {
+        NodeTrouble::Panic => panic!("as the scenario has it"),
+        NodeTrouble::Fail => Step::Done(Err(NodeError::new("as the scenario has it"))),
+        NodeTrouble::Hang => Step::Wait(Box::pin(std::future::pending())),
+        NodeTrouble::WorkOn => {
+            let cancelled = cx.cancellation().clone();
+            Step::Work(Box::pin(async move {
+                cancelled.cancelled().await;
+                Ok(())
+            }))
+        }
+        NodeTrouble::Deaf => Step::Work(Box::pin(std::future::pending())),
     }
 }
 
 impl Node for Scripted {
-    #[expect(clippy::panic, reason = "a node that panics is what is rehearsed")]
+    fn init<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
+        self.hook(Hook::Init, cx)
+    }
+
+    fn start<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
+        self.hook(Hook::Start, cx)
+    }
+
     fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
-        match self.trouble() {
-            Some(NodeTrouble::Panic) => panic!("as the scenario has it"),
-            Some(NodeTrouble::Fail) => Step::Done(Err(NodeError::new("as the scenario has it"))),
-            Some(NodeTrouble::Hang) => Step::Wait(Box::pin(std::future::pending())),
-            Some(NodeTrouble::WorkOn) => {
-                let cancelled = cx.cancellation().clone();
-                Step::Work(Box::pin(async move {
-                    cancelled.cancelled().await;
-                    Ok(())
-                }))
-            }
-            Some(NodeTrouble::Deaf) => Step::Work(Box::pin(std::future::pending())),
+        match self.of_event() {
+            Some(trouble) => befall(trouble, cx),
             None if self.conduct.takes_ms == 0 => {
                 cx.forward(event);
                 Step::OK
@@ -84,5 +111,9 @@ impl Node for Scripted {
                 }))
             }
         }
+    }
+
+    fn stop<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
+        self.hook(Hook::Stop, cx)
     }
 }

@@ -45,7 +45,8 @@ use super::{
     expect::{Finding, FoundCapture, check_captures},
     nodes, patch,
     scenario::{
-        self, Busy, Call, Cancel, Captures, Cue, Happens, Recording as Kept, Says, Scenario, Sends,
+        self, Batches, Busy, Call, Cancel, Captures, Cue, Happens, Recording as Kept, Says,
+        Scenario, Sends,
     },
     servers,
 };
@@ -220,6 +221,17 @@ async fn play(
             "some calls were not given up".to_owned()
         }),
     ];
+    findings.extend(scenario.batches.iter().map(|(id, wanted)| {
+        let found = runtime.batches(id).map(|found| Batches {
+            batches: found.batches(),
+            calls: found.calls(),
+        });
+        let what = format!("`{id}` is asked {} in {}", wanted.calls, wanted.batches);
+        Finding::of(what, found == Some(*wanted), || match found {
+            Some(found) => format!("{} in {}", found.calls, found.batches),
+            None => "it is asked one by one".to_owned(),
+        })
+    }));
     let stopped = runtime.shut_down(GRACE).await;
     findings.push(Finding::of("the runtime stops in time", stopped, || {
         "some actors had to be killed".to_owned()

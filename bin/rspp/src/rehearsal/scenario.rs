@@ -60,6 +60,9 @@ pub(crate) struct Scenario {
     /// How busy the processors are, moment by moment; what this machine does without.
     #[serde(default)]
     pub(crate) cpu: Vec<Busy>,
+    /// What batches the calls of language models go in, where `limits` has them gathered (F-051).
+    #[serde(default)]
+    pub(crate) batches: BTreeMap<ProviderId, Batches>,
     /// Where timelines go.
     #[serde(default)]
     pub(crate) recording: Recording,
@@ -79,6 +82,15 @@ pub(crate) struct Scenario {
 pub(crate) struct Busy {
     pub(crate) from_ms: u64,
     pub(crate) percent: u64,
+}
+
+/// What a language model is asked, when all calls are over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Batches {
+    pub(crate) batches: u64,
+    /// In all of them together.
+    pub(crate) calls: u64,
 }
 
 /// How timelines are kept, and on what.
@@ -257,8 +269,19 @@ pub(crate) struct NodeConduct {
     /// After how many events of one node the trouble comes.
     pub(crate) after_events: u32,
     pub(crate) trouble: Option<NodeTrouble>,
+    /// The hook that it comes in, in place of an event.
+    pub(crate) hook: Option<Hook>,
     /// How often it comes in all; each time without.
     pub(crate) times: Option<u32>,
+}
+
+/// What a node is asked once, whatever flows (F-012).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Hook {
+    Init,
+    Start,
+    Stop,
 }
 
 /// What goes wrong in a node.

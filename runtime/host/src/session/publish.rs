@@ -132,7 +132,10 @@ impl Publisher {
 
     fn remember(&mut self, kept: Result<(), AppendError>) {
         if let Err(error) = kept {
-            tracing::warn!(session = %self.session, %error, "evidence was not kept");
+            // Said once a turn: what follows is lost with it.
+            if !self.lost {
+                tracing::warn!(session = %self.session, %error, "evidence was not kept");
+            }
             self.lost = true;
         }
     }
