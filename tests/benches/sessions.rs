@@ -177,13 +177,13 @@ fn providers() -> rspp_provider_api::Providers {
     )
 }
 
-/// Everybody asks something, not all at once.
+/// Everybody asks something, not all at once: the frames of their replies are spread over the 20 ms.
 async fn start_talking(callers: &[Caller]) {
     for some in callers.chunks(25) {
         for caller in some {
             caller.types("Tell me everything.");
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(21)).await;
     }
 }
 
