@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rspp_controlplane_api::Client as PlaneClient;
+use rspp_controlplane_api::{Client as PlaneClient, ControlError};
 use rspp_proto::SessionId;
 use rspp_tests::sim::Dice;
 use rspp_transport_api::Elsewhere;
@@ -22,6 +22,8 @@ use crate::processes::{Fleet, typed};
 const WAITS: Duration = Duration::from_secs(10);
 /// How long a handshake may take.
 const CONNECTS: Duration = Duration::from_secs(2);
+/// How long a runtime keeps the session of somebody who is away, less what a clock may be read late by.
+const KEPT_FOR: Duration = Duration::from_secs(29);
 /// How long somebody may be without a runtime once all is well again.
 const BACK_WITHIN: Duration = Duration::from_mins(1);
 
@@ -37,6 +39,8 @@ pub(crate) struct Diary {
     /// How often it came back to the runtime it had, and to whichever it was given.
     pub(crate) resumed: u32,
     pub(crate) rerouted: u32,
+    /// How often its session was over, as it had been away for too long.
+    pub(crate) missed: u32,
     /// The longest that it was without a runtime.
     pub(crate) longest: Duration,
 }
@@ -49,6 +53,7 @@ impl std::ops::AddAssign for Diary {
         self.sent_on += other.sent_on;
         self.resumed += other.resumed;
         self.rerouted += other.rerouted;
+        self.missed += other.missed;
         self.longest = self.longest.max(other.longest);
     }
 }
@@ -230,6 +235,11 @@ impl Caller {
                         self.come_back().await;
                     }
                 }
+                Err(ControlError::Ended) if began.elapsed() > KEPT_FOR => self.begin_anew(),
+                Err(ControlError::Ended) => {
+                    let after = began.elapsed();
+                    return Err(format!("{}: has ended after {after:?}", self.session));
+                }
                 Err(error) => last = error.to_string(),
             }
             if self.line.is_none() {
@@ -240,6 +250,15 @@ impl Caller {
         }
         self.without(began);
         Ok(())
+    }
+
+    /// Another conversation, with an agent that knows nothing of the last one.
+    fn begin_anew(&mut self) {
+        self.diary.missed += 1;
+        let name = format!("{}-again", self.session);
+        self.session = SessionId::new(name).expect("it grows a few times at most");
+        self.possible = vec![None];
+        self.left = None;
     }
 
     /// Connects to an address, and to where that says to go.

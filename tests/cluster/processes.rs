@@ -422,11 +422,18 @@ impl Fleet {
         }
     }
 
-    /// The last lines of every log, for a test that fails.
+    /// The last lines of every log, for a test that fails; all of them are kept, and where is said.
     pub(crate) fn logs(&self) -> String {
-        let mut all = String::new();
+        let kept = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .unwrap()
+            .keep();
+        let mut all = format!("\nall logs: {}", kept.display());
         for entry in fs::read_dir(self.dir.path()).unwrap().flatten() {
             let path = entry.path();
+            let is_log = |it: &std::ffi::OsStr| it == "log" || it == "jsonl";
+            if path.extension().is_some_and(is_log) {
+                fs::copy(&path, kept.join(entry.file_name())).unwrap();
+            }
             if path.extension().is_some_and(|it| it == "log") {
                 let text = fs::read_to_string(&path).unwrap_or_default();
                 let lines: Vec<_> = text.lines().collect();

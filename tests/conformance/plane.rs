@@ -655,6 +655,28 @@ async fn an_emptied_node_loses_no_session() {
     b.stop().await;
 }
 
+/// P26, NF-016: a session that nobody took before its node had to end is drained with it, which does not end it
+/// for good: it goes on elsewhere, and knows what was said.
+#[tokio::test(start_paused = true)]
+async fn a_drained_session_may_go_on_elsewhere() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let (a, b) = pair(&plane, &played).await;
+    let talk = a.open(session()).await.unwrap();
+    talk.exchange("I am Ada").await;
+    talk.types("tell me a story");
+    talk.until(Signal::PlaybackStarted, 2).await;
+    talk.handle.drain();
+    let report = talk.over().await;
+    assert_eq!(report.ended, "the session was drained");
+    assert_eq!(report.turns.len(), 2, "what is said is said to its end");
+    a.stop().await;
+    let talk = b.open(session()).await.unwrap();
+    talk.exchange("who am I").await;
+    assert!(b.told().contains(&"I am Ada".to_owned()));
+    assert_one_writer(&plane, &played);
+    b.stop().await;
+}
+
 /// A node whose life the control plane does not know any more starts another one; what stood on the old
 /// one is silent, and can be had anew.
 #[tokio::test(start_paused = true)]

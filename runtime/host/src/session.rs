@@ -157,6 +157,8 @@ pub(crate) struct Session {
     letting_go: Option<Monotonic>,
     /// Whether its hand-over is under way.
     hands_over: bool,
+    /// Whether it is to end because its node is: it may go on elsewhere (P26).
+    is_drained: bool,
     /// Why it ends, as soon as it does.
     ended: Option<String>,
     node_failures: u64,
@@ -247,6 +249,7 @@ impl Session {
             remembrance: setup.keeps.then(|| Latest::new(KEPT)),
             letting_go: None,
             hands_over: false,
+            is_drained: false,
             ended: None,
             node_failures: 0,
             overruns: Arc::default(),
@@ -680,8 +683,8 @@ impl Actor for Session {
     }
 
     async fn stopped(&mut self, ctx: &mut Context<Self>, reason: &ExitReason) {
-        // One that is stopped, or has lost its authority, may go on elsewhere.
-        let is_over = self.kernel.state() == SessionState::Ended;
+        // One that is stopped or drained, or has lost its authority, may go on elsewhere.
+        let is_over = self.kernel.state() == SessionState::Ended && !self.is_drained;
         let for_good = is_over && self.fence.epoch().is_some();
         self.cancel.cancel();
         // What nodes say while they stop belongs to the session too, such as what their edges lost.
@@ -751,6 +754,7 @@ impl Actor for Session {
         };
         tokio::join!(remembered, self.succession.finish());
         if for_good {
+            tracing::debug!(session = %self.setup.place.lease.session, why = report.ended, "over for good");
             self.state.close(&self.setup.place.lease).await;
         }
         let (done, _) = oneshot::channel();

@@ -47,6 +47,7 @@ impl Session {
             Command::Revoke => self.kernel.handle(now, Input::Revoked),
             Command::Forge(input) => self.kernel.handle(now, *input),
             Command::Drain => {
+                self.is_drained = true;
                 self.ends_because("the session was drained");
                 self.kernel.handle(now, Input::Drain);
             }
