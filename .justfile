@@ -12,7 +12,7 @@ test:
 
 # The tests that need the models: `just models` first
 test-models:
-    cargo test --workspace --locked --lib --bins --tests -- --ignored --skip write_the_golden_file --skip few_sounds_differ --skip a_person_talks_in_a_browser --skip client_talks
+    cargo test --workspace --locked --lib --bins --tests -- --ignored --skip write_the_golden_file --skip few_sounds_differ --skip a_person_talks_in_a_browser --skip a_browsers_own_opus --skip client_talks --skip libopus_and_we
 
 # The same tests in parallel processes, for those who have nextest
 nextest:

@@ -375,3 +375,102 @@ async fn a_person_talks_in_a_browser() {
     let status = timeout(minute, up.wait()).await.unwrap().unwrap();
     assert!(status.success(), "{status}");
 }
+
+/// Speaks and listens in Opus, with the codec that the browser has.
+const IN_OPUS: &str = "(async () => {
+  const rate = 48000, frame = 960;
+  const socket = new WebSocket(`ws://${location.host}/v1/talk`, 'rspp.v1.json');
+  socket.binaryType = 'arraybuffer';
+  const packets = [], words = [], faults = [];
+  let ready, ended;
+  const isReady = new Promise((ok) => (ready = ok)), isOver = new Promise((ok) => (ended = ok));
+  socket.onmessage = ({ data }) => {
+    if (typeof data !== 'string') { packets.push(data); return; }
+    const message = JSON.parse(data);
+    if (message.type === 'ready') ready();
+    if (message.type === 'audio_end') ended();
+    if (message.type === 'error') faults.push(message.message);
+    if (message.type === 'text' && message.final) words.push(`${message.speaker}: ${message.text}`);
+  };
+  await new Promise((ok, no) => { socket.onopen = ok; socket.onerror = no; });
+  const format = { rate, codec: 'opus' };
+  socket.send(JSON.stringify({ type: 'hello', input: format, output: format }));
+  await isReady;
+  const encoder = new AudioEncoder({
+    output: (chunk) => { const packet = new Uint8Array(chunk.byteLength); chunk.copyTo(packet); socket.send(packet); },
+    error: (error) => faults.push(`encoder: ${error}`),
+  });
+  encoder.configure({ codec: 'opus', sampleRate: rate, numberOfChannels: 1, bitrate: 32000 });
+  for (let n = 0; n < 150; n++) {
+    const data = new Float32Array(frame);
+    // A second of a tone, then silence.
+    if (n < 50) for (let i = 0; i < frame; i++) data[i] = 0.3 * Math.sin(2 * Math.PI * 220 * (n * frame + i) / rate);
+    const timestamp = n * 20000;
+    encoder.encode(new AudioData({
+      format: 'f32-planar', sampleRate: rate, numberOfFrames: frame, numberOfChannels: 1, timestamp, data,
+    }));
+  }
+  await encoder.flush();
+  await isOver;
+  socket.close(1000);
+  let samples = 0, power = 0;
+  const decoder = new AudioDecoder({
+    output: (data) => {
+      const heard = new Float32Array(data.numberOfFrames);
+      data.copyTo(heard, { planeIndex: 0, format: 'f32-planar' });
+      samples += heard.length;
+      for (const sample of heard) power += sample * sample;
+    },
+    error: (error) => faults.push(`decoder: ${error}`),
+  });
+  decoder.configure({ codec: 'opus', sampleRate: rate, numberOfChannels: 1 });
+  packets.forEach((data, n) => decoder.decode(new EncodedAudioChunk({ type: 'key', timestamp: n * 20000, data })));
+  await decoder.flush();
+  return { packets: packets.length, samples, loudness: Math.sqrt(power / samples), words, faults };
+})()";
+
+/// F-031, F-090: the Opus that a browser writes is understood, and the browser's decoder hears what the agent says,
+/// frame for frame.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_browsers_own_opus_goes_both_ways() {
+    let place = tempfile::tempdir().unwrap();
+    let mut up = rspp(&["up", "--scripted", "--port", "0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(up.stdout.take().unwrap()).lines();
+    let address = timeout(Duration::from_mins(1), out.next_line()).await;
+    let address = address.unwrap().unwrap().unwrap();
+    let silence = place.path().join("silence.wav");
+    write(&silence, 48_000, vec![0; 48_000]);
+    let mut browser = Browser::start(place.path(), &silence).await;
+    browser
+        .call("Page.navigate", json!({ "url": address }))
+        .await;
+    let minute = Duration::from_mins(1);
+    let loaded = "document.readyState === 'complete' && !!window.AudioEncoder";
+    browser.until("loaded", loaded, minute).await;
+    let heard = browser.evaluate(IN_OPUS).await;
+    println!("{heard}");
+    assert_eq!(heard["faults"], json!([]));
+    let words = heard["words"].as_array().unwrap();
+    let said_by = |who: &str| {
+        let mut words = words.iter().filter_map(Value::as_str);
+        words.any(|said| said.starts_with(who))
+    };
+    assert!(said_by("user: ") && said_by("agent: "), "{words:?}");
+    let packets = heard["packets"].as_u64().unwrap();
+    assert!(
+        packets > 50,
+        "a second of speech at least: {packets} packets"
+    );
+    let samples = heard["samples"].as_u64().unwrap();
+    // Decoders may leave out what the encoder looked ahead.
+    let most = packets * 960;
+    assert!(
+        (most - 960..=most).contains(&samples),
+        "{samples} of {most}"
+    );
+    assert!(heard["loudness"].as_f64().unwrap() > 0.01, "{heard}");
+}

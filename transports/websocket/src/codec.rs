@@ -214,7 +214,7 @@ impl Encoder {
 
 /// What measures work, which takes real time whatever the clock of a test says.
 #[expect(clippy::disallowed_methods, reason = "measures real work")]
-fn real_time() -> Instant {
+pub(crate) fn real_time() -> Instant {
     Instant::now()
 }
 

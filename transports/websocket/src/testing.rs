@@ -1,9 +1,10 @@
 //! A client for tests: says what it is told to, and counts what comes as the protocol asks.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{f64::consts::TAU, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
+use rspp_proto::TurnNumber;
 use rspp_transport_api::audio::{FRAME, samples, to_bytes};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
@@ -13,7 +14,9 @@ use tokio_tungstenite::{
 
 use crate::{
     PATH,
-    protocol::{AudioData, ClientMessage, Hello, Nothing, Ready, Resume, ServerMessage},
+    codec::{CodecCounts, Decoder, Encoder, real_time},
+    outbox::Item,
+    protocol::{AudioData, ClientMessage, Format, Hello, Nothing, Ready, Resume, ServerMessage},
 };
 
 /// How long a test waits for what is to come.
@@ -211,4 +214,95 @@ pub fn sound(messages: &[ServerMessage]) -> Vec<i16> {
         _another_message => None,
     });
     audio.flat_map(|data| samples(data)).collect()
+}
+
+/// How audio fared that was written smaller and read again.
+#[derive(Debug)]
+pub struct Coded {
+    /// How long each frame of 20 ms took to be written.
+    pub written: Vec<Duration>,
+    /// And to be read.
+    pub read: Vec<Duration>,
+    /// Bytes of all of it on the wire.
+    pub wire_bytes: u64,
+    /// How much later it is heard, in samples.
+    pub delay: usize,
+}
+
+/// Has a socket's own encoder and decoder write and read audio.
+///
+/// # Panics
+/// When the format is not served.
+pub fn coded(format: Format, spoken: &[i16]) -> Coded {
+    let rate = format.checked().expect("a format that is served");
+    let counts = CodecCounts::default();
+    let (mut encoder, mut decoder) = (Encoder::new(format, rate), Decoder::new(format, rate));
+    let mut coded = Coded {
+        written: Vec::new(),
+        read: Vec::new(),
+        wire_bytes: 0,
+        delay: 0,
+    };
+    let mut heard = Vec::new();
+    for frame in spoken.chunks_exact(rate.samples_in(FRAME) as usize) {
+        let frame = Item::Frame {
+            turn: TurnNumber::FIRST,
+            pcm: to_bytes(frame),
+        };
+        let began = real_time();
+        let Item::Frame { pcm: packet, .. } = encoder.encode(frame, &counts) else {
+            panic!("a frame stays one");
+        };
+        coded.written.push(began.elapsed());
+        coded.wire_bytes += packet.len() as u64;
+        let began = real_time();
+        let pcm = decoder
+            .decode(packet, &counts)
+            .expect("it was written here");
+        coded.read.push(began.elapsed());
+        heard.extend(samples(&pcm));
+    }
+    let second = rate.hertz() as usize;
+    let (spoken, heard) = (&spoken[..2 * second], &heard[..2 * second]);
+    coded.delay = delay(spoken, heard, second / 20).0;
+    coded
+}
+
+/// A voice of sorts: a gliding tone with overtones that swells and falls, which is like itself at no other time.
+pub fn voice(rate: u32, seconds: usize) -> Vec<i16> {
+    let mut phase = 0.0;
+    let sample = |n: usize| {
+        let at = n as f64 / f64::from(rate);
+        let pitch = 150.0 + 60.0 * (at * 2.3).sin() + 25.0 * (at * 0.7).sin();
+        phase += pitch / f64::from(rate);
+        let overtone = |k: u32| (phase * f64::from(k) * TAU).sin() / f64::from(k);
+        let loud = 0.55 + 0.45 * (at * 9.0).sin();
+        ((1..=8).map(overtone).sum::<f64>() * loud * 6_000.0) as i16
+    };
+    (0..rate as usize * seconds).map(sample).collect()
+}
+
+/// How much later `heard` is than `spoken`, in samples, less than `most`; and how like it then: 1 is the same.
+///
+/// # Panics
+/// When there is too little of either.
+pub fn delay(spoken: &[i16], heard: &[i16], most: usize) -> (usize, f64) {
+    // From when the codec has begun; enough to tell, and no more.
+    let from = spoken.len() / 4;
+    let said = &spoken[from..from + spoken.len() / 4];
+    let likeness = |delay: usize| {
+        let heard = &heard[from + delay..from + delay + said.len()];
+        let (mut product, mut one, mut other) = (0.0, 0.0, 0.0);
+        for (a, b) in said.iter().zip(heard) {
+            let (a, b) = (f64::from(*a), f64::from(*b));
+            product += a * b;
+            one += a * a;
+            other += b * b;
+        }
+        product / (one * other).sqrt()
+    };
+    let delays = (0..most).map(|delay| (delay, likeness(delay)));
+    delays
+        .max_by(|a, b| a.1.total_cmp(&b.1))
+        .expect("some delay")
 }

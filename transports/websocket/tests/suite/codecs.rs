@@ -13,7 +13,7 @@ use rspp_transport_api::{
 };
 use rspp_websocket::{
     protocol::{AudioCodec, AudioData, ClientMessage, ErrorCode, Format, Hello, ServerMessage},
-    testing::Client,
+    testing::{Client, coded, voice},
 };
 
 use crate::house::{House, Session, local};
@@ -180,4 +180,26 @@ async fn what_is_no_opus_is_told() {
     assert_eq!(trouble.code, ErrorCode::BadFormat);
     let says = "44100 Hz is not served; for Opus 8000, 12000, 16000, 24000 and 48000 Hz are";
     assert!(trouble.message.contains(says), "{}", trouble.message);
+}
+
+/// F-090, F-031: at each of its rates a codec delays what is said by a few milliseconds, the same for every frame,
+/// and keeps it recognisable; frames come out as they went in, one for one.
+#[test]
+fn transcoding_delays_by_a_few_samples() {
+    for (codec, rate, most) in [
+        (AudioCodec::Pcmu, 8_000, 0),
+        (AudioCodec::Opus, 8_000, 96),
+        (AudioCodec::Opus, 12_000, 144),
+        (AudioCodec::Opus, 16_000, 192),
+        (AudioCodec::Opus, 24_000, 288),
+        (AudioCodec::Opus, 48_000, 576),
+    ] {
+        let spoken = voice(rate, 3);
+        let coded = coded(Format { rate, codec }, &spoken);
+        println!("{codec:?} at {rate}: {} samples", coded.delay);
+        assert_eq!(coded.written.len(), 150);
+        assert!(coded.delay <= most, "{codec:?} {rate}: {}", coded.delay);
+        let looks_ahead = codec == AudioCodec::Opus;
+        assert_eq!(coded.delay > 0, looks_ahead, "{codec:?} {rate}");
+    }
 }

@@ -10,6 +10,7 @@ mod conformance;
 mod door;
 mod faults;
 mod house;
+mod interop;
 mod realtime;
 mod recording;
 mod resuming;
