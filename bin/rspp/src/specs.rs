@@ -1,6 +1,11 @@
 //! Pipelines and policies from files, and the plan that follows from them.
 
-use std::{collections::BTreeSet, fs, io::Read, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 use rspp_kernel::{
     graph::Graph,
@@ -108,6 +113,27 @@ pub(crate) fn read(path: &Path) -> Result<String, Refused> {
     }
 }
 
+/// A pipeline as its author wrote it.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    path: PathBuf,
+    /// The whole file.
+    pub(crate) text: String,
+}
+
+/// Reads a pipeline's file, once: it may be the standard input.
+pub(crate) fn source(path: &Path) -> Result<Source, Problem> {
+    let text = read(path).map_err(|refused| refused.into_problem(&checked_with(path)))?;
+    Ok(Source {
+        path: path.to_owned(),
+        text,
+    })
+}
+
+fn checked_with(path: &Path) -> String {
+    format!("rspp validate spec {}", path.display())
+}
+
 /// What a conversation runs: pipeline, policy and settings.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
@@ -127,9 +153,19 @@ impl Setup {
         policy_file: Option<&Path>,
         settings: LayeredSettings,
     ) -> Result<Self, Problem> {
-        let spec = if let Some(path) = pipeline_file {
-            let check_with = format!("rspp validate spec {}", path.display());
-            let (parsed, _) = pipeline(path, Mode::Strict)
+        let source = pipeline_file.map(source).transpose()?;
+        Self::of_source(source.as_ref(), policy_file, settings)
+    }
+
+    /// The same with a pipeline that has been read already.
+    pub(crate) fn of_source(
+        source: Option<&Source>,
+        policy_file: Option<&Path>,
+        settings: LayeredSettings,
+    ) -> Result<Self, Problem> {
+        let spec = if let Some(Source { path, text }) = source {
+            let check_with = checked_with(path);
+            let (parsed, _) = pipeline_of(path, text, Mode::Strict)
                 .map_err(|refused| refused.into_problem(&check_with))?;
             warn(&parsed.warnings);
             parsed.spec

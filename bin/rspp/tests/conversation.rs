@@ -10,6 +10,7 @@
 
 use std::{
     fs,
+    io::Write,
     path::PathBuf,
     process::{Command, Stdio},
     time::Duration,
@@ -317,4 +318,26 @@ fn ctrl_c_keeps_what_was_produced() {
     assert_eq!(place.report("part.json")["session"]["interrupted"], true);
     let checked = place.run(&["timeline", "show", "part.rspp", "--check"]);
     assert!(checked.contains("all invariants hold"), "{checked}");
+}
+
+/// F-154: settings of exports come by the standard input too, which is read once, and are followed.
+#[test]
+#[ignore = "needs models: rspp models pull"]
+fn settings_of_exports_come_by_the_standard_input() {
+    let place = Place::new();
+    let arguments = ["loopback", "--say", "Hello.", "--export-settings", "-"];
+    let mut process = place
+        .command(&arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let settings = b"exports: { to: calls, spool: waiting }";
+    let mut to = process.stdin.take().unwrap();
+    to.write_all(settings).unwrap();
+    drop(to);
+    assert!(process.wait().unwrap().success());
+    let listed = place.run(&["timeline", "list", "calls"]);
+    assert!(listed.contains("loopback-"), "{listed}");
+    assert!(place.path("waiting").is_dir());
 }

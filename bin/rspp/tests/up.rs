@@ -7,6 +7,7 @@
 
 use std::{net::SocketAddr, process::Stdio, time::Duration};
 
+use rspp_proto::spec::PipelineSpec;
 use rspp_websocket::{
     protocol::{ClientMessage, Hello, ServerMessage, Typed},
     testing::{Client, sound},
@@ -251,4 +252,43 @@ async fn a_port_that_is_taken_is_told_with_the_way_out() {
     assert_eq!(output.status.code(), Some(2));
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(told.contains("--port"), "{told}");
+}
+
+/// Issue 5: a fleet's pipeline may come by the standard input, which is read once and kept for its runtimes; what
+/// is not installed is told with how to build it.
+#[tokio::test]
+async fn a_fleet_takes_its_pipeline_from_the_standard_input() {
+    let place = tempfile::tempdir().unwrap();
+    let program = place.path().join("rspp");
+    std::fs::copy(env!("CARGO_BIN_EXE_rspp"), &program).unwrap();
+    let spec = PipelineSpec::simple_template().as_bytes();
+    let run = async || {
+        let mut process = Command::new(&program)
+            .args(["up", "--scripted", "--nodes", "1", "--pipeline", "-"])
+            .current_dir(place.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut to = process.stdin.take().unwrap();
+        to.write_all(spec).await.unwrap();
+        drop(to);
+        let output = timeout(PATIENCE, process.wait_with_output()).await;
+        let output = output.expect("it ends").unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let told = run().await;
+    assert!(told.contains("rspp-control-plane is not there"), "{told}");
+    assert!(told.contains("cargo build "), "{told}");
+    // Programs of those names that end at once.
+    for name in ["rspp-control-plane", "rspp-runtime"] {
+        std::os::unix::fs::symlink("/bin/false", place.path().join(name)).unwrap();
+    }
+    let told = run().await;
+    assert!(told.contains("control-plane"), "{told}");
+    let kept = std::fs::read(place.path().join(".rspp/pipeline.yaml")).unwrap();
+    assert_eq!(kept, spec, "{told}");
 }

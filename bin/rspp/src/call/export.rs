@@ -111,7 +111,31 @@ pub(crate) fn tell_left(exports: &Exports, left: Left, clock: Clock) {
     ));
 }
 
+/// What a command exports, all of its settings read.
+#[derive(Debug)]
+pub(crate) struct ExportPlan {
+    place: Option<Place>,
+    spool: Option<PathBuf>,
+    policy: ExportPolicy,
+}
+
 impl ExportOptions {
+    /// The command line and the file of settings, which is read this once: it may be the standard input.
+    pub(crate) fn read(&self) -> Result<ExportPlan, Problem> {
+        let section = self.section()?;
+        let place = self.place(&section)?;
+        let spool = match (&place, &self.spool.spool, section.spool) {
+            (None, _, _) => None,
+            (Some(_), None, Some(spool)) => Some(spool),
+            (Some(_), Some(_), _) | (Some(_), None, None) => Some(self.spool.directory()?),
+        };
+        Ok(ExportPlan {
+            place,
+            spool,
+            policy: section.policy,
+        })
+    }
+
     /// What the file of settings says, if there is one.
     fn section(&self) -> Result<ExportSection, Problem> {
         let Some(path) = &self.export_settings else {
@@ -136,24 +160,20 @@ impl ExportOptions {
         let place = section.to.as_deref().map(str::parse).transpose();
         place.map_err(|error: PlaceError| Problem::input(format!("exports.to: {error}")))
     }
+}
 
+impl ExportPlan {
     /// Whether virtual time would mean nothing to it.
-    pub(crate) fn is_networked(&self) -> Result<bool, Problem> {
-        let place = self.place(&self.section()?)?;
-        Ok(place.as_ref().is_some_and(Place::is_networked))
+    pub(crate) fn is_networked(&self) -> bool {
+        self.place.as_ref().is_some_and(Place::is_networked)
     }
 
     /// The exports of this process, with what others have left in the spool; `None` if nobody asked for them.
-    pub(crate) async fn open(&self, clock: Clock) -> Result<Option<Exports>, Problem> {
-        let section = self.section()?;
-        let Some(place) = self.place(&section)? else {
+    pub(crate) async fn open(self, clock: Clock) -> Result<Option<Exports>, Problem> {
+        let (Some(place), Some(spool)) = (self.place, self.spool) else {
             return Ok(None);
         };
-        let spool = match (&self.spool.spool, section.spool) {
-            (None, Some(spool)) => spool,
-            (Some(_), _) | (None, None) => self.spool.directory()?,
-        };
-        let exports = open_under(&place, &spool, section.policy)?;
+        let exports = open_under(&place, &spool, self.policy)?;
         recover(&exports, clock).await?;
         Ok(Some(exports))
     }

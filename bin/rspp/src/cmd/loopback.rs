@@ -32,7 +32,7 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use super::{models::StoreOptions, tree};
 use crate::{
     call::{
-        export::{self, ExportOptions},
+        export::{self, ExportOptions, ExportPlan},
         providers::{self, ProviderOptions},
         said::{self, Said},
         transcript,
@@ -125,13 +125,14 @@ impl Loopback {
         // All that can be wrong with the input is told before anything is fetched or started.
         let turns = voice::read(self.said.turns()?)?;
         let settings = self.providers.settings()?;
+        let export = self.export.read()?;
         let setup = Setup::load(self.pipeline.as_deref(), self.policy.as_deref(), settings)?;
         let used = setup.providers()?;
         self.check_outputs(&turns)?;
         self.fetch_models(&used, turns.iter().any(Ready::needs_voice))?;
 
         let networked = self.networked(&used)?;
-        let exports_over_network = self.export.is_networked()?;
+        let exports_over_network = export.is_networked();
         let virtual_time = !self.realtime && networked.is_none() && !exports_over_network;
         if let (false, Some(provider)) = (self.realtime, networked) {
             terminal::note(format!(
@@ -150,7 +151,7 @@ impl Loopback {
             .start_paused(virtual_time)
             .build()
             .map_err(Problem::failure)?;
-        tokio.block_on(self.hold(setup, used, turns, virtual_time))
+        tokio.block_on(self.hold(setup, used, turns, export, virtual_time))
     }
 
     /// Refuses places that cannot be written before the conversation rather than after it.
@@ -221,6 +222,7 @@ impl Loopback {
         setup: Setup,
         used: BTreeSet<(Modality, ProviderId)>,
         turns: Vec<Ready>,
+        export: ExportPlan,
         virtual_time: bool,
     ) -> Result<(), Problem> {
         let took = Stopwatch::start();
@@ -261,7 +263,7 @@ impl Loopback {
         let clock = config.clock;
         let session =
             SessionId::new(format!("loopback-{}", unix_ms())).map_err(Problem::failure)?;
-        let exports = self.export.open(clock).await?;
+        let exports = export.open(clock).await?;
         config.exports.clone_from(&exports);
         let (recorder, recording) = if self.timeline.is_some() || exports.is_some() {
             let header = FileHeader::new(

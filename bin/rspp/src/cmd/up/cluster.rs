@@ -44,8 +44,8 @@ pub(super) struct Plan {
     pub(super) etcd: Vec<String>,
     /// Where credentials, records and logs are kept.
     pub(super) state: PathBuf,
-    /// The file of what clients run that ask for nothing; the built-in pipeline without.
-    pub(super) file: Option<PathBuf>,
+    /// What clients run that ask for nothing, as its author wrote it; the built-in pipeline without.
+    pub(super) pipeline: Option<String>,
     /// What it is called.
     pub(super) version: PipelineVersion,
     /// `providers` of each runtime's settings.
@@ -92,6 +92,7 @@ impl Plan {
         let (plane, runtime) = (beside("rspp-control-plane")?, beside("rspp-runtime")?);
         let authority = Authority::open(&self.state, DOMAIN).map_err(credentials)?;
         let state = fs::canonicalize(&self.state).map_err(Problem::failure)?;
+        let pipeline = self.keep_pipeline(&state)?;
         let mut control_planes = Vec::new();
         for number in 1..=self.control_planes {
             let name = match self.control_planes {
@@ -104,8 +105,8 @@ impl Plan {
         }
         let planes: Vec<String> = control_planes.iter().map(|it| url(it.at)).collect();
         let admin = authority.person("admin", "admin").map_err(credentials)?;
-        let source = match &self.file {
-            Some(path) => fs::read_to_string(path).map_err(Problem::failure)?,
+        let source = match &self.pipeline {
+            Some(source) => source.clone(),
             None => PipelineSpec::simple_template().to_owned(),
         };
         let asked = client(&authority, &admin, planes.clone())?;
@@ -115,7 +116,13 @@ impl Plan {
         for number in 1..=self.nodes {
             let name = format!("runtime-{number}");
             let files = authority.runtime(&name).map_err(credentials)?;
-            let settings = self.runtime_settings(&state, &authority, &name, &files, &planes)?;
+            let settings = self.runtime_settings(
+                &state,
+                &authority,
+                (&name, &files),
+                &planes,
+                pipeline.as_deref(),
+            );
             starting.push(spawn(&name, &runtime, &state, &settings)?);
         }
         let mut runtimes = Vec::new();
@@ -128,6 +135,17 @@ impl Plan {
         };
         terminal::print(fleet.shown(&authority, &admin))?;
         Ok(fleet)
+    }
+
+    /// Leaves the pipeline where runtimes find it: what it was read from may be gone, or change.
+    fn keep_pipeline(&self, state: &Path) -> Result<Option<PathBuf>, Problem> {
+        let Some(source) = &self.pipeline else {
+            return Ok(None);
+        };
+        let file = state.join("pipeline.yaml");
+        fs::write(&file, source)
+            .map_err(|error| Problem::failure(format!("{}: {error}", file.display())))?;
+        Ok(Some(file))
     }
 
     fn plane_settings(
@@ -161,15 +179,11 @@ impl Plan {
         &self,
         state: &Path,
         authority: &Authority,
-        name: &str,
-        files: &Files,
+        (name, files): (&str, &Files),
         planes: &[String],
-    ) -> Result<Value, Problem> {
-        let pipeline = match &self.file {
-            Some(path) => Some(fs::canonicalize(path).map_err(Problem::failure)?),
-            None => None,
-        };
-        Ok(json!({
+        pipeline: Option<&Path>,
+    ) -> Value {
+        json!({
             "name": name,
             "listen": {"calls": "127.0.0.1:0", "health": "127.0.0.1:0"},
             "control_plane": {
@@ -182,7 +196,7 @@ impl Plan {
             "providers": self.providers,
             "drain": {"deadline": "10s"},
             "announce": state.join(format!("{name}.json")),
-        }))
+        })
     }
 }
 
@@ -302,8 +316,13 @@ fn beside(name: &str) -> Result<PathBuf, Problem> {
     if program.is_file() {
         return Ok(program);
     }
+    let profile = if cfg!(debug_assertions) {
+        ""
+    } else {
+        "--release "
+    };
     Err(Problem::input(format!(
-        "{} is not there: --nodes runs it; build or install it with rspp (cargo build -p {name})",
+        "{} is not there: --nodes runs it; build or install it with rspp (cargo build {profile}-p {name})",
         program.display()
     )))
 }

@@ -29,7 +29,7 @@ use crate::{
         scripted,
     },
     problem::Problem,
-    specs::Setup,
+    specs::{self, Setup, Source},
     terminal::{self, Live},
 };
 
@@ -119,7 +119,8 @@ impl Up {
         } else {
             self.providers.settings()?
         };
-        let setup = Setup::load(self.pipeline.as_deref(), self.policy.as_deref(), settings)?;
+        let source = self.pipeline.as_deref().map(specs::source).transpose()?;
+        let setup = Setup::of_source(source.as_ref(), self.policy.as_deref(), settings)?;
         setup.plan()?;
         if let Some(folder) = self.record.as_ref().filter(|folder| !folder.is_dir()) {
             let name = folder.display();
@@ -135,12 +136,17 @@ impl Up {
             .build()
             .map_err(Problem::failure)?;
         match self.nodes {
-            Some(nodes) => tokio.block_on(self.fleet(nodes, setup)?.run()),
+            Some(nodes) => tokio.block_on(self.fleet(nodes, source, setup)?.run()),
             None => tokio.block_on(self.serve(setup)),
         }
     }
 
-    fn fleet(self, nodes: u16, setup: Setup) -> Result<cluster::Plan, Problem> {
+    fn fleet(
+        self,
+        nodes: u16,
+        source: Option<Source>,
+        setup: Setup,
+    ) -> Result<cluster::Plan, Problem> {
         let providers = if self.scripted {
             serde_json::json!({"scripted": true})
         } else {
@@ -151,7 +157,7 @@ impl Up {
             control_planes: self.control_planes,
             etcd: self.etcd,
             state: self.state,
-            file: self.pipeline,
+            pipeline: source.map(|source| source.text),
             version: setup.authored.version,
             providers,
         })
