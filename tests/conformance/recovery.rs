@@ -201,7 +201,10 @@ async fn a_session_without_a_voice_goes_on_in_text_and_recovers() {
                 told.push(text.text.to_string());
             }
             Outgoing::Voice { available } => told.push(format!("voice: {available}")),
-            Outgoing::Text { .. } | Outgoing::Speech(_) | Outgoing::AudioEnd(_) => {}
+            Outgoing::Text { .. }
+            | Outgoing::Speech(_)
+            | Outgoing::AudioEnd(_)
+            | Outgoing::ToolCall(_) => {}
         }
     }
     let (one, two) = ("Good day to you.", "How can I help?");

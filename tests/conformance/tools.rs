@@ -13,6 +13,7 @@ use rspp_controlplane_api::LocalLeases;
 use rspp_host::{Config, OpenError, ToolRegistry};
 use rspp_kernel::SessionState;
 use rspp_proto::{
+    TurnNumber,
     abi::Signal,
     spec::{NodeKind, PipelineSpec},
 };
@@ -20,13 +21,14 @@ use rspp_provider_api::{
     LlmRequest, Role, Tool, ToolCall, ToolFault, ToolFuture, ToolOutput, ToolRun, function,
     scripted::{Answer, ScriptedLlm, ScriptedTts},
 };
-use rspp_tests::call::{Builder, Cast, Ended, after_reply, first, over_reply, says};
+use rspp_tests::call::{Builder, Cast, Ended, REPLY, after_reply, first, over_reply, says};
 use rspp_timeline::{
     Entry,
     ToolStep::{
         self, ActionCommitted, ActionRefused, Began, Detached, Finished, Refused, Requested,
     },
 };
+use rspp_transport_api::{ClientResult, Ingress, Outgoing, loopback::Start};
 use serde_json::{Value, json};
 
 type Asked = Arc<Mutex<Vec<LlmRequest>>>;
@@ -607,4 +609,197 @@ async fn a_tool_that_nobody_runs_is_refused_before_the_session_opens() {
         open(json!({ "name": "order", "description": "Orders.", "run": server })).await,
         "node `llm`, tool `order`: this runtime posts to no servers"
     );
+}
+
+/// A client that answers every call it is told of after `takes`, or not at all.
+fn client_that_answers(builder: &mut Builder, takes: Option<Duration>) -> Arc<Mutex<Vec<String>>> {
+    let (mut screen, client) = (builder.screen(), builder.client());
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let notes = Arc::clone(&told);
+    tokio::spawn(async move {
+        while let Some(outgoing) = screen.recv().await {
+            let Outgoing::ToolCall(call) = outgoing else {
+                continue;
+            };
+            notes.lock().unwrap().push(call.arguments.to_string());
+            let Some(takes) = takes else { continue };
+            tokio::time::sleep(takes).await;
+            let result = ClientResult {
+                turn: call.turn,
+                call: call.call,
+                outcome: Ok("the table is booked".to_owned()),
+            };
+            let _hung_up = client.send(Ingress::ToolResult(Box::new(result)));
+        }
+    });
+    told
+}
+
+fn booking(more: &Value) -> impl FnOnce(&mut PipelineSpec) {
+    let mut tool = json!({
+        "name": "book",
+        "description": "Books a table.",
+        "parameters": { "type": "object", "properties": { "n": { "type": "integer" } } },
+        "run": "client",
+    });
+    for (name, value) in more.as_object().into_iter().flatten() {
+        tool[name] = value.clone();
+    }
+    declare(json!([tool]))
+}
+
+/// Issue 5, P8: a tool that the client runs is a tool as any: judged before anybody is told of it, written down,
+/// answered within its time, and its result goes to the model that asked.
+#[tokio::test(start_paused = true)]
+async fn a_client_runs_a_tool_as_any_other_is_run() {
+    let (cast, asked) = cast(|request| match last_result(request) {
+        Some("the table is booked") => "It is booked.".into(),
+        Some(_problem) => calls("", "book", r#"{"n": 2}"#),
+        None => calls("Let me see.", "book", r#"{"n": "two"}"#),
+    });
+    let mut builder = Builder::new(&cast, vec![says(first())]).pipeline(booking(&json!({})));
+    let told = client_that_answers(&mut builder, Some(Duration::from_millis(700)));
+    let ended = builder.hold().await;
+    assert_eq!(ended.endings(), ["commit"]);
+    let turn = ended.turn(1);
+    assert_eq!(turn.agent_text_played, "Let me see. It is booked.");
+    assert_eq!(
+        *told.lock().unwrap(),
+        [r#"{"n": 2}"#],
+        "what does not fit is the model's to mend, not the client's to see"
+    );
+    let outcomes: Vec<_> = turn.tools.iter().map(|tool| &*tool.outcome).collect();
+    assert_eq!(outcomes, ["failed", "finished"]);
+    assert_eq!(
+        steps(&ended, "turn-0001", "call_0.2"),
+        [Requested, Began, Finished]
+    );
+    assert_eq!(asked.lock().unwrap().len(), 3);
+}
+
+/// P7: what a client's tool comes to after the user has interrupted is known to the next turn, and is not asked
+/// for again.
+#[tokio::test(start_paused = true)]
+async fn what_a_client_did_for_an_interrupted_turn_is_known_to_the_next() {
+    let (mut cast, asked) = cast(|request| {
+        let known = request.messages.iter();
+        let known = known.filter(|message| message.role == Role::Tool);
+        if known.clone().any(|it| it.content == "the table is booked") {
+            return "It is booked.".into();
+        }
+        calls("I am booking it now, please wait a moment.", "book", "{}")
+    });
+    cast.tts = Arc::new(ScriptedTts::new("tts").real_time_factor(0.5));
+    let said = vec![says(first()), says(over_reply(700))];
+    let mut builder = Builder::new(&cast, said).pipeline(booking(&json!({})));
+    let told = client_that_answers(&mut builder, Some(Duration::from_millis(2_600)));
+    let ended = builder.hold().await;
+    assert_eq!(ended.endings(), ["cancelled", "commit"]);
+    assert_eq!(told.lock().unwrap().len(), 1, "it is asked once");
+    let finished = steps(&ended, "turn-0001", "call_0");
+    assert_eq!(finished, [Requested, Began, Detached, Finished]);
+    assert!(asked.lock().unwrap().len() >= 2);
+    assert!(ended.turn(2).agent_text_played.ends_with("It is booked."));
+}
+
+/// P8, F-140: a client that says nothing costs a call its time and not the turn; and a line whose client runs no
+/// tools says so at once.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_says_nothing_is_not_waited_for_without_end() {
+    for has_client in [true, false] {
+        let (cast, asked) = cast(|request| match last_result(request) {
+            Some(_) => "I could not book it.".into(),
+            None => calls("", "book", "{}"),
+        });
+        let mut builder = Builder::new(&cast, vec![says(first())])
+            .pipeline(booking(&json!({ "timeout_ms": 2_000 })));
+        if has_client {
+            let _told = client_that_answers(&mut builder, None);
+        }
+        let ended = builder.hold().await;
+        assert_eq!(ended.endings(), ["commit"]);
+        assert_eq!(ended.turn(1).agent_text_played, "I could not book it.");
+        let outcome = if has_client { "timed_out" } else { "failed" };
+        assert_eq!(ended.turn(1).tools[0].outcome, outcome);
+        let asked = asked.lock().unwrap();
+        let says = if has_client {
+            "no result within 2000 ms"
+        } else {
+            "not executed: the peer cannot take it"
+        };
+        let result = last_result(&asked[1]).unwrap();
+        assert!(result.starts_with(says), "{result}");
+    }
+}
+
+/// NF-013: a client does not answer for tools that others run.
+#[tokio::test(start_paused = true)]
+async fn a_client_ends_no_call_of_the_programs() {
+    let (cast, _) = cast(|request| match last_result(request) {
+        Some(result) => format!("It costs {result}.").as_str().into(),
+        None => calls("", "price", "{}"),
+    });
+    let price = function(|_run: ToolRun| async move {
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        Ok(ToolOutput::new("two euros"))
+    });
+    let mut builder = Builder::new(&cast, vec![says(first())])
+        .pipeline(declare(json!([
+            { "name": "price", "description": "Says what it costs." }
+        ])))
+        .configure(run_by("price", price));
+    let client = builder.client();
+    tokio::spawn(async move {
+        loop {
+            let result = ClientResult {
+                turn: TurnNumber::FIRST,
+                call: "call_0".into(),
+                outcome: Ok("nothing".to_owned()),
+            };
+            if client.send(Ingress::ToolResult(Box::new(result))).is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let ended = builder.hold().await;
+    assert_eq!(ended.turn(1).agent_text_played, "It costs two euros.");
+}
+
+/// Issue 5: a voice that its pipeline has write is never asked to speak; what it would say is shown, and
+/// remembered as said.
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_may_write_instead_of_speaking() {
+    let cast = Cast::default();
+    let said = vec![says(first()), says(Start::At(Duration::from_secs(6)))];
+    let mut builder = Builder::new(&cast, said).pipeline(|spec| {
+        let voice = spec.nodes.iter_mut().find(|it| it.kind == NodeKind::Tts);
+        let voice = voice.expect("it has a voice");
+        voice.config.insert("speaks".to_owned(), json!(false));
+    });
+    builder.script.reply_timeout = Duration::from_secs(3);
+    let mut screen = builder.screen();
+    let ended = builder.hold().await;
+    assert_eq!(ended.endings(), ["commit", "commit"]);
+    assert_eq!(cast.tts.tally().calls, 0);
+    let (mut shown, mut ends) = (String::new(), 0);
+    while let Ok(outgoing) = screen.try_recv() {
+        match outgoing {
+            Outgoing::Text {
+                turn: Some(_),
+                text,
+            } => shown.push_str(&text.text),
+            Outgoing::AudioEnd(_) => ends += 1,
+            Outgoing::Text { turn: None, .. }
+            | Outgoing::Speech(_)
+            | Outgoing::Voice { .. }
+            | Outgoing::ToolCall(_) => {}
+        }
+    }
+    assert!(shown.contains("Good day to you."), "{shown}");
+    assert_eq!(ends, 2);
+    for turn in 1..=2 {
+        assert_eq!(ended.turn(turn).agent_text_played, REPLY);
+    }
+    assert!(ended.log.reasons_of(Signal::Degrade).is_empty());
 }

@@ -1,8 +1,12 @@
 //! The clients of twenty lines that the protocol's page points to, run as they are; ignored, as what they need
 //! is not everywhere. `RSPP_PYTHON` names another python3.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use rspp_provider_api::{
+    Role, ToolCall,
+    scripted::{Answer, ScriptedLlm},
+};
 use rspp_tests::call::{Cast, REPLY, tone};
 use tokio::process::Command;
 
@@ -77,7 +81,27 @@ async fn the_javascript_client_talks() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs python3 with openai[realtime]"]
 async fn the_official_realtime_client_talks() {
-    let line = Line::open(&Cast::default()).await;
+    // Only a client with tools makes it call one.
+    let llm = ScriptedLlm::new("llm").answer_with(|request| {
+        let last = request.messages.last().filter(|it| it.role == Role::Tool);
+        match (last, request.tools.first()) {
+            (Some(result), _) => format!("It is {}.", result.content).as_str().into(),
+            (None, Some(tool)) => Answer {
+                text: String::new(),
+                tool_calls: vec![ToolCall {
+                    id: "call_0".to_owned(),
+                    name: tool.name.clone(),
+                    arguments: serde_json::json!({ "place": "Rome" }).to_string(),
+                }],
+            },
+            (None, None) => REPLY.into(),
+        }
+    });
+    let line = Line::open(&Cast {
+        llm: Arc::new(llm),
+        ..Cast::default()
+    })
+    .await;
     let python = std::env::var_os("RSPP_OPENAI_PYTHON").unwrap_or_else(|| "python3".into());
     let mut command = Command::new(python);
     command

@@ -1,17 +1,23 @@
 //! A runtime behind a socket.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use futures::FutureExt;
 use rspp_host::{Config, Pools, Program, Reception, Runtime};
 use rspp_proto::{TenantId, spec::PipelineSpec};
 use rspp_tests::call::{Cast, bindings};
+use rspp_timeline::Recorder;
 use rspp_transport_api::Guard;
 use rspp_websocket::{Config as Door, Server, listen};
 
 pub(crate) struct Line {
     pub(crate) address: SocketAddr,
     pub(crate) server: Arc<Server>,
-    runtime: Arc<Runtime>,
+    pub(crate) runtime: Arc<Runtime>,
 }
 
 impl Line {
@@ -23,18 +29,49 @@ impl Line {
         Self::guarded(cast, guard).await
     }
 
+    /// Serves another pipeline.
+    pub(crate) async fn of(cast: &Cast, pipeline: PipelineSpec) -> Self {
+        let guard = Guard::Local {
+            tenant: TenantId::new("local").unwrap(),
+            password: None,
+        };
+        Self::serving(cast, guard, pipeline, Vec::new()).await
+    }
+
     pub(crate) async fn guarded(cast: &Cast, guard: Guard) -> Self {
+        Self::serving(cast, guard, PipelineSpec::simple(), Vec::new()).await
+    }
+
+    /// Has its sessions recorded, one with each of these.
+    pub(crate) async fn recorded(cast: &Cast, recorders: Vec<Recorder>) -> Self {
+        let guard = Guard::Local {
+            tenant: TenantId::new("local").unwrap(),
+            password: None,
+        };
+        Self::serving(cast, guard, PipelineSpec::simple(), recorders).await
+    }
+
+    async fn serving(
+        cast: &Cast,
+        guard: Guard,
+        pipeline: PipelineSpec,
+        recorders: Vec<Recorder>,
+    ) -> Self {
         let mut config = Config::new(cast.providers(), Pools::new(2));
         // Whatever else this machine does at the moment.
         config.limits.overload.scheduler_late_ms = None;
         config.limits.overload.output_late_ms = None;
         let runtime = Arc::new(Runtime::start(config).await.unwrap());
         let program = Program {
-            pipeline: PipelineSpec::simple(),
+            pipeline,
             policy: None,
             settings: bindings(),
         };
-        let reception = Reception::new(Arc::clone(&runtime), program);
+        let recorders = Mutex::new(recorders);
+        let reception = Reception::new(Arc::clone(&runtime), program).recording(move |_session| {
+            let recorder = recorders.lock().unwrap().pop();
+            std::future::ready(recorder.unwrap_or_else(Recorder::null)).boxed()
+        });
         let door = Door {
             guard,
             ..Door::default()

@@ -10,3 +10,5 @@ mod conversation;
 mod line;
 mod realtime;
 mod tokens;
+mod tools;
+mod transports;

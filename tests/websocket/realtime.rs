@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use rspp_provider_api::{Role, scripted::ScriptedLlm};
+use rspp_provider_api::{
+    Role, ToolCall,
+    scripted::{Answer, ScriptedLlm},
+};
 use rspp_tests::call::{Cast, LONG, REPLY, tone};
 use rspp_websocket::realtime::testing::{Client, joined, kinds, of, pcm, sound};
 use serde_json::{Value, json};
@@ -418,5 +421,175 @@ async fn what_is_wrong_is_told_and_changes_nothing() {
     let came = client.until(|_| false).await;
     assert_eq!(error(&came)["code"], "too_many_errors");
     assert_eq!(client.closed.as_ref().unwrap().0, 1008);
+    line.close().await;
+}
+
+/// Issue 5: an agent that is asked to write writes, and is not heard.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_can_be_written_only() {
+    let cast = Cast::default();
+    let line = Line::open(&cast).await;
+    let mut client = Client::begin(line.address).await;
+    let session = client
+        .update(json!({ "type": "realtime", "output_modalities": ["text"] }))
+        .await;
+    assert_eq!(session["output_modalities"], json!(["text"]));
+    for _ in 0..2 {
+        client.ask("good morning").await;
+        let came = client.wait_for("response.done").await;
+        assert_eq!(joined(&came, "response.output_text.delta"), REPLY);
+        assert!(!kinds(&came).iter().any(|kind| kind.contains("audio")));
+        let done = &came.last().unwrap()["response"];
+        assert_eq!(done["status"], "completed");
+        assert_eq!(done["output"][0]["content"][0]["text"], REPLY);
+    }
+    assert_eq!(cast.tts.tally().calls, 0, "the voice is not even asked");
+    client
+        .say(json!({ "type": "session.update", "session": {
+            "type": "realtime", "output_modalities": ["audio"],
+        } }))
+        .await;
+    let came = client.wait_for("error").await;
+    assert_eq!(error(&came)["param"], "session.output_modalities");
+    client.close().await;
+    line.close().await;
+}
+
+/// A model that asks for the weather in two places at once before it answers.
+fn curious() -> Cast {
+    let llm = ScriptedLlm::new("llm").answer_with(|request| {
+        let known: Vec<&str> = request
+            .messages
+            .iter()
+            .filter(|it| it.role == Role::Tool)
+            .map(|it| it.content.as_str())
+            .collect();
+        if !known.is_empty() {
+            return format!("It is {}.", known.join(" and ")).as_str().into();
+        }
+        assert_eq!(request.tools[0].name, "weather");
+        let call = |nth: u32, place: &str| ToolCall {
+            id: format!("call_{nth}"),
+            name: "weather".to_owned(),
+            arguments: json!({ "place": place }).to_string(),
+        };
+        Answer {
+            text: String::new(),
+            tool_calls: vec![call(0, "Rome"), call(1, "Oslo")],
+        }
+    });
+    Cast {
+        llm: Arc::new(llm),
+        ..Cast::default()
+    }
+}
+
+fn weather() -> Value {
+    json!([{
+        "type": "function",
+        "name": "weather",
+        "description": "How the weather is in a place.",
+        "parameters": {
+            "type": "object",
+            "properties": { "place": { "type": "string" } },
+            "required": ["place"],
+        },
+    }])
+}
+
+/// Issue 5: a client's tools are the model's to call: the response ends with the calls, and the next one goes on
+/// with what the client says came of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_tools_are_called_and_their_results_answered_with() {
+    let line = Line::open(&curious()).await;
+    let mut client = Client::begin(line.address).await;
+    let session = client
+        .update(json!({ "type": "realtime", "tools": weather() }))
+        .await;
+    assert_eq!(session["tools"], weather());
+    client.ask("how is the weather in Rome and Oslo?").await;
+    let came = client.wait_for("response.done").await;
+    let first = came.last().unwrap()["response"].clone();
+    assert_eq!(first["status"], "completed");
+    let calls = first["output"].as_array().unwrap();
+    assert_eq!(calls.len(), 2);
+    let done = of(&came, "response.function_call_arguments.done");
+    for (call, done) in calls.iter().zip(done) {
+        assert_eq!(
+            (&call["type"], &call["name"]),
+            (&json!("function_call"), &json!("weather"))
+        );
+        assert_eq!(call["arguments"], done["arguments"]);
+    }
+    for call in calls {
+        let arguments: Value = serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
+        let output = match arguments["place"].as_str().unwrap() {
+            "Rome" => "sunny",
+            _oslo => "snowing",
+        };
+        let item = json!({
+            "type": "function_call_output", "call_id": call["call_id"], "output": output,
+        });
+        client
+            .say(json!({ "type": "conversation.item.create", "item": item }))
+            .await;
+    }
+    client.say(json!({ "type": "response.create" })).await;
+    let came = client.wait_for("response.done").await;
+    let said = joined(&came, "response.output_audio_transcript.delta");
+    assert_eq!(said, "It is sunny and snowing.");
+    assert!(!sound(&came).is_empty());
+    assert_ne!(came.last().unwrap()["response"]["id"], first["id"]);
+
+    // The next turn is answered as any.
+    client.ask("and now?").await;
+    let came = client.wait_for("response.done").await;
+    assert_eq!(came.last().unwrap()["response"]["status"], "completed");
+    client.close().await;
+    line.close().await;
+}
+
+/// P7, issue 5: whoever speaks over an agent that waits for a tool is answered; the call was made once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_spoken_over_while_it_works_is_not_stuck() {
+    let llm = ScriptedLlm::new("llm").answer_with(|request| {
+        let users = request.messages.iter().filter(|it| it.role == Role::User);
+        if users.count() > 1 {
+            return "As you like.".into();
+        }
+        Answer {
+            text: String::new(),
+            tool_calls: vec![ToolCall {
+                id: "call_0".to_owned(),
+                name: "weather".to_owned(),
+                arguments: json!({ "place": "Rome" }).to_string(),
+            }],
+        }
+    });
+    let cast = Cast {
+        llm: Arc::new(llm),
+        ..Cast::default()
+    };
+    let line = Line::open(&cast).await;
+    let mut client = Client::begin(line.address).await;
+    client
+        .update(json!({ "type": "realtime", "tools": weather() }))
+        .await;
+    client.ask("how is the weather in Rome?").await;
+    let came = client.wait_for("response.done").await;
+    let call = came.last().unwrap()["response"]["output"][0]["call_id"].clone();
+    client.ask("never mind").await;
+    let came = client.wait_for("response.done").await;
+    assert_eq!(
+        joined(&came, "response.output_audio_transcript.delta"),
+        "As you like."
+    );
+    let item = json!({ "type": "function_call_output", "call_id": call, "output": "sunny" });
+    client
+        .say(json!({ "type": "conversation.item.create", "item": item }))
+        .await;
+    let came = client.wait_for("conversation.item.done").await;
+    assert!(of(&came, "error").is_empty());
+    client.close().await;
     line.close().await;
 }

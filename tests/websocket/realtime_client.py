@@ -1,5 +1,5 @@
 """Talks to a server with the official package of that API, and says what came: one line for each check."""
-import asyncio, base64, math, struct, sys
+import asyncio, base64, json, math, struct, sys
 from openai import AsyncOpenAI
 
 RATE = 24_000
@@ -114,14 +114,66 @@ async def cancelled(client):
         check("an error names what, where and of which event",
               (error.code, error.param, error.event_id) == ("item_not_found", "item_id", "mine"))
         await connection.session.update(session={
-            "type": "realtime", "tools": [{"type": "function", "name": "f", "parameters": {}}]})
+            "type": "realtime", "tools": [{"type": "mcp", "server_label": "x", "server_url": "https://x.example"}]})
         error = (await until(connection, is_("error")))[-1].error
-        check("a tool is refused precisely", (error.code, error.param) == ("unsupported_value", "session.tools"))
+        check("what is not served is refused precisely",
+              (error.code, error.param) == ("unsupported_value", "session.tools[0].type"))
+
+
+async def written(client):
+    async with client.realtime.connect(model="gpt-realtime") as connection:
+        await connection.session.update(session={"type": "realtime", "output_modalities": ["text"]})
+        updated = (await until(connection, is_("session.updated")))[-1].session
+        check("the agent is to write", updated.output_modalities == ["text"])
+        await connection.conversation.item.create(item={
+            "type": "message", "role": "user", "content": [{"type": "input_text", "text": "good morning"}]})
+        await connection.response.create(response={"output_modalities": ["text"]})
+        came = await until(connection, is_("response.done"))
+        words = "".join(it.delta for it in came if it.type == "response.output_text.delta")
+        whole = [it.text for it in came if it.type == "response.output_text.done"]
+        check("it writes", words == "Good day to you. How can I help?" and whole == [words])
+        check("and is not heard", not any("audio" in it.type for it in came))
+        part = came[-1].response.output[0].content[0]
+        check("its item is text", (part.type, part.text) == ("output_text", words))
+
+
+async def with_tools(client):
+    async with client.realtime.connect(model="gpt-realtime") as connection:
+        tool = {"type": "function", "name": "weather", "description": "How the weather is.", "parameters": {
+            "type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}}
+        await connection.session.update(session={"type": "realtime", "tools": [tool], "tool_choice": "auto"})
+        updated = (await until(connection, is_("session.updated")))[-1].session
+        check("the session has the client's tool", updated.tools[0].name == "weather")
+        await connection.conversation.item.create(item={
+            "type": "message", "role": "user", "content": [{"type": "input_text", "text": "the weather in Rome?"}]})
+        await connection.response.create()
+        came = await until(connection, is_("response.done"))
+        kinds = [event.type for event in came]
+        places = [kinds.index(kind) for kind in [
+            "response.created", "response.output_item.added", "response.function_call_arguments.delta",
+            "response.function_call_arguments.done", "response.output_item.done", "response.done"]]
+        check("the call comes in its order", places == sorted(places))
+        call = came[-1].response.output[0]
+        check("the response ends with it", (call.type, call.name) == ("function_call", "weather"))
+        check("its arguments are whole", json.loads(call.arguments) == {"place": "Rome"})
+        deltas = "".join(it.delta for it in came if it.type == "response.function_call_arguments.delta")
+        check("and so were its deltas", deltas == call.arguments)
+        await connection.conversation.item.create(item={
+            "type": "function_call_output", "call_id": call.call_id, "output": "sunny"})
+        await connection.response.create()
+        came = await until(connection, is_("response.done"))
+        words = "".join(it.delta for it in came if it.type == "response.output_audio_transcript.delta")
+        check("the next goes on with what came of it", words == "It is sunny.")
+        check("and is heard", any(it.type == "response.output_audio.delta" for it in came))
+        await connection.conversation.item.create(event_id="again", item={
+            "type": "function_call_output", "call_id": call.call_id, "output": "rainy"})
+        error = (await until(connection, is_("error")))[-1].error
+        check("an output is said once", (error.param, error.event_id) == ("item.call_id", "again"))
 
 
 async def main(url):
     client = AsyncOpenAI(base_url=url, api_key="a-key")
-    for part in [spoken, by_hand, cancelled]:
+    for part in [spoken, by_hand, cancelled, written, with_tools]:
         await part(client)
     print("all is well")
 

@@ -15,6 +15,8 @@ pub enum ToolExecutor {
     Registered,
     /// A server: the arguments are posted there as JSON.
     Http(HttpExecutor),
+    /// The client that the session talks with: it is told of the call, and says what came of it.
+    Client,
 }
 
 /// A server that runs a tool.

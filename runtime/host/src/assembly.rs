@@ -437,7 +437,7 @@ impl Assembly {
                 .map_or_else(Arc::default, |ids| ids.as_slice().into()),
             registry: Arc::clone(&self.providers),
             calls: Arc::clone(&self.calls),
-            speech: if self.mute {
+            speech: if self.mute || is_written(spec) {
                 Speech::Text
             } else if self.plan.provider_policy.failure.text_only {
                 Speech::VoiceElseText
@@ -554,4 +554,8 @@ pub(crate) struct IngressEdge {
     pub(crate) carries: PortType,
     pub(crate) to: DataRef<Arrival>,
     pub(crate) port: Port,
+}
+/// Whether a voice's text is shown instead of spoken, as its pipeline has it.
+fn is_written(voice: &NodeSpec) -> bool {
+    voice.config.get("speaks") == Some(&serde_json::Value::Bool(false))
 }

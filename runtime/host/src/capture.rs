@@ -51,8 +51,13 @@ impl Capture {
 
     /// Something came in from the user's side; `None` when the user hung up.
     pub(crate) fn came(&self, ingress: Option<&Ingress>) {
-        let came = ingress.map_or(Came::HungUp, came);
-        self.keep(None, Captured::Came(came));
+        let came = match ingress {
+            None => Some(Came::HungUp),
+            Some(ingress) => came(ingress),
+        };
+        if let Some(came) = came {
+            self.keep(None, Captured::Came(came));
+        }
     }
 
     pub(crate) fn ordered(&self, command: &Command) {
@@ -138,8 +143,9 @@ impl Capture {
     }
 }
 
-fn came(ingress: &Ingress) -> Came {
-    match ingress {
+/// `None` for what is kept elsewhere: what tools came to is in their journal.
+fn came(ingress: &Ingress) -> Option<Came> {
+    Some(match ingress {
         Ingress::Audio(pcm) => Came::Audio(pcm.clone()),
         Ingress::Frame(Frame {
             sequence,
@@ -157,7 +163,7 @@ fn came(ingress: &Ingress) -> Came {
             Came::Stamped {
                 epoch: *epoch,
                 key: key.clone(),
-                event: Box::new(came(event)),
+                event: Box::new(came(event)?),
             }
         }
         Ingress::Record { encoding, bytes } => Came::Record {
@@ -173,7 +179,8 @@ fn came(ingress: &Ingress) -> Came {
             turn: *turn,
             ms: played.as_millis() as u64,
         },
-    }
+        Ingress::ToolResult(_) => return None,
+    })
 }
 
 /// What comes of one attempt.

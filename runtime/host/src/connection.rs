@@ -35,7 +35,8 @@ use rspp_proto::{
     spec::{ConnectionPolicy, PortType},
 };
 use rspp_transport_api::{
-    Link, Outgoing, Receipt, Sink, SinkError, Source, Transport, TransportKind,
+    ClientCall, ClientResult, Link, Outgoing, Receipt, Sink, SinkError, Source, Transport,
+    TransportKind,
     audio::{FRAME, Framer, Resampler, samples, to_bytes},
     wire::WireReport,
 };
@@ -88,6 +89,8 @@ pub(crate) enum ConnectionControl {
     Show(TurnNumber, Epoch, Box<TextChunk>),
     /// From this turn on the agent's audio goes out in this rate, as the turn's plan says (F-161).
     CarryAt(TurnNumber, SampleRate),
+    /// Have the peer run a tool, if the call's turn is still alive.
+    CallTool(Epoch, Box<ClientCall>),
     /// Tell the peer whether the agent has its voice.
     Voice { available: bool },
     /// Tell the peer that its user began to speak, or stopped.
@@ -317,6 +320,7 @@ async fn attached(ctx: &mut PumpContext<Connection>) -> Option<Box<Attachment>> 
             | ConnectionControl::Sync(..)
             | ConnectionControl::Show(..)
             | ConnectionControl::CarryAt(..)
+            | ConnectionControl::CallTool(..)
             | ConnectionControl::Voice { .. }
             | ConnectionControl::Speech(_) => {}
             ConnectionControl::Close => return None,
@@ -558,6 +562,9 @@ impl Line {
                     Item::Control(ConnectionControl::CarryAt(turn, rate)) => {
                         self.outbound.rates.push_back((turn, rate));
                     }
+                    Item::Control(ConnectionControl::CallTool(epoch, call)) => {
+                        self.call_tool(epoch, call);
+                    }
                     Item::Control(ConnectionControl::Voice { available }) => {
                         self.send(Outgoing::Voice { available });
                     }
@@ -773,6 +780,25 @@ impl Line {
             self.send(Outgoing::Text { turn, text });
         } else {
             self.attachment.line.lose(turn);
+        }
+    }
+
+    /// Has the peer run a tool; if it is not to, the session is told.
+    fn call_tool(&mut self, epoch: Epoch, call: Box<ClientCall>) {
+        self.attachment.fence.expire(self.now());
+        let (turn, id) = (call.turn, Arc::clone(&call.call));
+        let told = if self.attachment.fence.admits(turn, epoch) {
+            let told = self.sink.send(Outgoing::ToolCall(call));
+            told.map_err(|error| error.to_string())
+        } else {
+            Err("its turn was over before the client was told".to_owned())
+        };
+        if let Err(problem) = told {
+            self.tell(TransportEvent::ToolResult(Box::new(ClientResult {
+                turn,
+                call: id,
+                outcome: Err(format!("not executed: {problem}")),
+            })));
         }
     }
 
@@ -1042,7 +1068,9 @@ impl Line {
                 match played(self.sink.play(turn, &chunk), turn, &self.attachment.line) {
                     Ok(_) => {}
                     Err(SinkError::Lost) => lost = true,
-                    Err(error @ (SinkError::Closed | SinkError::Full)) => return Err(error),
+                    Err(error @ (SinkError::Closed | SinkError::Full | SinkError::Unsupported)) => {
+                        return Err(error);
+                    }
                 }
             }
         }
@@ -1260,7 +1288,7 @@ fn played(
     };
     match outcome {
         Ok(()) => Ok(true),
-        Err(SinkError::Full) => {
+        Err(SinkError::Full | SinkError::Unsupported) => {
             not_taken();
             Ok(false)
         }

@@ -120,7 +120,7 @@ impl Reception {
         let request = SessionRequest {
             tenant,
             session,
-            pipeline: wished(pipeline, wishes),
+            pipeline: wished(pipeline, wishes).map_err(Refusal::Failed)?,
             policy: program.policy.clone(),
             settings: program.settings.clone(),
             attributes: BTreeMap::new(),

@@ -2,6 +2,7 @@
 
 mod builtin;
 mod call;
+mod client;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -9,6 +10,7 @@ use rspp_proto::spec::{HttpExecutor, ToolDeclaration, ToolExecutor};
 use rspp_provider_api::Tool;
 
 pub(crate) use call::{Gate, ToolInvocation, ToolSetup, crashed};
+pub(crate) use client::{CameBack, ClientCalls, ClientTool};
 
 /// Makes a tool that posts to a server.
 pub type HttpToolFactory =
@@ -19,6 +21,14 @@ pub type HttpToolFactory =
 pub struct ToolRegistry {
     tools: BTreeMap<String, Arc<dyn Tool>>,
     http: Option<HttpToolFactory>,
+    /// Who answers instead of clients.
+    clients: Option<Arc<dyn Tool>>,
+}
+
+/// Who runs a declared tool.
+pub(crate) enum Runner {
+    Program(Arc<dyn Tool>),
+    Client,
 }
 
 impl Default for ToolRegistry {
@@ -26,7 +36,11 @@ impl Default for ToolRegistry {
         let mut tools = BTreeMap::<String, Arc<dyn Tool>>::new();
         tools.insert("clock".to_owned(), builtin::clock());
         tools.insert("end_call".to_owned(), builtin::end_call());
-        Self { tools, http: None }
+        Self {
+            tools,
+            http: None,
+            clients: None,
+        }
     }
 }
 
@@ -43,23 +57,36 @@ impl ToolRegistry {
         self
     }
 
+    /// Has this answer the calls that clients would be told of, as where no client is there.
+    pub fn stand_in_for_clients(&mut self, tool: Arc<dyn Tool>) -> &mut Self {
+        self.clients = Some(tool);
+        self
+    }
+
     /// The registered names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tools.keys().map(String::as_str)
     }
 
     /// Who runs a declared tool, or why nobody does.
-    pub(crate) fn find(&self, declared: &ToolDeclaration) -> Result<Arc<dyn Tool>, String> {
-        match &declared.run {
-            ToolExecutor::Registered => self.tools.get(&declared.name).cloned().ok_or_else(|| {
-                let known: Vec<_> = self.names().collect();
-                format!("it is not registered; known: {}", known.join(", "))
-            }),
+    pub(crate) fn find(&self, declared: &ToolDeclaration) -> Result<Runner, String> {
+        let tool = match &declared.run {
+            ToolExecutor::Registered => {
+                self.tools.get(&declared.name).cloned().ok_or_else(|| {
+                    let known: Vec<_> = self.names().collect();
+                    format!("it is not registered; known: {}", known.join(", "))
+                })?
+            }
             ToolExecutor::Http(server) => match &self.http {
-                Some(make) => make(server),
-                None => Err("this runtime posts to no servers".to_owned()),
+                Some(make) => make(server)?,
+                None => return Err("this runtime posts to no servers".to_owned()),
             },
-        }
+            ToolExecutor::Client => match &self.clients {
+                Some(stand_in) => Arc::clone(stand_in),
+                None => return Ok(Runner::Client),
+            },
+        };
+        Ok(Runner::Program(tool))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use rspp_proto::spec::{NodeKind, PipelineSpec};
+use rspp_proto::spec::{NodeKind, PipelineSpec, ToolDeclaration};
 use rspp_transport_api::{Interruption, TurnEnd, Wishes};
 use serde_json::{Value, json};
 
@@ -12,14 +12,16 @@ const NEVER_COMPLETE: f64 = 2.0;
 /// A silence that no call is long enough for.
 const FOR_GOOD: Duration = Duration::from_hours(24);
 
-/// The pipeline with the wishes in it.
-pub(crate) fn wished(mut pipeline: PipelineSpec, wishes: &Wishes) -> PipelineSpec {
+/// The pipeline with the wishes in it; why not, if it has a tool of its own where a client wishes for another.
+pub(crate) fn wished(mut pipeline: PipelineSpec, wishes: &Wishes) -> Result<PipelineSpec, String> {
     let Wishes {
         instructions,
         voice,
         language,
         max_tokens,
         temperature,
+        text_only,
+        tools,
         speech_from,
         turn_end,
         interruption,
@@ -40,6 +42,10 @@ pub(crate) fn wished(mut pipeline: PipelineSpec, wishes: &Wishes) -> PipelineSpe
         let temperature = json!(temperature);
         set(&mut pipeline, &NodeKind::Llm, "temperature", &temperature);
     }
+    if *text_only {
+        set(&mut pipeline, &NodeKind::Tts, "speaks", &json!(false));
+    }
+    add_tools(&mut pipeline, tools)?;
     if let Some(probability) = speech_from {
         let from = json!(probability);
         set(&mut pipeline, &NodeKind::Vad, "speech_from", &from);
@@ -53,7 +59,23 @@ pub(crate) fn wished(mut pipeline: PipelineSpec, wishes: &Wishes) -> PipelineSpe
         Some(Interruption::Never) => pipeline.turns.barge_in = false,
         Some(Interruption::AtOnce) => pipeline.turns.barge_in_min_speech_ms = 0,
     }
-    pipeline
+    Ok(pipeline)
+}
+
+fn add_tools(pipeline: &mut PipelineSpec, tools: &[ToolDeclaration]) -> Result<(), String> {
+    for node in &mut pipeline.nodes {
+        if node.kind != NodeKind::Llm {
+            continue;
+        }
+        for tool in tools {
+            if node.tools.iter().any(|own| own.name == tool.name) {
+                let name = &tool.name;
+                return Err(format!("tool `{name}`: the pipeline has one of that name"));
+            }
+            node.tools.push(tool.clone());
+        }
+    }
+    Ok(())
 }
 
 fn end_turns(pipeline: &mut PipelineSpec, turn_end: TurnEnd) {
@@ -102,7 +124,8 @@ mod tests {
     #[test]
     fn what_is_not_wished_for_stays_as_it_was() {
         let simple = PipelineSpec::simple();
-        assert_eq!(wished(simple.clone(), &Wishes::default()), simple);
+        let same = wished(simple.clone(), &Wishes::default());
+        assert_eq!(same, Ok(simple));
     }
 
     /// F-080: each wish is found where the pipeline says the same thing.
@@ -114,11 +137,19 @@ mod tests {
             language: Some("de".to_owned()),
             max_tokens: Some(40),
             temperature: Some(0.3),
+            text_only: true,
+            tools: vec![ToolDeclaration::new("weather", "Says how it is outside.")],
             speech_from: Some(0.7),
             turn_end: TurnEnd::Silence(700),
             interruption: Some(Interruption::AtOnce),
         };
-        let pipeline = wished(PipelineSpec::simple(), &wishes);
+        let pipeline = wished(PipelineSpec::simple(), &wishes).unwrap();
+        let again = wished(pipeline.clone(), &wishes);
+        let problem = "tool `weather`: the pipeline has one of that name".to_owned();
+        assert_eq!(again, Err(problem));
+        assert_eq!(config(&pipeline, "tts", "speaks"), Some(&json!(false)));
+        let llm = pipeline.nodes.iter().find(|it| it.id.as_str() == "llm");
+        assert_eq!(llm.unwrap().tools, wishes.tools);
         assert_eq!(pipeline.instructions.as_deref(), Some("You are a pirate."));
         assert_eq!(config(&pipeline, "tts", "voice"), Some(&json!("anna")));
         assert_eq!(config(&pipeline, "stt", "language"), Some(&json!("de")));
@@ -142,7 +173,7 @@ mod tests {
             interruption: Some(Interruption::AtOnce),
             ..Wishes::default()
         };
-        let pipeline = wished(simple.clone(), &wishes);
+        let pipeline = wished(simple.clone(), &wishes).unwrap();
         assert_eq!(config(&pipeline, "llm", "max_tokens"), Some(&json!(30)));
         assert!(!pipeline.turns.barge_in);
     }

@@ -283,7 +283,7 @@ impl Sink for Peer {
         }
         match outcome {
             Ok(()) | Err(SinkError::Full) => self.watch().plays(turn, chunk, outcome.is_ok()),
-            Err(SinkError::Closed | SinkError::Lost) => {}
+            Err(SinkError::Closed | SinkError::Lost | SinkError::Unsupported) => {}
         }
         match self.plant {
             Some(Plant::FrameTwice) => self.watch().plays(turn, chunk, outcome.is_ok()),

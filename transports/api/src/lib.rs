@@ -19,7 +19,7 @@ pub use guard::{
 };
 pub use sessions::{Elsewhere, Farewell, News, Opened, Refusal, Sessions, TurnNews};
 pub use transport::{
-    Frame, Ingress, Link, Outgoing, Receipt, Sink, SinkError, Source, Stamped, Transport,
-    TransportKind,
+    ClientCall, ClientResult, Frame, Ingress, Link, Outgoing, Receipt, Sink, SinkError, Source,
+    Stamped, Transport, TransportKind,
 };
 pub use wishes::{Interruption, TurnEnd, Wishes};

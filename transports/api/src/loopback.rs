@@ -700,6 +700,8 @@ impl Sink for LoopbackSink {
         match outgoing {
             // The runtime's events tell the text to whoever wants it.
             Outgoing::Text { .. } | Outgoing::Speech(_) | Outgoing::Voice { .. } => {}
+            // A caller who only speaks runs no tools.
+            Outgoing::ToolCall(_) => return Err(SinkError::Unsupported),
             Outgoing::AudioEnd(turn) => {
                 state.advance();
                 let now = state.now();

@@ -1,7 +1,7 @@
 //! One connection's two ends. The runtime's Connection actor stands between them and the session:
 //! it paces and fences what goes out, so a transport only carries.
 
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::Stream;
@@ -124,6 +124,30 @@ pub struct Stamped {
     pub event: Ingress,
 }
 
+/// A call of a tool that the client runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCall {
+    /// The turn that asks for it.
+    pub turn: TurnNumber,
+    /// The call, unique within its turn.
+    pub call: Arc<str>,
+    /// Which tool.
+    pub tool: Arc<str>,
+    /// JSON text; fits what the tool declares.
+    pub arguments: Arc<str>,
+}
+
+/// What came of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientResult {
+    /// The turn that asked for it.
+    pub turn: TurnNumber,
+    /// The call.
+    pub call: Arc<str>,
+    /// What the model is told: a result, or what went wrong.
+    pub outcome: Result<String, String>,
+}
+
 /// What comes in from the user's side.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ingress {
@@ -153,6 +177,8 @@ pub enum Ingress {
     Extension(Box<Extension>),
     /// The client says how much of a turn its user has heard so far.
     Played(Receipt),
+    /// The client says what came of a tool's call that it was told of.
+    ToolResult(Box<ClientResult>),
 }
 
 /// How much of a turn was really played, as the client reports it: what was accepted for playout may wait
@@ -187,6 +213,8 @@ pub enum Outgoing {
         /// Whether it has.
         available: bool,
     },
+    /// The client is to run a tool.
+    ToolCall(Box<ClientCall>),
 }
 
 /// Why a sink did not take something.
@@ -201,6 +229,9 @@ pub enum SinkError {
     /// The link is lost and may come back; the source says what becomes of it.
     #[error("the link to the peer is lost")]
     Lost,
+    /// The peer has no way to take it.
+    #[error("the peer cannot take it")]
+    Unsupported,
 }
 
 /// Where audio goes. Never blocks: a sink has a bounded buffer of its own and says when it is full.

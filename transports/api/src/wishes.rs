@@ -1,5 +1,7 @@
 //! What a client asks for its own session beside what its pipeline says.
 
+use rspp_proto::spec::ToolDeclaration;
+
 /// What a client may ask for, where its door lets it. What it does not ask for is the pipeline's own.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Wishes {
@@ -13,6 +15,10 @@ pub struct Wishes {
     pub max_tokens: Option<u32>,
     /// How freely the model chooses its words.
     pub temperature: Option<f64>,
+    /// Whether replies are written only, and not spoken.
+    pub text_only: bool,
+    /// Tools that the client runs, beside the pipeline's own.
+    pub tools: Vec<ToolDeclaration>,
     /// Probability from which a sound counts as speech.
     pub speech_from: Option<f64>,
     /// When the user's turn is over.

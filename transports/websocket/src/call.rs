@@ -11,9 +11,7 @@ use futures::stream;
 use rspp_proto::{AudioChunk, SampleRate, SessionId, TenantId, TraceParent, TurnNumber};
 use rspp_transport_api::{
     Farewell, Ingress, News, Outgoing, Sink, SinkError, Source, Transport, TransportKind,
-    audio::FRAME,
-    loopback::Recorded,
-    wire::{CUSHION, Tape, Wire, WireReport},
+    audio::FRAME, wire::WireReport,
 };
 use tokio::{
     sync::{Notify, mpsc},
@@ -22,8 +20,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    crossing::Crossing,
     outbox::{Item, Outbox},
-    protocol::{Format, Nothing, Resume, Said, ServerMessage, SignalTold, Voice},
+    protocol::{Format, Nothing, Resume, Said, ServerMessage, SignalTold, ToolCall, Voice},
 };
 
 /// Things from the client that may wait for the runtime, which takes them at once.
@@ -55,19 +54,10 @@ pub(crate) struct Call {
     shared: Mutex<Shared>,
     /// Something is to be done for the socket.
     changed: Notify,
-    crossing: Mutex<Crossing>,
+    crossing: Arc<Crossing>,
     /// It is over.
     done: CancellationToken,
     drain: OnceLock<Box<dyn Fn() + Send + Sync>>,
-}
-
-/// What crosses the wire, and when.
-struct Crossing {
-    began: Instant,
-    wire: Wire,
-    tape: Option<Tape>,
-    /// How long a sample of the agent's lasts.
-    rate: SampleRate,
 }
 
 struct Shared {
@@ -148,8 +138,6 @@ impl Call {
             records,
             caller,
         } = beginning;
-        let tape = records.then(|| Tape::new(input.1, output.1));
-        let tape = tape.map(|tape| tape.expect("rates that are served can be converted"));
         let (to, source) = ingress();
         let call = Arc::new(Self {
             id,
@@ -170,12 +158,7 @@ impl Call {
                 pinged: None,
             }),
             changed: Notify::new(),
-            crossing: Mutex::new(Crossing {
-                began: Instant::now(),
-                wire: Wire::new(CUSHION),
-                tape,
-                rate: output.1,
-            }),
+            crossing: Arc::new(Crossing::new(input.1, output.1, records)),
             done: CancellationToken::new(),
             drain: OnceLock::new(),
         });
@@ -252,7 +235,7 @@ impl Call {
             shared.attached = false;
             drop(shared);
             // A link that is lost is no gap in what was said over it.
-            self.crossing().wire.pause();
+            self.crossing.pause();
         }
         holds
     }
@@ -298,72 +281,24 @@ impl Call {
 
     // --- the wire ----------------------------------------------------------------------------
 
-    fn crossing(&self) -> MutexGuard<'_, Crossing> {
-        self.crossing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Something has left.
     pub(crate) fn left(&self, item: &Item) {
-        let mut crossing = self.crossing();
-        let at = crossing.began.elapsed();
-        let Crossing {
-            wire, tape, rate, ..
-        } = &mut *crossing;
         match item {
-            Item::Frame { turn, pcm } => {
-                wire.frame(*turn, at, rate.duration_of((pcm.len() / 2) as u64));
-                if let Some(tape) = tape {
-                    tape.left(*turn, at, pcm.clone());
-                }
-            }
-            Item::End(turn) => wire.over(*turn),
-            Item::Clear(turn) => {
-                wire.over(*turn);
-                if let Some(tape) = tape {
-                    tape.cleared(*turn, at);
-                }
-            }
+            Item::Frame { turn, pcm } => self.crossing.left(*turn, pcm),
+            Item::End(turn) => self.crossing.over(*turn),
+            Item::Clear(turn) => self.crossing.cleared(*turn),
             Item::Start(_) | Item::Message(_) => {}
         }
     }
 
     /// The user's audio has come.
     pub(crate) fn came(&self, pcm: &Bytes) {
-        let mut crossing = self.crossing();
-        let at = crossing.began.elapsed();
-        if let Some(tape) = &mut crossing.tape {
-            tape.came(at, pcm.clone());
-        }
+        self.crossing.came(pcm);
     }
 
-    /// How the agent's speech crossed the wire so far.
-    pub(crate) fn wire(&self) -> WireReport {
-        self.crossing().wire.report()
-    }
-
-    /// Samples per second of the recording, if there is one.
-    pub(crate) fn recorded_rate(&self) -> Option<SampleRate> {
-        self.crossing().tape.as_ref().map(Tape::rate)
-    }
-
-    /// What was recorded since the last time; all that is left of it in the end.
-    pub(crate) fn take_recorded(&self, is_over: bool) -> Recorded {
-        let mut crossing = self.crossing();
-        let now = crossing.began.elapsed();
-        match &mut crossing.tape {
-            Some(tape) if is_over => tape.take_rest(now),
-            Some(tape) => tape.take(now),
-            None => Recorded::default(),
-        }
-    }
-
-    pub(crate) fn stop_recording(&self) {
-        self.crossing().tape = None;
-    }
-
-    /// Resolves when it is over.
-    pub(crate) async fn done(&self) {
-        self.done.cancelled().await;
+    /// What crosses its wire, and what says that it is over.
+    pub(crate) fn crossing(&self) -> (Arc<Crossing>, CancellationToken) {
+        (Arc::clone(&self.crossing), self.done.clone())
     }
 
     // --- the runtime's side ------------------------------------------------------------------
@@ -478,6 +413,12 @@ impl Sink for CallSink {
                 let voice = Voice { available };
                 shared.outbox.say(ServerMessage::Voice(voice))
             }
+            Outgoing::ToolCall(call) => shared.outbox.say(ServerMessage::ToolCall(ToolCall {
+                turn: call.turn,
+                call: call.call.to_string(),
+                tool: call.tool.to_string(),
+                arguments: serde_json::from_str(&call.arguments).unwrap_or_default(),
+            })),
         };
         drop(shared);
         self.call.changed.notify_one();
@@ -485,11 +426,11 @@ impl Sink for CallSink {
     }
 
     fn pause(&mut self) {
-        self.call.crossing().wire.pause();
+        self.call.crossing.pause();
     }
 
     fn wire(&self) -> Option<WireReport> {
-        Some(self.call.wire())
+        Some(self.call.crossing.report())
     }
 }
 

@@ -5,6 +5,7 @@
 mod call;
 mod codec;
 mod config;
+mod crossing;
 mod encoding;
 mod handshake;
 mod outbox;

@@ -35,6 +35,8 @@ pub enum ClientMessage {
     Extension(ExtensionData),
     /// How much of a turn the user has heard so far.
     Played(Played),
+    /// What came of a tool's call that the client was told of.
+    ToolResult(ToolResult),
     /// Asks for a `pong`.
     Ping(Ping),
     /// Hangs up.
@@ -194,6 +196,24 @@ pub struct Played {
     pub ms: u64,
 }
 
+/// What came of a tool's call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ToolResult {
+    /// The turn of the call.
+    pub turn: TurnNumber,
+    /// The call.
+    pub call: String,
+    /// What the model is told: JSON or plain words; what went wrong, if it `failed`.
+    pub content: String,
+    /// Whether the tool could not do what it was asked for.
+    #[serde(default)]
+    pub failed: bool,
+    /// Under one key a message has one effect, however often it is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<IdempotencyKey>,
+}
+
 /// A number that comes back in the `pong`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -226,6 +246,8 @@ pub enum ServerMessage {
     Text(Said),
     /// Whether the agent has its voice; without, it goes on in text.
     Voice(Voice),
+    /// The client is to run a tool, and to say what came of it.
+    ToolCall(ToolCall),
     /// The session says something of itself; only to clients that asked for events.
     Signal(SignalTold),
     /// A turn is over; only to clients that asked for events.
@@ -295,6 +317,20 @@ pub struct Said {
 pub struct Voice {
     /// Whether it has.
     pub available: bool,
+}
+
+/// The client is to run a tool.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ToolCall {
+    /// The turn that asks for it.
+    pub turn: TurnNumber,
+    /// The call, unique within its turn.
+    pub call: String,
+    /// Which tool.
+    pub tool: String,
+    /// What the model wrote; fits what the tool declares.
+    pub arguments: Value,
 }
 
 /// A signal of the session's.

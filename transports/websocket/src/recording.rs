@@ -11,8 +11,9 @@ use rspp_transport_api::{
     loopback::Recorded,
     wav::{StereoWriter, WavError},
 };
+use tokio_util::sync::CancellationToken;
 
-use crate::call::Call;
+use crate::crossing::Crossing;
 
 /// How often what was heard is written out.
 const WRITE_EVERY: Duration = Duration::from_millis(500);
@@ -28,14 +29,17 @@ pub(crate) fn path(folder: &Path, session: &SessionId) -> PathBuf {
 }
 
 /// Records a call until it is over. A disk that takes no more costs the recording, and not the call.
-pub(crate) async fn keep(call: Arc<Call>, path: PathBuf) {
-    let session = call.id.clone();
-    if let Err(error) = written(&call, &path).await {
+pub(crate) async fn keep(
+    session: SessionId,
+    crossing: Arc<Crossing>,
+    done: CancellationToken,
+    path: PathBuf,
+) {
+    if let Err(error) = written(&crossing, &done, &path).await {
         tracing::warn!(%session, %error, "the call is not recorded");
     }
-    // Nobody takes any more of what is heard.
-    call.stop_recording();
-    let wire = call.wire();
+    crossing.stop_recording();
+    let wire = crossing.report();
     tracing::info!(
         %session,
         file = %path.display(),
@@ -47,15 +51,21 @@ pub(crate) async fn keep(call: Arc<Call>, path: PathBuf) {
     );
 }
 
-async fn written(call: &Call, path: &Path) -> Result<(), WavError> {
-    let Some(rate) = call.recorded_rate() else {
+async fn written(
+    crossing: &Crossing,
+    done: &CancellationToken,
+    path: &Path,
+) -> Result<(), WavError> {
+    let Some(rate) = crossing.recorded_rate() else {
         return Ok(());
     };
     let at = path.to_owned();
     let mut writer = blocking(move || StereoWriter::create(&at, rate)).await?;
     loop {
-        let is_over = tokio::time::timeout(WRITE_EVERY, call.done()).await.is_ok();
-        let Recorded { user, agent } = call.take_recorded(is_over);
+        let is_over = tokio::time::timeout(WRITE_EVERY, done.cancelled())
+            .await
+            .is_ok();
+        let Recorded { user, agent } = crossing.take_recorded(is_over);
         writer = blocking(move || {
             writer.write(&user, &agent)?;
             Ok(writer)

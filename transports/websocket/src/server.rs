@@ -30,12 +30,13 @@ use tokio::{
     net::{TcpListener, TcpSocket},
     time::Instant,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     call::{Attached, Beginning, Call},
     codec::{CodecCounts, CodecTally},
     config::Config,
+    crossing::Crossing,
     handshake::{self, PATH, Refused},
     protocol::{ErrorCode, Format, Hello, Resume, Trouble},
     realtime, recording, socket,
@@ -101,6 +102,14 @@ impl Held {
         match self {
             Self::Talk(call) => Some(call),
             Self::Realtime(_) => None,
+        }
+    }
+
+    /// What crosses its wire, and what says that it is over.
+    fn crossing(&self) -> Option<(Arc<Crossing>, CancellationToken)> {
+        match self {
+            Self::Talk(call) => Some(call.crossing()),
+            Self::Realtime(line) => line.crossing(),
         }
     }
 
@@ -489,9 +498,12 @@ impl Server {
             .await;
         match opened {
             Ok(opened) => {
-                if let (Some(folder), Some(call)) = (&self.config.recordings, held.as_call()) {
+                if let (Some(folder), Some((crossing, done))) =
+                    (&self.config.recordings, held.crossing())
+                {
                     let path = recording::path(folder, &id);
-                    self.tasks.spawn(recording::keep(Arc::clone(call), path));
+                    let keep = recording::keep(id.clone(), crossing, done, path);
+                    self.tasks.spawn(keep);
                 }
                 self.watch(id, held, opened);
                 Ok(())

@@ -9,7 +9,7 @@ use futures::{
     stream::{SplitSink, SplitStream},
 };
 use rspp_proto::{Extension, IdempotencyKey};
-use rspp_transport_api::{Farewell, Ingress, Link, Receipt, Stamped};
+use rspp_transport_api::{ClientResult, Farewell, Ingress, Link, Receipt, Stamped};
 use tokio::{
     sync::mpsc,
     time::{Instant, Interval, MissedTickBehavior, interval_at, timeout},
@@ -178,6 +178,7 @@ async fn hello(
             | ClientMessage::Dtmf(_)
             | ClientMessage::Extension(_)
             | ClientMessage::Played(_)
+            | ClientMessage::ToolResult(_)
             | ClientMessage::Ping(_)
             | ClientMessage::Bye(_) => Err(expected("the first message is `hello`")),
         },
@@ -465,6 +466,20 @@ impl Reader<'_> {
                 turn: played.turn,
                 played: Duration::from_millis(played.ms),
             }),
+            ClientMessage::ToolResult(result) => {
+                let (key, turn, call) = (result.key, result.turn, result.call.into());
+                let outcome = if result.failed {
+                    Err(result.content)
+                } else {
+                    Ok(result.content)
+                };
+                let result = ClientResult {
+                    turn,
+                    call,
+                    outcome,
+                };
+                keyed(key, Ingress::ToolResult(Box::new(result)))
+            }
             ClientMessage::Ping(ping) => {
                 self.say(ServerMessage::Pong(ping));
                 return Ok(());

@@ -29,6 +29,7 @@ impl Line {
             Ingress::Record { encoding, bytes } => self.take_record(encoding, &bytes, None),
             Ingress::Link(link) => self.relink(link),
             Ingress::Extension(extension) => self.take_extension(extension, None),
+            Ingress::ToolResult(result) => self.tell(TransportEvent::ToolResult(result)),
             Ingress::Played(receipt) => {
                 self.attachment.line.receipted(receipt);
                 // What a turn that is over left behind is the session's to correct.
@@ -48,6 +49,7 @@ impl Line {
             Ingress::EndOfUtterance => TransportEvent::EndOfUtterance,
             Ingress::Cancel => TransportEvent::Cancel,
             Ingress::Text(text) => TransportEvent::Text(text),
+            Ingress::ToolResult(result) => TransportEvent::ToolResult(result),
             Ingress::Record { encoding, bytes } => return self.take_record(encoding, &bytes, key),
             Ingress::Extension(extension) => return self.take_extension(extension, key),
             of_the_link @ (Ingress::Audio(_)

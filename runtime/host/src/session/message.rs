@@ -75,6 +75,8 @@ pub(crate) enum TransportEvent {
     Discontinuity(&'static str),
     /// The client says how much was heard of a turn that is fenced.
     Played(rspp_transport_api::Receipt),
+    /// The client says what came of a tool's call.
+    ToolResult(Box<rspp_transport_api::ClientResult>),
     /// When the user's audio was said can be told less well than it has to be, or well again.
     Mapping(Mapping),
     /// Output was too old to be played.

@@ -458,6 +458,7 @@ impl Session {
                 let (turn, frames) = (receipt.turn, frames_of(receipt.played));
                 self.kernel.handle(now, Input::Heard { turn, frames });
             }
+            TransportEvent::ToolResult(result) => self.client_called_back(now, *result),
             TransportEvent::Mapping(mapping) => {
                 let bound = self
                     .setup

@@ -11,11 +11,13 @@ use rspp_proto::{
     Epoch, Monotonic, NodeId, TurnNumber,
     spec::{NodeSpec, ToolEffects},
 };
+use rspp_provider_api::Tool;
+use rspp_transport_api::{ClientCall, ClientResult};
 
 use super::{Session, time};
 use crate::{
     event::Arrival,
-    tool::{Gate, ToolInvocation, ToolSetup},
+    tool::{CameBack, ClientCalls, ClientTool, Gate, Runner, ToolInvocation, ToolSetup},
 };
 
 type CallId = (TurnNumber, Arc<str>);
@@ -28,6 +30,8 @@ pub(super) struct Tools {
     answers: BTreeMap<(TurnNumber, NodeId), DataRef<Arrival>>,
     /// Executors of this session so far; names them among its children.
     started: u64,
+    /// The calls that the client runs.
+    client: Arc<ClientCalls>,
 }
 
 struct Running {
@@ -132,6 +136,34 @@ impl Session {
         );
     }
 
+    /// The client says what came of a call. It ends none but those that it was told of.
+    pub(super) fn client_called_back(&mut self, now: Monotonic, result: ClientResult) {
+        match self.tools.client.came_back(result) {
+            CameBack::Taken => {}
+            CameBack::Late(ClientResult {
+                turn,
+                call,
+                outcome,
+            }) => {
+                let (end, content) = match outcome {
+                    Ok(content) => (ToolEnd::Finished, content),
+                    Err(problem) => (ToolEnd::Failed, problem),
+                };
+                let outcome = ToolOutcome {
+                    end,
+                    content,
+                    action: None,
+                    attempts: 1,
+                };
+                self.tool_ended(now, turn, call, outcome);
+            }
+            CameBack::Unasked => {
+                let message = "tool result: the client was told of no such call";
+                self.publisher.malformed(message, now);
+            }
+        }
+    }
+
     pub(super) fn journal(&mut self, now: Monotonic, step: &ToolStep) {
         let key = (step.turn, Arc::clone(&step.call));
         let began_at = self.tools.running.get(&key).and_then(|it| it.began_at);
@@ -200,10 +232,24 @@ impl Session {
             }
             ToolEffects::None => None,
         };
+        let tool: Arc<dyn Tool> = match self.setup.tools.find(&declared)? {
+            Runner::Program(tool) => tool,
+            Runner::Client => Arc::new(ClientTool {
+                calls: Arc::clone(&self.tools.client),
+                line: self.setup.connection.clone(),
+                epoch,
+                call: ClientCall {
+                    turn,
+                    call: Arc::clone(&request.call),
+                    tool: Arc::clone(&request.tool),
+                    arguments: Arc::clone(&request.arguments),
+                },
+            }),
+        };
         let gate = Arc::new(Gate::new(Arc::clone(&self.fence), self.clock, turn, epoch));
         let cancel = CancellationToken::new();
         let setup = ToolSetup {
-            tool: self.setup.tools.find(&declared)?,
+            tool,
             leave,
             session_id: self.setup.place.lease.session.clone(),
             turn,

@@ -69,6 +69,7 @@ pub(super) fn recorded(session: &Recorded) -> ToolRegistry {
     for tool in declared.filter(|tool| tool.name != OWN) {
         registry.register(tool.name.as_str(), Arc::clone(&answers));
     }
+    registry.stand_in_for_clients(Arc::clone(&answers));
     registry.serve_http(Arc::new(move |_server| Ok(Arc::clone(&answers))));
     registry
 }

@@ -8,6 +8,8 @@ use super::fields::{Fields, Problem};
 
 /// Longest id of a client's own, in bytes.
 const ID: usize = 128;
+/// Longest output of a tool's call, in bytes.
+const OUTPUT: usize = 64 << 10;
 
 /// What a client says.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,9 +27,10 @@ pub(super) enum ClientEvent {
         item: String,
         audio_end_ms: u64,
     },
-    /// Asks for an answer.
+    /// Asks for an answer, and says whether it is to be spoken, if it does.
     Respond {
         metadata: Value,
+        speaks: Option<bool>,
     },
     /// Gives up an answer: this one, or whichever runs.
     Cancel(Option<String>),
@@ -39,8 +42,21 @@ pub(super) struct NewItem {
     pub(super) id: Option<String>,
     /// After which item.
     pub(super) after: Option<String>,
-    pub(super) author: Author,
-    pub(super) text: String,
+    pub(super) content: NewContent,
+}
+
+/// What a client adds to the conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NewContent {
+    Message {
+        author: Author,
+        text: String,
+    },
+    /// What came of a tool's call.
+    Output {
+        call: String,
+        output: String,
+    },
 }
 
 /// Whose words an item holds.
@@ -172,9 +188,10 @@ fn create(fields: &Fields<'_>) -> Result<ClientEvent, Problem> {
         let kind = item.needed("type", item.text("type")?)?;
         match kind {
             "message" => message(&item),
-            "function_call" | "function_call_output" => Err(item.unsupported(
+            "function_call_output" => output(&item),
+            "function_call" => Err(item.unsupported(
                 "type",
-                "tools belong to the pipeline, which runs them itself; a client has none",
+                "calls are the model's to make; a client says what came of them",
             )),
             "mcp_approval_response" | "mcp_approval_request" | "mcp_call" | "mcp_list_tools" => {
                 Err(item.unsupported("type", "MCP is not served"))
@@ -182,22 +199,36 @@ fn create(fields: &Fields<'_>) -> Result<ClientEvent, Problem> {
             _unknown => Err(item.invalid("type", "is no type of an item")),
         }
     })?;
-    let (id, author, text) = fields.needed("item", item)?;
-    Ok(ClientEvent::Create(NewItem {
-        id,
-        after,
-        author,
-        text,
-    }))
+    let (id, content) = fields.needed("item", item)?;
+    Ok(ClientEvent::Create(NewItem { id, after, content }))
 }
 
-fn message(item: &Fields<'_>) -> Result<(Option<String>, Author, String), Problem> {
-    item.only(&["id", "object", "type", "role", "status", "content"])?;
+/// The id that a client has for an item, if it has one.
+fn own_id(item: &Fields<'_>) -> Result<Option<String>, Problem> {
     let id = item.text("id")?;
     if id.is_some_and(|id| id.is_empty() || id.len() > ID) {
         let why = format!("has not between 1 and {ID} bytes");
         return Err(item.invalid("id", &why));
     }
+    Ok(id.map(str::to_owned))
+}
+
+fn output(item: &Fields<'_>) -> Result<(Option<String>, NewContent), Problem> {
+    item.only(&["id", "object", "type", "status", "call_id", "output"])?;
+    let id = own_id(item)?;
+    let call = item.needed("call_id", item.text("call_id")?)?.to_owned();
+    let output = item.needed("output", item.text("output")?)?.to_owned();
+    if output.len() > OUTPUT {
+        let path = item.path("output");
+        let says = format!("'{path}' is longer than {OUTPUT} bytes");
+        return Err(Problem::new("string_above_max_length", says).at(path));
+    }
+    Ok((id, NewContent::Output { call, output }))
+}
+
+fn message(item: &Fields<'_>) -> Result<(Option<String>, NewContent), Problem> {
+    item.only(&["id", "object", "type", "role", "status", "content"])?;
+    let id = own_id(item)?;
     let author = match item.needed("role", item.text("role")?)? {
         "user" => Author::User,
         "system" => Author::System,
@@ -231,7 +262,7 @@ fn message(item: &Fields<'_>) -> Result<(Option<String>, Author, String), Proble
     if text.is_empty() {
         return Err(item.invalid("content", "holds no text"));
     }
-    Ok((id.map(str::to_owned), author, text))
+    Ok((id, NewContent::Message { author, text }))
 }
 
 /// What a response may name, but has from its session.
@@ -260,7 +291,7 @@ const OF_RESPONSES: [&str; 8] = [
 
 fn respond(fields: &Fields<'_>) -> Result<ClientEvent, Problem> {
     fields.only(&["type", "event_id", "response"])?;
-    let metadata = fields.within("response", |response| {
+    let response = fields.within("response", |response| {
         for name in ["input", "tools"] {
             let is_empty = |list: &Vec<Value>| list.is_empty();
             if response.list(name)?.is_some_and(|list| !is_empty(list)) {
@@ -279,34 +310,27 @@ fn respond(fields: &Fields<'_>) -> Result<ClientEvent, Problem> {
                 return Err(response.unsupported(name, why));
             }
         }
+        let mut wanted = None;
         for name in ["output_modalities", "modalities"] {
-            speaks(&response, name)?;
+            wanted = speaks(&response, name)?.or(wanted);
         }
         response.only(&[&OF_SESSIONS[..], &OF_RESPONSES].concat())?;
         response.within("metadata", |_| Ok(()))?;
-        Ok(response.get("metadata").cloned().unwrap_or_default())
+        let metadata = response.get("metadata").cloned();
+        Ok((metadata.unwrap_or_default(), wanted))
     })?;
-    let metadata = metadata.unwrap_or_default();
-    Ok(ClientEvent::Respond { metadata })
+    let (metadata, speaks) = response.unwrap_or_default();
+    Ok(ClientEvent::Respond { metadata, speaks })
 }
 
-/// Whether an answer is asked for as it is given: spoken, its words beside it.
-pub(super) fn speaks(fields: &Fields<'_>, name: &str) -> Result<(), Problem> {
+/// Whether answers are to be spoken, their words beside them, or only written; `None` if nothing is said.
+pub(super) fn speaks(fields: &Fields<'_>, name: &str) -> Result<Option<bool>, Problem> {
     let Some(modalities) = fields.list(name)? else {
-        return Ok(());
+        return Ok(None);
     };
-    let names = ["audio", "text"];
-    if !modalities
-        .iter()
-        .all(|it| names.iter().any(|name| it == name))
-    {
-        return Err(fields.invalid(name, "has other names than audio and text"));
+    let is_known = |it: &Value| it == "audio" || it == "text";
+    if modalities.is_empty() || !modalities.iter().all(is_known) {
+        return Err(fields.invalid(name, "has other names than audio and text, or none"));
     }
-    if modalities.iter().any(|it| it == "audio") {
-        return Ok(());
-    }
-    Err(fields.unsupported(
-        name,
-        "this pipeline speaks: ask for audio, whose words come beside it",
-    ))
+    Ok(Some(modalities.iter().any(|it| it == "audio")))
 }

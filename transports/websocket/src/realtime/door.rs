@@ -113,7 +113,8 @@ async fn connect(
         text_bytes: limits.text_bytes,
         room: frames_in(limits.lead),
     };
-    let line = Line::new(beginning, own.backlog, limits.lead, asked.caller);
+    let records = server.config.recordings.is_some();
+    let line = Line::new(beginning, own.backlog, limits.lead, records, asked.caller);
     let most = own.message_bytes;
     upgrade
         .max_message_size(most)

@@ -26,6 +26,16 @@ pub(super) enum Kind {
     Spoken { transcript: Option<String> },
     /// What the agent said.
     Reply(Reply),
+    /// A call of a tool that the client runs.
+    Call {
+        call: String,
+        tool: String,
+        /// JSON text.
+        arguments: String,
+        status: Status,
+    },
+    /// What came of one.
+    Output { call: String, output: String },
 }
 
 /// What the agent said in a turn.
@@ -33,6 +43,8 @@ pub(super) enum Kind {
 pub(super) struct Reply {
     pub(super) turn: TurnNumber,
     pub(super) status: Status,
+    /// Whether it is heard; else it is read.
+    pub(super) speaks: bool,
     /// Its words; none once it is known that they were not all heard.
     pub(super) transcript: Option<String>,
     /// Samples of it that went out.
@@ -73,6 +85,32 @@ impl Item {
                 ("user", Status::Completed, content)
             }
             Kind::Reply(reply) => ("assistant", reply.status, reply.content(dialect)),
+            Kind::Call {
+                call,
+                tool,
+                arguments,
+                status,
+            } => {
+                return json!({
+                    "id": self.id,
+                    "object": "realtime.item",
+                    "type": "function_call",
+                    "status": status.as_str(),
+                    "call_id": call,
+                    "name": tool,
+                    "arguments": arguments,
+                });
+            }
+            Kind::Output { call, output } => {
+                return json!({
+                    "id": self.id,
+                    "object": "realtime.item",
+                    "type": "function_call_output",
+                    "status": Status::Completed.as_str(),
+                    "call_id": call,
+                    "output": output,
+                });
+            }
         };
         json!({
             "id": self.id,
@@ -87,15 +125,17 @@ impl Item {
 
 impl Reply {
     fn content(&self, dialect: Dialect) -> Value {
-        let kind = match dialect {
-            Dialect::Current => "output_audio",
-            Dialect::Beta => "audio",
+        let (kind, words) = match (dialect, self.speaks) {
+            (Dialect::Current, true) => ("output_audio", "transcript"),
+            (Dialect::Current, false) => ("output_text", "text"),
+            (Dialect::Beta, true) => ("audio", "transcript"),
+            (Dialect::Beta, false) => ("text", "text"),
         };
         match (&self.transcript, self.status) {
             // Its content begins with its first part.
             (Some(text), Status::InProgress) if text.is_empty() => json!([]),
             (transcript, Status::InProgress | Status::Completed | Status::Incomplete) => {
-                json!([{ "type": kind, "transcript": transcript }])
+                json!([{ "type": kind, words: transcript }])
             }
         }
     }
@@ -131,8 +171,28 @@ impl Items {
     pub(super) fn reply_mut(&mut self, id: &str) -> Option<&mut Reply> {
         match &mut self.find_mut(id)?.kind {
             Kind::Reply(reply) => Some(reply),
-            Kind::Written { .. } | Kind::Spoken { .. } => None,
+            Kind::Written { .. }
+            | Kind::Spoken { .. }
+            | Kind::Call { .. }
+            | Kind::Output { .. } => None,
         }
+    }
+
+    /// Samples that went out of its turn before a reply: a turn that calls tools has several.
+    pub(super) fn samples_before(&self, id: &str) -> u64 {
+        let replies = self.0.iter().filter_map(|item| match &item.kind {
+            Kind::Reply(reply) => Some((&item.id, reply)),
+            Kind::Written { .. }
+            | Kind::Spoken { .. }
+            | Kind::Call { .. }
+            | Kind::Output { .. } => None,
+        });
+        let Some((_, this)) = replies.clone().find(|(of, _)| *of == id) else {
+            return 0;
+        };
+        let before = replies.take_while(|(of, _)| *of != id);
+        let of_turn = before.filter(|(_, reply)| reply.turn == this.turn);
+        of_turn.map(|(_, reply)| reply.samples).sum()
     }
 
     pub(super) fn remove(&mut self, id: &str) {

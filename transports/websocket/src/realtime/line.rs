@@ -14,14 +14,15 @@ use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     client,
     feed::Feed,
     fields::Problem,
-    machine::{Beginning, Machine, Order},
+    machine::{Beginning, Leaves, Leaving, Machine, Order},
 };
-use crate::call::ingress;
+use crate::{call::ingress, crossing::Crossing};
 
 pub(crate) struct Line {
     shared: Mutex<Shared>,
@@ -35,6 +36,12 @@ pub(crate) struct Line {
     /// Where in a trace its client is.
     caller: Option<TraceParent>,
     drain: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Whether the call is recorded as it crosses the wire.
+    records: bool,
+    /// What crosses the wire, once the conversation has begun.
+    crossing: OnceLock<Arc<Crossing>>,
+    /// It is over.
+    done: CancellationToken,
 }
 
 struct Shared {
@@ -65,6 +72,7 @@ impl Line {
         beginning: Beginning,
         backlog: Duration,
         lead: Duration,
+        records: bool,
         caller: Option<TraceParent>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -85,6 +93,9 @@ impl Line {
             lead,
             caller,
             drain: OnceLock::new(),
+            records,
+            crossing: OnceLock::new(),
+            done: CancellationToken::new(),
         })
     }
 
@@ -127,8 +138,26 @@ impl Line {
         self.with(|machine, _| machine.wrong(kind, problem, None));
     }
 
-    pub(super) fn next(&self) -> Option<String> {
+    pub(super) fn next(&self) -> Option<Leaving> {
         self.lock().machine.next()
+    }
+
+    /// A message has left.
+    pub(super) fn left(&self, what: &Leaves) {
+        let Some(crossing) = self.crossing.get() else {
+            return;
+        };
+        match what {
+            Leaves::Event => {}
+            Leaves::Frame { turn, pcm, .. } => crossing.left(*turn, pcm),
+            Leaves::End(turn) => crossing.over(*turn),
+        }
+    }
+
+    /// What crosses its wire, and what says that it is over.
+    pub(crate) fn crossing(&self) -> Option<(Arc<Crossing>, CancellationToken)> {
+        let crossing = self.crossing.get()?;
+        Some((Arc::clone(crossing), self.done.clone()))
     }
 
     pub(super) fn is_flooded(&self) -> bool {
@@ -154,6 +183,10 @@ impl Line {
                 return Next::Tell(to, shared.now.remove(0));
             }
             if let Some(ingress) = shared.feed.as_mut().and_then(|feed| feed.next(now)) {
+                // What is sent faster than it is spoken is heard, and recorded, at the pace of speech.
+                if let (Ingress::Audio(pcm), Some(crossing)) = (&ingress, self.crossing.get()) {
+                    crossing.came(pcm);
+                }
                 return Next::Tell(to, ingress);
             }
         }
@@ -170,13 +203,21 @@ impl Line {
         if !shared.hung_up {
             shared.to = Some(to);
         }
+        let (user, agent) = (
+            shared.machine.input().rate(),
+            shared.machine.output().rate(),
+        );
+        let crossing = self
+            .crossing
+            .get_or_init(|| Arc::new(Crossing::new(user, agent, self.records)));
         Transport {
             kind: TransportKind::Websocket,
-            source_rate: shared.machine.input().rate(),
+            source_rate: user,
             source,
             sink: Box::new(LineSink {
                 line: Arc::clone(self),
-                rate: shared.machine.output().rate(),
+                crossing: Arc::clone(crossing),
+                rate: agent,
                 codec: shared.machine.output().into(),
                 lead: self.lead,
             }),
@@ -243,6 +284,7 @@ impl Line {
         shared.over.get_or_insert_with(|| reason.to_owned());
         shared.to = None;
         drop(shared);
+        self.done.cancel();
         self.to_send.notify_one();
     }
 }
@@ -293,6 +335,7 @@ impl Shared {
 
 struct LineSink {
     line: Arc<Line>,
+    crossing: Arc<Crossing>,
     rate: SampleRate,
     codec: rspp_proto::Codec,
     lead: Duration,
@@ -318,6 +361,7 @@ impl Sink for LineSink {
 
     fn clear(&mut self, turn: TurnNumber) {
         self.line.with(|machine, _| machine.clear(turn));
+        self.crossing.cleared(turn);
     }
 
     fn send(&mut self, outgoing: Outgoing) -> Result<(), SinkError> {
@@ -331,15 +375,18 @@ impl Sink for LineSink {
             Outgoing::Speech(mark) => machine.speech(now, mark),
             // An answer without a voice comes as its words.
             Outgoing::Voice { .. } => {}
+            Outgoing::ToolCall(call) => machine.called(now, &call),
         });
         // A mark brings a deadline with it.
         self.line.to_do.notify_one();
         Ok(())
     }
 
-    fn pause(&mut self) {}
+    fn pause(&mut self) {
+        self.crossing.pause();
+    }
 
     fn wire(&self) -> Option<WireReport> {
-        None
+        Some(self.crossing.report())
     }
 }

@@ -1,6 +1,8 @@
 //! The protocol, without sockets and clocks: what a client says and what its session does go in, what the
 //! client is told and what the session is told come out.
 
+mod calls;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
@@ -14,8 +16,9 @@ use rspp_transport_api::{
 };
 use serde_json::{Map, Value, json};
 
+use self::calls::Calls;
 use super::{
-    client::{self, Author, ClientEvent, NewItem},
+    client::{self, Author, ClientEvent, NewContent, NewItem},
     fields::Problem,
     items::{Item, Items, Kind, Reply, Status},
     settings::{Allowed, Codec, Detection, Dialect, Settings},
@@ -49,15 +52,23 @@ pub(super) enum Order {
 
 /// One message to the client.
 #[derive(Debug)]
-enum Out {
-    Event(String),
+pub(super) struct Leaving {
+    pub(super) text: String,
+    pub(super) what: Leaves,
+}
+
+/// What leaves with a message.
+#[derive(Debug)]
+pub(super) enum Leaves {
+    Event,
     /// Audio of an item; taken back if the turn falls silent.
     Frame {
         turn: TurnNumber,
         item: String,
-        samples: u64,
-        text: String,
+        pcm: Bytes,
     },
+    /// The end of a turn's audio.
+    End(TurnNumber),
 }
 
 /// What the user says, from the first sound on.
@@ -97,7 +108,9 @@ impl Utterance {
 struct Response {
     id: String,
     item: String,
-    /// The turn that it is; not known while it is only asked for.
+    /// The items that it has begun, in order: what is said, and calls of tools.
+    items: Vec<String>,
+    /// The turn that it is of; not known while it is only asked for.
     turn: Option<TurnNumber>,
     metadata: Value,
     /// Its words so far, and the clause that they have come to.
@@ -110,6 +123,35 @@ struct Response {
     barged: bool,
     /// When it is given up, if no turn has opened.
     due: Option<Duration>,
+    /// When it is over, as it has called tools of the client's: what follows their results is another.
+    hands_over: Option<Duration>,
+    /// Something of it was heard since that was set.
+    went_on: bool,
+    /// It began by itself while the client was to ask for it.
+    unasked: bool,
+}
+
+/// Where something of a response is said.
+#[derive(Clone, Debug)]
+struct Place {
+    response: String,
+    item: String,
+    index: usize,
+}
+
+impl Response {
+    /// Where what it says is.
+    fn place(&self) -> Place {
+        Place {
+            response: self.id.clone(),
+            item: self.item.clone(),
+            index: self.index_of(&self.item),
+        }
+    }
+
+    fn index_of(&self, item: &str) -> usize {
+        self.items.iter().position(|it| it == item).unwrap_or(0)
+    }
 }
 
 /// How a response ends.
@@ -130,7 +172,7 @@ pub(super) struct Machine {
     allowed: Allowed,
     text_bytes: usize,
     started: bool,
-    waiting: VecDeque<Out>,
+    waiting: VecDeque<Leaving>,
     frames: usize,
     room: usize,
     orders: VecDeque<Order>,
@@ -145,6 +187,8 @@ pub(super) struct Machine {
     /// When it is certain that there were no words in it.
     no_turn: Option<Duration>,
     response: Option<Response>,
+    /// The tools' calls that the client runs.
+    calls: Calls,
     /// The newest turn that is over.
     done: TurnNumber,
     /// Nothing of this turn and those before it is heard any more.
@@ -195,6 +239,7 @@ impl Machine {
             unanswered: false,
             no_turn: None,
             response: None,
+            calls: Calls::default(),
             done: TurnNumber(0),
             cleared: TurnNumber(0),
             stalled: false,
@@ -230,22 +275,15 @@ impl Machine {
     }
 
     /// What the client is told next.
-    pub(super) fn next(&mut self) -> Option<String> {
-        match self.waiting.pop_front()? {
-            Out::Event(text) => Some(text),
-            Out::Frame {
-                turn: _,
-                item,
-                samples,
-                text,
-            } => {
-                self.frames -= 1;
-                if let Some(reply) = self.items.reply_mut(&item) {
-                    reply.samples += samples;
-                }
-                Some(text)
+    pub(super) fn next(&mut self) -> Option<Leaving> {
+        let leaving = self.waiting.pop_front()?;
+        if let Leaves::Frame { item, pcm, .. } = &leaving.what {
+            self.frames -= 1;
+            if let Some(reply) = self.items.reply_mut(item) {
+                reply.samples += pcm.len() as u64 / 2;
             }
         }
+        Some(leaving)
     }
 
     /// Whether the client is so far behind that it does not read.
@@ -256,7 +294,10 @@ impl Machine {
     /// When to call [`Self::tick`] at the latest.
     pub(super) fn next_due(&self) -> Option<Duration> {
         let words = self.unheard.iter().filter_map(|said| said.due);
-        let response = self.response.as_ref().and_then(|it| it.due);
+        let response = self.response.as_ref();
+        let given_up = response.and_then(|it| it.due);
+        let handed_over = response.and_then(|it| it.hands_over);
+        let response = given_up.into_iter().chain(handed_over);
         words.chain(response).chain(self.no_turn).min()
     }
 
@@ -274,6 +315,7 @@ impl Machine {
             self.no_turn = None;
             self.unanswered = false;
         }
+        self.hand_over_when_due(now);
         let given_up = |it: &Response| it.due.is_some_and(|due| due <= now);
         if self.response.as_ref().is_some_and(given_up) {
             let cancelled = self.response.as_ref().is_some_and(|it| it.cancelled);
@@ -335,7 +377,7 @@ impl Machine {
             }
             ClientEvent::Delete(id) => self.delete(&id),
             ClientEvent::Truncate { item, audio_end_ms } => self.truncate(&item, audio_end_ms),
-            ClientEvent::Respond { metadata } => self.respond(now, metadata),
+            ClientEvent::Respond { metadata, speaks } => self.respond(now, speaks, metadata),
             ClientEvent::Cancel(response) => self.cancel(response.as_deref()),
         }
     }
@@ -442,21 +484,27 @@ impl Machine {
             let says = format!("'item.id': an item '{id}' is there already");
             return Err(Problem::new("invalid_value", says).at("item.id"));
         }
+        let id = new.id.unwrap_or_else(|| self.id("item"));
+        match new.content {
+            NewContent::Message { author, text } => self.write(id, author, text),
+            NewContent::Output { call, output } => self.came_back(id, &call, output),
+        }
+    }
+
+    fn write(&mut self, id: String, author: Author, text: String) -> Result<(), Problem> {
         let waits: usize = self.typed.iter().map(|(_, text)| text.len()).sum();
         let told = self.settings.instructions.as_ref().map_or(0, String::len);
-        let before = match new.author {
+        let before = match author {
             Author::User => waits,
             Author::System => told,
         };
-        if before + new.text.len() > self.text_bytes {
+        if before + text.len() > self.text_bytes {
             return Err(self.too_long("item.content"));
         }
-        let id = new.id.unwrap_or_else(|| self.id("item"));
-        match new.author {
-            Author::User => self.typed.push((id.clone(), new.text.clone())),
-            Author::System => self.instruct(&new.text)?,
+        match author {
+            Author::User => self.typed.push((id.clone(), text.clone())),
+            Author::System => self.instruct(&text)?,
         }
-        let (author, text) = (new.author, new.text);
         let kind = Kind::Written { author, text };
         self.add(Item { id, kind });
         Ok(())
@@ -497,7 +545,8 @@ impl Machine {
     fn truncate(&mut self, id: &str, audio_end_ms: u64) -> Result<(), Problem> {
         let rate = u64::from(self.settings.output.rate().hertz());
         self.items.find(id).ok_or_else(|| not_found(id))?;
-        let Some(reply) = self.items.reply_mut(id) else {
+        let before = self.items.samples_before(id);
+        let Some(reply) = self.items.reply_mut(id).filter(|it| it.speaks) else {
             let says = "only model output audio messages can be truncated";
             return Err(Problem::new("unsupported_content_type", says).at("item_id"));
         };
@@ -509,7 +558,7 @@ impl Machine {
         }
         let played = Receipt {
             turn: reply.turn,
-            played: Duration::from_millis(audio_end_ms),
+            played: Duration::from_millis(before * 1_000 / rate + audio_end_ms),
         };
         reply.transcript = None;
         if reply.status == Status::Completed {
@@ -525,15 +574,36 @@ impl Machine {
         Ok(())
     }
 
-    fn respond(&mut self, now: Duration, metadata: Value) -> Result<(), Problem> {
+    fn respond(
+        &mut self,
+        now: Duration,
+        speaks: Option<bool>,
+        metadata: Value,
+    ) -> Result<(), Problem> {
+        if speaks.is_some_and(|speaks| speaks != self.settings.speaks) {
+            let path = match self.settings.dialect {
+                Dialect::Current => "response.output_modalities",
+                Dialect::Beta => "response.modalities",
+            };
+            let says = format!("'{path}': is the session's to say, before the conversation begins");
+            return Err(Problem::new("unsupported_value", says).at(path));
+        }
         let on_its_way = self.unanswered && self.settings.answers();
+        if self.typed.is_empty()
+            && !self.unanswered
+            && let Some(turn) = self.calls.asking()
+        {
+            return self.go_on(turn, metadata);
+        }
+        if self
+            .response
+            .as_ref()
+            .is_some_and(|it| it.hands_over.is_some())
+        {
+            self.hand_over();
+        }
         if self.response.is_some() || on_its_way {
-            let says =
-                "the conversation has an active response; wait for 'response.done', or cancel it";
-            return Err(Problem::new(
-                "conversation_already_has_active_response",
-                says,
-            ));
+            return Err(is_active());
         }
         match (self.typed.is_empty(), self.unanswered) {
             (true, false) => {
@@ -546,12 +616,14 @@ impl Machine {
                 return Err(Problem::new("audio_and_text_wait", says));
             }
             (false, false) => {
+                self.supersede();
                 let texts = self.typed.drain(..).map(|(_, text)| text);
                 let text = texts.collect::<Vec<_>>().join(" ");
                 self.start();
                 self.orders.push_back(Order::Now(Ingress::Text(text)));
             }
             (true, true) => {
+                self.supersede();
                 let end = Order::AfterAudio(Ingress::EndOfUtterance);
                 self.orders.push_back(end);
             }
@@ -742,6 +814,7 @@ impl Machine {
             item: self.id("item"),
             turn,
             metadata,
+            items: Vec::new(),
             text: String::new(),
             clause: None,
             has_item: false,
@@ -749,6 +822,9 @@ impl Machine {
             cancelled: false,
             barged: false,
             due: None,
+            hands_over: None,
+            went_on: false,
+            unasked: turn.is_some() && turn == self.calls.asking(),
         };
         let shown = self.shown(&response, "in_progress", &Value::Null, None);
         self.say("response.created", json!({ "response": shown }));
@@ -759,6 +835,9 @@ impl Machine {
     fn of(&mut self, turn: TurnNumber) -> Option<&mut Response> {
         if turn <= self.done {
             return None;
+        }
+        if let Some(before) = self.calls.asking().filter(|before| *before < turn) {
+            self.asked_in_vain(before);
         }
         match self.response.as_ref().map(|it| it.turn) {
             Some(Some(of)) if of == turn => {}
@@ -791,27 +870,31 @@ impl Machine {
             return;
         };
         response.has_item = true;
-        let (response, id) = (response.id.clone(), response.item.clone());
+        response.items.push(response.item.clone());
+        let place = response.place();
         let item = Item {
-            id: id.clone(),
+            id: place.item.clone(),
             kind: Kind::Reply(Reply {
                 turn,
                 status: Status::InProgress,
+                speaks: self.settings.speaks,
                 transcript: Some(String::new()),
                 samples: 0,
             }),
         };
-        let shown = item.shown(self.settings.dialect);
-        let added = json!({ "response_id": response, "output_index": 0, "item": shown });
-        self.say("response.output_item.added", added);
+        self.say_of_item("response.output_item.added", &place, &item);
         self.add(item);
-        let part = json!({ "type": "audio", "transcript": "" });
-        self.say_of_part(
-            "response.content_part.added",
-            &response,
-            &id,
-            ("part", part),
-        );
+        let part = ("part", self.part(""));
+        self.say_of_part("response.content_part.added", &place, part);
+    }
+
+    /// The part of an item that holds words.
+    fn part(&self, text: &str) -> Value {
+        if self.settings.speaks {
+            json!({ "type": "audio", "transcript": text })
+        } else {
+            json!({ "type": "text", "text": text })
+        }
     }
 
     /// A clause of what the agent says.
@@ -833,29 +916,26 @@ impl Machine {
         let glue = if response.text.is_empty() { "" } else { " " };
         let delta = format!("{glue}{}", chunk.text.trim());
         response.text.push_str(&delta);
-        let (response, item, text) = (
-            response.id.clone(),
-            response.item.clone(),
-            response.text.clone(),
-        );
-        if let Some(reply) = self.items.reply_mut(&item)
+        response.went_on = true;
+        let (place, text) = (response.place(), response.text.clone());
+        if let Some(reply) = self.items.reply_mut(&place.item)
             && let Some(transcript) = &mut reply.transcript
         {
             *transcript = text;
         }
-        let delta = ("delta", json!(delta));
-        self.say_of_part(
-            "response.output_audio_transcript.delta",
-            &response,
-            &item,
-            delta,
-        );
+        let kind = if self.settings.speaks {
+            "response.output_audio_transcript.delta"
+        } else {
+            "response.output_text.delta"
+        };
+        self.say_of_part(kind, &place, ("delta", json!(delta)));
     }
 
     /// Some of the agent's audio: 16-bit PCM at the rate of the output's format.
     pub(super) fn play(&mut self, turn: TurnNumber, data: &Bytes) -> Result<(), SinkError> {
-        if turn <= self.cleared {
-            return Ok(()); // The fence stands before the sink; nothing of this is to be heard.
+        // The fence stands before the sink; nothing of this is to be heard.
+        if turn <= self.cleared || !self.settings.speaks {
+            return Ok(());
         }
         if self.stalled || self.frames >= self.room {
             return Err(SinkError::Full);
@@ -872,22 +952,27 @@ impl Machine {
         };
         let event = self.event_id();
         let kind = self.named("response.output_audio.delta");
-        let Some(response) = &self.response else {
+        let Some(response) = &mut self.response else {
             return Ok(());
         };
-        let (id, item) = (&response.id, response.item.clone());
+        response.went_on = true;
+        let Place {
+            response: id,
+            item,
+            index,
+        } = response.place();
         // None of these has a character that JSON would want escaped: 50 of them leave in a second.
         let text = format!(
             "{{\"type\":\"{kind}\",\"event_id\":\"{event}\",\"response_id\":\"{id}\",\
-             \"item_id\":\"{item}\",\"output_index\":0,\"content_index\":0,\"delta\":\"{encoded}\"}}"
+             \"item_id\":\"{item}\",\"output_index\":{index},\"content_index\":0,\"delta\":\"{encoded}\"}}"
         );
         self.frames += 1;
-        self.waiting.push_back(Out::Frame {
+        let what = Leaves::Frame {
             turn,
             item,
-            samples: data.len() as u64 / 2,
-            text,
-        });
+            pcm: data.clone(),
+        };
+        self.waiting.push_back(Leaving { text, what });
         Ok(())
     }
 
@@ -909,34 +994,30 @@ impl Machine {
             return;
         };
         response.audio_ended = true;
-        let (id, item, text) = (
-            response.id.clone(),
-            response.item.clone(),
-            response.text.clone(),
-        );
+        let (place, text) = (response.place(), json!(response.text));
+        if !self.settings.speaks {
+            self.say_of_part("response.output_text.done", &place, ("text", text));
+            return;
+        }
+        let what = response.turn.map_or(Leaves::Event, Leaves::End);
         let end = json!({
-            "response_id": id,
-            "item_id": item,
-            "output_index": 0,
+            "response_id": place.response,
+            "item_id": place.item,
+            "output_index": place.index,
             "content_index": 0,
         });
-        self.say("response.output_audio.done", end);
-        let transcript = ("transcript", json!(text));
-        self.say_of_part(
-            "response.output_audio_transcript.done",
-            &id,
-            &item,
-            transcript,
-        );
+        self.push("response.output_audio.done", end, what);
+        let transcript = ("transcript", text);
+        self.say_of_part("response.output_audio_transcript.done", &place, transcript);
     }
 
     /// What was not sent of a turn and all before it is not to be heard any more.
     pub(super) fn clear(&mut self, turn: TurnNumber) {
         self.cleared = self.cleared.max(turn);
         let frames = &mut self.frames;
-        self.waiting.retain(|out| match out {
-            Out::Event(_) => true,
-            Out::Frame { turn: of, .. } => {
+        self.waiting.retain(|out| match &out.what {
+            Leaves::Event | Leaves::End(_) => true,
+            Leaves::Frame { turn: of, .. } => {
                 let stays = *of > turn;
                 *frames -= usize::from(!stays);
                 stays
@@ -956,6 +1037,7 @@ impl Machine {
                         self.answered();
                         let _known_now = self.of(turn);
                     }
+                    Signal::BargeIn if self.is_between_responses(turn) => {}
                     Signal::BargeIn => {
                         if let Some(response) = self.of(turn) {
                             response.barged = true;
@@ -965,9 +1047,15 @@ impl Machine {
                 }
             }
             News::Turn(turn) => {
-                if let Some(number) = TurnNumber::of(&turn.turn)
-                    && self.of(number).is_some()
-                {
+                let Some(number) = TurnNumber::of(&turn.turn) else {
+                    return;
+                };
+                if self.is_between_responses(number) {
+                    self.asked_in_vain(number);
+                } else if self.of(number).is_some() {
+                    if self.calls.asking() == Some(number) {
+                        self.asked_in_vain(number);
+                    }
                     self.finish(&self.ending(turn), Some(turn));
                     self.done = self.done.max(number);
                 }
@@ -1001,7 +1089,7 @@ impl Machine {
         let Some(response) = self.response.take() else {
             return;
         };
-        if let Some(turn) = response.turn {
+        if let Some(turn) = response.turn.filter(|it| self.calls.asking() != Some(*it)) {
             self.done = self.done.max(turn);
         }
         let status = match ending {
@@ -1013,15 +1101,9 @@ impl Machine {
         }
         let item = self.items.find(&response.item).cloned();
         if let Some(item) = item.filter(|_| response.has_item) {
-            let part = json!({ "type": "audio", "transcript": response.text });
-            let (id, of) = (&response.id, &response.item);
-            self.say_of_part("response.content_part.done", id, of, ("part", part));
-            let shown = item.shown(self.settings.dialect);
-            let done = json!({ "response_id": id, "output_index": 0, "item": shown });
-            self.say("response.output_item.done", done);
-            if self.settings.dialect == Dialect::Current {
-                self.say("conversation.item.done", json!({ "item": shown }));
-            }
+            let (place, part) = (response.place(), ("part", self.part(&response.text)));
+            self.say_of_part("response.content_part.done", &place, part);
+            self.item_done(&place, &item);
         }
         let (status, details) = match ending {
             Ending::Completed => ("completed", Value::Null),
@@ -1046,8 +1128,10 @@ impl Machine {
         details: &Value,
         turn: Option<&TurnNews>,
     ) -> Value {
-        let item = self.items.find(&response.item);
-        let output = item.map(|item| item.shown(self.settings.dialect));
+        let items = response.items.iter().filter_map(|id| self.items.find(id));
+        let output: Vec<Value> = items
+            .map(|item| item.shown(self.settings.dialect))
+            .collect();
         let usage = turn.map(|turn| {
             let (read, written) = (turn.spending.tokens_read, turn.spending.tokens_written);
             json!({
@@ -1065,7 +1149,7 @@ impl Machine {
             "conversation_id": self.conversation(),
             "status": status,
             "status_details": details,
-            "output": output.map_or_else(Vec::new, |item| vec![item]),
+            "output": output,
             "metadata": response.metadata,
             "usage": usage,
         });
@@ -1099,6 +1183,8 @@ impl Machine {
                 "response.output_audio.done" => "response.audio.done",
                 "response.output_audio_transcript.delta" => "response.audio_transcript.delta",
                 "response.output_audio_transcript.done" => "response.audio_transcript.done",
+                "response.output_text.delta" => "response.text.delta",
+                "response.output_text.done" => "response.text.done",
                 "conversation.item.added" => "conversation.item.created",
                 same => same,
             },
@@ -1109,8 +1195,8 @@ impl Machine {
     fn add(&mut self, item: Item) {
         let shown = item.shown(self.settings.dialect);
         let is_whole = match &item.kind {
-            Kind::Written { .. } | Kind::Spoken { .. } => true,
-            Kind::Reply(_) => false,
+            Kind::Written { .. } | Kind::Spoken { .. } | Kind::Output { .. } => true,
+            Kind::Reply(_) | Kind::Call { .. } => false,
         };
         let before = self.items.add(item);
         let added = json!({ "previous_item_id": before, "item": shown });
@@ -1120,29 +1206,51 @@ impl Machine {
         }
     }
 
-    fn say_of_part(
-        &mut self,
-        kind: &'static str,
-        response: &str,
-        item: &str,
-        (name, what): (&str, Value),
-    ) {
+    fn say_of_part(&mut self, kind: &'static str, place: &Place, (name, what): (&str, Value)) {
         let of_part = json!({
-            "response_id": response,
-            "item_id": item,
-            "output_index": 0,
+            "response_id": place.response,
+            "item_id": place.item,
+            "output_index": place.index,
             "content_index": 0,
             name: what,
         });
         self.say(kind, of_part);
     }
 
-    fn say(&mut self, kind: &'static str, mut fields: Value) {
+    fn say_of_item(&mut self, kind: &'static str, place: &Place, item: &Item) {
+        let of_item = json!({
+            "response_id": place.response,
+            "output_index": place.index,
+            "item": item.shown(self.settings.dialect),
+        });
+        self.say(kind, of_item);
+    }
+
+    /// An item of a response is complete.
+    fn item_done(&mut self, place: &Place, item: &Item) {
+        self.say_of_item("response.output_item.done", place, item);
+        if self.settings.dialect == Dialect::Current {
+            let shown = item.shown(self.settings.dialect);
+            self.say("conversation.item.done", json!({ "item": shown }));
+        }
+    }
+
+    fn say(&mut self, kind: &'static str, fields: Value) {
+        self.push(kind, fields, Leaves::Event);
+    }
+
+    fn push(&mut self, kind: &'static str, mut fields: Value, what: Leaves) {
         let (kind, id) = (self.named(kind), self.event_id());
         fields["type"] = json!(kind);
         fields["event_id"] = json!(id);
-        self.waiting.push_back(Out::Event(fields.to_string()));
+        let text = fields.to_string();
+        self.waiting.push_back(Leaving { text, what });
     }
+}
+
+fn is_active() -> Problem {
+    let says = "the conversation has an active response; wait for 'response.done', or cancel it";
+    Problem::new("conversation_already_has_active_response", says)
 }
 
 fn not_found(id: &str) -> Problem {

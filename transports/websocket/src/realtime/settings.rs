@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use rspp_proto::SampleRate;
+use rspp_proto::{
+    SampleRate,
+    spec::{ToolDeclaration, ToolExecutor},
+};
 use rspp_transport_api::{Interruption, TurnEnd, Wishes};
 use serde_json::{Map, Value, json};
 
@@ -13,6 +16,10 @@ use super::{
 
 /// What clients may set up. What they may not is the pipeline's own, and refused where they ask for another.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is something that an operator grants or keeps"
+)]
 pub struct Allowed {
     /// What the agent is told it is.
     pub instructions: bool,
@@ -20,6 +27,8 @@ pub struct Allowed {
     pub turn_detection: bool,
     /// How long replies are, and how freely they are worded.
     pub generation: bool,
+    /// Tools of their own, which they run.
+    pub tools: bool,
     /// Voices, by the names that the pipeline's provider has for them.
     pub voices: BTreeSet<String>,
 }
@@ -30,6 +39,7 @@ impl Default for Allowed {
             instructions: true,
             turn_detection: true,
             generation: true,
+            tools: true,
             voices: BTreeSet::new(),
         }
     }
@@ -143,6 +153,12 @@ const PREFIX_MS: u64 = 200;
 /// Probability from which a sound is speech, unless the client says.
 const THRESHOLD: f64 = 0.5;
 
+/// Most tools of a client's, and the most bytes that they are described with.
+const TOOLS: usize = 64;
+const TOOL_BYTES: usize = 64 << 10;
+/// How long a client may take to say what came of a call, in milliseconds: it may ask somebody.
+const TOOL_MS: u64 = 60_000;
+
 /// Names of voices that stand for "a voice": they are another vendor's, and every client of this API says one
 /// of them.
 const ANY_VOICE: [&str; 10] = [
@@ -161,6 +177,11 @@ pub(super) struct Settings {
     temperature: Option<f64>,
     pub(super) input: Codec,
     pub(super) output: Codec,
+    /// Whether the agent speaks; else it writes.
+    pub(super) speaks: bool,
+    /// Tools that the client runs, and whether the model may call them.
+    tools: Vec<ToolDeclaration>,
+    calls_tools: bool,
     /// Whether the client hears what the user said.
     pub(super) transcribes: bool,
     pub(super) detection: Option<Detection>,
@@ -178,6 +199,9 @@ impl Settings {
             temperature: None,
             input: Codec::Pcm,
             output: Codec::Pcm,
+            speaks: true,
+            tools: Vec::new(),
+            calls_tools: true,
             transcribes: true,
             detection: Some(Detection {
                 ends: Ends::Judged(Eagerness::Auto),
@@ -221,6 +245,12 @@ impl Settings {
             language: self.language.clone(),
             max_tokens: self.max_tokens,
             temperature: self.temperature,
+            text_only: !self.speaks,
+            tools: if self.calls_tools {
+                self.tools.clone()
+            } else {
+                Vec::new()
+            },
             speech_from: self.detection.and_then(|it| it.threshold),
             turn_end,
             interruption: allowed.turn_detection.then_some(if interrupts {
@@ -265,6 +295,9 @@ impl Settings {
                 "session.max_output_tokens",
                 self.max_tokens != next.max_tokens,
             ),
+            ("session.output_modalities", self.speaks != next.speaks),
+            ("session.tools", self.tools != next.tools),
+            ("session.tool_choice", self.calls_tools != next.calls_tools),
             ("session.temperature", self.temperature != next.temperature),
             ("session.audio.input.format", self.input != next.input),
             ("session.audio.output.format", self.output != next.output),
@@ -307,7 +340,7 @@ impl Settings {
             "tracing",
             "truncation",
         ])?;
-        speaks(fields, "output_modalities")?;
+        self.speaks = speaks(fields, "output_modalities")?.unwrap_or(self.speaks);
         self.take_common(fields, "max_output_tokens", allowed)?;
         fields.within("audio", |audio| {
             audio.only(&["input", "output"])?;
@@ -361,7 +394,7 @@ impl Settings {
             "prompt",
             "tracing",
         ])?;
-        speaks(fields, "modalities")?;
+        self.speaks = speaks(fields, "modalities")?.unwrap_or(self.speaks);
         self.take_common(fields, "max_response_output_tokens", allowed)?;
         if let Some(temperature) = fields.number("temperature", 0.0, 2.0)? {
             if !allowed.generation {
@@ -405,19 +438,7 @@ impl Settings {
             }
             self.instructions = (!text.trim().is_empty()).then(|| text.to_owned());
         }
-        if fields.list("tools")?.is_some_and(|tools| !tools.is_empty()) {
-            return Err(fields.unsupported(
-                "tools",
-                "tools belong to the pipeline, which runs them itself; a client has none",
-            ));
-        }
-        match fields.get("tool_choice") {
-            None | Some(Value::Null) => {}
-            Some(choice) if choice == "auto" || choice == "none" => {}
-            Some(_forced) => {
-                return Err(fields.unsupported("tool_choice", "no client's tool can be called"));
-            }
-        }
+        self.take_tools(fields, allowed)?;
         match fields.get(max_tokens) {
             None => {}
             Some(Value::Null) => self.max_tokens = None,
@@ -438,6 +459,39 @@ impl Settings {
         }
         if fields.list("include")?.is_some_and(|it| !it.is_empty()) {
             return Err(fields.unsupported("include", "recognition gives no probabilities"));
+        }
+        Ok(())
+    }
+
+    fn take_tools(&mut self, fields: &Fields<'_>, allowed: &Allowed) -> Result<(), Problem> {
+        if let Some(listed) = fields.list("tools")? {
+            if !listed.is_empty() && !allowed.tools {
+                return Err(fields.unsupported("tools", "are the pipeline's to say"));
+            }
+            let bytes: usize = listed.iter().map(|tool| tool.to_string().len()).sum();
+            if listed.len() > TOOLS || bytes > TOOL_BYTES {
+                let why = format!("are more than {TOOLS}, or longer than {TOOL_BYTES} bytes");
+                return Err(fields.invalid("tools", &why));
+            }
+            let mut tools: Vec<ToolDeclaration> = Vec::new();
+            fields.each("tools", |it| {
+                let tool = tool(&it)?;
+                if tools.iter().any(|other| other.name == tool.name) {
+                    return Err(it.invalid("name", "is another tool's too"));
+                }
+                tools.push(tool);
+                Ok(())
+            })?;
+            self.tools = tools;
+        }
+        match fields.get("tool_choice") {
+            None | Some(Value::Null) => {}
+            Some(choice) if choice == "auto" => self.calls_tools = true,
+            Some(choice) if choice == "none" => self.calls_tools = false,
+            Some(_forced) => {
+                let why = "the model chooses: served are auto and none";
+                return Err(fields.unsupported("tool_choice", why));
+            }
         }
         Ok(())
     }
@@ -527,7 +581,7 @@ impl Settings {
                 "id": id,
                 "model": self.model,
                 "instructions": instructions,
-                "output_modalities": ["audio"],
+                "output_modalities": self.modalities(),
                 "audio": {
                     "input": {
                         "format": self.input.shown(self.dialect),
@@ -541,8 +595,8 @@ impl Settings {
                         "speed": 1.0,
                     },
                 },
-                "tools": [],
-                "tool_choice": "auto",
+                "tools": self.tools_shown(),
+                "tool_choice": self.tool_choice(),
                 "max_output_tokens": max_tokens,
                 "tracing": null,
                 "truncation": "auto",
@@ -554,7 +608,7 @@ impl Settings {
                 "id": id,
                 "model": self.model,
                 "instructions": instructions,
-                "modalities": ["text", "audio"],
+                "modalities": self.modalities(),
                 "voice": voice,
                 "speed": 1.0,
                 "input_audio_format": self.input.shown(self.dialect),
@@ -562,12 +616,36 @@ impl Settings {
                 "input_audio_transcription": transcription,
                 "input_audio_noise_reduction": null,
                 "turn_detection": self.detection.map(Detection::shown),
-                "tools": [],
-                "tool_choice": "auto",
+                "tools": self.tools_shown(),
+                "tool_choice": self.tool_choice(),
                 "temperature": self.temperature.unwrap_or(0.8),
                 "max_response_output_tokens": max_tokens,
             }),
         }
+    }
+
+    fn modalities(&self) -> Value {
+        match (self.dialect, self.speaks) {
+            (Dialect::Current, true) => json!(["audio"]),
+            (Dialect::Beta, true) => json!(["text", "audio"]),
+            (Dialect::Current | Dialect::Beta, false) => json!(["text"]),
+        }
+    }
+
+    fn tools_shown(&self) -> Value {
+        let tools = self.tools.iter().map(|tool| {
+            json!({
+                "type": "function",
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": tool.parameters,
+            })
+        });
+        tools.collect()
+    }
+
+    fn tool_choice(&self) -> &'static str {
+        if self.calls_tools { "auto" } else { "none" }
     }
 
     /// What of it a response repeats.
@@ -577,12 +655,12 @@ impl Settings {
         let format = self.output.shown(self.dialect);
         match self.dialect {
             Dialect::Current => json!({
-                "output_modalities": ["audio"],
+                "output_modalities": self.modalities(),
                 "audio": { "output": { "format": format, "voice": voice } },
                 "max_output_tokens": max_tokens,
             }),
             Dialect::Beta => json!({
-                "modalities": ["text", "audio"],
+                "modalities": self.modalities(),
                 "voice": voice,
                 "output_audio_format": format,
                 "max_output_tokens": max_tokens,
@@ -628,6 +706,44 @@ fn one_speed(fields: &Fields<'_>) -> Result<(), Problem> {
         return Err(fields.unsupported("speed", "the voice has one speed, 1.0"));
     }
     Ok(())
+}
+
+/// A tool that the client runs.
+fn tool(fields: &Fields<'_>) -> Result<ToolDeclaration, Problem> {
+    match fields.needed("type", fields.text("type")?)? {
+        "function" => {}
+        "mcp" => return Err(fields.unsupported("type", "MCP is not served")),
+        _unknown => return Err(fields.invalid("type", "is not function")),
+    }
+    fields.only(&["type", "name", "description", "parameters", "strict"])?;
+    fields.truth("strict")?; // Arguments are held to their schema either way.
+    let name = fields.needed("name", fields.text("name")?)?;
+    if !ToolDeclaration::is_name(name) {
+        let why = "has not between 1 and 64 letters, digits, _ and -";
+        return Err(fields.invalid("name", why));
+    }
+    let described = fields.text("description")?;
+    let described = described.filter(|text| !text.trim().is_empty());
+    let mut tool = ToolDeclaration::new(name, described.unwrap_or(name));
+    tool.run = ToolExecutor::Client;
+    tool.timeout_ms = TOOL_MS;
+    if fields.within("parameters", |_| Ok(()))?.is_some() {
+        let mut parameters = fields.get("parameters").cloned().unwrap_or_default();
+        if let Some(schema) = parameters.as_object_mut() {
+            schema.remove("$schema");
+        }
+        if parameters != json!({}) {
+            tool.parameters = parameters;
+        }
+    }
+    if let Some(problem) = tool.arguments().problems().into_iter().next() {
+        let path = match problem.path.as_str() {
+            "" => "parameters".to_owned(),
+            path => format!("parameters.{path}"),
+        };
+        return Err(fields.unsupported(&path, &problem.message));
+    }
+    Ok(tool)
 }
 
 fn codec(format: &Fields<'_>) -> Result<Codec, Problem> {

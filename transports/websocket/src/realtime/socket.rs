@@ -77,8 +77,9 @@ pub(super) async fn serve(
     };
     // What was said before is told before.
     let rest = async {
-        while let Some(text) = line.next() {
-            to.send(Message::Text(text.into())).await?;
+        while let Some(leaving) = line.next() {
+            to.send(Message::Text(leaving.text.into())).await?;
+            line.left(&leaving.what);
         }
         Ok::<(), axum::Error>(())
     };
@@ -161,10 +162,12 @@ async fn write(
     let limits = &server.config.limits;
     let mut ping = pings(limits.ping);
     loop {
-        while let Some(text) = line.next() {
-            if let Err(unsent) = send(to, Message::Text(text.into()), limits.dead).await {
+        while let Some(leaving) = line.next() {
+            let message = Message::Text(leaving.text.into());
+            if let Err(unsent) = send(to, message, limits.dead).await {
                 return unsent.into();
             }
+            line.left(&leaving.what);
         }
         if let Some(reason) = line.over() {
             return Over::Ended(reason);

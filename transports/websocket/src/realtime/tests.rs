@@ -4,9 +4,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use rspp_proto::{SampleIndex, Speaker, SpeechMark, Spending, TextChunk, TurnNumber};
+use rspp_proto::{
+    SampleIndex, Speaker, SpeechMark, Spending, TextChunk, TurnNumber, spec::ToolExecutor,
+};
 use rspp_transport_api::{
-    Ingress, Interruption, News, Receipt, SinkError, TurnEnd, TurnNews, audio::to_bytes,
+    ClientCall, ClientResult, Ingress, Interruption, News, Receipt, SinkError, TurnEnd, TurnNews,
+    audio::to_bytes,
 };
 use serde_json::{Value, json};
 
@@ -42,7 +45,7 @@ fn at(ms: u64) -> Duration {
 fn events(machine: &mut Machine) -> Vec<Value> {
     let texts = std::iter::from_fn(|| machine.next());
     texts
-        .map(|text| serde_json::from_str(&text).unwrap())
+        .map(|it| serde_json::from_str(&it.text).unwrap())
         .collect()
 }
 
@@ -126,7 +129,9 @@ fn what_is_refused_is_refused_precisely() {
         let content = json!([{ "type": kind, "text": "a", "audio": "", "image_url": "" }]);
         item(json!({ "type": "message", "role": "user", "content": content }))
     };
-    let tool = json!([{ "type": "function", "name": "f" }]);
+    let tool = |fields: Value| realtime("tools", json!([fields]));
+    let parameters =
+        |schema: Value| tool(json!({ "type": "function", "name": "f", "parameters": schema }));
     let assistant = json!({ "type": "message", "role": "assistant", "content": [] });
     let output_of_tool = json!({ "type": "function_call_output", "call_id": "c", "output": "" });
     let truncate = |content: u64, ms: i64| {
@@ -176,15 +181,49 @@ fn what_is_refused_is_refused_precisely() {
             "string_above_max_length",
             "session.instructions",
         ),
-        (realtime("tools", tool), unsupported, "session.tools"),
+        (
+            tool(json!({ "type": "mcp" })),
+            unsupported,
+            "session.tools[0].type",
+        ),
+        (
+            tool(json!({ "type": "function" })),
+            "missing_required_parameter",
+            "session.tools[0].name",
+        ),
+        (
+            tool(json!({ "type": "function", "name": "a b" })),
+            "invalid_value",
+            "session.tools[0].name",
+        ),
+        (
+            parameters(json!({ "type": "string" })),
+            unsupported,
+            "session.tools[0].parameters",
+        ),
+        (
+            parameters(json!({ "type": "object", "oneOf": [] })),
+            unsupported,
+            "session.tools[0].parameters.oneOf",
+        ),
+        (
+            realtime(
+                "tools",
+                json!([
+                    { "type": "function", "name": "f" }, { "type": "function", "name": "f" },
+                ]),
+            ),
+            "invalid_value",
+            "session.tools[1].name",
+        ),
         (
             realtime("tool_choice", json!("required")),
             unsupported,
             "session.tool_choice",
         ),
         (
-            realtime("output_modalities", json!(["text"])),
-            unsupported,
+            realtime("output_modalities", json!([])),
+            "invalid_value",
             "session.output_modalities",
         ),
         (
@@ -274,7 +313,12 @@ fn what_is_refused_is_refused_precisely() {
             "item.type",
         ),
         (item(assistant), unsupported, "item.role"),
-        (item(output_of_tool), unsupported, "item.type"),
+        (item(output_of_tool), "item_not_found", "item.call_id"),
+        (
+            item(json!({ "type": "function_call", "call_id": "c" })),
+            unsupported,
+            "item.type",
+        ),
         (part("input_audio"), unsupported, "item.content[0].type"),
         (part("input_image"), unsupported, "item.content[0].type"),
         (part("output_text"), "invalid_value", "item.content[0].type"),
@@ -295,6 +339,11 @@ fn what_is_refused_is_refused_precisely() {
             response("instructions", json!("x")),
             unsupported,
             "response.instructions",
+        ),
+        (
+            response("output_modalities", json!(["text"])),
+            unsupported,
+            "response.output_modalities",
         ),
         (
             response("conversation", json!("none")),
@@ -403,6 +452,7 @@ fn what_is_the_pipelines_to_say_is_not_a_clients() {
         instructions: false,
         turn_detection: false,
         generation: false,
+        tools: false,
         voices: ["anna".to_owned()].into(),
     };
     let mut machine = machine_of(Dialect::Current, allowed);
@@ -415,6 +465,10 @@ fn what_is_the_pipelines_to_say_is_not_a_clients() {
         (
             json!({ "audio": { "input": { "turn_detection": null } } }),
             "session.audio.input.turn_detection",
+        ),
+        (
+            json!({ "tools": [{ "type": "function", "name": "f" }] }),
+            "session.tools",
         ),
     ] {
         let mut session = session;
@@ -617,6 +671,254 @@ fn a_text_that_waits_can_be_taken_back() {
     assert_eq!(came[0]["error"]["code"], "nothing_to_answer");
 }
 
+fn set_up(machine: &mut Machine, mut session: Value) -> Vec<Value> {
+    session["type"] = json!("realtime");
+    say(
+        machine,
+        &json!({ "type": "session.update", "session": session }),
+    )
+}
+
+/// Issue 5: an agent that is asked to write does not speak; what it writes comes as text, in both dialects.
+#[test]
+fn a_written_answer_comes_as_text() {
+    for (dialect, session, names, content) in [
+        (
+            Dialect::Current,
+            json!({ "type": "realtime", "output_modalities": ["text"] }),
+            ["response.output_text.delta", "response.output_text.done"],
+            "output_text",
+        ),
+        (
+            Dialect::Beta,
+            json!({ "modalities": ["text"] }),
+            ["response.text.delta", "response.text.done"],
+            "text",
+        ),
+    ] {
+        let mut machine = machine_of(dialect, Allowed::default());
+        assert!(!machine.wishes().text_only);
+        let update = json!({ "type": "session.update", "session": session });
+        let came = say(&mut machine, &update);
+        assert_eq!(kinds(&came), ["session.updated"]);
+        assert!(machine.wishes().text_only);
+        ask(&mut machine, "hello");
+        machine.clause(T1, &clause(0, "One two."));
+        machine.play(T1, &frame()).unwrap();
+        machine.clause(T1, &clause(1, "Three."));
+        machine.audio_end(T1);
+        machine.news(&over(T1, "commit", None));
+        let came = events(&mut machine);
+        let deltas = came.iter().filter(|event| event["type"] == names[0]);
+        let text: String = deltas.filter_map(|event| event["delta"].as_str()).collect();
+        assert_eq!(text, "One two. Three.");
+        let done = came.iter().find(|event| event["type"] == names[1]).unwrap();
+        assert_eq!(done["text"], text);
+        assert!(!kinds(&came).iter().any(|kind| kind.contains("audio")));
+        let response = &came.last().unwrap()["response"];
+        let part = json!([{ "type": content, "text": text }]);
+        assert_eq!(response["output"][0]["content"], part);
+        let truncate = json!({
+            "type": "conversation.item.truncate",
+            "item_id": response["output"][0]["id"], "content_index": 0, "audio_end_ms": 0,
+        });
+        let came = say(&mut machine, &truncate);
+        assert_eq!(came[0]["error"]["code"], "unsupported_content_type");
+    }
+}
+
+fn call(turn: TurnNumber, tool: &str) -> ClientCall {
+    ClientCall {
+        turn,
+        call: format!("of-{tool}").into(),
+        tool: tool.into(),
+        arguments: "{}".into(),
+    }
+}
+
+fn result(turn: TurnNumber, tool: &str, output: &str) -> Order {
+    Order::Now(Ingress::ToolResult(Box::new(ClientResult {
+        turn,
+        call: format!("of-{tool}").into(),
+        outcome: Ok(output.to_owned()),
+    })))
+}
+
+fn output(id: &str) -> Value {
+    let item = json!({ "type": "function_call_output", "call_id": id, "output": "sunny" });
+    json!({ "type": "conversation.item.create", "item": item })
+}
+
+fn id_of_call(came: &[Value]) -> String {
+    let mut ids = came.iter().filter_map(|event| event["call_id"].as_str());
+    ids.next_back().expect("a tool was called").to_owned()
+}
+
+const GO_ON: &str = r#"{ "type": "response.create" }"#;
+
+/// Issue 5: a response ends with the calls of the client's tools; the session is told what came of them when the
+/// client asks for the next, which is of the same turn.
+#[test]
+fn a_tool_of_the_clients_ends_a_response_and_begins_another() {
+    let mut machine = machine();
+    let tools = json!([
+        { "type": "function", "name": "weather", "parameters": { "type": "object" } },
+        { "type": "function", "name": "time" },
+    ]);
+    let came = set_up(&mut machine, json!({ "tools": tools }));
+    assert_eq!(came[0]["session"]["tools"][0]["name"], "weather");
+    let wished: Vec<_> = machine.wishes().tools.into_iter().collect();
+    assert_eq!(wished.len(), 2);
+    assert_eq!(wished[0].run, ToolExecutor::Client);
+    ask(&mut machine, "How is the weather, and what is the time?");
+    let _before = orders(&mut machine);
+    let _told = events(&mut machine);
+    machine.called(at(0), &call(T1, "weather"));
+    machine.called(at(10), &call(T1, "time"));
+    let came = events(&mut machine);
+    assert_eq!(
+        kinds(&came),
+        [
+            "response.output_item.added",
+            "conversation.item.added",
+            "response.function_call_arguments.delta",
+            "response.function_call_arguments.done",
+            "response.output_item.done",
+            "conversation.item.done",
+        ]
+        .repeat(2)
+    );
+    assert_eq!(came[3]["name"], "weather");
+    assert_eq!(came[9]["output_index"], 1);
+    let (weather, time) = (id_of_call(&came[..6]), id_of_call(&came));
+    assert_eq!(machine.next_due(), Some(at(40)));
+    machine.tick(at(40));
+    let came = events(&mut machine);
+    assert_eq!(kinds(&came), ["response.done"]);
+    let response = &came[0]["response"];
+    assert_eq!(response["status"], "completed");
+    let names = [0, 1].map(|nth| response["output"][nth]["name"].as_str());
+    assert_eq!(names, [Some("weather"), Some("time")]);
+
+    machine.client(at(50), GO_ON);
+    let came = events(&mut machine);
+    assert_eq!(came[0]["error"]["code"], "nothing_to_answer");
+    let came = say(&mut machine, &output(&weather));
+    assert_eq!(came[0]["item"]["type"], "function_call_output");
+    assert_eq!(
+        orders(&mut machine),
+        [],
+        "the client has not asked for more"
+    );
+    let again = say(&mut machine, &output(&weather));
+    assert_eq!(again[0]["error"]["param"], "item.call_id");
+    machine.client(at(60), GO_ON);
+    assert_eq!(kinds(&events(&mut machine)), ["response.created"]);
+    assert_eq!(orders(&mut machine), [result(T1, "weather", "sunny")]);
+    // The response waits for the other one.
+    say(&mut machine, &output(&time));
+    assert_eq!(orders(&mut machine), [result(T1, "time", "sunny")]);
+    machine.clause(T1, &clause(0, "It is sunny."));
+    machine.play(T1, &frame()).unwrap();
+    machine.news(&over(T1, "commit", None));
+    let came = events(&mut machine);
+    let response = &came.last().unwrap()["response"];
+    assert_eq!(response["status"], "completed");
+    let said = &response["output"][0]["content"][0]["transcript"];
+    assert_eq!(said, "It is sunny.");
+    machine.client(at(70), GO_ON);
+    let came = events(&mut machine);
+    assert_eq!(came[0]["error"]["code"], "nothing_to_answer");
+}
+
+/// Issue 5: what is said before a call is part of its response, however late it is heard; a client that does not
+/// wait for its end is served too.
+#[test]
+fn what_is_said_before_a_call_is_heard_to_its_end() {
+    let mut machine = machine();
+    ask(&mut machine, "Order a beer.");
+    machine.clause(T1, &clause(0, "I am ordering."));
+    machine.called(at(0), &call(T1, "order"));
+    let came = events(&mut machine);
+    let id = id_of_call(&came);
+    machine.play(T1, &frame()).unwrap();
+    machine.tick(at(400));
+    assert!(!kinds(&events(&mut machine)).contains(&"response.done"));
+    machine.tick(at(800));
+    let came = events(&mut machine);
+    let response = &came.last().unwrap()["response"];
+    let kinds_of = [0, 1].map(|nth| response["output"][nth]["type"].as_str());
+    assert_eq!(kinds_of, [Some("message"), Some("function_call")]);
+    let first = response["output"][0]["id"].clone();
+
+    // More of it comes after all: it is a response of its own, which the client's request is for.
+    machine.play(T1, &frame()).unwrap();
+    say(&mut machine, &output(&id));
+    machine.client(at(900), GO_ON);
+    let came = events(&mut machine);
+    assert!(!kinds(&came).contains(&"error"), "{came:?}");
+    assert!(orders(&mut machine).contains(&result(T1, "order", "sunny")));
+    machine.clause(T1, &clause(1, "Done."));
+    machine.news(&over(T1, "commit", None));
+    let came = events(&mut machine);
+    let second = came.last().unwrap()["response"]["output"][0]["id"].clone();
+    // What was heard is counted from the beginning of the turn.
+    for (item, ms, heard) in [(&second, 10, 30), (&first, 10, 10)] {
+        let truncate = json!({
+            "type": "conversation.item.truncate",
+            "item_id": item, "content_index": 0, "audio_end_ms": ms,
+        });
+        say(&mut machine, &truncate);
+        let played = at(heard);
+        let receipt = Ingress::Played(Receipt { turn: T1, played });
+        assert_eq!(orders(&mut machine), [Order::Now(receipt)]);
+    }
+
+    // A client that answers at once need not wait.
+    ask(&mut machine, "And another.");
+    machine.called(at(1_000), &call(T2, "order"));
+    let id = id_of_call(&events(&mut machine));
+    say(&mut machine, &output(&id));
+    machine.client(at(1_001), GO_ON);
+    let came = events(&mut machine);
+    assert_eq!(kinds(&came), ["response.done", "response.created"]);
+}
+
+/// P7, issue 5: a turn that is interrupted while the client's tool runs tells no response of its end, and what
+/// came of the call reaches the session all the same.
+#[test]
+fn a_turn_that_is_over_takes_what_came_of_its_calls() {
+    let mut machine = machine();
+    ask(&mut machine, "Order a beer.");
+    machine.called(at(0), &call(T1, "order"));
+    machine.tick(at(100));
+    let id = id_of_call(&events(&mut machine));
+    machine.news(&over(T1, "abort", Some("cancelled")));
+    assert_eq!(kinds(&events(&mut machine)), [""; 0]);
+    let _before = orders(&mut machine);
+    let came = say(&mut machine, &output(&id));
+    assert_eq!(came[0]["type"], "conversation.item.added");
+    assert_eq!(orders(&mut machine), [result(T1, "order", "sunny")]);
+    machine.play(T1, &frame()).unwrap();
+    assert_eq!(
+        kinds(&events(&mut machine)),
+        [""; 0],
+        "its audio is nobody's"
+    );
+
+    // What the client had said before, and not asked to go on with, is told with the next turn.
+    ask(&mut machine, "Order a beer.");
+    machine.called(at(200), &call(T2, "order"));
+    machine.tick(at(300));
+    let id = id_of_call(&events(&mut machine));
+    say(&mut machine, &output(&id));
+    let _before = orders(&mut machine);
+    machine.clause(TurnNumber(3), &clause(0, "Something else."));
+    assert_eq!(orders(&mut machine), [result(T2, "order", "sunny")]);
+    let came = events(&mut machine);
+    assert_eq!(kinds(&came)[0], "response.created");
+}
+
 /// Any JSON, of the words of this protocol as of others.
 fn anything() -> impl Strategy<Value = Value> {
     let words = prop::sample::select(vec![
@@ -657,6 +959,13 @@ fn anything() -> impl Strategy<Value = Value> {
         "AAAA",
         "voice",
         "tools",
+        "tool_choice",
+        "function",
+        "name",
+        "parameters",
+        "function_call_output",
+        "call_id",
+        "output_modalities",
         "instructions",
         "max_output_tokens",
         "inf",
@@ -708,7 +1017,7 @@ fn event() -> impl Strategy<Value = Value> {
 /// What a session may do in between.
 fn happen(machine: &mut Machine, what: u8, now: Duration) {
     let turn = TurnNumber(u32::from(what % 3) + 1);
-    match what % 9 {
+    match what % 10 {
         0 => machine.speech(now, STARTED),
         1 => machine.speech(now, STOPPED),
         2 => machine.speech(now, FINISHED),
@@ -717,6 +1026,7 @@ fn happen(machine: &mut Machine, what: u8, now: Duration) {
         5 => drop(machine.play(turn, &frame())),
         6 => machine.audio_end(turn),
         7 => machine.clear(turn),
+        8 => machine.called(now, &call(turn, "f")),
         _rest => machine.news(&over(turn, "commit", None)),
     }
 }
@@ -764,6 +1074,13 @@ proptest! {
             let now = at(nth as u64 * 300);
             if what % 11 == 0 {
                 machine.client(now, &json!({ "type": "response.create" }).to_string());
+            }
+            if what % 7 == 0 {
+                let called: &Vec<Value> = &came;
+                let mut calls = called.iter().filter_map(|event| event["call_id"].as_str());
+                if let Some(id) = calls.next_back() {
+                    machine.client(now, &output(id).to_string());
+                }
             }
             happen(&mut machine, what, now);
             machine.tick(now);
