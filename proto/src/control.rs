@@ -105,6 +105,35 @@ pub struct Binding {
     pub providers: Option<String>,
 }
 
+impl Binding {
+    /// The versions that go with its pipeline's.
+    pub fn versions(&self) -> Versions {
+        Versions {
+            policy: self.policy.clone(),
+            providers: self.providers.clone(),
+        }
+    }
+}
+
+/// What is published with versions of its own and goes with a pipeline's version (F-102).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Versions {
+    /// The policy's; `None` if none was rolled out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// The provider settings'; `None` if none were rolled out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub providers: Option<String>,
+}
+
+impl Versions {
+    /// Whether nothing was rolled out besides the pipeline.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// The versions of the control protocol that this build speaks: N and N-1 (NF-032).
 pub const PROTOCOL: ProtocolWindow = ProtocolWindow {
     oldest: 1,

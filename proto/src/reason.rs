@@ -200,6 +200,10 @@ reasons! {
 
     /// The control plane admits (controlplane §6).
     CP_ADMISSION_ALLOWED = "cp_admission_allowed";
+    /// The control plane admits, to be served with less.
+    CP_ADMISSION_ALLOWED_DEGRADED = "cp_admission_allowed_degraded";
+    /// Nobody could be asked, and then everybody is let in.
+    CP_ADMISSION_ALLOWED_UNCOUNTED = "cp_admission_allowed_uncounted";
     /// The control plane has no room now.
     CP_ADMISSION_DEFER_CAPACITY = "cp_admission_defer_capacity";
     /// Policy refuses.

@@ -15,6 +15,7 @@ use rspp_host::{Config, Event, OpenError, Pools, Runtime, SessionRequest, node::
 use rspp_proto::{
     AudioChunk, SampleRate, SessionId, TenantId, TurnNumber,
     abi::Signal,
+    control::Versions,
     spec::{PipelineSpec, Quota},
 };
 use rspp_provider_api::scripted::{ScriptedLlm, ScriptedStt};
@@ -78,6 +79,7 @@ fn request(name: &str, source: Source, rate: SampleRate, full: bool) -> SessionR
         pipeline: PipelineSpec::simple(),
         policy: None,
         settings: bindings(),
+        versions: Versions::default(),
         attributes: BTreeMap::new(),
         transport: Transport {
             kind: TransportKind::Loopback,

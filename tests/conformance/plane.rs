@@ -18,8 +18,8 @@ use rspp_host::{
 use rspp_proto::{
     AudioChunk, Epoch, IdempotencyKey, Region, RuntimeId, SampleRate, SessionId, TenantId,
     TurnNumber,
-    abi::Signal,
-    control::{Description, Endpoint, PROTOCOL, SessionPhase, WhyRevoked},
+    abi::{Emitter, Signal},
+    control::{Description, Endpoint, PROTOCOL, SessionPhase, Versions, WhyRevoked},
     spec::{NodeKind, PipelineSpec},
 };
 use rspp_provider_api::{
@@ -28,7 +28,7 @@ use rspp_provider_api::{
 };
 use rspp_tests::{
     call::{Cast, LONG, bindings},
-    plane::{Plane, Seer, TTL, Way},
+    plane::{Plane, Proves, Seer, Signed, TTL, Way},
 };
 use rspp_timeline::{Entry, MemoryRecording, Options, Recorder};
 use rspp_transport_api::{Ingress, Outgoing, Sink, SinkError, Stamped, Transport, TransportKind};
@@ -134,7 +134,12 @@ impl Node {
             labels: BTreeMap::new(),
         };
         let seen = Arc::<Seer>::clone(&way);
-        let mut fleet = PlaneConfig::new(RuntimeId::new(name).unwrap(), description, seen);
+        let mut fleet = PlaneConfig::new(
+            RuntimeId::new(name).unwrap(),
+            description,
+            seen,
+            Arc::new(Signed),
+        );
         change(&mut fleet);
         let mut config = Config::new(cast.providers(), Pools::in_virtual_time(2));
         config.plane = Some(fleet);
@@ -160,6 +165,11 @@ impl Node {
     }
 
     async fn open(&self, session: SessionId) -> Result<Talk, OpenError> {
+        self.open_as(session, Versions::default()).await
+    }
+
+    /// With these versions of policy and provider settings.
+    async fn open_as(&self, session: SessionId, versions: Versions) -> Result<Talk, OpenError> {
         let (client, from_client) = mpsc::unbounded_channel();
         let source = futures::stream::unfold(from_client, |mut from| async move {
             from.recv().await.map(|ingress| (ingress, from))
@@ -173,6 +183,7 @@ impl Node {
                 pipeline: pipeline(),
                 policy: None,
                 settings: bindings(),
+                versions,
                 attributes: BTreeMap::new(),
                 transport: Transport {
                     kind: TransportKind::Websocket,
@@ -567,6 +578,13 @@ async fn in_availability_mode_only_what_nobody_else_can_have_is_taken() {
     talk.exchange("hello").await;
     talk.exchange("an order, please").await;
     assert_eq!(a.orders.load(Relaxed), 1, "nobody else could place it");
+    // What was chosen is on record, and whoever asks is told.
+    let entries = talk.recording.entries();
+    let uncounted = entries.iter().any(|entry| {
+        matches!(entry, Entry::Outcome(it)
+            if it.reason.as_str() == "cp_admission_allowed_uncounted")
+    });
+    assert!(uncounted && talk.handle.status().is_degraded());
     assert!(a.open(own.clone()).await.is_err(), "each is begun once");
     // It outlives the return of the control plane, which never hears of it.
     a.way.set_way(Way::Open(ms(5)));
@@ -695,5 +713,100 @@ async fn a_node_that_was_forgotten_begins_another_life() {
     assert!(a.told().contains(&"hello".to_owned()));
     assert_one_writer(&plane, &played);
     assert_eq!(plane.calls("register"), 2);
+    a.stop().await;
+}
+
+/// F-102, F-099: a session keeps the versions that it was bound to; whoever would run it as something else,
+/// here or elsewhere, is refused and holds nothing, and with the right ones it goes on.
+#[tokio::test(start_paused = true)]
+async fn a_session_is_run_as_what_it_is_bound_to() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let (a, b) = pair(&plane, &played).await;
+    let of = |policy: &str| Versions {
+        policy: Some(policy.to_owned()),
+        providers: Some("simple-4".to_owned()),
+    };
+    let old = a.open_as(session(), of("simple-1")).await.unwrap();
+    old.exchange("my name is Ada").await;
+    a.way.set_way(Way::Cut);
+    old.over().await;
+    for wrong in [of("simple-2"), Versions::default()] {
+        let refused = b.open_as(session(), wrong).await;
+        let Err(OpenError::BoundOtherwise { bound, .. }) = refused else {
+            panic!("it was run as something else");
+        };
+        assert_eq!(bound.policy.as_deref(), Some("simple-1"));
+        tokio::time::sleep(ms(100)).await;
+        let standing = plane.placement(&session()).unwrap();
+        assert_eq!(standing.holder(), None, "nobody holds what nobody runs");
+    }
+    let new = b.open_as(session(), of("simple-1")).await.unwrap();
+    new.exchange("who am I").await;
+    assert!(b.told().contains(&"my name is Ada".to_owned()));
+    assert_one_writer(&plane, &played);
+    b.stop().await;
+    a.stop().await;
+}
+
+/// Design §7, F-095: a lease whose proof is forged, over, of another epoch, or signed by a key that nobody
+/// was told of is no lease: the session does not open, and is given back.
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_believed_by_its_proof_only() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let a = Node::start(&plane, "a", &played).await;
+    a.joined().await;
+    for (number, (proves, told)) in [
+        (Proves::Forged, "token_bad_signature"),
+        (Proves::Expired, "token_expired"),
+        (Proves::Older, "token_wrong_audience"),
+        (Proves::Unheard, "its key is not known here yet"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        plane.prove(proves);
+        let name = SessionId::new(format!("s{number}")).unwrap();
+        let Err(OpenError::Lease(refused)) = a.open(name.clone()).await else {
+            panic!("{proves:?} was believed");
+        };
+        assert!(refused.to_string().contains(told), "{refused}");
+        tokio::time::sleep(ms(100)).await;
+        assert_eq!(plane.placement(&name).unwrap().holder(), None);
+        plane.prove(Proves::Well);
+        let talk = a.open(name).await.unwrap();
+        talk.exchange("hello").await;
+    }
+    a.stop().await;
+}
+
+/// F-098, F-101, F-048: whoever is let in beyond a limit is served with less, and that is on record and in
+/// the session's status for as long as it lasts.
+#[tokio::test(start_paused = true)]
+async fn who_is_let_in_beyond_a_limit_is_known_to_be() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let a = Node::start(&plane, "a", &played).await;
+    a.joined().await;
+    let full = a.open(SessionId::new("within").unwrap()).await.unwrap();
+    plane.degrade(true);
+    let less = a.open(session()).await.unwrap();
+    full.exchange("hello").await;
+    less.exchange("hello").await;
+    tokio::time::sleep(ms(2_500)).await;
+    let within = SessionId::new("within").unwrap();
+    assert_eq!(plane.phase(&within), Some(SessionPhase::Running));
+    assert_eq!(plane.phase(&session()), Some(SessionPhase::Degraded));
+    let decided = |talk: &Talk| {
+        let entries = talk.recording.entries().into_iter();
+        let outcomes = entries.filter_map(|entry| match entry {
+            Entry::Outcome(outcome) if outcome.emitted_by == Emitter::ControlPlaneAdmission => {
+                Some(outcome.reason.to_string())
+            }
+            _another_entry => None,
+        });
+        outcomes.collect::<Vec<_>>()
+    };
+    assert_eq!(decided(&full), [""; 0]);
+    assert_eq!(decided(&less), ["cp_admission_allowed_degraded"]);
+    assert!(less.signals().contains(&"degrade"));
     a.stop().await;
 }

@@ -16,6 +16,7 @@ use rspp_proto::{
     AudioChunk, MetricSample, Payload, ProviderId, SampleRate, SessionId, Speaker, TenantId,
     TextChunk, TurnNumber,
     abi::{ControlSignal, Signal},
+    control::Versions,
     spec::{Modality, PipelineSpec, PolicyBundle},
 };
 use rspp_provider_api::{
@@ -393,6 +394,7 @@ impl Builder {
                 pipeline: self.pipeline,
                 policy: self.policy,
                 settings: self.settings,
+                versions: Versions::default(),
                 attributes: self.attributes,
                 transport,
                 recorder: self.recorder.unwrap_or(in_memory),

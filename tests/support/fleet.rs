@@ -22,6 +22,7 @@ use rspp_host::{
 };
 use rspp_proto::{
     AudioChunk, Payload, SampleRate, SessionId, TenantId, TurnNumber,
+    control::Versions,
     spec::{OverloadSpec, PipelineSpec, QuotasSpec},
 };
 use rspp_provider_api::{
@@ -349,6 +350,7 @@ pub async fn open(
             pipeline: pipeline.clone(),
             policy: None,
             settings: bindings(),
+            versions: Versions::default(),
             attributes: [].into(),
             transport: Transport {
                 kind: TransportKind::Loopback,

@@ -11,11 +11,13 @@ use futures::{FutureExt, StreamExt, stream};
 use rspp_controlplane::{
     authority::{self, Placement, Refusal, Revoke, Seen, Standing},
     fleet,
+    token::{KeyId, Keyring, LeaseClaims, SigningKey, TokenError},
 };
 use rspp_controlplane_api::{
-    Acquire, Answer, Artifact, ControlError, ControlPlane, Duty, Granted, HeldSession, Joined,
-    Leave, Lost, Order, Orders, Renewed, Revocation, Route, RouteAsk, Snapshot, SnapshotKind,
-    SnapshotUpdate, Snapshots, StatusReport, Stored, Version, Write, Writer,
+    Acquire, Answer, Artifact, Claimed, ControlError, ControlPlane, Duty, Granted, HeldSession,
+    Joined, Leave, Lost, Order, Orders, Proofs, Renewed, Revocation, Route, RouteAsk, Snapshot,
+    SnapshotKind, SnapshotUpdate, Snapshots, StatusReport, Stored, Unproven, Version, Write,
+    Writer,
 };
 use rspp_proto::{
     Epoch, LeaseToken, RuntimeId, SessionId, TenantId, WallClock,
@@ -67,6 +69,76 @@ struct State {
     calls: BTreeMap<&'static str, u64>,
     held: Vec<usize>,
     snapshots: Option<watch::Sender<(u64, Instant)>>,
+    /// How the next leases are proven.
+    proves: Proves,
+    /// Whether tenants are beyond their limits.
+    degrades: bool,
+}
+
+/// How a lease is proven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Proves {
+    /// As it should be.
+    #[default]
+    Well,
+    /// By somebody else's key of the same name.
+    Forged,
+    /// With a proof that was good long ago.
+    Expired,
+    /// With the proof of another epoch.
+    Older,
+    /// By a key that nobody was told of.
+    Unheard,
+}
+
+/// The key that signs, by this name.
+fn key(name: &str, seed: u8) -> SigningKey {
+    let name = KeyId::new(name).expect("a name");
+    SigningKey::from_seed(name, &[seed; 32])
+}
+
+fn wall() -> u64 {
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+    since.as_secs()
+}
+
+/// What runtimes check signatures with.
+fn keyring() -> Snapshot {
+    let mut ring = Keyring::default();
+    let key = key("k1", 1);
+    ring.add(key.id().clone(), key.public(), WallClock(0))
+        .expect("the first one");
+    Snapshot {
+        kind: SnapshotKind::Keyring,
+        name: "keyring/1".to_owned(),
+        revision: 1,
+        document: serde_json::to_string(&ring).expect("plain data").into(),
+    }
+}
+
+/// Checks proofs as a runtime does.
+pub struct Signed;
+
+impl Proofs for Signed {
+    fn check(
+        &self,
+        proof: &LeaseToken,
+        keyring: &Snapshot,
+        claimed: Claimed<'_>,
+        now: WallClock,
+    ) -> Result<(), Unproven> {
+        let ring: Keyring = serde_json::from_str(&keyring.document).expect("it is ours");
+        let claims = ring.verify::<LeaseClaims>(proof.expose(), now);
+        let checked =
+            claims.and_then(|it| it.is_of(claimed.session, claimed.holder, claimed.epoch));
+        checked.map_err(|error| {
+            if error == TokenError::UnknownKey {
+                Unproven::UnknownKey
+            } else {
+                Unproven::Refused(error.as_str())
+            }
+        })
+    }
 }
 
 impl Plane {
@@ -152,6 +224,16 @@ impl Plane {
         self.state().phases.get(session).copied()
     }
 
+    /// How leases are proven from now on.
+    pub fn prove(&self, how: Proves) {
+        self.state().proves = how;
+    }
+
+    /// Whether tenants are beyond their limits from now on.
+    pub fn degrade(&self, beyond: bool) {
+        self.state().degrades = beyond;
+    }
+
     /// Publishes the next snapshot of everything; without it, signs of life go on.
     pub fn publish(&self) {
         let mut state = self.state();
@@ -170,6 +252,27 @@ impl Plane {
 }
 
 impl State {
+    fn proof(&self, session: &SessionId, by: &Holder, epoch: Epoch) -> LeaseToken {
+        let now = wall();
+        let (signer, issued, epoch) = match self.proves {
+            Proves::Well => (key("k1", 1), now, epoch),
+            Proves::Forged => (key("k1", 9), now, epoch),
+            Proves::Expired => (key("k1", 1), now - 1_000, epoch),
+            Proves::Older => (key("k1", 1), now, epoch.next()),
+            Proves::Unheard => (key("k2", 2), now, epoch),
+        };
+        let claims = LeaseClaims {
+            session: session.clone(),
+            tenant: TenantId::new("tenant").expect("not blank"),
+            runtime: by.runtime.clone(),
+            incarnation: by.incarnation,
+            epoch,
+            iat: issued,
+            exp: issued + 600,
+        };
+        LeaseToken::new(signer.sign(&claims)).expect("it is short")
+    }
+
     fn snapshots(&mut self) -> &watch::Sender<(u64, Instant)> {
         self.snapshots
             .get_or_insert_with(|| watch::channel((1, Instant::now())).0)
@@ -362,8 +465,8 @@ impl ControlPlane for Seer {
                         .pipeline
                         .clone()
                         .expect("sessions say what they run"),
-                    policy: None,
-                    providers: None,
+                    policy: ask.wanted.policy.clone(),
+                    providers: ask.wanted.providers.clone(),
                 },
             };
             let seen = state.seen(&ask.session);
@@ -384,11 +487,11 @@ impl ControlPlane for Seer {
             Ok(Granted {
                 session: ask.session.clone(),
                 epoch,
-                proof: LeaseToken::new("proof").expect("not blank"),
+                proof: state.proof(&ask.session, &ask.by, epoch),
                 ttl: TTL,
                 taken_over: granted.taken_over,
                 resumed: epoch > Epoch::FIRST,
-                degraded: false,
+                degraded: state.degrades,
                 binding,
             })
         })
@@ -506,7 +609,11 @@ impl ControlPlane for Seer {
         let changes = self.plane.state().snapshots().subscribe();
         let way = Arc::clone(&self.way);
         let state = (changes, 0, way);
-        stream::unfold(state, |(mut changes, told, way)| async move {
+        let keys = SnapshotUpdate {
+            snapshot: Some(keyring()),
+            age: Duration::ZERO,
+        };
+        let changing = stream::unfold(state, |(mut changes, told, way)| async move {
             loop {
                 let (revision, _) = *changes.borrow_and_update();
                 if revision > told && !is_cut(&way) {
@@ -535,7 +642,7 @@ impl ControlPlane for Seer {
                     }
                 }
             }
-        })
-        .boxed()
+        });
+        stream::iter([Ok(keys)]).chain(changing).boxed()
     }
 }

@@ -15,7 +15,7 @@ use rspp_host::{
 };
 use rspp_proto::{
     AudioChunk, SampleRate, SessionId, TenantId, TraceParent, TurnNumber, abi::Signal,
-    spec::PipelineSpec,
+    control::Versions, spec::PipelineSpec,
 };
 use rspp_timeline::{Entry, MemoryRecording, Options, Recorder};
 use rspp_transport_api::{Ingress, Outgoing, Sink, SinkError, Transport, TransportKind};
@@ -157,6 +157,7 @@ impl Wire {
                 pipeline: opening.pipeline,
                 policy: None,
                 settings: bindings(),
+                versions: Versions::default(),
                 attributes: BTreeMap::new(),
                 transport: Transport {
                     kind: opening.kind,

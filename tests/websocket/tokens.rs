@@ -7,7 +7,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rspp_controlplane::token::{KeyId, Keyring, LeaseClaims, SessionClaims, SigningKey};
-use rspp_proto::{PipelineVersion, RuntimeId, SessionId, TenantId, WallClock};
+use rspp_proto::{PipelineVersion, RuntimeId, SessionId, TenantId, WallClock, control::Versions};
 use rspp_tests::call::Cast;
 use rspp_transport_api::{Grant, Guard, TokenValidator, TransportKind, Unauthorized};
 use rspp_websocket::{
@@ -41,6 +41,7 @@ impl TokenValidator for Keys {
             tenant: claims.tenant,
             session: claims.session,
             pipeline: Some(claims.pipeline),
+            versions: claims.versions,
             epoch: claims.epoch,
             expires_at: WallClock(claims.exp * 1_000),
         })
@@ -60,6 +61,7 @@ fn claims(session: &str) -> SessionClaims {
         session: SessionId::new(session).unwrap(),
         tenant: TenantId::new("acme").unwrap(),
         pipeline: PipelineVersion::new("simple-1").unwrap(),
+        versions: Versions::default(),
         runtime: RuntimeId::new("runtime-a").unwrap(),
         epoch: None,
         transport: "websocket".to_owned(),

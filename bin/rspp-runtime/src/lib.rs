@@ -2,8 +2,8 @@
 
 mod config;
 mod outputs;
-mod pipelines;
 mod providers;
+mod published;
 mod serve;
 mod sessions;
 mod tokens;

@@ -29,10 +29,10 @@ use crate::{
     Problem,
     config::{Config, ControlPlane, DrainMode},
     outputs::Outputs,
-    pipelines::{self, Published},
     providers,
+    published::{self, Registry},
     sessions::NotedSessions,
-    tokens::Tokens,
+    tokens::{Signed, Tokens},
 };
 
 /// How long the actors may take to end once the sessions are gone.
@@ -45,7 +45,7 @@ const PROGRESS: Duration = Duration::from_secs(1);
 /// Serves until somebody asks it to end.
 pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
     let mut asked = Asked::listen().map_err(Problem::failure)?;
-    let pipeline = pipelines::own(config.pipeline.as_deref())?;
+    let pipeline = published::own(config.pipeline.as_deref())?;
     let settings = providers::settings(&config.providers)?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let pools = Pools::new(cores);
@@ -193,10 +193,10 @@ fn sessions(
 ) -> Result<Arc<dyn Sessions>, Problem> {
     let mut reception = Reception::new(Arc::clone(runtime), program);
     if let Some(plane) = plane {
-        let published = Arc::new(Published::new(plane));
-        reception = reception.finding(move |version| {
-            let published = Arc::clone(&published);
-            async move { published.find(version).await }.boxed()
+        let registry = Arc::new(Registry::new(plane));
+        reception = reception.finding(move |pipeline, versions| {
+            let registry = Arc::clone(&registry);
+            async move { registry.find(&pipeline, &versions).await }.boxed()
         });
     }
     let Some(path) = &config.outputs else {
@@ -270,7 +270,12 @@ fn fleet(
         events: SchemaVersion::CURRENT.to_string(),
         labels: config.labels.clone(),
     };
-    let mut fleet = PlaneConfig::new(name.clone(), description, Arc::new(client));
+    let mut fleet = PlaneConfig::new(
+        name.clone(),
+        description,
+        Arc::new(client),
+        Arc::new(Signed),
+    );
     fleet.mode = *mode;
     fleet.max_staleness = max_staleness.0;
     Ok(Some(fleet))

@@ -1,10 +1,11 @@
-//! Which tokens let a client in: those that the control plane's keys have signed for this runtime.
+//! Which tokens let a client in, and which prove a lease: those that the control plane's keys have signed
+//! for this runtime.
 
-use rspp_controlplane::token::{Keyring, SessionClaims, TokenError};
-use rspp_controlplane_api::Snapshot;
+use rspp_controlplane::token::{Keyring, LeaseClaims, SessionClaims, TokenError};
+use rspp_controlplane_api::{Claimed, Proofs, Snapshot, Unproven};
 use rspp_host::{PlaneHandle, PlaneStatus};
 use rspp_proto::{
-    RuntimeId, WallClock,
+    LeaseToken, RuntimeId, WallClock,
     control::{Endpoint, Holder},
 };
 use rspp_transport_api::{Elsewhere, Grant, TokenValidator, TransportKind, Unauthorized};
@@ -54,9 +55,43 @@ impl TokenValidator for Tokens {
             tenant: claims.tenant,
             session: claims.session,
             pipeline: Some(claims.pipeline),
+            versions: claims.versions,
             epoch: claims.epoch,
             expires_at: WallClock(claims.exp.saturating_mul(1_000)),
         })
+    }
+}
+
+/// Believes what the newest keys have signed.
+pub(crate) struct Signed;
+
+impl Proofs for Signed {
+    fn check(
+        &self,
+        proof: &LeaseToken,
+        keyring: &Snapshot,
+        claimed: Claimed<'_>,
+        now: WallClock,
+    ) -> Result<(), Unproven> {
+        let Claimed {
+            session,
+            holder,
+            epoch,
+        } = claimed;
+        let keyring = serde_json::from_str::<Keyring>(&keyring.document)
+            .map_err(|_| Unproven::Refused("the key ring cannot be read"))?;
+        let claims: Result<LeaseClaims, TokenError> = keyring.verify(proof.expose(), now);
+        claims
+            .and_then(|claims| claims.is_of(session, holder, epoch))
+            .map_err(|error| match error {
+                TokenError::UnknownKey => Unproven::UnknownKey,
+                TokenError::Malformed
+                | TokenError::WrongType
+                | TokenError::BadSignature
+                | TokenError::Expired
+                | TokenError::NotYet
+                | TokenError::WrongAudience => Unproven::Refused(error.as_str()),
+            })
     }
 }
 

@@ -1,8 +1,14 @@
 //! Leases: the right to be a session's one writer (design §5).
 
-use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Mutex, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use rspp_proto::{Epoch, Monotonic, SessionId};
+use rspp_proto::{Epoch, Monotonic, SessionId, control::Binding};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -24,6 +30,25 @@ pub struct Lease {
     /// Since when the lease counts, on its holder's clock; `None`: since it was asked for.
     #[serde(skip)]
     pub asked: Option<Monotonic>,
+    /// What the session is bound to, if whoever granted the lease knows.
+    #[serde(skip)]
+    pub binding: Option<Arc<Binding>>,
+    /// On which terms the session was let in.
+    #[serde(skip)]
+    pub terms: Terms,
+}
+
+/// On which terms a session was let in (F-098).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Terms {
+    /// As it asked.
+    #[default]
+    Full,
+    /// With less: its tenant is beyond a limit.
+    Less,
+    /// Nobody could be asked, and the operator wants it let in then: uncounted, and without a lease that
+    /// anybody granted.
+    Unasked,
 }
 
 impl Lease {
@@ -35,6 +60,8 @@ impl Lease {
             ttl: None,
             taken_over: false,
             asked: None,
+            binding: None,
+            terms: Terms::Full,
         }
     }
 }

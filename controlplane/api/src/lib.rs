@@ -6,6 +6,7 @@ mod error;
 mod lease;
 mod link;
 mod plane;
+mod proof;
 pub mod reason;
 mod state;
 pub mod tls;
@@ -14,11 +15,12 @@ pub mod wire;
 pub use client::{Bearer, Client, ClientConfig, ConfigError, Dial};
 pub use convert::{WireError, optional, text};
 pub use error::{ControlError, DOMAIN};
-pub use lease::{Lease, LeaseError, Leases, LocalLeases, Renewal, Taking};
+pub use lease::{Lease, LeaseError, Leases, LocalLeases, Renewal, Taking, Terms};
 pub use link::Link;
 pub use plane::{
     Acquire, Answer, Artifact, ControlPlane, Duty, Granted, HeldSession, Joined, Leave, Lost,
     Order, Orders, Renewed, Revocation, Route, RouteAsk, SessionToken, Snapshot, SnapshotKind,
     SnapshotUpdate, Snapshots, StatusReport, Wanted, Writer,
 };
+pub use proof::{Claimed, Proofs, Unproven};
 pub use state::{MemoryStore, StateStore, StoreError, StoreFuture, Stored, Version, Write};

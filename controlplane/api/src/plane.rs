@@ -59,12 +59,24 @@ pub enum Duty {
 pub struct Wanted {
     /// Whose session it is.
     pub tenant: TenantId,
-    /// The version of its pipeline, as its token says it; `None`: what the only rollout gives.
+    /// The version of its pipeline, as its token says it; `None`: what the only rollout gives, and then
+    /// the rollouts give what else is not said.
     pub pipeline: Option<PipelineVersion>,
-    /// The version of its policy; `None`: what the rollout gives.
+    /// The version of its policy; `None` beside a pipeline: none.
     pub policy: Option<String>,
-    /// The version of its provider configuration; `None`: what the rollout gives.
+    /// The version of its provider settings; `None` beside a pipeline: none.
     pub providers: Option<String>,
+}
+
+impl From<&Binding> for Wanted {
+    fn from(binding: &Binding) -> Self {
+        Self {
+            tenant: binding.tenant.clone(),
+            pipeline: Some(binding.pipeline.clone()),
+            policy: binding.policy.clone(),
+            providers: binding.providers.clone(),
+        }
+    }
 }
 
 /// Asks for a session.

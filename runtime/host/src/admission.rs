@@ -394,7 +394,7 @@ pub(crate) fn scope_of(decision: Decision) -> OutcomeScope {
     }
 }
 
-fn wall() -> WallClock {
+pub(crate) fn wall() -> WallClock {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     WallClock(since.map_or(0, |since| since.as_millis() as u64))
 }
@@ -406,6 +406,13 @@ impl Entry {
 
     pub(crate) fn tenant(&self) -> &TenantId {
         &self.tenant
+    }
+
+    /// It was let in with less, by others.
+    pub(crate) fn degrade(&mut self) {
+        if self.can_degrade {
+            self.decision.verdict = Verdict::Degrade;
+        }
     }
 
     pub(crate) fn priority(&self) -> Priority {

@@ -83,7 +83,7 @@ pub use observe::{Capture, CaptureBounds, CaptureEnd, Filter, Notice};
 pub use overhead::{Overhead, Percentiles};
 pub use plane::{AwayMode, PlaneConfig, PlaneHandle, PlaneStatus};
 pub use providers::ProviderBoard;
-pub use reception::{Program, Reception};
+pub use reception::{Program, Published, Reception};
 pub use runtime::{Config, Emptying, OpenError, Runtime, SessionHandle, SessionRequest};
 pub use session::{CancelReceipt, CancelTarget, Foreign, SessionStatus};
 pub use snapshots::Snapshots;

@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use rspp_controlplane_api::LeaseError;
-use rspp_kernel::plan::LayeredSettings;
+use rspp_kernel::plan::{LayeredSettings, ProviderSettings};
 use rspp_proto::{
     Monotonic, PipelineVersion, SessionId, TenantId,
+    control::Versions,
     spec::{PipelineSpec, PolicyBundle},
 };
 use rspp_timeline::Recorder;
@@ -34,11 +35,25 @@ pub struct Program {
 /// Where a session's timeline goes.
 type Record = Box<dyn Fn(&SessionId) -> BoxFuture<'_, Recorder> + Send + Sync>;
 
-/// Who knows other versions than the program's own.
-type Find =
-    Box<dyn Fn(PipelineVersion) -> BoxFuture<'static, Result<PipelineSpec, Refusal>> + Send + Sync>;
+/// A published version of a pipeline, and what goes with it.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// The pipeline.
+    pub pipeline: PipelineSpec,
+    /// The policy that goes with it, if one does.
+    pub policy: Option<PolicyBundle>,
+    /// The provider settings that go with it, if any do.
+    pub providers: Option<ProviderSettings>,
+}
 
-/// Opens sessions on one runtime: of one program, and of other versions where somebody knows them.
+/// Who knows what is published.
+type Find = Box<
+    dyn Fn(PipelineVersion, Versions) -> BoxFuture<'static, Result<Published, Refusal>>
+        + Send
+        + Sync,
+>;
+
+/// Opens sessions on one runtime: of published versions where somebody knows them, else of one program.
 pub struct Reception {
     runtime: Arc<Runtime>,
     program: Program,
@@ -67,11 +82,12 @@ impl Reception {
         self
     }
 
-    /// Serves other versions of the pipeline too, as far as `find` knows them.
+    /// Serves what is published, as `find` knows it, to whoever was granted a version; the program's own
+    /// pipeline is for everybody else.
     #[must_use]
     pub fn finding(
         mut self,
-        find: impl Fn(PipelineVersion) -> BoxFuture<'static, Result<PipelineSpec, Refusal>>
+        find: impl Fn(PipelineVersion, Versions) -> BoxFuture<'static, Result<Published, Refusal>>
         + Send
         + Sync
         + 'static,
@@ -81,14 +97,33 @@ impl Reception {
     }
 
     /// What a client runs that was granted `wanted`.
-    async fn pipeline(&self, wanted: Option<PipelineVersion>) -> Result<PipelineSpec, Refusal> {
-        let own = &self.program.pipeline;
-        match (wanted.filter(|wanted| *wanted != own.version), &self.find) {
+    async fn program(
+        &self,
+        wanted: Option<PipelineVersion>,
+        versions: &Versions,
+    ) -> Result<Program, Refusal> {
+        let own = &self.program;
+        let served = &own.pipeline.version;
+        match (wanted, &self.find) {
             (None, _) => Ok(own.clone()),
-            (Some(wanted), Some(find)) => find(wanted).await,
+            (Some(wanted), Some(find)) => {
+                let found = find(wanted, versions.clone()).await?;
+                let mut settings = own.settings.clone();
+                settings.published = found.providers;
+                Ok(Program {
+                    pipeline: found.pipeline,
+                    policy: found.policy.or_else(|| own.policy.clone()),
+                    settings,
+                })
+            }
+            (Some(wanted), None) if wanted == *served && versions.is_empty() => Ok(own.clone()),
             (Some(wanted), None) => Err(Refusal::NotHere(format!(
-                "the token is for pipeline `{wanted}`, served here is `{}`",
-                own.version
+                "the token is for pipeline `{wanted}`{}, served here is `{served}`",
+                if versions.is_empty() {
+                    ""
+                } else {
+                    " with versions of policy or providers"
+                },
             ))),
         }
     }
@@ -100,10 +135,9 @@ impl Reception {
         wishes: &Wishes,
         transport: Transport,
     ) -> Result<Opened, Refusal> {
-        let program = &self.program;
-        let (tenant, wanted) = match admitted {
-            Admitted::Local(tenant) => (tenant, None),
-            Admitted::Granted(grant) => (grant.tenant, grant.pipeline),
+        let (tenant, wanted, versions) = match admitted {
+            Admitted::Local(tenant) => (tenant, None, Versions::default()),
+            Admitted::Granted(grant) => (grant.tenant, grant.pipeline, grant.versions),
         };
         let kind = transport.kind.as_str();
         let elsewhere = Whereabouts {
@@ -112,7 +146,11 @@ impl Reception {
             session: session.clone(),
             kind,
         };
-        let pipeline = self.pipeline(wanted).await?;
+        let Program {
+            pipeline,
+            policy,
+            settings,
+        } = self.program(wanted, &versions).await?;
         let recorder = match &self.record {
             Some(record) => record(&session).await,
             None => Recorder::null(),
@@ -121,8 +159,9 @@ impl Reception {
             tenant,
             session,
             pipeline: wished(pipeline, wishes).map_err(Refusal::Failed)?,
-            policy: program.policy.clone(),
-            settings: program.settings.clone(),
+            policy,
+            settings,
+            versions,
             attributes: BTreeMap::new(),
             transport,
             recorder,
@@ -232,6 +271,7 @@ fn for_others(error: &OpenError) -> Option<Others> {
         // Where all are busy, clients would be sent in circles: they ask for a route again.
         OpenError::Refused(_)
         | OpenError::Busy
+        | OpenError::BoundOtherwise { .. }
         | OpenError::Graph(_)
         | OpenError::UnknownNode { .. }
         | OpenError::Sandbox { .. }
@@ -257,6 +297,7 @@ fn refusal(error: &OpenError) -> Refusal {
                 Refusal::NotHere(message)
             }
         },
+        OpenError::BoundOtherwise { .. } => Refusal::NotHere(message),
         OpenError::Graph(_)
         | OpenError::UnknownNode { .. }
         | OpenError::Sandbox { .. }

@@ -15,7 +15,7 @@ use rspp_actors::{
     ExitReason, Failure, Handle, NoData, NoTelemetry, PumpHandle, SpawnError, System,
 };
 use rspp_controlplane_api::{
-    Lease, Leases, LocalLeases, MemoryStore, StateStore, StoreError, Wanted,
+    Lease, Leases, LocalLeases, MemoryStore, StateStore, StoreError, Terms, Wanted,
 };
 use rspp_kernel::{
     CancelReason,
@@ -26,6 +26,7 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     Epoch, Monotonic, SessionId, TenantId,
+    control::{Binding, Versions},
     spec::{LimitsSpec, MemoryLimits, Modality, NodeKind, PipelineSpec, PolicyBundle, Quota},
 };
 use rspp_provider_api::Providers;
@@ -193,6 +194,8 @@ pub struct SessionRequest {
     pub policy: Option<PolicyBundle>,
     /// Settings by layer (F-080).
     pub settings: LayeredSettings,
+    /// Which published versions policy and provider settings are (F-102).
+    pub versions: Versions,
     /// What conditions may ask of the session.
     pub attributes: BTreeMap<String, serde_json::Value>,
     /// Its connection.
@@ -260,6 +263,18 @@ pub enum OpenError {
     /// The session's lease was not granted.
     #[error(transparent)]
     Lease(#[from] rspp_controlplane_api::LeaseError),
+    /// The session is bound to other versions than those that it was to run.
+    #[error(
+        "the session is bound to {}, not to {}; ask for a route again",
+        named(.bound),
+        named(.asked)
+    )]
+    BoundOtherwise {
+        /// What it is bound to.
+        bound: Box<Binding>,
+        /// What it was to run.
+        asked: Box<Binding>,
+    },
     /// An actor did not start.
     #[error("the session did not start: {0}")]
     Start(String),
@@ -272,6 +287,20 @@ pub enum OpenError {
     /// The runtime is shutting down.
     #[error("the runtime is shutting down")]
     Closed,
+}
+
+/// A binding as people read it.
+fn named(binding: &Binding) -> String {
+    let part = |what: &str, version: &Option<String>| {
+        let version = version.as_ref();
+        version.map_or_else(String::new, |it| format!(" with {what} `{it}`"))
+    };
+    format!(
+        "pipeline `{}`{}{}",
+        binding.pipeline,
+        part("policy", &binding.policy),
+        part("providers", &binding.providers)
+    )
 }
 
 /// A session's place in its node, and its lease: given back when it is dropped, however the session
@@ -428,7 +457,7 @@ impl Runtime {
             priority: plan.priority,
             can_degrade,
         };
-        let entry = self.gatekeeper.enter(&newcomer).await.map_err(|decision| {
+        let mut entry = self.gatekeeper.enter(&newcomer).await.map_err(|decision| {
             let refused = self
                 .gatekeeper
                 .refuse(&newcomer, decision, &request.recorder);
@@ -436,13 +465,30 @@ impl Runtime {
         })?;
         // A lease takes the session from whoever has it, so it comes last.
         let asked = Monotonic::from_duration(self.config.clock.now());
-        let wanted = Wanted {
+        let asked_for = Binding {
             tenant: request.tenant.clone(),
-            pipeline: Some(blueprint.spec.version.clone()),
-            policy: None,
-            providers: None,
+            pipeline: blueprint.spec.version.clone(),
+            policy: request.versions.policy.clone(),
+            providers: request.versions.providers.clone(),
         };
-        let lease = self.config.leases.take(&request.session, &wanted).await?;
+        let wanted = Wanted::from(&asked_for);
+        let mut lease = self.config.leases.take(&request.session, &wanted).await?;
+        // What another placement was bound to meanwhile it keeps; nobody runs it as something else.
+        if let Some(bound) = lease.binding.take()
+            && *bound != asked_for
+        {
+            if self.config.leases.release(&lease).is_err() {
+                tracing::debug!(session = %lease.session, "the lease had been taken away");
+            }
+            return Err(OpenError::BoundOtherwise {
+                bound: Box::new(Binding::clone(&bound)),
+                asked: Box::new(asked_for),
+            });
+        }
+        match lease.terms {
+            Terms::Less => entry.degrade(),
+            Terms::Full | Terms::Unasked => {}
+        }
         let opening = request
             .recorder
             .is_recording()

@@ -45,6 +45,7 @@ use rspp_actors::{
     Actor, ActorId, CancellationToken, ChildExit, Clock, Context, ControlRef, ControlRefused,
     ExitReason, Failure, NoData, Stopwatch, Verdict,
 };
+use rspp_controlplane_api::Terms;
 use rspp_kernel::{
     Input, Placement, SessionState,
     authority::{CheckCount, Checkpoint},
@@ -59,7 +60,10 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     ErrorCode, EventId, IdempotencyKey, InvocationId, Monotonic, NodeId, Payload, Speaker,
-    TurnNumber, abi::Emitter, spec::PortType,
+    TurnNumber,
+    abi::{Emitter, OutcomeScope},
+    reason,
+    spec::PortType,
 };
 use tokio::{sync::oneshot, time::Instant};
 
@@ -275,6 +279,21 @@ impl Session {
         if let Some(ttl) = ttl {
             self.leased(now, Input::Leased { asked, ttl });
         }
+    }
+
+    /// A session that was let in with less, or by nobody, is not as it should be; whoever asks is told
+    /// (F-098, F-101).
+    fn on_terms(&mut self, now: Monotonic) {
+        let (reason, scope) = match self.setup.place.lease.terms {
+            Terms::Full => return,
+            Terms::Less => (reason::CP_ADMISSION_ALLOWED_DEGRADED, OutcomeScope::Tenant),
+            Terms::Unasked => (
+                reason::CP_ADMISSION_ALLOWED_UNCOUNTED,
+                OutcomeScope::Session,
+            ),
+        };
+        self.publisher.let_in(reason.clone(), scope, now);
+        self.degrade(reason.as_str(), None, None, now);
     }
 
     fn assembly(
@@ -574,6 +593,7 @@ impl Actor for Session {
             self.publisher.opened(*opening, now);
         }
         self.publisher.entered(self.setup.place.entry.decision, now);
+        self.on_terms(now);
         self.observe(ctx);
         self.placed(now);
         self.enter_roster(ctx);

@@ -44,7 +44,7 @@ pub use providers::{
     ProviderInputs, ProviderNews, ProviderSignals, SignalSource,
 };
 pub use resolve::{PlanInputs, normalize_profile, resolve, resolve_policy};
-pub use settings::{Layer, LayeredSettings, Settings};
+pub use settings::{Layer, LayeredSettings, ProviderSettings, Settings};
 pub use transport::{TransportCapabilities, TransportSays};
 
 /// The control plane's snapshots that a plan rests on; none is blank.

@@ -16,6 +16,7 @@ use rspp_kernel::{CancelReason, SessionState, invariant, plan::ResolvedTurnPlan}
 use rspp_proto::{
     Epoch, EventId, InvocationId, Monotonic, NodeId, SessionId, TenantId, WallClock,
     abi::Signal,
+    control::Versions,
     spec::{LimitsSpec, OverloadSpec, PipelineSpec, Priority, Quota, RecordingLevel, Threshold},
 };
 use rspp_timeline::{
@@ -622,6 +623,7 @@ impl<'a> World<'a> {
             pipeline: self.spec.clone(),
             policy: None,
             settings,
+            versions: Versions::default(),
             attributes: BTreeMap::from([("tier".to_owned(), "gold".into())]),
             transport,
             recorder: recorder.clone(),
@@ -692,6 +694,7 @@ impl<'a> World<'a> {
             | OpenError::Plan(_)
             | OpenError::Provider { .. }
             | OpenError::UnknownRecording { .. }
+            | OpenError::BoundOtherwise { .. }
             | OpenError::Lease(_)
             | OpenError::Start(_)
             | OpenError::Emptying

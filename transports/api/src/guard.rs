@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use rspp_proto::{Epoch, PipelineVersion, SessionId, TenantId, WallClock};
+use rspp_proto::{Epoch, PipelineVersion, SessionId, TenantId, WallClock, control::Versions};
 use thiserror::Error;
 
 use crate::{Elsewhere, TransportKind};
@@ -29,6 +29,8 @@ pub struct Grant {
     pub session: SessionId,
     /// The version that it is meant to run; the door's own choice without.
     pub pipeline: Option<PipelineVersion>,
+    /// The versions of policy and provider settings that go with it (F-102).
+    pub versions: Versions,
     /// The epoch under which this runtime holds the session, if it does already.
     pub epoch: Option<Epoch>,
     /// From when on the token is worth nothing.
@@ -208,6 +210,7 @@ mod tests {
             tenant: TenantId::new("tenant").unwrap(),
             session: SessionId::new("session").unwrap(),
             pipeline: None,
+            versions: Versions::default(),
             epoch: None,
             expires_at: WallClock(expires_at),
         }

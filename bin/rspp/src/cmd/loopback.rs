@@ -16,7 +16,7 @@ use rspp_host::{
 use rspp_local::Registered;
 use rspp_proto::{
     Monotonic, NodeId, Payload, ProviderId, SessionId, Speaker, TenantId, TurnId, WallClock,
-    abi::Signal, spec::Modality,
+    abi::Signal, control::Versions, spec::Modality,
 };
 use rspp_provider_api::{Description, Providers};
 use rspp_timeline::{
@@ -294,6 +294,7 @@ impl Loopback {
                 pipeline: setup.authored.clone(),
                 policy: setup.policy.clone(),
                 settings: setup.settings.clone(),
+                versions: Versions::default(),
                 attributes: BTreeMap::new(),
                 transport,
                 recorder,

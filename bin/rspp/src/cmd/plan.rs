@@ -227,6 +227,7 @@ fn origin(origin: &Origin) -> String {
         Layer::Tenant => "tenant",
         Layer::Session => "session",
         Layer::PolicyBundle => "policy",
+        Layer::ProviderSettings => "providers",
         Layer::Posture => "degrade",
     };
     if origin.source.starts_with(layer) {

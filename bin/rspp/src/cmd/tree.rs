@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use clap::Args;
 use rspp_actors::{ActorId, ActorInfo, ActorState};
 use rspp_host::{Config, Notice, Pools, Runtime, SessionRequest};
-use rspp_proto::{SessionId, TenantId, abi::Signal, spec::PipelineSpec};
+use rspp_proto::{SessionId, TenantId, abi::Signal, control::Versions, spec::PipelineSpec};
 use rspp_timeline::Recorder;
 use rspp_transport_api::loopback::{self, Script, Start, USER_RATE, Utterance};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
@@ -67,6 +67,7 @@ async fn observe() -> Result<Vec<ActorInfo>, Problem> {
             pipeline: PipelineSpec::simple(),
             policy: None,
             settings: scripted::settings()?,
+            versions: Versions::default(),
             attributes: BTreeMap::new(),
             transport,
             recorder: Recorder::null(),

@@ -24,6 +24,7 @@ use rspp_kernel::{
 use rspp_proto::{
     Monotonic, SampleRate, SessionId, WallClock,
     abi::{CancelScope, ControlSignal},
+    control::Versions,
     spec::{PipelineSpec, PolicyBundle, ReplayMode},
 };
 use rspp_replay::{Stage, Tolerance};
@@ -325,6 +326,7 @@ async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played
             pipeline: piece.spec.clone(),
             policy: piece.policy.clone(),
             settings,
+            versions: Versions::default(),
             attributes: call.attributes.clone(),
             transport,
             recorder,

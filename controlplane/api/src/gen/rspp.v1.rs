@@ -1788,7 +1788,7 @@ pub struct AcquireRequest {
     #[prost(string, tag = "3")]
     pub session: ::prost::alloc::string::String,
     /// What it is bound to if this is its first placement. Where it names no pipeline, the only line there
-    /// is decides; policy and providers follow the rollouts of the pipeline's line.
+    /// is decides, and the rollouts of that line say what policy and providers go with it.
     #[prost(message, optional, tag = "4")]
     pub binding: ::core::option::Option<Binding>,
 }

@@ -60,7 +60,9 @@ pub enum Standing {
     Ended {
         /// Who did, last.
         last: Holder,
-        /// When it ended; only how long the record is kept goes by it.
+        /// When it ended; only how long the record is kept goes by it. Older records do not say it: what
+        /// they are of has been over for long.
+        #[serde(default)]
         at: WallClock,
     },
 }

@@ -1,6 +1,8 @@
 //! What tokens say.
 
-use rspp_proto::{Actor, Epoch, PipelineVersion, RuntimeId, SessionId, TenantId};
+use rspp_proto::{
+    Actor, Epoch, PipelineVersion, RuntimeId, SessionId, TenantId, control::Versions,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Claims, TokenError};
@@ -24,6 +26,13 @@ pub struct SessionClaims {
     /// The version that it is meant to run.
     #[serde(rename = "rspp/pipeline")]
     pub pipeline: PipelineVersion,
+    /// The versions of policy and provider settings that it is meant to run with (F-102).
+    #[serde(
+        rename = "rspp/versions",
+        default,
+        skip_serializing_if = "Versions::is_empty"
+    )]
+    pub versions: Versions,
     /// The runtime that it was routed to.
     #[serde(rename = "aud")]
     pub runtime: RuntimeId,
@@ -83,6 +92,17 @@ pub struct LeaseClaims {
 }
 
 impl LeaseClaims {
+    /// Whether it says that this holder has this session at this epoch.
+    pub fn is_of(
+        &self,
+        session: &SessionId,
+        holder: &Holder,
+        epoch: Epoch,
+    ) -> Result<(), TokenError> {
+        let is_of = self.session == *session && self.holder() == *holder && self.epoch == epoch;
+        is_of.then_some(()).ok_or(TokenError::WrongAudience)
+    }
+
     /// Who holds.
     pub fn holder(&self) -> Holder {
         Holder {

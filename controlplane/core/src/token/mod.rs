@@ -199,7 +199,9 @@ fn decode<T: DeserializeOwned>(part: &str) -> Result<T, TokenError> {
 
 #[cfg(test)]
 mod tests {
-    use rspp_proto::{Actor, Epoch, PipelineVersion, RuntimeId, SessionId, TenantId};
+    use rspp_proto::{
+        Actor, Epoch, PipelineVersion, RuntimeId, SessionId, TenantId, control::Versions,
+    };
 
     use super::*;
 
@@ -222,6 +224,7 @@ mod tests {
             session: SessionId::new("s").unwrap(),
             tenant: TenantId::new("acme").unwrap(),
             pipeline: PipelineVersion::new("greeter-1").unwrap(),
+            versions: Versions::default(),
             runtime: RuntimeId::new("a").unwrap(),
             epoch: Some(Epoch::FIRST),
             transport: "websocket".to_owned(),

@@ -17,8 +17,8 @@ use rspp_controlplane_api::{
     wire::{self, placements_server::Placements},
 };
 use rspp_proto::{
-    Epoch, LeaseToken, PipelineVersion, RuntimeId, SessionId,
-    control::{Holder, WhyRevoked},
+    Epoch, LeaseToken, PipelineVersion, RuntimeId, SessionId, TenantId,
+    control::{Holder, Versions, WhyRevoked},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -77,6 +77,16 @@ impl Placements for PlacementsService {
         if taken_over {
             let detail = json!({ "epoch": placement.epoch, "to": ask.by, "why": "failover" });
             let mut record = automatic(wall_clock(), "failover", ask.session.as_str(), detail);
+            record.tenant = Some(placement.binding.tenant.clone());
+            plane.note(Note::happened(record));
+        }
+        if let Some(decision) = decision.as_ref().filter(|it| it.degraded || !it.counted) {
+            let detail = json!({
+                "reason": decision.reason,
+                "mode": decision.mode,
+                "snapshot": decision.snapshot,
+            });
+            let mut record = automatic(wall_clock(), "admit", ask.session.as_str(), detail);
             record.tenant = Some(placement.binding.tenant.clone());
             plane.note(Note::happened(record));
         }
@@ -235,42 +245,68 @@ impl Plane {
         Ok((Some(write), answer))
     }
 
-    /// What a new session is bound to: what it asks for if that is published, else what the rollouts give.
+    /// What a new session is bound to: what it asks for if that is published; what the rollouts give if it
+    /// names no pipeline.
     pub(crate) async fn bind(
         &self,
         wanted: &Wanted,
         session: &SessionId,
     ) -> Result<Binding, Failure> {
         let tenant = wanted.tenant.clone();
-        let pipeline = match &wanted.pipeline {
-            Some(version) => {
-                self.artifact(Kind::Pipeline, version.as_str()).await?;
-                version.clone()
+        for (kind, version) in [
+            (
+                Kind::Pipeline,
+                wanted.pipeline.as_ref().map(PipelineVersion::as_str),
+            ),
+            (Kind::Policy, wanted.policy.as_deref()),
+            (Kind::Providers, wanted.providers.as_deref()),
+        ] {
+            if let Some(version) = version {
+                self.artifact(kind, version).await?;
             }
-            None => self.resolved(&tenant, session, None)?.0,
-        };
-        let line = line_of(&pipeline);
-        let of_line = |kind, asked: &Option<String>| {
-            let resolve = || {
-                let rollout = self.rollout(kind, &line)?;
-                let found = rollout.resolve(&tenant, session, None).ok()?;
-                Some(found.version.to_string())
-            };
-            asked.clone().or_else(resolve)
+        }
+        let Some(pipeline) = wanted.pipeline.clone() else {
+            let pipeline = self.resolved(&tenant, session, None)?.0;
+            let Versions { policy, providers } = self.versions(&tenant, session, &pipeline);
+            return Ok(Binding {
+                policy: wanted.policy.clone().or(policy),
+                providers: wanted.providers.clone().or(providers),
+                tenant,
+                pipeline,
+            });
         };
         Ok(Binding {
-            policy: of_line(Kind::Policy, &wanted.policy),
-            providers: of_line(Kind::Providers, &wanted.providers),
-            tenant: tenant.clone(),
+            policy: wanted.policy.clone(),
+            providers: wanted.providers.clone(),
+            tenant,
             pipeline,
         })
+    }
+
+    /// The versions that the rollouts of its line give a new session beside that of its pipeline (F-102).
+    pub(crate) fn versions(
+        &self,
+        tenant: &TenantId,
+        session: &SessionId,
+        pipeline: &PipelineVersion,
+    ) -> Versions {
+        let line = line_of(pipeline);
+        let given = |kind| {
+            let rollout = self.rollout(kind, &line)?;
+            let found = rollout.resolve(tenant, session, None).ok()?;
+            Some(found.version.to_string())
+        };
+        Versions {
+            policy: given(Kind::Policy),
+            providers: given(Kind::Providers),
+        }
     }
 
     /// The version that a new session gets, why, and by which state of the rollout. `asked` is a line or
     /// a version that is offered.
     pub(crate) fn resolved(
         &self,
-        tenant: &rspp_proto::TenantId,
+        tenant: &TenantId,
         session: &SessionId,
         asked: Option<&str>,
     ) -> Result<(PipelineVersion, &'static str, String), Failure> {

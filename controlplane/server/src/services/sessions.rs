@@ -18,7 +18,9 @@ use rspp_controlplane_api::{
     wire::{self, sessions_server::Sessions},
 };
 use rspp_proto::{
-    Epoch, PipelineVersion, RuntimeId, SessionId, TenantId, abi::OutcomeKind, control::Holder,
+    Epoch, PipelineVersion, RuntimeId, SessionId, TenantId,
+    abi::OutcomeKind,
+    control::{Holder, Versions},
 };
 use serde_json::json;
 use tonic::{Request, Response, Status};
@@ -205,6 +207,7 @@ struct Target {
     runtime: RuntimeId,
     region: rspp_proto::Region,
     pipeline: PipelineVersion,
+    versions: Versions,
     why: &'static str,
     epoch: Option<Epoch>,
     decision: Option<wire::Decision>,
@@ -304,6 +307,7 @@ impl Plane {
             session: ask.session.clone(),
             tenant: ask.tenant.clone(),
             pipeline: target.pipeline.clone(),
+            versions: target.versions,
             runtime: target.runtime.clone(),
             epoch: target.epoch,
             transport: ask.transport.clone(),
@@ -331,12 +335,13 @@ impl Plane {
     /// A session that was placed before: to whom holds it, if that one is alive; else anew, with what it
     /// was bound to.
     fn route_again(&self, ask: &RouteAsk, placement: &Placement) -> Result<Target, Failure> {
-        let bound = placement.binding.pipeline.clone();
+        let bound = &placement.binding;
         let settled = |endpoint, runtime, region, view, epoch| Target {
             endpoint,
             runtime,
             region,
-            pipeline: bound.clone(),
+            pipeline: bound.pipeline.clone(),
+            versions: bound.versions(),
             why: "bound",
             epoch,
             decision: None,
@@ -401,6 +406,7 @@ impl Plane {
             endpoint: choice.endpoint,
             runtime: choice.runtime,
             region: choice.region,
+            versions: self.versions(&ask.tenant, &ask.session, &pipeline),
             pipeline,
             why,
             epoch: None,

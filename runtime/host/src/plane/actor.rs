@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use rspp_actors::{ExitReason, NoData, NoTelemetry, Pump, PumpContext};
 use rspp_controlplane_api::{
-    ControlError, Duty as NodeDuty, Granted, Joined, Lease, LeaseError, Order, Orders, Revocation,
-    Snapshots as SnapshotStream, Wanted,
+    Claimed, ControlError, Duty as NodeDuty, Granted, Joined, Lease, LeaseError, Order, Orders,
+    Revocation, Snapshots as SnapshotStream, Terms, Unproven, Wanted,
 };
 use rspp_kernel::keeper::{Ask, Denial, Duty, Keeper, Parting};
 use rspp_proto::{Epoch, Monotonic, SessionId, control::Load};
@@ -19,7 +19,11 @@ use super::{
     roster::Roster,
     shared::{Granting, Request, Right, Shared},
 };
-use crate::{Snapshots, admission::Gatekeeper, capacity::CpuProbe};
+use crate::{
+    Snapshots,
+    admission::{Gatekeeper, wall},
+    capacity::CpuProbe,
+};
 
 /// Reports of one heartbeat.
 const MOST_REPORTS: usize = 500;
@@ -316,10 +320,22 @@ impl ControlPlaneLink {
         ttl: Duration,
         taken_over: bool,
     ) {
-        let degraded = self
-            .granted
-            .as_ref()
-            .is_some_and(|granted| granted.degraded);
+        let granted = self.granted.take();
+        if let Err(unproven) = self.proven(session, epoch, granted.as_ref()) {
+            tracing::warn!(%session, %epoch, %unproven, "the lease's proof is refused, and so is the lease");
+            let now = self.now();
+            self.keeper.part(now, session, epoch, Parting::Release);
+            let wish = self.wishes.remove(session);
+            if let Some(answer) = wish.and_then(|wish| wish.answer) {
+                let _nobody_waits = answer.send(Err(LeaseError::Refused {
+                    session: session.clone(),
+                    reason: format!("the proof of its lease is refused: {unproven}"),
+                    may_retry: unproven == Unproven::UnknownKey,
+                }));
+            }
+            return;
+        }
+        let degraded = granted.as_ref().is_some_and(|granted| granted.degraded);
         if degraded {
             tracing::info!(%session, "its tenant is beyond a limit");
         }
@@ -327,6 +343,8 @@ impl ControlPlaneLink {
             ttl: Some(ttl),
             taken_over,
             asked: Some(asked),
+            terms: if degraded { Terms::Less } else { Terms::Full },
+            binding: granted.map(|granted| Arc::new(granted.binding)),
             ..Lease::new(session.clone(), epoch)
         };
         let Some(wish) = self.wishes.get_mut(session) else {
@@ -342,6 +360,30 @@ impl ControlPlaneLink {
             let now = self.now();
             self.keeper.part(now, session, epoch, Parting::Release);
         }
+    }
+
+    /// Whether a grant is the control plane's own: signed by a key of the newest ring, for this life of the
+    /// node and this epoch, and not over.
+    fn proven(
+        &self,
+        session: &SessionId,
+        epoch: Epoch,
+        granted: Option<&Granted>,
+    ) -> Result<(), Unproven> {
+        let status = self.around.shared.status();
+        let status = status.borrow();
+        let (Some(granted), Some(holder)) = (granted, &self.carrier.holder) else {
+            return Err(Unproven::Refused("nobody said so"));
+        };
+        let keyring = status.keyring.as_ref().ok_or(Unproven::UnknownKey)?;
+        let claimed = Claimed {
+            session,
+            holder,
+            epoch,
+        };
+        self.config
+            .proofs
+            .check(&granted.proof, keyring, claimed, wall())
     }
 
     fn deny(&mut self, session: SessionId, denial: Denial) {

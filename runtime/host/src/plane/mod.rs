@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use rspp_controlplane_api::{Answer, Artifact, ControlPlane, Route, RouteAsk, Snapshot};
+use rspp_controlplane_api::{Answer, Artifact, ControlPlane, Proofs, Route, RouteAsk, Snapshot};
 use rspp_kernel::keeper::KeeperPolicy;
 use rspp_proto::{
     RuntimeId, SessionId, TenantId,
@@ -72,6 +72,8 @@ pub struct PlaneConfig {
     pub description: Description,
     /// Whom to ask.
     pub plane: Arc<dyn ControlPlane>,
+    /// Which leases are believed.
+    pub proofs: Arc<dyn Proofs>,
     /// What becomes of new sessions while nobody answers.
     pub mode: AwayMode,
     /// How long snapshots are decided by after they were last heard to be as they are.
@@ -82,7 +84,12 @@ pub struct PlaneConfig {
 
 impl PlaneConfig {
     /// A node of a fleet, strict and with usual patience.
-    pub fn new(runtime: RuntimeId, description: Description, plane: Arc<dyn ControlPlane>) -> Self {
+    pub fn new(
+        runtime: RuntimeId,
+        description: Description,
+        plane: Arc<dyn ControlPlane>,
+        proofs: Arc<dyn Proofs>,
+    ) -> Self {
         // Told apart by name, so that a fleet does not ask all at once.
         let spread = runtime
             .as_str()
@@ -92,6 +99,7 @@ impl PlaneConfig {
             runtime,
             description,
             plane,
+            proofs,
             mode: AwayMode::default(),
             max_staleness: Duration::from_secs(30),
             keeper: KeeperPolicy {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use rspp_actors::Clock;
-use rspp_controlplane_api::{Lease, LeaseError, Wanted, Writer};
+use rspp_controlplane_api::{Lease, LeaseError, Terms, Wanted, Writer};
 use rspp_kernel::{authority::LeaseTimer, keeper::Parting};
 use rspp_proto::{Epoch, Monotonic, RuntimeId, SessionId, control::Holder};
 use tokio::sync::{Notify, oneshot, watch};
@@ -246,7 +246,10 @@ impl Shared {
         }
         // Once: what was ever held under an epoch is not begun again under the same one.
         let is_new = self.rights().own.insert(session.clone());
-        is_new.then(|| Lease::new(session.clone(), Epoch::FIRST))
+        is_new.then(|| Lease {
+            terms: Terms::Unasked,
+            ..Lease::new(session.clone(), Epoch::FIRST)
+        })
     }
 
     pub(crate) fn is_own(&self, session: &SessionId) -> bool {

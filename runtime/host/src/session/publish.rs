@@ -598,6 +598,13 @@ impl Publisher {
         self.record(outcome);
     }
 
+    /// On which terms the control plane let the session in (CP-05).
+    pub(super) fn let_in(&mut self, reason: Reason, scope: OutcomeScope, at: Monotonic) {
+        let emitter = Emitter::ControlPlaneAdmission;
+        let outcome = self.pre_turn(OutcomeKind::Admit, emitter, reason, scope, at);
+        self.record(outcome);
+    }
+
     /// The degrade posture is in force from this turn on, or no longer (F-048).
     pub(super) fn posture(&mut self, turn: TurnNumber, on: bool, load: Load, at: Monotonic) {
         let posture = if on { "on" } else { "off" };

@@ -245,6 +245,10 @@ impl<'a> Draft<'a> {
             Layer::PolicyBundle => self.inputs.policy.map_or_else(String::new, |policy| {
                 format!("policy/{}", policy.policy_resolution_snapshot)
             }),
+            Layer::ProviderSettings => {
+                let published = self.inputs.settings.published.as_ref();
+                published.map_or_else(String::new, |it| format!("providers/{}", it.version))
+            }
             Layer::Posture => format!("pipeline/{}/degrade", self.inputs.spec.version),
         };
         self.provenance
@@ -333,7 +337,10 @@ impl<'a> Draft<'a> {
         let own = (Layer::Pipeline, &spec.providers);
         let bundle = self.inputs.policy.map(|policy| &policy.providers);
         let bundle = bundle.map(|providers| (Layer::PolicyBundle, providers));
-        for (layer, spec) in [defaults, own].into_iter().chain(later).chain(bundle) {
+        let published = self.inputs.settings.published.as_ref();
+        let published = published.map(|it| (Layer::ProviderSettings, &it.providers));
+        let strongest = bundle.into_iter().chain(published);
+        for (layer, spec) in [defaults, own].into_iter().chain(later).chain(strongest) {
             for name in lay_providers(&mut policy, spec) {
                 self.note(format!("provider_policy/{name}"), layer);
             }
@@ -697,6 +704,7 @@ fn layer_name(layer: Layer) -> &'static str {
         Layer::Tenant => "tenant",
         Layer::Session => "session",
         Layer::PolicyBundle => "policy",
+        Layer::ProviderSettings => "providers",
         Layer::Posture => "degrade",
     }
 }

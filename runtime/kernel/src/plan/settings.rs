@@ -31,6 +31,8 @@ pub enum Layer {
     Session,
     /// A policy that overrides all surfaces at once.
     PolicyBundle,
+    /// Provider settings with a version of their own (F-102).
+    ProviderSettings,
     /// The pipeline's degrade posture, while it is in force (F-048).
     Posture,
 }
@@ -79,6 +81,20 @@ pub struct LayeredSettings {
     pub tenant: Settings,
     /// The session's.
     pub session: Settings,
+    /// Those of its own version, over all of these and over a policy bundle.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub published: Option<ProviderSettings>,
+}
+
+/// How providers are chosen, called and paid for, as published: with a version of its own, so that it
+/// rolls forward and back without pipeline or policy (F-102).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProviderSettings {
+    /// Its name in the registry.
+    pub version: String,
+    /// What it says, part by part.
+    pub providers: ProvidersSpec,
 }
 
 impl LayeredSettings {

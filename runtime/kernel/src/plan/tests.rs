@@ -452,6 +452,49 @@ fn overrides_are_all_or_nothing() {
     }
 }
 
+/// F-102: provider settings of a version of their own stand over pipeline, layers and policy, part by part,
+/// and the plan says which version each part is from.
+#[test]
+fn published_provider_settings_say_how_providers_are_called() {
+    let mut case = Case::new();
+    let failure = |reply: &str| {
+        Some(Box::new(rspp_proto::spec::FailurePolicy {
+            reply: Some(reply.to_owned()),
+            ..rspp_proto::spec::FailurePolicy::default()
+        }))
+    };
+    case.spec.providers.calls = Some(Box::new(rspp_proto::spec::CallPolicy {
+        backoff_ms: 7,
+        ..rspp_proto::spec::CallPolicy::default()
+    }));
+    let mut policy = full_bundle();
+    policy.providers.failure = failure("of the policy");
+    case.policy = Some(policy);
+    let before = case.resolve().unwrap();
+    case.settings.published = Some(ProviderSettings {
+        version: "desk-2".to_owned(),
+        providers: ProvidersSpec {
+            failure: failure("of the settings"),
+            ..ProvidersSpec::default()
+        },
+    });
+    let plan = case.resolve().unwrap();
+    let reply = plan.provider_policy.failure.reply.as_deref();
+    assert_eq!(reply, Some("of the settings"));
+    assert_eq!(plan.provider_policy.calls.backoff_ms, 7);
+    let origin = plan.origin("provider_policy/failure").unwrap();
+    assert_eq!(
+        (origin.layer, origin.source.as_str()),
+        (Layer::ProviderSettings, "providers/desk-2")
+    );
+    let calls = plan.origin("provider_policy/calls").unwrap();
+    assert_eq!(calls.layer, Layer::Pipeline);
+    assert_ne!(
+        plan.plan_hash, before.plan_hash,
+        "it decides how a turn runs"
+    );
+}
+
 /// T2, T5a: what is stale or does not fit together gives no plan.
 #[test]
 fn stale_or_foreign_inputs_are_refused() {

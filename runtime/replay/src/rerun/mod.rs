@@ -23,6 +23,7 @@ use rspp_kernel::CancelReason;
 use rspp_proto::{
     AudioChunk, Epoch, Monotonic, SampleRate, SessionId, TurnNumber, WallClock,
     abi::CancelScope,
+    control::Versions,
     spec::{LimitsSpec, ReplayMode},
 };
 use rspp_provider_api::Providers;
@@ -141,6 +142,7 @@ async fn play(
         pipeline: recorded.pipeline.clone(),
         policy: recorded.policy.clone(),
         settings: recorded.settings.clone(),
+        versions: Versions::default(),
         attributes: recorded.attributes.clone(),
         transport: transport(recorded),
         recorder,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures::StreamExt;
-use rspp_proto::{PipelineVersion, SessionId, TenantId, WallClock};
+use rspp_proto::{PipelineVersion, SessionId, TenantId, WallClock, control::Versions};
 use rspp_transport_api::{
     Admitted, Elsewhere, Farewell, Grant, Guard, Ingress, TokenValidator, TransportKind,
     Unauthorized,
@@ -55,6 +55,7 @@ impl TokenValidator for Signs {
             tenant: TenantId::new(tenant).unwrap(),
             session: SessionId::new(session).unwrap(),
             pipeline: PipelineVersion::new("simple-1").ok(),
+            versions: Versions::default(),
             epoch: None,
             expires_at: WallClock(since.as_millis() as u64 + 60_000),
         })
