@@ -183,7 +183,7 @@ async fn hold(
         };
         let kept = Term::default().kept();
         let lease = store.grant(kept).await.expect("it is granted").id;
-        let key = keys::liveness(&holder.runtime, holder.incarnation);
+        let key = keys::liveness(&holder);
         let txn = Txn::default().put_leased(key, "alive", lease);
         store.commit(txn).await.expect("the lease is there");
         runtimes.push(Runtime { holder, lease });
@@ -276,7 +276,7 @@ async fn place(store: &Arc<dyn Store>, runtimes: &Arc<Vec<Runtime>>, sessions: u
 
 fn placement(number: usize, tenant: &TenantId, by: Holder) -> Txn {
     let session = SessionId::new(format!("session-{number}")).expect("a name");
-    let alive = keys::liveness(&by.runtime, by.incarnation);
+    let alive = keys::liveness(&by);
     let key = keys::placement(&session);
     let placement = Placement {
         session,

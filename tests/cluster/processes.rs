@@ -244,25 +244,29 @@ impl Fleet {
     /// Publishes the built-in pipeline, for everybody.
     async fn publish(&self) {
         let spec = PipelineSpec::simple();
-        let line = spec.version.as_str().parse::<VersionName>().unwrap();
-        let kind = wire::Kind::Pipeline.into();
+        let source = serde_json::to_string(&spec).unwrap();
+        self.roll_out(wire::Kind::Pipeline, spec.version.as_str(), source)
+            .await;
+    }
+
+    /// Publishes a version and gives it to everybody.
+    pub(crate) async fn roll_out(&self, kind: wire::Kind, version: &str, source: String) {
+        let name = version.parse::<VersionName>().unwrap();
         let published = self.operator.publish(wire::PublishRequest {
-            kind,
-            version: spec.version.to_string(),
-            source: serde_json::to_string(&spec).unwrap(),
-            request_id: "publish".to_owned(),
+            kind: kind.into(),
+            version: version.to_owned(),
+            source,
             ..wire::PublishRequest::default()
         });
         published.await.expect("it is published");
-        let everybody = wire::change::Change::Direct(spec.version.to_string());
+        let everybody = wire::change::Change::Direct(version.to_owned());
         let changed = self.operator.change_rollout(wire::ChangeRolloutRequest {
-            kind,
-            line: line.line().to_owned(),
+            kind: kind.into(),
+            line: name.line().to_owned(),
             change: Some(wire::Change {
                 change: Some(everybody),
             }),
-            reason: "the fleet begins".to_owned(),
-            request_id: "rollout".to_owned(),
+            reason: "for everybody".to_owned(),
             ..wire::ChangeRolloutRequest::default()
         });
         changed.await.expect("it is rolled out");

@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
+use rspp_controlplane_api::wire::{GetStatusRequest, Kind};
 use rspp_proto::SessionId;
 use rspp_tests::link::Weather;
 use rspp_websocket::protocol::ServerMessage;
 use rustix::process::Signal;
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::processes::{ALONE, Fleet, Ground, check, reply, says, speaks};
@@ -210,4 +212,71 @@ async fn a_client_at_the_wrong_runtime_is_told_where_to_go() {
     let mut client = Fleet::follow(&to.url, &token).await;
     let ready = client.next().await;
     assert!(matches!(ready, Some(ServerMessage::Ready(_))), "{ready:?}");
+}
+
+/// A policy bundle, which lets a turn speak so many characters.
+fn bundle(characters: Option<u64>) -> String {
+    let caps = characters
+        .map(|most| json!({ "caps": { "turn": { "tts_characters": most }, "action": "refuse" } }));
+    json!({
+        "schema": "rspp.policy.bundle.v1",
+        "policy_resolution_snapshot": "policy/speech",
+        "allowed_adaptive_actions": [],
+        "providers": caps.unwrap_or(json!({})),
+    })
+    .to_string()
+}
+
+/// F-102, F-099: runtimes run the versions of policy and provider settings that a session is bound to; these
+/// roll by themselves, a session keeps its own when another runtime takes it over, and its record says which
+/// they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_keeps_its_policy_and_provider_settings() {
+    const CUT: &str = "abort: budget_exhausted";
+    let mut fleet = Fleet::start(&["a", "b"]).await;
+    let answers = async |client: &mut rspp_websocket::testing::Client| {
+        says(client, "Hello.").await;
+        reply(client).await.0
+    };
+    let bound = async |fleet: &Fleet, id: &SessionId| {
+        let request = GetStatusRequest {
+            tenant: "acme".to_owned(),
+            session: id.to_string(),
+        };
+        let status = fleet.operator.get_status(request).await.unwrap();
+        let binding = status.binding.unwrap();
+        (binding.policy, binding.providers)
+    };
+    let is = |policy: &str, providers: &str| (policy.to_owned(), providers.to_owned());
+    // The first policy lets nobody say anything.
+    fleet
+        .roll_out(Kind::Policy, "simple-1", bundle(Some(1)))
+        .await;
+    let first = session("first");
+    let (home, mut client) = fleet.connect(&first).await;
+    assert_eq!(answers(&mut client).await, CUT);
+    // The second does; the first session keeps the first.
+    fleet.roll_out(Kind::Policy, "simple-2", bundle(None)).await;
+    let second = session("second");
+    let (_, mut free) = fleet.connect(&second).await;
+    assert_eq!(answers(&mut free).await, "commit");
+    assert_eq!(answers(&mut client).await, CUT);
+    // Provider settings have versions of their own.
+    let settings = bundle(Some(1));
+    fleet.roll_out(Kind::Providers, "simple-1", settings).await;
+    let third = session("third");
+    let (_, mut cut) = fleet.connect(&third).await;
+    assert_eq!(answers(&mut cut).await, CUT);
+    assert_eq!(answers(&mut free).await, "commit");
+    // Whoever takes a session over runs it as what it is.
+    fleet.runtimes[&home].process.signal("KILL");
+    for (id, outcome) in [(&first, CUT), (&second, "commit"), (&third, CUT)] {
+        let (at, mut client) = fleet.connect(id).await;
+        assert_eq!(at, fleet.other(&home));
+        assert_eq!(answers(&mut client).await, outcome, "{id}");
+    }
+    assert_eq!(bound(&fleet, &first).await, is("simple-1", ""));
+    assert_eq!(bound(&fleet, &second).await, is("simple-2", ""));
+    assert_eq!(bound(&fleet, &third).await, is("simple-2", "simple-1"));
+    fleet.runtimes.remove(&home);
 }

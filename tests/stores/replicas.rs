@@ -11,7 +11,7 @@ use rspp_proto::{SessionId, control::WhyRevoked};
 
 use crate::{
     ground::Place,
-    rig::{Rig, TTL, change, direct, publish, settings},
+    rig::{Rig, TTL, change, direct, publish, settings, until},
 };
 
 /// Two servers with stores of their own, in one place.
@@ -27,17 +27,6 @@ async fn pair() -> (Rig, Rig) {
         Rig::with(dir, store, settings).await
     };
     (replica("one").await, replica("two").await)
-}
-
-/// Waits until something is so.
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    for _ in 0..400 {
-        if is_so().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-    panic!("{what} never came to be");
 }
 
 async fn leader(rig: &Rig) -> Option<String> {

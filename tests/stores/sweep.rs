@@ -121,8 +121,12 @@ impl Place {
     }
 
     async fn round(&mut self, minutes: u64) -> Swept {
+        let alive = list_all(&*self.store, &keys::livenesses(), None).await;
+        let alive = alive.unwrap().records;
+        let is_alive = |it: &Holder| alive.contains_key(&keys::liveness(it));
+        let (store, fence) = (&*self.store, &self.fence);
         self.sweep
-            .round(&*self.store, &self.counters, &self.fence, at(minutes))
+            .round(store, &self.counters, fence, &is_alive, at(minutes))
             .await
             .unwrap()
     }
@@ -150,7 +154,7 @@ async fn elect(store: &dyn Store) -> Compare {
 async fn an_ended_session_goes_after_its_time_and_a_live_one_never() {
     on_both(async |stage| {
         let mut place = Place::on(&stage).await;
-        let live = keys::liveness(&holder("a", 1).runtime, Incarnation::FIRST);
+        let live = keys::liveness(&holder("a", 1));
         place.write(Txn::default().put(live, "alive")).await;
         place.put(&placement("spoken", held("a"))).await;
         let letting_go = Standing::Revoking {
@@ -291,7 +295,7 @@ async fn a_gone_runtime_is_forgotten_and_its_life_never_lived_again() {
                 .put(keys::runtime(&by.runtime), json!(runtime).to_string())
                 .put(order, "{}");
             if alive {
-                txn = txn.put(keys::liveness(&by.runtime, by.incarnation), "alive");
+                txn = txn.put(keys::liveness(&by), "alive");
             }
             place.write(txn).await;
         }
@@ -302,7 +306,7 @@ async fn a_gone_runtime_is_forgotten_and_its_life_never_lived_again() {
         };
         assert!(place.round(0).await.is_nothing());
         // One comes back in between.
-        let back = keys::liveness(&RuntimeId::new("c").unwrap(), holder("c", 2).incarnation);
+        let back = keys::liveness(&holder("c", 2));
         place.write(Txn::default().put(back.clone(), "alive")).await;
         assert!(place.round(30).await.is_nothing());
         place.write(Txn::default().delete(back)).await;
@@ -346,7 +350,8 @@ async fn a_round_is_bounded_and_a_deposed_leader_removes_nothing() {
         let deposed = place.fence.clone();
         place.fence = elect(&*place.store).await;
         let mut late = Sweep::new(Retention::default());
-        let nothing = late.round(&*place.store, &place.counters, &deposed, at(61));
+        let (store, nobody) = (&*place.store, |_: &Holder| false);
+        let nothing = late.round(store, &place.counters, &deposed, &nobody, at(61));
         assert!(nothing.await.unwrap().is_nothing());
         assert!(place.trail().await.is_empty());
         let rounds = [

@@ -15,7 +15,7 @@ use rspp_controlplane_server::{Plane, Server};
 use rspp_controlplane_storage::{Embedded, Etcd};
 use rspp_service::{
     announce::announce,
-    credentials::Authority,
+    credentials::{Authority, Files, exports},
     health::{self, Check, Health},
     logs,
     settings::{self, Flag, Loaded},
@@ -91,16 +91,11 @@ fn report(error: &(dyn Error + 'static), code: u8) -> ExitCode {
 }
 
 fn load(cli: &Cli) -> Result<Loaded<Config>, Failed> {
-    let mut flags = match &cli.dev {
+    let made = match &cli.dev {
         Some(dir) => made(dir)?,
         None => Vec::new(),
     };
-    for text in &cli.set {
-        flags.push(Flag::set(text)?);
-    }
-    // The file's own name is no setting.
-    let environment = std::env::vars().filter(|(name, _)| name != "RSPP_CONTROL_PLANE_CONFIG");
-    Ok(settings::load(cli.config.as_deref(), environment, &flags)?)
+    Ok(settings::gather(cli.config.as_deref(), made, &cli.set)?)
 }
 
 /// Makes what a control plane of this machine needs, and says where it is.
@@ -168,14 +163,13 @@ async fn run(config: Config, dev: Option<&Path>) -> Result<(), Failed> {
 
 /// What to type to ask it something.
 fn how_to_ask(dir: &Path, grpc: &str) -> String {
-    let file = |name: &str| dir.join(name).display().to_string();
-    format!(
-        "ask it as admin:\n  export RSPP_CONTROL_PLANE=https://{grpc} RSPP_TLS_CA={} RSPP_TLS_CERT={} RSPP_TLS_KEY={}\n  \
-         rspp pipeline list",
-        file("authority.pem"),
-        file("admin.pem"),
-        file("admin.key"),
-    )
+    let admin = Files {
+        certificate: dir.join("admin.pem"),
+        key: dir.join("admin.key"),
+    };
+    let authorities = dir.join("authority.pem");
+    let exports = exports(&format!("https://{grpc}"), &authorities, &admin);
+    format!("ask it as admin:\n  {exports}\n  rspp pipeline list")
 }
 
 /// What the health endpoints say.

@@ -13,7 +13,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser;
 use rspp_service::{
     logs,
-    settings::{self, Flag, Loaded},
+    settings::{self, Loaded},
 };
 
 use config::Config;
@@ -78,12 +78,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), Problem> {
-    let flags = cli.set.iter().map(|text| Flag::set(text));
-    let flags: Vec<_> = flags.collect::<Result<_, _>>().map_err(Problem::input)?;
-    // The file's own name is no setting.
-    let environment = std::env::vars().filter(|(name, _)| name != "RSPP_RUNTIME_CONFIG");
     let loaded: Loaded<Config> =
-        settings::load(cli.config.as_deref(), environment, &flags).map_err(Problem::input)?;
+        settings::gather(cli.config.as_deref(), Vec::new(), &cli.set).map_err(Problem::input)?;
     if cli.print_config {
         print!("{}", loaded.print());
         return Ok(());

@@ -137,7 +137,6 @@ fn providers(version: &str, text: &str) -> Result<ProviderSettings, String> {
     })
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is what maps an error")]
 fn wrong(Diagnostics(found): Diagnostics) -> String {
     let found = found.iter().map(ToString::to_string);
     found.collect::<Vec<_>>().join("; ")

@@ -39,6 +39,16 @@ pub struct Files {
     pub key: PathBuf,
 }
 
+/// What to type so that commands ask a control plane at these addresses as the owner of `files`.
+pub fn exports(addresses: &str, authorities: &Path, files: &Files) -> String {
+    format!(
+        "export RSPP_CONTROL_PLANE={addresses} RSPP_TLS_CA={} RSPP_TLS_CERT={} RSPP_TLS_KEY={}",
+        authorities.display(),
+        files.certificate.display(),
+        files.key.display(),
+    )
+}
+
 /// An authority whose files lie in one directory.
 pub struct Authority {
     dir: PathBuf,

@@ -143,6 +143,23 @@ pub struct Loaded<S> {
     origins: BTreeMap<String, Origin>,
 }
 
+/// Reads all layers of a program that is told by `--config` where its file is, and by `--set` what stands
+/// over it and over what the program has `made` itself.
+pub fn gather<S: Settings>(
+    file: Option<&Path>,
+    made: Vec<Flag>,
+    set: &[String],
+) -> Result<Loaded<S>, SettingsError> {
+    let mut flags = made;
+    for text in set {
+        flags.push(Flag::set(text)?);
+    }
+    // The file's own name is no setting.
+    let own = format!("{}CONFIG", S::PREFIX);
+    let environment = std::env::vars().filter(|(name, _)| *name != own);
+    load(file, environment, &flags)
+}
+
 /// Reads all layers.
 pub fn load<S: Settings>(
     file: Option<&Path>,

@@ -67,6 +67,22 @@ pub struct Record {
     pub detail: Value,
 }
 
+impl Record {
+    /// What the control plane did by itself.
+    pub fn automatic(at: WallClock, operation: &str, subject: &str, detail: Value) -> Self {
+        Self {
+            at,
+            actor: None,
+            role: None,
+            tenant: None,
+            operation: operation.to_owned(),
+            subject: subject.to_owned(),
+            outcome: Outcome::Done,
+            detail,
+        }
+    }
+}
+
 /// An entry of the chain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

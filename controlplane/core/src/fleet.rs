@@ -54,6 +54,16 @@ pub enum JoinError {
     /// It reads no events that we know of.
     #[error("`{0}` is no event schema version")]
     Events(String),
+    /// It writes events of another major version: what it keeps nobody else here reads.
+    #[error(
+        "this control plane's fleet speaks event schema v{}, the runtime {theirs}: upgrade the {} first",
+        SchemaVersion::CURRENT.major,
+        if theirs.major < SchemaVersion::CURRENT.major { "runtime" } else { "control plane" }
+    )]
+    ForeignEvents {
+        /// What it speaks.
+        theirs: SchemaVersion,
+    },
     /// It can be reached nowhere, or in too many ways.
     #[error("a runtime has 1 to {MAX_ENDPOINTS} endpoints, this one {0}")]
     Endpoints(usize),
@@ -79,8 +89,10 @@ pub fn register(
             theirs,
         });
     }
-    if description.events.parse::<SchemaVersion>().is_err() {
-        return Err(JoinError::Events(description.events));
+    match description.events.parse::<SchemaVersion>() {
+        Ok(theirs) if theirs.major == SchemaVersion::CURRENT.major => {}
+        Ok(theirs) => return Err(JoinError::ForeignEvents { theirs }),
+        Err(_) => return Err(JoinError::Events(description.events)),
     }
     if !(1..=MAX_ENDPOINTS).contains(&description.endpoints.len()) {
         return Err(JoinError::Endpoints(description.endpoints.len()));
@@ -228,6 +240,15 @@ pub(crate) mod tests {
             ..description("eu", 1)
         };
         assert_eq!(join(odd), Err(JoinError::Events("1".to_owned())));
+        let foreign = Description {
+            events: "v2.0".to_owned(),
+            ..description("eu", 1)
+        };
+        assert_eq!(
+            join(foreign).unwrap_err().to_string(),
+            "this control plane's fleet speaks event schema v1, the runtime v2.0: \
+             upgrade the control plane first"
+        );
         assert_eq!(join(description("eu", 0)), Err(JoinError::NoCapacity));
     }
 

@@ -3,7 +3,7 @@
 use rspp_proto::{RuntimeId, SessionId, TenantId};
 
 use crate::{
-    authority::{Holder, Incarnation},
+    authority::Holder,
     registry::Kind,
     store::{Key, Prefix},
 };
@@ -72,9 +72,10 @@ pub fn all_revocations() -> Prefix {
     key(["revocations"]).below()
 }
 
-/// There as long as that incarnation of a runtime renews its lease.
-pub fn liveness(runtime: &RuntimeId, incarnation: Incarnation) -> Key {
-    key(["alive", runtime.as_str(), &incarnation.to_string()])
+/// There as long as this life of a runtime renews its lease.
+pub fn liveness(holder: &Holder) -> Key {
+    let incarnation = holder.incarnation.to_string();
+    key(["alive", holder.runtime.as_str(), &incarnation])
 }
 
 /// All runtimes that renew.

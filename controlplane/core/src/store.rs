@@ -7,6 +7,7 @@
 //! (`rspp-controlplane-storage`).
 
 mod mirror;
+mod record;
 
 use std::{fmt, num::NonZeroU64, sync::Arc, time::Duration};
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use mirror::{Listing, Mirror, News, list_all};
+pub use record::{bytes, json, parse};
 
 /// Longest key, in bytes: three escaped ids and their place.
 pub const MAX_KEY_BYTES: usize = 2_560;

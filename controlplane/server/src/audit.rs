@@ -84,20 +84,6 @@ pub(crate) fn done(
     }
 }
 
-/// What the control plane did by itself.
-pub(crate) fn automatic(at: WallClock, operation: &str, subject: &str, detail: Value) -> Record {
-    Record {
-        at,
-        actor: None,
-        role: None,
-        tenant: None,
-        operation: operation.to_owned(),
-        subject: subject.to_owned(),
-        outcome: Outcome::Done,
-        detail,
-    }
-}
-
 impl Plane {
     /// Puts something down soon. If too much waits, it is only counted.
     pub(crate) fn note(&self, note: Note) {
@@ -135,7 +121,7 @@ impl Plane {
             let lost = self.shared.notes_lost.swap(0, Ordering::Relaxed);
             if lost > 0 {
                 let what = json!({ "calls": lost });
-                records.push(automatic(
+                records.push(Record::automatic(
                     wall_clock(),
                     "denied_beyond_count",
                     "audit",

@@ -10,7 +10,7 @@ use rspp_controlplane::{
     admission::Decision,
     audit::Record,
     keys,
-    store::{Compare, LeaseId, StoreError, Txn},
+    store::{Compare, LeaseId, StoreError, Txn, bytes},
 };
 use rspp_controlplane_api::WireError;
 use rspp_proto::{TenantId, abi::OutcomeKind};
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::{
     audit::Note,
     failure::Failure,
-    plane::{Plane, bytes, wall_clock},
+    plane::{Plane, wall_clock},
 };
 
 /// How often something is tried that others write to as well.

@@ -4,25 +4,26 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use rspp_controlplane::{
+    audit::Record,
     authority::{Fuse, Placement, Standing, WhyRevoked},
     failover::{self, FailoverMode, RegionDuty},
     fleet::Presence,
     keys,
-    store::{Compare, Revision, StoreError, Txn},
+    store::{Compare, Revision, StoreError, Txn, bytes},
 };
 use rspp_controlplane_storage::{
     counters::{Recounted, recount},
     election::{Candidate, Duties, Office},
     sweep::{Now, Sweep},
 };
-use rspp_proto::{Monotonic, Region, RuntimeId, SessionId};
+use rspp_proto::{Monotonic, Region, RuntimeId, SessionId, control::Holder};
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
-    audit::{Note, automatic},
+    audit::Note,
     failure::Failure,
-    plane::{Plane, RegionRecord, bytes, wall_clock},
+    plane::{Plane, RegionRecord, wall_clock},
 };
 
 /// How often there is looked for something to do.
@@ -131,9 +132,10 @@ impl Rounds {
             monotonic: Monotonic::from_duration(shared.began.elapsed()),
         };
         let fence = office.fence();
+        let is_alive = |holder: &Holder| self.plane.seems_alive(holder);
         let round = self
             .sweep
-            .round(&*shared.store, &shared.counters, &fence, now);
+            .round(&*shared.store, &shared.counters, &fence, &is_alive, now);
         match round.await {
             Ok(swept) if swept.is_nothing() => {}
             Ok(swept) => tracing::info!(
@@ -210,7 +212,7 @@ impl Plane {
                 .when(Compare::unchanged(&key, entry.as_ref()))
                 .put(key, bytes(&record));
             let what = json!({ "from": was, "to": duty });
-            let told = automatic(wall_clock(), "region_judged", region.as_str(), what);
+            let told = Record::automatic(wall_clock(), "region_judged", region.as_str(), what);
             let txn = self.with_audit(txn, vec![told]).await?;
             match self.store().commit(txn).await {
                 Ok(_) => {
@@ -249,7 +251,7 @@ impl Plane {
             match self.revoke(&session, &order, &from).await {
                 Ok(()) => {
                     let what = json!({ "from": from, "why": order.why });
-                    let record = automatic(wall_clock(), "migrate", session.as_str(), what);
+                    let record = Record::automatic(wall_clock(), "migrate", session.as_str(), what);
                     self.note(Note::happened(record));
                 }
                 // It has ended meanwhile.

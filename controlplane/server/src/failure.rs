@@ -69,6 +69,11 @@ pub(crate) enum Failure {
     Keyring(#[from] KeyringError),
     #[error("this replica has no private key `{0}`; give it the key first")]
     NoPrivateKey(String),
+    #[error(
+        "this replica's key `{0}` is not the one that is trusted by that name: give it the file of that \
+         one, or give its own another id, add and promote it, and retire `{0}`"
+    )]
+    OtherKey(String),
     #[error("no key signs yet")]
     NoSigner,
     #[error(transparent)]
@@ -110,6 +115,7 @@ impl Failure {
             | Self::Approval(_)
             | Self::Keyring(_)
             | Self::NoPrivateKey(_)
+            | Self::OtherKey(_)
             | Self::Join(_)
             | Self::Backup(_) => true,
             Self::NoCredentials
@@ -205,13 +211,13 @@ impl Failure {
             }
             Self::Change(_) => (Code::FailedPrecondition, reason::ROLLOUT_REFUSED, vec![]),
             Self::Approval(_) => (Code::FailedPrecondition, reason::APPROVAL_REFUSED, vec![]),
-            Self::Keyring(_) | Self::NoPrivateKey(_) | Self::NoSigner => {
+            Self::Keyring(_) | Self::NoPrivateKey(_) | Self::OtherKey(_) | Self::NoSigner => {
                 (Code::FailedPrecondition, reason::KEY_REFUSED, vec![])
             }
             Self::Join(error) => {
                 let cause = match error {
                     JoinError::Protocol { .. } => "protocol",
-                    JoinError::Events(_) => "events",
+                    JoinError::Events(_) | JoinError::ForeignEvents { .. } => "events",
                     JoinError::Endpoints(_) => "endpoints",
                     JoinError::NoCapacity => "no_capacity",
                 };

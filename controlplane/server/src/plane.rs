@@ -17,7 +17,7 @@ use rspp_controlplane::{
     retention::Retention,
     rollout::Rollout,
     routing::View,
-    store::{Entry, Key, LeaseId, Page, Prefix, Query, Store, StoreError, list_all},
+    store::{Entry, Key, LeaseId, Page, Prefix, Query, Store, StoreError, json, list_all, parse},
     token::{AccessClaims, KeyId, Keyring, SigningKey},
 };
 use rspp_controlplane_storage::counters::Counters;
@@ -138,10 +138,6 @@ pub(crate) struct Shared {
     /// Whoever watches has to go elsewhere.
     pub(crate) leaving: CancellationToken,
     pub(crate) stop: CancellationToken,
-}
-
-fn json<T: DeserializeOwned>(entry: &Entry) -> Option<T> {
-    serde_json::from_slice(&entry.value).ok()
 }
 
 fn load(entry: &Entry) -> Option<SeenLoad> {
@@ -300,7 +296,12 @@ impl Plane {
         let ring = self.keyring();
         let signs = ring.signs().ok_or(Failure::NoSigner)?;
         let key = self.shared.signers.get(signs);
-        key.ok_or_else(|| Failure::NoPrivateKey(signs.to_string()))
+        let key = key.ok_or_else(|| Failure::NoPrivateKey(signs.to_string()))?;
+        let believed = ring.keys().get(signs).map(|record| record.public);
+        if believed != Some(key.public()) {
+            return Err(Failure::OtherKey(signs.to_string()));
+        }
+        Ok(key)
     }
 
     /// Rollouts of a kind.
@@ -324,16 +325,21 @@ impl Plane {
         Ok(age)
     }
 
+    /// Numbers how the fleet seems to be. Each part is followed by itself, and two of them may change with
+    /// one write: so that none of what is seen in between has the same number, they are added up.
+    pub(crate) fn view_version(&self) -> u64 {
+        let shared = &self.shared;
+        shared.runtimes.revision() + shared.alive.revision() + shared.regions.revision()
+    }
+
     /// The fleet as it seems to be.
     pub(crate) fn view(&self) -> Result<View, Failure> {
         let age = self.view_age()?;
         let shared = &self.shared;
         let regions = self.region_records().into_iter();
         let regions = regions.map(|(region, record)| (region, record.duty));
-        let version = [&shared.runtimes.revision(), &shared.regions.revision()];
-        let version = *version.into_iter().max().expect("there are two");
         Ok(View {
-            version: version.max(shared.alive.revision()),
+            version: self.view_version(),
             taken: Monotonic::from_duration(shared.began.elapsed().saturating_sub(age)),
             runtimes: self
                 .sights()
@@ -388,8 +394,10 @@ impl Plane {
 
     /// Whether a holder's liveness was there lately. Whether it is there now, only the store knows.
     pub(crate) fn seems_alive(&self, holder: &Holder) -> bool {
-        let key = keys::liveness(&holder.runtime, holder.incarnation);
-        self.shared.alive.records().contains_key(&key)
+        self.shared
+            .alive
+            .records()
+            .contains_key(&keys::liveness(holder))
     }
 
     pub(crate) fn runtime(&self, id: &RuntimeId) -> Option<Runtime> {
@@ -520,17 +528,6 @@ pub(crate) fn wall_clock() -> WallClock {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let millis = since.map_or(0, |since| since.as_millis());
     WallClock(u64::try_from(millis).unwrap_or(u64::MAX))
-}
-
-/// Reads a record's JSON.
-pub(crate) fn parse<T: DeserializeOwned>(entry: &Entry) -> Result<T, StoreError> {
-    serde_json::from_slice(&entry.value)
-        .map_err(|error| StoreError::Corrupt(format!("`{}`: {error}", entry.key)))
-}
-
-/// A record as JSON.
-pub(crate) fn bytes<T: Serialize>(value: &T) -> Vec<u8> {
-    serde_json::to_vec(value).expect("records are plain data")
 }
 
 /// As many as were asked for, and no more than the store gives.

@@ -17,7 +17,7 @@ use rspp_controlplane::{
     keys,
     store::{
         Compare, Entry, Key, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Revision, Store, StoreError, Txn,
-        list_all,
+        bytes, list_all, parse,
     },
 };
 use rspp_proto::{TenantId, WallClock, abi::OutcomeKind};
@@ -270,15 +270,6 @@ impl Shared {
     }
 }
 
-fn parse(entry: &Entry) -> Result<Usage, StoreError> {
-    serde_json::from_slice(&entry.value)
-        .map_err(|error| StoreError::Corrupt(format!("{}: {error}", entry.key)))
-}
-
-fn bytes(usage: &Usage) -> Vec<u8> {
-    serde_json::to_vec(usage).expect("counts are plain data")
-}
-
 /// As many from the front of the line as fit into one transaction.
 fn take(line: &mut VecDeque<Job>) -> Vec<Job> {
     let mut batch = Vec::new();
@@ -419,8 +410,7 @@ pub async fn recount(store: &dyn Store, fence: &Compare) -> Result<Vec<Recounted
     let mut open = BTreeMap::<TenantId, u64>::new();
     let placements = list_all(store, &keys::placements(), None).await?;
     for entry in placements.records.values() {
-        let placement: Placement = serde_json::from_slice(&entry.value)
-            .map_err(|error| StoreError::Corrupt(format!("{}: {error}", entry.key)))?;
+        let placement: Placement = parse(entry)?;
         match placement.standing {
             Standing::Ended { .. } => {}
             Standing::Held { .. } | Standing::Revoking { .. } | Standing::Vacant { .. } => {
@@ -439,7 +429,7 @@ pub async fn recount(store: &dyn Store, fence: &Compare) -> Result<Vec<Recounted
     let mut recounted = Vec::new();
     for (tenant, after) in open {
         let entry = seen.get(&tenant);
-        let usage = entry.map(parse).transpose()?.unwrap_or_default();
+        let usage: Usage = entry.map(parse).transpose()?.unwrap_or_default();
         if usage.open == after {
             continue;
         }

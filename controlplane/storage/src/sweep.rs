@@ -4,15 +4,15 @@
 //! Every transaction carries the leader's fence, compares what was read, and holds the audit entry that
 //! says what goes; so nothing goes that somebody has taken up meanwhile, and nothing without a trace.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use rspp_controlplane::{
-    audit::{Outcome, Record},
+    audit::Record,
     authority::Placement,
     fleet::Runtime,
     keys,
     retention::{Fate, Retention, Vigil, fate},
-    store::{Compare, Entry, Key, Op, Prefix, Query, Store, StoreError, Txn, list_all},
+    store::{Compare, Entry, Key, Op, Prefix, Query, Store, StoreError, Txn, bytes, parse},
 };
 use rspp_proto::{
     Epoch, Monotonic, SessionId, WallClock,
@@ -31,6 +31,9 @@ const MOST_ENDED: usize = 32;
 const SESSIONS_AT_ONCE: usize = 40;
 /// Runtimes whose records go in one transaction.
 const RUNTIMES_AT_ONCE: usize = 20;
+
+/// Whether a holder renews, as far as is known.
+pub type IsAlive<'a> = &'a (dyn Fn(&Holder) -> bool + Sync);
 
 /// The two clocks at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,21 +126,20 @@ impl Sweep {
     }
 
     /// Looks at the next part of what there is. What somebody else wrote to meanwhile is left for the
-    /// next time.
+    /// next time. `is_alive` may be a moment old: transactions compare.
     pub async fn round(
         &mut self,
         store: &dyn Store,
         counters: &Counters,
         fence: &Compare,
+        is_alive: IsAlive<'_>,
         now: Now,
     ) -> Result<Swept, StoreError> {
-        // Read before the records: who joined since seems dead at most, and transactions compare.
-        let alive = livenesses(store).await?;
         let round = Round {
             store,
             counters,
             fence,
-            alive,
+            is_alive,
             now,
             retention: self.retention,
         };
@@ -155,20 +157,12 @@ struct Round<'a> {
     store: &'a dyn Store,
     counters: &'a Counters,
     fence: &'a Compare,
-    alive: BTreeSet<Key>,
+    is_alive: IsAlive<'a>,
     now: Now,
     retention: Retention,
 }
 
-fn liveness(holder: &Holder) -> Key {
-    keys::liveness(&holder.runtime, holder.incarnation)
-}
-
 impl Round<'_> {
-    fn is_alive(&self, holder: &Holder) -> bool {
-        self.alive.contains(&liveness(holder))
-    }
-
     async fn sessions(
         &self,
         pass: &mut Pass<(SessionId, Epoch)>,
@@ -179,7 +173,7 @@ impl Round<'_> {
             let Some(placement) = read::<Placement>(entry) else {
                 continue;
             };
-            let holder_alive = placement.holder().is_some_and(|it| self.is_alive(it));
+            let holder_alive = placement.holder().is_some_and(self.is_alive);
             match fate(
                 &placement,
                 holder_alive,
@@ -221,10 +215,10 @@ impl Round<'_> {
         let mut txn = Txn::default()
             .when(self.fence.clone())
             .when(Compare::unchanged(&entry.key, Some(entry)))
-            .put(entry.key.clone(), trail::json(after));
+            .put(entry.key.clone(), bytes(after));
         if let Some(holder) = before.holder() {
             txn = txn
-                .when(Compare::Absent(liveness(holder)))
+                .when(Compare::Absent(keys::liveness(holder)))
                 .delete(keys::revocation(holder, &before.session));
         }
         txn.then.push(Op::DeleteAll(keys::states(&before.session)));
@@ -257,7 +251,7 @@ impl Round<'_> {
             let Some(runtime) = read::<Runtime>(entry) else {
                 continue;
             };
-            if self.is_alive(&runtime.holder) {
+            if (self.is_alive)(&runtime.holder) {
                 continue;
             }
             let gone_for = pass.vigil.saw(runtime.holder.clone(), self.now.monotonic);
@@ -280,7 +274,7 @@ impl Round<'_> {
     async fn remove_runtimes(&self, batch: &[(&Entry, Holder)]) -> Result<bool, StoreError> {
         let key = keys::removed_lives();
         let entry = self.store.get(&key).await?;
-        let before: Option<Incarnation> = entry.as_ref().map(trail::parse).transpose()?;
+        let before: Option<Incarnation> = entry.as_ref().map(parse).transpose()?;
         let mut latest = before.unwrap_or(Incarnation::FIRST);
         let mut txn = Txn::default()
             .when(self.fence.clone())
@@ -289,12 +283,12 @@ impl Round<'_> {
             latest = latest.max(holder.incarnation);
             txn = txn
                 .when(Compare::unchanged(&entry.key, Some(entry)))
-                .when(Compare::Absent(liveness(holder)))
+                .when(Compare::Absent(keys::liveness(holder)))
                 .delete(entry.key.clone());
             let orders = keys::revocations_of(&holder.runtime);
             txn.then.push(Op::DeleteAll(orders));
         }
-        txn = txn.put(key, trail::json(&latest));
+        txn = txn.put(key, bytes(&latest));
         let names: Vec<_> = batch.iter().map(|(_, holder)| &holder.runtime).collect();
         let record = self.record("records_expired", "runtimes", json!({ "runtimes": names }));
         let txn = trail::append(self.store, txn, [record]).await?;
@@ -302,16 +296,7 @@ impl Round<'_> {
     }
 
     fn record(&self, operation: &str, subject: &str, detail: Value) -> Record {
-        Record {
-            at: self.now.wall,
-            actor: None,
-            role: None,
-            tenant: None,
-            operation: operation.to_owned(),
-            subject: subject.to_owned(),
-            outcome: Outcome::Done,
-            detail,
-        }
+        Record::automatic(self.now.wall, operation, subject, detail)
     }
 }
 
@@ -327,12 +312,7 @@ fn is_written<T>(answer: Result<T, StoreError>) -> Result<bool, StoreError> {
 
 /// A record that makes no sense is left for people to look at.
 fn read<T: DeserializeOwned>(entry: &Entry) -> Option<T> {
-    let read = serde_json::from_slice(&entry.value);
+    let read = parse(entry);
     read.inspect_err(|error| tracing::warn!(key = %entry.key, %error, "a record makes no sense"))
         .ok()
-}
-
-async fn livenesses(store: &dyn Store) -> Result<BTreeSet<Key>, StoreError> {
-    let found = list_all(store, &keys::livenesses(), None).await?;
-    Ok(found.records.into_keys().collect())
 }

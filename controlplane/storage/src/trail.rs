@@ -4,9 +4,8 @@
 use rspp_controlplane::{
     audit::{self, Broken, Head, Record, Verifier},
     keys,
-    store::{Compare, Entry, Prefix, Query, Store, StoreError, Txn},
+    store::{Compare, Entry, Prefix, Query, Store, StoreError, Txn, bytes, parse},
 };
-use serde::de::DeserializeOwned;
 
 /// The trail's end, and its record.
 pub async fn head(store: &dyn Store) -> Result<(Head, Option<Entry>), StoreError> {
@@ -28,10 +27,10 @@ pub async fn append(
     txn = txn.when(Compare::unchanged(&keys::audit_head(), entry.as_ref()));
     for record in records {
         let (entry, next) = audit::append(&end, record);
-        txn = txn.put(keys::audit(entry.sequence), json(&entry));
+        txn = txn.put(keys::audit(entry.sequence), bytes(&entry));
         end = next;
     }
-    Ok(txn.put(keys::audit_head(), json(&end)))
+    Ok(txn.put(keys::audit_head(), bytes(&end)))
 }
 
 /// How far a trail can be followed.
@@ -78,15 +77,4 @@ pub async fn follow(store: &dyn Store) -> Result<Followed, StoreError> {
         let broken = broken.or_else(|| verifier.finish(&head).err());
         return Ok(Followed { head, last, broken });
     }
-}
-
-/// A record as JSON.
-pub(crate) fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
-    serde_json::to_vec(value).expect("records are plain data")
-}
-
-/// Reads a record's JSON.
-pub(crate) fn parse<T: DeserializeOwned>(entry: &Entry) -> Result<T, StoreError> {
-    serde_json::from_slice(&entry.value)
-        .map_err(|error| StoreError::Corrupt(format!("`{}`: {error}", entry.key)))
 }

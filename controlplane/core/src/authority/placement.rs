@@ -536,6 +536,26 @@ mod tests {
         }
     }
 
+    /// A session that ended before records said when stays readable, and is long over.
+    #[test]
+    fn an_ended_record_that_does_not_say_when_is_read() {
+        let ended = Standing::Ended {
+            last: holder("a"),
+            at: WallClock(5),
+        };
+        let mut record = serde_json::to_value(at(ended)).unwrap();
+        let standing = record["standing"]["ended"].as_object_mut().unwrap();
+        assert!(standing.remove("at").is_some());
+        let read: Placement = serde_json::from_value(record).unwrap();
+        assert!(matches!(
+            read.standing,
+            Standing::Ended {
+                at: WallClock(0),
+                ..
+            }
+        ));
+    }
+
     fn held(by: &str) -> Placement {
         at(Standing::Held { by: holder(by) })
     }

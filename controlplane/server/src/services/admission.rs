@@ -6,7 +6,7 @@ use rspp_controlplane::{
     admission::{self, Usage},
     governance::Governance,
     keys,
-    store::{Compare, Entry, Txn},
+    store::{Compare, Entry, Txn, bytes},
 };
 use rspp_controlplane_api::{
     WireError, text,
@@ -20,7 +20,7 @@ use crate::{
     audit::done,
     commit::{Asked, Decided},
     failure::Failure,
-    plane::{Plane, bytes, wall_clock},
+    plane::{Plane, wall_clock},
     wire as to,
 };
 

@@ -7,7 +7,7 @@ use rspp_controlplane::{
     access::Operation,
     audit::{self, Entry},
     keys,
-    store::{Key, Query},
+    store::{Key, Query, parse},
 };
 use rspp_controlplane_api::wire::{self, audit_server::Audit};
 use rspp_controlplane_storage::trail;
@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     failure::Failure,
-    plane::{Plane, page_size, parse, wall_clock},
+    plane::{Plane, page_size, wall_clock},
     wire as to,
 };
 

@@ -10,7 +10,7 @@ use rspp_controlplane::{
     failover::{FailoverMode, RegionDuty},
     fleet::{self, Duty, PROTOCOL, Presence, Runtime},
     keys,
-    store::{Compare, Key, Op, Txn},
+    store::{Compare, Key, Op, Txn, bytes},
 };
 use rspp_controlplane_api::{
     Joined, Order, WireError, text,
@@ -28,7 +28,7 @@ use crate::{
     audit::done,
     commit::{Asked, Decided},
     failure::Failure,
-    plane::{Plane, RegionRecord, bytes, wall_clock},
+    plane::{Plane, RegionRecord, wall_clock},
     wire as to,
 };
 
@@ -80,7 +80,7 @@ impl Fleet for FleetService {
         let load = request.into_inner().load.unwrap_or_default();
         let load = Load::try_from(load).map_err(Failure::from)?;
         let lease = plane.lease_of(&by).await?;
-        let alive = keys::liveness(&by.runtime, by.incarnation);
+        let alive = keys::liveness(&by);
         let txn = Txn::default().when(Compare::Exists(alive)).put_leased(
             keys::load(&by.runtime),
             bytes(&load),
@@ -238,7 +238,7 @@ impl Plane {
                 removed_entry.as_ref(),
             ))
             .put(key, bytes(&runtime))
-            .put_leased(keys::liveness(id, holder.incarnation), "alive", lease)
+            .put_leased(keys::liveness(&holder), "alive", lease)
             .delete(keys::load(id));
         if let Some(before) = before {
             txn.then

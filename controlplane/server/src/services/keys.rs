@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use rspp_controlplane::{
     access::{Operation, Principal},
+    audit::Record,
     keys,
-    store::{Compare, Store, StoreError, Txn},
+    store::{Compare, Store, StoreError, Txn, bytes},
     token::{KeyId, Keyring, SigningKey},
 };
 use rspp_controlplane_api::{
@@ -16,10 +17,10 @@ use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    audit::{automatic, done},
+    audit::done,
     commit::{Asked, Decided},
     failure::Failure,
-    plane::{Plane, bytes, wall_clock},
+    plane::{Plane, wall_clock},
     services::placements::PROOF_TTL,
 };
 
@@ -170,7 +171,7 @@ pub(crate) async fn trust_first(store: &dyn Store, key: &SigningKey) -> Result<(
             .when(Compare::Absent(keys::keyring()))
             .put(keys::keyring(), bytes(&ring))
             .put(keys::layout(), keys::LAYOUT);
-        let record = automatic(now, "first_key", key.id().as_str(), json!({}));
+        let record = Record::automatic(now, "first_key", key.id().as_str(), json!({}));
         let txn = trail::append(store, txn, vec![record]).await?;
         match store.commit(txn).await {
             Ok(_) => return Ok(()),

@@ -5,10 +5,11 @@ use std::time::Duration;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use rspp_controlplane::{
     access::Operation,
+    audit::Record,
     authority::{self, Binding, Placement, Refusal, Revoke, Seen, Standing},
     keys,
     registry::{Kind, VersionName},
-    store::{Compare, Entry, Key, LeaseId, Op, Txn, list_all},
+    store::{Compare, Entry, Key, LeaseId, Op, Txn, bytes, list_all, parse},
     token::LeaseClaims,
 };
 use rspp_controlplane_api::{
@@ -25,10 +26,10 @@ use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    audit::{Note, automatic},
+    audit::Note,
     commit::Write,
     failure::Failure,
-    plane::{Plane, bytes, exist, parse, wall_clock},
+    plane::{Plane, exist, wall_clock},
 };
 
 pub(crate) struct PlacementsService(pub(crate) Plane);
@@ -76,7 +77,8 @@ impl Placements for PlacementsService {
             plane.settle_counted(|| plane.granted(&ask)).await?;
         if taken_over {
             let detail = json!({ "epoch": placement.epoch, "to": ask.by, "why": "failover" });
-            let mut record = automatic(wall_clock(), "failover", ask.session.as_str(), detail);
+            let mut record =
+                Record::automatic(wall_clock(), "failover", ask.session.as_str(), detail);
             record.tenant = Some(placement.binding.tenant.clone());
             plane.note(Note::happened(record));
         }
@@ -86,7 +88,7 @@ impl Placements for PlacementsService {
                 "mode": decision.mode,
                 "snapshot": decision.snapshot,
             });
-            let mut record = automatic(wall_clock(), "admit", ask.session.as_str(), detail);
+            let mut record = Record::automatic(wall_clock(), "admit", ask.session.as_str(), detail);
             record.tenant = Some(placement.binding.tenant.clone());
             plane.note(Note::happened(record));
         }
@@ -151,7 +153,7 @@ impl Plane {
         if newest.is_some_and(|it| it.holder.incarnation > by.incarnation) {
             return Err(Failure::HolderGone(by.to_string()));
         }
-        Ok(keys::liveness(&by.runtime, by.incarnation))
+        Ok(keys::liveness(by))
     }
 
     /// Whether this life of a runtime is its newest and still renews, by the store.
@@ -190,13 +192,16 @@ impl Plane {
         let Some(current) = current else {
             return Ok(nobody);
         };
-        let liveness = |holder: &Holder| keys::liveness(&holder.runtime, holder.incarnation);
         let reserved = current.reserved().and_then(|it| self.runtime(it));
         let absent = keys::fuse(session);
         let asked = [
-            current.holder().map_or_else(|| absent.clone(), liveness),
+            current
+                .holder()
+                .map_or_else(|| absent.clone(), keys::liveness),
             keys::fuse(session),
-            reserved.as_ref().map_or(absent, |it| liveness(&it.holder)),
+            reserved
+                .as_ref()
+                .map_or(absent, |it| keys::liveness(&it.holder)),
         ];
         let found = exist(self.store(), &asked).await?;
         Ok(Seen {

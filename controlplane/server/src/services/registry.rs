@@ -5,7 +5,7 @@ use rspp_controlplane::{
     access::Operation,
     keys,
     registry::{self, Artifact, Draft, Kind, Published, VersionName},
-    store::{Compare, Prefix, Txn},
+    store::{Compare, Prefix, Txn, bytes},
 };
 use rspp_controlplane_api::{
     text,
@@ -18,7 +18,7 @@ use crate::{
     audit::done,
     commit::{Asked, Decided},
     failure::Failure,
-    plane::{Plane, bytes, wall_clock},
+    plane::{Plane, wall_clock},
     wire as to,
 };
 

@@ -7,7 +7,7 @@ use rspp_controlplane::{
     keys,
     registry::{Kind, VersionName},
     rollout::{BurnAlert, Change, Proposal, ProposalState, Rollout},
-    store::{Compare, Txn},
+    store::{Compare, Txn, bytes},
 };
 use rspp_controlplane_api::{
     WireError, optional, text,
@@ -17,10 +17,10 @@ use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    audit::{automatic, done},
+    audit::done,
     commit::{Asked, Decided},
     failure::Failure,
-    plane::{Plane, bytes, wall_clock},
+    plane::{Plane, wall_clock},
     wire as to,
 };
 
@@ -338,7 +338,7 @@ impl Plane {
             if let Some((back, why)) = before.judge(candidate, stable, now) {
                 breach = why.to_string();
                 let what = json!({ "candidate": tried, "breach": why, "back_to": back.stable });
-                records.push(automatic(now, "automatic_rollback", &subject, what));
+                records.push(Record::automatic(now, "automatic_rollback", &subject, what));
                 after = back;
             }
         }
@@ -350,7 +350,7 @@ impl Plane {
             && after.frozen.is_none()
         {
             after = after.change(&Change::Freeze { why }, now)?;
-            records.push(automatic(
+            records.push(Record::automatic(
                 now,
                 "automatic_freeze",
                 &subject,

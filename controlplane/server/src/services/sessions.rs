@@ -10,7 +10,7 @@ use rspp_controlplane::{
     fleet::Endpoint,
     keys, routing,
     status::{self, Report},
-    store::{Compare, Query, Txn},
+    store::{Compare, Query, Txn, bytes, parse},
     token::SessionClaims,
 };
 use rspp_controlplane_api::{
@@ -30,7 +30,7 @@ use crate::{
     audit::done,
     commit::{Asked, Decided},
     failure::Failure,
-    plane::{Plane, bytes, next_page, page_size, parse, wall_clock},
+    plane::{Plane, next_page, page_size, wall_clock},
     wire as to,
 };
 

@@ -150,11 +150,6 @@ impl Plane {
         let shared = &self.shared;
         let (name, revision, document) = match kind {
             SnapshotKind::RoutingView => {
-                let revisions = [
-                    shared.runtimes.revision(),
-                    shared.alive.revision(),
-                    shared.regions.revision(),
-                ];
                 let regions = shared.regions.records();
                 let regions: BTreeMap<String, RegionDuty> = regions
                     .iter()
@@ -171,7 +166,7 @@ impl Plane {
                     })
                 });
                 let runtimes: Vec<_> = runtimes.collect();
-                let revision = revisions.into_iter().max().unwrap_or_default();
+                let revision = self.view_version();
                 let document = json!({ "runtimes": runtimes, "regions": regions });
                 (format!("routing-view/{revision}"), revision, document)
             }

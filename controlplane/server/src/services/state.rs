@@ -7,7 +7,7 @@ use rspp_controlplane::{
     access::Operation,
     authority::{self, Placement},
     keys,
-    store::{Compare, Entry, MAX_TXN_OPS, Txn, list_all},
+    store::{Compare, Entry, MAX_TXN_OPS, Txn, bytes, list_all, parse},
 };
 use rspp_controlplane_api::{
     Stored, Version, WireError, Write, Writer,
@@ -17,10 +17,7 @@ use rspp_proto::Epoch;
 use serde::{Deserialize, Serialize};
 use tonic::{Request, Response, Status};
 
-use crate::{
-    failure::Failure,
-    plane::{Plane, bytes, parse},
-};
+use crate::{failure::Failure, plane::Plane};
 
 pub(crate) struct StateService(pub(crate) Plane);
 

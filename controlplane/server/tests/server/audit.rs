@@ -14,7 +14,7 @@ use rspp_controlplane_api::{ControlError, reason, wire};
 use rspp_controlplane_storage::recovery::OBJECTIVES;
 use rspp_proto::SessionId;
 
-use crate::rig::{Rig, access, change, key, publish};
+use crate::rig::{Rig, access, change, key, publish, settings};
 
 async fn ring(rig: &Rig) -> Keyring {
     let entry = rig.store.get(&keys::keyring()).await.unwrap().unwrap();
@@ -210,4 +210,38 @@ async fn a_backup_comes_back_in_an_empty_place() {
         matches!(beyond, Err(ControlError::NotAdmitted { .. })),
         "{beyond:?}"
     );
+}
+
+/// F-166, F-169: a control plane whose key only has the name of the one that is trusted signs nothing that
+/// nobody would believe: it says what to do, and with another key that takes its turn all goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_of_the_same_name_is_not_the_same_key() {
+    let before = Rig::start().await;
+    before.pipeline("desk-1").await;
+    let store = std::sync::Arc::clone(&before.store);
+    let dir = tempfile::tempdir().unwrap();
+    let keys = vec![key("k1", 7), key("k3", 3)];
+    let after = Rig::signing(dir, store, settings(), keys).await;
+    let _a = after.node("a").await;
+    let refused = after.route("s", "").await.unwrap_err();
+    assert!(
+        matches!(&refused, ControlError::Refused { reason, message, .. }
+            if reason == reason::KEY_REFUSED && message.contains("give its own another id")),
+        "{refused:?}"
+    );
+    let admin = after.admin();
+    let add = wire::AddKeyRequest {
+        kid: "k3".to_owned(),
+        request_id: String::new(),
+    };
+    admin.add_key(add).await.unwrap();
+    let promote = wire::PromoteKeyRequest {
+        kid: "k3".to_owned(),
+        request_id: String::new(),
+    };
+    admin.promote_key(promote).await.unwrap();
+    crate::rig::until("the other key signs", async || {
+        after.route("s", "").await.is_ok()
+    })
+    .await;
 }

@@ -14,7 +14,7 @@ use rspp_proto::{
     control::{Load, PROTOCOL, ProtocolWindow, WhyRevoked},
 };
 
-use crate::rig::{Node, Rig, change, description, publish};
+use crate::rig::{Node, Rig, change, description, publish, until};
 
 const READY: Load = Load {
     sessions: 0,
@@ -22,17 +22,6 @@ const READY: Load = Load {
     ready: true,
     overloaded: false,
 };
-
-/// Waits until something is so.
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    for _ in 0..400 {
-        if is_so().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-    panic!("{what} never came to be");
-}
 
 /// The runtimes that so many new sessions are sent to, and how many to each.
 async fn spread(rig: &Rig, sessions: u32) -> BTreeMap<String, u32> {
@@ -423,6 +412,8 @@ async fn each_cell_of_the_version_matrix_is_as_it_says() {
         (window(newer, newer), "v1.0", upgrade("control plane")),
         (window(0, PROTOCOL.oldest - 1), "v1.0", upgrade("runtime")),
         (window(ours, ours), "v1.1", None),
+        (window(ours, ours), "v2.0", upgrade("control plane")),
+        (window(ours, ours), "v0.9", upgrade("runtime")),
         (
             window(ours, ours),
             "one",

@@ -113,8 +113,17 @@ impl Rig {
     }
 
     pub(crate) async fn with(dir: TempDir, store: Arc<dyn Store>, settings: Settings) -> Self {
+        Self::signing(dir, store, settings, vec![key("k1", 1), key("k2", 2)]).await
+    }
+
+    /// With these private keys.
+    pub(crate) async fn signing(
+        dir: TempDir,
+        store: Arc<dyn Store>,
+        settings: Settings,
+        keys: Vec<SigningKey>,
+    ) -> Self {
         let authority = Authority::new();
-        let keys = vec![key("k1", 1), key("k2", 2)];
         let plane = Plane::open(Arc::clone(&store), settings, keys)
             .await
             .unwrap();
@@ -391,6 +400,17 @@ pub(crate) async fn direct(client: &Client, version: &str) -> wire::ChangeRollou
     let line = version.split('-').next().unwrap();
     let direct = wire::change::Change::Direct(version.to_owned());
     client.change_rollout(change(line, direct)).await.unwrap()
+}
+
+/// Waits until something is so.
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    for _ in 0..400 {
+        if is_so().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("{what} never came to be");
 }
 
 /// A signed token of somebody.

@@ -13,7 +13,7 @@ use rspp_controlplane::registry::VersionName;
 use rspp_controlplane_api::{Client, ClientConfig, ControlError, tls::TlsFiles, wire};
 use rspp_proto::{PipelineVersion, spec::PipelineSpec};
 use rspp_service::{
-    credentials::{Authority, CredentialsError, Files},
+    credentials::{Authority, CredentialsError, Files, exports},
     stop::Asked,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -249,13 +249,8 @@ impl Fleet {
             .collect();
         let planes = self.control_planes.iter().map(|it| url(it.at));
         let planes: Vec<_> = planes.collect();
-        lines.push(format!(
-            "ask the control plane as admin:\n  export RSPP_CONTROL_PLANE={} RSPP_TLS_CA={} RSPP_TLS_CERT={} RSPP_TLS_KEY={}",
-            planes.join(","),
-            authority.certificate().display(),
-            admin.certificate.display(),
-            admin.key.display(),
-        ));
+        let exports = exports(&planes.join(","), &authority.certificate(), admin);
+        lines.push(format!("ask the control plane as admin:\n  {exports}"));
         lines.push("Ctrl-C stops all of them.".to_owned());
         terminal::of_lines(&lines)
     }
