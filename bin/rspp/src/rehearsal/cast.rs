@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rspp_proto::{ProviderId, SessionId, spec::Modality};
 use rspp_provider_api::{
-    Fault, Providers, ToolCall,
+    Fault, LlmRequest, Message, Providers, Role, ToolCall,
     scripted::{
         Answer, Conduct, OnCancel as Conducted, Script, ScriptedBatchLlm, ScriptedEndOfTurn,
         ScriptedLlm, ScriptedStt, ScriptedTts, ScriptedVoice, Tally, Trouble as Troubled,
@@ -13,7 +13,7 @@ use rspp_provider_api::{
 };
 use serde_json::Value;
 
-use super::scenario::{Calls, Goes, OnCancel, Provider, Reply, Scenario, Trouble};
+use super::scenario::{ByTools, Goes, OnCancel, Provider, Reply, Scenario, Trouble};
 use crate::problem::Problem;
 
 /// What the agent says unless the scenario has it say something else.
@@ -86,13 +86,12 @@ impl Cast {
                 self.streaming.push(Box::new(move || stt.tally()));
             }
             Modality::Llm => {
-                let answers = if provider.answers.is_empty() {
-                    vec![Answer::from(REPLY)]
-                } else {
-                    provider.answers.iter().map(answer).collect()
-                };
+                let mut replies = provider.answers.clone();
+                if replies.is_empty() {
+                    replies.push(Reply::Words(REPLY.to_owned()));
+                }
                 let llm = ScriptedLlm::new(id)
-                    .answers(answers)
+                    .answer_with(move |request: &LlmRequest| answer(&replies, request))
                     .token_every(ms(provider.token_every_ms))
                     .script(script);
                 if batches {
@@ -133,10 +132,31 @@ impl Cast {
     }
 }
 
-fn answer(reply: &Reply) -> Answer {
+/// The n-th turn gets the n-th reply, and round again; within a turn each round of tools leads on to what
+/// follows it. Depends on the request alone, so that sessions and attempts do not disturb each other.
+fn answer(replies: &[Reply], request: &LlmRequest) -> Answer {
+    let of_user = |message: &Message| message.role == Role::User;
+    let turns = request.messages.iter().filter(|it| of_user(it)).count();
+    let mut reply = &replies[turns.saturating_sub(1) % replies.len()];
+    let last = request.messages.iter().rposition(of_user);
+    let of_turn = &request.messages[last.map_or(0, |at| at + 1)..];
+    let rounds = of_turn.iter().filter(|it| !it.tool_calls.is_empty());
+    for _round in rounds {
+        match reply {
+            Reply::Calls(ByTools {
+                then: Some(then), ..
+            }) => reply = then,
+            Reply::Calls(ByTools { then: None, .. }) => return read_out(of_turn),
+            Reply::Words(_) => {}
+        }
+    }
     match reply {
         Reply::Words(words) => Answer::from(words.as_str()),
-        Reply::Calls(Calls { says, calls }) => Answer {
+        Reply::Calls(ByTools {
+            says,
+            calls,
+            then: _,
+        }) => Answer {
             text: says.clone(),
             tool_calls: (1..)
                 .zip(calls)
@@ -148,6 +168,15 @@ fn answer(reply: &Reply) -> Answer {
                 .collect(),
         },
     }
+}
+
+/// What the tools of the last round have said.
+fn read_out(of_turn: &[Message]) -> Answer {
+    let last = of_turn.iter().rposition(|it| !it.tool_calls.is_empty());
+    let results = of_turn[last.unwrap_or(0)..].iter();
+    let results = results.filter(|message| message.role == Role::Tool);
+    let said: Vec<_> = results.map(|message| message.content.as_str()).collect();
+    Answer::from(said.join(" "))
 }
 
 fn doing_well(id: ProviderId, modality: Modality) -> Provider {

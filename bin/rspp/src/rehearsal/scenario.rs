@@ -150,7 +150,7 @@ pub(crate) enum OutageKind {
 pub(crate) struct Provider {
     pub(crate) id: ProviderId,
     pub(crate) modality: Modality,
-    /// What a language model answers, in turn; tool calls may follow a text.
+    /// What a language model answers, turn by turn and over again; tool calls may follow a text.
     #[serde(default)]
     pub(crate) answers: Vec<Reply>,
     /// The pace of a model's tokens.
@@ -183,16 +183,19 @@ pub(crate) enum Reply {
     /// These words.
     Words(String),
     /// It has tools called, after some words perhaps.
-    Calls(Calls),
+    Calls(ByTools),
 }
 
 /// An answer that has tools called.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Calls {
+pub(crate) struct ByTools {
     #[serde(default)]
     pub(crate) says: String,
     pub(crate) calls: Vec<Called>,
+    /// What follows in the same turn once the tools have answered; without, it says what they said.
+    #[serde(default)]
+    pub(crate) then: Option<Box<Reply>>,
 }
 
 /// A tool that is called.

@@ -26,12 +26,10 @@ pub(super) fn registry(servers: &BTreeMap<String, Vec<ServerAnswer>>) -> ToolReg
             (url.clone(), Arc::new(stand_in))
         })
         .collect();
-    let mut tools = ToolRegistry::default();
-    tools.serve_http(Arc::new(move |server| match stand_ins.get(&server.url) {
+    ToolRegistry::with_http(move |server| match stand_ins.get(&server.url) {
         Some(stand_in) => Ok(Arc::clone(stand_in) as Arc<dyn Tool>),
         None => Err(format!("the scenario's `servers` have no `{}`", server.url)),
-    }));
-    tools
+    })
 }
 
 /// Stands in for a server.
