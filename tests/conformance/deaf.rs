@@ -148,6 +148,9 @@ async fn a_deaf_node_is_force_stopped_and_the_session_is_degraded() {
         ended.log.reasons_of(Signal::Degrade),
         ["node_deaf_to_cancel"]
     );
+    let said = ended.log.signals_of(Signal::Degrade).remove(0);
+    let named = said.envelope.node_id.expect("it is about a node");
+    assert_eq!(named.as_str(), "probe");
     assert_eq!(ended.report.degraded, status.degraded);
     assert_eq!(
         [get(&hooks.init), get(&hooks.stop)],

@@ -11,9 +11,13 @@ use rspp_host::{
 };
 use rspp_proto::{
     Payload,
-    abi::Signal,
-    spec::{ErrorAction, NodeSpec},
+    abi::{PayloadClass, Signal},
+    spec::{
+        AudioRedaction, ErrorAction, NodeSpec, PiiPattern, RecordingLevel, RecordingPolicy,
+        RedactSpec, ReplayMode,
+    },
 };
+use rspp_provider_api::scripted::ScriptedLlm;
 use rspp_tests::{
     call::{Builder, Cast, Ended, first, says},
     nodes::{Hooks, Probes, custom, forward, get, insert},
@@ -166,4 +170,92 @@ async fn the_dead_letter_stream_is_bounded() {
     // Sound is dropped at L0, whatever became of it.
     let first = &ended.report.dead_letters[0];
     assert!(first.event.payload.is_none(), "{first:?}");
+}
+
+/// A call recorded whole but for what `redact` takes away, two nodes of which can deal with nothing: one that
+/// hears the user, one that reads the agent's text.
+async fn undigested(redact: RedactSpec, full_capture: &[PayloadClass]) -> Ended {
+    let mut probes = Probes::default();
+    probes.add("probe", |_nth, cx: &mut NodeContext, event: Event| {
+        cx.forward(event);
+        Step::Done(Err(NodeError::new("cannot digest it")))
+    });
+    let llm = ScriptedLlm::new("llm").answers(["Your card is 4111 1111 1111 1111. Is it?"]);
+    let cast = Cast {
+        llm: Arc::new(llm),
+        ..Cast::default()
+    };
+    let policy = RecordingPolicy {
+        recording_level: RecordingLevel::L2,
+        allowed_replay_modes: [ReplayMode::ReplayDecisions].into(),
+        full_capture: full_capture.iter().copied().collect(),
+        redact,
+    };
+    let mut builder = Builder::new(&cast, vec![says(first())])
+        .pipeline(|spec| {
+            let named = |id: &str| NodeSpec {
+                id: id.parse().unwrap(),
+                ..forgiving()
+            };
+            insert(spec, "segmenter", named("reader"), "tts");
+            insert(spec, "tts", named("listener"), "egress");
+        })
+        .configure(probes.install());
+    builder.settings.session.recording_policy = Some(policy);
+    builder.hold().await
+}
+
+/// F-073, F-132: the plan's redaction holds for dead letters as for all that is recorded: audio that it masks
+/// leaves its length and not even a hash, a text loses what is personal in it and nothing else. The letters are
+/// the same in number, order, size and time.
+#[tokio::test(start_paused = true)]
+async fn dead_letters_hold_no_more_than_the_plan_lets_be_recorded() {
+    let masks = RedactSpec {
+        patterns: [PiiPattern::Card].into(),
+        audio: AudioRedaction::Mask,
+        ..RedactSpec::default()
+    };
+    let classes = [PayloadClass::TextRaw];
+    let plain = undigested(RedactSpec::default(), &classes).await;
+    let masked = undigested(masks, &classes).await;
+    let shape = |ended: &Ended| -> Vec<_> {
+        let letters = ended.report.dead_letters.iter();
+        letters
+            .map(|letter| {
+                let bytes = letter.redacted.as_ref().map(|it| it.bytes);
+                let is_audio = letter.event.envelope.payload_class == PayloadClass::AudioRaw;
+                (letter.node.clone(), letter.at, bytes.filter(|_| is_audio))
+            })
+            .collect()
+    };
+    assert_eq!(shape(&plain), shape(&masked));
+    let of = |ended: &Ended, node: &str| -> Vec<_> {
+        let letters = ended.report.dead_letters.iter();
+        let letters = letters.filter(|letter| letter.node.as_str() == node);
+        letters.cloned().collect()
+    };
+    let mut sounds = 0;
+    for (plain, masked) in of(&plain, "listener").iter().zip(of(&masked, "listener")) {
+        let Some(taken) = &plain.redacted else {
+            continue; // The end of the stream says nothing.
+        };
+        assert_eq!(taken.action, RedactionAction::Hash);
+        assert!(taken.sha256.is_some());
+        let redacted = masked.redacted.as_ref().expect("it was masked");
+        assert_eq!(redacted.action, RedactionAction::Mask);
+        assert_eq!(
+            (&redacted.sha256, redacted.duration_us),
+            (&None, taken.duration_us)
+        );
+        let Some(Payload::AudioChunk(silence)) = &masked.event.payload else {
+            panic!("{masked:?}");
+        };
+        assert!(silence.data.iter().all(|byte| *byte == 0));
+        sounds += 1;
+    }
+    assert!(sounds > 10, "{sounds}");
+    let texts = |ended: &Ended| format!("{:?}", of(ended, "reader"));
+    assert!(texts(&plain).contains("4111 1111"));
+    assert!(!texts(&masked).contains("4111"));
+    assert!(texts(&masked).contains("Your card is **** **** **** ****."));
 }

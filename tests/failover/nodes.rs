@@ -12,6 +12,7 @@ use rspp_tests::{
     call::{Builder, Cast, Ended, REPLY, first, says},
     nodes::{Probes, custom, insert, node},
 };
+use rspp_timeline::Entry;
 use rspp_transport_api::loopback::Start;
 use serde_json::json;
 
@@ -123,6 +124,74 @@ async fn a_standby_goes_on_with_the_turn() {
     let chosen = ended.log.reasons_of(Signal::Fallback);
     assert_eq!(chosen.len(), 1);
     assert!(chosen[0].starts_with("from=llm to=backup"), "{chosen:?}");
+}
+
+/// F2: what is left of a failure says all of it: the node, by the budget that it broke and by the signals of it;
+/// the branch that was chosen; how the turn ended. Without a branch to take that is an abort, and nothing of
+/// another turn.
+#[tokio::test(start_paused = true)]
+async fn the_evidence_names_node_budget_branch_and_end() {
+    for standby in [false, true] {
+        let mut probes = Probes::default();
+        hangs_once(&mut probes, "probe");
+        probes.add("backup", rspp_tests::nodes::forward);
+        let second = Start::At(Duration::from_secs(9));
+        let ended = Builder::new(&Cast::default(), vec![says(first()), says(second)])
+            .pipeline(|spec| {
+                let mut probe = custom("probe");
+                probe.budget_ms = Some(300);
+                if standby {
+                    probe.fallback = Some("backup".parse().unwrap());
+                    spec.nodes.push(custom("backup"));
+                }
+                insert(spec, "llm", probe, "segmenter");
+            })
+            .configure(probes.install())
+            .hold()
+            .await;
+        let recorded = |kind: Signal| -> Vec<(String, String)> {
+            let entries = ended.entries.iter();
+            let signals = entries.filter_map(|entry| match entry {
+                Entry::Signal(signal) if signal.signal == kind => Some(signal),
+                _another_entry => None,
+            });
+            signals
+                .map(|signal| {
+                    let of = signal.envelope.node_id.as_ref();
+                    let reason = signal.reason.as_ref();
+                    (
+                        of.map_or_else(String::new, ToString::to_string),
+                        reason.map_or_else(String::new, ToString::to_string),
+                    )
+                })
+                .collect()
+        };
+        let reason = "node_budget_threshold_exceeded";
+        let told = ("probe".to_owned(), reason.to_owned());
+        assert_eq!(recorded(Signal::BudgetWarning)[0], told);
+        let plan = ended.entries.iter().find_map(|entry| match entry {
+            Entry::Plan(plan) => Some(plan.plan.to_value()),
+            _another_entry => None,
+        });
+        let plan = plan.expect("it was recorded").to_string();
+        assert!(plan.contains("\"probe\":300"), "{plan}");
+        let chosen = recorded(Signal::Fallback);
+        if standby {
+            assert_eq!(chosen.len(), 1, "{chosen:?}");
+            assert_eq!(chosen[0].0, "probe");
+            assert!(
+                chosen[0].1.starts_with("from=probe to=backup"),
+                "{chosen:?}"
+            );
+            assert_committed(&ended, 1);
+        } else {
+            assert_eq!(chosen, []);
+            let degraded = recorded(Signal::Degrade);
+            assert_eq!(degraded[0], told);
+            assert_aborted(&ended, 1, "node_timeout_or_failure");
+        }
+        assert_committed(&ended, 2);
+    }
 }
 
 /// Hangs for ever at its first event, and passes all others on.

@@ -68,8 +68,9 @@ pub(super) struct Publisher {
     breaks: u64,
     recorder: Recorder,
     lost: bool,
-    /// How much the running plan lets be recorded.
+    /// How much the running plan lets be recorded, and what it takes away of that.
     level: RecordingLevel,
+    redaction: Redaction,
     observers: Arc<Observers>,
     /// Where what comes from outside enters, for errors of nobody else's.
     ingress: NodeId,
@@ -94,6 +95,7 @@ impl Publisher {
             recorder: setup.recorder.clone(),
             lost: false,
             level: RecordingLevel::L0,
+            redaction: Redaction::default(),
             observers: Arc::clone(&setup.observers),
         }
     }
@@ -201,6 +203,24 @@ impl Publisher {
         let mut signal = ControlSignal::new(signal, emitter, stamp);
         if let Some(reason) = reason {
             signal = signal.because(bounded(reason));
+        }
+        self.say(signal);
+    }
+
+    /// A signal that an actor decided on about a node, if it is about one.
+    pub(super) fn of_node(
+        &mut self,
+        signal: Signal,
+        emitter: Emitter,
+        turn: Option<TurnNumber>,
+        node: Option<&NodeId>,
+        reason: &str,
+        at: Monotonic,
+    ) {
+        let stamp = self.stamp(turn, at);
+        let mut signal = ControlSignal::new(signal, emitter, stamp).because(bounded(reason));
+        if let Some(node) = node {
+            signal = signal.on_node(node.clone());
         }
         self.say(signal);
     }
@@ -545,7 +565,7 @@ impl Publisher {
             .at(media)
             .from_node(node.clone());
         let event_id = record.envelope.event_id.clone();
-        let redacted = Redaction::default().apply(&mut record, self.level);
+        let redacted = self.redaction.apply(&mut record, self.level);
         self.show(&record);
         let mut kept = record.clone();
         if redacted.is_some() {
@@ -731,6 +751,7 @@ impl Publisher {
         at: Monotonic,
     ) {
         self.level = plan.recording_policy.recording_level;
+        self.redaction = Redaction::of(&plan.recording_policy);
         if !self.recorder.is_recording() {
             return;
         }

@@ -157,13 +157,7 @@ impl Session {
                 turn.map(|turn| Input::VoiceLost { turn })
             }
             NodeReport::CapReached { reason, ends_turn } => {
-                self.publisher.signal(
-                    Signal::BudgetExhausted,
-                    Emitter::BudgetManager,
-                    turn,
-                    Some(&reason),
-                    at,
-                );
+                self.budget(Signal::BudgetExhausted, turn, node, &reason, at);
                 let ending = Ending::BudgetTerminated;
                 turn.filter(|_| ends_turn)
                     .map(|turn| Input::TurnFailed { turn, ending })
@@ -220,19 +214,19 @@ impl Session {
             }
             NodeReport::Throttled { wait: _ } => {
                 let reason = "node_cpu_limit_exceeded";
-                self.budget(Signal::BudgetWarning, turn, reason, at);
+                self.budget(Signal::BudgetWarning, turn, node, reason, at);
                 self.degrade(reason, turn, Some(node), at);
                 None
             }
             NodeReport::OverMemory { kept: _, limit: _ } => {
                 let reason = "node_memory_limit_exceeded";
-                self.budget(Signal::BudgetExhausted, turn, reason, at);
+                self.budget(Signal::BudgetExhausted, turn, node, reason, at);
                 self.degrade(reason, turn, Some(node), at);
                 None
             }
             NodeReport::Hung { after: _ } => {
                 let reason = "node_timeout_or_failure";
-                self.budget(Signal::BudgetExhausted, turn, reason, at);
+                self.budget(Signal::BudgetExhausted, turn, node, reason, at);
                 self.degrade("node_hung", turn, Some(node), at);
                 None
             }
@@ -299,7 +293,7 @@ impl Session {
                 };
                 let reason = format!("from={node} to={standby}: {reason}");
                 self.publisher
-                    .signal(Signal::Fallback, emitter, turn, Some(&reason), at);
+                    .of_node(Signal::Fallback, emitter, turn, Some(node), &reason, at);
                 turn.map(|turn| Input::TookOver { turn })
             }
             NodeReport::Failed {
@@ -334,18 +328,25 @@ impl Session {
         at: Monotonic,
     ) {
         let reason = "node_budget_threshold_exceeded";
-        self.budget(Signal::BudgetWarning, turn, reason, at);
+        self.budget(Signal::BudgetWarning, turn, node, reason, at);
         if is_given_up {
-            self.budget(Signal::BudgetExhausted, turn, reason, at);
+            self.budget(Signal::BudgetExhausted, turn, node, reason, at);
         } else {
             self.degrade(reason, turn, Some(node), at);
         }
     }
 
-    fn budget(&mut self, signal: Signal, turn: Option<TurnNumber>, reason: &str, at: Monotonic) {
+    fn budget(
+        &mut self,
+        signal: Signal,
+        turn: Option<TurnNumber>,
+        node: &NodeId,
+        reason: &str,
+        at: Monotonic,
+    ) {
         let emitter = Emitter::BudgetManager;
         self.publisher
-            .signal(signal, emitter, turn, Some(reason), at);
+            .of_node(signal, emitter, turn, Some(node), reason, at);
     }
 
     /// Something is not as it should be from now on; said once of each thing (F-037).
@@ -364,7 +365,7 @@ impl Session {
         if is_news {
             let emitter = Emitter::BudgetManager;
             self.publisher
-                .signal(Signal::Degrade, emitter, turn, Some(reason), at);
+                .of_node(Signal::Degrade, emitter, turn, node, reason, at);
         }
     }
 
