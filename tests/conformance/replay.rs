@@ -203,3 +203,37 @@ async fn two_runs_are_compared_by_what_differs() {
         [DivergenceClass::PlanDivergence]
     );
 }
+
+/// F-021: what is written in a version of the ABI that this build does not read is not replayed by guesswork, in
+/// whatever mode: it is refused, with what to do. As it was recorded it is replayed.
+#[tokio::test(start_paused = true)]
+async fn a_recording_in_another_version_is_refused_with_what_to_do() {
+    let ended = interrupted().await;
+    assert_eq!(divergences(&ended.entries), []);
+    for (version, advice) in [
+        ("v2.0", "upgrade this reader"),
+        ("v0.9", "convert the recording"),
+    ] {
+        let mut entries = ended.entries.clone();
+        let event = entries.iter_mut().rev().find_map(|entry| match entry {
+            Entry::Signal(signal) => Some(&mut signal.envelope),
+            _another_entry => None,
+        });
+        event.unwrap().schema_version = version.parse().unwrap();
+        for mode in [ReplayMode::ReplayDecisions, ReplayMode::RecomputeDecisions] {
+            let refused = Replay::new(session(), &entries, mode)
+                .err()
+                .unwrap()
+                .to_string();
+            assert!(
+                refused.contains(version) && refused.contains(advice),
+                "{refused}"
+            );
+        }
+        let refused = rspp_replay::Recorded::of(&entries)
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(refused.contains(advice), "{refused}");
+    }
+}

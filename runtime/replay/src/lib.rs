@@ -9,6 +9,7 @@ mod compare;
 mod divergence;
 mod replay;
 mod rerun;
+mod version;
 
 pub use compare::{Tolerance, compare};
 pub use divergence::{Divergence, DivergenceClass, Expected, Verdict, judge};

@@ -1,12 +1,12 @@
 //! A session machine that is told again what it was told.
 
 use rspp_kernel::{Session, journal::Decision, journal::Line};
-use rspp_proto::{Monotonic, SessionId, TurnNumber, spec::ReplayMode};
+use rspp_proto::{Monotonic, SessionId, TurnNumber, abi::AbiViolation, spec::ReplayMode};
 use rspp_timeline::{Entry, JournalEntry};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{Divergence, DivergenceClass};
+use crate::{Divergence, DivergenceClass, version};
 
 /// Why a recording cannot be replayed.
 #[derive(Debug, Error)]
@@ -16,6 +16,9 @@ pub enum ReplayError {
         "the recording holds no journal of decisions; record it with this release or a newer one"
     )]
     NoJournal,
+    /// Its events are of a version that this build does not read.
+    #[error("{0}")]
+    Version(#[from] AbiViolation),
     /// Its journal does not begin at the beginning.
     #[error(
         "the journal does not begin with the session's opening; the recording was cut at its start"
@@ -113,6 +116,7 @@ impl Replay {
                 return Err(ReplayError::Mode(mode));
             }
         }
+        version::check(entries)?;
         let journal = entries.iter().filter_map(|entry| match entry {
             Entry::Journal(line) => Some(&**line),
             _not_of_the_journal => None,

@@ -31,7 +31,8 @@ pub(crate) async fn again(
     recording.close().await.map_err(Problem::failure)?;
     let rerun = played.map_err(|error| match error {
         RerunError::Start(_) | RerunError::Endless { .. } => Problem::failure(error),
-        RerunError::NoOpening
+        RerunError::Version(_)
+        | RerunError::NoOpening
         | RerunError::Unreadable { .. }
         | RerunError::Level { .. }
         | RerunError::Withheld { .. }

@@ -8,7 +8,7 @@ use std::{
 use rspp_kernel::plan::{LayeredSettings, SnapshotProvenance};
 use rspp_proto::{
     Epoch, Monotonic, ProviderId, SampleRate, SessionId, TenantId, TurnId,
-    abi::PayloadClass,
+    abi::{AbiViolation, PayloadClass},
     spec::{Modality, PipelineSpec, PolicyBundle, RecordingPolicy, ReplayMode},
 };
 use rspp_timeline::{
@@ -21,7 +21,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::{Attributes, Comings, notes::Notes};
-use crate::{Divergence, DivergenceClass};
+use crate::{Divergence, DivergenceClass, version};
 
 /// Why a recorded session cannot be run again.
 #[derive(Debug, Error)]
@@ -32,6 +32,9 @@ pub enum RerunError {
          or a newer one"
     )]
     NoOpening,
+    /// Its events are of a version that this build does not read.
+    #[error("{0}")]
+    Version(#[from] AbiViolation),
     /// What was opened cannot be read.
     #[error("the {what} of the recording cannot be read: {error}; use the release that wrote it")]
     Unreadable {
@@ -150,6 +153,7 @@ pub struct Recorded {
 impl Recorded {
     /// What these entries hold.
     pub fn of(entries: &[Entry]) -> Result<Self, RerunError> {
+        version::check(entries)?;
         let opening = entries.iter().find_map(|entry| match entry {
             Entry::Opening(opening) => Some(&**opening),
             _something_else => None,
