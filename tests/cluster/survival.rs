@@ -269,7 +269,7 @@ async fn a_session_keeps_its_policy_and_provider_settings() {
     assert_eq!(answers(&mut cut).await, CUT);
     assert_eq!(answers(&mut free).await, "commit");
     // Whoever takes a session over runs it as what it is.
-    fleet.runtimes[&home].process.signal("KILL");
+    fleet.runtimes[&home].process.signal(Signal::KILL);
     for (id, outcome) in [(&first, CUT), (&second, "commit"), (&third, CUT)] {
         let (at, mut client) = fleet.connect(id).await;
         assert_eq!(at, fleet.other(&home));

@@ -17,6 +17,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures::{SinkExt, StreamExt};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -367,11 +368,8 @@ async fn a_person_talks_in_a_browser() {
         )
         .await;
     drop(browser);
-    let pid = up.id().unwrap().to_string();
-    std::process::Command::new("kill")
-        .args(["-INT", &pid])
-        .status()
-        .unwrap();
+    let pid = up.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+    kill_process(pid.unwrap(), Signal::INT).unwrap();
     let status = timeout(minute, up.wait()).await.unwrap().unwrap();
     assert!(status.success(), "{status}");
 }

@@ -12,6 +12,7 @@ use rspp_websocket::{
     protocol::{ClientMessage, Hello, ServerMessage, Typed},
     testing::{Client, sound},
 };
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -102,11 +103,8 @@ async fn one_address_serves_page_and_clients_until_ctrl_c() {
     assert!(!sound(&came).is_empty());
 
     // In the middle of a reply: it is finished, and said to be the last.
-    let pid = process.id().unwrap().to_string();
-    let killed = std::process::Command::new("kill")
-        .args(["-INT", &pid])
-        .status();
-    assert!(killed.unwrap().success());
+    let pid = process.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+    kill_process(pid.unwrap(), Signal::INT).unwrap();
     let came = client.until(|_| false).await;
     let draining = |it: &ServerMessage| matches!(it, ServerMessage::Draining(_));
     let end = |it: &ServerMessage| matches!(it, ServerMessage::End(_));
