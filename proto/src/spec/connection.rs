@@ -67,7 +67,8 @@ pub struct ConnectionPolicy {
     #[schemars(range(min = 1))]
     pub max_skew_ms: u64,
     /// Most that 99 of 100 frames may be off where media time is told from the runtime's clock, over
-    /// ten seconds; beyond it the mapping is corrected and the session counts as degraded (NF-018).
+    /// ten seconds; beyond it the mapping is corrected and the session counts as degraded (NF-018). To
+    /// ever be met it has to be less than `max_skew_ms`, from which on media time is set anew.
     #[schemars(range(min = 1, max = 254))]
     pub max_mapping_error_p99_ms: u64,
     /// The agent's own voice in the user's microphone (P28).
@@ -85,7 +86,7 @@ impl Default for ConnectionPolicy {
             unknown_event_action: UnknownEventAction::Reject,
             jitter: JitterProfile::LatencyFirst,
             max_skew_ms: 200,
-            max_mapping_error_p99_ms: 200,
+            max_mapping_error_p99_ms: 100,
             echo_guard: EchoGuardPolicy::default(),
         }
     }
