@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use rspp_kernel::plan::{LayeredSettings, Settings};
 use rspp_llm::{Dialogue, OpenAi, OpenAiConfig};
-use rspp_local::{Registered, models::Store};
+use rspp_local::{Registered, USUAL, models::Store};
 use rspp_proto::{ProviderId, spec::Modality};
 use rspp_provider_api::{
     InferencePool, Providers,
@@ -13,35 +13,27 @@ use rspp_provider_api::{
 
 use crate::{Problem, config};
 
-/// The providers of sessions for which nobody chose any.
-const DEFAULTS: [(Modality, &str); 5] = [
-    (Modality::Vad, "silero"),
-    (Modality::EndOfTurn, "smart-turn"),
-    (Modality::Stt, "moonshine"),
-    (Modality::Llm, "dialogue"),
-    (Modality::Tts, "piper"),
-];
-/// The same where no models are wanted.
-const SCRIPTED: [(Modality, &str); 5] = [
+/// Who serves where nobody chose and no models are wanted.
+const SCRIPTED: [(Modality, &str); 4] = [
     (Modality::Vad, "energy"),
     (Modality::EndOfTurn, "pause"),
     (Modality::Stt, "scripted"),
-    (Modality::Llm, "dialogue"),
     (Modality::Tts, "scripted"),
 ];
 
 /// The choice as settings of every session.
 pub(crate) fn settings(chosen: &config::Providers) -> Result<LayeredSettings, Problem> {
-    let usual = if chosen.scripted { SCRIPTED } else { DEFAULTS };
-    let chosen = [
-        (Modality::Vad, &chosen.vad),
-        (Modality::EndOfTurn, &chosen.end_of_turn),
-        (Modality::Stt, &chosen.stt),
-        (Modality::Llm, &chosen.llm),
-        (Modality::Tts, &chosen.tts),
-    ];
+    let usual = if chosen.scripted { SCRIPTED } else { USUAL };
     let mut bindings = BTreeMap::new();
-    for ((modality, usual), (_, chosen)) in usual.into_iter().zip(chosen) {
+    for (modality, usual) in usual.into_iter().chain([(Modality::Llm, Dialogue::ID)]) {
+        let chosen = match modality {
+            Modality::Vad => &chosen.vad,
+            Modality::EndOfTurn => &chosen.end_of_turn,
+            Modality::Stt => &chosen.stt,
+            Modality::Llm => &chosen.llm,
+            Modality::Tts => &chosen.tts,
+            Modality::External => &None,
+        };
         let usual = ProviderId::new(usual).map_err(Problem::failure)?;
         bindings.insert(modality, vec![chosen.clone().unwrap_or(usual)]);
     }

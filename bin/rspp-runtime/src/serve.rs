@@ -71,7 +71,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
     let health_at = healths.local_addr().map_err(Problem::failure)?;
 
     let mut host = HostConfig::new(offered, pools);
-    host.tools = tools();
+    host.tools = Arc::new(ToolRegistry::with_http(HttpTools::default().into_factory()));
     host.limits.node.sessions = Some(Quota::at(u64::from(config.capacity)));
     let name = RuntimeId::new(config.name.as_str())
         .map_err(|error| Problem::input(format!("name: {error}")))?;
@@ -208,13 +208,6 @@ fn sessions(
         sessions: reception,
         outputs,
     }))
-}
-
-fn tools() -> Arc<ToolRegistry> {
-    let mut tools = ToolRegistry::default();
-    let http = HttpTools::default();
-    tools.serve_http(Arc::new(move |server| http.tool(server)));
-    Arc::new(tools)
 }
 
 /// The fleet that the settings name.

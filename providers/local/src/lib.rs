@@ -15,7 +15,7 @@ mod voice;
 
 pub use onnx::OnnxRuntime;
 pub use piper::{Piper, PiperFiles};
-pub use register::{Missing, Registered, register};
+pub use register::{Missing, Registered, USUAL, register};
 pub use stt::Moonshine;
 pub use turn::{Pause, SmartTurn};
 pub use voice::{Earshot, Energy, Silero};

@@ -13,6 +13,14 @@ use crate::{
 /// Cores from which a model gets two threads rather than one: two calls must not starve a third.
 const CORES_FOR_TWO_THREADS: usize = 4;
 
+/// Who serves a session for which nobody chose anybody; a language model is not among them.
+pub const USUAL: [(Modality, &str); 4] = [
+    (Modality::Vad, "silero"),
+    (Modality::EndOfTurn, "smart-turn"),
+    (Modality::Stt, "moonshine"),
+    (Modality::Tts, "piper"),
+];
+
 /// A provider that this crate has.
 struct Entry {
     modality: Modality,

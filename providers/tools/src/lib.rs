@@ -52,6 +52,13 @@ impl HttpTools {
         self.connections.counts()
     }
 
+    /// The same as a function, for a registry of tools.
+    pub fn into_factory(
+        self,
+    ) -> impl Fn(&HttpExecutor) -> Result<Arc<dyn Tool>, String> + Send + Sync + use<> {
+        move |server| self.tool(server)
+    }
+
     /// The tool that posts to `server`, or why there can be none.
     pub fn tool(&self, server: &HttpExecutor) -> Result<Arc<dyn Tool>, String> {
         let url = Url::parse(&server.url).map_err(|error| format!("its URL is none: {error}"))?;

@@ -580,15 +580,10 @@ impl Meters {
 impl Meters {
     /// Adds what was measured to the series of all sessions.
     fn add_to(&self, series: &mut Series) {
-        let version = || (L::PipelineVersion, self.version.to_string());
+        let version = &self.version;
         let nodes = lock(&self.nodes);
         for (node, meter) in &*nodes {
-            let mut labels = vec![
-                version(),
-                (L::NodeId, node.to_string()),
-                (L::NodeType, meter.kind.clone()),
-            ];
-            labels.extend(meter.provider.as_ref().map(served_by));
+            let labels = of_node(version, node, &meter.kind, meter.provider.as_ref());
             for (metric, spans) in [
                 (Metric::NodeLatency, &meter.latency),
                 (Metric::NodeStart, &meter.start),
@@ -598,27 +593,13 @@ impl Meters {
             }
         }
         for (edge, meter) in &*lock(&self.edges) {
-            let mut labels = vec![
-                version(),
-                (L::NodeId, meter.to.to_string()),
-                (L::EdgeId, edge.to_string()),
-                (L::Lane, Lane::Data.as_str().to_owned()),
-            ];
             let served = nodes.get(&meter.to);
-            labels.extend(
-                served
-                    .and_then(|node| node.provider.as_ref())
-                    .map(served_by),
-            );
+            let provider = served.and_then(|node| node.provider.as_ref());
+            let labels = of_edge(version, edge, &meter.to, provider);
             meter.latency.add_to(series, Metric::EdgeLatency, &labels);
         }
         for ((node, provider), meter) in &*lock(&self.providers) {
-            let labels = vec![
-                version(),
-                (L::NodeId, node.to_string()),
-                served_by(provider),
-                (L::Modality, meter.modality.as_str().to_owned()),
-            ];
+            let labels = of_provider(version, node, provider, meter.modality);
             for (metric, spans) in [
                 (Metric::ProviderRtt, &meter.rtt),
                 (Metric::ProviderFirstChunk, &meter.first_chunk),
@@ -635,6 +616,55 @@ impl Drop for Meters {
         let totals = Arc::clone(&self.totals);
         totals.close(|series| self.add_to(series));
     }
+}
+
+/// What a node's metrics are labelled with, each in its own order.
+fn of_node(
+    version: &PipelineVersion,
+    node: &NodeId,
+    kind: &str,
+    provider: Option<&ProviderId>,
+) -> Labels {
+    let mut labels = vec![
+        (L::PipelineVersion, version.to_string()),
+        (L::NodeId, node.to_string()),
+        (L::NodeType, kind.to_owned()),
+    ];
+    labels.extend(provider.map(served_by));
+    labels
+}
+
+/// The same of an edge. Who serves the node that it leads to is one of them: a slow provider is seen on
+/// the edge before it.
+fn of_edge(
+    version: &PipelineVersion,
+    edge: &EdgeId,
+    to: &NodeId,
+    provider: Option<&ProviderId>,
+) -> Labels {
+    let mut labels = vec![
+        (L::PipelineVersion, version.to_string()),
+        (L::NodeId, to.to_string()),
+        (L::EdgeId, edge.to_string()),
+        (L::Lane, Lane::Data.as_str().to_owned()),
+    ];
+    labels.extend(provider.map(served_by));
+    labels
+}
+
+/// The same of a provider at one node.
+fn of_provider(
+    version: &PipelineVersion,
+    node: &NodeId,
+    provider: &ProviderId,
+    modality: Modality,
+) -> Labels {
+    vec![
+        (L::PipelineVersion, version.to_string()),
+        (L::NodeId, node.to_string()),
+        served_by(provider),
+        (L::Modality, modality.as_str().to_owned()),
+    ]
 }
 
 fn served_by(provider: &ProviderId) -> (MetricLabel, String) {
@@ -705,17 +735,11 @@ pub(crate) struct Measured {
 /// so that it is a series.
 pub(crate) fn samples(before: Option<&Measurements>, now: &Measurements) -> Vec<Measured> {
     let mut list = Vec::new();
-    let version = (L::PipelineVersion, now.pipeline_version.as_str());
+    let version = &now.pipeline_version;
     for (node, measured) in &now.nodes {
         let known = before.and_then(|before| before.nodes.get(node));
-        let mut labels = vec![
-            version,
-            (L::NodeId, node.as_str()),
-            (L::NodeType, measured.node_type.as_str()),
-        ];
-        if let Some(provider) = &measured.provider {
-            labels.push((L::ProviderId, provider.as_str()));
-        }
+        let provider = measured.provider.as_ref();
+        let labels = of_node(version, node, &measured.node_type, provider);
         let mut told = Telling {
             list: &mut list,
             node,
@@ -741,17 +765,9 @@ pub(crate) fn samples(before: Option<&Measurements>, now: &Measurements) -> Vec<
     }
     for (edge, measured) in &now.edges {
         let known = before.and_then(|before| before.edges.get(edge));
-        let mut labels = vec![
-            version,
-            (L::NodeId, measured.node_id.as_str()),
-            (L::EdgeId, edge.as_str()),
-            (L::Lane, Lane::Data.as_str()),
-        ];
-        // Who serves the node that it leads to: a slow provider is seen on the edge before it.
         let served = now.nodes.get(&measured.node_id);
-        if let Some(provider) = served.and_then(|node| node.provider.as_ref()) {
-            labels.push((L::ProviderId, provider.as_str()));
-        }
+        let provider = served.and_then(|node| node.provider.as_ref());
+        let labels = of_edge(version, edge, &measured.node_id, provider);
         let mut told = Telling {
             list: &mut list,
             node: &measured.node_id,
@@ -775,12 +791,7 @@ pub(crate) fn samples(before: Option<&Measurements>, now: &Measurements) -> Vec<
     for (node, providers) in &now.providers {
         for (provider, measured) in providers {
             let known = before.and_then(|before| before.providers.get(node)?.get(provider));
-            let labels = [
-                version,
-                (L::NodeId, node.as_str()),
-                (L::ProviderId, provider.as_str()),
-                (L::Modality, measured.modality.as_str()),
-            ];
+            let labels = of_provider(version, node, provider, measured.modality);
             let mut told = Telling {
                 list: &mut list,
                 node,
@@ -798,12 +809,16 @@ struct Telling<'a> {
     list: &'a mut Vec<Measured>,
     node: &'a NodeId,
     edge: Option<&'a EdgeId>,
-    labels: &'a [(MetricLabel, &'a str)],
+    labels: &'a Labels,
 }
 
 impl Telling<'_> {
     fn value(&mut self, metric: Metric, value: f64, more: Option<(MetricLabel, &str)>) {
-        let labels = self.labels.iter().copied().chain(more);
+        let labels = self
+            .labels
+            .iter()
+            .map(|(label, text)| (*label, text.as_str()));
+        let labels = labels.chain(more);
         self.list.push(Measured {
             node: self.node.clone(),
             edge: self.edge.cloned(),

@@ -45,6 +45,15 @@ impl Default for ToolRegistry {
 }
 
 impl ToolRegistry {
+    /// What comes with the runtime, and what servers run.
+    pub fn with_http(
+        make: impl Fn(&HttpExecutor) -> Result<Arc<dyn Tool>, String> + Send + Sync + 'static,
+    ) -> Self {
+        let mut tools = Self::default();
+        tools.serve_http(Arc::new(make));
+        tools
+    }
+
     /// Adds a tool; one of the same name is replaced.
     pub fn register(&mut self, name: impl Into<String>, tool: Arc<dyn Tool>) -> &mut Self {
         self.tools.insert(name.into(), tool);

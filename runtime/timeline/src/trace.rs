@@ -8,7 +8,7 @@ use rspp_proto::{
 };
 use serde_json::{Value, json};
 
-use crate::{AttemptRecord, Entry, TerminalOutcome, ToolEntry, ToolStep, TurnBaseline};
+use crate::{AttemptRecord, Entry, Segment, TerminalOutcome, ToolEntry, ToolStep, TurnBaseline};
 
 /// A stretch of time with a name, in a trace.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,11 +72,12 @@ pub fn spans(entries: &[Entry]) -> Vec<Span> {
     let mut spans = Vec::new();
     for turn in turns {
         let trace = TraceId::of(&session, Some(&turn.turn_id));
-        let Some(root) = root(turn, trace, caller) else {
+        let segments = turn.anchors.waterfall().segments;
+        let Some(root) = root(turn, &segments, trace, caller) else {
             continue;
         };
         let of_turn = work.take(Some(&turn.turn_id));
-        stages(turn, &root, &mut spans);
+        spans.extend(segments.iter().map(|segment| stage(turn, segment, &root)));
         of_turn.tell(&session, Some(&turn.turn_id), Some(&root), &mut spans);
         spans.push(root);
     }
@@ -92,8 +93,12 @@ pub fn spans(entries: &[Entry]) -> Vec<Span> {
     spans
 }
 
-fn root(turn: &TurnBaseline, trace: TraceId, caller: Option<TraceParent>) -> Option<Span> {
-    let segments = turn.anchors.waterfall().segments;
+fn root(
+    turn: &TurnBaseline,
+    segments: &[Segment],
+    trace: TraceId,
+    caller: Option<TraceParent>,
+) -> Option<Span> {
     let (began, ended) = match (segments.first(), segments.last()) {
         (Some(first), Some(last)) => (first.start, last.end),
         (None, _) | (_, None) => (turn.turn_open_at?, turn.turn_terminal_at?),
@@ -129,24 +134,23 @@ fn root(turn: &TurnBaseline, trace: TraceId, caller: Option<TraceParent>) -> Opt
     })
 }
 
-/// Where the turn's time went.
-fn stages(turn: &TurnBaseline, root: &Span, spans: &mut Vec<Span>) {
-    for segment in turn.anchors.waterfall().segments {
-        let stage = segment.until;
-        spans.push(Span {
-            id: SpanId::of_stage(root.trace, stage.as_str()),
-            parent: Some(root.id),
-            name: format!("until {}", stage.label()),
-            began: segment.start,
-            ended: segment.end,
-            attributes: BTreeMap::from([
-                ("rspp.turn.id", turn.turn_id.to_string()),
-                ("rspp.stage", stage.as_str().to_owned()),
-            ]),
-            links: Vec::new(),
-            fault: None,
-            ..root.clone()
-        });
+/// Where a part of the turn's time went.
+fn stage(turn: &TurnBaseline, segment: &Segment, root: &Span) -> Span {
+    let stage = segment.until;
+    Span {
+        trace: root.trace,
+        id: SpanId::of_stage(root.trace, stage.as_str()),
+        parent: Some(root.id),
+        name: format!("until {}", stage.label()),
+        is_call: false,
+        began: segment.start,
+        ended: segment.end,
+        attributes: BTreeMap::from([
+            ("rspp.turn.id", turn.turn_id.to_string()),
+            ("rspp.stage", stage.as_str().to_owned()),
+        ]),
+        links: Vec::new(),
+        fault: None,
     }
 }
 

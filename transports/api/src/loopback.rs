@@ -216,6 +216,27 @@ pub struct Recorded {
     pub agent: Vec<i16>,
 }
 
+impl Recorded {
+    /// Takes what there is of both sides; the longer one keeps the rest.
+    pub(crate) fn take(&mut self) -> Self {
+        let length = self.user.len().min(self.agent.len());
+        Self {
+            user: self.user.drain(..length).collect(),
+            agent: self.agent.drain(..length).collect(),
+        }
+    }
+
+    /// Takes all once the call is over: with what is left of the user in `to_rate`, the shorter side filled
+    /// up with silence.
+    pub(crate) fn take_rest(&mut self, to_rate: &mut Resampler) -> Self {
+        to_rate.finish(&mut self.user);
+        let length = self.user.len().max(self.agent.len());
+        self.user.resize(length, 0);
+        self.agent.resize(length, 0);
+        std::mem::take(self)
+    }
+}
+
 /// A call by `script`: the transport for the runtime, and the line to listen in on.
 ///
 /// The call's clock starts when either side first makes use of the transport.
@@ -247,14 +268,13 @@ pub fn call(mut script: Script) -> Result<(Transport, Line), UnsupportedRate> {
             began: None,
             hung_up: false,
             to_recording: Resampler::new(USER_RATE, sink_rate)?,
-            user: Vec::new(),
+            recorded: Recorded::default(),
             // One frame more than the lead, so that rounding never costs a frame; and what comes late holds up
             // what comes after it.
             playback: Playback::new(sink_rate, lead + FRAME + latest, network.cushion),
             way: Way::new(network.agent_late),
             // A gap is what any player would have.
             wire: Wire::new(network.cushion.max(CUSHION)),
-            agent: Vec::new(),
             echo,
             moments: Vec::new(),
             open: None,
@@ -290,12 +310,11 @@ struct State {
     began: Option<Instant>,
     hung_up: bool,
     to_recording: Resampler,
-    user: Vec<i16>,
+    recorded: Recorded,
     playback: Playback,
     /// The agent's frames on their way to the user.
     way: Way,
     wire: Wire,
-    agent: Vec<i16>,
     echo: Option<Echo>,
     moments: Vec<Moment>,
     /// The reply whose beginning is among the moments and whose end is not.
@@ -341,11 +360,7 @@ impl Line {
     pub fn take_recorded(&self) -> Recorded {
         let mut state = self.lock();
         state.advance();
-        let length = state.user.len().min(state.agent.len());
-        Recorded {
-            user: state.user.drain(..length).collect(),
-            agent: state.agent.drain(..length).collect(),
-        }
+        state.recorded.take()
     }
 
     /// Takes the rest once the call is over; the shorter side is filled up with silence.
@@ -354,18 +369,10 @@ impl Line {
         state.advance();
         let State {
             to_recording,
-            user,
-            agent,
+            recorded,
             ..
         } = &mut *state;
-        to_recording.finish(user);
-        let length = user.len().max(agent.len());
-        user.resize(length, 0);
-        agent.resize(length, 0);
-        Recorded {
-            user: std::mem::take(user),
-            agent: std::mem::take(agent),
-        }
+        recorded.take_rest(to_recording)
     }
 
     /// What could be heard so far, in order.
@@ -425,7 +432,7 @@ impl State {
         if let Some(echo) = &mut self.echo {
             echo.heard(&heard);
         }
-        self.agent.extend(heard);
+        self.recorded.agent.extend(heard);
     }
 
     /// Notes the beginning and end of what the agent says, once each, when they are certain.
@@ -579,7 +586,7 @@ impl Side {
                 let mut pcm: Vec<i16> = samples(&bytes).collect();
                 let State {
                     to_recording,
-                    user,
+                    recorded,
                     echo,
                     ..
                 } = &mut *state;
@@ -590,7 +597,7 @@ impl Side {
                     }
                     None => bytes,
                 };
-                to_recording.push(&pcm, user);
+                to_recording.push(&pcm, &mut recorded.user);
                 Some(bytes)
             }
         }

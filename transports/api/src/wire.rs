@@ -170,23 +170,13 @@ impl Tape {
     /// in memory.
     pub fn take(&mut self, now: Duration) -> Recorded {
         self.advance(now);
-        let Recorded { user, agent } = &mut self.heard;
-        let length = user.len().min(agent.len());
-        Recorded {
-            user: user.drain(..length).collect(),
-            agent: agent.drain(..length).collect(),
-        }
+        self.heard.take()
     }
 
     /// Takes the rest once the call is over; the shorter side is filled up with silence.
     pub fn take_rest(&mut self, now: Duration) -> Recorded {
         self.advance(now);
-        let Recorded { user, agent } = &mut self.heard;
-        self.to_agents_rate.finish(user);
-        let length = user.len().max(agent.len());
-        user.resize(length, 0);
-        agent.resize(length, 0);
-        std::mem::take(&mut self.heard)
+        self.heard.take_rest(&mut self.to_agents_rate)
     }
 
     fn advance(&mut self, now: Duration) {

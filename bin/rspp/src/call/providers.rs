@@ -6,7 +6,7 @@ use clap::Args;
 use rspp_kernel::plan::{LayeredSettings, Settings};
 use rspp_llm::{Dialogue, OpenAi, OpenAiConfig};
 use rspp_local::{
-    Registered,
+    Registered, USUAL,
     models::{ModelId, Store},
 };
 use rspp_proto::{ProviderId, spec::Modality};
@@ -19,15 +19,6 @@ use crate::{
 
 /// Id of the client that `--llm-url` sets up.
 const OPENAI: &str = "openai";
-
-/// The providers of a conversation in which nobody chose any.
-const DEFAULTS: [(Modality, &str); 5] = [
-    (Modality::Vad, "silero"),
-    (Modality::EndOfTurn, "smart-turn"),
-    (Modality::Stt, "moonshine"),
-    (Modality::Llm, "dialogue"),
-    (Modality::Tts, "piper"),
-];
 
 /// Which providers to use; what is not chosen is left to the pipeline, then to the defaults.
 #[derive(Clone, Debug, Default, Args)]
@@ -63,8 +54,9 @@ impl ProviderOptions {
     /// The choice as settings: the defaults, and what the user chose for this session.
     pub(crate) fn settings(&self) -> Result<LayeredSettings, Problem> {
         let bind = |modality: Modality, id: &ProviderId| (modality, vec![id.clone()]);
-        let defaults = DEFAULTS
+        let defaults = USUAL
             .into_iter()
+            .chain([(Modality::Llm, Dialogue::ID)])
             .map(|(modality, id)| {
                 let id = ProviderId::new(id).map_err(Problem::failure)?;
                 Ok(bind(modality, &id))

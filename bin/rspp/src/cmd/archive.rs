@@ -73,14 +73,14 @@ pub(crate) struct Export {
     spool: SpoolOptions,
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Problem> {
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Problem> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Problem::failure)
 }
 
-fn archive(place: &Place) -> Result<ObjectArchive, Problem> {
+pub(super) fn archive(place: &Place) -> Result<ObjectArchive, Problem> {
     if let Place::Directory(path) = place
         && !path.is_dir()
     {

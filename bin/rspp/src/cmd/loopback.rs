@@ -259,7 +259,7 @@ impl Loopback {
         let sink_rate = transport.sink.sample_rate();
 
         let mut config = Config::new(offered, pools);
-        config.tools = tools();
+        config.tools = Arc::new(ToolRegistry::with_http(HttpTools::default().into_factory()));
         let clock = config.clock;
         let session =
             SessionId::new(format!("loopback-{}", unix_ms())).map_err(Problem::failure)?;
@@ -487,14 +487,6 @@ impl Watcher<'_> {
         }
         Ok(())
     }
-}
-
-/// What a pipeline may let its model have done: what comes with the runtime, and what servers do.
-pub(super) fn tools() -> Arc<ToolRegistry> {
-    let mut tools = ToolRegistry::default();
-    let http = HttpTools::default();
-    tools.serve_http(Arc::new(move |server| http.tool(server)));
-    Arc::new(tools)
 }
 
 /// Moves what was heard since the last time into the file.

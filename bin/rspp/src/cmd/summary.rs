@@ -1,15 +1,19 @@
 //! `rspp timeline summary`: what sessions came to, for their tenant.
 
-use std::{fs, path::PathBuf};
+use std::{
+    io::{Cursor, Read, Seek},
+    path::PathBuf,
+};
 
 use clap::Args;
-use rspp_archive::{ObjectArchive, Place};
+use rspp_archive::Place;
 use rspp_proto::TenantId;
 use rspp_timeline::{
     Account, Entry, Prices, Timeline,
     export::{fetch, list},
 };
 
+use super::archive::{archive, runtime};
 use crate::{problem::Problem, specs, terminal};
 
 /// Sum up sessions for the tenant that is accounted for them: turns, tokens, audio, characters, cost.
@@ -78,32 +82,24 @@ impl Summary {
         }
         let read = |path: &PathBuf| {
             let name = path.display().to_string();
-            let bytes =
-                fs::read(path).map_err(|error| Problem::input(format!("{name}: {error}")))?;
-            Ok((name.clone(), entries(&name, bytes)?))
+            let timeline =
+                Timeline::open(path).map_err(|error| Problem::input(format!("{name}: {error}")))?;
+            Ok((name.clone(), entries(&name, timeline)?))
         };
         self.files.iter().map(read).collect()
     }
 }
 
-fn entries(name: &str, bytes: Vec<u8>) -> Result<Vec<Entry>, Problem> {
-    let timeline = Timeline::read(std::io::Cursor::new(bytes))
-        .map_err(|error| Problem::input(format!("{name}: {error}")))?;
-    let entries = timeline.map(|item| item.map(|item| item.entry));
-    entries
-        .collect::<Result<_, _>>()
+fn entries<R: Read + Seek>(name: &str, mut timeline: Timeline<R>) -> Result<Vec<Entry>, Problem> {
+    timeline
+        .entries()
         .map_err(|error| Problem::failure(format!("{name}: {error}")))
 }
 
 /// What an archive has under the tenant's name; the recordings themselves have the last word.
 fn archived(place: &Place, tenant: &TenantId) -> Result<Vec<(String, Vec<Entry>)>, Problem> {
-    let archive =
-        ObjectArchive::open(place).map_err(|error| Problem::input(format!("{place}: {error}")))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Problem::failure)?;
-    runtime.block_on(async {
+    let archive = archive(place)?;
+    runtime()?.block_on(async {
         let found = list(&archive, tenant.as_str())
             .await
             .map_err(Problem::failure)?;
@@ -116,7 +112,9 @@ fn archived(place: &Place, tenant: &TenantId) -> Result<Vec<(String, Vec<Entry>)
                     "{name}: the archive is behind; this is its beginning"
                 ));
             }
-            recordings.push((name.clone(), entries(&name, fetched.bytes)?));
+            let timeline = Timeline::read(Cursor::new(fetched.bytes))
+                .map_err(|error| Problem::input(format!("{name}: {error}")))?;
+            recordings.push((name.clone(), entries(&name, timeline)?));
         }
         Ok(recordings)
     })

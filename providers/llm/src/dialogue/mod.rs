@@ -30,6 +30,9 @@ pub struct Dialogue {
 }
 
 impl Dialogue {
+    /// Its id in the registry.
+    pub const ID: &'static str = "dialogue";
+
     /// A partner by the built-in rules, with 15 ms a token.
     pub fn new() -> Self {
         Self::with_rules(Rules::built_in())
@@ -39,7 +42,7 @@ impl Dialogue {
     pub fn with_rules(rules: Rules) -> Self {
         Self {
             description: Description {
-                id: ProviderId::new("dialogue").expect("a valid id"),
+                id: ProviderId::new(Self::ID).expect("a valid id"),
                 model: "dialogue rules".to_owned(),
                 streaming: true,
                 networked: false,

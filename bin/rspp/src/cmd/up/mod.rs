@@ -13,16 +13,17 @@ use std::{
 };
 
 use clap::Args;
-use rspp_host::{Config, Pools, Program, Reception, Runtime};
+use rspp_host::{Config, Pools, Program, Reception, Runtime, ToolRegistry};
 use rspp_kernel::plan::LayeredSettings;
 use rspp_proto::TenantId;
 use rspp_provider_api::Providers;
 use rspp_service::stop::Asked;
+use rspp_tools::HttpTools;
 use rspp_transport_api::Guard;
 use rspp_websocket::{Config as Door, Server, listen};
 use tokio::net::TcpListener;
 
-use super::{loopback::tools, models::StoreOptions};
+use super::models::StoreOptions;
 use crate::{
     call::{
         providers::{self, ProviderOptions},
@@ -196,7 +197,7 @@ impl Up {
             _signal = stop.next() => return Err(Problem::Interrupted),
         };
         let mut config = Config::new(offered, pools);
-        config.tools = tools();
+        config.tools = Arc::new(ToolRegistry::with_http(HttpTools::default().into_factory()));
         // A machine that is slow is no reason to refuse its owner.
         config.limits.overload.scheduler_late_ms = None;
         config.limits.overload.output_late_ms = None;
