@@ -363,6 +363,56 @@ async fn a_pool_that_takes_no_more_is_said_so() {
     assert!(all[0].log.signals_of(Signal::CircuitEvent).is_empty());
 }
 
+/// F-105: eight calls at once think on two workers, turn after turn: the counters say that it was these two all the
+/// time and how much waited for them; nobody waits longer than the others' work takes, and each call's first word
+/// comes within the threshold that follows from it.
+#[tokio::test(start_paused = true)]
+async fn many_calls_share_few_workers_within_their_thresholds() {
+    const WORK: Duration = Duration::from_millis(25);
+    const CALLS: u64 = 8;
+    let cast = Cast::default();
+    let pool = InferencePool::simulated(2, WORK);
+    let mut providers = cast.providers();
+    providers.add_llm(Arc::new(Pooled {
+        description: Description {
+            id: rspp_proto::ProviderId::new("llm").unwrap(),
+            model: "pooled".into(),
+            streaming: true,
+            networked: false,
+        },
+        pool: pool.clone(),
+    }));
+    let mut host = Builder::new(&cast, vec![]);
+    host.providers = providers;
+    let runtime = host.runtime().await;
+    let calls = (0..CALLS).map(|n| {
+        let mut call = call(&cast, "t", &format!("call-{n}"), 0, None)
+            .pipeline(|spec| spec.observe.metrics_every_ms = Some(1_000));
+        call.script.utterances.push(says(after_reply()));
+        call
+    });
+    let all = hold(&runtime, calls.collect()).await;
+    let longest = WORK * (CALLS as u32 / 2);
+    for ended in &all {
+        assert_eq!(ended.endings(), ["commit", "commit"]);
+        let within = longest + Duration::from_millis(5);
+        assert!(first_token(ended) <= within, "{:?}", first_token(ended));
+        let measured = ended.report.measurements.as_ref().expect("it is measured");
+        let asked = measured.providers.values().flat_map(|by| by.values());
+        let waited = asked.map(|provider| provider.queue_wait.max_ms);
+        let waited = waited.fold(0.0, f64::max);
+        assert!(
+            waited <= longest.saturating_sub(WORK).as_secs_f64() * 1e3 + 1.0,
+            "{waited}"
+        );
+    }
+    let counters = pool.counters();
+    assert_eq!((counters.passed, counters.refused), (2 * CALLS, 0));
+    assert_eq!((counters.inside, counters.most_inside), (0, 2), "reused");
+    assert!(counters.waited >= CALLS - 2 && counters.most_waiting <= CALLS as usize - 2);
+    assert!(runtime.shut_down(Duration::from_secs(5)).await);
+}
+
 fn attempts(ended: &Ended) -> Vec<(String, String)> {
     let entries = ended.entries.iter();
     entries

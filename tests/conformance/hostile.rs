@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
+use rspp_actors::Stopwatch;
 use rspp_controlplane_api::{Lease, LeaseError, Leases, LocalLeases, Taking, Wanted};
 use rspp_host::{Config, Event, OpenError, Pools, Runtime, SessionRequest, node::NodeContext};
 use rspp_proto::{
@@ -192,6 +193,51 @@ async fn a_burst_of_calls_is_taken() {
     let opened = futures::future::join_all(opens).await;
     assert!(opened.iter().all(Result::is_ok));
     assert_eq!(runtime.sessions(), 300);
+}
+
+/// P24: a session is made where the runtime is, when it is asked for: nothing waits for a process, a download or a
+/// pool that may have rotted. It is open, or refused, in the moment that it is asked for, be it the first of a
+/// runtime or one after many that crashed.
+#[tokio::test(start_paused = true)]
+async fn a_session_is_open_or_refused_at_once() {
+    let cast = Cast::default();
+    let mut config = Config::new(cast.providers(), Pools::in_virtual_time(2));
+    config.limits.node.sessions = Some(Quota::at(50));
+    let runtime = Runtime::start(config).await.unwrap();
+    let asked = async |name: &str, source: Source| {
+        let (clock, watch) = (tokio::time::Instant::now(), Stopwatch::start());
+        let answer = runtime
+            .open(request(name, source, SampleRate::HZ_16000, false))
+            .await;
+        assert_eq!(clock.elapsed(), Duration::ZERO, "{name} waited");
+        (answer.is_ok(), watch.elapsed())
+    };
+    for n in 0..100 {
+        let panics = stream::repeat(()).map(|()| -> Ingress { panic!("a codec panics") });
+        let (is_open, _) = asked(&format!("crashes-{n}"), Box::pin(panics)).await;
+        assert!(is_open, "those before it are gone");
+        let gone = async {
+            while runtime.sessions() > 0 {
+                tokio::time::sleep(ms(10)).await;
+            }
+        };
+        let gone = tokio::time::timeout(Duration::from_mins(1), gone).await;
+        gone.expect("a crash leaves nothing behind");
+    }
+    let mut took = Vec::new();
+    for n in 0..50 {
+        let (is_open, time) = asked(&format!("s{n}"), silent()).await;
+        assert!(is_open);
+        took.push(time);
+    }
+    for n in 0..50 {
+        let (is_open, time) = asked(&format!("late-{n}"), silent()).await;
+        assert!(!is_open, "there is no room");
+        took.push(time);
+    }
+    // Real time, of a machine that does other things too: far from what anybody would notice.
+    took.sort_unstable();
+    assert!(took[50] < ms(20), "{:?}", took[50]);
 }
 
 /// F-095: who is refused for want of room takes nobody's lease.

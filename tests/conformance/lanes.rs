@@ -231,6 +231,58 @@ async fn telemetry_that_nobody_has_room_for_is_accounted_for() {
     );
 }
 
+/// ML-001: the same calls with the same bursts drop the same: notice by notice the same edge, lane, reason, range
+/// and time, on the data lane as on the telemetry lane.
+#[tokio::test(start_paused = true)]
+async fn drops_are_told_the_same_each_time() {
+    let told = async || {
+        let mut probes = Probes::default();
+        probes.source("source", |nth, cx: &mut NodeContext| {
+            // Every second's worth of frames more at once than the edge has room for.
+            if nth.is_multiple_of(50) {
+                for n in 0..121 {
+                    cx.emit(words(n, "word", false));
+                    cx.emit(measurement(n));
+                }
+            }
+        });
+        probes.sink("sink", Duration::from_millis(1));
+        let ended = Builder::new(&Cast::default(), vec![says(first())])
+            .pipeline(|spec| {
+                let buffer = json!({ "strategy": "drop_newest", "max_queue_items": 99 });
+                let edge =
+                    json!({ "from": "source", "to": "sink", "carries": "any", "buffer": buffer });
+                branch(spec, "source", &[edge]);
+            })
+            .configure(probes.install())
+            .hold()
+            .await;
+        assert_eq!(ended.endings(), ["commit"]);
+        let signals = ended.log.signals_of(Signal::DropNotice).into_iter();
+        let signals = signals.map(|signal| {
+            let range = signal.seq_range.expect("a notice says what was dropped");
+            assert!(range.start <= range.end, "{range:?}");
+            let envelope = signal.envelope;
+            (
+                envelope.edge_id.expect("and where").to_string(),
+                signal.target_lane.expect("and on which lane"),
+                signal.reason.expect("and why").to_string(),
+                (range.start, range.end),
+                envelope.runtime_timestamp_ms,
+            )
+        });
+        signals.collect::<Vec<_>>()
+    };
+    let once = told().await;
+    for lane in [Lane::Data, Lane::Telemetry] {
+        let of_lane = once.iter().filter(|notice| notice.1 == lane);
+        assert!(of_lane.count() >= 2, "{lane:?}: {once:?}");
+    }
+    for _again in 0..3 {
+        assert_eq!(told().await, once);
+    }
+}
+
 /// Where several edges lead to one node, none starves: whoever has waited longest is next.
 #[tokio::test(start_paused = true)]
 async fn no_edge_of_a_node_starves() {

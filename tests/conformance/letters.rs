@@ -20,9 +20,10 @@ use rspp_proto::{
 use rspp_provider_api::scripted::ScriptedLlm;
 use rspp_tests::{
     call::{Builder, Cast, Ended, first, says},
-    nodes::{Hooks, Probes, custom, forward, get, insert},
+    nodes::{Hooks, Probes, custom, edge, forward, get, insert},
 };
 use rspp_timeline::{Entry, RedactionAction};
+use serde_json::json;
 
 fn forgiving() -> NodeSpec {
     NodeSpec {
@@ -176,8 +177,7 @@ async fn the_dead_letter_stream_is_bounded() {
 /// hears the user, one that reads the agent's text.
 async fn undigested(redact: RedactSpec, full_capture: &[PayloadClass]) -> Ended {
     let mut probes = Probes::default();
-    probes.add("probe", |_nth, cx: &mut NodeContext, event: Event| {
-        cx.forward(event);
+    probes.add("probe", |_nth, _cx: &mut NodeContext, _event: Event| {
         Step::Done(Err(NodeError::new("cannot digest it")))
     });
     let llm = ScriptedLlm::new("llm").answers(["Your card is 4111 1111 1111 1111. Is it?"]);
@@ -197,8 +197,14 @@ async fn undigested(redact: RedactSpec, full_capture: &[PayloadClass]) -> Ended 
                 id: id.parse().unwrap(),
                 ..forgiving()
             };
-            insert(spec, "segmenter", named("reader"), "tts");
-            insert(spec, "tts", named("listener"), "egress");
+            spec.nodes.extend([named("reader"), named("listener")]);
+            for (from, to, carries) in [
+                ("segmenter", "reader", "text"),
+                ("tts", "listener", "audio"),
+            ] {
+                let tap = json!({ "from": from, "to": to, "carries": carries });
+                spec.edges.push(edge(tap));
+            }
         })
         .configure(probes.install());
     builder.settings.session.recording_policy = Some(policy);

@@ -9,7 +9,7 @@ use rspp_host::{
 };
 use rspp_kernel::admission::{Limit, Load, Resource};
 use rspp_proto::{
-    Payload, ProviderId, SampleRate, SessionId, TenantId,
+    Payload, PipelineVersion, ProviderId, SampleRate, SessionId, TenantId,
     abi::{OutcomeKind, OutcomePhase, OutcomeScope, Signal},
     spec::{DegradeSpec, Modality, Priority, RecordingLevel, Threshold},
 };
@@ -462,6 +462,90 @@ async fn the_runtime_s_own_cost_has_a_budget_and_an_alert() {
     let (ended, runtime) = held(60_000_000).await;
     assert_eq!(runtime.overhead_alerts(), 0);
     assert_eq!(ended.report.kernel_overhead_alerts, 0);
+}
+
+/// NF-002, F-052: what the runtime takes for itself is kept for each of several pipelines in a series of its own,
+/// look by look, and for all of them; a budget that it breaks is told, once.
+#[tokio::test(start_paused = true)]
+async fn each_pipeline_has_a_series_of_what_the_runtime_took_for_it() {
+    let cast = Cast::default();
+    let mut host = named(&cast, "host", vec![]).configure(|config| {
+        config.limits.kernel_overhead_p99_us = Some(0);
+    });
+    let runtime = host.runtime().await;
+    let versions = ["greeter-1", "greeter-2", "helper-1"];
+    let mut placed = Vec::new();
+    for version in versions {
+        for n in 0..3 {
+            let said = vec![first(), after_reply(), after_reply(), after_reply()];
+            let call = named(&cast, &format!("{version}-{n}"), said).pipeline(|spec| {
+                spec.version = PipelineVersion::new(version).unwrap();
+            });
+            placed.push(call.open(&runtime).await.expect("there is room"));
+        }
+    }
+    for call in placed {
+        assert_eq!(call.end().await.endings(), ["commit"; 4]);
+    }
+    let by_pipeline = runtime.overhead().by_pipeline();
+    let known: Vec<_> = by_pipeline.keys().map(PipelineVersion::as_str).collect();
+    assert_eq!(known, versions);
+    let mut samples = 0;
+    for (version, own) in &by_pipeline {
+        let series = own.series();
+        assert!(series.len() >= 2, "{version}: {series:?}");
+        assert!(series.windows(2).all(|looks| looks[0].0 < looks[1].0));
+        for (_, look) in &series {
+            assert!(look.p50 > 0.0 && look.p50 <= look.p99 && look.p99 <= look.max);
+        }
+        samples += own.percentiles().samples;
+    }
+    assert_eq!(runtime.overhead().percentiles().samples, samples);
+    let above = runtime.capacity_events().into_iter().filter(|event| {
+        matches!(event.kind, CapacityKind::OverheadAboveBudget { budget_us: 0, p99_us } if p99_us > 0.0)
+    });
+    assert_eq!(above.count(), 1, "told once, until it is within again");
+    assert!(runtime.overhead_alerts() > 0);
+}
+
+/// NF-006: driven to three times of what it takes on, a node does not collapse: who is beyond its room is refused at
+/// once, who is inside is answered as quickly as if alone, the counters say how many were let in and how many were
+/// not, and when the rush is over newcomers are served as before.
+#[tokio::test(start_paused = true)]
+async fn past_its_room_a_node_refuses_and_serves_who_is_inside() {
+    let cast = Cast::default();
+    let alone = named(&cast, "alone", vec![first(), after_reply()])
+        .hold()
+        .await;
+    let mut host = named(&cast, "host", vec![]).configure(|config| {
+        config.limits.node.sessions = Some(rspp_proto::spec::Quota::at(10));
+    });
+    let runtime = host.runtime().await;
+    let (mut inside, mut refused) = (Vec::new(), 0);
+    for n in 0..30 {
+        let call = named(&cast, &format!("call-{n}"), vec![first(), after_reply()]);
+        match call.open(&runtime).await {
+            Ok(placed) => inside.push(placed),
+            Err(OpenError::Refused(told)) => {
+                assert_eq!(told.cause.unwrap().limit, Limit::Sessions);
+                refused += 1;
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!((inside.len(), refused), (10, 20));
+    let first_audio = |ended: &Ended, turn| ended.turn(turn).first_audio_ms.expect("heard");
+    let all = futures::future::join_all(inside.into_iter().map(Placed::end)).await;
+    for ended in &all {
+        assert_eq!(ended.endings(), ["commit", "commit"]);
+        for turn in [1, 2] {
+            let slower = first_audio(ended, turn) - first_audio(&alone, turn);
+            assert!(slower.abs() < 2.0, "{slower} ms");
+        }
+    }
+    let told = runtime.admission().node.sessions;
+    assert_eq!((told.admitted, told.rejected + told.deferred), (10, 20));
+    assert!(is_let_in(&runtime, &cast).await);
 }
 
 /// F-050: a tenant that is background by its settings is one for all its sessions.

@@ -4,15 +4,19 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
+use rspp_host::{
+    Event,
+    node::{NodeContext, Step},
+};
 use rspp_kernel::plan::{Health, ProviderNews, ResolvedTurnPlan};
 use rspp_proto::{
-    ProviderId, RetryDecision, SampleRate,
+    Payload, ProviderId, RetryDecision, SampleRate,
     abi::Signal,
     spec::{Bindings, CallPolicy, ChoicePolicy, CircuitPolicy, Modality},
 };
@@ -20,7 +24,10 @@ use rspp_provider_api::{
     Call as ProviderCall, ChunkStream, Description, Fault, LanguageModel, LlmChunk, LlmRequest,
     scripted::{Answer, Conduct, Script, ScriptedLlm, ScriptedStt, ScriptedTts},
 };
-use rspp_tests::call::{Builder, Cast, Ended, LONG, REPLY, after_reply, first, over_reply, says};
+use rspp_tests::{
+    call::{Builder, Cast, Ended, LONG, REPLY, after_reply, first, over_reply, says},
+    nodes::{Probes, custom, insert},
+};
 use rspp_timeline::{AttemptRecord, Entry, InvocationOutcome, PlanEntry};
 use rspp_transport_api::loopback::{Start, Utterance};
 
@@ -254,6 +261,72 @@ async fn a_price_counts_until_it_is_stale() {
         .map(|outcome| outcome.signal_source.clone())
         .collect();
     assert_eq!(sources, ["capability_snapshot", "fallback_default:stale"]);
+}
+
+/// F-055: who understands, answers and speaks is a matter of settings: with each of them exchanged for another the
+/// graph is the same, bound otherwise, and a node of the business between them is told and says the same.
+#[tokio::test(start_paused = true)]
+async fn an_adapter_is_exchanged_and_no_other_node_notices() {
+    let run = async |exchanged: Option<Modality>| {
+        let seen = Arc::<Mutex<Vec<Payload>>>::default();
+        let noted = Arc::clone(&seen);
+        let mut probes = Probes::default();
+        probes.add(
+            "business",
+            move |_nth, cx: &mut NodeContext, event: Event| {
+                noted.lock().unwrap().push(event.payload.clone());
+                cx.forward(event);
+                Step::OK
+            },
+        );
+        let cast = Cast::default();
+        let mut builder = Builder::new(&cast, times(2))
+            .pipeline(|spec| insert(spec, "llm", custom("business"), "segmenter"))
+            .configure(probes.install());
+        let stt = ScriptedStt::new("stt-2").utterances(["hello there", "and again"]);
+        builder
+            .providers
+            .add_stt(Arc::new(stt))
+            .add_llm(Arc::new(ScriptedLlm::new("llm-2").answers([REPLY])))
+            .add_tts(Arc::new(ScriptedTts::new("tts-2")));
+        if let Some(modality) = exchanged {
+            let other = format!("{}-2", modality.as_str());
+            bind(&mut builder, modality, &[&other]);
+        }
+        let call = builder.start().await;
+        call.log.until(Signal::TurnOpen, 1).await;
+        let effective = call.session.effective();
+        let ended = call.end().await;
+        assert_eq!(ended.endings(), ["commit"; 2]);
+        let asked: BTreeMap<Modality, String> = [Modality::Stt, Modality::Llm, Modality::Tts]
+            .into_iter()
+            .map(|modality| (modality, who(&ended, modality)[0].to_owned()))
+            .collect();
+        let seen = std::mem::take(&mut *seen.lock().unwrap());
+        (
+            effective,
+            asked,
+            seen,
+            ended.turn(1).agent_text_played.clone(),
+        )
+    };
+    let (effective, asked, seen, heard) = run(None).await;
+    assert!(seen.len() > 4);
+    for modality in [Modality::Stt, Modality::Llm, Modality::Tts] {
+        let (other, others, told, played) = run(Some(modality)).await;
+        assert_eq!(other.graph, effective.graph, "{modality:?}");
+        for (of, provider) in &asked {
+            let changed = *of == modality;
+            let expected = if changed {
+                format!("{provider}-2")
+            } else {
+                provider.clone()
+            };
+            assert_eq!(others[of], expected);
+        }
+        assert_ne!(other.policy.node_bindings, effective.policy.node_bindings);
+        assert_eq!((told, played), (seen.clone(), heard.clone()));
+    }
 }
 
 // --- circuits ----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use rspp_actors::Clock;
 use rspp_kernel::CancelReason;
 use rspp_proto::{
+    Payload,
     abi::{PayloadClass, Signal},
     spec::{RecordingLevel, RecordingPolicy, RedactSpec, ReplayMode},
 };
@@ -362,4 +363,72 @@ async fn provenance_is_declared_and_latency_is_not_excused() {
         })
         .collect();
     assert_eq!(judge(slow.clone(), &excuses).unexplained, slow);
+}
+
+/// What is said, in order, without its times: signals, and the texts of both sides.
+fn order(entries: &[Entry]) -> Vec<String> {
+    let told = entries.iter().filter_map(|entry| {
+        let turn = entry.turn_id();
+        match entry {
+            Entry::Signal(signal) => Some(format!("{turn:?} {}", signal.signal.as_str())),
+            Entry::Event(event) => match &event.record.payload {
+                Some(Payload::Text(text)) => {
+                    Some(format!("{turn:?} {:?} {}", text.speaker, text.text))
+                }
+                _another_payload => None,
+            },
+            _another_entry => None,
+        }
+    });
+    told.collect()
+}
+
+/// NF-009: however often a recording is played again, all that is said comes in the recorded order, word for word. What differs by less than a tolerance is no difference; what differs by more is reported, and what.
+#[tokio::test(start_paused = true)]
+async fn many_replays_keep_the_recorded_order() {
+    let baseline = recorded(&talkative(), &whole()).await;
+    let expected = order(&baseline);
+    assert!(expected.len() > 20, "{expected:?}");
+    for _replay in 0..8 {
+        let (rerun, candidate) = again(&baseline, PLAYBACK, Stage::default()).await.unwrap();
+        assert_eq!(differences(&baseline, &rerun, &candidate), []);
+        assert_eq!(order(&candidate), expected);
+    }
+
+    // A model that has become slower: the same words in the same order, later.
+    let said = vec![says(first()), says(after_reply())];
+    let mut builder = Builder::new(&talkative(), said);
+    builder.settings.session.recording_policy = Some(whole());
+    let (recorder, entries) = record(&whole());
+    builder.recorder = Some(recorder);
+    let _ended = builder.hold().await;
+    let baseline = entries.await.unwrap();
+    let slower = Cast {
+        llm: Arc::new(
+            ScriptedLlm::new("llm")
+                .answers([LONG, "Very well."])
+                .script(Script::always(
+                    Conduct::good().late(Duration::from_millis(60)),
+                )),
+        ),
+        ..Cast::default()
+    };
+    let stage = Stage {
+        providers: slower.providers(),
+        ..Stage::default()
+    };
+    let (_, candidate) = again(&baseline, RESIMULATION, stage).await.unwrap();
+    let mut headed = vec![candidate[0].clone()];
+    headed.extend_from_slice(&baseline);
+    let found = |timing_ms: f64| {
+        let tolerance = Tolerance {
+            timing_ms,
+            ..Tolerance::default()
+        };
+        let found = compare(&headed, &candidate, tolerance).into_iter();
+        let classes: BTreeSet<_> = found.map(|it| it.class).collect();
+        classes.into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(found(100.0), []);
+    assert_eq!(found(15.0), [DivergenceClass::TimingDivergence]);
 }

@@ -50,10 +50,8 @@ fn orders() -> Cast {
 }
 
 fn posts(config: &mut Config) {
-    let mut tools = ToolRegistry::default();
-    let http = HttpTools::default();
-    tools.serve_http(Arc::new(move |server| http.tool(server)));
-    config.tools = Arc::new(tools);
+    let http = HttpTools::default().into_factory();
+    config.tools = Arc::new(ToolRegistry::with_http(http));
 }
 
 /// A call whose model may have `url` order something, declared with these changes.
@@ -344,9 +342,7 @@ async fn a_tool_s_secret_is_told_to_its_server_alone() {
     for _ in 0..2 {
         let http = http.clone();
         let builder = declared(&orders(), &url, &with).configure(move |config| {
-            let mut tools = ToolRegistry::default();
-            tools.serve_http(Arc::new(move |server| http.tool(server)));
-            config.tools = Arc::new(tools);
+            config.tools = Arc::new(ToolRegistry::with_http(http.into_factory()));
         });
         let ended = one_turn(builder).await;
         assert_eq!(ended.endings(), ["commit"]);
@@ -375,4 +371,32 @@ async fn a_tool_s_secret_is_told_to_its_server_alone() {
     let runtime = builder.runtime().await;
     let refused = builder.open(&runtime).await.err().unwrap().to_string();
     assert!(refused.contains("names no secret of a tool"), "{refused}");
+}
+
+/// F-105: sessions that go on at once share a server's connections: those of the second round open none, and none of
+/// them is answered late for it.
+#[tokio::test]
+async fn sessions_at_once_share_connections() {
+    const CALLS: u64 = 4;
+    let web = Web::start(|_| Reply::new(200, "It is on its way.")).await;
+    let http = HttpTools::default();
+    for round in 1..=2 {
+        let calls = (0..CALLS).map(|n| {
+            let http = http.clone();
+            let mut call = declared(&orders(), &web.url, &json!({})).configure(move |config| {
+                config.tools = Arc::new(ToolRegistry::with_http(http.into_factory()));
+            });
+            call.session = SessionId::new(format!("call-{round}-{n}")).unwrap();
+            one_turn(call)
+        });
+        for ended in join_all(calls).await {
+            assert_eq!(ended.endings(), ["commit"]);
+            assert_eq!(ended.turn(1).agent_text_played, "It is on its way.");
+        }
+    }
+    let counts = http.connections();
+    assert!(counts.opened <= CALLS, "{counts:?}");
+    assert_eq!(counts.opened + counts.reused, 2 * CALLS);
+    assert!(web.connections() as u64 <= counts.opened);
+    assert_eq!(web.asked().len() as u64, 2 * CALLS);
 }

@@ -493,7 +493,7 @@ fn an_unknown_model_is_refused() {
 
 // --- validate --------------------------------------------------------------------------------------
 
-/// F-126: a valid file passes in both modes.
+/// F-001, F-126: a valid file passes in both modes, without a word of warning.
 #[test]
 fn a_good_pipeline_passes_strict_and_relaxed() {
     let place = Place::new();
@@ -512,7 +512,7 @@ policy_resolution_snapshot: policy/2026-11-01
 allowed_adaptive_actions: [retry]
 ";
 
-/// F-126: everything that is wrong, each with its field.
+/// F-001, F-126: everything that is wrong, each with its file, line and field.
 #[test]
 fn a_bad_pipeline_is_told_field_by_field() {
     let place = Place::new();

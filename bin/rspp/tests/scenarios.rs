@@ -290,3 +290,55 @@ fn a_sessions_resolved_pipeline_is_read_off_its_timeline() {
         "{complaint}"
     );
 }
+
+/// NF-024, NF-025, NF-026, NF-027, NF-028, NF-038: calls that were rehearsed are judged by their recordings: those
+/// that keep all promises pass; those that are late fail by the gates that wait for them; and calls in which nobody
+/// was interrupted fail for want of what gate 3 is taken from.
+#[test]
+fn recorded_calls_are_judged_by_the_gates() {
+    const LATE: &str = "\
+schema: rspp.scenario.v1
+title: A slow model and a slow voice
+providers:
+  - { id: llm, modality: llm, then: { late_ms: 900 } }
+  - { id: tts, modality: tts, then: { late_ms: 800 } }
+calls:
+  - says: [{ words: hello, at_ms: 300 }]
+    expect: { turns: [{ ends: commit }] }
+";
+    let folder = tempfile::tempdir().expect("a directory");
+    fs::write(folder.path().join("late.yaml"), LATE).expect("written");
+    let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios");
+    let scenario = |name: &str| scenarios.join(name).display().to_string();
+    let rspp = |arguments: &[&str]| rspp_in(folder.path(), arguments);
+    let (good, typed) = (scenario("interruption.yaml"), scenario("push-to-talk.yaml"));
+    let play = [
+        "rehearse",
+        "-q",
+        "--timelines",
+        ".",
+        &good,
+        &typed,
+        "late.yaml",
+    ];
+    let (code, said, complaint) = rspp(&play);
+    assert_eq!(code, Some(0), "{said}{complaint}");
+    let judged = |files: &[&str]| {
+        let (code, said, complaint) = rspp(&[&["gates", "--json"], files].concat());
+        let report: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        assert_eq!(report["passed"], code == Some(0), "{complaint}");
+        let measured = report["measured"].as_array().expect("a list");
+        let failed = measured.iter().filter(|it| it["passed"] == false);
+        let failed = failed.map(|it| it["metric"].as_str().expect("a name").to_owned());
+        failed.collect::<Vec<_>>()
+    };
+    assert_eq!(judged(&["interruption.call.rspp"]), [] as [&str; 0]);
+    assert_eq!(
+        judged(&["interruption.call.rspp", "late.call.rspp"]),
+        ["first_output_p95_ms", "end_to_end_p95_ms"]
+    );
+    assert_eq!(judged(&["push-to-talk.call.rspp"]), ["cancel_fence_p95_ms"]);
+    let (code, said, _) = rspp(&["gates", "interruption.call.rspp"]);
+    assert_eq!(code, Some(0));
+    assert!(said.ends_with("all gates pass\n"), "{said}");
+}
