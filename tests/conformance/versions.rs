@@ -16,6 +16,7 @@ use rspp_kernel::SessionState;
 use rspp_proto::{
     Actor, PipelineVersion, SessionId, TenantId, TraceId, WallClock,
     abi::Signal,
+    control::Versions,
     spec::{Mode, PipelineSpec},
 };
 use rspp_tests::{
@@ -51,12 +52,16 @@ fn put(shelf: &Shelf, version: &str, instructions: &str) -> Result<(), PublishEr
 }
 
 /// Finds what was published.
-fn find(shelf: &Shelf, version: &PipelineVersion) -> Result<PipelineSpec, Refusal> {
+fn find(shelf: &Shelf, version: &PipelineVersion) -> Result<rspp_host::Published, Refusal> {
     let found = shelf.lock().unwrap().get(version).cloned();
     let artifact =
         found.ok_or_else(|| Refusal::NotHere(format!("`{version}` was never published")))?;
     let parsed = PipelineSpec::parse(version.as_str(), &artifact.source, Mode::Strict);
-    Ok(parsed.expect("it was checked when it was published").spec)
+    Ok(rspp_host::Published {
+        pipeline: parsed.expect("it was checked when it was published").spec,
+        policy: None,
+        providers: None,
+    })
 }
 
 fn granted(session: &SessionId, version: &str) -> Admitted {
@@ -65,6 +70,7 @@ fn granted(session: &SessionId, version: &str) -> Admitted {
         tenant: TenantId::new("acme").unwrap(),
         session: session.clone(),
         pipeline: Some(PipelineVersion::new(version).unwrap()),
+        versions: Versions::default(),
         epoch: None,
         expires_at: WallClock(u64::MAX),
     })
@@ -89,7 +95,7 @@ async fn a_published_version_becomes_a_running_session() {
     let known = Arc::clone(&shelf);
     let reception = Reception::new(Arc::clone(&runtime), program)
         .recording(move |_session| std::future::ready(recorder.clone()).boxed())
-        .finding(move |version| std::future::ready(find(&known, &version)).boxed());
+        .finding(move |version, _goes_with| std::future::ready(find(&known, &version)).boxed());
     let script = || Script {
         utterances: vec![says(first())],
         ..Script::default()
@@ -103,7 +109,7 @@ async fn a_published_version_becomes_a_running_session() {
         .expect("it was published");
     let view = runtime.session(&session).expect("it runs");
     let version = PipelineVersion::new("greeter-2").unwrap();
-    let spec = find(&shelf, &version).unwrap();
+    let spec = find(&shelf, &version).unwrap().pipeline;
     let effective = view.effective();
     let built: BTreeSet<_> = effective.graph.nodes.iter().map(|node| &node.id).collect();
     let named: BTreeSet<_> = spec.nodes.iter().map(|node| &node.id).collect();

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use rspp_host::SessionRequest;
-use rspp_proto::{SampleRate, SessionId, TenantId, abi::Signal, spec::PipelineSpec};
+use rspp_proto::{
+    SampleRate, SessionId, TenantId, abi::Signal, control::Versions, spec::PipelineSpec,
+};
 use rspp_tests::call::{Cast, bindings, says, tone};
 use rspp_timeline::{Entry, MemoryRecording, Options, Recorder};
 use rspp_transport_api::loopback::{self, Script, Start};
@@ -104,6 +106,7 @@ async fn one_conversation_is_the_same_over_loopback_and_a_socket() {
         pipeline: PipelineSpec::simple(),
         policy: None,
         settings: bindings(),
+        versions: Versions::default(),
         attributes: BTreeMap::new(),
         transport,
         recorder,
