@@ -15,7 +15,7 @@ use rspp_host::{
 use rspp_kernel::SessionState;
 use rspp_proto::{
     Actor, PipelineVersion, SessionId, TenantId, TraceId, WallClock,
-    abi::Signal,
+    abi::{ControlSignal, Signal},
     control::Versions,
     spec::{Mode, PipelineSpec},
 };
@@ -77,7 +77,7 @@ fn granted(session: &SessionId, version: &str) -> Admitted {
 }
 
 /// F-002: a version is published, a client comes for it, and it runs: with the nodes and edges of that text and
-/// no other, connected as its first event says, in conversation as its state does; and it answers. A version that
+/// no other, under a lease as its first event says, connected and in conversation as its state does; and it answers. A version that
 /// nobody published opens nothing.
 #[tokio::test(start_paused = true)]
 async fn a_published_version_becomes_a_running_session() {
@@ -146,13 +146,18 @@ async fn a_published_version_becomes_a_running_session() {
     drop(news);
     let _farewell = opened.ended.await;
     let entries = recording.entries();
-    let initial = entries.iter().find_map(|entry| match entry {
-        Entry::Signal(signal) => Some(signal),
-        _another_entry => None,
-    });
-    let initial = initial.expect("it says something");
-    assert_eq!(initial.signal, Signal::Connected);
-    assert_eq!(initial.envelope.pipeline_version.as_str(), "greeter-2");
+    let said: Vec<_> = entries
+        .iter()
+        .filter_map(|entry| match entry {
+            Entry::Signal(signal) => Some(signal),
+            _another_entry => None,
+        })
+        .collect();
+    assert_eq!(said[0].signal, Signal::LeaseIssued);
+    let at = |signal: Signal| said.iter().position(|it| it.signal == signal);
+    assert!(at(Signal::Connected) < at(Signal::TurnOpenProposed));
+    let of_version = |it: &&ControlSignal| it.envelope.pipeline_version.as_str() == "greeter-2";
+    assert!(at(Signal::Connected).is_some() && said.iter().all(of_version));
 
     let (transport, _line) = loopback::call(script()).unwrap();
     let admitted = granted(&session, "greeter-3");
