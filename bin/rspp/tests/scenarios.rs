@@ -301,7 +301,7 @@ schema: rspp.scenario.v1
 title: A slow model and a slow voice
 providers:
   - { id: llm, modality: llm, then: { late_ms: 900 } }
-  - { id: tts, modality: tts, then: { late_ms: 800 } }
+  - { id: tts, modality: tts, then: { late_ms: 950 } }
 calls:
   - says: [{ words: hello, at_ms: 300 }]
     expect: { turns: [{ ends: commit }] }

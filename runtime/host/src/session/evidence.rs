@@ -128,6 +128,7 @@ impl Ledger {
                     self.listening.audio_first_input_ingress_ts = line.arrival_of(position);
                 }
                 // The user goes on: what ended was not the turn.
+                self.listening.audio_input_ingress_ts = None;
                 self.listening.speech_end_ts = None;
                 self.listening.end_of_turn_ts = None;
                 self.listening.transcript_final_ts = None;
@@ -136,7 +137,13 @@ impl Ledger {
                 self.listening.audio_input_ingress_ts = line.arrival_of(position);
                 self.listening.speech_end_ts = Some(at);
             }
-            SpeechMark::EndOfTurn { .. } => self.listening.end_of_turn_ts = Some(at),
+            SpeechMark::EndOfTurn { at: position, .. } => {
+                // Who let the button go may still be speaking.
+                let listening = &mut self.listening;
+                let ingress = &mut listening.audio_input_ingress_ts;
+                *ingress = ingress.or_else(|| line.arrival_of(position));
+                listening.end_of_turn_ts = Some(at);
+            }
         }
     }
 
