@@ -8,7 +8,7 @@ use rspp_proto::TurnNumber;
 use rspp_transport_api::audio::{FRAME, samples, to_bytes};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
+    MaybeTlsStream, WebSocketStream, connect_async_with_config,
     tungstenite::{self, ClientRequestBuilder, Message},
 };
 
@@ -54,7 +54,8 @@ impl Client {
         for (name, value) in headers {
             request = request.with_header(*name, *value);
         }
-        match connect_async(request).await {
+        // Without Nagle's algorithm, as browsers do: a short message waits for nobody's acknowledgement.
+        match connect_async_with_config(request, None, true).await {
             Ok((socket, response)) => {
                 let chosen = response.headers().get("sec-websocket-protocol");
                 let is_json = chosen.is_none_or(|chosen| chosen == "rspp.v1.json");

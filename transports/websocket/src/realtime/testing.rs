@@ -8,7 +8,7 @@ use rspp_transport_api::audio::{samples, to_bytes};
 use serde_json::{Value, json};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
+    MaybeTlsStream, WebSocketStream, connect_async_with_config,
     tungstenite::{self, ClientRequestBuilder, Message},
 };
 
@@ -41,7 +41,8 @@ impl Client {
         for (name, value) in headers {
             request = request.with_header(*name, *value);
         }
-        match connect_async(request).await {
+        // Without Nagle's algorithm, as browsers do: a short message waits for nobody's acknowledgement.
+        match connect_async_with_config(request, None, true).await {
             Ok((socket, _response)) => Ok(Self {
                 socket,
                 closed: None,
