@@ -12,7 +12,7 @@ use rspp_proto::{
     ProviderId,
     abi::Signal,
     metric::{Metric, MetricLabel},
-    spec::{Modality, PipelineSpec},
+    spec::{Modality, Mode, NodeKind, PipelineSpec},
 };
 use rspp_provider_api::{
     Fault,
@@ -186,4 +186,56 @@ async fn an_adapter_over_http_is_measured_like_the_others() {
         extra.labels[MetricLabel::Extra.as_str()],
         "cached_prompt_tokens"
     );
+}
+
+/// F-010: the nodes that come with the runtime are enough to be heard and answered; each tells how long it takes under
+/// the same name and labels, those that ask providers in the same words as each other; and what can be set of a node
+/// stands in the same place for all of them.
+#[tokio::test(start_paused = true)]
+async fn the_built_in_nodes_answer_and_tell_of_themselves_in_the_same_words() {
+    let cast = Cast::default();
+    let ended = Builder::new(&cast, vec![says(first())])
+        .pipeline(measured)
+        .hold()
+        .await;
+    assert_eq!(ended.heard().len(), 1, "audio in, audio out");
+    let spec = PipelineSpec::simple();
+    let kinds: Vec<_> = spec.nodes.iter().map(|node| node.kind.as_str()).collect();
+    let built_in = ["vad", "turn_detector", "stt", "llm", "segmenter", "tts"];
+    assert_eq!(kinds, built_in);
+    for node in &spec.nodes {
+        let id = node.id.as_str();
+        let samples = ended.log.samples().into_iter();
+        let of_node = samples.filter(|it| it.labels.get("node_id").is_some_and(|of| of == id));
+        let told: BTreeSet<String> = of_node
+            .clone()
+            .filter(|it| !it.name.starts_with("edge_"))
+            .map(|it| it.name)
+            .collect();
+        assert!(
+            told.contains(Metric::NodeLatency.as_str()),
+            "{id}: {told:?}"
+        );
+        let latency = of_node
+            .clone()
+            .find(|it| it.name == Metric::NodeLatency.as_str())
+            .expect("it is there");
+        assert_eq!(latency.labels["node_type"], node.kind.as_str());
+        let asks = [NodeKind::Stt, NodeKind::Llm, NodeKind::Tts].contains(&node.kind);
+        for metric in [Metric::ProviderRtt, Metric::ProviderFirstChunk] {
+            assert_eq!(told.contains(metric.as_str()), asks, "{id}: {told:?}");
+        }
+        // What is set of one kind of node is set of any: by name, below its `config`.
+        let mut written = serde_json::to_value(&spec).expect("a spec is data");
+        let nodes = written["nodes"].as_array_mut().expect("it has nodes");
+        let this = nodes
+            .iter_mut()
+            .find(|it| it["id"] == id)
+            .expect("this one");
+        this["config"]["a_setting"] = serde_json::json!(0.5);
+        let text = written.to_string();
+        let parsed = PipelineSpec::parse("spec.json", &text, Mode::Strict).expect("it is valid");
+        let node = parsed.spec.nodes.iter().find(|it| it.id.as_str() == id);
+        assert_eq!(node.expect("it stayed").config["a_setting"], 0.5);
+    }
 }
