@@ -52,7 +52,7 @@ enum What {
         /// Only of this line, e.g. `greeter` of `greeter-2`
         #[arg(long, default_value = "")]
         line: String,
-        /// Only with this label
+        /// Only with this label, or with this in its own `metadata`
         #[arg(long, value_name = "KEY=VALUE", value_parser = artifacts::label)]
         label: Vec<(String, String)>,
     },

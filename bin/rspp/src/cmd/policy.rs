@@ -56,6 +56,9 @@ enum What {
         /// Only of this line
         #[arg(long, default_value = "")]
         line: String,
+        /// Only with this label
+        #[arg(long, value_name = "KEY=VALUE", value_parser = artifacts::label)]
+        label: Vec<(String, String)>,
     },
     /// Print a version as it was published
     Get {
@@ -95,8 +98,8 @@ impl Policy {
                 };
                 remote.run(|client| artifacts::publish(&remote, client, draft))
             }
-            What::List { line } => {
-                let labels = std::collections::BTreeMap::new();
+            What::List { line, label } => {
+                let labels = label.into_iter().collect();
                 remote.run(|client| artifacts::list(&remote, client, kind, &line, labels))
             }
             What::Get { version } => {

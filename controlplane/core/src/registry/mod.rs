@@ -39,7 +39,7 @@ pub struct Artifact {
     pub author: Actor,
     /// When.
     pub created_at: WallClock,
-    /// For people and searches; never alters execution (F-082).
+    /// For people and searches, a pipeline's own metadata among them; never alters execution (F-082).
     pub labels: BTreeMap<String, String>,
     /// The text as it was published, comments included.
     pub source: String,
@@ -124,8 +124,9 @@ fn list(breaks: &[Break]) -> String {
     texts.join("; ")
 }
 
-/// What a draft means, as JSON without comments; refuses one that is wrong in itself.
-fn meaning(draft: &Draft) -> Result<Value, PublishError> {
+/// What a draft means, as JSON without comments, and what it says of itself for searches; refuses one that is
+/// wrong in itself.
+fn meaning(draft: &Draft) -> Result<(Value, BTreeMap<String, String>), PublishError> {
     let file = draft.version.as_str();
     let to_json = |value: serde_json::Result<Value>| value.expect("specs are plain data");
     let parsed = match draft.kind {
@@ -138,7 +139,8 @@ fn meaning(draft: &Draft) -> Result<Value, PublishError> {
                     version: draft.version.clone(),
                 });
             }
-            to_json(serde_json::to_value(spec))
+            let metadata = spec.metadata.clone();
+            return Ok((to_json(serde_json::to_value(spec)), metadata));
         }
         Kind::Policy | Kind::Providers => {
             let spec = PolicyBundle::parse(file, &draft.source, Mode::Strict);
@@ -153,7 +155,7 @@ fn meaning(draft: &Draft) -> Result<Value, PublishError> {
             ))
         }
     };
-    Ok(parsed)
+    Ok((parsed, BTreeMap::new()))
 }
 
 /// Publishes a draft. `existing` is what has its name, `before` the newest version of the same line
@@ -170,14 +172,16 @@ pub fn publish(
             limit: MAX_SOURCE_BYTES,
         });
     }
-    let label_bytes: usize = draft.labels.iter().map(|(k, v)| k.len() + v.len()).sum();
-    if draft.labels.len() > MAX_LABELS || label_bytes > 16 * 1024 {
+    let (meaning, mut labels) = meaning(&draft)?;
+    // What somebody says when publishing stands over what the text says.
+    labels.extend(draft.labels.clone());
+    let label_bytes: usize = labels.iter().map(|(k, v)| k.len() + v.len()).sum();
+    if labels.len() > MAX_LABELS || label_bytes > 16 * 1024 {
         return Err(PublishError::TooLarge {
             what: "labels",
             limit: MAX_LABELS,
         });
     }
-    let meaning = meaning(&draft)?;
     let hash = ContentHash::of_value(&meaning);
     if let Some(existing) = existing {
         return if existing.hash == hash {
@@ -210,7 +214,7 @@ pub fn publish(
         hash,
         author: draft.author,
         created_at: now,
-        labels: draft.labels,
+        labels,
         source: draft.source,
     }))
 }

@@ -1,14 +1,16 @@
 //! Leases (design §5, F-095, F-111, F-156).
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use rspp_controlplane::{
     access::Operation,
     audit::Record,
     authority::{self, Binding, Placement, Refusal, Revoke, Seen, Standing},
+    fleet::Runtime,
     keys,
     registry::{Kind, VersionName},
+    routing::{Exclusion, NoRoute},
     store::{Compare, Entry, Key, LeaseId, Op, Txn, bytes, list_all, parse},
     token::LeaseClaims,
 };
@@ -215,6 +217,8 @@ impl Plane {
         let key = keys::placement(&ask.session);
         let (current, entry) = self.read::<Placement>(&key).await?;
         let alive = self.check_alive(&ask.by).await?;
+        self.check_residency(&ask.wanted.tenant, &ask.by.runtime)
+            .await?;
         let seen = self.seen(current.as_ref(), &ask.session).await?;
         let binding = match &current {
             Some(current) => Binding {
@@ -248,6 +252,21 @@ impl Plane {
             },
         };
         Ok((Some(write), answer))
+    }
+
+    /// Whether a tenant's sessions, and what is kept of them, may be where a runtime stands (F-168).
+    async fn check_residency(&self, tenant: &TenantId, id: &RuntimeId) -> Result<(), Failure> {
+        let residency = self.governance().residency;
+        if !residency.tenants.contains_key(tenant) {
+            return Ok(());
+        }
+        let (runtime, _) = self.read::<Runtime>(&keys::runtime(id)).await?;
+        let allowed = runtime.is_some_and(|it| residency.allows(tenant, &it.description.region));
+        if allowed {
+            return Ok(());
+        }
+        let excluded = BTreeMap::from([(id.clone(), Exclusion::Residency)]);
+        Err(NoRoute { excluded }.into())
     }
 
     /// What a new session is bound to: what it asks for if that is published; what the rollouts give if it

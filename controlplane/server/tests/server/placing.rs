@@ -14,7 +14,7 @@ use rspp_proto::{
     control::{Load, PROTOCOL, ProtocolWindow, WhyRevoked},
 };
 
-use crate::rig::{Node, Rig, change, description, publish, until};
+use crate::rig::{Node, Rig, change, description, only_for, publish, until};
 
 const READY: Load = Load {
     sessions: 0,
@@ -488,4 +488,95 @@ async fn a_tenant_sees_its_own_sessions_only() {
     let nobodys = viewer.get_status(peek("acme", "x-1")).await.unwrap_err();
     assert_eq!(theirs.to_string(), nobodys.to_string());
     assert!(matches!(theirs, ControlError::UnknownSession));
+}
+
+/// F-114: two tenants in parallel: each has the quotas, the policy and the provider settings that are its
+/// own, what one uses up is no business of the other's, and what each is shown names nothing of the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tenants_in_parallel_have_what_is_their_own() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let a = rig.node("a").await;
+    let admin = rig.admin();
+    for kind in [wire::Kind::Policy, wire::Kind::Providers] {
+        for version in ["desk-1", "desk-2"] {
+            let request = wire::PublishRequest {
+                kind: kind.into(),
+                version: version.to_owned(),
+                source: format!(
+                    "schema: rspp.policy.bundle.v1\npolicy_resolution_snapshot: policy/{version}\n\
+                     allowed_adaptive_actions: []\n"
+                ),
+                ..wire::PublishRequest::default()
+            };
+            admin.publish(request).await.unwrap();
+        }
+        let everybody = wire::change::Change::Direct("desk-1".to_owned());
+        for to in [everybody, only_for("desk-2", &["bold"])] {
+            let request = wire::ChangeRolloutRequest {
+                kind: kind.into(),
+                ..change("desk", to)
+            };
+            admin.change_rollout(request).await.unwrap();
+        }
+    }
+    let rules = serde_json::json!({ "admission": { "tenants": {
+        "acme": { "sessions": { "limit": 1 } },
+        "bold": { "sessions": { "limit": 2 } },
+    } } });
+    let request = wire::SetGovernanceRequest {
+        document: rules.to_string(),
+        ..wire::SetGovernanceRequest::default()
+    };
+    admin.set_governance(request).await.unwrap();
+    let take = async |tenant: &str, session: &str| {
+        let mut ask = a.ask(session, 1);
+        ask.wanted.tenant = rspp_proto::TenantId::new(tenant).unwrap();
+        a.client.acquire(ask).await
+    };
+    let route = async |tenant: &str| {
+        let request = wire::RouteRequest {
+            tenant: tenant.to_owned(),
+            session: format!("probe-of-{tenant}"),
+            transport: "websocket".to_owned(),
+            ..wire::RouteRequest::default()
+        };
+        rig.client("operator/otto").route_session(request).await
+    };
+    until("the rules are followed", async || {
+        let decision = route("acme").await.ok().and_then(|it| it.decision);
+        decision.is_some_and(|it| it.snapshot == "admission-policy/1")
+    })
+    .await;
+    let (of_acme, of_bold) = tokio::join!(take("acme", "acme-1"), take("bold", "bold-1"));
+    let (of_acme, of_bold) = (of_acme.unwrap().binding, of_bold.unwrap().binding);
+    assert_eq!(of_acme.versions().policy.as_deref(), Some("desk-1"));
+    assert_eq!(of_acme.versions().providers.as_deref(), Some("desk-1"));
+    assert_eq!(of_bold.versions().policy.as_deref(), Some("desk-2"));
+    assert_eq!(of_bold.versions().providers.as_deref(), Some("desk-2"));
+    // One has used up what it may; the other has not.
+    let (beyond, within) = tokio::join!(take("acme", "acme-2"), take("bold", "bold-2"));
+    assert!(matches!(beyond, Err(ControlError::NotAdmitted { .. })));
+    within.unwrap();
+    // Nothing of one is in anything that the other's people are shown, nor under its name.
+    for (tenant, other) in [("acme", "bold"), ("bold", "acme")] {
+        let viewer = rig.client(&format!("viewer/vera/tenant/{tenant}"));
+        let request = wire::ListSessionsRequest {
+            tenant: tenant.to_owned(),
+            ended: true,
+            ..wire::ListSessionsRequest::default()
+        };
+        let shown = format!("{:?}", viewer.list_sessions(request).await.unwrap());
+        assert!(shown.contains(tenant) && !shown.contains(other), "{shown}");
+        let peek = wire::GetStatusRequest {
+            tenant: tenant.to_owned(),
+            session: format!("{other}-1"),
+        };
+        let refused = viewer.get_status(peek).await;
+        assert!(matches!(refused, Err(ControlError::UnknownSession)));
+        let trail = viewer
+            .list_entries(wire::ListEntriesRequest::default())
+            .await;
+        assert!(matches!(trail, Err(ControlError::Denied { .. })));
+    }
 }

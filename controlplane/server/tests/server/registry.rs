@@ -75,6 +75,110 @@ async fn a_version_is_published_once_and_stays() {
     assert_eq!(found.artifacts.len(), 1);
 }
 
+/// F-082: what a pipeline says of itself is kept with it, and found by it; what is said when it is published
+/// stands over that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pipeline_says_of_itself_is_found() {
+    let rig = Rig::start().await;
+    let admin = rig.admin();
+    let metadata = "metadata: { owner: ana, ticket: T-17 }\n";
+    let request = wire::PublishRequest {
+        source: format!("{}\n# why: see the ticket\n{metadata}", source("desk-1")),
+        labels: BTreeMap::from([("owner".to_owned(), "bob".to_owned())]),
+        ..publication("desk-1")
+    };
+    admin.publish(request).await.unwrap();
+    publish(&admin, "desk-2").await;
+    let found = async |name: &str, value: &str| {
+        let request = wire::ListArtifactsRequest {
+            kind: wire::Kind::Pipeline.into(),
+            labels: BTreeMap::from([(name.to_owned(), value.to_owned())]),
+            ..wire::ListArtifactsRequest::default()
+        };
+        let found = admin.list_artifacts(request).await.unwrap().artifacts;
+        found.into_iter().map(|it| it.version).collect::<Vec<_>>()
+    };
+    assert_eq!(found("ticket", "T-17").await, ["desk-1"]);
+    assert_eq!(found("owner", "bob").await, ["desk-1"]);
+    assert_eq!(found("owner", "ana").await, [""; 0]);
+    let fetch = wire::GetArtifactRequest {
+        kind: wire::Kind::Pipeline.into(),
+        version: "desk-1".to_owned(),
+    };
+    let kept = admin.get_artifact(fetch).await.unwrap().source;
+    assert!(kept.contains("# why: see the ticket"), "{kept}");
+}
+
+/// F-028, NF-010: a tool's payload that loses a field fails the check, with the field, and is not published;
+/// under the next number it passes both, and tenants on either version run side by side.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_field_fails_check_and_publishing() {
+    let rig = Rig::start().await;
+    let admin = rig.admin();
+    let _a = rig.node("a").await;
+    let of = |version: &str, fields: serde_json::Value| {
+        let mut spec = rspp_proto::spec::PipelineSpec::simple();
+        spec.version = rspp_proto::PipelineVersion::new(version).unwrap();
+        let llm = spec
+            .nodes
+            .iter_mut()
+            .find(|it| it.kind == rspp_proto::spec::NodeKind::Llm);
+        llm.unwrap().tools = serde_json::from_value(serde_json::json!([{
+            "name": "order",
+            "description": "Orders.",
+            "parameters": { "type": "object", "properties": fields },
+            "effects": "external",
+        }]))
+        .unwrap();
+        wire::PublishRequest {
+            source: serde_json::to_string(&spec).unwrap(),
+            ..publication(version)
+        }
+    };
+    let (text, number) = (
+        serde_json::json!({ "type": "string" }),
+        serde_json::json!({ "type": "integer" }),
+    );
+    let both = serde_json::json!({ "dish": text, "count": number });
+    let one = serde_json::json!({ "dish": text });
+    admin.publish(of("desk-1.0", both)).await.unwrap();
+    for dry_run in [true, false] {
+        let request = wire::PublishRequest {
+            dry_run,
+            ..of("desk-1.1", one.clone())
+        };
+        let error = admin.publish(request).await.unwrap_err();
+        assert!(error.to_string().contains("count"), "{error}");
+        let details = refused(error, reason::BREAKING_CHANGE);
+        assert_eq!(details["suggestion"], "desk-2");
+        let bumped = wire::PublishRequest {
+            dry_run,
+            ..of("desk-2", one.clone())
+        };
+        admin.publish(bumped).await.unwrap();
+    }
+    crate::rig::direct(&admin, "desk-1.0").await;
+    let some = crate::rig::only_for("desk-2", &["bold"]);
+    admin
+        .change_rollout(crate::rig::change("desk", some))
+        .await
+        .unwrap();
+    let routed = async |tenant: &str| {
+        let request = wire::RouteRequest {
+            tenant: tenant.to_owned(),
+            session: format!("of-{tenant}"),
+            transport: "websocket".to_owned(),
+            ..wire::RouteRequest::default()
+        };
+        let route = rig.client("operator/otto").route_session(request).await;
+        route.map(|it| it.pipeline).unwrap_or_default()
+    };
+    crate::rig::until("both are given", async || {
+        routed("bold").await == "desk-2" && routed("acme").await == "desk-1.0"
+    })
+    .await;
+}
+
 /// F-028, NF-010: what breaks is refused with what to call it instead; under that name both stay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_break_needs_the_next_number() {

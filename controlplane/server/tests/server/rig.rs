@@ -396,6 +396,19 @@ pub(crate) fn change(line: &str, change: wire::change::Change) -> wire::ChangeRo
     }
 }
 
+/// Some tenants get a version that others do not.
+pub(crate) fn only_for(version: &str, tenants: &[&str]) -> wire::change::Change {
+    let list = wire::TenantList {
+        tenants: tenants.iter().map(|it| (*it).to_owned()).collect(),
+    };
+    wire::change::Change::Try(wire::Try {
+        version: version.to_owned(),
+        strategy: Some(wire::Strategy {
+            strategy: Some(wire::strategy::Strategy::Allowlist(list)),
+        }),
+    })
+}
+
 pub(crate) async fn direct(client: &Client, version: &str) -> wire::ChangeRolloutResponse {
     let line = version.split('-').next().unwrap();
     let direct = wire::change::Change::Direct(version.to_owned());

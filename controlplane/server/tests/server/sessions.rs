@@ -233,8 +233,8 @@ async fn a_crowd_of_one_tenant_is_counted() {
 async fn a_session_stays_where_it_may_be() {
     let rig = Rig::start().await;
     rig.pipeline("desk-1").await;
-    let _a = rig.node_in("a", "eu").await;
-    let _b = rig.node_in("b", "us").await;
+    let a = rig.node_in("a", "eu").await;
+    let b = rig.node_in("b", "us").await;
     let near_us = wire::RouteRequest {
         tenant: "acme".to_owned(),
         session: "s".to_owned(),
@@ -261,6 +261,23 @@ async fn a_session_stays_where_it_may_be() {
     assert!(
         matches!(&error, ControlError::NoRoute { message, .. } if message.contains("1 residency"))
     );
+    // Nor is it granted to who stands elsewhere, however it came there, new or moved.
+    let refused = b.acquire("s", 1).await.unwrap_err();
+    assert!(
+        matches!(&refused, ControlError::NoRoute { message, .. } if message.contains("1 residency")),
+        "{refused:?}"
+    );
+    let lease = a.acquire("s", 1).await.unwrap();
+    a.client
+        .release(a.writer(&lease), Leave::Release)
+        .await
+        .unwrap();
+    let refused = b.acquire("s", 2).await;
+    assert!(
+        matches!(refused, Err(ControlError::NoRoute { .. })),
+        "{refused:?}"
+    );
+    a.acquire("s", 2).await.unwrap();
 }
 
 /// Rules are changed as a whole, by whoever has seen what they are.
