@@ -149,7 +149,7 @@ async fn a_published_version_becomes_a_running_session() {
     let said: Vec<_> = entries
         .iter()
         .filter_map(|entry| match entry {
-            Entry::Signal(signal) => Some(signal),
+            Entry::Signal(signal) => Some(&**signal),
             _another_entry => None,
         })
         .collect();
