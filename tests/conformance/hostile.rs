@@ -195,6 +195,37 @@ async fn a_burst_of_calls_is_taken() {
     assert_eq!(runtime.sessions(), 300);
 }
 
+/// P21: a call is a few actors in a process that has many, and not a process of its own: three hundred are open at
+/// once in one runtime, each made of a handful of actors that hold some kilobytes; one that crashes takes nobody
+/// with it.
+#[tokio::test(start_paused = true)]
+async fn a_call_is_a_few_actors_and_no_process() {
+    const CALLS: usize = 300;
+    let cast = Cast::default();
+    let runtime = runtime(&cast).await;
+    let roots = runtime.tree().len();
+    let mut open = Vec::new();
+    for n in 0..CALLS {
+        let name = format!("s{n}");
+        let session = runtime.open(request(&name, silent(), SampleRate::HZ_16000, false));
+        open.push(session.await.expect("there is room"));
+    }
+    tokio::time::sleep(ms(500)).await;
+    let actors = runtime.tree().len().saturating_sub(roots);
+    assert!(actors <= 16 * CALLS, "{} a call", actors / CALLS);
+    for session in &open {
+        let held = session.memory().held;
+        assert!(
+            held < 128 * 1024,
+            "{held} bytes for a call that says nothing"
+        );
+    }
+    let panics = stream::repeat(()).map(|()| -> Ingress { panic!("a codec panics") });
+    let crashes = runtime.open(request("c", Box::pin(panics), SampleRate::HZ_16000, false));
+    let _report = crashes.await.expect("there is room").wait().await;
+    assert_eq!(runtime.sessions(), CALLS);
+}
+
 /// P24: a session is made where the runtime is, when it is asked for: nothing waits for a process, a download or a
 /// pool that may have rotted. It is open, or refused, in the moment that it is asked for, be it the first of a
 /// runtime or one after many that crashed.

@@ -432,3 +432,41 @@ async fn many_replays_keep_the_recorded_order() {
     assert_eq!(found(100.0), []);
     assert_eq!(found(15.0), [DivergenceClass::TimingDivergence]);
 }
+
+/// F-078: what the profile decided is decided again in a replay, value by value and each with its provenance; a run
+/// in which one of its numbers is another does not pass for the same.
+#[tokio::test(start_paused = true)]
+async fn the_profile_s_defaults_are_the_same_in_a_replay() {
+    let plans = |entries: &[Entry]| -> Vec<serde_json::Value> {
+        let plans = entries.iter().filter_map(|entry| match entry {
+            Entry::Plan(plan) => Some(plan.plan.to_value()),
+            _no_plan => None,
+        });
+        plans.collect()
+    };
+    let baseline = recorded(&talkative(), &whole()).await;
+    let (rerun, candidate) = again(&baseline, PLAYBACK, Stage::default()).await.unwrap();
+    assert_eq!(differences(&baseline, &rerun, &candidate), []);
+    let (before, after) = (plans(&baseline), plans(&candidate));
+    assert_eq!((before.len(), after.len()), (3, 3));
+    for (before, after) in before.iter().zip(&after) {
+        for part in ["budgets", "provenance"] {
+            assert_eq!(before[part], after[part], "{part}");
+        }
+        assert_eq!(before["budgets"]["turn_budget_ms"], 2_000);
+        let origins = before["provenance"].as_object().expect("each has one");
+        assert!(origins.keys().any(|path| path == "budgets/turn_budget_ms"));
+    }
+
+    let (mut builder, entries) = placed(&talkative(), &whole());
+    builder.pipeline.budgets.turn_budget_ms = Some(2_100);
+    let _ended = builder.hold().await;
+    let changed = entries.await.unwrap();
+    let found = compare(&baseline, &changed, Tolerance::default());
+    let classes: BTreeSet<_> = found.iter().map(|it| it.class).collect();
+    assert_eq!(
+        classes.into_iter().collect::<Vec<_>>(),
+        [DivergenceClass::PlanDivergence]
+    );
+    assert!(!judge(found, &[]).passed());
+}
