@@ -140,7 +140,8 @@ async def written(client):
 async def with_tools(client):
     async with client.realtime.connect(model="gpt-realtime") as connection:
         tool = {"type": "function", "name": "weather", "description": "How the weather is.", "parameters": {
-            "type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}}
+            "type": "object", "properties": {"place": {"type": "string"}, "day": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
+            "required": ["place"]}}
         await connection.session.update(session={"type": "realtime", "tools": [tool], "tool_choice": "auto"})
         updated = (await until(connection, is_("session.updated")))[-1].session
         check("the session has the client's tool", updated.tools[0].name == "weather")

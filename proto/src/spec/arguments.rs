@@ -33,7 +33,7 @@ impl fmt::Display for ArgumentProblem {
 }
 
 /// A schema of arguments: `type`, `properties`, `required`, `additionalProperties: true|false`,
-/// `items`, `enum`, `const`, and the bounds of numbers, texts and lists.
+/// `items`, `enum`, `const`, `anyOf`, and the bounds of numbers, texts and lists.
 #[derive(Clone, Copy, Debug)]
 pub struct ArgumentSchema<'a>(&'a Value);
 
@@ -128,6 +128,13 @@ fn understand(schema: &Value, path: &str, depth: usize, found: &mut Vec<Argument
                 .as_array()
                 .is_some_and(|names| names.iter().all(Value::is_string)),
             "enum" => value.as_array().is_some_and(|choices| !choices.is_empty()),
+            "anyOf" => {
+                let choices = value.as_array().map(Vec::as_slice).unwrap_or_default();
+                for (index, choice) in choices.iter().enumerate() {
+                    understand(choice, &format!("{at}[{index}]"), depth + 1, found);
+                }
+                !choices.is_empty()
+            }
             "additionalProperties" => value.is_boolean(),
             "minimum" | "maximum" => value.is_number(),
             "minLength" | "maxLength" | "minItems" | "maxItems" => value.is_u64(),
@@ -168,6 +175,9 @@ fn check(schema: &Value, value: &Value, path: &str, found: &mut Vec<ArgumentProb
             format!("must be one of {}", choices.join(", ")),
         ));
     }
+    if let Some(Value::Array(choices)) = schema.get("anyOf") {
+        fits_one(choices, value, path, found);
+    }
     if let Some(only) = schema.get("const").filter(|only| *only != value) {
         found.push(problem(path, format!("must be {only}")));
     }
@@ -197,6 +207,20 @@ fn check(schema: &Value, value: &Value, path: &str, found: &mut Vec<ArgumentProb
         }
         Value::Null | Value::Bool(_) => {}
     }
+}
+
+/// One of several schemas is enough; if none fits, each says what it misses first.
+fn fits_one(choices: &[Value], value: &Value, path: &str, found: &mut Vec<ArgumentProblem>) {
+    let mut missed = Vec::new();
+    for choice in choices {
+        let mut of_this = Vec::new();
+        check(choice, value, path, &mut of_this);
+        match of_this.into_iter().next() {
+            None => return,
+            Some(first) => missed.push(first.message),
+        }
+    }
+    found.push(problem(path, missed.join(", or ")));
 }
 
 fn check_fields(
@@ -336,6 +360,31 @@ mod tests {
                 "`count` must be of type integer, not number",
                 "`notes[0]` must have at most 3 characters",
             ],
+        );
+    }
+
+    /// What may be left out is written so by those who make schemas of types.
+    #[test]
+    fn one_of_several_schemas_is_enough() {
+        let schema = json!({
+            "type": "object",
+            "properties": {
+                "room": { "anyOf": [{ "type": "integer", "minimum": 1 }, { "type": "null" }] },
+            },
+        });
+        let schema = ArgumentSchema::new(&schema);
+        assert_eq!(schema.problems(), []);
+        check(schema, &json!({ "room": 3 }), &[]);
+        check(schema, &json!({ "room": null }), &[]);
+        check(
+            schema,
+            &json!({ "room": 0 }),
+            &["`room` must be at least 1, or must be of type null, not number"],
+        );
+        let wrong = json!({ "type": "object", "anyOf": [{ "pattern": "a" }] });
+        assert_eq!(
+            said(&ArgumentSchema::new(&wrong).problems()),
+            ["`anyOf[0].pattern` is not enforced here; say it in the description instead"]
         );
     }
 
