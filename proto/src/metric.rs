@@ -4,6 +4,40 @@
 //! takes its values from something bounded: ids of a pipeline, registered providers, closed enums and
 //! codes that are written in code.
 
+use std::fmt::Write as _;
+
+use crate::MetricSample;
+
+/// Measurements in the text format that metrics backends scrape.
+///
+/// # Panics
+/// Never: a string takes all that is written to it.
+pub fn text(samples: &[MetricSample]) -> String {
+    let mut text = String::new();
+    let mut last = "";
+    for sample in samples {
+        let name = sample.name.as_str();
+        if name != last {
+            let kind = if name.ends_with("_total") {
+                "counter"
+            } else {
+                "gauge"
+            };
+            writeln!(text, "# TYPE {name} {kind}").expect("a string takes it");
+            last = name;
+        }
+        let escaped = |value: &str| {
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"");
+            value.replace('\n', "\\n")
+        };
+        let labels = sample.labels.iter();
+        let labels = labels.map(|(label, value)| format!("{label}=\"{}\"", escaped(value)));
+        let labels = labels.collect::<Vec<_>>().join(",");
+        writeln!(text, "{name}{{{labels}}} {}", sample.value).expect("a string takes it");
+    }
+    text
+}
+
 /// What is measured; the unit is at the name's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Metric {

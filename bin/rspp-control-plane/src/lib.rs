@@ -183,4 +183,8 @@ impl Health for Answers {
         };
         vec![check]
     }
+
+    fn metrics(&self) -> String {
+        rspp_proto::metric::text(&self.0.measured())
+    }
 }

@@ -1,6 +1,6 @@
 //! Serving, from the first look at the providers to the last session.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use rspp_controlplane_api::{Client, ClientConfig, tls::TlsFiles};
@@ -9,10 +9,11 @@ use rspp_host::{
     ToolRegistry,
 };
 use rspp_proto::{
-    Region, RuntimeId, TenantId,
+    ProviderId, Region, RuntimeId, TenantId,
     abi::SchemaVersion,
     control::{Description, Endpoint, PROTOCOL},
-    spec::Quota,
+    metric,
+    spec::{Modality, Quota},
 };
 use rspp_service::{
     announce::announce,
@@ -39,6 +40,8 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(5);
 /// How long clients may take to hear where their sessions go on, and those that are left to be cut off.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How often the fleet is told whether all that sessions need is there.
+const TELL_EVERY: Duration = Duration::from_millis(500);
 /// How often a drain says how far it has come.
 const PROGRESS: Duration = Duration::from_secs(1);
 
@@ -86,7 +89,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
         Program {
             pipeline,
             policy: None,
-            settings,
+            settings: settings.clone(),
         },
     )?;
     let guard = match &plane {
@@ -115,7 +118,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
         runtime: Arc::clone(&runtime),
         plane: plane.clone(),
         capacity: config.capacity,
+        needs: settings.defaults.provider_bindings,
     });
+    let telling = tokio::spawn(Arc::clone(&state).tell());
     let health = tokio::spawn(health::serve(healths, state));
     tracing::info!(calls = %at, health = %health_at, name = %name, "serving");
     if let Some(path) = &config.announce {
@@ -126,6 +131,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
     drain(&config, signal, &runtime, plane.as_ref(), &mut asked).await;
     let _all_in_time = server.drain(FAREWELL).await;
     serving.abort();
+    telling.abort();
     health.abort();
     if runtime.shut_down(GRACE).await {
         tracing::info!("ended in order");
@@ -150,12 +156,12 @@ async fn drain(
         (DrainMode::Move, None) | (DrainMode::Finish, _) => Emptying::Finish,
         (DrainMode::Wait, _) => Emptying::Wait,
     };
-    if let Some(plane) = plane {
-        plane.set_ready(false);
-    }
     let had = runtime.sessions();
     tracing::info!(signal, sessions = had, ?how, deadline = %config.drain.deadline, "asked to end");
     runtime.empty(how, deadline);
+    if let Some(plane) = plane {
+        plane.set_ready(false);
+    }
     let until = Instant::now() + deadline;
     let mut told = Instant::now();
     loop {
@@ -279,6 +285,29 @@ struct State {
     runtime: Arc<Runtime>,
     plane: Option<PlaneHandle>,
     capacity: u32,
+    /// Whom its sessions call, unless their pipelines say otherwise.
+    needs: BTreeMap<Modality, Vec<ProviderId>>,
+}
+
+impl State {
+    /// What nobody serves just now: all that are asked for it are left alone after failures.
+    fn unserved(&self) -> Vec<&'static str> {
+        let resting = self.runtime.resting();
+        let unserved = self.needs.iter().filter(|(modality, ids)| {
+            ids.iter()
+                .all(|id| resting.contains(&(**modality, id.clone())))
+        });
+        unserved.map(|(modality, _)| modality.as_str()).collect()
+    }
+
+    /// Tells the fleet whether sessions can be served here, as that changes (F-108).
+    async fn tell(self: Arc<Self>) {
+        let Some(plane) = &self.plane else { return };
+        loop {
+            plane.set_ready(!self.runtime.is_emptying() && self.unserved().is_empty());
+            tokio::time::sleep(TELL_EVERY).await;
+        }
+    }
 }
 
 impl Health for State {
@@ -301,6 +330,16 @@ impl Health for State {
                 format!("{sessions} of {capacity} sessions"),
             ),
         ];
+        let unserved = self.unserved();
+        checks.push(Check::new(
+            "providers",
+            unserved.is_empty(),
+            if unserved.is_empty() {
+                "nobody is left alone whom all sessions need".to_owned()
+            } else {
+                format!("whoever is to serve {} fails", unserved.join(", "))
+            },
+        ));
         if let Some(plane) = &self.plane {
             let status = plane.status();
             let status = status.borrow();
@@ -337,5 +376,9 @@ impl Health for State {
             "capacity": self.capacity,
             "load": self.runtime.load().as_str(),
         })
+    }
+
+    fn metrics(&self) -> String {
+        metric::text(&self.runtime.admission().samples())
     }
 }

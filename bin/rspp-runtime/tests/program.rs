@@ -42,12 +42,18 @@ impl Drop for Running {
 
 /// Starts it alone, without models.
 async fn start(dir: &Path) -> Running {
+    start_with(dir, &[]).await
+}
+
+/// The same, with more settings.
+async fn start_with(dir: &Path, settings: &[&str]) -> Running {
     let announced = dir.join("at.json");
     let mut child = Command::new(PROGRAM)
         .args(["--set", "listen.calls=127.0.0.1:0"])
         .args(["--set", "listen.health=127.0.0.1:0"])
         .args(["--set", "providers.scripted=true"])
         .args(["--set", &format!("announce={}", announced.display())])
+        .args(settings.iter().flat_map(|setting| ["--set", setting]))
         .stderr(fs::File::create(dir.join("log")).unwrap())
         .stdin(Stdio::null())
         .spawn()
@@ -121,6 +127,68 @@ async fn it_talks_until_it_is_asked_to_end() {
     let code = running.child.wait().unwrap();
     assert!(code.success(), "{code}: {}", log());
     assert!(log().contains("SIGTERM"), "{}", log());
+}
+
+/// F-108: a model's server that cannot be reached fails readiness, and readiness only, by name; the session
+/// goes on, and who recovers is given sessions again.
+#[tokio::test]
+async fn an_unreachable_provider_fails_readiness_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start_with(
+        dir.path(),
+        &[
+            "providers.openai.url=http://127.0.0.1:1/v1",
+            "providers.openai.model=none",
+            "providers.llm=openai",
+        ],
+    )
+    .await;
+    let ready = get(running.health, "/readyz").await;
+    assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+    let mut client = Client::begin(
+        running.calls,
+        Hello {
+            events: true,
+            ..Hello::default()
+        },
+    )
+    .await;
+    let mut lost = None;
+    for turn in 0..8 {
+        let text = Typed {
+            text: format!("Hello, number {turn}."),
+            key: None,
+        };
+        client.say(ClientMessage::Text(text)).await;
+        client
+            .until(|message| matches!(message, ServerMessage::Turn(_)))
+            .await;
+        let ready = get(running.health, "/readyz").await;
+        if ready.starts_with("HTTP/1.1 503") {
+            lost = Some(ready);
+            break;
+        }
+    }
+    let lost = lost.expect("it is not ready without a model");
+    assert!(lost.contains("whoever is to serve llm fails"), "{lost}");
+    let alive = get(running.health, "/livez").await;
+    assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
+    let status = get(running.health, "/status").await;
+    assert!(status.contains(r#""sessions":1"#), "{status}");
+    let measured = get(running.health, "/metrics").await;
+    assert!(
+        measured.contains(r#"decision="admitted",subject="session""#),
+        "{measured}"
+    );
+    // It is left alone for a while and then tried anew: sessions may come again.
+    let began = Instant::now();
+    while !get(running.health, "/readyz")
+        .await
+        .starts_with("HTTP/1.1 200")
+    {
+        assert!(began.elapsed() < PATIENCE, "it never recovers");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 fn refused(arguments: &[&str]) -> String {

@@ -2,7 +2,7 @@
 //! HTTP, for whoever restarts and whoever balances (F-108).
 //!
 //! `GET /livez` is 200 as long as the program answers at all. `GET /readyz` is 200 or 503, with what is in
-//! the way. `GET /status` is a JSON object of the program's own.
+//! the way. `GET /status` is a JSON object of the program's own, `GET /metrics` what it counts.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -49,6 +49,11 @@ pub trait Health: Send + Sync + 'static {
     fn status(&self) -> Value {
         json!({})
     }
+
+    /// What is measured, in the text format that metrics backends scrape.
+    fn metrics(&self) -> String {
+        String::new()
+    }
 }
 
 /// Answers until it is dropped.
@@ -88,9 +93,9 @@ async fn answer(mut stream: TcpStream, health: &dyn Health) -> io::Result<()> {
         .next()
         .unwrap_or_default();
     let line = String::from_utf8_lossy(line);
-    let (status, body) = respond(&line, health);
+    let (status, kind, body) = respond(&line, health);
     let head = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+        "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\
          cache-control: no-store\r\nconnection: close\r\n\r\n",
         body.len()
     );
@@ -102,18 +107,20 @@ async fn answer(mut stream: TcpStream, health: &dyn Health) -> io::Result<()> {
 }
 
 /// What is answered to a request line.
-fn respond(line: &str, health: &dyn Health) -> (&'static str, String) {
+fn respond(line: &str, health: &dyn Health) -> (&'static str, &'static str, String) {
+    const JSON: &str = "application/json";
     let mut words = line.split(' ');
     let (method, path) = (words.next(), words.next().unwrap_or_default());
     if !matches!(method, Some("GET" | "HEAD")) {
         return (
             "405 Method Not Allowed",
+            JSON,
             r#"{"error":"only GET"}"#.to_owned(),
         );
     }
     let path = path.split('?').next().unwrap_or_default();
     match path {
-        "/livez" => ("200 OK", r#"{"alive":true}"#.to_owned()),
+        "/livez" => ("200 OK", JSON, r#"{"alive":true}"#.to_owned()),
         "/readyz" => {
             let checks = health.checks();
             let ready = checks.iter().all(|check| check.ok);
@@ -124,13 +131,20 @@ fn respond(line: &str, health: &dyn Health) -> (&'static str, String) {
             };
             (
                 status,
+                JSON,
                 json!({"ready": ready, "checks": checks}).to_string(),
             )
         }
-        "/status" => ("200 OK", health.status().to_string()),
+        "/status" => ("200 OK", JSON, health.status().to_string()),
+        "/metrics" => (
+            "200 OK",
+            "text/plain; version=0.0.4; charset=utf-8",
+            health.metrics(),
+        ),
         _elsewhere => (
             "404 Not Found",
-            r#"{"error":"there are /livez, /readyz and /status"}"#.to_owned(),
+            JSON,
+            r#"{"error":"there are /livez, /readyz, /status and /metrics"}"#.to_owned(),
         ),
     }
 }

@@ -235,6 +235,7 @@ impl Plane {
                 let policy = std::sync::Arc::new(self.governance().admission);
                 let opened = self.counters().open(policy, &tenant, &line, txn.clone());
                 let opened = opened.await?;
+                self.shared.tally.decided(&tenant, &opened.decision);
                 if opened.decision.outcome != OutcomeKind::Admit {
                     return Err(Failure::NotAdmitted(Box::new(opened.decision)));
                 }

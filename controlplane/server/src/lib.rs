@@ -13,6 +13,7 @@ mod identity;
 mod plane;
 mod serve;
 mod services;
+mod tally;
 mod wire;
 
 pub use identity::{Identity, IdentityError};

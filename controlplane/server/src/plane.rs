@@ -22,7 +22,7 @@ use rspp_controlplane::{
 };
 use rspp_controlplane_storage::counters::Counters;
 use rspp_proto::{
-    Monotonic, Region, RuntimeId, TenantId, WallClock,
+    MetricSample, Monotonic, Region, RuntimeId, TenantId, WallClock,
     control::{Holder, Kind},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -37,6 +37,7 @@ use crate::{
     followed::{Decode, Followed},
     identity::Peer,
     services::{keys::trust_first, placements::Mark},
+    tally::Tally,
 };
 
 /// How a control plane behaves.
@@ -134,6 +135,8 @@ pub(crate) struct Shared {
     /// Denied calls on their way into the audit trail.
     pub(crate) notes: mpsc::Sender<Note>,
     pub(crate) notes_lost: std::sync::atomic::AtomicU64,
+    /// What was decided about sessions at their start.
+    pub(crate) tally: Tally,
     pub(crate) tasks: TaskTracker,
     /// Whoever watches has to go elsewhere.
     pub(crate) leaving: CancellationToken,
@@ -189,6 +192,7 @@ impl Plane {
             requests_lease: Mutex::default(),
             notes,
             notes_lost: 0.into(),
+            tally: Tally::default(),
             leaving: CancellationToken::new(),
             tasks,
             stop,
@@ -217,6 +221,11 @@ impl Plane {
     pub fn ready(&self) -> Result<(), String> {
         let age = self.view_age();
         age.map(drop).map_err(|failure| failure.to_string())
+    }
+
+    /// What this replica has decided about sessions at their start, by tenant (F-098).
+    pub fn measured(&self) -> Vec<MetricSample> {
+        self.shared.tally.samples()
     }
 
     /// Runs something until the control plane is closed.

@@ -74,6 +74,17 @@ impl Circuits {
         breaker.record(attempt.ended, class, attempt.reason, wish)
     }
 
+    /// Who is left alone by any policy.
+    pub(crate) fn resting_by_any(&self, now: Monotonic) -> BTreeSet<(Modality, ProviderId)> {
+        let breakers = self.breakers();
+        let resting = breakers
+            .iter()
+            .filter(|(_, breaker)| breaker.is_resting(now));
+        resting
+            .map(|((_, modality, provider), _)| (*modality, provider.clone()))
+            .collect()
+    }
+
     /// Who is to be left alone, by that policy.
     pub(crate) fn resting(
         &self,

@@ -1,7 +1,7 @@
 //! One node: the root of the supervision tree, and the door to it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     num::NonZeroUsize,
     sync::{
         Arc,
@@ -25,7 +25,7 @@ use rspp_kernel::{
     plan::{LayeredSettings, PlanError, ProviderInputs, with_insertions},
 };
 use rspp_proto::{
-    Epoch, Monotonic, SessionId, TenantId,
+    Epoch, Monotonic, ProviderId, SessionId, TenantId,
     control::{Binding, Versions},
     spec::{LimitsSpec, MemoryLimits, Modality, NodeKind, PipelineSpec, PolicyBundle, Quota},
 };
@@ -797,6 +797,13 @@ impl Runtime {
         model: &rspp_proto::ProviderId,
     ) -> Option<rspp_provider_api::BatchCounters> {
         self.config.providers.batches(model)
+    }
+
+    /// Providers that are left alone just now because calls of them failed, by whichever session's rules
+    /// (F-057, F-108).
+    pub fn resting(&self) -> BTreeSet<(Modality, ProviderId)> {
+        let now = Monotonic::from_duration(self.config.clock.now());
+        self.board.circuits.resting_by_any(now)
     }
 
     /// How loaded the node is.

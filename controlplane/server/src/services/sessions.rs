@@ -399,6 +399,7 @@ impl Plane {
             self.resolved(&ask.tenant, &ask.session, asked)?;
         let decision = self.decision(&ask.tenant, &line_of(&pipeline)).await;
         if decision.outcome != OutcomeKind::Admit {
+            self.shared.tally.decided(&ask.tenant, &decision);
             return Err(Failure::NotAdmitted(Box::new(decision)));
         }
         let choice = routing::choose(&self.view()?, &Self::request(ask))?;

@@ -90,6 +90,7 @@ pub(crate) struct Rig {
     pub(crate) authority: Authority,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) server: Server,
+    pub(crate) plane: Plane,
     /// Under TLS.
     pub(crate) address: SocketAddr,
     /// In the clear.
@@ -134,7 +135,7 @@ impl Rig {
             address: loopback,
             transport,
         });
-        let server = Server::start(plane, listen.into()).await.unwrap();
+        let server = Server::start(plane.clone(), listen.into()).await.unwrap();
         let [address, plain] = *server.addresses() else {
             panic!("two sockets");
         };
@@ -143,6 +144,7 @@ impl Rig {
             authority,
             store,
             server,
+            plane,
             address,
             plain,
         }

@@ -207,6 +207,14 @@ async fn a_tenant_opens_as_many_sessions_as_it_may() {
     }
     let used = rig.client("operator/otto").get_usage(usage).await.unwrap();
     assert_eq!(used.tokens_per_minute, 70);
+    // What was decided is measured: two that were not let in, one that came too early, three that were.
+    let measured = rspp_proto::metric::text(&rig.plane.measured());
+    for (decision, count) in [("admitted", 3), ("deferred", 1), ("rejected", 2)] {
+        let line = format!(
+            "admission_decisions_total{{decision=\"{decision}\",subject=\"session\",tenant_id=\"acme\"}} {count}\n"
+        );
+        assert!(measured.contains(&line), "{line} in {measured}");
+    }
 }
 
 /// F-098: many sessions of one tenant that come at once are all let in and all counted.
