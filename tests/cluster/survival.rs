@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use rspp_controlplane_api::wire::{GetStatusRequest, Kind};
+use rspp_controlplane_api::{
+    ControlError,
+    wire::{GetStatusRequest, Kind, SessionPhase},
+};
 use rspp_proto::SessionId;
 use rspp_tests::link::Weather;
 use rspp_websocket::protocol::ServerMessage;
@@ -279,4 +282,39 @@ async fn a_session_keeps_its_policy_and_provider_settings() {
     assert_eq!(bound(&fleet, &second).await, is("simple-2", ""));
     assert_eq!(bound(&fleet, &third).await, is("simple-2", "simple-1"));
     fleet.runtimes.remove(&home);
+}
+
+/// F-101: what the control plane says of a session keeps step with its runtime, from its begin to its end;
+/// another tenant is told of no such session.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_keeps_step_with_its_runtime() {
+    let fleet = Fleet::start(&["a"]).await;
+    let id = session("watched");
+    let ask = |tenant: &str| GetStatusRequest {
+        tenant: tenant.to_owned(),
+        session: id.to_string(),
+    };
+    let becomes = async |wanted: SessionPhase| {
+        let began = Instant::now();
+        loop {
+            let status = fleet.operator.get_status(ask("acme")).await.unwrap();
+            if status.phase() == wanted {
+                return status;
+            }
+            assert!(began.elapsed() < TTL, "{status:?} {}", fleet.logs());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let none = fleet.operator.get_status(ask("acme")).await;
+    assert!(matches!(none, Err(ControlError::UnknownSession)));
+    let (_, mut client) = fleet.connect(&id).await;
+    says(&mut client, "Hello.").await;
+    reply(&mut client).await;
+    let running = becomes(SessionPhase::Running).await;
+    assert_eq!((running.runtime.as_str(), running.epoch), ("a", 1));
+    let foreign = fleet.operator.get_status(ask("other")).await;
+    assert!(matches!(foreign, Err(ControlError::UnknownSession)));
+    client.bye().await;
+    client.until(|_| false).await;
+    becomes(SessionPhase::Ended).await;
 }
