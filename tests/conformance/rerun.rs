@@ -455,7 +455,8 @@ async fn the_profile_s_defaults_are_the_same_in_a_replay() {
         }
         assert_eq!(before["budgets"]["turn_budget_ms"], 2_000);
         let origins = before["provenance"].as_object().expect("each has one");
-        assert!(origins.keys().any(|path| path == "budgets/turn_budget_ms"));
+        let of_budgets = origins.get("budgets").expect("one layer has decided all");
+        assert_eq!(of_budgets["layer"], "execution_profile");
     }
 
     let (mut builder, entries) = placed(&talkative(), &whole());
