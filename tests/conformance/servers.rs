@@ -73,6 +73,9 @@ fn declared(cast: &Cast, url: &str, with: &Value) -> Builder {
                 .iter_mut()
                 .find(|node| node.kind == NodeKind::Llm);
             llm.unwrap().tools = serde_json::from_value(json!([tool])).unwrap();
+            // A busy machine is no fault of the server's.
+            spec.budgets.turn_budget_ms = Some(30_000);
+            spec.budgets.path_budget_ms_default = Some(30_000);
         });
     builder.script.hang_up_after = Duration::from_mins(1);
     builder
