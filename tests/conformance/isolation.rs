@@ -49,7 +49,7 @@ fn assert_speaks_of_itself(entries: &[Entry], n: usize) {
     }
 }
 
-/// F-016, F-034: fifty calls at once, on two versions of a pipeline, each with its own words; one of
+/// F-016, F-034, F-114: fifty calls at once, on two versions of a pipeline, each with its own words; one of
 /// them is cancelled, which the others do not notice.
 #[tokio::test(start_paused = true)]
 async fn fifty_calls_at_once_do_not_notice_each_other() {

@@ -559,7 +559,7 @@ async fn a_node_outlives_a_short_absence_and_recovers_from_a_long_one() {
     a.stop().await;
 }
 
-/// Issue 4, 3 and 10: in availability mode a node goes on taking sessions that nobody else can ever be
+/// F-098: in availability mode a node goes on taking sessions that nobody else can ever be
 /// given, and no others.
 #[tokio::test(start_paused = true)]
 async fn in_availability_mode_only_what_nobody_else_can_have_is_taken() {

@@ -114,7 +114,7 @@ fn order(effects: &Arc<AtomicU32>, takes: Duration) -> Arc<dyn Tool> {
     })
 }
 
-/// The model streams, a tool runs while its first words are spoken, and with the result it goes on.
+/// F-064: the model streams, a tool runs while its first words are spoken, and with the result it goes on.
 #[tokio::test(start_paused = true)]
 async fn a_model_is_asked_again_with_what_its_tool_has_found() {
     let (cast, asked) = cast(|request| match last_result(request) {

@@ -83,7 +83,7 @@ fn altered(token: &str, from: &str, to: &str) -> String {
     )
 }
 
-/// F-088, F-119: a signed token lets its session in, for its tenant and version; an altered claim, an
+/// F-088, F-099, F-119: a signed token lets its session in, for its tenant and version; an altered claim, an
 /// expired token, a token of another kind, for another runtime, another transport or another version does
 /// not.
 #[tokio::test(flavor = "multi_thread")]

@@ -81,7 +81,7 @@ fn course(recording: &MemoryRecording, turns: Vec<[String; 5]>) -> Course {
     }
 }
 
-/// F-086: one pipeline behaves alike over two transports: the same words spoken at the same moments give the
+/// F-086, F-130: one pipeline behaves alike over two transports: the same words spoken at the same moments give the
 /// same signals by the same emitters for the same reasons in the same order, events of the same types at the
 /// same nodes, and turns that end alike.
 #[tokio::test(flavor = "multi_thread")]

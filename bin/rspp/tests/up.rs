@@ -126,7 +126,7 @@ async fn says_hello(client: &mut Client) {
     assert!(!sound(&client.until(is_sound).await).is_empty());
 }
 
-/// F-068, F-076, F-081: while it runs an operator asks for the pipeline that a session really runs, with
+/// F-068, F-076, F-081, F-125: while it runs an operator asks for the pipeline that a session really runs, with
 /// what a policy put there; for its debug events, for a while; and for latencies as metrics backends do.
 #[tokio::test]
 async fn an_operator_looks_at_a_session_that_runs() {

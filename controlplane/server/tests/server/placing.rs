@@ -44,7 +44,7 @@ fn names(counts: &BTreeMap<String, u32>) -> BTreeSet<&str> {
     counts.keys().map(String::as_str).collect()
 }
 
-/// F-094: only runtimes that are well, have room and are not being emptied get sessions.
+/// F-094, F-108: only runtimes that are well, have room and are not being emptied get sessions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_runtimes_that_are_well_and_have_room_get_sessions() {
     let rig = Rig::start().await;

@@ -63,7 +63,7 @@ async fn hear(session: &mut Session) -> Vec<i16> {
     }
 }
 
-/// F-031, F-023: in both encodings Opus goes both ways: behind the transport there is PCM, as of any client, and
+/// F-031, F-023, F-090: in both encodings Opus goes both ways: behind the transport there is PCM, as of any client, and
 /// the server says what coding has saved and cost.
 #[tokio::test]
 async fn opus_goes_both_ways_and_nodes_see_samples() {
