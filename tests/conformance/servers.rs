@@ -394,7 +394,7 @@ async fn sessions_at_once_share_connections() {
         });
         for ended in join_all(calls).await {
             assert_eq!(ended.endings(), ["commit"]);
-            assert_eq!(ended.turn(1).agent_text_played, "It is on its way.");
+            assert_eq!(ended.turn(1).agent_text, "It is on its way.");
         }
     }
     let counts = http.connections();
