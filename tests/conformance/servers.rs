@@ -380,7 +380,7 @@ async fn a_tool_s_secret_is_told_to_its_server_alone() {
 /// them is answered late for it.
 #[tokio::test]
 async fn sessions_at_once_share_connections() {
-    const CALLS: u64 = 4;
+    const CALLS: u64 = 2;
     let web = Web::start(|_| Reply::new(200, "It is on its way.")).await;
     let http = HttpTools::default();
     for round in 1..=2 {
