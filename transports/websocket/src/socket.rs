@@ -60,8 +60,8 @@ pub(crate) async fn serve(
     let (call, attached) = match entered {
         Ok(entered) => entered,
         Err(fault) => {
-            let (mut to, _from) = socket.split();
-            return refuse(&mut to, encoding, fault).await;
+            let (mut to, mut from) = socket.split();
+            return refuse(&mut to, &mut from, encoding, fault).await;
         }
     };
     let returns = attached.connection > 1;
@@ -76,7 +76,7 @@ pub(crate) async fn serve(
         output: call.output.0,
         max_message_bytes: server.config.limits.message_bytes,
     }));
-    let (mut to, from) = socket.split();
+    let (mut to, mut from) = socket.split();
     let mut voice = Encoder::new(call.output.0, call.output.1);
     let over = if to.send(encoding.message(&ready)).await.is_err() {
         Over::Gone
@@ -85,7 +85,7 @@ pub(crate) async fn serve(
             tracing::debug!(session = %call.id, "its runtime is gone");
         }
         carry(
-            &server, &call, &attached, encoding, &mut voice, &mut to, from,
+            &server, &call, &attached, encoding, &mut voice, &mut to, &mut from,
         )
         .await
     };
@@ -99,11 +99,11 @@ pub(crate) async fn serve(
         Over::Gone => {}
         Over::Silent => {
             let fault = trouble(ErrorCode::Unresponsive, "nothing was heard for too long");
-            refuse(&mut to, encoding, fault).await;
+            refuse(&mut to, &mut from, encoding, fault).await;
         }
         Over::HungUp => {
             call.hang_up();
-            close(&mut to, close_code::NORMAL, "").await;
+            close(&mut to, &mut from, close_code::NORMAL, "").await;
         }
         Over::Fault(fault) => {
             call.hang_up();
@@ -116,17 +116,17 @@ pub(crate) async fn serve(
                 Ok::<(), axum::Error>(())
             };
             let _nobody_listens = timeout(LAST_WORD, rest).await;
-            refuse(&mut to, encoding, fault).await;
+            refuse(&mut to, &mut from, encoding, fault).await;
         }
         Over::Ended(Farewell { reason, elsewhere }) => {
             let end = ServerMessage::End(Ended { reason, elsewhere });
             let end = encoding.message(&end);
             let _nobody_listens = timeout(LAST_WORD, to.send(end)).await;
-            close(&mut to, close_code::NORMAL, "").await;
+            close(&mut to, &mut from, close_code::NORMAL, "").await;
         }
         Over::Replaced => {
             let fault = trouble(ErrorCode::Replaced, "another socket came for the session");
-            refuse(&mut to, encoding, fault).await;
+            refuse(&mut to, &mut from, encoding, fault).await;
         }
     }
 }
@@ -197,7 +197,7 @@ async fn carry(
     encoding: Encoding,
     voice: &mut Encoder,
     to: &mut SplitSink<WebSocket, Message>,
-    from: SplitStream<WebSocket>,
+    from: &mut SplitStream<WebSocket>,
 ) -> Over {
     let reading = pin!(read(server, call, attached.to.clone(), encoding, from));
     let writing = pin!(write(server, call, encoding, voice, to));
@@ -287,6 +287,7 @@ pub(crate) fn is_too_long(error: &(dyn std::error::Error + 'static)) -> bool {
 
 async fn refuse(
     to: &mut (impl Sink<Message, Error = axum::Error> + Unpin),
+    from: &mut SplitStream<WebSocket>,
     encoding: Encoding,
     fault: Trouble,
 ) {
@@ -309,11 +310,14 @@ async fn refuse(
     let reason = fault.message.clone();
     let told = encoding.message(&ServerMessage::Error(fault));
     let _nobody_listens = timeout(LAST_WORD, to.send(told)).await;
-    close(to, code, &reason).await;
+    close(to, from, code, &reason).await;
 }
 
+/// Says why, and reads on until the client has closed as well: a socket that is closed with something unread
+/// takes back what was said last.
 pub(crate) async fn close(
     to: &mut (impl Sink<Message, Error = axum::Error> + Unpin),
+    from: &mut SplitStream<WebSocket>,
     code: u16,
     reason: &str,
 ) {
@@ -324,6 +328,7 @@ pub(crate) async fn close(
     let closing = async {
         let _nobody_listens = to.send(Message::Close(Some(frame))).await;
         let _closed = to.close().await;
+        while let Some(Ok(_too_late)) = from.next().await {}
     };
     let _in_time = timeout(LAST_WORD, closing).await;
 }

@@ -50,9 +50,9 @@ pub(super) async fn serve(
     socket: WebSocket,
     admitted: Admitted,
 ) {
-    let (mut to, from) = socket.split();
+    let (mut to, mut from) = socket.split();
     let over = {
-        let reading = pin!(read(&server, &line, from));
+        let reading = pin!(read(&server, &line, &mut from));
         let writing = pin!(write(&server, &line, &mut to));
         let doing = pin!(work(&server, &line, admitted));
         tokio::select! {
@@ -84,7 +84,7 @@ pub(super) async fn serve(
         Ok::<(), axum::Error>(())
     };
     let _nobody_listens = timeout(LAST_WORD, rest).await;
-    close(&mut to, code, &reason).await;
+    close(&mut to, &mut from, code, &reason).await;
 }
 
 /// Does what is to be done for the session: opens it, and hands on what the client says.
@@ -187,13 +187,13 @@ async fn write(
     }
 }
 
-async fn read(server: &Server, line: &Line, mut from: SplitStream<WebSocket>) -> Over {
+async fn read(server: &Server, line: &Line, from: &mut SplitStream<WebSocket>) -> Over {
     let limits = &server.config.limits;
     let began = Instant::now();
     let mut messages = Bucket::full(MESSAGES.0, MESSAGES.1);
     let mut errors = 0;
     loop {
-        let text = match message(&mut from, limits.dead).await {
+        let text = match message(from, limits.dead).await {
             Ok(Message::Text(text)) => text,
             Ok(Message::Pong(_)) => {
                 line.answered();
