@@ -10,8 +10,10 @@
 )]
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -20,9 +22,10 @@ use futures::{SinkExt, StreamExt};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    net::TcpStream,
+    io::{AsyncBufReadExt, BufReader, copy_bidirectional},
+    net::{TcpListener, TcpStream},
     process::{Child, Command},
+    task::JoinSet,
     time::{Instant, sleep, timeout},
 };
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
@@ -198,6 +201,35 @@ impl Browser {
     }
 }
 
+/// The way to the server, which can be pulled out.
+struct Cable {
+    at: SocketAddr,
+    connections: Arc<Mutex<JoinSet<()>>>,
+}
+
+impl Cable {
+    async fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let connections = Arc::new(Mutex::new(JoinSet::new()));
+        let carried = Arc::clone(&connections);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                carried.lock().unwrap().spawn(async move {
+                    let mut far = TcpStream::connect(server).await.unwrap();
+                    let _how_it_ended = copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+        Self { at, connections }
+    }
+
+    /// Breaks all connections that there are; new ones go through.
+    fn pull(&self) {
+        self.connections.lock().unwrap().abort_all();
+    }
+}
+
 /// A sentence as the local voice speaks it, at 24 kHz.
 async fn spoken(folder: &Path, sentence: &str) -> Vec<i16> {
     let file = folder.join("spoken.wav");
@@ -247,8 +279,9 @@ async fn recognised(folder: &Path, file: &Path) -> String {
     words.collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
-/// Issue 5: a sentence that is spoken appears as transcript, the reply is heard as the words on the page,
-/// and speaking over a long reply silences the page, which shows what was cut off.
+/// Issue 5: a sentence that is spoken appears as transcript, the reply is heard as the words on the page; the
+/// cable is pulled, and the page comes back to its conversation; and speaking over a long reply silences the
+/// page, which shows what was cut off.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs models and chromium"]
 async fn a_person_talks_in_a_browser() {
@@ -277,13 +310,18 @@ async fn a_person_talks_in_a_browser() {
     let mut out = BufReader::new(up.stdout.take().unwrap()).lines();
     let address = timeout(Duration::from_mins(2), out.next_line()).await;
     let address = address.unwrap().unwrap().unwrap();
+    let port = address.trim_end_matches('/').rsplit(':').next().unwrap();
+    let cable = Cable::to(([127, 0, 0, 1], port.parse().unwrap()).into()).await;
     let mut browser = Browser::start(folder, &microphone).await;
     let listen_in = json!({ "source": LISTEN_IN });
     browser
         .call("Page.addScriptToEvaluateOnNewDocument", listen_in)
         .await;
     browser
-        .call("Page.navigate", json!({ "url": address }))
+        .call(
+            "Page.navigate",
+            json!({ "url": format!("http://localhost:{}/", cable.at.port()) }),
+        )
         .await;
     let minute = Duration::from_mins(1);
     browser
@@ -321,6 +359,10 @@ async fn a_person_talks_in_a_browser() {
     );
     browser.screenshot("desktop", 1_280, 900).await;
     browser.screenshot("phone", 390, 844).await;
+
+    cable.pull();
+    let back = "document.getElementById('status').textContent.includes('back again')";
+    browser.until("back", back, minute).await;
 
     let heard = browser
         .evaluate(
