@@ -13,6 +13,7 @@ use rspp_websocket::{
 };
 use tokio::{
     sync::watch,
+    task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 
@@ -58,7 +59,7 @@ impl std::ops::AddAssign for Diary {
     }
 }
 
-pub(crate) struct Caller {
+struct Caller {
     operator: Arc<PlaneClient>,
     session: SessionId,
     dice: Dice,
@@ -71,6 +72,39 @@ pub(crate) struct Caller {
     line: Option<Line>,
     /// Where a session may still wait for it, and what to say there.
     left: Option<(String, Resume)>,
+}
+
+/// People who talk until they are told to stop.
+pub(crate) struct Party {
+    callers: Vec<JoinHandle<Result<Diary, String>>>,
+    stop: watch::Sender<bool>,
+}
+
+impl Party {
+    /// So many begin, as `caller-0` and so on.
+    pub(crate) fn begin(operator: &Arc<PlaneClient>, callers: u64, dice: &mut Dice) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let begin = |number| {
+            let session = SessionId::new(format!("caller-{number}")).unwrap();
+            let dice = Dice::new(dice.roll());
+            let caller = Caller::new(Arc::clone(operator), session, dice, stopped.clone());
+            tokio::spawn(caller.talk())
+        };
+        Self {
+            callers: (0..callers).map(begin).collect(),
+            stop,
+        }
+    }
+
+    /// What all of them have seen, once all is well again; a promise that was broken is the error.
+    pub(crate) async fn end(self) -> Result<Diary, String> {
+        self.stop.send_replace(true);
+        let mut sum = Diary::default();
+        for caller in self.callers {
+            sum += caller.await.expect("it does not panic")?;
+        }
+        Ok(sum)
+    }
 }
 
 /// A connection.
@@ -88,7 +122,7 @@ enum Reply {
 }
 
 impl Caller {
-    pub(crate) fn new(
+    fn new(
         operator: Arc<PlaneClient>,
         session: SessionId,
         dice: Dice,
@@ -108,7 +142,7 @@ impl Caller {
     }
 
     /// Talks until it is told to stop and all is well again; a promise that was broken is the error.
-    pub(crate) async fn talk(mut self) -> Result<Diary, String> {
+    async fn talk(mut self) -> Result<Diary, String> {
         while !*self.stop.borrow() {
             self.connect(None).await?;
             if self.dice.chance(60) {

@@ -12,21 +12,17 @@ use std::{
 };
 
 use rspp_controlplane_api::wire;
-use rspp_proto::SessionId;
 use rspp_tests::{
     etcd::{Cluster, Setup},
     link::Weather,
     sim::Dice,
 };
 use rustix::process::Signal;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use crate::{
-    callers::{Caller, Diary},
-    processes::{Fleet, Ground, check},
+    callers::Party,
+    processes::{ENDS_WITHIN, Fleet, Ground, check},
 };
 
 const FAULTS: u64 = 60;
@@ -34,8 +30,6 @@ const RUNTIMES: [&str; 3] = ["a", "b", "c"];
 const PLANES: usize = 2;
 const MEMBERS: usize = 3;
 const CALLERS: u64 = 6;
-/// How long a process may take to end when it is asked to: its drain, and what follows.
-pub(crate) const ENDS_WITHIN: Duration = Duration::from_secs(20);
 
 /// What is done to one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -409,15 +403,7 @@ async fn faults_of_all_kinds_give_no_session_two_writers_and_lose_no_turn() {
         has_clocks: true,
     };
     let fleet = Fleet::start_on(ground, &RUNTIMES).await;
-    let (stop, stopped) = watch::channel(false);
-    let callers: Vec<_> = (0..CALLERS)
-        .map(|number| {
-            let session = SessionId::new(format!("caller-{number}")).unwrap();
-            let operator = std::sync::Arc::clone(&fleet.operator);
-            let dice = Dice::new(dice.roll());
-            tokio::spawn(Caller::new(operator, session, dice, stopped.clone()).talk())
-        })
-        .collect();
+    let party = Party::begin(&fleet.operator, CALLERS, &mut dice);
     let mut trouble = Trouble {
         fleet,
         cluster,
@@ -429,16 +415,12 @@ async fn faults_of_all_kinds_give_no_session_two_writers_and_lose_no_turn() {
     let began = Instant::now();
     let raged = trouble.rage(faults).await;
     let took = began.elapsed();
-    stop.send_replace(true);
+    let talked = party.end().await;
     let fleet = &trouble.fleet;
     let done = &trouble.done;
     let failed = |why: String| panic!("RSPP_SEED={seed}: after {done:?}: {why} {}", fleet.logs());
     raged.unwrap_or_else(failed);
-    let mut sum = Diary::default();
-    for caller in callers {
-        let talked = caller.await.expect("it does not panic");
-        sum += talked.unwrap_or_else(|why| panic!("RSPP_SEED={seed}: {why} {}", fleet.logs()));
-    }
+    let sum = talked.unwrap_or_else(|why| panic!("RSPP_SEED={seed}: {why} {}", fleet.logs()));
     let notes = fleet.notes();
     let frames = notes.iter().filter(|note| note.what == "frame").count();
     let epochs: BTreeSet<_> = notes.iter().map(|it| (&it.session, it.epoch)).collect();

@@ -41,6 +41,9 @@ use tokio::{
 /// How long a process may take to be there.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// How long a process may take to end when it is asked to: its drain, and what follows.
+pub(crate) const ENDS_WITHIN: Duration = Duration::from_secs(20);
+
 /// What a runtime noted.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Note {
@@ -251,25 +254,8 @@ impl Fleet {
 
     /// Publishes a version and gives it to everybody.
     pub(crate) async fn roll_out(&self, kind: wire::Kind, version: &str, source: String) {
-        let name = version.parse::<VersionName>().unwrap();
-        let published = self.operator.publish(wire::PublishRequest {
-            kind: kind.into(),
-            version: version.to_owned(),
-            source,
-            ..wire::PublishRequest::default()
-        });
-        published.await.expect("it is published");
         let everybody = wire::change::Change::Direct(version.to_owned());
-        let changed = self.operator.change_rollout(wire::ChangeRolloutRequest {
-            kind: kind.into(),
-            line: name.line().to_owned(),
-            change: Some(wire::Change {
-                change: Some(everybody),
-            }),
-            reason: "for everybody".to_owned(),
-            ..wire::ChangeRolloutRequest::default()
-        });
-        changed.await.expect("it is rolled out");
+        roll_out(&self.operator, kind, version, source, everybody).await;
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -400,6 +386,23 @@ impl Fleet {
     pub(crate) fn is_orderly(&self, name: &str, ended: ExitStatus) -> bool {
         let has_begun = self.path(&format!("{name}.json")).exists();
         ended.success() || (!has_begun && ended.signal() == Some(Signal::TERM.as_raw()))
+    }
+
+    /// Waits until a runtime or replica that was asked to has ended, in order.
+    pub(crate) async fn ends(&mut self, name: &str) {
+        let by = Instant::now() + ENDS_WITHIN;
+        loop {
+            let process = match self.runtimes.get_mut(name) {
+                Some(runtime) => &mut runtime.process,
+                None => &mut self.planes.get_mut(name).expect("it was started").process,
+            };
+            if let Some(ended) = process.ended() {
+                assert!(ended.success(), "{name}: {ended} {}", self.logs());
+                return;
+            }
+            assert!(Instant::now() < by, "{name} does not end: {}", self.logs());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub(crate) async fn plane_serves(&self, name: &str) {
@@ -561,6 +564,34 @@ impl Fleet {
         let route = self.route(session).await;
         (route.runtime, route.epoch.map(rspp_proto::Epoch::get))
     }
+}
+
+/// Publishes a version, and changes the rollout of its line.
+pub(crate) async fn roll_out(
+    operator: &PlaneClient,
+    kind: wire::Kind,
+    version: &str,
+    source: String,
+    change: wire::change::Change,
+) {
+    let name = version.parse::<VersionName>().unwrap();
+    let published = operator.publish(wire::PublishRequest {
+        kind: kind.into(),
+        version: version.to_owned(),
+        source,
+        ..wire::PublishRequest::default()
+    });
+    published.await.expect("it is published");
+    let changed = operator.change_rollout(wire::ChangeRolloutRequest {
+        kind: kind.into(),
+        line: name.line().to_owned(),
+        change: Some(wire::Change {
+            change: Some(change),
+        }),
+        reason: "a test has it so".to_owned(),
+        ..wire::ChangeRolloutRequest::default()
+    });
+    changed.await.expect("it is rolled out");
 }
 
 fn url(at: &SocketAddr) -> String {

@@ -3,17 +3,12 @@
 use std::time::Duration;
 
 use rspp_controlplane_api::wire;
-use rspp_proto::SessionId;
 use rspp_tests::{etcd::Cluster, sim::Dice};
 use rustix::process::Signal;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::time::sleep;
 
 use crate::{
-    callers::{Caller, Diary},
-    faults::ENDS_WITHIN,
+    callers::Party,
     processes::{Fleet, Ground, check},
 };
 
@@ -36,22 +31,12 @@ async fn everything_is_replaced_while_people_talk() {
         ..Ground::default()
     };
     let mut fleet = Fleet::start_on(ground, &RUNTIMES).await;
-    let (stop, stopped) = watch::channel(false);
-    let mut dice = Dice::new(4);
-    let callers: Vec<_> = (0..CALLERS)
-        .map(|number| {
-            let session = SessionId::new(format!("caller-{number}")).unwrap();
-            let operator = std::sync::Arc::clone(&fleet.operator);
-            let dice = Dice::new(dice.roll());
-            tokio::spawn(Caller::new(operator, session, dice, stopped.clone()).talk())
-        })
-        .collect();
+    let party = Party::begin(&fleet.operator, CALLERS, &mut Dice::new(4));
     let planes: Vec<_> = fleet.planes.keys().cloned().collect();
     for name in RUNTIMES {
         sleep(TALK).await;
         fleet.runtimes[name].process.signal(Signal::TERM);
-        let process = |fleet: &mut Fleet| fleet.runtimes.get_mut(name).unwrap().process.ended();
-        until_ended(&mut fleet, name, process).await;
+        fleet.ends(name).await;
         fleet.restart_runtime(name);
         fleet.serves(name).await;
         fleet.ready(name).await;
@@ -59,8 +44,7 @@ async fn everything_is_replaced_while_people_talk() {
     for name in &planes {
         sleep(TALK).await;
         fleet.planes[name].process.signal(Signal::TERM);
-        let process = |fleet: &mut Fleet| fleet.planes.get_mut(name).unwrap().process.ended();
-        until_ended(&mut fleet, name, process).await;
+        fleet.ends(name).await;
         fleet.restart_plane(name);
         fleet.plane_serves(name).await;
     }
@@ -70,32 +54,11 @@ async fn everything_is_replaced_while_people_talk() {
         cluster.restart(member).await;
     }
     sleep(TALK).await;
-    stop.send_replace(true);
-    let mut sum = Diary::default();
-    for caller in callers {
-        let talked = caller.await.expect("it does not panic");
-        sum += talked.unwrap_or_else(|why| panic!("{why} {}", fleet.logs()));
-    }
+    let talked = party.end().await;
+    let sum = talked.unwrap_or_else(|why| panic!("{why} {}", fleet.logs()));
     println!("{sum:?}");
     assert!(sum.committed > 0);
     check(&fleet.notes());
     let trail = fleet.operator.verify_trail(wire::VerifyTrailRequest {});
     assert_eq!(trail.await.expect("it is verified").broken, "");
-}
-
-/// Waits for a process to end in order.
-async fn until_ended(
-    fleet: &mut Fleet,
-    name: &str,
-    ended: impl Fn(&mut Fleet) -> Option<std::process::ExitStatus>,
-) {
-    let by = Instant::now() + ENDS_WITHIN;
-    loop {
-        if let Some(ended) = ended(fleet) {
-            assert!(ended.success(), "{name}: {ended} {}", fleet.logs());
-            return;
-        }
-        assert!(Instant::now() < by, "{name} does not end: {}", fleet.logs());
-        sleep(Duration::from_millis(20)).await;
-    }
 }

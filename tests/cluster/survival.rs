@@ -185,16 +185,7 @@ async fn a_drained_runtime_hands_its_sessions_over() {
     assert!(heard.contains("Ada"), "{heard}");
     println!("back after {back:?}");
     assert!(back < Duration::from_secs(2), "{back:?}");
-    let by = Instant::now() + Duration::from_secs(20);
-    let ended = loop {
-        let member = fleet.runtimes.get_mut(&first).expect("it was there");
-        if let Some(ended) = member.process.ended() {
-            break ended;
-        }
-        assert!(Instant::now() < by, "it does not end: {}", fleet.logs());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
-    assert!(ended.success(), "{ended} {}", fleet.logs());
+    fleet.ends(&first).await;
     check(&fleet.notes());
 }
 

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::processes::{Fleet, reply, says, speaks};
+use crate::processes::{Fleet, hello, reply, roll_out, says, speaks};
 
 /// How long anything of it may take.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -103,7 +103,7 @@ async fn enter(url: &str, token: &str) -> Option<Client> {
     let token = format!("rspp.token.{token}");
     let protocols = ["rspp.v1.json", &token];
     let mut client = Client::connect(at, &protocols, &[]).await.ok()?;
-    client.say(crate::processes::hello()).await;
+    client.say(hello()).await;
     let first = client.next().await;
     matches!(first, Some(ServerMessage::Ready(_))).then_some(client)
 }
@@ -152,7 +152,21 @@ async fn one_command_starts_a_fleet_that_outlives_its_parts() {
 
     let mut newer = PipelineSpec::simple();
     newer.version = PipelineVersion::new("simple-2").unwrap();
-    publish(&up.operator, &newer).await;
+    let tenth = wire::change::Change::Try(wire::Try {
+        version: newer.version.to_string(),
+        strategy: Some(wire::Strategy {
+            strategy: Some(wire::strategy::Strategy::Percent(10)),
+        }),
+    });
+    let source = serde_json::to_string(&newer).unwrap();
+    roll_out(
+        &up.operator,
+        wire::Kind::Pipeline,
+        "simple-2",
+        source,
+        tenth,
+    )
+    .await;
     let mut newer = 0;
     for number in 0..1_000 {
         let session = SessionId::new(format!("new-{number}")).unwrap();
@@ -170,32 +184,4 @@ async fn one_command_starts_a_fleet_that_outlives_its_parts() {
     kill_process(command, Signal::INT).unwrap();
     let ended = timeout(PATIENCE, up.command.wait()).await;
     assert!(ended.unwrap().unwrap().success());
-}
-
-/// Publishes a version, for a tenth of what is new.
-async fn publish(operator: &PlaneClient, spec: &PipelineSpec) {
-    let kind = wire::Kind::Pipeline.into();
-    let published = operator.publish(wire::PublishRequest {
-        kind,
-        version: spec.version.to_string(),
-        source: serde_json::to_string(spec).unwrap(),
-        ..wire::PublishRequest::default()
-    });
-    published.await.unwrap();
-    let tenth = wire::change::Change::Try(wire::Try {
-        version: spec.version.to_string(),
-        strategy: Some(wire::Strategy {
-            strategy: Some(wire::strategy::Strategy::Percent(10)),
-        }),
-    });
-    let changed = operator.change_rollout(wire::ChangeRolloutRequest {
-        kind,
-        line: "simple".to_owned(),
-        change: Some(wire::Change {
-            change: Some(tenth),
-        }),
-        reason: "a tenth tries it".to_owned(),
-        ..wire::ChangeRolloutRequest::default()
-    });
-    changed.await.unwrap();
 }

@@ -323,12 +323,8 @@ impl LanguageModel for Pooled {
     }
 }
 
-/// F-105, F1: a pool that takes no more is said where work is dispatched, and is not held against the
-/// provider; while it does, its counters say what it has done.
-#[tokio::test(start_paused = true)]
-async fn a_pool_that_takes_no_more_is_said_so() {
-    let cast = Cast::default();
-    let pool = InferencePool::in_virtual_time(1);
+/// A node whose model thinks on a pool.
+async fn thinking_on(cast: &Cast, pool: &InferencePool) -> Runtime {
     let mut providers = cast.providers();
     providers.add_llm(Arc::new(Pooled {
         description: Description {
@@ -339,9 +335,18 @@ async fn a_pool_that_takes_no_more_is_said_so() {
         },
         pool: pool.clone(),
     }));
-    let mut host = Builder::new(&cast, vec![]);
+    let mut host = Builder::new(cast, vec![]);
     host.providers = providers;
-    let runtime = host.runtime().await;
+    host.runtime().await
+}
+
+/// F-105, F1: a pool that takes no more is said where work is dispatched, and is not held against the
+/// provider; while it does, its counters say what it has done.
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_takes_no_more_is_said_so() {
+    let cast = Cast::default();
+    let pool = InferencePool::in_virtual_time(1);
+    let runtime = thinking_on(&cast, &pool).await;
     let calls = (0..3).map(|n| call(&cast, "t", &format!("call-{n}"), 0, None));
     let all = hold(&runtime, calls.collect()).await;
     assert!(all.iter().all(|ended| ended.endings() == ["commit"]));
@@ -372,19 +377,7 @@ async fn many_calls_share_few_workers_within_their_thresholds() {
     const CALLS: u64 = 8;
     let cast = Cast::default();
     let pool = InferencePool::simulated(2, WORK);
-    let mut providers = cast.providers();
-    providers.add_llm(Arc::new(Pooled {
-        description: Description {
-            id: rspp_proto::ProviderId::new("llm").unwrap(),
-            model: "pooled".into(),
-            streaming: true,
-            networked: false,
-        },
-        pool: pool.clone(),
-    }));
-    let mut host = Builder::new(&cast, vec![]);
-    host.providers = providers;
-    let runtime = host.runtime().await;
+    let runtime = thinking_on(&cast, &pool).await;
     let calls = (0..CALLS).map(|n| {
         let mut call = call(&cast, "t", &format!("call-{n}"), 0, None)
             .pipeline(|spec| spec.observe.metrics_every_ms = Some(1_000));

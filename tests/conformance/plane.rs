@@ -28,7 +28,7 @@ use rspp_provider_api::{
 };
 use rspp_tests::{
     call::{Cast, LONG, bindings},
-    plane::{Plane, Proves, Seer, Signed, TTL, Way},
+    plane::{Plane, Proves, Seer, TTL, Way},
 };
 use rspp_timeline::{Entry, MemoryRecording, Options, Recorder};
 use rspp_transport_api::{Ingress, Outgoing, Sink, SinkError, Stamped, Transport, TransportKind};
@@ -138,7 +138,7 @@ impl Node {
             RuntimeId::new(name).unwrap(),
             description,
             seen,
-            Arc::new(Signed),
+            Arc::new(rspp_runtime::Signed),
         );
         change(&mut fleet);
         let mut config = Config::new(cast.providers(), Pools::in_virtual_time(2));

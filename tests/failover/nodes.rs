@@ -28,6 +28,27 @@ async fn with_probe(probes: Probes) -> Ended {
         .await
 }
 
+/// The same call with a `probe` between two nodes that hangs once, with a `backup` for it if there is to be one.
+async fn with_hang(between: [&str; 2], budget_ms: Option<u64>, standby: bool) -> Ended {
+    let mut probes = Probes::default();
+    hangs_once(&mut probes, "probe");
+    probes.add("backup", rspp_tests::nodes::forward);
+    let second = Start::At(Duration::from_secs(9));
+    Builder::new(&Cast::default(), vec![says(first()), says(second)])
+        .pipeline(|spec| {
+            let mut probe = custom("probe");
+            probe.budget_ms = budget_ms;
+            if standby {
+                probe.fallback = Some("backup".parse().expect("a name"));
+                spec.nodes.push(custom("backup"));
+            }
+            insert(spec, between[0], probe, between[1]);
+        })
+        .configure(probes.install())
+        .hold()
+        .await
+}
+
 /// The nodes that errors were reported of.
 fn named(ended: &Ended) -> Vec<String> {
     let payloads = ended.log.payloads().into_iter();
@@ -132,23 +153,7 @@ async fn a_standby_goes_on_with_the_turn() {
 #[tokio::test(start_paused = true)]
 async fn the_evidence_names_node_budget_branch_and_end() {
     for standby in [false, true] {
-        let mut probes = Probes::default();
-        hangs_once(&mut probes, "probe");
-        probes.add("backup", rspp_tests::nodes::forward);
-        let second = Start::At(Duration::from_secs(9));
-        let ended = Builder::new(&Cast::default(), vec![says(first()), says(second)])
-            .pipeline(|spec| {
-                let mut probe = custom("probe");
-                probe.budget_ms = Some(300);
-                if standby {
-                    probe.fallback = Some("backup".parse().unwrap());
-                    spec.nodes.push(custom("backup"));
-                }
-                insert(spec, "llm", probe, "segmenter");
-            })
-            .configure(probes.install())
-            .hold()
-            .await;
+        let ended = with_hang(["llm", "segmenter"], Some(300), standby).await;
         let recorded = |kind: Signal| -> Vec<(String, String)> {
             let entries = ended.entries.iter();
             let signals = entries.filter_map(|entry| match entry {
@@ -223,22 +228,7 @@ async fn a_node_that_hangs_aborts_its_turn() {
 #[tokio::test(start_paused = true)]
 async fn a_listening_node_that_hangs_is_replaced() {
     for standby in [false, true] {
-        let mut probes = Probes::default();
-        hangs_once(&mut probes, "probe");
-        probes.add("backup", rspp_tests::nodes::forward);
-        let second = Start::At(Duration::from_secs(9));
-        let ended = Builder::new(&Cast::default(), vec![says(first()), says(second)])
-            .pipeline(|spec| {
-                let mut probe = custom("probe");
-                if standby {
-                    probe.fallback = Some("backup".parse().unwrap());
-                    spec.nodes.push(custom("backup"));
-                }
-                insert(spec, "stt", probe, "turn");
-            })
-            .configure(probes.install())
-            .hold()
-            .await;
+        let ended = with_hang(["stt", "turn"], None, standby).await;
         let endings = ended.endings();
         assert_eq!(endings.last(), Some(&"commit"), "{endings:?}");
         let exhausted = ended.log.reasons_of(Signal::BudgetExhausted);

@@ -11,13 +11,12 @@ use futures::{FutureExt, StreamExt, stream};
 use rspp_controlplane::{
     authority::{self, Placement, Refusal, Revoke, Seen, Standing},
     fleet,
-    token::{KeyId, Keyring, LeaseClaims, SigningKey, TokenError},
+    token::{KeyId, Keyring, LeaseClaims, SigningKey},
 };
 use rspp_controlplane_api::{
-    Acquire, Answer, Artifact, Claimed, ControlError, ControlPlane, Duty, Granted, HeldSession,
-    Joined, Leave, Lost, Order, Orders, Proofs, Renewed, Revocation, Route, RouteAsk, Snapshot,
-    SnapshotKind, SnapshotUpdate, Snapshots, StatusReport, Stored, Unproven, Version, Write,
-    Writer,
+    Acquire, Answer, Artifact, ControlError, ControlPlane, Duty, Granted, HeldSession, Joined,
+    Leave, Lost, Order, Orders, Renewed, Revocation, Route, RouteAsk, Snapshot, SnapshotKind,
+    SnapshotUpdate, Snapshots, StatusReport, Stored, Version, Write, Writer,
 };
 use rspp_proto::{
     Epoch, LeaseToken, RuntimeId, SessionId, TenantId, WallClock,
@@ -113,31 +112,6 @@ fn keyring() -> Snapshot {
         name: "keyring/1".to_owned(),
         revision: 1,
         document: serde_json::to_string(&ring).expect("plain data").into(),
-    }
-}
-
-/// Checks proofs as a runtime does.
-pub struct Signed;
-
-impl Proofs for Signed {
-    fn check(
-        &self,
-        proof: &LeaseToken,
-        keyring: &Snapshot,
-        claimed: Claimed<'_>,
-        now: WallClock,
-    ) -> Result<(), Unproven> {
-        let ring: Keyring = serde_json::from_str(&keyring.document).expect("it is ours");
-        let claims = ring.verify::<LeaseClaims>(proof.expose(), now);
-        let checked =
-            claims.and_then(|it| it.is_of(claimed.session, claimed.holder, claimed.epoch));
-        checked.map_err(|error| {
-            if error == TokenError::UnknownKey {
-                Unproven::UnknownKey
-            } else {
-                Unproven::Refused(error.as_str())
-            }
-        })
     }
 }
 

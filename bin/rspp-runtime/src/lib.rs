@@ -17,6 +17,7 @@ use rspp_service::{
 };
 
 use config::Config;
+pub use tokens::Signed;
 
 /// Holds conversations for clients, alone or in a fleet.
 ///

@@ -63,7 +63,8 @@ impl TokenValidator for Tokens {
 }
 
 /// Believes what the newest keys have signed.
-pub(crate) struct Signed;
+#[derive(Clone, Copy, Debug)]
+pub struct Signed;
 
 impl Proofs for Signed {
     fn check(

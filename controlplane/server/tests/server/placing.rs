@@ -7,7 +7,7 @@ use std::{
 };
 
 use rspp_controlplane_api::{
-    ControlError, ControlPlane as _, HeldSession, Leave, Lost, Write, wire,
+    Client, ControlError, ControlPlane as _, HeldSession, Leave, Lost, Write, wire,
 };
 use rspp_proto::{
     RuntimeId,
@@ -128,6 +128,23 @@ async fn sessions_spread_while_replicas_come_and_go() {
     );
 }
 
+/// Publishes `desk-1` and `desk-2` of policies or of provider settings.
+async fn publish_two(admin: &Client, kind: wire::Kind) {
+    for version in ["desk-1", "desk-2"] {
+        let source = format!(
+            "schema: rspp.policy.bundle.v1\npolicy_resolution_snapshot: policy/{version}\n\
+             allowed_adaptive_actions: []\n"
+        );
+        let request = wire::PublishRequest {
+            kind: kind.into(),
+            version: version.to_owned(),
+            source,
+            ..wire::PublishRequest::default()
+        };
+        admin.publish(request).await.unwrap();
+    }
+}
+
 /// F-102: policies and provider settings roll forward and back without a new pipeline, and each session
 /// keeps those that it began with.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -137,19 +154,7 @@ async fn policies_roll_by_themselves_and_sessions_keep_theirs() {
     let a = rig.node("a").await;
     let admin = rig.admin();
     for kind in [wire::Kind::Policy, wire::Kind::Providers] {
-        for version in ["desk-1", "desk-2"] {
-            let source = format!(
-                "schema: rspp.policy.bundle.v1\npolicy_resolution_snapshot: policy/{version}\n\
-                 allowed_adaptive_actions: []\n"
-            );
-            let request = wire::PublishRequest {
-                kind: kind.into(),
-                version: version.to_owned(),
-                source,
-                ..wire::PublishRequest::default()
-            };
-            admin.publish(request).await.unwrap();
-        }
+        publish_two(&admin, kind).await;
     }
     let roll = async |kind: wire::Kind, to: wire::change::Change| {
         let request = wire::ChangeRolloutRequest {
@@ -499,18 +504,7 @@ async fn tenants_in_parallel_have_what_is_their_own() {
     let a = rig.node("a").await;
     let admin = rig.admin();
     for kind in [wire::Kind::Policy, wire::Kind::Providers] {
-        for version in ["desk-1", "desk-2"] {
-            let request = wire::PublishRequest {
-                kind: kind.into(),
-                version: version.to_owned(),
-                source: format!(
-                    "schema: rspp.policy.bundle.v1\npolicy_resolution_snapshot: policy/{version}\n\
-                     allowed_adaptive_actions: []\n"
-                ),
-                ..wire::PublishRequest::default()
-            };
-            admin.publish(request).await.unwrap();
-        }
+        publish_two(&admin, kind).await;
         let everybody = wire::change::Change::Direct("desk-1".to_owned());
         for to in [everybody, only_for("desk-2", &["bold"])] {
             let request = wire::ChangeRolloutRequest {
