@@ -7,61 +7,79 @@ use serde::{Deserialize, Serialize};
 
 /// Time since the node's clock began; serializable, so that recordings can hold it.
 ///
-/// Nanosecond resolution. On the wire and in files it is written in whole microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Monotonic(Duration);
+/// Nanosecond resolution, up to 584 years: half of what a `Duration` takes up in every event that waits. On the wire and
+/// in files it is written in whole microseconds.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Monotonic(u64);
 
 impl Monotonic {
     /// The clock's beginning.
-    pub const ZERO: Self = Self(Duration::ZERO);
+    pub const ZERO: Self = Self(0);
 
     /// A time `since` the clock's beginning.
     pub const fn from_duration(since: Duration) -> Self {
-        Self(since)
+        Self(nanos(since))
     }
 
     /// A time in whole milliseconds since the clock's beginning.
     pub const fn from_millis(ms: u64) -> Self {
-        Self(Duration::from_millis(ms))
+        Self(ms.saturating_mul(1_000_000))
     }
 
     /// Time since the clock's beginning.
     pub const fn as_duration(self) -> Duration {
-        self.0
+        Duration::from_nanos(self.0)
     }
 
     /// Whole milliseconds since the clock's beginning, as the Event ABI writes it.
     pub const fn as_millis(self) -> u64 {
-        self.0.as_millis() as u64
+        self.0 / 1_000_000
     }
 
     /// Milliseconds since the clock's beginning, with fraction.
     pub fn as_millis_f64(self) -> f64 {
-        self.0.as_secs_f64() * 1e3
+        self.as_duration().as_secs_f64() * 1e3
     }
 
     /// Time elapsed since `earlier`; zero if that is later.
     pub fn since(self, earlier: Self) -> Duration {
-        self.0.saturating_sub(earlier.0)
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+const fn nanos(duration: Duration) -> u64 {
+    let nanos = duration.as_nanos();
+    if nanos > u64::MAX as u128 {
+        u64::MAX
+    } else {
+        nanos as u64
+    }
+}
+
+impl fmt::Debug for Monotonic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Monotonic")
+            .field(&self.as_duration())
+            .finish()
     }
 }
 
 impl ops::Add<Duration> for Monotonic {
     type Output = Self;
     fn add(self, after: Duration) -> Self {
-        Self(self.0.saturating_add(after))
+        Self(self.0.saturating_add(nanos(after)))
     }
 }
 
 impl Serialize for Monotonic {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u64(self.0.as_micros() as u64)
+        serializer.serialize_u64(self.0 / 1_000)
     }
 }
 
 impl<'de> Deserialize<'de> for Monotonic {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        u64::deserialize(deserializer).map(|us| Self(Duration::from_micros(us)))
+        u64::deserialize(deserializer).map(|us| Self(us.saturating_mul(1_000)))
     }
 }
 
