@@ -210,7 +210,7 @@ impl<A: Actor> Live<A> {
         let began = Instant::now();
         let mut handled: u32 = 0;
         let drained = loop {
-            if self.ctx.core.is_ending() {
+            if self.ctx.core.stop.is_some() {
                 break Drained::Ending;
             }
             let taken = poll_fn(|cx| Poll::Ready(self.ctx.mailbox.take_or_sleep(cx.waker())));
@@ -229,6 +229,10 @@ impl<A: Actor> Live<A> {
                 }
                 // Boxed, as is the other rare path below: what a handler's future has room for, each actor has room for.
                 Taken::Nudge => {
+                    // A stop comes with a nudge.
+                    if self.ctx.core.is_ending() {
+                        break Drained::Ending;
+                    }
                     if let Some(now) = Box::pin(self.ctx.core.alarm_rang()).await {
                         self.actor.on_deadline(&mut self.ctx, now).await?;
                     }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, TryFutureExt};
 use ractor::ActorCell;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -178,11 +178,13 @@ pub(crate) fn make<B>(maker: &mut impl FnMut() -> B) -> Result<B, ExitReason> {
         .map_err(|panic| ExitReason::Panicked(panic_message(panic)))
 }
 
-/// Runs a handler, which is the user's and may panic.
-pub(crate) async fn guarded<T>(handler: impl Future<Output = T>) -> Result<T, ExitReason> {
+/// Runs a handler, which is the user's and may panic. Not an `async fn`: that would keep room for the handler twice, and
+/// move it.
+pub(crate) fn guarded<T>(
+    handler: impl Future<Output = T>,
+) -> impl Future<Output = Result<T, ExitReason>> {
     AssertUnwindSafe(handler)
         .catch_unwind()
-        .await
         .map_err(|panic| ExitReason::Panicked(panic_message(panic)))
 }
 

@@ -40,6 +40,12 @@ pub trait Buffer: Send + 'static {
         self.len() == 0
     }
 
+    /// Whether what is kept is worth waking the receiver for. What is not waits until it is woken for something else,
+    /// or until an offer makes it so.
+    fn is_pressing(&self) -> bool {
+        !self.is_empty()
+    }
+
     /// Whether a sender that waits for space should try again now.
     ///
     /// A buffer with watermarks says `false` from its high mark down to its low one, so that senders do not wake for

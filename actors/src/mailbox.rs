@@ -325,9 +325,9 @@ impl<C, D: Buffer, T> Mailbox<C, D, T> {
 }
 
 impl<C, D: Buffer, T> Shared<C, D, T> {
-    /// The sleeper, if there is data it may look at.
+    /// The sleeper, if there is data it may look at and is to be woken for.
     fn sleeper_for_data(&mut self) -> Option<Waker> {
-        if self.lanes.data_paused() || self.lanes.data.is_empty() {
+        if self.lanes.data_paused() || !self.lanes.data.is_pressing() {
             return None;
         }
         self.sleeper.take()

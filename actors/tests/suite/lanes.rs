@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use rspp_actors::{
-    Actor, Bounded, ChildSpec, Context, ControlRefused, Failure, LaneLimits, NoTelemetry, Offer,
-    Overflow,
+    Actor, Bounded, Buffer, ChildSpec, Context, ControlRefused, Failure, LaneLimits, NoTelemetry,
+    Offer, Overflow,
 };
 
 use crate::kit::{Log, ask, count, finish_in, hold, lane, root, system, tell_to, worker};
@@ -323,4 +323,77 @@ async fn nothing_is_missed_that_comes_between_the_last_item_and_sleep() {
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// A lane whose items are worth waking for only three at a time.
+#[derive(Default)]
+struct Threes(std::collections::VecDeque<u32>);
+
+impl Buffer for Threes {
+    type Item = u32;
+
+    fn offer(&mut self, item: u32) -> Offer<u32> {
+        self.0.push_back(item);
+        Offer::Queued
+    }
+
+    fn pop(&mut self) -> Option<u32> {
+        self.0.pop_front()
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn has_space(&self) -> bool {
+        true
+    }
+
+    fn is_pressing(&self) -> bool {
+        self.0.len() >= 3
+    }
+}
+
+struct Patient(Log);
+
+impl Actor for Patient {
+    type Control = u32;
+    type Data = Threes;
+    type Telemetry = NoTelemetry;
+    const KIND: &'static str = "patient";
+
+    async fn on_control(&mut self, _ctx: &mut Context<Self>, n: u32) -> Result<(), Failure> {
+        self.0.push(format!("control {n}"));
+        Ok(())
+    }
+
+    async fn on_data(&mut self, _ctx: &mut Context<Self>, n: u32) -> Result<(), Failure> {
+        self.0.push(format!("data {n}"));
+        Ok(())
+    }
+}
+
+/// F-142: what does not press waits for what does, or for control; nothing is lost or out of order.
+#[tokio::test(start_paused = true)]
+async fn a_receiver_sleeps_until_its_data_presses() {
+    let (system, log) = (system(), Log::default());
+    let patient = system
+        .spawn_root(ChildSpec::temporary("patient"), Threes::default(), {
+            let log = log.clone();
+            move || Patient(log.clone())
+        })
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(patient.data.offer(1), Offer::Queued);
+    assert_eq!(patient.data.offer(2), Offer::Queued);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(log.wait_for(0).await, [""; 0]);
+    assert_eq!(patient.data.offer(3), Offer::Queued);
+    assert_eq!(log.wait_for(3).await, ["data 1", "data 2", "data 3"]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(patient.data.offer(4), Offer::Queued);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    patient.control.send(5).unwrap();
+    assert_eq!(log.wait_for(2).await, ["control 5", "data 4"]);
 }

@@ -32,6 +32,10 @@ pub use notice::{
     DropReason, EdgeNotice, Lineage, MAX_MERGE_SOURCES, Mark, MergeSource, SequenceSpan,
 };
 
+/// Places that a queue begins with, and that one has which has run empty after it had [`MANY`].
+const FEW: usize = 4;
+const MANY: usize = 32;
+
 /// What a buffer has to know about an item.
 pub trait Load: Sized {
     /// Bytes that count against `max_queue_bytes`.
@@ -123,7 +127,8 @@ pub struct EdgeCounters {
 /// the oldest item has really waited that long, since a burst that arrived a moment ago has not
 /// delayed anyone yet.
 ///
-/// Does not allocate per item once the queue has grown to its working size; only merges do.
+/// Does not allocate per item once the queue has grown to its working size; only merges do, and a queue that goes from
+/// empty to more than [`MANY`] and back.
 #[derive(Debug)]
 pub struct EdgeBuffer<T> {
     limits: Limits,
@@ -148,6 +153,8 @@ pub struct EdgeBuffer<T> {
     notices: Notices,
     /// Bytes and media of the item that was blocked last: less room than that is no space.
     wanted: (usize, Duration),
+    /// Until when the consumer wanted nothing of what waits: none of it is late for that long.
+    unwanted_until: Monotonic,
 }
 
 /// Groups that lost a member lately, groups that had one delivered, and what to tell the consumer.
@@ -216,8 +223,15 @@ impl<T: Load> EdgeBuffer<T> {
             coalesced: None,
             notices,
             wanted: (1, Duration::ZERO),
+            unwanted_until: Monotonic::ZERO,
             limits,
         }
+    }
+
+    /// The consumer has let what is here wait until `now`, because it has no use for it yet. Age is
+    /// counted from here: it is the consumer's choice, and nobody's lateness.
+    pub fn rested(&mut self, now: Monotonic) {
+        self.unwanted_until = now;
     }
 
     /// Takes an item from a sender that heeds flow control: without the right to send, or where the
@@ -406,11 +420,21 @@ impl<T: Load> EdgeBuffer<T> {
         self.media
     }
 
-    /// How long the oldest item has waited.
+    /// How long the oldest item has waited for a consumer that wants it.
     pub fn waited(&self, now: Monotonic) -> Duration {
         self.slots
             .front()
-            .map_or(Duration::ZERO, |slot| now.since(slot.item.arrived()))
+            .map_or(Duration::ZERO, |slot| self.age(now, &slot.item))
+    }
+
+    /// How long an item has waited for a consumer that wants it.
+    pub fn age(&self, now: Monotonic, item: &T) -> Duration {
+        now.since(item.arrived().max(self.unwanted_until))
+    }
+
+    /// When the oldest item came.
+    pub fn oldest(&self) -> Option<Monotonic> {
+        self.slots.front().map(|slot| slot.item.arrived())
     }
 
     /// Whether an ordinary item would be taken without anything having to go.
@@ -420,6 +444,23 @@ impl<T: Load> EdgeBuffer<T> {
             return false;
         }
         self.lacks(now, bytes).is_none()
+    }
+
+    /// Whether every bound is far enough for what is here to rest: at most three quarters of each are used.
+    pub fn is_roomy(&self) -> bool {
+        let Limits {
+            items,
+            bytes,
+            latency,
+            marks,
+            ..
+        } = &self.limits;
+        let mark = marks.queue_items.map_or(u64::MAX, |marks| marks.high);
+        !self.pressed
+            && self.slots.len() <= items / 4 * 3
+            && self.bytes <= bytes / 4 * 3
+            && self.media <= *latency / 4 * 3
+            && (self.slots.len() as u64) < mark
     }
 
     /// Whether the sender was told to stop.
@@ -440,7 +481,7 @@ impl<T: Load> EdgeBuffer<T> {
         self.slots
             .iter()
             .find(|slot| !slot.item.keep())
-            .map(|slot| slot.item.arrived() + self.limits.age)
+            .map(|slot| slot.item.arrived().max(self.unwanted_until) + self.limits.age)
     }
 
     /// Whether an item may be taken, unless it turns out too old.
@@ -619,7 +660,7 @@ impl<T: Load> EdgeBuffer<T> {
             && !self.limits.stops(DropReason::Latency)
             && self
                 .oldest_droppable()
-                .is_some_and(|at| now.since(self.slots[at].item.arrived()) > self.limits.latency)
+                .is_some_and(|at| self.age(now, &self.slots[at].item) > self.limits.latency)
         {
             return Some(DropReason::Latency);
         }
@@ -635,7 +676,7 @@ impl<T: Load> EdgeBuffer<T> {
         while let Some(slot) = self.slots.get(at) {
             if slot.item.keep() {
                 at += 1;
-            } else if now.since(slot.item.arrived()) > self.limits.age {
+            } else if self.age(now, &slot.item) > self.limits.age {
                 self.remove(at, DropReason::Age);
             } else {
                 // Items arrive in order, so what follows is younger.
@@ -684,6 +725,12 @@ impl<T: Load> EdgeBuffer<T> {
     fn push(&mut self, ordinal: u64, item: T, lineage: Option<Box<Lineage>>) {
         self.bytes += item.bytes();
         self.media += item.media();
+        if self.slots.len() == self.slots.capacity() {
+            // Not twice as much as the edge may ever hold: there are thousands.
+            let most = self.limits.items.max(self.slots.len() + 1);
+            let more = self.slots.len().max(FEW).min(most - self.slots.len());
+            self.slots.reserve_exact(more);
+        }
         self.slots.push_back(Slot {
             ordinal,
             round: self.round_of(&item),
@@ -696,6 +743,10 @@ impl<T: Load> EdgeBuffer<T> {
         let slot = self.slots.remove(at).expect("the caller found it there");
         self.bytes -= slot.item.bytes();
         self.media = self.media.saturating_sub(slot.item.media());
+        // What one burst took is not kept for good.
+        if self.slots.is_empty() && self.slots.capacity() > MANY {
+            self.slots.shrink_to(FEW);
+        }
         slot
     }
 

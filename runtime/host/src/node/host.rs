@@ -31,8 +31,8 @@ use rspp_proto::{
 use tokio::time::Instant;
 
 use super::{
-    CallRequest, EdgeReport, Hook, Inputs, Node, NodeContext, NodeError, NodeReport, NodeSettings,
-    Step, Succession,
+    CallRequest, EdgeReport, Hook, Inputs, MAX_RESTING, Node, NodeContext, NodeError, NodeReport,
+    NodeSettings, Step, Succession,
     context::Ask,
     effort::Effort,
     handler::{Handled, Watch, finish, guarded},
@@ -907,7 +907,9 @@ impl NodeHost {
     }
 
     fn report_edges(&mut self, ctx: &Context<Self>) {
+        let rests = self.node.rests().min(MAX_RESTING);
         let notices = ctx.with_data(|inputs| {
+            inputs.rest(rests);
             if inputs.has_notices() {
                 inputs.take_notices()
             } else {

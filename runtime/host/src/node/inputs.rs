@@ -34,6 +34,10 @@ pub struct Inputs {
     chunks_taken: usize,
     chunk_bytes: usize,
     share: Share,
+    /// Frames of audio that may rest on an edge before the node is woken for them.
+    patience: usize,
+    /// Whether something waits that the node is to be woken for, or has been.
+    pressing: bool,
 }
 
 /// An edge that leads to a node.
@@ -54,6 +58,7 @@ struct Input {
     telemetry: Option<Box<EdgeBuffer<Queued>>>,
     keys: Keys,
     meter: Option<Arc<EdgeMeter>>,
+    is_audio: bool,
 }
 
 /// What an edge has to report.
@@ -85,7 +90,13 @@ impl Input {
             telemetry,
             keys: Keys::new(policy),
             meter: edge.meter,
+            is_audio: edge.carries == PortType::Audio,
         }
+    }
+
+    /// Whether what is here can wait for what the node is next woken for.
+    fn rests(&self, patience: usize) -> bool {
+        self.is_audio && self.data.len() <= patience && self.data.is_roomy()
     }
 
     fn measure(&self) {
@@ -135,6 +146,23 @@ impl Inputs {
             chunks_taken: 0,
             chunk_bytes: 0,
             share,
+            patience: 0,
+            pressing: false,
+        }
+    }
+
+    /// Lets so many frames of audio rest on an edge before the node is woken for them; a bound that
+    /// comes near wakes it before. What rests comes in order, before whatever the node is woken for.
+    pub fn rest(&mut self, patience: usize) {
+        self.patience = patience;
+    }
+
+    /// The node has seen to what there was, or is woken now: up to here nothing was late that rested.
+    fn rested(&mut self, now: Monotonic) {
+        if self.patience > 0 && !self.pressing {
+            for edge in self.edges.iter_mut().filter(|edge| edge.is_audio) {
+                edge.data.rested(now);
+            }
         }
     }
 
@@ -234,19 +262,12 @@ impl Inputs {
         self.edges[usize::from(port.0)].data.reset(reason);
     }
 
-    /// The edge whose oldest event has waited longest; the first of equals.
+    /// The edge whose oldest event came first; the first of equals.
     fn oldest_edge(&self, now: Monotonic) -> Option<usize> {
-        let mut oldest = None;
-        for (port, edge) in self.edges.iter().enumerate() {
-            if !edge.data.is_ready(now) {
-                continue;
-            }
-            let waited = edge.data.waited(now);
-            if oldest.is_none_or(|(longest, _)| waited > longest) {
-                oldest = Some((waited, port));
-            }
-        }
-        oldest.map(|(_, port)| port)
+        let ready = self.edges.iter().enumerate();
+        let ready = ready.filter(|(_, edge)| edge.data.is_ready(now));
+        let oldest = ready.min_by_key(|(_, edge)| edge.data.oldest());
+        oldest.map(|(port, _)| port)
     }
 
     fn pop_data(&mut self, now: Monotonic) -> Option<Arrival> {
@@ -259,7 +280,7 @@ impl Inputs {
             if let Some(meter) = &edge.meter {
                 meter.stands(edge.data.len(), edge.data.counters());
                 if let Some(queued) = &popped {
-                    meter.took(now.since(queued.arrived));
+                    meter.took(edge.data.age(now, queued));
                 }
             }
             // What had waited too long has been dropped and counted; look again.
@@ -296,6 +317,7 @@ impl Buffer for Inputs {
 
     fn offer(&mut self, item: Arrival) -> Offer<Arrival> {
         let now = self.now();
+        self.rested(now);
         match item {
             Arrival::Event {
                 port,
@@ -311,6 +333,7 @@ impl Buffer for Inputs {
                     Some(_) | None => edge.data.send(now, queued, patience),
                 };
                 edge.measure();
+                self.pressing |= !edge.rests(self.patience);
                 self.account();
                 match offered {
                     Offered::Queued | Offered::Merged => Offer::Queued,
@@ -322,10 +345,19 @@ impl Buffer for Inputs {
             }
             chunk @ Arrival::Chunk { .. } => {
                 self.chunks_full = self.chunks.len() >= MAX_WAITING_CHUNKS;
+                self.pressing = true;
                 if self.chunks_full {
                     Offer::Full(chunk)
                 } else {
                     self.chunk_bytes += chunk.bytes();
+                    if self.chunks.len() == self.chunks.capacity() {
+                        // One more than may wait, for the end of the call.
+                        let room = self
+                            .chunks
+                            .len()
+                            .clamp(1, MAX_WAITING_CHUNKS + 1 - self.chunks.len());
+                        self.chunks.reserve_exact(room);
+                    }
                     self.chunks.push_back(chunk);
                     self.account();
                     Offer::Queued
@@ -335,6 +367,7 @@ impl Buffer for Inputs {
             end @ (Arrival::CallEnded { .. }
             | Arrival::ToolAnswer { .. }
             | Arrival::Break { .. }) => {
+                self.pressing = true;
                 self.chunks.push_back(end);
                 Offer::Queued
             }
@@ -343,7 +376,9 @@ impl Buffer for Inputs {
 
     fn pop(&mut self) -> Option<Arrival> {
         let now = self.now();
+        self.rested(now);
         let item = self.pop_next(now);
+        self.pressing = item.is_some();
         self.account();
         item
     }
@@ -354,6 +389,10 @@ impl Buffer for Inputs {
 
     fn is_empty(&self) -> bool {
         self.chunks.is_empty() && self.edges.iter().all(Input::is_empty)
+    }
+
+    fn is_pressing(&self) -> bool {
+        self.pressing
     }
 
     /// For provider calls.
@@ -369,5 +408,94 @@ impl Buffer for Inputs {
     /// For senders on the edge at port `part`.
     fn has_space_at(&self, part: usize) -> bool {
         self.edges[part].data.is_open(self.now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rspp_kernel::{graph::Graph, plan::profile};
+    use rspp_proto::{
+        AudioChunk, Epoch, Payload, SampleIndex, SampleRate,
+        spec::{MemoryLimits, PipelineSpec},
+    };
+
+    use super::*;
+    use crate::event::{Event, Stamp};
+
+    fn arrival(port: u16, sequence: u64, payload: Payload) -> Arrival {
+        let stamp = Stamp {
+            turn: None,
+            epoch: Epoch::FIRST,
+            sequence,
+            made: Monotonic::ZERO,
+            media: SampleIndex(0),
+            segment: 0,
+        };
+        Arrival::Event {
+            port: Port(port),
+            event: Event::new(stamp, payload),
+            arrived: Monotonic::ZERO,
+            patience: Patience::Left,
+        }
+    }
+
+    fn frame(sequence: u64) -> Arrival {
+        let audio = AudioChunk::pcm16(SampleRate::HZ_16000, vec![0; 640].into());
+        arrival(0, sequence, Payload::AudioChunk(audio))
+    }
+
+    fn taken(inputs: &mut Inputs) -> Vec<u64> {
+        std::iter::from_fn(|| inputs.pop())
+            .map(|arrival| match arrival {
+                Arrival::Event { event, .. } => event.stamp.sequence,
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    /// F-142, F-148: a node that only keeps audio for now is woken for every fifth frame, and for whatever
+    /// else comes; it gets everything, in the order in which it came.
+    #[tokio::test(start_paused = true)]
+    async fn audio_rests_until_something_presses() {
+        let graph = Graph::compile(&PipelineSpec::simple()).expect("the template is good");
+        let (_, heard) = graph.edges().next().expect("the user is heard");
+        let policy = profile::edge_buffer(&graph, heard);
+        let edges = [PortType::Audio, PortType::Text].map(|carries| InputEdge {
+            policy: &policy,
+            carries,
+            meter: None,
+        });
+        let share = Share::of(&Arc::new(
+            crate::memory::Meter::new(MemoryLimits::default()),
+        ));
+        let mut inputs = Inputs::new(Clock::start(), share, FlowMode::Signal, edges);
+        let offer = |inputs: &mut Inputs, arrival| assert_eq!(inputs.offer(arrival), Offer::Queued);
+
+        offer(&mut inputs, frame(1));
+        assert!(
+            inputs.is_pressing(),
+            "nothing rests unless the node says so"
+        );
+        assert_eq!(taken(&mut inputs), [1]);
+
+        inputs.rest(4);
+        for n in 2..=5 {
+            offer(&mut inputs, frame(n));
+            assert!(!inputs.is_pressing(), "{n}");
+            tokio::time::advance(std::time::Duration::from_millis(20)).await;
+        }
+        offer(&mut inputs, frame(6));
+        assert!(inputs.is_pressing());
+        assert_eq!(taken(&mut inputs), [2, 3, 4, 5, 6]);
+
+        // A long pause, and then something that the node is woken for.
+        offer(&mut inputs, frame(7));
+        tokio::time::advance(std::time::Duration::from_secs(60)).await;
+        offer(&mut inputs, frame(8));
+        assert!(!inputs.is_pressing());
+        offer(&mut inputs, arrival(1, 9, Payload::TextEnd));
+        assert!(inputs.is_pressing());
+        assert_eq!(taken(&mut inputs), [7, 8, 9]);
+        assert_eq!(inputs.counters(Port(0)).dropped, 0);
     }
 }

@@ -41,6 +41,10 @@ pub(crate) use taking::{Handing, Taken, Taking};
 
 use crate::event::{CallEnd, CallKey, Chunk, Event, Port};
 
+/// Frames of audio that may wait for a node that has no use for them yet (see [`Node::rests`]):
+/// 80 ms, so that what looks at the newest audio only when asked is never far behind.
+pub const MAX_RESTING: usize = 4;
+
 /// A failure that a node cannot deal with itself.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{message}")]
@@ -148,6 +152,13 @@ pub trait Node: Send + 'static {
         } else {
             Step::Done(Err(NodeError::call(&end)))
         }
+    }
+
+    /// Frames of audio that it has no use for yet: while it only keeps what it hears, the host need not
+    /// wake it for each. They come all the same, in order, before whatever it is woken for; asked for
+    /// each time that its input is empty. At most [`MAX_RESTING`] are left to wait.
+    fn rests(&self) -> usize {
+        0
     }
 
     /// What follows on an edge does not join what came before: something of its sync domain was

@@ -285,6 +285,30 @@ fn block_slows_the_producer_and_drops_nothing() {
     assert!(matches!(edge.offer(ms(301), text(2)), Offered::Blocked(_)));
 }
 
+/// F-148: what a consumer has no use for yet is not late while it rests, however long its stream pauses;
+/// from then on it ages as all else does.
+#[test]
+fn what_rests_does_not_age() {
+    let mut edge = EdgeBuffer::new(&EdgeBufferPolicy {
+        max_queue_ms: 300,
+        max_latency_contribution_ms: 120,
+        ..policy(Strategy::DropOldest, 64)
+    });
+    for n in 0..4 {
+        assert_eq!(edge.offer(ms(n * 20), audio(n, n * 20)), Offered::Queued);
+        assert!(edge.is_roomy(), "{n} frames are far from every bound");
+    }
+    // The user was mute for a minute.
+    edge.rested(ms(60_000));
+    assert_eq!(edge.offer(ms(60_000), audio(4, 60_000)), Offered::Queued);
+    assert!(!edge.is_roomy(), "100 ms of 120 are here");
+    assert_eq!(edge.waited(ms(60_010)), Duration::from_millis(10));
+    assert_eq!(edge.pop(ms(60_010)).map(|item| item.sequence), Some(0));
+    assert_eq!(edge.counters().dropped, 0);
+    assert_eq!(edge.pop(ms(60_301)), None, "the consumer was late");
+    assert_eq!(edge.counters().dropped, 4);
+}
+
 /// F-148: none blocks for ever; what follows is shedding, counted.
 #[test]
 fn a_blocked_item_is_shed_after_max_block_time() {

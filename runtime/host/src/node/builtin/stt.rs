@@ -172,6 +172,15 @@ impl Node for Stt {
         Step::OK
     }
 
+    /// Audio before an utterance is only kept, for its beginning.
+    fn rests(&self) -> usize {
+        if self.speaking.is_none() {
+            usize::MAX
+        } else {
+            0
+        }
+    }
+
     fn on_chunk<'a>(
         &'a mut self,
         cx: &'a mut NodeContext,

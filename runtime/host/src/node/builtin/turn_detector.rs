@@ -7,10 +7,12 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use rspp_kernel::handoff::{Revision, RevisionAction, Revisions, STT_TO_LLM};
 use rspp_proto::{Payload, SampleIndex, Speaker, SpeechMark, TextChunk};
 use rspp_provider_api::{Cost, EndOfTurnModel};
 use rspp_timeline::HandoffAction;
+use rspp_transport_api::audio::samples;
 
 use crate::{
     event::{Event, Port},
@@ -24,8 +26,10 @@ const COMPLETE_FROM: f64 = 0.5;
 #[derive(Default)]
 pub(super) struct TurnDetector {
     model: Option<Box<dyn EndOfTurnModel>>,
-    /// The newest audio, as much as the model looks at.
-    audio: VecDeque<i16>,
+    /// The newest frames: as much as the model looks at, and what the oldest of them is longer.
+    audio: VecDeque<Bytes>,
+    /// Bytes of them.
+    kept: usize,
     state: State,
     /// Final texts since the last turn, in order.
     finals: Vec<Arc<str>>,
@@ -76,19 +80,32 @@ impl TurnDetector {
         Ok(())
     }
 
-    fn take_audio(&mut self, cx: &mut NodeContext, data: &[u8]) {
-        let Some(model) = &self.model else { return };
-        let window = model.window();
+    /// Keeps a frame, and lets go of those that the model will not look at.
+    fn take_audio(&mut self, cx: &mut NodeContext, frame: Bytes) {
+        let window = self.model.as_ref().map_or(0, |model| model.window()) * size_of::<i16>();
         if window == 0 {
             return;
         }
-        let samples = data
-            .chunks_exact(2)
-            .map(|b| i16::from_le_bytes([b[0], b[1]]));
-        self.audio.extend(samples);
-        let excess = self.audio.len().saturating_sub(window);
-        self.audio.drain(..excess);
-        cx.hold(self.audio.len() * size_of::<i16>());
+        self.kept += frame.len();
+        self.audio.push_back(frame);
+        while let Some(oldest) = self.audio.front()
+            && self.kept - oldest.len() >= window
+        {
+            self.kept -= oldest.len();
+            self.audio.pop_front();
+        }
+        cx.hold(self.kept);
+    }
+
+    /// The newest audio, as much as the model looks at.
+    fn heard(&self) -> Vec<i16> {
+        let window = self.model.as_ref().map_or(0, |model| model.window());
+        let excess = (self.kept / size_of::<i16>()).saturating_sub(window);
+        let frames = self.audio.iter();
+        frames
+            .flat_map(|frame| samples(frame))
+            .skip(excess)
+            .collect()
     }
 
     fn take_mark<'a>(&'a mut self, cx: &'a mut NodeContext, mark: SpeechMark) -> Step<'a> {
@@ -126,30 +143,30 @@ impl TurnDetector {
     fn judge<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
         self.state = State::Pausing;
         let transcript = self.words();
+        let audio = self.heard();
         let Some(model) = &mut self.model else {
             self.finished(cx, 1.0);
             return Step::OK;
         };
         match model.cost() {
             Cost::Inline => {
-                let audio = self.audio.make_contiguous();
-                let p = model.complete(audio, transcript.as_deref());
+                let p = model.complete(&audio, transcript.as_deref());
                 self.judged(cx, p);
                 Step::OK
             }
-            Cost::Offload => Step::Wait(Box::pin(self.ask(cx, transcript))),
+            Cost::Offload => Step::Wait(Box::pin(self.ask(cx, audio, transcript))),
         }
     }
 
     async fn ask(
         &mut self,
         cx: &mut NodeContext,
+        audio: Vec<i16>,
         transcript: Option<String>,
     ) -> Result<(), NodeError> {
         let Some(mut model) = self.model.take() else {
             return Ok(());
         };
-        let audio = self.audio.make_contiguous().to_vec();
         let (model, p) = cx
             .pool()
             .run(move || {
@@ -331,9 +348,14 @@ impl Node for TurnDetector {
         Step::Done(self.load(cx))
     }
 
+    /// Audio is looked at when a pause has been found.
+    fn rests(&self) -> usize {
+        usize::MAX
+    }
+
     fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
         match event.payload {
-            Payload::AudioChunk(chunk) => self.take_audio(cx, &chunk.data),
+            Payload::AudioChunk(chunk) => self.take_audio(cx, chunk.data),
             Payload::Speech(mark) => return self.take_mark(cx, mark),
             Payload::Text(chunk) => self.take_text(cx, &chunk, event.stamp.media),
             Payload::AudioEnd

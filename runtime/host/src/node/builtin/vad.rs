@@ -12,6 +12,8 @@ use crate::{
 const SPEECH_FROM: f64 = 0.5;
 /// Probability from which a window counts as speech while somebody speaks.
 const SPEECH_WHILE: f64 = 0.35;
+/// Samples of a frame as it comes from a connection, 20 ms.
+const FRAME_SAMPLES: usize = 320;
 /// Speech shorter than this is a click, in milliseconds.
 const MIN_SPEECH_MS: f64 = 60.0;
 
@@ -219,6 +221,16 @@ fn run(detector: &mut dyn VoiceDetector, samples: &[i16], window: usize) -> Vec<
 }
 
 impl Node for Vad {
+    /// What does not fill the detector's window says nothing yet.
+    fn rests(&self) -> usize {
+        let window = self
+            .detector
+            .as_ref()
+            .map_or(0, |detector| detector.window());
+        let missing = window.saturating_sub(self.pending.len());
+        missing.saturating_sub(1) / FRAME_SAMPLES
+    }
+
     fn start<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
         Step::Done(self.detector(cx))
     }
