@@ -1,11 +1,12 @@
 //! Speech synthesis: clauses in, audio frames of 20 ms out. One call is one clause (P14).
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use rspp_kernel::{CancelReason, cost::CostKind};
 use rspp_proto::{
-    AudioChunk, OutcomeClass, Payload, SampleIndex, SampleRate, TextChunk, spec::CapAction,
+    AudioChunk, Monotonic, OutcomeClass, Payload, SampleIndex, SampleRate, TextChunk,
+    spec::CapAction,
 };
 use rspp_provider_api::{TtsChunk, TtsRequest};
 use rspp_transport_api::audio::{Framer, Resampler, samples, to_bytes};
@@ -14,6 +15,12 @@ use crate::{
     event::{CallEnd, CallKey, Chunk, Event, Port},
     node::{Node, NodeContext, NodeError, NodeReport, Speech, Step},
 };
+
+/// Frames made of a clause that are told at once: a voice that sends one at a time would have its
+/// session told of each.
+const TOLD_AT_ONCE: u32 = 8;
+/// The longest that a frame's making is not told: progress of the turn as well.
+const TOLD_WITHIN: Duration = Duration::from_millis(100);
 
 /// The node.
 #[derive(Default)]
@@ -39,6 +46,9 @@ struct Speaking {
     framer: Option<(SampleRate, Framer)>,
     /// Where the voice's rate is higher than it may be.
     resampler: Option<Resampler>,
+    /// Frames that the session has not been told of, and when it was last.
+    untold: u32,
+    told: Option<Monotonic>,
 }
 
 impl Tts {
@@ -79,6 +89,8 @@ impl Tts {
             clause,
             framer: None,
             resampler: None,
+            untold: 0,
+            told: None,
         });
     }
 
@@ -188,6 +200,7 @@ impl Speaking {
         if let Some((rate, mut framer)) = self.framer.take() {
             self.emit(cx, rate, framer.finish());
         }
+        self.tell(cx, cx.now());
         cx.report(NodeReport::ClauseMade {
             segment: self.clause.segment,
         });
@@ -195,12 +208,11 @@ impl Speaking {
     }
 
     fn emit(
-        &self,
+        &mut self,
         cx: &mut NodeContext,
         rate: SampleRate,
         frames: impl IntoIterator<Item = Bytes>,
     ) {
-        let mut count = 0;
         for frame in frames {
             let chunk = AudioChunk::pcm16(rate, frame);
             cx.emit_at(
@@ -208,12 +220,23 @@ impl Speaking {
                 SampleIndex(0),
                 self.clause.segment,
             );
-            count += 1;
+            self.untold += 1;
         }
-        if count > 0 {
+        let now = cx.now();
+        let is_overdue = self.told.is_none_or(|told| now.since(told) >= TOLD_WITHIN);
+        if self.untold >= TOLD_AT_ONCE || is_overdue {
+            self.tell(cx, now);
+        }
+    }
+
+    /// Tells the session of the frames that were made.
+    fn tell(&mut self, cx: &mut NodeContext, now: Monotonic) {
+        let frames = std::mem::take(&mut self.untold);
+        if frames > 0 {
+            self.told = Some(now);
             cx.report(NodeReport::FramesMade {
                 segment: self.clause.segment,
-                frames: count,
+                frames,
             });
         }
     }
