@@ -20,6 +20,8 @@ pub struct Args {
     pub quick: bool,
     /// `--sessions N`: only this many, for profiling.
     pub sessions: Option<usize>,
+    /// `--memory`: only what things take up, for profiling.
+    pub memory: bool,
 }
 
 impl Args {
@@ -29,6 +31,7 @@ impl Args {
         Self {
             json: has("--json"),
             quick: has("--quick"),
+            memory: has("--memory"),
             sessions: std::env::args()
                 .skip_while(|arg| arg != "--sessions")
                 .nth(1)
