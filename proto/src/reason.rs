@@ -204,6 +204,8 @@ reasons! {
     CP_ADMISSION_ALLOWED_DEGRADED = "cp_admission_allowed_degraded";
     /// Nobody could be asked, and then everybody is let in.
     CP_ADMISSION_ALLOWED_UNCOUNTED = "cp_admission_allowed_uncounted";
+    /// Nobody could be asked, and then nobody is let in.
+    CP_ADMISSION_DEFER_UNAVAILABLE = "cp_admission_defer_unavailable";
     /// The control plane has no room now.
     CP_ADMISSION_DEFER_CAPACITY = "cp_admission_defer_capacity";
     /// Policy refuses.

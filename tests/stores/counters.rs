@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use rspp_controlplane::{
-    admission::{Mode, Policy, Usage, reason},
+    admission::{Mode, Policy, Usage},
     authority::{Attempt, Binding, Holder, Incarnation, Placement, Standing},
     keys,
     store::{Compare, Key, Query, Store, StoreError, Txn},
@@ -12,6 +12,7 @@ use rspp_controlplane_storage::counters::{Counters, Recounted, recount};
 use rspp_proto::{
     Epoch, PipelineVersion, RuntimeId, SessionId, TenantId, WallClock,
     abi::OutcomeKind,
+    reason,
     spec::{Quota, QuotasSpec},
 };
 
@@ -110,7 +111,10 @@ async fn two_replicas_let_in_as_many_as_are_allowed() {
             let why = opened.decision.reason.as_str().to_owned();
             *outcomes.entry(why).or_default() += 1;
         }
-        let expected = [(reason::ALLOWED, 150), (reason::QUOTA, 90)];
+        let expected = [
+            (reason::CP_ADMISSION_ALLOWED, 150),
+            (reason::CP_ADMISSION_REJECT_QUOTA, 90),
+        ];
         let expected = expected.map(|(why, count)| (why.as_str().to_owned(), count));
         assert_eq!(outcomes, expected.into());
         assert_eq!(usage(&*store, &acme).await.open, 150);
@@ -178,8 +182,16 @@ async fn without_a_store_the_operators_choice_counts() {
         let acme = tenant("acme");
         severed.cut(true);
         for (mode, outcome, why) in [
-            (Mode::Strict, OutcomeKind::Defer, reason::UNAVAILABLE),
-            (Mode::Availability, OutcomeKind::Admit, reason::UNCOUNTED),
+            (
+                Mode::Strict,
+                OutcomeKind::Defer,
+                reason::CP_ADMISSION_DEFER_UNAVAILABLE,
+            ),
+            (
+                Mode::Availability,
+                OutcomeKind::Admit,
+                reason::CP_ADMISSION_ALLOWED_UNCOUNTED,
+            ),
         ] {
             let policy = policy(at_most(1), mode);
             let opened = counters

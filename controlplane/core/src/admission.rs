@@ -9,29 +9,10 @@ use std::{collections::BTreeMap, time::Duration};
 use rspp_proto::{
     Reason, TenantId, WallClock,
     abi::{OutcomeKind, OutcomeScope},
+    reason,
     spec::{OverLimit, Quota, QuotasSpec},
 };
 use serde::{Deserialize, Serialize};
-
-/// The reasons that CP-05 gives (controlplane §6).
-pub mod reason {
-    use rspp_proto::Reason;
-
-    /// Within all limits.
-    pub const ALLOWED: Reason = Reason::from_static("cp_admission_allowed");
-    /// Beyond a limit that is served with less.
-    pub const DEGRADED: Reason = Reason::from_static("cp_admission_allowed_degraded");
-    /// Not now.
-    pub const DEFER: Reason = Reason::from_static("cp_admission_defer_capacity");
-    /// Beyond a limit.
-    pub const QUOTA: Reason = Reason::from_static("cp_admission_reject_quota");
-    /// The tenant may open none.
-    pub const POLICY: Reason = Reason::from_static("cp_admission_reject_policy");
-    /// Nobody could be asked, and then nobody is let in.
-    pub const UNAVAILABLE: Reason = Reason::from_static("cp_admission_defer_unavailable");
-    /// Nobody could be asked, and then everybody is let in.
-    pub const UNCOUNTED: Reason = Reason::from_static("cp_admission_allowed_uncounted");
-}
 
 /// What is done when the counters cannot be read. A choice of the operator, recorded with every
 /// decision that it makes; never an error that somebody swallowed.
@@ -292,9 +273,11 @@ pub fn admit(
         return match policy.mode {
             Mode::Strict => Decision {
                 retry_after: Some(Duration::from_secs(1)),
-                ..decision(OutcomeKind::Defer, reason::UNAVAILABLE)
+                ..decision(OutcomeKind::Defer, reason::CP_ADMISSION_DEFER_UNAVAILABLE)
             },
-            Mode::Availability => decision(OutcomeKind::Admit, reason::UNCOUNTED),
+            Mode::Availability => {
+                decision(OutcomeKind::Admit, reason::CP_ADMISSION_ALLOWED_UNCOUNTED)
+            }
         };
     };
     let mut degraded = None;
@@ -331,9 +314,9 @@ pub fn admit(
         match over {
             OverLimit::Reject => {
                 let why = if allowed == 0 {
-                    reason::POLICY
+                    reason::CP_ADMISSION_REJECT_POLICY
                 } else {
-                    reason::QUOTA
+                    reason::CP_ADMISSION_REJECT_QUOTA
                 };
                 return Decision {
                     reached,
@@ -346,7 +329,7 @@ pub fn admit(
                 return Decision {
                     reached,
                     retry_after: Some(wait.unwrap_or(Duration::from_secs(1))),
-                    ..decision(OutcomeKind::Defer, reason::DEFER)
+                    ..decision(OutcomeKind::Defer, reason::CP_ADMISSION_DEFER_CAPACITY)
                 };
             }
             OverLimit::Degrade => degraded = degraded.or(reached),
@@ -356,9 +339,9 @@ pub fn admit(
         Some(reached) => Decision {
             degraded: true,
             reached: Some(reached),
-            ..decision(OutcomeKind::Admit, reason::DEGRADED)
+            ..decision(OutcomeKind::Admit, reason::CP_ADMISSION_ALLOWED_DEGRADED)
         },
-        None => decision(OutcomeKind::Admit, reason::ALLOWED),
+        None => decision(OutcomeKind::Admit, reason::CP_ADMISSION_ALLOWED),
     }
 }
 
@@ -413,7 +396,13 @@ mod tests {
     fn a_limit_is_kept() {
         use OutcomeKind::{Admit, Defer, Reject};
         let none = QuotasSpec::default();
-        check(none.clone(), usage(9, 9, 9), Admit, reason::ALLOWED, None);
+        check(
+            none.clone(),
+            usage(9, 9, 9),
+            Admit,
+            reason::CP_ADMISSION_ALLOWED,
+            None,
+        );
         let of = |sessions, per_minute, tokens| QuotasSpec {
             sessions,
             sessions_per_minute: per_minute,
@@ -425,28 +414,28 @@ mod tests {
             of(three, None, None),
             usage(2, 0, 0),
             Admit,
-            reason::ALLOWED,
+            reason::CP_ADMISSION_ALLOWED,
             None,
         );
         check(
             of(three, None, None),
             usage(3, 0, 0),
             Reject,
-            reason::QUOTA,
+            reason::CP_ADMISSION_REJECT_QUOTA,
             Some(Limit::Sessions),
         );
         check(
             of(None, three, None),
             usage(0, 3, 0),
             Reject,
-            reason::QUOTA,
+            reason::CP_ADMISSION_REJECT_QUOTA,
             Some(Limit::SessionsPerMinute),
         );
         check(
             of(None, None, three),
             usage(0, 0, 3),
             Reject,
-            reason::QUOTA,
+            reason::CP_ADMISSION_REJECT_QUOTA,
             Some(Limit::TokensPerMinute),
         );
         let put_off = Some(Quota::at(3).then(OverLimit::Defer));
@@ -454,7 +443,7 @@ mod tests {
             of(put_off, None, None),
             usage(3, 0, 0),
             Defer,
-            reason::DEFER,
+            reason::CP_ADMISSION_DEFER_CAPACITY,
             Some(Limit::Sessions),
         );
         let slowed = Some(Quota::at(3).then(OverLimit::Throttle));
@@ -462,7 +451,7 @@ mod tests {
             of(None, slowed, None),
             usage(0, 3, 0),
             Defer,
-            reason::DEFER,
+            reason::CP_ADMISSION_DEFER_CAPACITY,
             Some(Limit::SessionsPerMinute),
         );
         let less = Some(Quota::at(3).then(OverLimit::Degrade));
@@ -470,7 +459,7 @@ mod tests {
             of(less, None, None),
             usage(3, 0, 0),
             Admit,
-            reason::DEGRADED,
+            reason::CP_ADMISSION_ALLOWED_DEGRADED,
             Some(Limit::Sessions),
         );
         // What is refused by one limit is not let in by another.
@@ -478,14 +467,14 @@ mod tests {
             of(less, None, three),
             usage(3, 0, 3),
             Reject,
-            reason::QUOTA,
+            reason::CP_ADMISSION_REJECT_QUOTA,
             Some(Limit::TokensPerMinute),
         );
         check(
             of(Some(Quota::at(0)), None, None),
             usage(0, 0, 0),
             Reject,
-            reason::POLICY,
+            reason::CP_ADMISSION_REJECT_POLICY,
             Some(Limit::Sessions),
         );
     }
@@ -528,14 +517,14 @@ mod tests {
         assert_eq!(strict.outcome, OutcomeKind::Defer);
         assert_eq!(
             (strict.reason, strict.counted),
-            (reason::UNAVAILABLE, false)
+            (reason::CP_ADMISSION_DEFER_UNAVAILABLE, false)
         );
         policy.mode = Mode::Availability;
         let open = admit(&policy, &tenant(), "desk", None, NOW);
         assert_eq!(open.outcome, OutcomeKind::Admit);
         assert_eq!(
             (open.reason, open.mode),
-            (reason::UNCOUNTED, Mode::Availability)
+            (reason::CP_ADMISSION_ALLOWED_UNCOUNTED, Mode::Availability)
         );
     }
 
