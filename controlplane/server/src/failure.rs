@@ -342,6 +342,11 @@ fn of_publish(error: &PublishError) -> Parts {
             reason::SPEC_INVALID,
             vec![("says", says.clone())],
         ),
+        PublishError::OtherSurfaces { surfaces, .. } => (
+            Code::InvalidArgument,
+            reason::SPEC_INVALID,
+            vec![("surfaces", surfaces.join(", "))],
+        ),
         PublishError::Invalid(_) => (Code::InvalidArgument, reason::SPEC_INVALID, vec![]),
         PublishError::Breaking { before, .. } => (
             Code::FailedPrecondition,

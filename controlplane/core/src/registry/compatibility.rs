@@ -1,6 +1,7 @@
 //! What of a new version would break whoever uses the one before.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
@@ -46,6 +47,21 @@ pub enum SchemaBreak {
     WordsGone(Vec<String>),
     /// A limit is tighter.
     Tightened(&'static str),
+    /// None of the shapes that it may have now takes one that it might have before.
+    ShapeGone(String),
+}
+
+impl fmt::Display for SchemaBreak {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FieldGone => f.write_str("the field is gone"),
+            Self::NowRequired => f.write_str("the field is required now"),
+            Self::TypeChanged { from, to } => write!(f, "the type was {from} and is {to}"),
+            Self::WordsGone(words) => write!(f, "no longer allowed: {words:?}"),
+            Self::Tightened(limit) => write!(f, "`{limit}` is tighter"),
+            Self::ShapeGone(shape) => write!(f, "no longer allowed: {shape}"),
+        }
+    }
 }
 
 impl fmt::Display for Break {
@@ -57,16 +73,7 @@ impl fmt::Display for Break {
             Self::OutputGone(port) => write!(f, "it gives clients no {} any more", port.as_str()),
             Self::ToolGone(tool) => write!(f, "tool `{tool}` is gone"),
             Self::Schema { tool, path, what } => {
-                write!(f, "tool `{tool}`, `{path}`: ")?;
-                match what {
-                    SchemaBreak::FieldGone => f.write_str("the field is gone"),
-                    SchemaBreak::NowRequired => f.write_str("the field is required now"),
-                    SchemaBreak::TypeChanged { from, to } => {
-                        write!(f, "the type was {from} and is {to}")
-                    }
-                    SchemaBreak::WordsGone(words) => write!(f, "no longer allowed: {words:?}"),
-                    SchemaBreak::Tightened(limit) => write!(f, "`{limit}` is tighter"),
-                }
+                write!(f, "tool `{tool}`, `{path}`: {what}")
             }
         }
     }
@@ -128,21 +135,157 @@ pub fn breaks_of_schema(old: &Value, new: &Value) -> Vec<(String, SchemaBreak)> 
     found
 }
 
-fn compare(old: &Value, new: &Value, path: &str, found: &mut Vec<(String, SchemaBreak)>) {
-    let mut add = |path: &str, what| found.push((path.to_owned(), what));
-    let types = |schema: &Value| -> BTreeSet<String> {
-        match &schema["type"] {
-            Value::String(name) => BTreeSet::from([name.clone()]),
-            Value::Array(names) => names
-                .iter()
-                .filter_map(|n| Some(n.as_str()?.to_owned()))
-                .collect(),
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => BTreeSet::new(),
-        }
+/// What of a schema breaks those who rely on the one that was released, unless it has the number of the next
+/// version in its `$id` (F-028). A schema without a name is held to what was released.
+pub fn breaks_of_release(released: &Value, now: &Value) -> Vec<(String, SchemaBreak)> {
+    let version = |schema: &Value| {
+        let id = schema["$id"].as_str()?;
+        let (_, number) = id.rsplit_once(":v")?;
+        number.parse::<u64>().ok()
     };
-    let (old_types, new_types) = (types(old), types(new));
-    // No type is any type: to name one, or another, shuts something out.
-    if !new_types.is_empty() && (old_types.is_empty() || !old_types.is_subset(&new_types)) {
+    if version(now) > version(released) {
+        return Vec::new();
+    }
+    breaks_of_schema(released, now)
+}
+
+/// Most references to references that are followed.
+const MAX_HOPS: usize = 16;
+
+/// Two schemas that are compared: the documents that their references are looked up in.
+struct Comparison<'a> {
+    old: &'a Value,
+    new: &'a Value,
+    /// What is referred to that is being compared, or was found to be good: schemas may name themselves.
+    looked_into: RefCell<BTreeSet<(String, String)>>,
+}
+
+/// What a schema that only refers to another means.
+fn resolved<'a>(root: &'a Value, mut schema: &'a Value) -> &'a Value {
+    for _ in 0..MAX_HOPS {
+        let name = schema["$ref"].as_str().and_then(|it| it.strip_prefix('#'));
+        match name.and_then(|pointer| root.pointer(pointer)) {
+            Some(meant) => schema = meant,
+            None => break,
+        }
+    }
+    schema
+}
+
+fn types(schema: &Value) -> BTreeSet<String> {
+    match &schema["type"] {
+        Value::String(name) => BTreeSet::from([name.clone()]),
+        Value::Array(names) => names
+            .iter()
+            .filter_map(|n| Some(n.as_str()?.to_owned()))
+            .collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => BTreeSet::new(),
+    }
+}
+
+/// The only values that it takes, if it names them.
+fn words(schema: &Value) -> Option<Vec<Value>> {
+    match schema.get("const") {
+        Some(only) => Some(vec![only.clone()]),
+        None => schema["enum"].as_array().cloned(),
+    }
+}
+
+/// The shapes of which it has one, if it may have several.
+fn shapes(schema: &Value) -> Option<&Vec<Value>> {
+    schema["oneOf"]
+        .as_array()
+        .or_else(|| schema["anyOf"].as_array())
+}
+
+/// How a break calls a shape.
+fn called(root: &Value, shape: &Value) -> String {
+    let meant = resolved(root, shape);
+    let only = words(meant).map(|words| Value::Array(words).to_string());
+    let tagged = || {
+        let fields = meant["properties"].as_object()?;
+        let tags = fields.iter().filter_map(|(name, field)| {
+            Some(format!("{name} {}", resolved(root, field).get("const")?))
+        });
+        Some(tags.collect::<Vec<_>>().join(", ")).filter(|tags| !tags.is_empty())
+    };
+    let reference = || Some(shape["$ref"].as_str()?.rsplit('/').next()?.to_owned());
+    let found = only.or_else(tagged).or_else(reference);
+    found.unwrap_or_else(|| types(meant).into_iter().collect::<Vec<_>>().join(" or "))
+}
+
+fn compare(old: &Value, new: &Value, path: &str, found: &mut Vec<(String, SchemaBreak)>) {
+    let whole = Comparison {
+        old,
+        new,
+        looked_into: RefCell::default(),
+    };
+    whole.compare(old, new, path, found);
+}
+
+impl Comparison<'_> {
+    fn compare(
+        &self,
+        old: &Value,
+        new: &Value,
+        path: &str,
+        found: &mut Vec<(String, SchemaBreak)>,
+    ) {
+        let pair = match (old["$ref"].as_str(), new["$ref"].as_str()) {
+            (Some(old), Some(new)) => Some((old.to_owned(), new.to_owned())),
+            (_, _) => None,
+        };
+        if let Some(pair) = &pair
+            && !self.looked_into.borrow_mut().insert(pair.clone())
+        {
+            return;
+        }
+        let before = found.len();
+        self.parts(
+            resolved(self.old, old),
+            resolved(self.new, new),
+            path,
+            found,
+        );
+        // What breaks is told wherever it is referred to.
+        if let Some(pair) = pair
+            && found.len() > before
+        {
+            self.looked_into.borrow_mut().remove(&pair);
+        }
+    }
+
+    fn parts(&self, old: &Value, new: &Value, path: &str, found: &mut Vec<(String, SchemaBreak)>) {
+        let before = found.len();
+        Self::types(old, new, path, found);
+        if found.len() > before {
+            return;
+        }
+        Self::limits(old, new, path, found);
+        self.shapes(old, new, path, found);
+        self.fields(old, new, path, found);
+        if old["items"].is_object() && new["items"].is_object() {
+            self.compare(&old["items"], &new["items"], &format!("{path}[]"), found);
+        }
+        let others = |schema: &Value| schema["additionalProperties"].clone();
+        match (others(old), others(new)) {
+            (Value::Bool(false), _) | (_, Value::Null | Value::Bool(true)) => {}
+            (Value::Null | Value::Bool(true), _) => {
+                found.push((
+                    path.to_owned(),
+                    SchemaBreak::Tightened("additionalProperties"),
+                ));
+            }
+            (old, new) => self.compare(&old, &new, &format!("{path}{{}}"), found),
+        }
+    }
+
+    fn types(old: &Value, new: &Value, path: &str, found: &mut Vec<(String, SchemaBreak)>) {
+        let (old, new) = (types(old), types(new));
+        // No type is any type: to name one, or another, shuts something out.
+        if new.is_empty() || (!old.is_empty() && old.is_subset(&new)) {
+            return;
+        }
         let text = |types: &BTreeSet<String>| {
             let words: Vec<_> = types.iter().map(String::as_str).collect();
             if words.is_empty() {
@@ -151,72 +294,115 @@ fn compare(old: &Value, new: &Value, path: &str, found: &mut Vec<(String, Schema
                 words.join(" or ")
             }
         };
-        add(
-            path,
-            SchemaBreak::TypeChanged {
-                from: text(&old_types),
-                to: text(&new_types),
-            },
-        );
-        return;
+        let what = SchemaBreak::TypeChanged {
+            from: text(&old),
+            to: text(&new),
+        };
+        found.push((path.to_owned(), what));
     }
-    let words = |schema: &Value| schema["enum"].as_array().cloned();
-    match (words(old), words(new)) {
-        (Some(old), Some(new)) => {
-            let gone: Vec<_> = old.iter().filter(|word| !new.contains(word)).collect();
-            if !gone.is_empty() {
-                let gone = gone.into_iter().map(ToString::to_string).collect();
-                add(path, SchemaBreak::WordsGone(gone));
+
+    fn limits(old: &Value, new: &Value, path: &str, found: &mut Vec<(String, SchemaBreak)>) {
+        let mut add = |what| found.push((path.to_owned(), what));
+        match (words(old), words(new)) {
+            (Some(old), Some(new)) => {
+                let gone: Vec<_> = old.iter().filter(|word| !new.contains(word)).collect();
+                if !gone.is_empty() {
+                    let gone = gone.into_iter().map(ToString::to_string).collect();
+                    add(SchemaBreak::WordsGone(gone));
+                }
+            }
+            (None, Some(_)) => add(SchemaBreak::Tightened("enum")),
+            (Some(_) | None, None) => {}
+        }
+        for (limit, is_upper) in [
+            ("maximum", true),
+            ("maxLength", true),
+            ("maxItems", true),
+            ("minimum", false),
+            ("minLength", false),
+            ("minItems", false),
+        ] {
+            let tighter = match (old[limit].as_f64(), new[limit].as_f64()) {
+                (_, None) => false,
+                (None, Some(_)) => true,
+                (Some(old), Some(new)) if is_upper => new < old,
+                (Some(old), Some(new)) => new > old,
+            };
+            if tighter {
+                add(SchemaBreak::Tightened(limit));
             }
         }
-        (None, Some(_)) => add(path, SchemaBreak::Tightened("enum")),
-        (Some(_) | None, None) => {}
+        // Which of two such rules lets more in cannot be seen: another one is taken for a tighter one.
+        for rule in ["pattern", "propertyNames", "uniqueItems", "allOf", "not"] {
+            if !new[rule].is_null() && new[rule] != old[rule] {
+                add(SchemaBreak::Tightened(rule));
+            }
+        }
     }
-    for (limit, is_upper) in [
-        ("maximum", true),
-        ("maxLength", true),
-        ("maxItems", true),
-        ("minimum", false),
-        ("minLength", false),
-        ("minItems", false),
-    ] {
-        let tighter = match (old[limit].as_f64(), new[limit].as_f64()) {
-            (_, None) => false,
-            (None, Some(_)) => true,
-            (Some(old), Some(new)) if is_upper => new < old,
-            (Some(old), Some(new)) => new > old,
+
+    /// Each shape that was good must be good as one of those there are now.
+    fn shapes(&self, old: &Value, new: &Value, path: &str, found: &mut Vec<(String, SchemaBreak)>) {
+        let Some(new_shapes) = shapes(new) else {
+            return;
         };
-        if tighter {
-            add(path, SchemaBreak::Tightened(limit));
+        let one = [old.clone()];
+        let old_shapes = shapes(old).map_or(&one[..], Vec::as_slice);
+        for shape in old_shapes {
+            let mut least: Option<Vec<_>> = None;
+            for newer in new_shapes {
+                let mut breaks = Vec::new();
+                self.compare(shape, newer, path, &mut breaks);
+                if least
+                    .as_ref()
+                    .is_none_or(|least| breaks.len() < least.len())
+                {
+                    least = Some(breaks);
+                }
+            }
+            match least {
+                Some(breaks) if breaks.is_empty() => {}
+                // Of a shape that is still there by its name, what has become of it.
+                Some(breaks)
+                    if new_shapes
+                        .iter()
+                        .any(|newer| called(self.new, newer) == called(self.old, shape)) =>
+                {
+                    found.extend(breaks);
+                }
+                Some(_) | None => {
+                    let shape = called(self.old, shape);
+                    found.push((path.to_owned(), SchemaBreak::ShapeGone(shape)));
+                }
+            }
         }
     }
-    let required = |schema: &Value| -> BTreeSet<String> {
-        let names = schema["required"].as_array().into_iter().flatten();
-        names
-            .filter_map(|name| Some(name.as_str()?.to_owned()))
-            .collect()
-    };
-    let below = |name: &str| {
-        if path.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{path}.{name}")
+
+    fn fields(&self, old: &Value, new: &Value, path: &str, found: &mut Vec<(String, SchemaBreak)>) {
+        let required = |schema: &Value| -> BTreeSet<String> {
+            let names = schema["required"].as_array().into_iter().flatten();
+            names
+                .filter_map(|name| Some(name.as_str()?.to_owned()))
+                .collect()
+        };
+        let below = |name: &str| {
+            if path.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{path}.{name}")
+            }
+        };
+        for name in required(new).difference(&required(old)) {
+            found.push((below(name), SchemaBreak::NowRequired));
         }
-    };
-    for name in required(new).difference(&required(old)) {
-        add(&below(name), SchemaBreak::NowRequired);
-    }
-    let empty = serde_json::Map::new();
-    let fields = |schema: &'_ Value| schema["properties"].as_object().cloned();
-    let new_fields = fields(new).unwrap_or_else(|| empty.clone());
-    for (name, old_field) in fields(old).unwrap_or(empty) {
-        match new_fields.get(&name) {
-            None => found.push((below(&name), SchemaBreak::FieldGone)),
-            Some(new_field) => compare(&old_field, new_field, &below(&name), found),
+        let empty = serde_json::Map::new();
+        let fields = |schema: &Value| schema["properties"].as_object().cloned();
+        let new_fields = fields(new).unwrap_or_else(|| empty.clone());
+        for (name, old_field) in fields(old).unwrap_or(empty) {
+            match new_fields.get(&name) {
+                None => found.push((below(&name), SchemaBreak::FieldGone)),
+                Some(new_field) => self.compare(&old_field, new_field, &below(&name), found),
+            }
         }
-    }
-    if old["items"].is_object() && new["items"].is_object() {
-        compare(&old["items"], &new["items"], &format!("{path}[]"), found);
     }
 }
 
@@ -284,6 +470,53 @@ mod tests {
                     to: "string".into(),
                 },
             )],
+        );
+    }
+
+    /// F-028: what schemas refer to, and the shapes of which a payload has one, are looked into.
+    #[test]
+    fn references_and_shapes_are_looked_into() {
+        let old = json!({
+            "properties": {"event": {"$ref": "#/$defs/Event"}},
+            "$defs": {
+                "Event": {"oneOf": [
+                    {"type": "object", "properties": {"kind": {"const": "text"}, "text": {"type": "string"}}},
+                    {"type": "object", "properties": {"kind": {"const": "end"}}},
+                ]},
+                "Tree": {"properties": {"next": {"$ref": "#/$defs/Tree"}}},
+            },
+        });
+        check(&old, &old, &[]);
+        let shape = |at: usize| format!("/$defs/Event/oneOf/{at}");
+        let mut dropped = old.clone();
+        let fields = dropped.pointer_mut(&(shape(0) + "/properties")).unwrap();
+        fields.as_object_mut().unwrap().remove("text");
+        check(&old, &dropped, &[("event.text", SchemaBreak::FieldGone)]);
+        check(&dropped, &old, &[]);
+        let mut fewer = old.clone();
+        let all = fewer.pointer_mut("/$defs/Event/oneOf").unwrap();
+        all.as_array_mut().unwrap().pop();
+        let gone = SchemaBreak::ShapeGone("kind \"end\"".into());
+        check(&old, &fewer, &[("event", gone)]);
+        check(&fewer, &old, &[]);
+        let closed = json!({"type": "object", "additionalProperties": false});
+        let open = json!({"type": "object"});
+        let tighter = SchemaBreak::Tightened("additionalProperties");
+        check(&open, &closed, &[("", tighter)]);
+        check(&closed, &open, &[]);
+    }
+
+    /// F-028: the next version of a schema may break what it likes, and an older one nothing.
+    #[test]
+    fn the_next_version_may_break() {
+        let of = |version: u32, fields: Value| json!({"$id": format!("urn:x:v{version}"), "properties": fields});
+        let old = of(1, json!({"a": {}}));
+        let gone = [("a".to_owned(), SchemaBreak::FieldGone)];
+        assert_eq!(breaks_of_release(&old, &of(1, json!({}))), gone);
+        assert_eq!(breaks_of_release(&old, &of(2, json!({}))), []);
+        assert_eq!(
+            breaks_of_release(&of(2, json!({"a": {}})), &of(1, json!({}))),
+            gone
         );
     }
 

@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
-pub use compatibility::{Break, breaks_of_pipeline, breaks_of_schema};
+pub use compatibility::{
+    Break, SchemaBreak, breaks_of_pipeline, breaks_of_release, breaks_of_schema,
+};
 pub use version::{VersionName, VersionNameError};
 
 use crate::ContentHash;
@@ -95,6 +97,18 @@ pub enum PublishError {
     /// It is wrong in itself.
     #[error("{0}")]
     Invalid(Diagnostics),
+    /// Provider settings that say something else, which nobody would follow (F-102).
+    #[error(
+        "provider settings decide `providers` alone, and `{version}` says {}: publish that as a policy, \
+         or leave it out",
+        named(surfaces)
+    )]
+    OtherSurfaces {
+        /// Its name.
+        version: VersionName,
+        /// What it says besides.
+        surfaces: Vec<&'static str>,
+    },
     /// It breaks who uses the version before (F-028, NF-010).
     #[error(
         "`{version}` breaks what uses `{before}`; publish it as `{}`, or undo: {}",
@@ -124,6 +138,47 @@ fn list(breaks: &[Break]) -> String {
     texts.join("; ")
 }
 
+fn named(surfaces: &[&str]) -> String {
+    let names: Vec<_> = surfaces.iter().map(|name| format!("`{name}`")).collect();
+    names.join(", ")
+}
+
+/// What a bundle decides besides how providers are chosen and called.
+fn other_surfaces(bundle: &PolicyBundle) -> Vec<&'static str> {
+    // Each part by name, so that a new one is thought of here.
+    let PolicyBundle {
+        schema: _,
+        policy_resolution_snapshot: _,
+        allowed_adaptive_actions,
+        budgets,
+        provider_bindings,
+        edge_buffer_policies,
+        flow_control,
+        recording_policy,
+        node_execution_policies,
+        insert_nodes,
+        providers: _,
+    } = bundle;
+    let said = [
+        (
+            "allowed_adaptive_actions",
+            !allowed_adaptive_actions.is_empty(),
+        ),
+        ("budgets", budgets.is_some()),
+        ("provider_bindings", provider_bindings.is_some()),
+        ("edge_buffer_policies", edge_buffer_policies.is_some()),
+        ("flow_control", flow_control.is_some()),
+        ("recording_policy", recording_policy.is_some()),
+        (
+            "node_execution_policies",
+            !node_execution_policies.is_empty(),
+        ),
+        ("insert_nodes", !insert_nodes.is_empty()),
+    ];
+    let said = said.into_iter().filter(|(_, is_said)| *is_said);
+    said.map(|(name, _)| name).collect()
+}
+
 /// What a draft means, as JSON without comments, and what it says of itself for searches; refuses one that is
 /// wrong in itself.
 fn meaning(draft: &Draft) -> Result<(Value, BTreeMap<String, String>), PublishError> {
@@ -144,9 +199,18 @@ fn meaning(draft: &Draft) -> Result<(Value, BTreeMap<String, String>), PublishEr
         }
         Kind::Policy | Kind::Providers => {
             let spec = PolicyBundle::parse(file, &draft.source, Mode::Strict);
-            to_json(serde_json::to_value(
-                spec.map_err(PublishError::Invalid)?.spec,
-            ))
+            let spec = spec.map_err(PublishError::Invalid)?.spec;
+            let surfaces = match draft.kind {
+                Kind::Providers => other_surfaces(&spec),
+                Kind::Pipeline | Kind::Policy | Kind::Limits => Vec::new(),
+            };
+            if !surfaces.is_empty() {
+                return Err(PublishError::OtherSurfaces {
+                    version: draft.version.clone(),
+                    surfaces,
+                });
+            }
+            to_json(serde_json::to_value(spec))
         }
         Kind::Limits => {
             let spec = LimitsSpec::parse(file, &draft.source, Mode::Strict);
@@ -269,6 +333,35 @@ mod tests {
             Published::New(artifact) => artifact,
             Published::Already(_) => unreachable!("nothing was there"),
         }
+    }
+
+    /// F-102: what provider settings would say in vain is refused by name.
+    #[test]
+    fn provider_settings_say_nothing_that_nobody_follows() {
+        let publish_as = |kind, more: &str| {
+            let source = format!(
+                "schema: rspp.policy.bundle.v1\npolicy_resolution_snapshot: policy/desk-1\n{more}"
+            );
+            let draft = Draft {
+                kind,
+                ..draft("desk-1", &source)
+            };
+            publish(None, None, draft, WallClock(0))
+        };
+        let caps = "providers: {caps: {turn: {tts_characters: 9}, action: refuse}}\n";
+        let alone = format!("allowed_adaptive_actions: []\n{caps}");
+        let more = format!(
+            "allowed_adaptive_actions: [provider_switch]\nnode_execution_policies: {{llm: {{concurrency_limit: 2}}}}\n{caps}"
+        );
+        assert!(publish_as(Kind::Providers, &alone).is_ok());
+        let policy = publish_as(Kind::Policy, &more);
+        assert!(policy.is_ok(), "{policy:?}");
+        let refused = publish_as(Kind::Providers, &more).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "provider settings decide `providers` alone, and `desk-1` says `allowed_adaptive_actions`, \
+             `node_execution_policies`: publish that as a policy, or leave it out"
+        );
     }
 
     /// F-015, F-092: v1 stays what it is, v2 stands beside it; publishing the same again is no change.
