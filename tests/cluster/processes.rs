@@ -521,25 +521,35 @@ impl Fleet {
 
     /// Connects to an address that a client was told, with what it has to show there.
     pub(crate) async fn follow(url: &str, token: &str) -> Client {
-        let at = url.strip_prefix("ws://").expect("a WebSocket's address");
-        let at = at.split('/').next().expect("a host and port");
-        let at = at.parse().expect("on this machine");
-        let token = format!("rspp.token.{token}");
-        let protocols = ["rspp.v1.json", &token];
         let by = Instant::now() + PATIENCE;
         let mut client = loop {
-            match Client::connect(at, &protocols, &[]).await {
+            match Self::knock(url, token).await {
                 Ok(client) => break client,
                 // A runtime hears of the others a moment after they have joined.
                 Err(refused) => assert!(
-                    format!("{refused:?}").contains("token_wrong_audience") && Instant::now() < by,
-                    "{refused:?}"
+                    refused.contains("token_wrong_audience") && Instant::now() < by,
+                    "{refused}"
                 ),
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
         client.say(hello()).await;
         client
+    }
+
+    /// Connects once; how it was refused is the error.
+    pub(crate) async fn knock(url: &str, token: &str) -> Result<Client, String> {
+        let at = url.strip_prefix("ws://").expect("a WebSocket's address");
+        let at = at.split('/').next().expect("a host and port");
+        let at = at.parse().expect("on this machine");
+        let token = format!("rspp.token.{token}");
+        let connected = Client::connect(at, &["rspp.v1.json", &token], &[]).await;
+        connected.map_err(|refused| format!("{refused:?}"))
+    }
+
+    /// What a process has logged.
+    pub(crate) fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.path(&format!("{name}.log"))).unwrap_or_default()
     }
 
     /// The one of two runtimes that is not this one.

@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::processes::{ALONE, Fleet, Ground, check, reply, says, speaks};
+use crate::processes::{ALONE, Fleet, Ground, check, hello, reply, says, speaks};
 
 /// The default lease, and what the store waits longer.
 const TTL: Duration = Duration::from_secs(4);
@@ -206,6 +206,45 @@ async fn a_client_at_the_wrong_runtime_is_told_where_to_go() {
     let mut client = Fleet::follow(&to.url, &token).await;
     let ready = client.next().await;
     assert!(matches!(ready, Some(ServerMessage::Ready(_))), "{ready:?}");
+}
+
+/// F-159: a runtime that has not heard of the fleet lately does not say where a client should go before it has
+/// looked; while nobody answers it sends nobody anywhere, and says why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_told_where_to_go_by_a_view_that_was_refreshed_first() {
+    let fleet = Fleet::start(&["a", "b"]).await;
+    let route = fleet.route(&session("misled")).await;
+    let wrong = fleet.other(route.runtime.as_str());
+    let url = format!("ws://{}/v1/talk", fleet.runtimes[&wrong].calls);
+    let token = route.token.token;
+    fleet.set_weather(&wrong, Weather::Silent);
+    tokio::time::sleep(Duration::from_millis(5_300)).await;
+    let Err(why) = Fleet::knock(&url, &token).await else {
+        panic!("it was let in");
+    };
+    assert!(why.contains("routing_view_stale"), "{why}");
+    fleet.set_weather(&wrong, Weather::Fair);
+    let began = Instant::now();
+    let to = loop {
+        // Its first look may still be on the way that was silent.
+        let Ok(mut client) = Fleet::knock(&url, &token).await else {
+            assert!(began.elapsed() < TTL * 3, "{}", fleet.logs());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        client.say(hello()).await;
+        match client.next().await {
+            Some(ServerMessage::Error(trouble)) => break trouble.elsewhere,
+            another => panic!("it was let in: {another:?}"),
+        }
+    };
+    assert_eq!(to.expect("it is told where to go").url, route.endpoint.url);
+    let log = fleet.log(&wrong);
+    let at = |what: &str| {
+        log.find(what)
+            .unwrap_or_else(|| panic!("`{what}` is not in {log}"))
+    };
+    assert!(at("routing_view_stale") < at("the routing view was refreshed first"));
 }
 
 /// A policy bundle, which lets a turn speak so many characters.

@@ -638,6 +638,124 @@ async fn turns_open_by_fresh_snapshots_only() {
     a.stop().await;
 }
 
+/// The view of the fleet that a session was taken on by, as its recording says it.
+#[track_caller]
+fn taken_on_by(talk: &Talk) -> rspp_timeline::ViewNote {
+    let entries = talk.recording.entries().into_iter();
+    let mut openings = entries.filter_map(|entry| match entry {
+        Entry::Opening(opening) => opening.routing_view.clone(),
+        _another_entry => None,
+    });
+    openings.next().expect("it came by a view")
+}
+
+/// F-159: who takes a session on looks anew where the fleet's view is older than its bound, before the session
+/// is asked for; the recording says by which view it came, and its turns name that one. One that is recent is
+/// not asked for again.
+#[tokio::test(start_paused = true)]
+async fn a_stale_view_is_refreshed_before_a_session_is_taken_on() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let (a, b) = pair(&plane, &played).await;
+    let old = a.open(session()).await.unwrap();
+    old.exchange("my name is Ada").await;
+    b.way.asked();
+    let fresh = b.open(SessionId::new("other").unwrap()).await.unwrap();
+    assert_eq!(b.way.asked()[0], "acquire", "what was heard just now does");
+    let view = taken_on_by(&fresh);
+    assert_eq!(
+        (view.name.as_deref(), view.refreshed),
+        (Some("routing-view/1"), false)
+    );
+    // Its stream says nothing any more, and nobody tells it so; meanwhile the fleet changes.
+    b.way.stall_snapshots();
+    plane.publish();
+    tokio::time::sleep(ms(6_000)).await;
+    a.way.set_way(Way::Cut);
+    tokio::time::sleep(TTL * 2).await;
+    b.way.asked();
+    let new = b.open(session()).await.unwrap();
+    let asked = b.way.asked();
+    let at = |kind: &str| asked.iter().position(|it| *it == kind);
+    assert_eq!(at("snapshots"), Some(0), "{asked:?}");
+    assert!(at("acquire") > at("snapshots"), "{asked:?}");
+    let view = taken_on_by(&new);
+    assert_eq!(view.name.as_deref(), Some("routing-view/2"));
+    assert!(view.refreshed && view.age_ms.unwrap() < 100, "{view:?}");
+    new.exchange("who am I").await;
+    assert_arrived(&new.signals());
+    let named = new
+        .recording
+        .entries()
+        .into_iter()
+        .any(|entry| match entry {
+            Entry::Plan(plan) => {
+                let plan = serde_json::to_value(&plan.plan).unwrap();
+                plan["snapshot_provenance"]["routing_view_snapshot"] == "routing-view/2"
+            }
+            _another_entry => false,
+        });
+    assert!(named, "its turns go by it");
+    for node in [a, b] {
+        node.stop().await;
+    }
+}
+
+/// F-159: a view that cannot be refreshed refuses the session, with what is known and what was in the way, and
+/// nothing is asked for; one after another waits for the same look. In the other mode it goes on by what is known.
+#[tokio::test(start_paused = true)]
+async fn a_view_that_cannot_be_refreshed_refuses_or_follows_the_mode() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let strict = Node::start(&plane, "a", &played).await;
+    let available = Node::start_with(&plane, "b", &played, |fleet| {
+        fleet.mode = AwayMode::Availability;
+    })
+    .await;
+    for node in [&strict, &available] {
+        node.joined().await;
+        node.way.set_way(Way::Cut);
+    }
+    tokio::time::sleep(ms(6_000)).await;
+    strict.way.asked();
+    let (one, two) = (
+        SessionId::new("one").unwrap(),
+        SessionId::new("two").unwrap(),
+    );
+    let (first, second) = tokio::join!(strict.open(one), strict.open(two));
+    for refused in [first, second] {
+        let Err(OpenError::Lease(why)) = refused else {
+            panic!("it was let in");
+        };
+        let why = why.to_string();
+        assert!(
+            why.contains("routing_view_stale: `routing-view/1` is 6.")
+                && why.contains("5s is allowed, and it could not be refreshed: nobody answered"),
+            "{why}"
+        );
+    }
+    let asked = strict.way.asked();
+    assert_eq!(
+        asked.iter().filter(|it| **it == "snapshots").count(),
+        1,
+        "{asked:?}"
+    );
+    assert!(!asked.contains(&"acquire"), "{asked:?}");
+    let link = strict.runtime.plane().unwrap();
+    assert_eq!(link.view(), None, "no client is sent anywhere by it");
+    let own = available.runtime.plane().unwrap().name_session();
+    let talk = available.open(own).await.unwrap();
+    let view = taken_on_by(&talk);
+    assert!(!view.refreshed && view.age_ms.unwrap() > 5_000, "{view:?}");
+    let link = available.runtime.plane().unwrap();
+    assert_eq!(
+        link.view().unwrap().name,
+        "routing-view/1",
+        "its mode says so"
+    );
+    for node in [strict, available] {
+        node.stop().await;
+    }
+}
+
 /// P26, NF-016, F-106: a node that is emptied takes nobody on, lets its sessions go once what they say is
 /// said, and is empty in time; none of them loses a word that was committed.
 #[tokio::test(start_paused = true)]

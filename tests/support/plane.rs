@@ -124,6 +124,9 @@ impl Plane {
             way: Arc::new(Mutex::new(Ways {
                 next: VecDeque::new(),
                 usual: Way::Open(Duration::from_millis(5)),
+                streams: 0,
+                stalled: 0,
+                asked: Vec::new(),
             })),
         })
     }
@@ -304,6 +307,12 @@ fn refused(refusal: Refusal) -> ControlError {
 struct Ways {
     next: VecDeque<Way>,
     usual: Way,
+    /// Streams of snapshots that were opened so far.
+    streams: u64,
+    /// Those of them that say nothing any more, though nobody told them to end.
+    stalled: u64,
+    /// What was asked on this way, in order.
+    asked: Vec<&'static str>,
 }
 
 /// Whether nothing gets through just now.
@@ -330,9 +339,28 @@ impl Seer {
         own.next.extend(ways);
     }
 
+    /// Streams of snapshots that are open say nothing any more; those that are opened from now on do.
+    pub fn stall_snapshots(&self) {
+        let mut own = self.way.lock().expect("nobody panics here");
+        own.stalled = own.streams;
+    }
+
+    /// What was asked since the last time somebody looked, in order.
+    pub fn asked(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.way.lock().expect("nobody panics here").asked)
+    }
+
     fn way(&self) -> Way {
         let mut way = self.way.lock().expect("nobody panics here");
         way.next.pop_front().unwrap_or(way.usual)
+    }
+
+    fn note(&self, kind: &'static str) {
+        let mut own = self.way.lock().expect("nobody panics here");
+        // Heartbeats and renewals come by themselves.
+        if !matches!(kind, "heartbeat" | "renew" | "report_status") {
+            own.asked.push(kind);
+        }
     }
 
     fn call<T: Send + 'static>(
@@ -341,6 +369,7 @@ impl Seer {
         serve: impl Fn(&mut State) -> Result<T, ControlError> + Send + 'static,
     ) -> Answer<T> {
         let way = self.way();
+        self.note(kind);
         let plane = self.plane.clone();
         let lost = |message: &str| ControlError::Uncertain {
             message: message.to_owned(),
@@ -579,18 +608,27 @@ impl ControlPlane for Seer {
         orders.boxed()
     }
 
-    fn snapshots(&self, _kinds: Vec<SnapshotKind>) -> Snapshots {
+    fn snapshots(&self, kinds: Vec<SnapshotKind>) -> Snapshots {
+        self.note("snapshots");
         let changes = self.plane.state().snapshots().subscribe();
         let way = Arc::clone(&self.way);
+        let number = {
+            let mut own = way.lock().expect("nobody panics here");
+            own.streams += 1;
+            own.streams
+        };
+        let is_silent = move |way: &Mutex<Ways>| {
+            is_cut(way) || way.lock().expect("nobody panics here").stalled >= number
+        };
         let state = (changes, 0, way);
         let keys = SnapshotUpdate {
             snapshot: Some(keyring()),
             age: Duration::ZERO,
         };
-        let changing = stream::unfold(state, |(mut changes, told, way)| async move {
+        let changing = stream::unfold(state, move |(mut changes, told, way)| async move {
             loop {
                 let (revision, _) = *changes.borrow_and_update();
-                if revision > told && !is_cut(&way) {
+                if revision > told && !is_silent(&way) {
                     let snapshot = Snapshot {
                         kind: SnapshotKind::RoutingView,
                         name: format!("routing-view/{revision}"),
@@ -606,7 +644,7 @@ impl ControlPlane for Seer {
                 tokio::select! {
                     _ = changes.changed() => {}
                     () = tokio::time::sleep(Duration::from_secs(1)) => {
-                        if !is_cut(&way) {
+                        if !is_silent(&way) {
                             let update = SnapshotUpdate {
                                 snapshot: None,
                                 age: Duration::ZERO,
@@ -617,6 +655,7 @@ impl ControlPlane for Seer {
                 }
             }
         });
-        stream::iter([Ok(keys)]).chain(changing).boxed()
+        let keys = (kinds.is_empty() || kinds.contains(&SnapshotKind::Keyring)).then_some(Ok(keys));
+        stream::iter(keys).chain(changing).boxed()
     }
 }

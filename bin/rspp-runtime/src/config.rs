@@ -61,6 +61,9 @@ pub(crate) struct ControlPlane {
     pub(crate) mode: AwayMode,
     /// How long snapshots are decided by after they were last heard to be as they are.
     pub(crate) max_staleness: Span,
+    /// How old what is known of the fleet may be where sessions move: when one is taken on or handed over, or
+    /// a client is told where to go. What is older is fetched anew first.
+    pub(crate) max_view_age: Span,
 }
 
 /// Who serves speech and language.
@@ -151,6 +154,7 @@ impl Default for ControlPlane {
             key: None,
             mode: AwayMode::default(),
             max_staleness: Span::seconds(30),
+            max_view_age: Span::seconds(5),
         }
     }
 }

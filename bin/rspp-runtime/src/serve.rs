@@ -6,7 +6,7 @@ use futures::FutureExt;
 use rspp_controlplane_api::{Client, ClientConfig, tls::TlsFiles};
 use rspp_host::{
     Config as HostConfig, Emptying, PlaneConfig, PlaneHandle, Pools, Program, Reception, Runtime,
-    ToolRegistry,
+    Step, ToolRegistry,
 };
 use rspp_proto::{
     ProviderId, Region, RuntimeId, TenantId,
@@ -158,13 +158,28 @@ async fn drain(
     };
     let had = runtime.sessions();
     tracing::info!(signal, sessions = had, ?how, deadline = %config.drain.deadline, "asked to end");
-    runtime.empty(how, deadline);
     if let Some(plane) = plane {
         plane.set_ready(false);
     }
+    // Nothing new from now on; nothing is handed over before it is known lately who could go on with it.
+    let mut moves_by = plane.filter(|_| how == Emptying::Move);
+    runtime.empty(
+        if moves_by.is_some() {
+            Emptying::Wait
+        } else {
+            how
+        },
+        deadline,
+    );
     let until = Instant::now() + deadline;
     let mut told = Instant::now();
     loop {
+        if let Some(plane) = moves_by
+            && plane.fresh_view(Step::HandOver).await.is_ok()
+        {
+            moves_by = None;
+            runtime.empty(how, until.saturating_duration_since(Instant::now()));
+        }
         let left = runtime.sessions();
         if left == 0 {
             tracing::info!(had, "drained");
@@ -229,6 +244,7 @@ fn fleet(
         key,
         mode,
         max_staleness,
+        max_view_age,
     } = &config.control_plane;
     if addresses.is_empty() {
         return Ok(None);
@@ -277,6 +293,7 @@ fn fleet(
     );
     fleet.mode = *mode;
     fleet.max_staleness = max_staleness.0;
+    fleet.max_view_age = max_view_age.0;
     Ok(Some(fleet))
 }
 

@@ -1,9 +1,10 @@
 //! Which tokens let a client in, and which prove a lease: those that the control plane's keys have signed
 //! for this runtime.
 
+use futures::{FutureExt as _, future::BoxFuture};
 use rspp_controlplane::token::{Keyring, LeaseClaims, SessionClaims, TokenError};
 use rspp_controlplane_api::{Claimed, Proofs, Snapshot, Unproven};
-use rspp_host::{PlaneHandle, PlaneStatus};
+use rspp_host::{PlaneHandle, PlaneStatus, Step};
 use rspp_proto::{
     LeaseToken, RuntimeId, WallClock,
     control::{Endpoint, Holder},
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 /// Checks tokens by the newest keys that were heard of.
 pub(crate) struct Tokens {
     runtime: RuntimeId,
+    plane: PlaneHandle,
     status: watch::Receiver<PlaneStatus>,
 }
 
@@ -22,6 +24,7 @@ impl Tokens {
     pub(crate) fn new(runtime: RuntimeId, plane: &PlaneHandle) -> Self {
         Self {
             runtime,
+            plane: plane.clone(),
             status: plane.status(),
         }
     }
@@ -34,18 +37,18 @@ impl TokenValidator for Tokens {
         kind: TransportKind,
         now: WallClock,
     ) -> Result<Grant, Unauthorized> {
-        let (keyring, routing) = {
+        let keyring = {
             let status = self.status.borrow();
             let snapshot = status.keyring.as_ref().ok_or(Unauthorized::NoValidator)?;
-            let keyring = serde_json::from_str::<Keyring>(&snapshot.document)
-                .map_err(|_| Unauthorized::NoValidator)?;
-            (keyring, status.routing.clone())
+            serde_json::from_str::<Keyring>(&snapshot.document)
+                .map_err(|_| Unauthorized::NoValidator)?
         };
         let claims: SessionClaims = keyring.verify(token, now).map_err(refused)?;
-        if claims.runtime != self.runtime
-            && let Some(url) = routing.and_then(|seen| endpoint(&seen, &claims, kind))
-        {
-            return Err(Unauthorized::Elsewhere(Elsewhere { url, token: None }));
+        if claims.runtime != self.runtime {
+            let view = self.plane.view().ok_or(Unauthorized::ViewStale)?;
+            if let Some(url) = endpoint(&view, &claims, kind) {
+                return Err(Unauthorized::Elsewhere(Elsewhere { url, token: None }));
+            }
         }
         claims
             .is_for(&self.runtime, &claims.session, kind.as_str())
@@ -59,6 +62,15 @@ impl TokenValidator for Tokens {
             epoch: claims.epoch,
             expires_at: WallClock(claims.exp.saturating_mul(1_000)),
         })
+    }
+
+    fn refresh_view(&self) -> BoxFuture<'_, ()> {
+        async {
+            if let Err(stale) = self.plane.fresh_view(Step::Redirect).await {
+                tracing::debug!(%stale, "a client is not told where to go");
+            }
+        }
+        .boxed()
     }
 }
 

@@ -36,6 +36,20 @@ pub struct Lease {
     /// On which terms the session was let in.
     #[serde(skip)]
     pub terms: Terms,
+    /// The view of the fleet that it was taken on by, if there is a fleet.
+    #[serde(skip)]
+    pub view: Option<UsedView>,
+}
+
+/// The view of the fleet that a session was moved by (F-159).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsedView {
+    /// Its name; none if nothing was ever heard.
+    pub name: Option<String>,
+    /// How old it was then.
+    pub age: Option<Duration>,
+    /// Whether it was fetched for that, because the one before was too old.
+    pub refreshed: bool,
 }
 
 /// On which terms a session was let in (F-098).
@@ -62,6 +76,7 @@ impl Lease {
             asked: None,
             binding: None,
             terms: Terms::Full,
+            view: None,
         }
     }
 }

@@ -15,7 +15,7 @@ pub mod wire;
 pub use client::{Bearer, Client, ClientConfig, ConfigError, Dial};
 pub use convert::{WireError, optional, text};
 pub use error::{ControlError, DOMAIN};
-pub use lease::{Lease, LeaseError, Leases, LocalLeases, Renewal, Taking, Terms};
+pub use lease::{Lease, LeaseError, Leases, LocalLeases, Renewal, Taking, Terms, UsedView};
 pub use link::Link;
 pub use plane::{
     Acquire, Answer, Artifact, ControlPlane, Duty, Granted, HeldSession, Joined, Leave, Lost,

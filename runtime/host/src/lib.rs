@@ -81,7 +81,7 @@ pub use meters::{EdgeMeasurements, Latency, Measurements, NodeMeasurements, Prov
 pub use node::builtin::{NodeFactory, NodeRegistry};
 pub use observe::{Capture, CaptureBounds, CaptureEnd, Filter, Notice};
 pub use overhead::{Overhead, Percentiles};
-pub use plane::{AwayMode, PlaneConfig, PlaneHandle, PlaneStatus};
+pub use plane::{AwayMode, PlaneConfig, PlaneHandle, PlaneStatus, StaleView, Step};
 pub use providers::ProviderBoard;
 pub use reception::{Program, Published, Reception};
 pub use runtime::{Config, Emptying, OpenError, Runtime, SessionHandle, SessionRequest};

@@ -31,7 +31,7 @@ use rspp_proto::{
 };
 use rspp_provider_api::Providers;
 use rspp_timeline::{
-    LineNote, OpeningEntry, ProviderNote, Recorder,
+    LineNote, OpeningEntry, ProviderNote, Recorder, ViewNote,
     export::{ExportStats, Exports},
 };
 use rspp_transport_api::Transport;
@@ -146,7 +146,7 @@ impl Config {
             let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
             since.as_nanos() as u64 ^ u64::from(std::process::id()).rotate_left(48)
         });
-        let shared = Shared::new(self.clock, plane.runtime.clone(), boot);
+        let shared = Shared::new(self.clock, plane, boot);
         self.leases = Arc::new(PlaneLeases::new(Arc::clone(&shared), plane.mode));
         let store = PlaneStore::new(
             Arc::clone(&shared),
@@ -1037,6 +1037,11 @@ fn opening(
         authority_epoch: lease.epoch,
         taken_over: lease.taken_over,
         lease_ttl_us: lease.ttl.map(|ttl| ttl.as_micros() as u64),
+        routing_view: lease.view.as_ref().map(|view| ViewNote {
+            name: view.name.clone(),
+            age_ms: view.age.map(|age| age.as_millis() as u64),
+            refreshed: view.refreshed,
+        }),
         pipeline: given.pipeline,
         policy: given.policy,
         settings: given.settings,

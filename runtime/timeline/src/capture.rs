@@ -35,6 +35,9 @@ pub struct OpeningEntry {
     /// How long its lease lasts without renewal, in microseconds, if it ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ttl_us: Option<u64>,
+    /// The view of the fleet that it was taken on by, if there is a fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing_view: Option<ViewNote>,
     /// The pipeline; this and what follows from it is in memory once for all sessions of one pipeline.
     pub pipeline: Arc<Value>,
     /// The policy bundle.
@@ -61,6 +64,19 @@ impl OpeningEntry {
             patterns.apply_to_json(attributes);
         }
     }
+}
+
+/// A view of the fleet, when something was done by it (F-159).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewNote {
+    /// Its name; absent if nothing was ever heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// How old it was, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
+    /// Whether it was fetched first, because the one before was too old.
+    pub refreshed: bool,
 }
 
 /// A provider as it described itself.

@@ -31,6 +31,7 @@ mod writer;
 pub use account::{ACCOUNT_SCHEMA, Account, AccountError, Prices, UnitPrices};
 pub use capture::{
     CallRef, Came, CaptureEntry, Captured, LineNote, OpeningEntry, Ordered, Piece, ProviderNote,
+    ViewNote,
 };
 pub use entry::{
     DropNote, Entry, EntryClass, EntryKind, EventEntry, FileHeader, JournalEntry, PlanEntry,

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
+use futures::{FutureExt as _, future::BoxFuture};
 use rspp_proto::{Epoch, PipelineVersion, SessionId, TenantId, WallClock, control::Versions};
 use thiserror::Error;
 
@@ -16,6 +17,12 @@ pub trait TokenValidator: Send + Sync + 'static {
         kind: TransportKind,
         now: WallClock,
     ) -> Result<Grant, Unauthorized>;
+
+    /// Looks anew where other runtimes are, after [`Unauthorized::ViewStale`] (F-159). Whether that came to
+    /// something tells the next [`validate`](Self::validate).
+    fn refresh_view(&self) -> BoxFuture<'_, ()> {
+        std::future::ready(()).boxed()
+    }
 }
 
 /// What a good token grants.
@@ -55,6 +62,11 @@ pub enum Unauthorized {
     /// It is good, and for another runtime.
     #[error("the token is for another runtime, which is at {}", .0.url)]
     Elsewhere(Elsewhere),
+    /// It is good, and for another runtime; where that is is not known lately enough to send anybody there.
+    #[error(
+        "the token is for another runtime, and where that is is not known just now; ask for a route again"
+    )]
+    ViewStale,
     /// Its time is over.
     #[error("the token has expired")]
     Expired,
@@ -75,6 +87,7 @@ impl Unauthorized {
             Self::TooLong => "token_too_long",
             Self::Refused(reason) => reason,
             Self::Elsewhere(_) => "elsewhere",
+            Self::ViewStale => "routing_view_stale",
             Self::Expired => "token_expired",
             Self::UsedBefore => "token_used_before",
             Self::TooMany => "too_many_tokens",
@@ -156,6 +169,18 @@ impl Guard {
                 }
                 Ok(Admitted::Granted(grant))
             }
+        }
+    }
+}
+
+impl Guard {
+    /// Has it be known lately where a client is to be sent that came to the wrong runtime, before it is told
+    /// (F-159).
+    pub async fn freshen(&self, token: Option<&str>, kind: TransportKind, now: WallClock) {
+        if let Self::Tokens(validator) = self
+            && self.admit(token, kind, now) == Err(Unauthorized::ViewStale)
+        {
+            validator.refresh_view().await;
         }
     }
 }

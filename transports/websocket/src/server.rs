@@ -316,6 +316,12 @@ impl Server {
         handshake::check_origin(headers, &self.config.origins, at_home)
     }
 
+    /// Before somebody is looked at who may have come to the wrong place.
+    pub(crate) async fn freshen(&self, token: Option<&str>) {
+        let guard = &self.config.guard;
+        guard.freshen(token, TransportKind::Websocket, now()).await;
+    }
+
     /// Looks at a client that comes for the first time.
     pub(crate) fn admit_new(
         &self,
@@ -598,7 +604,11 @@ async fn talk(
     RawQuery(query): RawQuery,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
-    let looked_at = handshake::asked(&headers, query.as_deref())
+    let asked = handshake::asked(&headers, query.as_deref());
+    if let Ok(asked) = &asked {
+        server.freshen(asked.token.as_deref()).await;
+    }
+    let looked_at = asked
         .and_then(|asked| Ok((asked.encoding, server.admit(&asked, &headers)?)))
         .and_then(|(encoding, entrance)| Ok((encoding, entrance, server.seat()?)));
     let (encoding, entrance, seat) = match looked_at {

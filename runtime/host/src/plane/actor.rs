@@ -6,11 +6,12 @@ use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use rspp_actors::{ExitReason, NoData, NoTelemetry, Pump, PumpContext};
 use rspp_controlplane_api::{
     Claimed, ControlError, Duty as NodeDuty, Granted, Joined, Lease, LeaseError, Order, Orders,
-    Revocation, Snapshots as SnapshotStream, Terms, Unproven, Wanted,
+    Revocation, Snapshot, SnapshotKind, SnapshotUpdate, Snapshots as SnapshotStream, Terms,
+    Unproven, Wanted,
 };
 use rspp_kernel::keeper::{Ask, Denial, Duty, Keeper, Parting};
 use rspp_proto::{Epoch, Monotonic, SessionId, control::Load};
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     PlaneConfig,
@@ -18,6 +19,7 @@ use super::{
     news::News,
     roster::Roster,
     shared::{Granting, Request, Right, Shared},
+    view::FETCH_WITHIN,
 };
 use crate::{
     Snapshots,
@@ -47,6 +49,8 @@ enum Told {
     Request(Box<Carried>),
     Duty(Result<NodeDuty, ControlError>),
     Reported(Result<Vec<SessionId>, ControlError>),
+    /// A view of the fleet that was fetched by itself, and how old it was when it was sent.
+    View(Result<(Snapshot, Duration), String>),
 }
 
 /// A wish, while it waits and while what it led to is held.
@@ -66,6 +70,8 @@ pub(crate) struct ControlPlaneLink {
     under_way: FuturesUnordered<BoxFuture<'static, Told>>,
     wishes: BTreeMap<SessionId, Wish>,
     news: News,
+    /// Who waits for a view that is being fetched.
+    refreshing: Vec<oneshot::Sender<Result<(), String>>>,
     snapshots: Option<SnapshotStream>,
     orders: Option<Orders>,
     listen_at: Option<Monotonic>,
@@ -101,6 +107,7 @@ impl ControlPlaneLink {
             under_way: FuturesUnordered::new(),
             wishes: BTreeMap::new(),
             news,
+            refreshing: Vec::new(),
             snapshots: None,
             orders: None,
             listen_at: None,
@@ -165,6 +172,7 @@ impl ControlPlaneLink {
                     self.keeper.part(now, &session, epoch, how);
                     self.forget(&session, epoch);
                 }
+                Request::Refresh { answer } => self.refresh(answer),
             }
             self.carry_out();
         }
@@ -202,6 +210,7 @@ impl ControlPlaneLink {
                 tracing::debug!(%error, "sessions were not reported");
                 self.around.roster.say_again();
             }
+            Told::View(fetched) => self.refreshed(fetched),
         }
     }
 
@@ -225,6 +234,47 @@ impl ControlPlaneLink {
                 self.keeper.told_to_let_go(self.now(), &session, epoch);
                 self.carry_out();
             }
+        }
+    }
+
+    // --- the view of the fleet ---------------------------------------------------------------
+
+    /// Fetches the view, unless that is under way.
+    fn refresh(&mut self, answer: oneshot::Sender<Result<(), String>>) {
+        self.refreshing.retain(|waits| !waits.is_closed());
+        self.refreshing.push(answer);
+        if self.refreshing.len() > 1 {
+            return;
+        }
+        let mut updates = self.config.plane.snapshots(vec![SnapshotKind::RoutingView]);
+        let fetched = async move {
+            let view = async {
+                loop {
+                    let update = updates.next().await;
+                    let update = update.ok_or("the control plane ended the stream")?;
+                    let SnapshotUpdate { snapshot, age } =
+                        update.map_err(|error| error.to_string())?;
+                    if let Some(view) = snapshot.filter(|it| it.kind == SnapshotKind::RoutingView) {
+                        return Ok((view, age));
+                    }
+                }
+            };
+            let fetched = tokio::time::timeout(FETCH_WITHIN, view).await;
+            let silent = || Err(format!("nobody answered within {FETCH_WITHIN:?}"));
+            Told::View(fetched.unwrap_or_else(|_| silent()))
+        };
+        self.under_way.push(Box::pin(fetched));
+    }
+
+    fn refreshed(&mut self, fetched: Result<(Snapshot, Duration), String>) {
+        let told = fetched.map(|(view, age)| {
+            let now = self.now();
+            self.news.take_view(now, view, age);
+            // Whoever should have told it long ago is asked anew.
+            self.snapshots = None;
+        });
+        for waits in self.refreshing.drain(..) {
+            let _nobody_waits = waits.send(told.clone());
         }
     }
 

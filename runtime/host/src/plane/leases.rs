@@ -8,7 +8,7 @@ use rspp_proto::SessionId;
 use tokio::sync::oneshot;
 
 use super::{
-    AwayMode,
+    AwayMode, Step,
     shared::{Request, Shared},
 };
 
@@ -56,20 +56,31 @@ impl Leases for PlaneLeases {
         Box::pin(async move {
             let mut wish = wish; // All of it, so that it is dropped with the wait.
             let (shared, session) = (Arc::clone(&wish.shared), wish.session.clone());
+            let unreachable = |reason: String| LeaseError::Unreachable {
+                session: session.clone(),
+                reason,
+            };
+            // It may come from elsewhere.
+            let view = match shared.fresh_view(Step::Accept).await {
+                Ok(view) => view,
+                Err(stale) => {
+                    wish.settled = true; // Nothing was asked for yet.
+                    return Err(unreachable(stale.to_string()));
+                }
+            };
             shared.ask(Request::Want {
                 session: session.clone(),
                 wanted,
                 ticket,
                 answer,
             });
-            let answer = granted.await.unwrap_or_else(|_| {
-                Err(LeaseError::Unreachable {
-                    session: session.clone(),
-                    reason: "the node is shutting down".to_owned(),
-                })
+            let answer = granted.await;
+            let answer = answer.unwrap_or_else(|_| {
+                let reason = "the node is shutting down".to_owned();
+                Err(unreachable(reason))
             });
             wish.settled = true;
-            match (answer, mode) {
+            let taken = match (answer, mode) {
                 (Err(LeaseError::Unreachable { session, reason }), AwayMode::Availability) => {
                     let own = shared.own(&session);
                     if own.is_some() {
@@ -78,7 +89,11 @@ impl Leases for PlaneLeases {
                     own.ok_or(LeaseError::Unreachable { session, reason })
                 }
                 (answer, AwayMode::Availability | AwayMode::Strict) => answer,
-            }
+            };
+            taken.map(|lease| Lease {
+                view: Some(view),
+                ..lease
+            })
         })
     }
 

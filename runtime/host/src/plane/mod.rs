@@ -11,6 +11,7 @@ mod news;
 mod roster;
 mod shared;
 mod store;
+mod view;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +20,9 @@ use std::{
     time::Duration,
 };
 
-use rspp_controlplane_api::{Answer, Artifact, ControlPlane, Proofs, Route, RouteAsk, Snapshot};
+use rspp_controlplane_api::{
+    Answer, Artifact, ControlPlane, Proofs, Route, RouteAsk, Snapshot, UsedView,
+};
 use rspp_kernel::keeper::KeeperPolicy;
 use rspp_proto::{
     RuntimeId, SessionId, TenantId,
@@ -32,6 +35,7 @@ pub(crate) use leases::PlaneLeases;
 pub(crate) use roster::{Placed, Roster};
 pub(crate) use shared::Shared;
 pub(crate) use store::PlaneStore;
+pub use view::{StaleView, Step};
 
 /// What becomes of new sessions while the control plane is away. Running ones go on either way until
 /// their leases end.
@@ -78,6 +82,8 @@ pub struct PlaneConfig {
     pub mode: AwayMode,
     /// How long snapshots are decided by after they were last heard to be as they are.
     pub max_staleness: Duration,
+    /// How old the view of the fleet may be where sessions move; an older one is fetched anew first (F-159).
+    pub max_view_age: Duration,
     /// How patient it is.
     pub keeper: KeeperPolicy,
 }
@@ -102,6 +108,7 @@ impl PlaneConfig {
             proofs,
             mode: AwayMode::default(),
             max_staleness: Duration::from_secs(30),
+            max_view_age: Duration::from_secs(5),
             keeper: KeeperPolicy {
                 spread,
                 ..KeeperPolicy::default()
@@ -183,10 +190,14 @@ impl PlaneHandle {
         session: SessionId,
         transport: &str,
     ) -> Option<Route> {
-        let asked = self
-            .plane
-            .route(self.except_here(tenant, session, transport));
-        let route = tokio::time::timeout(ELSEWHERE_WITHIN, asked).await.ok()?;
+        let asking = async {
+            self.shared.fresh_view(Step::Redirect).await.ok()?;
+            let ask = self.except_here(tenant, session, transport);
+            Some(self.plane.route(ask).await)
+        };
+        let route = tokio::time::timeout(ELSEWHERE_WITHIN, asking)
+            .await
+            .ok()??;
         let own = self.shared.runtime();
         route
             .ok()
@@ -203,6 +214,7 @@ impl PlaneHandle {
     ) -> Option<Route> {
         let ask = self.except_here(tenant, session, transport);
         let asking = async {
+            self.shared.fresh_view(Step::HandOver).await.ok()?;
             loop {
                 match self.plane.route(ask.clone()).await {
                     Ok(route) if route.runtime != *self.shared.runtime() => return Some(route),
@@ -231,6 +243,19 @@ impl PlaneHandle {
             except: BTreeSet::from([self.shared.runtime().clone()]),
             token_ttl: None,
         }
+    }
+
+    /// What is known of the fleet, if that is recent enough to move somebody by it, or if the node goes on with
+    /// what it knows while nobody answers.
+    pub fn view(&self) -> Option<Snapshot> {
+        self.shared.known_view()
+    }
+
+    /// Has the view of the fleet be recent enough for a step that moves sessions: fetches it anew if it is too
+    /// old (F-159). What cannot be fetched refuses the step, or lets it go by what is known, as the node's
+    /// [`AwayMode`] says.
+    pub async fn fresh_view(&self, step: Step) -> Result<UsedView, StaleView> {
+        self.shared.fresh_view(step).await
     }
 
     /// A published version.

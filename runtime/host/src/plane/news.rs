@@ -64,12 +64,23 @@ impl News {
             self.as_of = Some(as_of);
         }
         let changed = update.snapshot.is_some_and(|snapshot| self.keep(snapshot));
+        self.shared.view_heard(as_of);
         let is_fresh = self.as_of.is_some();
         if is_fresh && (changed || !was_fresh) {
             self.in_force.publish(self.names.clone());
         }
         if is_fresh != was_fresh {
             self.shared.note(|status| status.fresh = is_fresh);
+        }
+    }
+
+    /// Takes in a view of the fleet that was fetched by itself: it says nothing of how old the rest is.
+    pub(super) fn take_view(&mut self, now: Monotonic, view: Snapshot, age: Duration) {
+        let changed = self.keep(view);
+        let heard = now.as_duration().saturating_sub(age);
+        self.shared.view_heard(Monotonic::from_duration(heard));
+        if changed && self.as_of.is_some() {
+            self.in_force.publish(self.names.clone());
         }
     }
 

@@ -16,12 +16,13 @@ use rspp_kernel::{authority::LeaseTimer, keeper::Parting};
 use rspp_proto::{Epoch, Monotonic, RuntimeId, SessionId, control::Holder};
 use tokio::sync::{Notify, oneshot, watch};
 
-use super::PlaneStatus;
+use super::{AwayMode, PlaneConfig, PlaneStatus, view::Heard};
 
 /// What a wish for a session leads to.
 pub(crate) type Granting = oneshot::Sender<Result<Lease, LeaseError>>;
 
-/// What is asked of the link. There is never more than the sessions that the node was let in for.
+/// What is asked of the link. There is never more than the sessions that the node was let in for, and the
+/// clients at its door.
 pub(crate) enum Request {
     Want {
         session: SessionId,
@@ -36,6 +37,10 @@ pub(crate) enum Request {
         session: SessionId,
         epoch: Epoch,
         how: Parting,
+    },
+    /// The view of the fleet is too old for what is to be done.
+    Refresh {
+        answer: oneshot::Sender<Result<(), String>>,
     },
 }
 
@@ -66,6 +71,11 @@ struct Rights {
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
     runtime: RuntimeId,
+    /// What is done by a view that is too old and cannot be refreshed.
+    pub(super) mode: AwayMode,
+    /// How old the view may be where sessions move.
+    pub(super) max_view_age: Duration,
+    pub(super) heard: Mutex<Heard>,
     /// Tells this process from an earlier one of the same name.
     boot: u64,
     rights: Mutex<Rights>,
@@ -78,7 +88,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(clock: Clock, runtime: RuntimeId, boot: u64) -> Arc<Self> {
+    pub(crate) fn new(clock: Clock, fleet: &PlaneConfig, boot: u64) -> Arc<Self> {
         let away = Some("the control plane has not answered yet".to_owned());
         let (status, _) = watch::channel(PlaneStatus {
             away,
@@ -86,7 +96,10 @@ impl Shared {
         });
         Arc::new(Self {
             clock,
-            runtime,
+            runtime: fleet.runtime.clone(),
+            mode: fleet.mode,
+            max_view_age: fleet.max_view_age,
+            heard: Mutex::default(),
             boot,
             rights: Mutex::default(),
             right: watch::Sender::new(None),

@@ -86,7 +86,11 @@ async fn connect(
     RawQuery(query): RawQuery,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
-    let looked_at = asked(&headers, query.as_deref()).and_then(|asked| {
+    let asked = asked(&headers, query.as_deref());
+    if let Ok(asked) = &asked {
+        server.freshen(asked.token.as_deref()).await;
+    }
+    let looked_at = asked.and_then(|asked| {
         let admitted = server.admit_new(asked.token.as_deref(), &headers)??;
         Ok((asked, admitted, server.seat()?))
     });
