@@ -256,6 +256,8 @@ impl Fleet {
     pub(crate) async fn roll_out(&self, kind: wire::Kind, version: &str, source: String) {
         let everybody = wire::change::Change::Direct(version.to_owned());
         roll_out(&self.operator, kind, version, source, everybody).await;
+        // Until it is followed, also where the machine is busy.
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 
     fn path(&self, name: &str) -> PathBuf {
