@@ -25,6 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "rspp-controlplane-server",
         &[
             "rspp-proto",
+            "rspp-timeline",
             "rspp-controlplane",
             "rspp-controlplane-api",
             "rspp-controlplane-storage",
@@ -57,7 +58,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("rspp-local", &["rspp-proto", "rspp-provider-api"]),
     ("rspp-provider-http", &[]),
-    ("rspp-archive", &["rspp-timeline"]),
+    (
+        "rspp-archive",
+        &["rspp-proto", "rspp-timeline", "rspp-provider-http"],
+    ),
     (
         "rspp-llm",
         &["rspp-proto", "rspp-provider-api", "rspp-provider-http"],

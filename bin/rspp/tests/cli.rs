@@ -237,8 +237,10 @@ fn help_of_loopback_shows_every_option() {
                                     `s3://bucket/prefix`, or `http://host/bucket/prefix`
           --spool <DIR>             Where timelines wait for the archive [default:
                                     ~/.local/state/rspp/spool]
-          --export-settings <FILE>  Settings of exports: a file with `exports: { to: …, spool: …,
-                                    policy: { … } }`; --export and --spool win
+          --archive-keys <FILE>     Keys that archives are sealed and opened with, by reference: see
+                                    `rspp timeline keys --help`
+          --export-settings <FILE>  Settings of exports: a file with `exports: { to: …, spool: …, keys:
+                                    …, policy: { … } }`; flags win
 
     Models:
           --models <DIR>  Directory of the models [default: ~/.cache/rspp/models] [env: RSPP_MODEL_DIR]
@@ -266,9 +268,11 @@ fn help_of_the_timeline_shows_every_filter() {
     Usage: rspp timeline show [OPTIONS] <FILE>
 
     Arguments:
-      <FILE>  The recording
+      <FILE>  The recording; with --from its name in the archive
 
     Options:
+          --from <PLACE>     Out of this archive: a directory, `s3://bucket/prefix` or
+                             `http://host/bucket/prefix`
           --turn <TURN>      Only these turns: `2` or `turn-0002`
           --kind <KIND>      Only these kinds of entries [possible values: header, plan, signal, event,
                              outcome, transition, attempt, invocation, handoff, playout, level, dropped,
@@ -286,6 +290,10 @@ fn help_of_the_timeline_shows_every_filter() {
       -v, --verbose...       Log to standard error: -v what happens, -vv details; RSPP_LOG filters
       -h, --help             Print help
 
+    Output:
+          --archive-keys <FILE>  Keys that archives are sealed and opened with, by reference: see `rspp
+                                 timeline keys --help`
+
     Examples:
       rspp timeline show call.rspp                         Everything
       rspp timeline show call.rspp --turn 2 --kind signal  The control signals of turn 2
@@ -293,6 +301,7 @@ fn help_of_the_timeline_shows_every_filter() {
       rspp timeline show call.rspp --waterfall             Where each turn's time went
       rspp timeline show call.rspp --check                 Does it keep the invariants?
       rspp timeline show call.rspp --json | jq .kind       For programs, one object a line
+      rspp timeline show acme/call-7/1790000000000-1 --from s3://acme-calls/eu --archive-keys keys.yaml
 
     Several filters must all hold; several values of one filter are alternatives.
     "#);
@@ -787,6 +796,80 @@ fn a_timeline_is_exported_listed_and_fetched() {
         place.run(&unknown).refusal(),
         "error: archive: there is no recording `acme/call`"
     );
+}
+
+/// F-169, NF-035: an archive is sealed under keys that are named and never said; it is fetched and shown with
+/// them, refused by name without, and what is sealed with which is told.
+#[test]
+fn an_archive_is_sealed_and_opened_by_reference() {
+    let place = Place::new();
+    place.file("call.rspp", fs::read(TIMELINE).unwrap());
+    let (one, two) = ("1a".repeat(32), "2b".repeat(32));
+    place.file("CALLS_K1", &one).file("CALLS_K2", &two);
+    let key = |number: u8, from: &str| {
+        format!("  - {{ id: k{number}, secret: file://CALLS_K{number}, from: {from} }}\n")
+    };
+    let first = format!("keys:\n{}", key(1, "2026-01-01"));
+    place.file("keys.yaml", &first);
+    let with = ["--archive-keys", "keys.yaml"];
+    let export = ["timeline", "export", "call.rspp", "--to", "archive"];
+    let exported = place.run(&[&export[..], &with].concat()).ok();
+    assert!(
+        exported.starts_with("archive  1 timeline exported"),
+        "{exported}"
+    );
+    let listed = place.run(&["timeline", "list", "archive", "--json"]);
+    let name = listed.json()[0]["recording"].as_str().unwrap().to_owned();
+    let fetch = ["timeline", "fetch", "archive", &name, "--out", "back.rspp"];
+    let refused = place.run(&fetch);
+    assert_eq!(refused.code, Some(1), "{}", refused.err);
+    assert!(
+        refused
+            .err
+            .contains("sealed under key `k1`: name the file of keys"),
+        "{}",
+        refused.err
+    );
+    // The next key is put down beside the one that has sealed.
+    let both = format!("max_age: 36500d\n{first}{}", key(2, "2026-02-01"));
+    place.file("keys.yaml", &both);
+    place.run(&[&fetch[..], &with].concat()).ok();
+    assert!(fs::read(place.path("back.rspp")).unwrap() == fs::read(TIMELINE).unwrap());
+    let show = |file: &str, more: &[&str]| {
+        place
+            .run(&[&["timeline", "show", file, "--turn", "1"], more].concat())
+            .ok()
+    };
+    let from = [&["--from", "archive"], &with[..]].concat();
+    assert_eq!(show(&name, &from), show("call.rspp", &[]));
+    let second = ["timeline", "export", "back.rspp", "--to", "other"];
+    place.run(&[&second[..], &with].concat()).ok();
+    let keys = |archive: &str| {
+        let ran = place.run(&["timeline", "keys", "keys.yaml", archive, "--json"]);
+        let rows = ran.json();
+        let rows = rows.as_array().unwrap().iter();
+        let rows = rows.map(|row| format!("{} {} {}", row["key"], row["state"], row["objects"]));
+        (ran.code, rows.collect::<Vec<_>>())
+    };
+    let rows = |one: u8, two: u8| {
+        vec![
+            format!(r#""k1" "opens" {one}"#),
+            format!(r#""k2" "seals" {two}"#),
+        ]
+    };
+    assert_eq!(keys("archive"), (Some(0), rows(2, 0)));
+    assert_eq!(keys("other"), (Some(0), rows(0, 2)));
+    place.file("keys.yaml", format!("keys:\n{}", key(2, "2026-02-01")));
+    let (code, found) = keys("archive");
+    assert_eq!(code, Some(1), "k1 is missing");
+    assert_eq!(found[1], r#""k1" null 2"#);
+    let shown = place.run(&["timeline", "keys", "keys.yaml", "archive"]);
+    assert!(shown.out.contains("missing"), "{}", shown.out);
+    for entry in fs::read_dir(place.path("archive").join(&name)).unwrap() {
+        let bytes = fs::read(entry.unwrap().path()).unwrap();
+        assert!(bytes.starts_with(b"RSPPSEAL"));
+        assert!(!bytes.windows(64).any(|it| it == one.as_bytes()));
+    }
 }
 
 /// F-154: an archive that is not there costs nothing but time.

@@ -1,17 +1,18 @@
 //! An archive over whatever `object_store` speaks to.
 
-use std::{fs, path::Path as Directory, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path as Directory, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::{
-    ClientOptions, Error, ObjectStore, ObjectStoreExt, RetryConfig,
+    ClientOptions, Error, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
     local::LocalFileSystem,
     path::Path,
     prefix::PrefixStore,
 };
-use rspp_timeline::export::{Answer, Archive, ArchiveFault, Kept};
+use rspp_proto::WallClock;
+use rspp_timeline::export::{Aged, Answer, Archive, ArchiveFault, Kept, Perishable};
 
 use crate::{Place, PlaceError};
 
@@ -22,6 +23,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct ObjectArchive {
     store: Arc<dyn ObjectStore>,
     place: String,
+    /// Whether it lists its objects in the order of their keys.
+    lists_in_order: bool,
 }
 
 impl ObjectArchive {
@@ -55,7 +58,17 @@ impl ObjectArchive {
         Ok(Self {
             store,
             place: place.to_string(),
+            lists_in_order: place.is_networked(),
         })
+    }
+
+    /// An object's first bytes, at most so many; `None` if there is none.
+    pub async fn beginning(&self, key: &str, most: u64) -> Result<Option<Bytes>, ArchiveFault> {
+        match self.store.get_range(&Path::from(key), 0..most).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(fault(&error)),
+        }
     }
 }
 
@@ -64,7 +77,8 @@ fn directory(path: &Directory) -> Result<LocalFileSystem, PlaceError> {
     let unusable = |error: &dyn std::error::Error| PlaceError::Unusable(error.to_string());
     fs::create_dir_all(path).map_err(|error| unusable(&error))?;
     let store = LocalFileSystem::new_with_prefix(path).map_err(|error| unusable(&error))?;
-    Ok(store.with_fsync(true))
+    // A directory's name is a tenant's or a session's: it goes with the last object under it.
+    Ok(store.with_fsync(true).with_automatic_cleanup(true))
 }
 
 fn connect(builder: AmazonS3Builder, prefix: &str) -> Result<Arc<dyn ObjectStore>, PlaceError> {
@@ -82,6 +96,8 @@ fn connect(builder: AmazonS3Builder, prefix: &str) -> Result<Arc<dyn ObjectStore
     let store = builder
         .with_client_options(client)
         .with_retry(never)
+        // One at a time is in the core of the protocol, which all its servers speak.
+        .with_disable_bulk_delete(true)
         .build()
         .map_err(|error| PlaceError::Unusable(error.to_string()))?;
     Ok(if prefix.is_empty() {
@@ -129,6 +145,57 @@ impl Archive for ObjectArchive {
 
     fn place(&self) -> &str {
         &self.place
+    }
+}
+
+impl Perishable for ObjectArchive {
+    fn page<'a>(&'a self, after: &'a str, most: usize) -> Answer<'a, Vec<Aged>> {
+        Box::pin(async move {
+            let mut found = if after.is_empty() {
+                self.store.list(None)
+            } else {
+                self.store.list_with_offset(None, &Path::from(after))
+            };
+            let mut page: BTreeMap<Path, ObjectMeta> = BTreeMap::new();
+            while let Some(next) = found.try_next().await.map_err(|error| fault(&error))? {
+                if page.len() == most {
+                    if self.lists_in_order {
+                        break;
+                    }
+                    let is_behind = page
+                        .last_key_value()
+                        .is_some_and(|(last, _)| next.location > *last);
+                    if is_behind {
+                        continue;
+                    }
+                    page.pop_last();
+                }
+                page.insert(next.location.clone(), next);
+            }
+            Ok(page.values().map(aged).collect())
+        })
+    }
+
+    fn remove<'a>(&'a self, key: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            match self.store.delete(&Path::from(key)).await {
+                Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+                Err(error) => Err(fault(&error)),
+            }
+        })
+    }
+
+    fn place(&self) -> &str {
+        &self.place
+    }
+}
+
+fn aged(found: &ObjectMeta) -> Aged {
+    let taken = found.last_modified.timestamp_millis();
+    Aged {
+        key: found.location.to_string(),
+        bytes: found.size,
+        taken: WallClock(taken.try_into().unwrap_or_default()),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use clap::Args;
 use rspp_actors::Clock;
-use rspp_archive::{ObjectArchive, Place, PlaceError};
+use rspp_archive::{KeyRing, ObjectArchive, Place, PlaceError, SealedArchive};
 use rspp_proto::Monotonic;
 use rspp_timeline::export::{ExportPolicy, Exports, Left};
 use serde::Deserialize;
@@ -26,7 +26,9 @@ pub(crate) struct ExportOptions {
     export: Option<Place>,
     #[command(flatten)]
     spool: SpoolOptions,
-    /// Settings of exports: a file with `exports: { to: …, spool: …, policy: { … } }`; --export and --spool win
+    #[command(flatten)]
+    keys: KeyOptions,
+    /// Settings of exports: a file with `exports: { to: …, spool: …, keys: …, policy: { … } }`; flags win
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     export_settings: Option<PathBuf>,
 }
@@ -44,7 +46,34 @@ struct SettingsFile {
 struct ExportSection {
     to: Option<String>,
     spool: Option<PathBuf>,
+    keys: Option<PathBuf>,
     policy: ExportPolicy,
+}
+
+/// What archives are sealed with.
+#[derive(Debug, Args)]
+pub(crate) struct KeyOptions {
+    /// Keys that archives are sealed and opened with, by reference: see `rspp timeline keys --help`
+    #[arg(
+        long = "archive-keys",
+        value_name = "FILE",
+        help_heading = "Output",
+        env = "RSPP_ARCHIVE_KEYS",
+        hide_env = true
+    )]
+    keys: Option<PathBuf>,
+}
+
+impl KeyOptions {
+    /// The keys, if some are named.
+    pub(crate) fn open(&self) -> Result<Option<Arc<KeyRing>>, Problem> {
+        self.keys.as_deref().map(ring).transpose()
+    }
+}
+
+/// The keys that a file names.
+pub(crate) fn ring(path: &Path) -> Result<Arc<KeyRing>, Problem> {
+    Ok(Arc::new(KeyRing::open(path).map_err(Problem::input)?))
 }
 
 /// Where timelines wait for their archive.
@@ -81,13 +110,23 @@ impl SpoolOptions {
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Opens the exports of this process, as usual.
-pub(crate) fn open(place: &Place, spool: &Path) -> Result<Exports, Problem> {
-    open_under(place, spool, ExportPolicy::default())
+pub(crate) fn open(
+    place: &Place,
+    spool: &Path,
+    keys: Option<Arc<KeyRing>>,
+) -> Result<Exports, Problem> {
+    open_under(place, spool, keys, ExportPolicy::default())
 }
 
-fn open_under(place: &Place, spool: &Path, policy: ExportPolicy) -> Result<Exports, Problem> {
+fn open_under(
+    place: &Place,
+    spool: &Path,
+    keys: Option<Arc<KeyRing>>,
+    policy: ExportPolicy,
+) -> Result<Exports, Problem> {
     let unusable = |error: &dyn std::fmt::Display| Problem::input(format!("{place}: {error}"));
     let archive = ObjectArchive::open(place).map_err(|error| unusable(&error))?;
+    let archive = SealedArchive::new(Arc::new(archive), keys);
     let chance = u64::from(std::process::id());
     Exports::open(Arc::new(archive), spool, policy, chance).map_err(Problem::input)
 }
@@ -116,6 +155,7 @@ pub(crate) fn tell_left(exports: &Exports, left: Left, clock: Clock) {
 pub(crate) struct ExportPlan {
     place: Option<Place>,
     spool: Option<PathBuf>,
+    keys: Option<Arc<KeyRing>>,
     policy: ExportPolicy,
 }
 
@@ -129,9 +169,15 @@ impl ExportOptions {
             (Some(_), None, Some(spool)) => Some(spool),
             (Some(_), Some(_), _) | (Some(_), None, None) => Some(self.spool.directory()?),
         };
+        let keys = match (&place, self.keys.open()?, &section.keys) {
+            (None, _, _) => None,
+            (Some(_), Some(keys), _) => Some(keys),
+            (Some(_), None, keys) => keys.as_deref().map(ring).transpose()?,
+        };
         Ok(ExportPlan {
             place,
             spool,
+            keys,
             policy: section.policy,
         })
     }
@@ -173,7 +219,7 @@ impl ExportPlan {
         let (Some(place), Some(spool)) = (self.place, self.spool) else {
             return Ok(None);
         };
-        let exports = open_under(&place, &spool, self.policy)?;
+        let exports = open_under(&place, &spool, self.keys, self.policy)?;
         recover(&exports, clock).await?;
         Ok(Some(exports))
     }

@@ -4,16 +4,17 @@ use std::{
     fs::File,
     io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use clap::Args;
 use rspp_actors::Clock;
-use rspp_archive::{ObjectArchive, Place};
+use rspp_archive::{ObjectArchive, Place, SealedArchive};
 use rspp_timeline::export::{self, Archived, FetchError, Fetched};
 
 use crate::{
     call::{
-        export::{PATIENCE, SpoolOptions, now, open, recover, tell_left},
+        export::{KeyOptions, PATIENCE, SpoolOptions, now, open, recover, tell_left},
         transcript::counted,
     },
     problem::Problem,
@@ -43,7 +44,8 @@ pub(crate) struct List {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  rspp timeline fetch s3://acme-calls/eu acme/call-7/1790000000000-1 --out call.rspp")]
+  rspp timeline fetch s3://acme-calls/eu acme/call-7/1790000000000-1 --out call.rspp
+  rspp timeline fetch calls/ acme/call-7/1790000000000-1 --out call.rspp --archive-keys keys.yaml")]
 pub(crate) struct Fetch {
     /// The archive: a directory, `s3://bucket/prefix` or `http://host/bucket/prefix`
     #[arg(value_name = "PLACE")]
@@ -54,6 +56,8 @@ pub(crate) struct Fetch {
     /// Where to; must not exist
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    #[command(flatten)]
+    keys: KeyOptions,
 }
 
 /// Export timelines to an archive: files, and what stopped processes have left in the spool.
@@ -71,6 +75,8 @@ pub(crate) struct Export {
     place: Place,
     #[command(flatten)]
     spool: SpoolOptions,
+    #[command(flatten)]
+    keys: KeyOptions,
 }
 
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Problem> {
@@ -117,15 +123,7 @@ fn line(archived: &Archived) -> String {
 
 impl Fetch {
     pub(crate) fn run(self) -> Result<(), Problem> {
-        let archive = archive(&self.place)?;
-        let Fetched { bytes, is_complete } = runtime()?
-            .block_on(export::fetch(&archive, &self.name))
-            .map_err(|error| match error {
-                FetchError::Unknown(_) => Problem::input(format!("{}: {error}", self.place)),
-                FetchError::Archive(_)
-                | FetchError::Missing { .. }
-                | FetchError::Corrupt { .. } => Problem::failure(error),
-            })?;
+        let Fetched { bytes, is_complete } = fetched(&self.place, &self.name, &self.keys)?;
         write_new(&self.out, &bytes)?;
         if !is_complete {
             terminal::note(format!(
@@ -136,6 +134,19 @@ impl Fetch {
         let name = self.out.display();
         terminal::print(format!("{name}  {} bytes", bytes.len()))
     }
+}
+
+/// A recording of an archive, opened with the keys that are given.
+pub(super) fn fetched(place: &Place, name: &str, keys: &KeyOptions) -> Result<Fetched, Problem> {
+    let archive = SealedArchive::new(Arc::new(archive(place)?), keys.open()?);
+    runtime()?
+        .block_on(export::fetch(&archive, name))
+        .map_err(|error| match error {
+            FetchError::Unknown(_) => Problem::input(format!("{place}: {error}")),
+            FetchError::Archive(_) | FetchError::Missing { .. } | FetchError::Corrupt { .. } => {
+                Problem::failure(error)
+            }
+        })
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> Result<(), Problem> {
@@ -151,7 +162,7 @@ impl Export {
 
     async fn export(self) -> Result<(), Problem> {
         let clock = Clock::start();
-        let exports = open(&self.place, &self.spool.directory()?)?;
+        let exports = open(&self.place, &self.spool.directory()?, self.keys.open()?)?;
         let mut taken = 0;
         if self.files.is_empty() {
             taken = recover(&exports, clock).await?;

@@ -17,6 +17,7 @@ pub(crate) mod rehearse;
 pub(crate) mod replay;
 pub(crate) mod rollout;
 pub(crate) mod rules;
+pub(crate) mod seals;
 pub(crate) mod session;
 pub(crate) mod summary;
 pub(crate) mod timeline;

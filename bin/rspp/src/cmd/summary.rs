@@ -3,10 +3,11 @@
 use std::{
     io::{Cursor, Read, Seek},
     path::PathBuf,
+    sync::Arc,
 };
 
 use clap::Args;
-use rspp_archive::Place;
+use rspp_archive::{Place, SealedArchive};
 use rspp_proto::TenantId;
 use rspp_timeline::{
     Account, Entry, Prices, Timeline,
@@ -14,7 +15,7 @@ use rspp_timeline::{
 };
 
 use super::archive::{archive, runtime};
-use crate::{problem::Problem, specs, terminal};
+use crate::{call::export::KeyOptions, problem::Problem, specs, terminal};
 
 /// Sum up sessions for the tenant that is accounted for them: turns, tokens, audio, characters, cost.
 ///
@@ -41,6 +42,8 @@ pub(crate) struct Summary {
     /// Who asks
     #[arg(long, value_name = "TENANT")]
     tenant: TenantId,
+    #[command(flatten)]
+    keys: KeyOptions,
     /// What providers charge
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
@@ -78,7 +81,7 @@ impl Summary {
 
     fn recordings(&self) -> Result<Vec<(String, Vec<Entry>)>, Problem> {
         if let Some(place) = &self.archive {
-            return archived(place, &self.tenant);
+            return archived(place, &self.tenant, &self.keys);
         }
         let read = |path: &PathBuf| {
             let name = path.display().to_string();
@@ -97,8 +100,12 @@ fn entries<R: Read + Seek>(name: &str, mut timeline: Timeline<R>) -> Result<Vec<
 }
 
 /// What an archive has under the tenant's name; the recordings themselves have the last word.
-fn archived(place: &Place, tenant: &TenantId) -> Result<Vec<(String, Vec<Entry>)>, Problem> {
-    let archive = archive(place)?;
+fn archived(
+    place: &Place,
+    tenant: &TenantId,
+    keys: &KeyOptions,
+) -> Result<Vec<(String, Vec<Entry>)>, Problem> {
+    let archive = SealedArchive::new(Arc::new(archive(place)?), keys.open()?);
     runtime()?.block_on(async {
         let found = list(&archive, tenant.as_str())
             .await

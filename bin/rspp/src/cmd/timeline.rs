@@ -1,21 +1,31 @@
 //! `rspp timeline`: what happened in a recorded conversation.
 
 use std::{
-    io::{self, BufWriter, Write},
+    fs::File,
+    io::{self, BufReader, BufWriter, Cursor, Read, Seek, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use clap::{Args, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser};
+use rspp_archive::Place;
 use rspp_proto::{EventType, Lane, Monotonic, NodeId, TurnId, TurnNumber, WallClock, abi::Signal};
 use rspp_timeline::{
-    Entry, EntryKind, Filter, ReadError, Timeline as Recording, export::exported, show, trace,
-    verify,
+    Entry, EntryKind, Filter, ReadError, Timeline as Recording,
+    export::{Fetched, exported},
+    show, trace, verify,
 };
 use serde::Serialize;
 
-use super::archive::{Export, Fetch, List};
-use crate::{call::said::parse_duration, problem::Problem, terminal};
+use super::{
+    archive::{Export, Fetch, List, fetched},
+    seals::Keys,
+};
+use crate::{
+    call::{export::KeyOptions, said::parse_duration},
+    problem::Problem,
+    terminal,
+};
 
 /// Look at the timeline of a recorded conversation.
 #[derive(Debug, Args)]
@@ -31,6 +41,7 @@ enum Action {
     List(List),
     Fetch(Fetch),
     Export(Export),
+    Keys(Keys),
     Trace(Trace),
 }
 
@@ -58,12 +69,18 @@ Examples:
   rspp timeline show call.rspp --waterfall             Where each turn's time went
   rspp timeline show call.rspp --check                 Does it keep the invariants?
   rspp timeline show call.rspp --json | jq .kind       For programs, one object a line
+  rspp timeline show acme/call-7/1790000000000-1 --from s3://acme-calls/eu --archive-keys keys.yaml
 
 Several filters must all hold; several values of one filter are alternatives.")]
 struct Show {
-    /// The recording
+    /// The recording; with --from its name in the archive
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// Out of this archive: a directory, `s3://bucket/prefix` or `http://host/bucket/prefix`
+    #[arg(long, value_name = "PLACE")]
+    from: Option<Place>,
+    #[command(flatten)]
+    keys: KeyOptions,
     /// Only these turns: `2` or `turn-0002`
     #[arg(long = "turn", value_name = "TURN", value_parser = parse_turn)]
     turns: Vec<TurnId>,
@@ -107,17 +124,25 @@ impl Timeline {
             Action::List(list) => list.run(),
             Action::Fetch(fetch) => fetch.run(),
             Action::Export(export) => export.run(),
+            Action::Keys(keys) => keys.run(),
             Action::Trace(trace) => trace.run(),
         }
     }
 }
 
-fn open(file: &Path) -> Result<Recording, Problem> {
+/// What a timeline is read from.
+trait Source: Read + Seek {}
+
+impl<T: Read + Seek> Source for T {}
+
+fn open(file: &Path) -> Result<Recording<Box<dyn Source>>, Problem> {
     let name = file.display();
-    Recording::open(file).map_err(|error| match error {
-        ReadError::Io(error) if error.kind() == io::ErrorKind::NotFound => {
-            Problem::input(format!("{name}: no such file"))
-        }
+    let opened = File::open(file).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Problem::input(format!("{name}: no such file")),
+        _another => Problem::input(format!("{name}: cannot be read: {error}")),
+    })?;
+    let source: Box<dyn Source> = Box::new(BufReader::new(opened));
+    Recording::read(source).map_err(|error| match error {
         ReadError::Io(error) => Problem::input(format!("{name}: cannot be read: {error}")),
         ReadError::Preamble(error) => Problem::input(format!("{name}: {error}")),
     })
@@ -139,7 +164,7 @@ impl Trace {
 impl Show {
     fn run(self) -> Result<(), Problem> {
         let name = self.file.display();
-        let mut recording = open(&self.file)?;
+        let mut recording = self.open()?;
         let filter = self.filter(&recording);
         if self.check {
             return self.check(recording);
@@ -167,7 +192,22 @@ impl Show {
         Ok(())
     }
 
-    fn filter(&self, recording: &Recording) -> Filter {
+    fn open(&self) -> Result<Recording<Box<dyn Source>>, Problem> {
+        let Some(place) = &self.from else {
+            return open(&self.file);
+        };
+        let name = self.file.to_string_lossy();
+        let Fetched { bytes, is_complete } = fetched(place, &name, &self.keys)?;
+        if !is_complete {
+            terminal::note(format!(
+                "{name}: the archive is behind; this is the beginning of the recording"
+            ));
+        }
+        let source: Box<dyn Source> = Box::new(Cursor::new(bytes));
+        Recording::read(source).map_err(|error| Problem::input(format!("{name}: {error}")))
+    }
+
+    fn filter<R: Read + Seek>(&self, recording: &Recording<R>) -> Filter {
         let began = recording
             .header()
             .map_or(Monotonic::ZERO, |header| header.started_at);
@@ -183,7 +223,7 @@ impl Show {
         }
     }
 
-    fn check(&self, mut recording: Recording) -> Result<(), Problem> {
+    fn check<R: Read + Seek>(&self, mut recording: Recording<R>) -> Result<(), Problem> {
         let mut verifier = verify::Verifier::default();
         let mut entries = 0;
         for item in &mut recording {
@@ -239,8 +279,8 @@ struct Checked<'a> {
     problems: &'a [String],
 }
 
-fn waterfalls(
-    recording: &mut Recording,
+fn waterfalls<R: Read + Seek>(
+    recording: &mut Recording<R>,
     filter: &Filter,
     out: &mut impl Write,
 ) -> Result<(), Problem> {

@@ -4,4 +4,6 @@
 
 mod conformance;
 mod export;
+mod removal;
+mod sealing;
 mod server;

@@ -4,11 +4,12 @@ use std::{
     collections::BTreeMap,
     fmt::Write,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use rspp_archive::{ObjectArchive, Place};
+use rspp_proto::WallClock;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
@@ -33,6 +34,10 @@ pub(crate) enum Trouble {
 #[derive(Default)]
 struct Shelf {
     objects: BTreeMap<String, Bytes>,
+    /// When each was put.
+    taken: BTreeMap<String, SystemTime>,
+    /// Keys that may not be deleted, as under an object lock.
+    locked: Vec<String>,
     /// What happens to the next `PUT`s, in order.
     troubles: Vec<Trouble>,
     /// Keys and bytes of each `PUT` that came in whole, in order.
@@ -91,6 +96,11 @@ impl Server {
     pub(crate) fn archive(&self) -> ObjectArchive {
         let place: Place = self.place().parse().unwrap();
         ObjectArchive::open(&place).unwrap()
+    }
+
+    /// Does not let go of what has this in its key.
+    pub(crate) fn lock(&self, part: &str) {
+        self.shelf.lock().unwrap().locked.push(part.to_owned());
     }
 
     pub(crate) fn trouble(&self, troubles: &[Trouble]) {
@@ -191,6 +201,7 @@ async fn serve(stream: TcpStream, shelf: Arc<Mutex<Shelf>>) -> std::io::Result<(
                 let keep = || {
                     let mut shelf = shelf.lock().unwrap();
                     shelf.puts.push((key.clone(), body.clone()));
+                    shelf.taken.insert(key.clone(), SystemTime::now());
                     shelf.objects.insert(key.clone(), body.clone());
                 };
                 match next {
@@ -221,7 +232,7 @@ async fn serve(stream: TcpStream, shelf: Arc<Mutex<Shelf>>) -> std::io::Result<(
                 answer(&mut stream, 200, "ETag: \"1\"\r\n", b"").await?;
             }
             "GET" if query.contains("list-type=2") => {
-                let list = listing(&shelf.lock().unwrap().objects, query);
+                let list = listing(&shelf.lock().unwrap(), query);
                 answer(
                     &mut stream,
                     200,
@@ -249,6 +260,18 @@ async fn serve(stream: TcpStream, shelf: Arc<Mutex<Shelf>>) -> std::io::Result<(
                     }
                 }
             }
+            "DELETE" => {
+                let is_locked = {
+                    let mut shelf = shelf.lock().unwrap();
+                    let is_locked = shelf.locked.iter().any(|locked| key.contains(locked));
+                    if !is_locked {
+                        shelf.objects.remove(&key);
+                    }
+                    is_locked
+                };
+                let status = if is_locked { 403 } else { 204 };
+                answer(&mut stream, status, "", b"").await?;
+            }
             other => panic!("{other} {}", request.target),
         }
     }
@@ -269,7 +292,7 @@ async fn answer(
 }
 
 /// At most three at a time, so that whoever lists has to ask again.
-fn listing(objects: &BTreeMap<String, Bytes>, query: &str) -> String {
+fn listing(shelf: &Shelf, query: &str) -> String {
     const PAGE: usize = 3;
     let parameter = |name: &str| {
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
@@ -277,8 +300,9 @@ fn listing(objects: &BTreeMap<String, Bytes>, query: &str) -> String {
         values.next().map(|(_, value)| decoded(value))
     };
     let prefix = parameter("prefix").unwrap_or_default();
-    let after = parameter("continuation-token");
-    let mut matching = objects
+    let after = parameter("continuation-token").or_else(|| parameter("start-after"));
+    let mut matching = shelf
+        .objects
         .iter()
         .filter(|(key, _)| key.starts_with(&prefix))
         .filter(|(key, _)| after.as_ref().is_none_or(|after| *key > after));
@@ -286,9 +310,11 @@ fn listing(objects: &BTreeMap<String, Bytes>, query: &str) -> String {
     let mut contents = String::new();
     for (key, bytes) in &page {
         let size = bytes.len();
+        let since = shelf.taken[*key].duration_since(SystemTime::UNIX_EPOCH);
+        let taken = WallClock(since.unwrap().as_millis() as u64).to_utc();
         write!(
             contents,
-            "<Contents><Key>{key}</Key><Size>{size}</Size><LastModified>2026-09-22T10:00:00.000Z\
+            "<Contents><Key>{key}</Key><Size>{size}</Size><LastModified>{taken}\
              </LastModified><ETag>\"1\"</ETag></Contents>"
         )
         .unwrap();

@@ -150,6 +150,6 @@ pub async fn fetch(archive: &dyn Archive, recording: &str) -> Result<Fetched, Fe
     })
 }
 
-fn segment_start(object: &str) -> Option<u64> {
+pub(super) fn segment_start(object: &str) -> Option<u64> {
     object.strip_suffix(&format!(".{SEGMENT}"))?.parse().ok()
 }

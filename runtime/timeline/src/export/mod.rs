@@ -7,6 +7,7 @@
 
 mod agenda;
 mod archive;
+mod expiry;
 mod exports;
 mod fetch;
 mod policy;
@@ -14,7 +15,8 @@ mod progress;
 mod spooled;
 
 pub use archive::{Answer, Archive, ArchiveFault, FaultKind, Kept};
+pub use expiry::{Aged, Look, Patrol, Perishable, Stored};
 pub use exports::{ExportStats, Exports, Left, Recovery, SpoolError};
 pub use fetch::{Archived, FetchError, Fetched, fetch, list};
 pub use policy::{ExportPolicy, PolicyError};
-pub use progress::{Exported, exported};
+pub use progress::{Exported, exported, part as key_part, tenant_of as key_tenant};

@@ -12,7 +12,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use rspp_proto::{Epoch, Hex};
+use rspp_proto::{Epoch, Hex, TenantId};
 use serde::{Deserialize, Serialize};
 
 use super::agenda::Standing;
@@ -135,8 +135,24 @@ pub(super) fn file_name(recording: &str) -> String {
     format!("{session}.{instance}.rspp")
 }
 
-/// An identifier as part of a key: nothing in it that a store or a file system takes for something else.
-fn part(id: &str) -> String {
+/// Whose a key's first part says that it is; `None` if nobody's, or if the name was too long to be kept whole.
+pub fn tenant_of(part: &str) -> Option<TenantId> {
+    let mut bytes = part.bytes();
+    let mut id = Vec::with_capacity(part.len());
+    while let Some(byte) = bytes.next() {
+        if byte == b'=' {
+            let digits = [bytes.next()?, bytes.next()?];
+            let digits = str::from_utf8(&digits).ok()?;
+            id.push(u8::from_str_radix(digits, 16).ok()?);
+        } else {
+            id.push(byte);
+        }
+    }
+    TenantId::new(String::from_utf8(id).ok()?).ok()
+}
+
+/// An identifier as a part of a key: nothing in it that a store or a file system takes for something else.
+pub fn part(id: &str) -> String {
     const LONGEST: usize = 120;
     let mut out = String::new();
     for byte in id.bytes() {
