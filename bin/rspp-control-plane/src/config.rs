@@ -1,15 +1,20 @@
 //! The program's settings.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use rspp_archive::{ObjectArchive, Place, PlaceError};
 use rspp_controlplane::{
     authority::Term,
     retention::Retention,
     token::{KeyId, SigningKey},
 };
 use rspp_controlplane_api::tls::TlsFiles;
-use rspp_controlplane_server::{Listen, Settings, Transport};
+use rspp_controlplane_server::{KeptIn, Listen, Settings, Transport};
 use rspp_controlplane_storage::{EtcdConfig, EtcdIdentity, EtcdLogin, EtcdTls};
+use rspp_proto::Region;
 use rspp_service::{logs::Logs, settings, span::Span};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -39,6 +44,10 @@ pub(crate) struct Config {
     /// How long calls may take to end when the program is asked to.
     pub(crate) grace: Span,
     pub(crate) retention: Kept,
+    /// Where tenants' timelines are: what is over of them, by `rspp rules retention`, is removed there.
+    pub(crate) archives: Vec<ArchiveAt>,
+    /// How often there is looked for what is over in them.
+    pub(crate) expire_every: Span,
     /// Where the addresses are written once it serves, as JSON.
     pub(crate) announce: Option<PathBuf>,
     pub(crate) log: Logs,
@@ -54,6 +63,16 @@ pub(crate) struct Kept {
     pub(crate) abandoned: Span,
     /// A runtime that is gone.
     pub(crate) runtimes: Span,
+}
+
+/// An archive of tenants' timelines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ArchiveAt {
+    /// A directory, `s3://bucket/prefix` or `http://host/bucket/prefix`.
+    pub(crate) place: String,
+    /// The region that it lies in.
+    pub(crate) region: String,
 }
 
 /// Where to listen.
@@ -152,6 +171,8 @@ impl Default for Config {
             max_view_age: Span(settings.max_view_age),
             grace: Span::seconds(10),
             retention: Kept::default(),
+            archives: Vec::new(),
+            expire_every: Span(settings.expire_every),
             announce: None,
             log: Logs::default(),
         }
@@ -218,6 +239,8 @@ impl Config {
             token_ttl: self.session_token.0,
             max_view_age: self.max_view_age.0,
             retention: self.retention()?,
+            archives: self.archives()?,
+            expire_every: self.expire_every.0,
         })
     }
 
@@ -229,6 +252,23 @@ impl Config {
         };
         kept.checked()
             .map_err(|error| wrong("retention", error.to_string()))
+    }
+
+    fn archives(&self) -> Result<Vec<KeptIn>, ConfigError> {
+        let open = |at: &ArchiveAt| {
+            let place: Place = at
+                .place
+                .parse()
+                .map_err(|error: PlaceError| wrong("archives.place", error.to_string()))?;
+            let region = Region::new(at.region.as_str());
+            let archive = ObjectArchive::open(&place)
+                .map_err(|error| wrong("archives.place", format!("{place}: {error}")))?;
+            Ok(KeptIn {
+                region: region.map_err(|error| wrong("archives.region", error.to_string()))?,
+                archive: Arc::new(archive),
+            })
+        };
+        self.archives.iter().map(open).collect()
     }
 
     /// Where it is called.

@@ -12,6 +12,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use rspp_controlplane_api::{Client, ClientConfig, tls::TlsFiles, wire};
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rspp-control-plane");
 
 struct Running {
@@ -30,6 +32,10 @@ impl Drop for Running {
 }
 
 fn start(dir: &Path) -> Running {
+    start_with(dir, &[])
+}
+
+fn start_with(dir: &Path, settings: &[&str]) -> Running {
     let mut child = Command::new(PROGRAM)
         .args(["--dev", dir.to_str().unwrap()])
         .args([
@@ -39,6 +45,7 @@ fn start(dir: &Path) -> Running {
             "listen.health=127.0.0.1:0",
         ])
         .args(["--set", "log.format=json"])
+        .args(settings.iter().flat_map(|it| ["--set", it]))
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
@@ -91,6 +98,55 @@ fn it_serves_until_it_is_asked_to_end() {
     }
 }
 
+/// F-116: the program removes what is over from a real directory, as the rules say that an admin sets while it
+/// runs, and the trail tells of it.
+#[tokio::test]
+async fn what_is_over_goes_from_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let calls = dir.path().join("calls");
+    for recording in ["acme/call-1/0001-1", "zeta/call-1/0001-1"] {
+        let folder = calls.join(recording);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("000000000000000.part"), b"what was said").unwrap();
+        std::fs::write(folder.join("manifest.json"), b"{}").unwrap();
+    }
+    let archives = format!("archives=[{{place: {}, region: eu}}]", calls.display());
+    let running = start_with(dir.path(), &[&archives, "expire_every=200ms"]);
+    let file = |name: &str| dir.path().join(name);
+    let client = Client::new(ClientConfig {
+        addresses: vec![format!("https://{}", running.grpc)],
+        tls: Some(TlsFiles {
+            authorities: file("authority.pem"),
+            certificate: file("admin.pem"),
+            key: file("admin.key"),
+        }),
+        ..ClientConfig::default()
+    })
+    .unwrap();
+    let rules = serde_json::json!({ "retention": { "tenants": { "acme": { "keep_ms": 1_000 } } } });
+    let request = wire::SetGovernanceRequest {
+        document: rules.to_string(),
+        ..wire::SetGovernanceRequest::default()
+    };
+    client.set_governance(request).await.unwrap();
+    let ask = || wire::ListEntriesRequest {
+        operation: "timelines_removed".to_owned(),
+        ..wire::ListEntriesRequest::default()
+    };
+    let mut told = Vec::new();
+    for _ in 0..300 {
+        told = client.list_entries(ask()).await.unwrap().entries;
+        if !told.is_empty() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let told: Vec<_> = told.iter().map(|it| it.tenant.as_str()).collect();
+    assert_eq!(told, ["acme"]);
+    assert!(!calls.join("acme").exists(), "its names go too");
+    assert!(calls.join("zeta/call-1/0001-1/manifest.json").exists());
+}
+
 fn refused(arguments: &[&str]) -> String {
     let output = Command::new(PROGRAM)
         .args(arguments)
@@ -108,6 +164,11 @@ fn settings_that_cannot_be_are_refused_with_the_fix() {
     assert!(unknown.contains("did you mean `listen.grpc`"), "{unknown}");
     let secret = refused(&[]);
     assert!(secret.contains("no default secret exists"), "{secret}");
+    let nowhere = refused(&["--set", "archives=[{place: 'ftp://x/y', region: eu}]"]);
+    assert!(
+        nowhere.contains("archives.place: `ftp://` is not supported"),
+        "{nowhere}"
+    );
     let missing = refused(&["--config", "/nowhere.yaml"]);
     assert!(missing.contains("no such file"), "{missing}");
 }

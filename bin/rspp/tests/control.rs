@@ -551,6 +551,35 @@ fn rules_are_shown_and_set() {
     TENANT  OPEN  OPENED/MIN  TOKENS/MIN
     acme    0     0           0
     ");
+    assert_snapshot!(place.ok("ana", "rules retention 30d --at-least 1d"), @r"
+    version 4
+    RULE                   VALUE
+    retention.at_least_ms  86400000
+    retention.keep_ms      2592000000
+    retention.tenants      -
+    ");
+    let held = "rules retention 7d --tenant acme --hold call-7 --hold call-8";
+    assert_snapshot!(place.ok("ana", held), @r"
+    version 5
+    RULE                            VALUE
+    retention.at_least_ms           86400000
+    retention.keep_ms               2592000000
+    retention.tenants.acme.hold     call-7, call-8
+    retention.tenants.acme.keep_ms  604800000
+    ");
+    let as_all = "rules retention --tenant acme --for-ever --release call-7";
+    assert_snapshot!(place.ok("ana", as_all), @r"
+    version 6
+    RULE                         VALUE
+    retention.at_least_ms        86400000
+    retention.keep_ms            2592000000
+    retention.tenants.acme.hold  call-8
+    ");
+    let (code, said) = place.run("ana", "rules retention 12h --tenant acme");
+    assert_eq!(code, 2, "{said}");
+    assert_snapshot!(said, @"error: retention: acme: 43200000 ms are less than at_least_ms, 86400000, which has to be kept");
+    let (code, said) = place.run("ana", "rules retention --tenant acme");
+    assert_eq!(code, 2, "{said}");
     place.file("bad.yaml", "regions: {ill_percent: 10}\n");
     let (code, said) = place.run("ana", "rules set bad.yaml");
     assert_eq!(code, 2, "{said}");

@@ -6,6 +6,7 @@ use thiserror::Error;
 use crate::{
     admission,
     failover::RegionPolicy,
+    keeping::Keeping,
     rollout::{ApprovalPolicy, ErrorBudget},
     routing::Residency,
 };
@@ -24,6 +25,10 @@ pub struct Governance {
     pub regions: RegionPolicy,
     /// How many failures are too many (NF-030).
     pub error_budget: ErrorBudget,
+    /// How long what sessions leave behind is kept (F-116). Only written once somebody has decided it: builds that
+    /// do not know it yet read all other rules meanwhile.
+    #[serde(skip_serializing_if = "Keeping::is_default")]
+    pub retention: Keeping,
 }
 
 /// Rules that cannot be meant.
@@ -67,7 +72,9 @@ impl Governance {
                 return wrong("residency.tenants", what);
             }
         }
-        Ok(())
+        self.retention
+            .check()
+            .or_else(|what| wrong("retention", what))
     }
 
     /// Which version of the rules it is; 0 if nobody has set any.

@@ -12,6 +12,7 @@ pub mod failover;
 pub mod fleet;
 pub mod governance;
 mod hash;
+pub mod keeping;
 pub mod keys;
 pub mod registry;
 pub mod retention;

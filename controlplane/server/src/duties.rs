@@ -1,6 +1,6 @@
 //! What one replica does for all: it is elected by a record of the store that goes with its lease.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use rspp_controlplane::{
@@ -19,9 +19,11 @@ use rspp_controlplane_storage::{
 use rspp_proto::{Monotonic, Region, RuntimeId, SessionId, control::Holder};
 use serde_json::json;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     audit::Note,
+    expiry::Told,
     failure::Failure,
     plane::{Plane, RegionRecord, wall_clock},
 };
@@ -51,6 +53,8 @@ impl Plane {
             recounted: now,
             swept: now,
             sweep: Sweep::new(settings.retention),
+            expired: now,
+            expiring: Expiring::Rests(Told::default()),
         };
         candidate.serve(rounds, &self.shared.stop).await;
     }
@@ -63,6 +67,16 @@ struct Rounds {
     recounted: Instant,
     swept: Instant,
     sweep: Sweep,
+    expired: Instant,
+    expiring: Expiring,
+}
+
+/// Whether archives are being gone through.
+enum Expiring {
+    /// Until it is time again.
+    Rests(Told),
+    /// By a task that is fenced with our office, and ends by itself.
+    Goes(AbortOnDropHandle<Told>),
 }
 
 impl Duties for Rounds {
@@ -74,6 +88,7 @@ impl Duties for Rounds {
             self.compact().await;
             self.recount(office).await;
             self.sweep(office).await;
+            self.expire(office).await;
         })
     }
 
@@ -145,6 +160,29 @@ impl Rounds {
                 "records of what is over were removed"
             ),
             Err(error) => tracing::warn!(%error, "records of what is over were not removed"),
+        }
+    }
+
+    /// Has what is over removed from archives, beside all else: they may be slow (F-116).
+    async fn expire(&mut self, office: &Office) {
+        let settings = self.plane.settings();
+        if settings.archives.is_empty() {
+            return;
+        }
+        match &mut self.expiring {
+            Expiring::Rests(told) if self.expired.elapsed() >= settings.expire_every => {
+                let pass = self.plane.clone().expire(office.clone(), mem::take(told));
+                self.expiring = Expiring::Goes(AbortOnDropHandle::new(tokio::spawn(pass)));
+            }
+            Expiring::Goes(pass) if pass.is_finished() => {
+                let told = pass.await.unwrap_or_else(|error| {
+                    tracing::error!(%error, "going through the archives ended in a fault");
+                    Told::default()
+                });
+                self.expired = Instant::now();
+                self.expiring = Expiring::Rests(told);
+            }
+            Expiring::Rests(_) | Expiring::Goes(_) => {}
         }
     }
 }

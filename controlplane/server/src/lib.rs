@@ -7,6 +7,7 @@
 mod audit;
 mod commit;
 mod duties;
+mod expiry;
 mod failure;
 mod followed;
 mod identity;
@@ -16,6 +17,7 @@ mod services;
 mod tally;
 mod wire;
 
+pub use expiry::KeptIn;
 pub use identity::{Identity, IdentityError};
 pub use plane::{OpenError, Plane, Settings};
 pub use serve::{Listen, ServeError, Server, Transport};

@@ -33,6 +33,7 @@ use tonic::Request;
 
 use crate::{
     audit::Note,
+    expiry::KeptIn,
     failure::Failure,
     followed::{Decode, Followed},
     identity::Peer,
@@ -57,6 +58,10 @@ pub struct Settings {
     pub max_view_age: Duration,
     /// How long records of what is over are kept.
     pub retention: Retention,
+    /// Where tenants' timelines are, so that they go when their tenant's rule says so (F-116).
+    pub archives: Vec<KeptIn>,
+    /// How often there is looked for what is over in them.
+    pub expire_every: Duration,
 }
 
 impl Default for Settings {
@@ -69,6 +74,8 @@ impl Default for Settings {
             token_ttl: Duration::from_mins(5),
             max_view_age: Duration::from_secs(5),
             retention: Retention::default(),
+            archives: Vec::new(),
+            expire_every: Duration::from_mins(1),
         }
     }
 }

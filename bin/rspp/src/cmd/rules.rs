@@ -3,8 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use rspp_controlplane::governance::Governance;
+use rspp_controlplane::{
+    governance::Governance,
+    keeping::{Keeping, TenantKeeping},
+};
 use rspp_controlplane_api::{Client, wire};
+use rspp_proto::{SessionId, TenantId};
 use serde_json::{Value, json};
 
 use crate::{
@@ -24,6 +28,11 @@ Examples:
   rspp rules set rules.json              … and set as a whole; YAML is read too
   rspp rules approvals 1 --within 24     Rollouts wait for somebody else, for a day
   rspp rules slo 99.5                    Half a percent of sessions may fail; rollouts freeze beyond it
+  rspp rules retention 30d               Timelines go after 30 days …
+  rspp rules retention 7d --tenant acme  … and a tenant's after 7
+  rspp rules retention --tenant acme --hold call-7
+                                         Of one session nothing goes, until --release call-7
+  rspp rules retention --at-least 1d     Nobody can set less
   rspp rules usage acme                  What a tenant uses of its limits")]
 pub(crate) struct Rules {
     #[command(flatten)]
@@ -45,6 +54,8 @@ enum Part {
     Regions,
     /// How many sessions may fail before rollouts freeze
     ErrorBudget,
+    /// How long timelines are kept
+    Retention,
 }
 
 impl Part {
@@ -55,6 +66,7 @@ impl Part {
             Self::Approvals => "approvals",
             Self::Regions => "regions",
             Self::ErrorBudget => "error_budget",
+            Self::Retention => "retention",
         }
     }
 }
@@ -101,11 +113,88 @@ enum What {
         #[arg(long, value_name = "SESSIONS")]
         after: Option<u64>,
     },
+    /// Set how long timelines are kept, and what of them is held
+    Retention(Kept),
     /// What a tenant uses of its limits
     Usage {
         /// Whose
         tenant: String,
     },
+}
+
+/// What is set of how long timelines are kept.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true)
+    .args(["keep", "for_ever", "at_least", "hold", "release", "hold_all", "release_all"]))]
+struct Kept {
+    /// How long, e.g. 30d, 12h; counted from when an archive has all of one
+    #[arg(value_name = "TIME", value_parser = age)]
+    keep: Option<u64>,
+    /// For ever; with --tenant, as everybody's
+    #[arg(long, conflicts_with = "keep")]
+    for_ever: bool,
+    /// Of one tenant, instead of everybody who has no rule of their own
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<TenantId>,
+    /// The least that anybody may set; 0s for none
+    #[arg(long, value_name = "TIME", value_parser = age, conflicts_with = "tenant")]
+    at_least: Option<u64>,
+    /// Sessions of which nothing goes
+    #[arg(long, value_name = "SESSION", requires = "tenant")]
+    hold: Vec<SessionId>,
+    /// Sessions that are held no longer
+    #[arg(long, value_name = "SESSION", requires = "tenant")]
+    release: Vec<SessionId>,
+    /// Nothing of the tenant's goes
+    #[arg(long, requires = "tenant", conflicts_with = "release_all")]
+    hold_all: bool,
+    /// What is held is held session by session only
+    #[arg(long, requires = "tenant")]
+    release_all: bool,
+}
+
+impl Kept {
+    fn alter(self, rules: &mut Keeping) {
+        if let Some(least) = self.at_least {
+            rules.at_least_ms = least;
+        }
+        let is_set = self.keep.is_some() || self.for_ever;
+        let Some(tenant) = self.tenant else {
+            if is_set {
+                rules.keep_ms = self.keep;
+            }
+            return;
+        };
+        let own = rules.tenants.entry(tenant.clone()).or_default();
+        if is_set {
+            own.keep_ms = self.keep;
+        }
+        own.hold.extend(self.hold);
+        for session in &self.release {
+            own.hold.remove(session);
+        }
+        own.hold_all = (own.hold_all || self.hold_all) && !self.release_all;
+        if *own == TenantKeeping::default() {
+            rules.tenants.remove(&tenant);
+        }
+    }
+}
+
+/// A length of time in milliseconds.
+fn age(text: &str) -> Result<u64, String> {
+    let wrong = || "write it as 30d, 12h, 15m or 90s".to_owned();
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let in_ms = match unit {
+        'd' => 86_400_000,
+        'h' => 3_600_000,
+        'm' => 60_000,
+        's' => 1_000,
+        _unknown => return Err(wrong()),
+    };
+    let number = &text[..text.len() - 1];
+    let is_plain = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    let number: u64 = number.parse().ok().filter(|_| is_plain).ok_or_else(wrong)?;
+    number.checked_mul(in_ms).ok_or_else(wrong)
 }
 
 /// Sessions per 10,000 that may fail under an objective in percent.
@@ -163,6 +252,11 @@ impl Rules {
                     if let Some(after) = after {
                         rules.error_budget.min_sessions = after;
                     }
+                })
+            }),
+            What::Retention(keep) => remote.run(|client| {
+                change(remote, client, Part::Retention, move |rules| {
+                    keep.alter(&mut rules.retention);
                 })
             }),
             What::Usage { tenant } => remote.run(|client| usage(remote, client, tenant)),
@@ -316,6 +410,24 @@ async fn usage(remote: &Remote, client: Client, tenant: String) -> Result<(), Pr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_length_of_time_is_read_in_its_unit() {
+        assert_eq!(age("30d"), Ok(2_592_000_000));
+        assert_eq!(age("90s"), Ok(90_000));
+        for bad in [
+            "",
+            "d",
+            "30",
+            "30w",
+            "-1d",
+            "+1d",
+            "1.5h",
+            "99999999999999999999d",
+        ] {
+            assert!(age(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn an_objective_leaves_so_many_failures() {

@@ -8,6 +8,7 @@
 
 mod access;
 mod audit;
+mod expiry;
 mod ground;
 mod leases;
 mod placing;
