@@ -2,6 +2,7 @@
 
 use std::{fmt, fs, path::PathBuf, sync::Arc};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use thiserror::Error;
 
 /// What stands in a text for a secret that was in it.
@@ -72,6 +73,20 @@ impl fmt::Display for SecretRef {
             Source::File => "file",
         };
         write!(f, "{source}://{}", self.name)
+    }
+}
+
+impl Serialize for SecretRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretRef {
+    /// A text that is no reference is not repeated in the error.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(D::Error::custom)
     }
 }
 

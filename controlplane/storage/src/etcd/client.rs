@@ -274,8 +274,11 @@ impl Client {
                 password: login.user.password.clone(),
             };
             let given = member.auth().authenticate(request).await?.into_inner();
-            let parsed = given.token.parse();
-            *token = Some(parsed.map_err(|_| Status::internal("the token is no text"))?);
+            let parsed: Result<Token, _> = given.token.parse();
+            let mut parsed = parsed.map_err(|_| Status::internal("the token is no text"))?;
+            // Printed by nobody, and kept out of tables that compress headers.
+            parsed.set_sensitive(true);
+            *token = Some(parsed);
         }
         Ok(token.clone())
     }

@@ -20,6 +20,7 @@ mod once;
 #[rustfmt::skip]
 #[path = "generated.rs"]
 mod pb;
+mod secret;
 mod watch;
 mod wire;
 
