@@ -4,6 +4,7 @@
 //! repaired: a clamped number hides the fault that made it.
 
 pub mod abi;
+pub mod canonical;
 pub mod control;
 mod epoch;
 pub mod external;

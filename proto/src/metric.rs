@@ -87,6 +87,8 @@ pub enum Metric {
     WorkShed,
     /// How far media time and the runtime's clock are apart.
     MappingError,
+    /// Spans for a collector, by what became of them.
+    TelemetrySpans,
 }
 
 /// What a measurement is told by.
@@ -136,7 +138,7 @@ pub enum MetricLabel {
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::NodeLatency,
         Self::NodeStart,
         Self::CancelLatency,
@@ -160,6 +162,7 @@ impl Metric {
         Self::TenantTokens,
         Self::WorkShed,
         Self::MappingError,
+        Self::TelemetrySpans,
     ];
 
     /// Its name.
@@ -188,6 +191,7 @@ impl Metric {
             Self::TenantTokens => "tenant_tokens_total",
             Self::WorkShed => "work_shed_total",
             Self::MappingError => "media_runtime_mapping_error_ms",
+            Self::TelemetrySpans => "telemetry_spans_total",
         }
     }
 
@@ -284,6 +288,7 @@ impl Metric {
             Self::AdmissionDecisions => &[L::TenantId, L::Subject, L::Decision],
             Self::TenantTokens | Self::WorkShed => &[L::TenantId],
             Self::MappingError => &[L::PipelineVersion, L::NodeId, L::Quantile],
+            Self::TelemetrySpans => &[L::Outcome],
         }
     }
 }

@@ -27,7 +27,19 @@ impl TraceId {
     }
 }
 
+impl TraceId {
+    /// Its bytes, as protocols other than HTTP's carry them.
+    pub fn bytes(&self) -> [u8; 16] {
+        self.0
+    }
+}
+
 impl SpanId {
+    /// Its bytes, as protocols other than HTTP's carry them.
+    pub fn bytes(&self) -> [u8; 8] {
+        self.0
+    }
+
     /// The root of a turn's trace.
     pub fn of_turn(trace: TraceId) -> Self {
         Self(digest("turn", &[&trace.to_string()]))

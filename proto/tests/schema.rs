@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use rspp_proto::{
+    abi::SchemaVersion,
     schema,
     spec::{Diagnostics, Mode, PipelineSpec},
 };
@@ -27,8 +28,19 @@ fn committed_schemas_are_the_generated_ones() {
             file.display()
         );
     }
+    let current = schema::Registry::of(SchemaVersion::CURRENT).unwrap();
+    let file = folder.join("digest");
+    if std::env::var_os("UPDATE_SCHEMAS").is_some() {
+        fs::write(&file, current.digest() + "\n").unwrap();
+    }
+    let committed = fs::read_to_string(&file).unwrap_or_default();
+    assert_eq!(
+        committed.trim_end(),
+        current.digest(),
+        "run with UPDATE_SCHEMAS=1"
+    );
     let files = fs::read_dir(&folder).unwrap().count();
-    assert_eq!(files, published.len(), "a file without a type");
+    assert_eq!(files, published.len() + 1, "a file without a type");
 }
 
 #[test]
@@ -75,4 +87,38 @@ fn the_published_schema_and_the_parser_agree_on_pipelines() {
             "{what}"
         );
     }
+}
+
+/// F-032: a version is served by its name, with what each field holds and means; another is refused with what to do;
+/// and a digest is of what is defined.
+#[test]
+fn a_version_is_served_with_its_documents_and_types() {
+    let registry = schema::Registry::of("v1.0".parse().unwrap()).unwrap();
+    assert!(schema::Registry::versions().contains(&registry.version));
+    assert_eq!(schema::DIGEST, registry.digest());
+    for definition in &registry.definitions {
+        assert!(!definition.about().is_empty(), "{}", definition.name);
+        for field in definition.fields() {
+            let place = format!("{}.{}", definition.name, field.name);
+            assert!(!field.about.is_empty(), "{place} means nothing");
+            assert!(!field.holds.is_empty(), "{place} holds nothing");
+        }
+    }
+    let fields = registry.find("control_signal").unwrap().fields();
+    let field = |name: &str| {
+        let field = fields.iter().find(|it| it.name == name).unwrap();
+        (field.holds.clone(), field.is_required)
+    };
+    assert_eq!(field("turn_id"), ("TurnId".to_owned(), false));
+    assert_eq!(field("session_id"), ("SessionId".to_owned(), true));
+    let refused = schema::Registry::of("v2.0".parse().unwrap()).unwrap_err();
+    assert!(
+        refused.to_string().contains("upgrade this reader"),
+        "{refused}"
+    );
+
+    let mut other = registry.clone();
+    assert_eq!(other.digest(), registry.digest());
+    other.definitions[0].schema["title"] = json!("another");
+    assert_ne!(other.digest(), registry.digest());
 }

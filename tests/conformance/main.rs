@@ -44,6 +44,7 @@ mod moves;
 mod nodes;
 mod observing;
 mod overload;
+mod packages;
 mod pauses;
 mod plane;
 mod plans;

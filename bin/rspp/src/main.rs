@@ -5,6 +5,7 @@ mod cli;
 mod cmd;
 mod control;
 mod problem;
+mod python;
 mod rehearsal;
 mod report;
 mod specs;

@@ -6,6 +6,7 @@ mod buffer;
 mod connection;
 mod diagnostic;
 mod limits;
+mod package;
 mod parse;
 mod pipeline;
 mod policy;
@@ -32,7 +33,8 @@ pub use limits::{
     BatchingSpec, DegradeSpec, LimitsSpec, OverLimit, OverloadSpec, Priority, Quota, QuotasSpec,
     Threshold,
 };
-pub use parse::{LIMITS_SCHEMA, Mode, PIPELINE_SCHEMA, POLICY_SCHEMA, Parsed};
+pub use package::{PACKAGE_FILE, PackageLimits, PackageSpec};
+pub use parse::{LIMITS_SCHEMA, Mode, PACKAGE_SCHEMA, PIPELINE_SCHEMA, POLICY_SCHEMA, Parsed};
 pub use pipeline::{
     Comparison, Condition, EGRESS, EdgeSpec, ErrorAction, INGRESS, MergeOrder, NodeKind, NodeSpec,
     ObserveSpec, PipelineSpec, PortType, ProfileName,

@@ -4,8 +4,9 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use super::{
-    LimitsSpec, PipelineSpec, PolicyBundle,
+    LimitsSpec, PackageSpec, PipelineSpec, PolicyBundle,
     diagnostic::{Diagnostic, Diagnostics, Severity},
+    package,
     report::Report,
     rules,
     shape::Shape,
@@ -20,6 +21,9 @@ pub const POLICY_SCHEMA: &str = "rspp.policy.bundle.v1";
 
 /// The schema that limits are written against; a part of settings, so that they do not name it.
 pub const LIMITS_SCHEMA: &str = "rspp.limits.v1";
+
+/// The schema that packages of nodes are written against.
+pub const PACKAGE_SCHEMA: &str = "rspp.package.v1";
 
 /// The built-in pipeline.
 const SIMPLE: &str = include_str!("templates/simple.yaml");
@@ -76,6 +80,16 @@ impl PolicyBundle {
         parse(file, text, mode, POLICY_SCHEMA, |spec: &Self, check| {
             check.schema(&spec.schema);
             rules::policy(spec, check);
+        })
+    }
+}
+
+impl PackageSpec {
+    /// Reads and checks what a package says of itself, from YAML or JSON; `file` is what diagnostics call it.
+    pub fn parse(file: &str, text: &str, mode: Mode) -> Result<Parsed<Self>, Diagnostics> {
+        parse(file, text, mode, PACKAGE_SCHEMA, |spec: &Self, check| {
+            check.schema(&spec.schema);
+            package::rules(spec, check);
         })
     }
 }

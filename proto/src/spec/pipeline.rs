@@ -213,6 +213,10 @@ pub struct NodeSpec {
     pub id: NodeId,
     /// What it does.
     pub kind: NodeKind,
+    /// SHA-256 of the package that does it, if its kind is one's (F-121). Nothing else will do; absent is
+    /// filled in with what the runtime has, so that a plan and its hash say what ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// The provider that serves it; absent means the policy's binding for its modality.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<ProviderId>,

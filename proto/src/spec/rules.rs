@@ -203,6 +203,16 @@ impl<'a> Graph<'a> {
                 None,
             );
         }
+        if let Some(digest) = &node.digest {
+            let path = format!("{path}.digest");
+            if !matches!(node.kind, NodeKind::Custom(_)) {
+                let message = format!("a node of kind `{}` is in no package", node.kind.as_str());
+                check.error("digest", &path, message, "leave it out".to_owned());
+            } else if digest.len() != 64 || !digest.bytes().all(|b| b.is_ascii_hexdigit()) {
+                let hint = "`rspp package list` shows it".to_owned();
+                check.error("digest", &path, "is no SHA-256", hint);
+            }
+        }
         tools(path, node, check);
         if let Some(execution) = &node.execution {
             self::execution(&format!("{path}.execution"), execution, check);

@@ -3,7 +3,6 @@
 //! Inputs and the time go in; effects and a deadline come out. The host runs this inside actors and
 //! carries the effects out; replay and simulation feed the same code from a recording or a seed.
 
-mod canonical;
 mod effect;
 mod input;
 

@@ -25,6 +25,7 @@ use std::{
 use rspp_proto::{
     EdgeId, Epoch, NodeId, PipelineVersion, ProviderId, TurnId,
     abi::CancelMode,
+    canonical,
     spec::{
         AdaptiveAction, Budgets, EdgeBufferPolicy, FlowControl, Modality, NodeExecutionPolicy,
         Priority, ProfileName, ProviderPolicy, RecordingPolicy, StatePolicy, TurnPolicy,
@@ -34,7 +35,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::{PlanFacts, canonical, determinism::DeterminismContext};
+use crate::{PlanFacts, determinism::DeterminismContext};
 
 pub use error::PlanError;
 pub use insert::{MAX_INSERTIONS, inserted, with_insertions};

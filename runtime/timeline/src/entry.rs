@@ -9,6 +9,7 @@ use rspp_proto::{
         ControlSignal, DecisionOutcome, Envelope, EventRecord, PayloadClass, SchemaVersion, Signal,
         TurnTransition,
     },
+    schema,
     spec::{RecordingLevel, ReplayMode},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -169,6 +170,9 @@ pub struct FileHeader {
     pub written_by: String,
     /// The Event ABI of its signals and events.
     pub event_abi: SchemaVersion,
+    /// SHA-256 over the definitions of that version that the writer had (F-032); absent in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema_digest: Option<String>,
     /// The field list of its turns.
     pub or02_evidence_schema_version: String,
     /// Names of the frame kinds by number, for readers without this crate.
@@ -213,6 +217,7 @@ impl FileHeader {
             format: "rspp-timeline".to_owned(),
             written_by: concat!("rspp ", env!("CARGO_PKG_VERSION")).to_owned(),
             event_abi: SchemaVersion::CURRENT,
+            schema_digest: Some(schema::DIGEST.to_owned()),
             or02_evidence_schema_version: OR02_EVIDENCE_SCHEMA_VERSION.to_owned(),
             kinds: kinds.collect(),
             session_id,

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{
     Edge, EdgeIx, Graph, GraphError, MAX_EDGES, MAX_NODES, Node, NodeIx, Role, Scope, port, route,
 };
-use crate::canonical;
+use rspp_proto::canonical;
 
 impl Graph {
     /// Checks a pipeline's graph and gives it a fixed order. Reports all violations, in the order

@@ -22,6 +22,7 @@ fn node(name: &str, kind: NodeKind) -> NodeSpec {
     NodeSpec {
         id: id(name),
         kind,
+        digest: None,
         provider: None,
         fallback_providers: Vec::new(),
         fallback: None,

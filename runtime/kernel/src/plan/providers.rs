@@ -15,7 +15,7 @@ use rspp_proto::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::canonical;
+use rspp_proto::canonical;
 
 /// What a provider can do; frozen with the plan (F-161).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

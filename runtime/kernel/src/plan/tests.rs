@@ -23,6 +23,7 @@ fn spec() -> PipelineSpec {
     let node = |name: &str, kind| NodeSpec {
         id: id(name),
         kind,
+        digest: None,
         provider: None,
         fallback_providers: Vec::new(),
         fallback: None,

@@ -3,7 +3,7 @@
 use rspp_proto::{Codec, SampleRate};
 use serde::{Deserialize, Serialize};
 
-use crate::canonical;
+use rspp_proto::canonical;
 
 /// What a transport can do. A change in mid-session counts from the next turn on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,9 +14,13 @@ mod vad;
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use rspp_kernel::graph::{Graph, NodeIx};
-use rspp_proto::spec::{NodeKind, NodeSpec, SandboxPolicy};
+use rspp_proto::{
+    NodeId,
+    spec::{NodeKind, NodeSpec, SandboxPolicy},
+};
+use thiserror::Error;
 
-use super::{Node, ProcessCommand};
+use super::{Node, Package, PackageError, ProcessCommand};
 
 /// Makes a node of a registered kind from its place in the pipeline.
 pub type NodeFactory = Arc<dyn Fn(&NodeSpec) -> Box<dyn Node> + Send + Sync>;
@@ -33,6 +37,32 @@ struct Kind {
     make: NodeFactory,
     /// The program that serves it, if it is none of this process.
     command: Option<Arc<ProcessCommand>>,
+    /// The package that it is from, if it is from one.
+    package: Option<Arc<Package>>,
+}
+
+/// Why nodes cannot be of the package that their pipeline names.
+#[derive(Debug, Error)]
+pub enum PinError {
+    /// The package's files are others by now.
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    /// The pipeline wants another.
+    #[error("`{kind}` is {found} here, and the pipeline wants {wanted}")]
+    Another {
+        /// The kind.
+        kind: String,
+        /// What the pipeline says.
+        wanted: String,
+        /// The package's digest.
+        found: String,
+    },
+    /// The kind is in no package.
+    #[error("`{kind}` is in no package here, and the pipeline names its digest")]
+    NoPackage {
+        /// The kind.
+        kind: String,
+    },
 }
 
 impl NodeRegistry {
@@ -41,6 +71,7 @@ impl NodeRegistry {
         let kind = Kind {
             make: factory,
             command: None,
+            package: None,
         };
         self.custom.insert(name.into(), kind);
         self
@@ -56,9 +87,61 @@ impl NodeRegistry {
         let kind = Kind {
             make: command.factory(),
             command: Some(command),
+            package: None,
         };
         self.custom.insert(name.into(), kind);
         self
+    }
+
+    /// Adds the kind of a package, which pipelines name with its version (F-011, F-121).
+    pub fn register_package(&mut self, package: Package) -> &mut Self {
+        let command = Arc::new(package.command());
+        let name = package.kind();
+        let kind = Kind {
+            make: command.factory(),
+            command: Some(command),
+            package: Some(Arc::new(package)),
+        };
+        self.custom.insert(name, kind);
+        self
+    }
+
+    /// Writes down which package does the work of each node, as it is now. What a pipeline says itself
+    /// must be so.
+    pub(crate) fn pin<'a>(
+        &self,
+        nodes: impl IntoIterator<Item = &'a mut NodeSpec>,
+    ) -> Result<(), (NodeId, PinError)> {
+        for node in nodes {
+            let NodeKind::Custom(name) = &node.kind else {
+                continue;
+            };
+            let package = self.custom.get(name).and_then(|kind| kind.package.as_ref());
+            let wanted = node.digest.take();
+            let refused = |error| (node.id.clone(), error);
+            node.digest = match (package, wanted) {
+                (None, None) => None,
+                // A kind that nobody knows is told of elsewhere, with those that there are.
+                (None, Some(wanted)) if !self.custom.contains_key(name) => Some(wanted),
+                (None, Some(_)) => {
+                    return Err(refused(PinError::NoPackage { kind: name.clone() }));
+                }
+                (Some(package), wanted) => {
+                    package.verify().map_err(|error| refused(error.into()))?;
+                    let found = package.digest().to_owned();
+                    if let Some(wanted) = wanted.filter(|wanted| *wanted != found) {
+                        let kind = name.clone();
+                        return Err(refused(PinError::Another {
+                            kind,
+                            wanted,
+                            found,
+                        }));
+                    }
+                    Some(found)
+                }
+            };
+        }
+        Ok(())
     }
 
     /// Whether nodes of this kind can be kept as a plan asks for, on this machine; says why not (F-124).

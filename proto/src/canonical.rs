@@ -1,15 +1,16 @@
 //! One text for one value: JSON with sorted keys and no blanks, and its SHA-256.
 
-use rspp_proto::Hex;
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+
+use crate::Hex;
 
 /// The SHA-256 of a value's canonical JSON, as 64 lowercase hex digits.
 ///
 /// `serde_json` writes maps in key order and numbers in their shortest form, so equal values have
 /// equal texts whatever order they were built in.
-pub(crate) fn hash(value: &impl Serialize) -> Result<String, serde_json::Error> {
+pub fn hash(value: &impl Serialize) -> Result<String, serde_json::Error> {
     // By way of `Value`, so that struct fields are sorted too and may be reordered in the code.
     let value = sorted(serde_json::to_value(value)?);
     Ok(Hex(&Sha256::digest(serde_json::to_vec(&value)?)).to_string())
