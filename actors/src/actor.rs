@@ -3,6 +3,7 @@
 use std::future::{Future, ready};
 
 use tokio::time::Instant;
+use tracing::Span;
 
 use crate::context::Context;
 use crate::exit::{ExitReason, Failure};
@@ -28,6 +29,11 @@ pub trait Actor: Send + Sized + 'static {
     type Telemetry: Send + 'static;
     /// What it is, in reports.
     const KIND: &'static str;
+
+    /// Whose the actor is: what is logged while it works is said to be within. Made within its parent's.
+    fn scope(&self) -> Span {
+        Span::none()
+    }
 
     /// Runs before anything else, while the parent waits: an error or a panic here is the parent's `Err` of spawn.
     fn started(

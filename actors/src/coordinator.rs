@@ -46,8 +46,10 @@ impl<A: Actor, F: FnMut() -> A + Send> Respawn for ActorMaker<A, F> {
             let line = Arc::new(Line::default());
             let farewell = Farewell::new(&start, &line);
             let life = Incarnation::new(start, Arc::clone(&line));
+            let actor = make(&mut self.make)?;
+            node.works_in(|| actor.scope());
             let live = Box::new(Live {
-                actor: make(&mut self.make)?,
+                actor,
                 ctx: Context::new(Arc::clone(&self.mailbox), life),
             });
             let shell = Coordinator {
@@ -121,7 +123,8 @@ impl<A: Actor> ractor::Actor for Coordinator<A> {
         mut live: Box<Live<A>>,
     ) -> Result<Self::State, ActorProcessingErr> {
         live.ctx.core.attach(myself.get_cell());
-        let started = guarded(live.actor.started(&mut live.ctx)).await;
+        let node = Arc::clone(&live.ctx.core.life.node);
+        let started = guarded(&node, live.actor.started(&mut live.ctx)).await;
         if let Err(reason) = flatten(started) {
             let message = reason.to_string();
             live.ctx.core.life.line.note_exit(reason);
@@ -148,7 +151,7 @@ impl<A: Actor> ractor::Actor for Coordinator<A> {
         loop {
             node.set_state(ActorState::Busy);
             // Boxed: each layer of ractor around this handler would keep room for the future, and move it.
-            let drained = Box::pin(guarded(live.drain())).await;
+            let drained = Box::pin(guarded(&node, live.drain())).await;
             match live.settle(drained) {
                 Drained::Dry | Drained::Budget if live.ctx.core.children.end_unheard() => {
                     // Behind what is in the supervision port.
@@ -184,7 +187,8 @@ impl<A: Actor> ractor::Actor for Coordinator<A> {
                 return Ok(());
             }
         };
-        let told = Box::pin(guarded(live.child_ended(ended))).await;
+        let node = Arc::clone(&live.ctx.core.life.node);
+        let told = Box::pin(guarded(&node, live.child_ended(ended))).await;
         match live.settle(told) {
             Drained::Dry | Drained::Budget => {}
             Drained::Ending => myself.stop(None),
@@ -306,7 +310,8 @@ impl<A: Actor> Live<A> {
             // The actor's state is not to be trusted.
             ExitReason::Panicked(_) | ExitReason::Killed => {}
             ExitReason::Finished | ExitReason::Stopped(_) | ExitReason::Failed(_) => {
-                let stopped = guarded(self.actor.stopped(&mut self.ctx, &reason));
+                let node = Arc::clone(&self.ctx.core.life.node);
+                let stopped = guarded(&node, self.actor.stopped(&mut self.ctx, &reason));
                 match tokio::time::timeout_at(deadline, stopped).await {
                     Ok(Ok(())) => {}
                     Ok(Err(panic)) => line.note_exit(panic),

@@ -1,12 +1,15 @@
 //! One life of an actor, from start to end; a restart is the next one behind the same mailbox.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryFutureExt};
+use pin_project_lite::pin_project;
 use ractor::ActorCell;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -178,13 +181,33 @@ pub(crate) fn make<B>(maker: &mut impl FnMut() -> B) -> Result<B, ExitReason> {
         .map_err(|panic| ExitReason::Panicked(panic_message(panic)))
 }
 
-/// Runs a handler, which is the user's and may panic. Not an `async fn`: that would keep room for the handler twice, and
-/// move it.
+pin_project! {
+    /// A handler that works in the scope of its actor.
+    struct Scoped<'a, F> {
+        node: &'a Node,
+        #[pin]
+        handler: F,
+    }
+}
+
+impl<F: Future> Future for Scoped<'_, F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let _entered = this.node.scope().enter();
+        this.handler.poll(cx)
+    }
+}
+
+/// Runs a handler, which is the user's and may panic, in the scope of its actor. Not an `async fn`: that would keep room
+/// for the handler twice, and move it.
 pub(crate) fn guarded<T>(
+    node: &Node,
     handler: impl Future<Output = T>,
 ) -> impl Future<Output = Result<T, ExitReason>> {
-    AssertUnwindSafe(handler)
-        .catch_unwind()
+    let handler = AssertUnwindSafe(handler).catch_unwind();
+    Scoped { node, handler }
         .map_err(|panic| ExitReason::Panicked(panic_message(panic)))
 }
 

@@ -9,6 +9,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use ractor::{ActorProcessingErr, ActorRef};
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use crate::clock::Clock;
 use crate::coordinator::start_failure;
@@ -41,6 +42,11 @@ pub trait Pump: Send + Sized + 'static {
     type Telemetry: Send + 'static;
     /// What it is, in reports.
     const KIND: &'static str;
+
+    /// Whose the pump is: what is logged while it works is said to be within. Made within its parent's.
+    fn scope(&self) -> Span {
+        Span::none()
+    }
 
     /// The pump's life; what it returns is why it ended.
     fn run(&mut self, ctx: &mut PumpContext<Self>) -> impl Future<Output = ExitReason> + Send;
@@ -205,8 +211,10 @@ impl<P: Pump, F: FnMut() -> P + Send> Respawn for PumpMaker<P, F> {
             let node = Arc::clone(&start.node);
             let farewell = Farewell::new(&start, &line);
             let life = Incarnation::new(start, Arc::clone(&line));
+            let pump = make(&mut self.make)?;
+            node.works_in(|| pump.scope());
             let live = Box::new(Live {
-                pump: make(&mut self.make)?,
+                pump,
                 ctx: PumpContext {
                     inbox: Inbox {
                         mailbox: Arc::clone(&self.mailbox),
@@ -275,7 +283,8 @@ impl<P: Pump> ractor::Actor for Shell<P> {
         };
         live.ctx.life.node.set_state(ActorState::Busy);
         let line = Arc::clone(&live.ctx.life.line);
-        let reason = match guarded(live.pump.run(&mut live.ctx)).await {
+        let node = Arc::clone(&live.ctx.life.node);
+        let reason = match guarded(&node, live.pump.run(&mut live.ctx)).await {
             Ok(reason) | Err(reason) => reason,
         };
         line.note_exit(reason);

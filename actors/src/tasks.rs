@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{Instrument, warn};
 
 /// The tasks of one incarnation. Dropping it aborts them.
 #[derive(Default)]
@@ -28,11 +28,12 @@ impl Tasks {
             actor: actor.to_owned(),
             ended: false,
         };
-        self.running.spawn(async move {
+        let work = async move {
             let mut named = named;
             task.await;
             named.ended = true;
-        });
+        };
+        self.running.spawn(work.in_current_span());
     }
 
     /// Waits for all of them until `deadline`, then aborts the rest.

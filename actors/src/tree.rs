@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use serde::Serialize;
+use tracing::Span;
 
 use crate::clock::Clock;
 use crate::exit::ExitReason;
@@ -84,6 +85,7 @@ pub(crate) struct Node {
     handled: AtomicU64,
     spawned: Duration,
     last_exit: Mutex<Option<String>>,
+    scope: OnceLock<Span>,
 }
 
 /// A mailbox, whatever it carries.
@@ -143,7 +145,18 @@ impl Node {
             handled: AtomicU64::new(0),
             spawned: now,
             last_exit: Mutex::default(),
+            scope: OnceLock::new(),
         }
+    }
+
+    /// What is logged while the actor works is said to be within `scope`.
+    pub(crate) fn works_in(&self, scope: impl FnOnce() -> Span) {
+        self.scope.get_or_init(scope);
+    }
+
+    /// Where the actor works; nowhere in particular if nobody said.
+    pub(crate) fn scope(&self) -> &Span {
+        self.scope.get_or_init(Span::none)
     }
 
     pub(crate) fn mailbox(&self) -> &Arc<dyn Post> {

@@ -63,6 +63,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["rspp-proto", "rspp-timeline", "rspp-provider-http"],
     ),
     (
+        "rspp-otlp",
+        &["rspp-proto", "rspp-timeline", "rspp-provider-http"],
+    ),
+    (
         "rspp-llm",
         &["rspp-proto", "rspp-provider-api", "rspp-provider-http"],
     ),

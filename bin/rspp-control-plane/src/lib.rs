@@ -86,7 +86,7 @@ pub fn main() -> ExitCode {
 }
 
 fn report(error: &(dyn Error + 'static), code: u8) -> ExitCode {
-    eprintln!("error: {error}");
+    logs::fail(error);
     ExitCode::from(code)
 }
 
@@ -149,7 +149,7 @@ async fn run(config: Config, dev: Option<&Path>) -> Result<(), Failed> {
         announce(path, &json!({"grpc": grpc, "health": health_at}))?;
     }
     if let Some(dir) = dev {
-        eprintln!("{}", how_to_ask(dir, &grpc.to_string()));
+        println!("{}", how_to_ask(dir, &grpc.to_string()));
     }
     let signal = asked.next().await;
     tracing::info!(signal, grace = %config.grace, "ending: no new calls, those under way may finish");

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use rspp_host::AwayMode;
+use rspp_otlp::Protocol;
 use rspp_proto::ProviderId;
+use rspp_provider_http::SecretRef;
 use rspp_service::{logs::Logs, settings::Settings, span::Span};
 use serde::{Deserialize, Serialize};
 
@@ -23,8 +25,11 @@ pub(crate) struct Config {
     pub(crate) control_plane: ControlPlane,
     /// The pipeline of clients that ask for none; the built-in one without.
     pub(crate) pipeline: Option<PathBuf>,
+    /// A folder of packages: nodes that pipelines name as `name@version`.
+    pub(crate) packages: Option<PathBuf>,
     pub(crate) providers: Providers,
     pub(crate) drain: Drain,
+    pub(crate) telemetry: Telemetry,
     /// Where every accepted frame is noted, a JSON object a line: for checks that nobody else spoke.
     pub(crate) outputs: Option<PathBuf>,
     /// Where the addresses are written once it serves, as JSON.
@@ -91,7 +96,39 @@ pub(crate) struct OpenAi {
     /// The model to ask it for.
     pub(crate) model: Option<String>,
     /// Where its key is, never the key itself: `env://NAME`.
-    pub(crate) api_key: Option<String>,
+    pub(crate) api_key: Option<SecretRef>,
+}
+
+/// Who is told how calls go, while they go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Telemetry {
+    pub(crate) otlp: OtlpSettings,
+}
+
+/// A collector of traces; without an address none are made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct OtlpSettings {
+    /// Such as `http://127.0.0.1:4317`.
+    pub(crate) url: Option<String>,
+    /// `grpc`, in the clear, or `http`, also over TLS.
+    pub(crate) protocol: Protocol,
+    /// Where its token is, never the token itself: `env://NAME`.
+    pub(crate) token: Option<SecretRef>,
+    /// Turns whose spans may wait for it; what is beyond that is lost, and counted.
+    pub(crate) queue: usize,
+}
+
+impl Default for OtlpSettings {
+    fn default() -> Self {
+        Self {
+            url: None,
+            protocol: Protocol::default(),
+            token: None,
+            queue: 1_024,
+        }
+    }
 }
 
 /// What becomes of sessions when the program is asked to end.
@@ -126,8 +163,10 @@ impl Default for Config {
             listen: Listen::default(),
             control_plane: ControlPlane::default(),
             pipeline: None,
+            packages: None,
             providers: Providers::default(),
             drain: Drain::default(),
+            telemetry: Telemetry::default(),
             outputs: None,
             announce: None,
             log: Logs::default(),

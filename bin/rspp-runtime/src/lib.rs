@@ -6,6 +6,7 @@ mod providers;
 mod published;
 mod serve;
 mod sessions;
+mod telemetry;
 mod tokens;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -74,7 +75,7 @@ pub fn main() -> ExitCode {
         Err(Problem::Input(message)) => (2, message),
         Err(Problem::Failure(message)) => (1, message),
     };
-    eprintln!("error: {message}");
+    logs::fail(message);
     ExitCode::from(code)
 }
 

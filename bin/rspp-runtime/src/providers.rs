@@ -68,7 +68,7 @@ pub(crate) fn register(
     match (&config.openai.url, &config.openai.model) {
         (Some(url), Some(model)) => {
             let mut openai = OpenAiConfig::new("openai", url, model);
-            openai.api_key.clone_from(&config.openai.api_key);
+            openai.api_key = config.openai.api_key.as_ref().map(ToString::to_string);
             let client = OpenAi::new(openai)
                 .map_err(|error| Problem::input(format!("providers.openai: {error}")))?;
             providers.add_llm(Arc::new(client));

@@ -5,9 +5,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use futures::FutureExt;
 use rspp_controlplane_api::{Client, ClientConfig, tls::TlsFiles};
 use rspp_host::{
-    Config as HostConfig, Emptying, PlaneConfig, PlaneHandle, Pools, Program, Reception, Runtime,
-    Step, ToolRegistry,
+    Config as HostConfig, Emptying, NodeRegistry, PlaneConfig, PlaneHandle, Pools, Program,
+    Reception, Runtime, Step, ToolRegistry, node::Package, scrape,
 };
+use rspp_otlp::{Otlp, SpanCounts};
 use rspp_proto::{
     ProviderId, Region, RuntimeId, TenantId,
     abi::SchemaVersion,
@@ -33,6 +34,7 @@ use crate::{
     providers,
     published::{self, Registry},
     sessions::NotedSessions,
+    telemetry,
     tokens::{Signed, Tokens},
 };
 
@@ -49,6 +51,7 @@ const PROGRESS: Duration = Duration::from_secs(1);
 pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
     let mut asked = Asked::listen().map_err(Problem::failure)?;
     let pipeline = published::own(config.pipeline.as_deref())?;
+    let nodes = packages(&config)?;
     let settings = providers::settings(&config.providers)?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let pools = Pools::new(cores);
@@ -75,10 +78,13 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
 
     let mut host = HostConfig::new(offered, pools);
     host.tools = Arc::new(ToolRegistry::with_http(HttpTools::default().into_factory()));
+    host.nodes = Arc::new(nodes);
     host.limits.node.sessions = Some(Quota::at(u64::from(config.capacity)));
     let name = RuntimeId::new(config.name.as_str())
         .map_err(|error| Problem::input(format!("name: {error}")))?;
     host.plane = fleet(&config, &name, at)?;
+    let traces = telemetry::start(&config)?;
+    host.spans = traces.as_ref().map(Otlp::sink);
     let runtime = Runtime::start(host).await.map_err(Problem::failure)?;
     let runtime = Arc::new(runtime);
     let plane = runtime.plane();
@@ -119,6 +125,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
         plane: plane.clone(),
         capacity: config.capacity,
         needs: settings.defaults.provider_bindings,
+        spans: traces
+            .as_ref()
+            .map(|traces| Box::new(traces.counts()) as Box<_>),
     });
     let telling = tokio::spawn(Arc::clone(&state).tell());
     let health = tokio::spawn(health::serve(healths, state));
@@ -133,7 +142,13 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
     serving.abort();
     telling.abort();
     health.abort();
-    if runtime.shut_down(GRACE).await {
+    let ended = runtime.shut_down(GRACE).await;
+    if let Some(traces) = traces
+        && !traces.finish(telemetry::FLUSH).await
+    {
+        tracing::warn!("some traces were not sent");
+    }
+    if ended {
         tracing::info!("ended in order");
     } else {
         tracing::warn!("some actors had to be killed");
@@ -231,6 +246,25 @@ fn sessions(
     }))
 }
 
+/// The kinds of nodes that pipelines may name beside the built-in ones.
+fn packages(config: &Config) -> Result<NodeRegistry, Problem> {
+    let mut nodes = NodeRegistry::default();
+    let Some(folder) = &config.packages else {
+        return Ok(nodes);
+    };
+    let found =
+        Package::load_all(folder).map_err(|error| Problem::input(format!("packages: {error}")))?;
+    for package in found {
+        tracing::info!(
+            kind = package.kind(),
+            digest = package.digest(),
+            "a package"
+        );
+        nodes.register_package(package);
+    }
+    Ok(nodes)
+}
+
 /// The fleet that the settings name.
 fn fleet(
     config: &Config,
@@ -304,6 +338,8 @@ struct State {
     capacity: u32,
     /// Whom its sessions call, unless their pipelines say otherwise.
     needs: BTreeMap<Modality, Vec<ProviderId>>,
+    /// What became of spans, where a collector is to have them.
+    spans: Option<Box<dyn Fn() -> SpanCounts + Send + Sync>>,
 }
 
 impl State {
@@ -396,6 +432,11 @@ impl Health for State {
     }
 
     fn metrics(&self) -> String {
-        metric::text(&self.runtime.admission().samples())
+        let mut samples = self.runtime.admission().samples();
+        if let Some(spans) = &self.spans {
+            samples.extend(telemetry::samples(spans()));
+        }
+        let latencies = scrape::text(&self.runtime.latencies());
+        metric::text(&samples) + &latencies
     }
 }

@@ -3,6 +3,7 @@
 pub mod announce;
 pub mod credentials;
 pub mod health;
+pub mod lines;
 pub mod logs;
 pub mod settings;
 pub mod span;

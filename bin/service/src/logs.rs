@@ -1,10 +1,19 @@
 //! Logs: to standard error, for people or for programs.
 
-use std::io::IsTerminal;
+use std::{
+    fmt::Display,
+    io::IsTerminal,
+    panic,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tracing_subscriber::{EnvFilter, filter::ParseError};
+use tracing_subscriber::{
+    EnvFilter, filter::ParseError, layer::SubscriberExt, util::SubscriberInitExt,
+};
+
+use crate::lines::JsonLines;
 
 /// Who reads the logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,7 +22,7 @@ pub enum Format {
     /// People.
     #[default]
     Human,
-    /// Programs: a JSON object a line.
+    /// Programs: a JSON object a line, see [`JsonLines`].
     Json,
 }
 
@@ -44,18 +53,43 @@ pub struct LogsError {
     source: ParseError,
 }
 
+/// Whether standard error is read by a program, which is told of everything in JSON.
+static FOR_PROGRAMS: AtomicBool = AtomicBool::new(false);
+
 /// Logs from here on.
 pub fn init(logs: &Logs) -> Result<(), LogsError> {
     let filter = EnvFilter::try_new(&logs.filter).map_err(|source| LogsError {
         filter: logs.filter.clone(),
         source,
     })?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
     match logs.format {
-        Format::Human => builder.with_ansi(std::io::stderr().is_terminal()).init(),
-        Format::Json => builder.json().flatten_event(true).init(),
+        Format::Human => tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .init(),
+        Format::Json => {
+            tracing_subscriber::registry()
+                .with(filter)
+                .with(JsonLines::new(std::io::stderr))
+                .init();
+            FOR_PROGRAMS.store(true, Ordering::Relaxed);
+            // A panic is a line like the others, not several that are none.
+            panic::set_hook(Box::new(|panic| {
+                let place = panic.location().map(ToString::to_string);
+                let message = panic.payload_as_str().unwrap_or("no message");
+                tracing::error!(place, panic = message, "a panic");
+            }));
+        }
     }
     Ok(())
+}
+
+/// Says why the program ends, in whatever form its logs have.
+pub fn fail(message: impl Display) {
+    if FOR_PROGRAMS.load(Ordering::Relaxed) {
+        tracing::error!(%message, "ended");
+    } else {
+        eprintln!("error: {message}");
+    }
 }

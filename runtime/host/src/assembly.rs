@@ -25,7 +25,7 @@ use crate::{
     meters::{EdgeMeter, Meters},
     node::{
         Handing, InputEdge, Inputs, Limits, NodeHost, NodeMaker, NodeReport, NodeSettings,
-        NodeSetup, OutEdge, Speech, Standby, StateAccess, Succession, Taking,
+        NodeSetup, OutEdge, Speech, Standby, StateAccess, Succession, Taking, WorkBook,
         builtin::NodeRegistry,
     },
     observe::{Observed, Observers},
@@ -65,6 +65,8 @@ pub(crate) struct Assembly {
     pub(crate) observers: Arc<Observers>,
     /// What the session measures, if it does.
     pub(crate) meters: Option<Arc<Meters>>,
+    /// What nodes do for each turn, where that is looked at.
+    pub(crate) work: Option<Arc<WorkBook>>,
     pub(crate) memory: Arc<Meter>,
     pub(crate) watchdog: Watchdog,
     pub(crate) scheduling: Arc<Scheduling>,
@@ -257,6 +259,7 @@ impl Assembly {
         let setup = NodeSetup {
             settings,
             meters,
+            work: self.work.clone(),
             graph: Arc::clone(&self.graph),
             make: self.maker(ix, spec)?,
             outputs: self.outputs(&node.outputs, hosts),

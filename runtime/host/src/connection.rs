@@ -41,6 +41,7 @@ use rspp_transport_api::{
     wire::WireReport,
 };
 use tokio::{sync::oneshot, time::Instant};
+use tracing::Span;
 
 use crate::{
     assembly::IngressEdge,
@@ -263,11 +264,13 @@ pub(crate) fn frames_of(played: Duration) -> u32 {
 /// The actor.
 pub(crate) struct Connection {
     transport: Option<Transport>,
+    scope: Span,
 }
 
 impl Connection {
-    pub(crate) fn new(transport: Option<Transport>) -> Self {
-        Self { transport }
+    /// The connection of the session that `scope` is of.
+    pub(crate) fn new(transport: Option<Transport>, scope: Span) -> Self {
+        Self { transport, scope }
     }
 }
 
@@ -276,6 +279,10 @@ impl Pump for Connection {
     type Data = Inputs;
     type Telemetry = NoTelemetry;
     const KIND: &'static str = "connection";
+
+    fn scope(&self) -> Span {
+        self.scope.clone()
+    }
 
     async fn run(&mut self, ctx: &mut PumpContext<Self>) -> ExitReason {
         let Some(transport) = self.transport.take() else {

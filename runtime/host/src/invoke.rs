@@ -21,6 +21,7 @@ use rspp_proto::{
 };
 use rspp_provider_api::{Fault, LlmChunk, SttChunk, Usage};
 use tokio::time::Instant;
+use tracing::Span;
 
 use crate::{
     event::{Arrival, CallEnd, CallKey, Chunk},
@@ -28,6 +29,7 @@ use crate::{
     providers::Promotion,
     pulse::{CallInProgress, Pulse},
     schedule::Shed,
+    scope,
     session::SessionControl,
 };
 use attempt::{Attempting, Facts};
@@ -121,6 +123,11 @@ impl Pump for Invocation {
     type Telemetry = NoTelemetry;
     const KIND: &'static str = "provider-invocation";
 
+    fn scope(&self) -> Span {
+        let setup = self.setup.as_ref();
+        setup.map_or_else(Span::none, |setup| scope::of_call(&setup.id()))
+    }
+
     async fn run(&mut self, ctx: &mut PumpContext<Self>) -> ExitReason {
         let Some(InvocationSetup { site, request }) = self.setup.take() else {
             return ExitReason::Failed("a provider call is not begun twice".to_owned());
@@ -136,6 +143,8 @@ impl Pump for Invocation {
         };
         // Nobody waits for the end of a call that was given up; its evidence is kept all the same.
         if let Some(outcome) = outcome.or_else(|| work.cancelled()) {
+            let (node, class) = (work.site.settings.node(), outcome.class.as_str());
+            tracing::debug!(%node, modality = work.modality.as_str(), class, "a provider was asked");
             work.conclude(&outcome);
         }
         ExitReason::Finished

@@ -17,6 +17,10 @@ mod schedule;
 
 pub mod report;
 
+pub mod scrape;
+
+mod scope;
+
 mod session;
 
 mod turn;

@@ -274,6 +274,7 @@ fn for_others(error: &OpenError) -> Option<Others> {
         | OpenError::BoundOtherwise { .. }
         | OpenError::Graph(_)
         | OpenError::UnknownNode { .. }
+        | OpenError::Package { .. }
         | OpenError::Sandbox { .. }
         | OpenError::UnknownTool { .. }
         | OpenError::Plan(_)
@@ -300,6 +301,7 @@ fn refusal(error: &OpenError) -> Refusal {
         OpenError::BoundOtherwise { .. } => Refusal::NotHere(message),
         OpenError::Graph(_)
         | OpenError::UnknownNode { .. }
+        | OpenError::Package { .. }
         | OpenError::Sandbox { .. }
         | OpenError::UnknownTool { .. }
         | OpenError::Plan(_)

@@ -33,10 +33,12 @@ use rspp_provider_api::Providers;
 use rspp_timeline::{
     LineNote, OpeningEntry, ProviderNote, Recorder, ViewNote,
     export::{ExportStats, Exports},
+    trace::SpanSink,
 };
 use rspp_transport_api::Transport;
 use thiserror::Error;
 use tokio::sync::{broadcast, oneshot};
+use tracing::Span;
 
 use crate::{
     admission::{Entry, Gatekeeper, Newcomer, SessionRefused},
@@ -51,7 +53,10 @@ use crate::{
     exporter::TimelineExporter,
     memory::{MemoryUse, Meter, Share},
     meters::{Measurements, Metered},
-    node::{InputEdge, Inputs, builtin::NodeRegistry},
+    node::{
+        InputEdge, Inputs, WorkBook,
+        builtin::{NodeRegistry, PinError},
+    },
     observe::{Capture, CaptureBounds, Filter, Notice, Observers},
     overhead::Overhead,
     plane::{
@@ -60,6 +65,7 @@ use crate::{
     },
     providers::{ProviderBoard, catalogue},
     report::SessionReport,
+    scope,
     session::{
         CancelReceipt, CancelTarget, Command, Health, KEPT, LISTENING, OpenAnswer, Opening,
         Session, SessionControl, SessionSetup, SessionStatus,
@@ -101,6 +107,8 @@ pub struct Config {
     pub store: Option<Arc<dyn StateStore>>,
     /// Where timelines are exported to; nowhere if `None`.
     pub exports: Option<Exports>,
+    /// Who takes turns as traces while calls go on; nobody if `None`, and then nothing is made (F-070).
+    pub spans: Option<Arc<dyn SpanSink>>,
     /// The fleet that the node belongs to, which grants its leases and keeps its state then.
     pub plane: Option<PlaneConfig>,
     /// Most that any session may hold in memory, whatever its pipeline allows itself.
@@ -128,6 +136,7 @@ impl Config {
             clips: Arc::default(),
             store: None,
             exports: None,
+            spans: None,
             plane: None,
             session_memory: MemoryLimits::default(),
             limits: LimitsSpec::default(),
@@ -222,6 +231,14 @@ pub enum OpenError {
         kind: String,
         /// What there is.
         known: String,
+    },
+    /// A node is of a package that is not there as it should be (F-121).
+    #[error("node `{node}`: {error}")]
+    Package {
+        /// The node.
+        node: String,
+        /// What is wrong.
+        error: PinError,
     },
     /// A node cannot be kept in the sandbox that is asked for (F-124).
     #[error("node `{node}`: {error}")]
@@ -419,10 +436,24 @@ impl Runtime {
     }
 
     /// Opens a session; it runs until its user hangs up, it is drained, or the runtime shuts down.
-    pub async fn open(&self, request: SessionRequest) -> Result<SessionHandle, OpenError> {
+    pub async fn open(&self, mut request: SessionRequest) -> Result<SessionHandle, OpenError> {
         if self.emptying.load(Ordering::Relaxed) {
             return Err(OpenError::Emptying);
         }
+        // Before anything follows from the pipeline, so that plan, hash and recording say what runs.
+        let inserted = request
+            .policy
+            .iter_mut()
+            .flat_map(|it| &mut it.insert_nodes);
+        let inserted = inserted.map(|insertion| &mut insertion.node);
+        let pinned = self
+            .config
+            .nodes
+            .pin(request.pipeline.nodes.iter_mut().chain(inserted));
+        pinned.map_err(|(node, error)| OpenError::Package {
+            node: node.to_string(),
+            error,
+        })?;
         let pipeline = with_insertions(&request.pipeline, request.policy.as_ref())?;
         let (policy, settings) = (request.policy.as_ref(), &request.settings);
         let blueprint = self
@@ -516,6 +547,10 @@ impl Runtime {
             let session = request.session.clone();
             self.metered.add(session, version, slow_cancel)
         });
+        let spans = self.config.spans.clone();
+        let work = (measures || spans.is_some()).then(Arc::<WorkBook>::default);
+        let scope = scope::of_session(&request.session, &blueprint.spec.version);
+        let caller = request.transport.caller;
         let egress = blueprint.graph.node(blueprint.graph.egress());
         let edges = egress.inputs.iter().map(|edge| {
             let edge = blueprint.graph.edge(*edge);
@@ -542,6 +577,7 @@ impl Runtime {
         let (answer, opened) = oneshot::channel();
         let order = Order {
             name: request.session.to_string(),
+            scope,
             transport: request.transport,
             inputs,
             grace,
@@ -583,6 +619,9 @@ impl Runtime {
                     observers,
                     observe,
                     meters,
+                    spans,
+                    work,
+                    caller,
                     health,
                     memory,
                     watchdog,
@@ -1060,6 +1099,8 @@ fn opening(
 /// A session to start, as the tree hands it down.
 struct Order {
     name: String,
+    /// Whose the lines are that its connection logs.
+    scope: Span,
     transport: Transport,
     inputs: Inputs,
     /// How long the session may take to end.
@@ -1188,6 +1229,7 @@ impl Actor for Listener {
         let ListenerOrder::Open(order) = message;
         let Order {
             name,
+            scope,
             transport,
             inputs,
             grace,
@@ -1198,7 +1240,9 @@ impl Actor for Listener {
         spec.grace = Duration::from_millis(200);
         let mut transport = Some(transport);
         let line: PumpHandle<Connection> = match ctx
-            .spawn_pump(spec, inputs, move || Connection::new(transport.take()))
+            .spawn_pump(spec, inputs, move || {
+                Connection::new(transport.take(), scope.clone())
+            })
             .await
         {
             Ok(line) => line,

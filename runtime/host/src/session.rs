@@ -30,6 +30,7 @@ mod speculation;
 mod succession;
 
 mod tools;
+mod traces;
 
 mod evidence;
 
@@ -75,6 +76,7 @@ pub use message::{CancelReceipt, CancelTarget, Foreign};
 pub(crate) use message::{Command, Playback, SessionControl, TransportEvent};
 pub(crate) use remembrance::KEY as KEPT;
 pub(crate) use setup::{LISTENING, OpenAnswer, Opening, SessionSetup};
+use tracing::Span;
 
 use crate::{
     admission::TurnPlace,
@@ -90,6 +92,7 @@ use crate::{
     report::{AuthorityReport, ByCheckpoint, SessionReport},
     runtime::Place,
     schedule::Scheduling,
+    scope,
     tool::crashed,
     turn::TurnControl,
 };
@@ -355,6 +358,7 @@ impl Session {
             overhead: Arc::clone(&self.setup.overhead),
             observers: Arc::clone(&self.setup.observers),
             meters: self.setup.meters.clone(),
+            work: self.setup.work.clone(),
             memory: Arc::clone(&self.setup.memory),
             watchdog: self.setup.watchdog.clone(),
             scheduling: Arc::clone(&self.scheduling),
@@ -586,8 +590,16 @@ impl Actor for Session {
     type Telemetry = Observed;
     const KIND: &'static str = "session";
 
+    fn scope(&self) -> Span {
+        scope::of_session(
+            &self.setup.place.lease.session,
+            &self.setup.blueprint.spec.version,
+        )
+    }
+
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         let now = time(ctx);
+        tracing::info!(tenant = %self.setup.tenant, epoch = %self.kernel.epoch(), "a session begins");
         self.ledger.opened(now);
         if let Some(opening) = self.setup.opening.take() {
             self.publisher.opened(*opening, now);
@@ -723,6 +735,9 @@ impl Actor for Session {
             }
             self.ends_because(reason.to_string());
         }
+        if let Some(traces) = self.publisher.traces() {
+            traces.end();
+        }
         self.ledger.count_line(&self.line);
         let status = self.setup.health.read();
         let report = SessionReport {
@@ -767,6 +782,11 @@ impl Actor for Session {
                 .load(Ordering::Relaxed),
             shed: self.ledger.sheds(),
         };
+        tracing::info!(
+            why = report.ended,
+            turns = report.turns.len(),
+            "a session is over"
+        );
         let remembered = async {
             if let Some(remembrance) = &mut self.remembrance {
                 remembrance.finish().await;

@@ -18,12 +18,14 @@ use rspp_proto::{
     AudioChunk, ErrorCode, InvocationId, Monotonic, NodeId, Payload, SampleIndex, Speaker,
     TextChunk, TurnNumber, spec::NodeKind,
 };
+use tracing::Span;
 
 use crate::{
     assembly::{Assembly, Hosts},
     clip::Clip,
     event::{Arrival, Event, Port, Stamp},
     node::{NodeControl, NodeReport, Torn},
+    scope,
     session::SessionControl,
 };
 
@@ -97,6 +99,10 @@ impl Actor for Turn {
     type Data = NoData;
     type Telemetry = NoTelemetry;
     const KIND: &'static str = "turn";
+
+    fn scope(&self) -> Span {
+        scope::of_turn(self.number)
+    }
 
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         if self.setup.is_none() {

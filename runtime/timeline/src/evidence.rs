@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 
 use rspp_proto::{
-    Epoch, EventId, InvocationId, Monotonic, PipelineVersion, Reason, SessionId, TenantId, TurnId,
-    WallClock,
+    Epoch, EventId, InvocationId, Monotonic, NodeId, PipelineVersion, Reason, SessionId, TenantId,
+    TurnId, WallClock,
     abi::{CancelMode, CancelScope, DecisionOutcome, Envelope, OutcomeKind, PayloadClass},
 };
 use serde::{Deserialize, Serialize};
@@ -147,6 +147,24 @@ pub struct TurnBaseline {
     /// When everything happened, for gates and waterfall.
     #[serde(default)]
     pub anchors: Anchors,
+    /// What each node did, where that is looked at (F-070).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub node_work: Vec<NodeWork>,
+}
+
+/// What a node did for a turn; one that listens for the session, since the turn before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeWork {
+    /// The node.
+    pub node_id: NodeId,
+    /// When its first handler began.
+    pub began_at: Monotonic,
+    /// When its last handler ended.
+    pub ended_at: Monotonic,
+    /// How many there were.
+    pub handled: u64,
+    /// What they took together, in microseconds; what waits is counted as well.
+    pub busy_us: u64,
 }
 
 /// How an accepted turn ended.
@@ -317,6 +335,7 @@ impl TurnBaseline {
             migration_markers: Vec::new(),
             accepted_stale_epoch_outputs: 0,
             anchors: Anchors::default(),
+            node_work: Vec::new(),
         }
     }
 

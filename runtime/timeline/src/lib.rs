@@ -38,8 +38,8 @@ pub use entry::{
     PlayoutEntry, Summary, TransitionEntry,
 };
 pub use evidence::{
-    CancelEvidence, NondeterminismSource, NondeterministicInput, OR02_EVIDENCE_SCHEMA_VERSION,
-    SnapshotRefs, TerminalOutcome, TurnBaseline,
+    CancelEvidence, NodeWork, NondeterminismSource, NondeterministicInput,
+    OR02_EVIDENCE_SCHEMA_VERSION, SnapshotRefs, TerminalOutcome, TurnBaseline,
 };
 pub use fidelity::{Fidelity, FidelityPolicy, LevelChange, LevelTrigger, Pressure, Threshold};
 pub use format::{

@@ -1,14 +1,20 @@
 //! A timeline as traces: one for each turn, with its stages, its nodes and their provider calls, in the form
 //! that OpenTelemetry's collectors take (F-070, P30).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use rspp_proto::{
-    Monotonic, NodeId, OutcomeClass, SessionId, SpanId, TraceId, TraceParent, TurnId, WallClock,
+    Monotonic, NodeId, OutcomeClass, PipelineVersion, SessionId, SpanId, TraceId, TraceParent,
+    TurnId, WallClock,
 };
 use serde_json::{Value, json};
 
-use crate::{AttemptRecord, Entry, Segment, TerminalOutcome, ToolEntry, ToolStep, TurnBaseline};
+use crate::{
+    AttemptRecord, Entry, NodeWork, Segment, TerminalOutcome, ToolEntry, ToolStep, TurnBaseline,
+};
 
 /// A stretch of time with a name, in a trace.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +48,162 @@ impl Span {
     }
 }
 
+/// Spans of a call that goes on, on their way to a collector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpanBatch {
+    /// The spans.
+    pub spans: Vec<Span>,
+    /// A moment of their clock, and when that was on the calendar.
+    pub tied: (Monotonic, WallClock),
+}
+
+/// Takes spans of calls that go on.
+///
+/// It never waits, whoever calls it is a session: what it has no room for is lost, and counted.
+pub trait SpanSink: Send + Sync + 'static {
+    /// Takes them, or loses them.
+    fn offer(&self, batch: SpanBatch);
+}
+
+/// Attempts for no turn, and for turns that never came to an end, that are kept for the next turn.
+const MOST_KEPT: usize = 64;
+/// Turns that are over of which it is known that they were told.
+const MOST_TOLD: usize = 16;
+
+/// Makes spans of what a session does, turn by turn.
+#[derive(Debug)]
+pub struct Tracer {
+    session: SessionId,
+    version: PipelineVersion,
+    caller: Option<TraceParent>,
+    work: Work,
+    /// When nodes asked somebody for no turn, first and last: their spans end with the session.
+    listening: BTreeMap<NodeId, (Monotonic, Monotonic)>,
+    /// Turns that were told lately: what comes for them now comes late.
+    told: VecDeque<TurnId>,
+    spans: Vec<Span>,
+}
+
+impl Tracer {
+    /// Makes the spans of a session; each turn's trace links to that of whoever called.
+    pub fn new(session: SessionId, version: PipelineVersion, caller: Option<TraceParent>) -> Self {
+        Self {
+            session,
+            version,
+            caller,
+            work: Work::default(),
+            listening: BTreeMap::new(),
+            told: VecDeque::new(),
+            spans: Vec::new(),
+        }
+    }
+
+    /// A request to a provider is over.
+    pub fn attempt(&mut self, attempt: &AttemptRecord) {
+        match &attempt.turn_id {
+            Some(turn) if self.told.contains(turn) => {
+                let trace = TraceId::of(&self.session, Some(turn));
+                let parent = attempt.node_id.as_ref().map_or_else(
+                    || SpanId::of_turn(trace),
+                    |node| SpanId::of_node(trace, node),
+                );
+                self.spans.push(call(trace, Some(parent), attempt));
+            }
+            Some(_) | None => self.work.attempt(attempt),
+        }
+        if self.work.attempts() > MOST_KEPT {
+            self.tell_others(None);
+        }
+    }
+
+    /// A step of a tool call's life.
+    pub fn tool(&mut self, step: &ToolEntry) {
+        if !self.told.contains(&step.turn_id) {
+            self.work.tool(step);
+        }
+    }
+
+    /// A turn is over: its trace is told, and what was done for no turn since the one before.
+    pub fn turn(&mut self, turn: &TurnBaseline) {
+        let id = &turn.turn_id;
+        let trace = TraceId::of(&self.session, Some(id));
+        let segments = turn.anchors.waterfall().segments;
+        let links = self.tell_others(Some(id));
+        if let Some(mut root) = root(turn, &segments, trace, self.caller) {
+            root.links.extend(links);
+            let stages = segments.iter().map(|segment| stage(turn, segment, &root));
+            self.spans.extend(stages);
+            let of_turn = self.work.take(Some(id));
+            of_turn.tell(
+                trace,
+                Some(id),
+                Some(&root),
+                &turn.node_work,
+                &mut self.spans,
+            );
+            self.spans.push(root);
+        }
+        if self.told.len() == MOST_TOLD {
+            self.told.pop_front();
+        }
+        self.told.push_back(id.clone());
+    }
+
+    /// Tells what was done for others than this turn; where it is.
+    fn tell_others(&mut self, but: Option<&TurnId>) -> Vec<TraceParent> {
+        let mut links = Vec::new();
+        // Recognition works for the session, and for turns that were refused nobody else has a trace.
+        for of_turn in self.work.others(but) {
+            let (turn, work) = of_turn;
+            let trace = TraceId::of(&self.session, turn.as_ref());
+            if turn.is_some() {
+                work.tell(trace, turn.as_ref(), None, &[], &mut self.spans);
+                continue;
+            }
+            for attempt in &work.attempts {
+                let node = attempt.node_id.as_ref();
+                if let Some(node) = node {
+                    let began_and_ended = (attempt.started_at, attempt.ended_at);
+                    let (began, ended) = self
+                        .listening
+                        .entry(node.clone())
+                        .or_insert(began_and_ended);
+                    *began = attempt.started_at.min(*began);
+                    *ended = attempt.ended_at.max(*ended);
+                }
+                let node = node.map(|node| SpanId::of_node(trace, node));
+                let span = call(trace, node, attempt);
+                links.push(TraceParent::new(trace, span.id));
+                self.spans.push(span);
+            }
+        }
+        links
+    }
+
+    /// The session is over.
+    pub fn end(&mut self) {
+        let _for_no_turn = self.tell_others(None);
+        let trace = TraceId::of(&self.session, None);
+        for (node, (began, ended)) in std::mem::take(&mut self.listening) {
+            self.spans
+                .push(of_node(trace, None, None, &node, (began, ended)));
+        }
+    }
+
+    /// What was made since the last time of asking.
+    pub fn take(&mut self) -> Vec<Span> {
+        let mut spans = std::mem::take(&mut self.spans);
+        for span in &mut spans {
+            let ids = [
+                ("session.id", self.session.to_string()),
+                ("rspp.pipeline.version", self.version.to_string()),
+            ];
+            span.attributes.extend(ids);
+        }
+        spans
+    }
+}
+
 /// The spans of a recorded session, turn by turn. Stages of a turn follow each other without a gap and add up
 /// to it.
 pub fn spans(entries: &[Entry]) -> Vec<Span> {
@@ -54,43 +216,30 @@ pub fn spans(entries: &[Entry]) -> Vec<Span> {
         Entry::Header(header) => Some(header.session_id.clone()),
         _another_entry => None,
     });
-    let Some(session) = session else {
+    let version = entries.iter().find_map(|entry| match entry {
+        Entry::Header(header) => Some(&header.pipeline_version),
+        Entry::Turn(turn) => Some(&turn.pipeline_version),
+        _another_entry => None,
+    });
+    let (Some(session), Some(version)) = (session, version) else {
         return Vec::new();
     };
-    let mut work = Work::default();
+    let mut tracer = Tracer::new(session, version.clone(), caller);
+    // What comes late in a recording is there all the same.
     for entry in entries {
         match entry {
-            Entry::Attempt(attempt) => work.attempt(attempt),
-            Entry::Tool(step) => work.tool(step),
+            Entry::Attempt(attempt) => tracer.work.attempt(attempt),
+            Entry::Tool(step) => tracer.work.tool(step),
             _no_work => {}
         }
     }
-    let turns = entries.iter().filter_map(|entry| match entry {
-        Entry::Turn(turn) => Some(&**turn),
-        _another_entry => None,
-    });
-    let mut spans = Vec::new();
-    for turn in turns {
-        let trace = TraceId::of(&session, Some(&turn.turn_id));
-        let segments = turn.anchors.waterfall().segments;
-        let Some(root) = root(turn, &segments, trace, caller) else {
-            continue;
-        };
-        let of_turn = work.take(Some(&turn.turn_id));
-        spans.extend(segments.iter().map(|segment| stage(turn, segment, &root)));
-        of_turn.tell(&session, Some(&turn.turn_id), Some(&root), &mut spans);
-        spans.push(root);
+    for entry in entries {
+        if let Entry::Turn(turn) = entry {
+            tracer.turn(turn);
+        }
     }
-    // Recognition works for the session, and for turns that were refused nobody else has a trace.
-    let rest: Vec<Option<TurnId>> = work.turns.keys().cloned().collect();
-    for turn in rest {
-        let of_turn = work.take(turn.as_ref());
-        of_turn.tell(&session, turn.as_ref(), None, &mut spans);
-    }
-    for span in &mut spans {
-        span.attributes.insert("session.id", session.to_string());
-    }
-    spans
+    tracer.end();
+    tracer.take()
 }
 
 fn root(
@@ -105,7 +254,6 @@ fn root(
     };
     let mut attributes = BTreeMap::from([
         ("rspp.turn.id", turn.turn_id.to_string()),
-        ("rspp.pipeline.version", turn.pipeline_version.to_string()),
         ("rspp.plan.hash", turn.plan_hash.clone()),
     ]);
     if let Some(tenant) = &turn.tenant_id {
@@ -155,12 +303,12 @@ fn stage(turn: &TurnBaseline, segment: &Segment, root: &Span) -> Span {
 }
 
 /// What was asked of others, by turn.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Work {
     turns: BTreeMap<Option<TurnId>, OfTurn>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct OfTurn {
     attempts: Vec<AttemptRecord>,
     tools: BTreeMap<String, Vec<ToolEntry>>,
@@ -181,91 +329,147 @@ impl Work {
     fn take(&mut self, turn: Option<&TurnId>) -> OfTurn {
         self.turns.remove(&turn.cloned()).unwrap_or_default()
     }
+
+    /// Attempts that nobody was told of.
+    fn attempts(&self) -> usize {
+        let turns = self.turns.values();
+        turns.map(|of_turn| of_turn.attempts.len()).sum()
+    }
+
+    /// All that is not of this turn, nor of a later one.
+    fn others(&mut self, but: Option<&TurnId>) -> BTreeMap<Option<TurnId>, OfTurn> {
+        let turns = std::mem::take(&mut self.turns);
+        let (others, kept) = turns.into_iter().partition(|(turn, _)| match (turn, but) {
+            (Some(turn), Some(but)) => turn.as_str() < but.as_str(),
+            (None, _) | (Some(_), None) => true,
+        });
+        self.turns = kept;
+        others
+    }
+}
+
+/// What a node did for a turn, or for none, in that time.
+fn of_node(
+    trace: TraceId,
+    turn: Option<&TurnId>,
+    parent: Option<SpanId>,
+    node: &NodeId,
+    (began, ended): (Monotonic, Monotonic),
+) -> Span {
+    let mut attributes = BTreeMap::from([("rspp.node.id", node.to_string())]);
+    attributes.extend(turn.map(|turn| ("rspp.turn.id", turn.to_string())));
+    Span {
+        trace,
+        id: SpanId::of_node(trace, node),
+        parent,
+        name: format!("node {node}"),
+        is_call: false,
+        began,
+        ended,
+        attributes,
+        links: Vec::new(),
+        fault: None,
+    }
+}
+
+/// One attempt at a provider.
+fn call(trace: TraceId, parent: Option<SpanId>, attempt: &AttemptRecord) -> Span {
+    let turn = attempt.turn_id.as_ref();
+    let mut attributes: BTreeMap<_, _> = turn
+        .map(|turn| ("rspp.turn.id", turn.to_string()))
+        .into_iter()
+        .collect();
+    attributes.extend([
+        ("rspp.provider.id", attempt.provider_id.to_string()),
+        ("rspp.modality", attempt.modality.as_str().to_owned()),
+        ("rspp.attempt", attempt.attempt.to_string()),
+        (
+            "rspp.invocation.id",
+            attempt.provider_invocation_id.to_string(),
+        ),
+        ("rspp.outcome", attempt.outcome_class.as_str().to_owned()),
+        ("rspp.queue_wait_ms", attempt.queue_wait_ms.to_string()),
+    ]);
+    if let Some(node) = &attempt.node_id {
+        attributes.insert("rspp.node.id", node.to_string());
+    }
+    if let Some(status) = attempt.output_status_code {
+        attributes.insert("http.response.status_code", status.to_string());
+    }
+    if let Some(latency) = attempt.first_chunk_latency() {
+        let ms = latency.as_secs_f64() * 1e3;
+        attributes.insert("rspp.first_chunk_ms", ms.to_string());
+    }
+    let fault = match attempt.outcome_class {
+        OutcomeClass::Success | OutcomeClass::Cancelled => None,
+        OutcomeClass::Timeout
+        | OutcomeClass::Overload
+        | OutcomeClass::Blocked
+        | OutcomeClass::InfrastructureFailure => Some(attempt.reason.clone()),
+    };
+    Span {
+        trace,
+        id: SpanId::of_attempt(
+            &attempt.provider_invocation_id,
+            &attempt.provider_id,
+            attempt.attempt,
+        ),
+        parent,
+        name: format!("{} {}", attempt.modality.as_str(), attempt.provider_id),
+        is_call: true,
+        began: attempt.started_at,
+        ended: attempt.ended_at,
+        attributes,
+        links: Vec::new(),
+        fault,
+    }
 }
 
 impl OfTurn {
     fn tell(
         self,
-        session: &SessionId,
+        trace: TraceId,
         turn: Option<&TurnId>,
         root: Option<&Span>,
+        worked: &[NodeWork],
         spans: &mut Vec<Span>,
     ) {
-        let trace = TraceId::of(session, turn);
         let parent = root.map(|root| root.id);
-        let named = || turn.map(|turn| ("rspp.turn.id", turn.to_string()));
         let mut nodes = BTreeMap::<NodeId, Span>::new();
-        for attempt in &self.attempts {
-            let mut attributes: BTreeMap<_, _> = named().into_iter().collect();
-            attributes.extend([
-                ("rspp.provider.id", attempt.provider_id.to_string()),
-                ("rspp.modality", attempt.modality.as_str().to_owned()),
-                ("rspp.attempt", attempt.attempt.to_string()),
-                (
-                    "rspp.invocation.id",
-                    attempt.provider_invocation_id.to_string(),
-                ),
-                ("rspp.outcome", attempt.outcome_class.as_str().to_owned()),
-                ("rspp.queue_wait_ms", attempt.queue_wait_ms.to_string()),
+        for work in worked {
+            let node = &work.node_id;
+            let mut span = of_node(trace, turn, parent, node, (work.began_at, work.ended_at));
+            // What listens does so all the time; of that, this is the turn's.
+            if let Some(root) = root {
+                span.began = span.began.clamp(root.began, root.ended);
+                span.ended = span.ended.clamp(root.began, root.ended);
+            }
+            let busy = work.busy_us as f64 / 1e3;
+            span.attributes.extend([
+                ("rspp.node.handled", work.handled.to_string()),
+                ("rspp.node.busy_ms", busy.to_string()),
             ]);
-            if let Some(status) = attempt.output_status_code {
-                attributes.insert("http.response.status_code", status.to_string());
-            }
-            if let Some(latency) = attempt.first_chunk_latency() {
-                let ms = latency.as_secs_f64() * 1e3;
-                attributes.insert("rspp.first_chunk_ms", ms.to_string());
-            }
-            let fault = match attempt.outcome_class {
-                OutcomeClass::Success | OutcomeClass::Cancelled => None,
-                OutcomeClass::Timeout
-                | OutcomeClass::Overload
-                | OutcomeClass::Blocked
-                | OutcomeClass::InfrastructureFailure => Some(attempt.reason.clone()),
-            };
+            nodes.insert(node.clone(), span);
+        }
+        for attempt in &self.attempts {
             let node = attempt.node_id.as_ref().map(|node| {
-                let span = nodes.entry(node.clone()).or_insert_with(|| Span {
-                    trace,
-                    id: SpanId::of_node(trace, node),
-                    parent,
-                    name: format!("node {node}"),
-                    is_call: false,
-                    began: attempt.started_at,
-                    ended: attempt.ended_at,
-                    attributes: named()
-                        .into_iter()
-                        .chain([("rspp.node.id", node.to_string())])
-                        .collect(),
-                    links: Vec::new(),
-                    fault: None,
-                });
+                let asked = (attempt.started_at, attempt.ended_at);
+                let span = nodes
+                    .entry(node.clone())
+                    .or_insert_with(|| of_node(trace, turn, parent, node, asked));
                 span.began = span.began.min(attempt.started_at);
                 span.ended = span.ended.max(attempt.ended_at);
                 span.id
             });
-            spans.push(Span {
-                trace,
-                id: SpanId::of_attempt(
-                    &attempt.provider_invocation_id,
-                    &attempt.provider_id,
-                    attempt.attempt,
-                ),
-                parent: node.or(parent),
-                name: format!("{} {}", attempt.modality.as_str(), attempt.provider_id),
-                is_call: true,
-                began: attempt.started_at,
-                ended: attempt.ended_at,
-                attributes,
-                links: Vec::new(),
-                fault,
-            });
+            spans.push(call(trace, node.or(parent), attempt));
         }
         spans.extend(nodes.into_values());
         for (call, steps) in self.tools {
             let (Some(first), Some(last)) = (steps.first(), steps.last()) else {
                 continue;
             };
-            let mut attributes: BTreeMap<_, _> = named().into_iter().collect();
-            attributes.insert("rspp.tool.call", call.clone());
+            let mut attributes = BTreeMap::from([("rspp.tool.call", call.clone())]);
+            attributes.extend(turn.map(|turn| ("rspp.turn.id", turn.to_string())));
             spans.push(Span {
                 trace,
                 id: SpanId::of_tool(trace, &call),

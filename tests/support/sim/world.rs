@@ -698,6 +698,7 @@ impl<'a> World<'a> {
             | OpenError::Lease(_)
             | OpenError::Start(_)
             | OpenError::Emptying
+            | OpenError::Package { .. }
             | OpenError::Busy => panic!("{error}\n{}", self.scenario),
         };
         self.note(Some(caller), outcome);

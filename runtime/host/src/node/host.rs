@@ -32,7 +32,7 @@ use tokio::time::Instant;
 
 use super::{
     CallRequest, EdgeReport, Hook, Inputs, MAX_RESTING, Node, NodeContext, NodeError, NodeReport,
-    NodeSettings, Step, Succession,
+    NodeSettings, Step, Succession, WorkBook,
     context::Ask,
     effort::Effort,
     handler::{Handled, Watch, finish, guarded},
@@ -46,9 +46,11 @@ use crate::{
     overhead::Overhead,
     pulse::Pulse,
     schedule::Shed,
+    scope,
     session::SessionControl,
     watchdog::Watched,
 };
+use tracing::Span;
 
 /// What a node host is told by its supervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +128,8 @@ pub(crate) struct NodeSetup {
     pub(crate) overhead: Arc<Overhead>,
     /// What the session measures, if it does, and this node's own.
     pub(crate) meters: Option<(Arc<Meters>, Arc<NodeMeter>)>,
+    /// What nodes do for each turn, where that is looked at.
+    pub(crate) work: Option<Arc<WorkBook>>,
     pub(crate) watched: Arc<Watched>,
     /// Fires when the session or turn is cancelled.
     pub(crate) cancel: CancellationToken,
@@ -359,10 +363,14 @@ impl NodeHost {
         {
             meter.started(took);
         }
-        if let Some((_, meter)) = &self.setup.meters
-            && let Some(began) = began
-        {
-            meter.handled(self.cx.now().since(began));
+        if let Some(began) = began {
+            let (now, settings) = (self.cx.now(), &self.setup.settings);
+            if let Some((_, meter)) = &self.setup.meters {
+                meter.handled(now.since(began));
+            }
+            if let Some(work) = &self.setup.work {
+                work.did(settings.turn, settings.node(), began, now);
+            }
         }
         if let Some((watch, node)) = own
             && !self.outlet.waited
@@ -379,7 +387,8 @@ impl NodeHost {
         if self.cx.is_debugging() {
             self.say_taken(arrival);
         }
-        self.setup.meters.is_some().then(|| self.cx.now())
+        let matters = self.setup.meters.is_some() || self.setup.work.is_some();
+        matters.then(|| self.cx.now())
     }
 
     fn say_taken(&mut self, arrival: &Arrival) {
@@ -996,8 +1005,13 @@ impl Actor for NodeHost {
     type Telemetry = rspp_actors::NoTelemetry;
     const KIND: &'static str = "node-host";
 
+    fn scope(&self) -> Span {
+        scope::of_node(self.setup.settings.node())
+    }
+
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         self.life = self.setup.succession.begin_life();
+        tracing::debug!(life = self.life, "a node begins");
         if let Some(handing) = &self.setup.settings.handing {
             handing.taking.attach(ctx.control_ref());
         }

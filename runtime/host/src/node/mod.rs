@@ -12,10 +12,12 @@ mod hook;
 mod host;
 mod inputs;
 mod outlet;
+mod package;
 mod process;
 mod state;
 mod succession;
 mod taking;
+mod work;
 
 pub mod builtin;
 pub mod testing;
@@ -33,11 +35,13 @@ pub use hook::Hook;
 pub(crate) use host::{NodeControl, NodeHost, NodeMaker, NodeSetup, OutEdge, PRESSURE, Torn};
 pub(crate) use inputs::EdgeReport;
 pub use inputs::{InputEdge, Inputs};
+pub use package::{Package, PackageError, digest_of};
 pub use process::{ProcessCommand, Sandbox, SandboxError};
 pub use state::{DurableState, HotState, TurnState};
 pub(crate) use state::{NodeStates, StateAccess};
 pub(crate) use succession::{Standby, Succession};
 pub(crate) use taking::{Handing, Taken, Taking};
+pub(crate) use work::WorkBook;
 
 use crate::event::{CallEnd, CallKey, Chunk, Event, Port};
 

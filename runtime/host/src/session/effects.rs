@@ -21,7 +21,7 @@ use rspp_proto::{
     abi::{Emitter, Signal, TurnTrigger},
     spec::{PortType, SessionAction},
 };
-use rspp_timeline::LevelTrigger;
+use rspp_timeline::{LevelTrigger, TerminalOutcome};
 use tokio::sync::oneshot;
 
 use super::{
@@ -214,8 +214,8 @@ impl Session {
             return;
         };
         let session = &self.setup.place.lease.session;
-        let turn = emission.turn.map(TurnNumber::id);
-        tracing::info!(%session, ?turn, reason, "cancelled");
+        let turn = emission.turn.map(tracing::field::display);
+        tracing::info!(%session, turn, reason, "cancelled");
         if let Some(meters) = &self.setup.meters {
             meters.accepted(reason);
         }
@@ -581,7 +581,19 @@ impl Session {
             terminal
         };
         let baseline = self.ledger.seal(&exchange, terminal, epoch, wall, now);
-        baseline.is_some_and(|baseline| {
+        baseline.is_some_and(|mut baseline| {
+            if let Some(work) = &self.setup.work {
+                baseline.node_work = work.take(turn);
+            }
+            if let Some(traces) = self.publisher.traces() {
+                traces.sealed(&baseline);
+            }
+            let outcome = baseline.terminal_outcome.map(TerminalOutcome::as_str);
+            let reason = baseline
+                .terminal_reason
+                .as_ref()
+                .map(rspp_proto::Reason::as_str);
+            tracing::debug!(%turn, outcome, reason, "a turn is over");
             debug_assert!(baseline.is_complete(), "OR-02: {:?}", baseline.missing());
             self.setup.recorder.append_terminal(baseline).is_ok() && !lost
         })
@@ -592,6 +604,9 @@ impl Session {
         let spending = self.meter().turn_over();
         if let Some(report) = self.ledger.close(turn, spending) {
             self.publisher.turn(report);
+        }
+        if let Some(traces) = self.publisher.traces() {
+            traces.closed();
         }
         self.tools.forget(turn);
         if let Some(running) = self.turn.take_if(|running| running.number == turn) {

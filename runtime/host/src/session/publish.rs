@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::{Foreign, SessionSetup, words::HandedWords};
+use super::{Foreign, SessionSetup, traces::Traces, words::HandedWords};
 use crate::{
     admission::scope_of,
     blueprint::Blueprint,
@@ -67,6 +67,8 @@ pub(super) struct Publisher {
     /// Breaks of sync domains so far.
     breaks: u64,
     recorder: Recorder,
+    /// Where turns are told of as traces too.
+    traces: Option<Traces>,
     lost: bool,
     /// How much the running plan lets be recorded, and what it takes away of that.
     level: RecordingLevel,
@@ -81,14 +83,16 @@ pub(super) struct Publisher {
 impl Publisher {
     pub(super) fn new(setup: &SessionSetup, clock: Clock) -> Self {
         let graph = &setup.blueprint.graph;
+        let wall_origin_ms = wall_ms().saturating_sub(clock.now().as_millis() as u64);
         Self {
+            traces: Traces::of(setup, WallClock(wall_origin_ms)),
             ingress: graph.node(graph.ingress()).id.clone(),
             egress: graph.node(graph.egress()).id.clone(),
             session: setup.place.lease.session.clone(),
             version: setup.blueprint.spec.version.clone(),
             epoch: setup.place.lease.epoch,
             placed: setup.place.lease.epoch,
-            wall_origin_ms: wall_ms().saturating_sub(clock.now().as_millis() as u64),
+            wall_origin_ms,
             ordinal: 0,
             sequence: 0,
             breaks: 0,
@@ -824,10 +828,21 @@ impl Publisher {
             | ToolEvent::ActionCommitted(_)
             | ToolEvent::ActionRefused(_) => {}
         }
+        if let Some(traces) = &mut self.traces {
+            traces.tool(&entry);
+        }
         self.record(entry);
     }
 
+    /// What the session's turns are told of as, beside their evidence.
+    pub(super) fn traces(&mut self) -> Option<&mut Traces> {
+        self.traces.as_mut()
+    }
+
     pub(super) fn attempt(&mut self, attempt: &AttemptRecord) {
+        if let Some(traces) = &mut self.traces {
+            traces.attempt(attempt);
+        }
         self.record(attempt.clone());
     }
 

@@ -9,10 +9,10 @@ use rspp_kernel::{
     plan::{PlanError, ProviderInputs, ProviderSignals, ResolvedTurnPlan},
 };
 use rspp_proto::{
-    Epoch, TenantId, TurnNumber,
+    Epoch, TenantId, TraceParent, TurnNumber,
     spec::{CircuitPolicy, ObserveSpec},
 };
-use rspp_timeline::{OpeningEntry, Recorder};
+use rspp_timeline::{OpeningEntry, Recorder, trace::SpanSink};
 use tokio::sync::oneshot;
 
 use super::{Health, SessionControl};
@@ -25,7 +25,7 @@ use crate::{
     event::Arrival,
     memory::Meter,
     meters::Meters,
-    node::builtin::NodeRegistry,
+    node::{WorkBook, builtin::NodeRegistry},
     observe::Observers,
     overhead::Overhead,
     providers::{ProviderBoard, catalogue},
@@ -69,6 +69,12 @@ pub(crate) struct SessionSetup {
     pub(crate) observe: ObserveSpec,
     /// What the session measures, if it does.
     pub(crate) meters: Option<Arc<Meters>>,
+    /// Who takes its turns as traces, if anybody does.
+    pub(crate) spans: Option<Arc<dyn SpanSink>>,
+    /// What its nodes do for each turn, where that is looked at.
+    pub(crate) work: Option<Arc<WorkBook>>,
+    /// Where in a trace whoever called is.
+    pub(crate) caller: Option<TraceParent>,
     pub(crate) health: Arc<Health>,
     pub(crate) memory: Arc<Meter>,
     pub(crate) watchdog: Watchdog,

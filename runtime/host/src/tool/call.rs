@@ -19,7 +19,9 @@ use rspp_kernel::{
 use rspp_proto::{Epoch, IdempotencyKey, Monotonic, SessionId, TurnNumber, WallClock};
 use rspp_provider_api::{Attempt, Permit, Tool, ToolFault, ToolOutput, ToolRun};
 use tokio::time::Instant;
+use tracing::Span;
 
+use crate::scope;
 use crate::session::{Receipt, SessionControl};
 
 /// Most attempts at an idempotent tool.
@@ -139,6 +141,11 @@ impl Pump for ToolInvocation {
     type Data = NoData;
     type Telemetry = NoTelemetry;
     const KIND: &'static str = "tool-invocation";
+
+    fn scope(&self) -> Span {
+        let setup = self.setup.as_ref();
+        setup.map_or_else(Span::none, |setup| scope::of_tool(setup.turn, &setup.call))
+    }
 
     async fn run(&mut self, ctx: &mut PumpContext<Self>) -> ExitReason {
         let Some(setup) = self.setup.take() else {

@@ -50,6 +50,8 @@ pub(super) struct Plan {
     pub(super) version: PipelineVersion,
     /// `providers` of each runtime's settings.
     pub(super) providers: Value,
+    /// The collector that each runtime sends traces to.
+    pub(super) otlp: Option<String>,
 }
 
 /// A process of the fleet.
@@ -194,6 +196,7 @@ impl Plan {
             },
             "pipeline": pipeline,
             "providers": self.providers,
+            "telemetry": {"otlp": {"url": self.otlp}},
             "drain": {"deadline": "10s"},
             "announce": state.join(format!("{name}.json")),
         })

@@ -1,7 +1,6 @@
 //! `rspp up`: the whole stack on this machine, in one process or as a fleet of them.
 
 mod cluster;
-mod metrics;
 mod observe;
 mod page;
 
@@ -15,6 +14,8 @@ use std::{
 use clap::Args;
 use rspp_host::{Config, Pools, Program, Reception, Runtime, ToolRegistry};
 use rspp_kernel::plan::LayeredSettings;
+use rspp_llm::SecretStore;
+use rspp_otlp::{Otlp, OtlpError};
 use rspp_proto::TenantId;
 use rspp_provider_api::Providers;
 use rspp_service::stop::Asked;
@@ -75,6 +76,9 @@ pub(crate) struct Up {
     /// Record every call as it crosses the wire: a stereo WAV file each, gaps and all
     #[arg(long, value_name = "FOLDER")]
     record: Option<PathBuf>,
+    /// Send each turn's trace to a collector, such as http://127.0.0.1:4317, by OTLP over gRPC
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
     /// No models: a scripted agent, to try the line and your client
     #[arg(long, conflicts_with_all = ["stt", "llm", "tts", "vad", "end_of_turn", "llm_url"])]
     scripted: bool,
@@ -129,6 +133,9 @@ impl Up {
                 "{name}: is no folder; create it first"
             )));
         }
+        if let Some(url) = &self.otlp {
+            rspp_otlp::check(&rspp_otlp::Config::new(url)).map_err(not_sent)?;
+        }
         if !self.scripted {
             self.fetch_models(&setup)?;
         }
@@ -161,6 +168,7 @@ impl Up {
             pipeline: source.map(|source| source.text),
             version: setup.authored.version,
             providers,
+            otlp: self.otlp,
         })
     }
 
@@ -201,6 +209,8 @@ impl Up {
         // A machine that is slow is no reason to refuse its owner.
         config.limits.overload.scheduler_late_ms = None;
         config.limits.overload.output_late_ms = None;
+        let traces = self.traces()?;
+        config.spans = traces.as_ref().map(Otlp::sink);
         let runtime = Runtime::start(config).await.map_err(Problem::failure)?;
         let runtime = Arc::new(runtime);
 
@@ -241,7 +251,28 @@ impl Up {
         if !runtime.shut_down(GRACE).await {
             tracing::warn!("some actors had to be killed");
         }
+        if let Some(traces) = traces
+            && !traces.finish(GRACE).await
+        {
+            terminal::note("some traces were not sent");
+        }
         Ok(())
+    }
+
+    /// Who sends traces, if somebody is to have them.
+    fn traces(&self) -> Result<Option<Otlp>, Problem> {
+        let Some(url) = &self.otlp else {
+            return Ok(None);
+        };
+        let config = rspp_otlp::Config {
+            resource: vec![
+                ("service.name", "rspp".to_owned()),
+                ("service.version", env!("CARGO_PKG_VERSION").to_owned()),
+            ],
+            ..rspp_otlp::Config::new(url)
+        };
+        let started = Otlp::start(config, SecretStore::environment());
+        Ok(Some(started.map_err(not_sent)?))
     }
 
     fn bind(&self) -> Result<TcpListener, Problem> {
@@ -254,6 +285,14 @@ impl Up {
             _ => Problem::input(format!("cannot listen at {address}: {error}")),
         })
     }
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the form that `map_err` takes"
+)]
+fn not_sent(error: OtlpError) -> Problem {
+    Problem::input(format!("--otlp: {error}"))
 }
 
 fn program(setup: Setup) -> Program {

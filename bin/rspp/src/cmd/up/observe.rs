@@ -18,8 +18,6 @@ use rspp_proto::SessionId;
 use rspp_websocket::{Server, Tally};
 use serde::Serialize;
 
-use super::metrics;
-
 #[derive(Clone)]
 struct Observed {
     runtime: Arc<Runtime>,
@@ -73,8 +71,8 @@ async fn observe(State(Observed { runtime, server }): State<Observed>) -> Json<N
 }
 
 async fn scrape(State(Observed { runtime, .. }): State<Observed>) -> impl IntoResponse {
-    let text = metrics::text(&runtime.latencies());
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
+    let text = rspp_host::scrape::text(&runtime.latencies());
+    ([(CONTENT_TYPE, rspp_host::scrape::CONTENT_TYPE)], text)
 }
 
 fn find(runtime: &Runtime, id: &str) -> Result<Arc<SessionView>, (StatusCode, String)> {

@@ -123,7 +123,9 @@ impl Child {
         };
         let errors = process.stderr.take().map(|errors| {
             let program = command.program.display().to_string();
-            AbortOnDropHandle::new(tokio::spawn(listen(program, errors)))
+            AbortOnDropHandle::new(tokio::spawn(tracing::Instrument::in_current_span(listen(
+                program, errors,
+            ))))
         });
         let child = Self {
             process,

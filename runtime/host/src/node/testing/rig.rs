@@ -505,6 +505,7 @@ impl World {
             overhead: Arc::<Overhead>::default(),
             observers: Arc::default(),
             meters: None,
+            work: None,
             memory: Arc::new(Meter::new(MemoryLimits::default())),
             watchdog: self.watchdog.clone(),
             scheduling: Arc::clone(&self.scheduling),

@@ -2,13 +2,16 @@
 
 use std::fmt::Write as _;
 
-use rspp_host::LatencySeries;
+use crate::LatencySeries;
 
 /// What the format is called where it is asked for.
-pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// All series, a summary each: three quantiles, the sum and the count.
-pub(super) fn text(series: &[LatencySeries]) -> String {
+///
+/// # Panics
+/// Never: a string takes all that is written to it.
+pub fn text(series: &[LatencySeries]) -> String {
     let mut text = String::new();
     let mut written = None;
     for LatencySeries {
@@ -46,7 +49,7 @@ pub(super) fn text(series: &[LatencySeries]) -> String {
     }
     if text.is_empty() {
         text.push_str(
-            "# nothing is measured: set `observe: { metrics_every_ms: 1000 }` in the pipeline\n",
+            "# no latencies: set `observe: { metrics_every_ms: 1000 }` in the pipeline\n",
         );
     }
     text
@@ -65,7 +68,7 @@ fn escaped(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rspp_host::Latency;
+    use crate::Latency;
     use rspp_proto::metric::{Metric, MetricLabel};
 
     use super::*;
