@@ -260,8 +260,8 @@ async fn traces_logs_events_and_measurements_are_of_the_same_turns() {
     let heard = spans.iter().find(|span| span.name == "stt scripted");
     let heard = heard.expect("somebody recognised the user's words");
     assert_eq!(heard.trace_id, listening);
-    let linked = spans.iter().flat_map(|span| &span.links);
-    assert!(linked.into_iter().any(|it| it.span_id == heard.span_id));
+    let mut linked = spans.iter().flat_map(|span| &span.links);
+    assert!(linked.any(|it| it.span_id == heard.span_id));
 
     // Logs.
     let mut logged = BTreeMap::<&str, BTreeSet<String>>::new();

@@ -165,6 +165,8 @@ fn what_a_crate_keeps_out_stays_out() {
                 "rspp-controlplane-api",
                 "rspp-controlplane-server",
                 "rspp-controlplane-storage",
+                "rspp-otlp",
+                TESTS,
             ]),
         ),
     ];
