@@ -1,6 +1,6 @@
-//! Sends traces to a collector while calls go on (F-070).
+//! Sends traces to a collector while calls go on.
 //!
-//! OTLP over gRPC or over HTTP. A session hands its spans over and goes on: what the queue has no room for is lost
+//! OTLP (F-070) over gRPC or over HTTP. A session hands its spans over and goes on: what the queue has no room for is lost
 //! and counted, a collector that is away costs spans and nothing else, and what waits when the program ends is still
 //! sent, for so long and no longer.
 
