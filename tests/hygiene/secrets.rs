@@ -45,7 +45,10 @@ impl Heard {
 
     /// Looks for a secret in everything; says where and how it is told.
     fn search(&self, what: &str, secret: &str) {
-        assert!(secret.len() >= 8, "{what} is a secret of its own");
+        assert!(
+            secret.len() >= CANARY.len(),
+            "{what} is a secret of its own"
+        );
         for (whence, text) in &self.0 {
             if let Some(at) = text.find(secret) {
                 let from = text[..at].rfind('\n').map_or(0, |it| it + 1);

@@ -112,7 +112,8 @@ fn a_runtime_says_what_is_wrong_with_its_settings() {
         &["control_plane.addresses=[localhost]"],
         &["control_plane", "http"],
     );
-    runtime(&[plane, "region=a region of no name"], &["region"]);
+    let plane = "control_plane.addresses=[http://127.0.0.1:1]";
+    runtime(&[plane, "region="], &["region"]);
     // Files.
     check(
         Runtime,

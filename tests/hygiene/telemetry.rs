@@ -156,7 +156,7 @@ async fn traces_logs_events_and_measurements_are_of_the_same_turns() {
     let running = runtime(dir.path(), &[&url, log], &[]).await;
     let (mut caller, session) = client(&running).await;
     caller.speak_slowly(&tone(Duration::from_secs(1))).await;
-    caller.speak(&vec![0; 16_000 * 3]).await;
+    caller.speak_slowly(&vec![0; 16_000 * 2]).await;
     let mut came = turn_of(&mut caller).await;
     came.extend(types(&mut caller, "My name is Ada.").await);
     let measured = running.get("/metrics").await;

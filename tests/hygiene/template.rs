@@ -60,8 +60,7 @@ async fn one_turn(running: &Running) -> (Vec<(Instant, ServerMessage)>, Client) 
     };
     let mut client = Client::begin(running.at("calls"), hello).await;
     client.speak_slowly(&tone(Duration::from_secs(1))).await;
-    let silence = vec![0; 16_000 * 3];
-    client.speak(&silence).await;
+    client.speak_slowly(&vec![0; 16_000 * 2]).await;
     let mut came = Vec::new();
     while let Some(message) = client.next().await {
         let is_last = matches!(message, ServerMessage::Turn(_));
