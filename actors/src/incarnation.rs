@@ -207,8 +207,7 @@ pub(crate) fn guarded<T>(
     handler: impl Future<Output = T>,
 ) -> impl Future<Output = Result<T, ExitReason>> {
     let handler = AssertUnwindSafe(handler).catch_unwind();
-    Scoped { node, handler }
-        .map_err(|panic| ExitReason::Panicked(panic_message(panic)))
+    Scoped { node, handler }.map_err(|panic| ExitReason::Panicked(panic_message(panic)))
 }
 
 /// What each incarnation knows of itself. Dropping it lets go of the mailbox and fires the token, however it ended.
