@@ -197,12 +197,17 @@ fn the_command_line_says_what_is_wrong() {
     let bad = dir.path().join("bad.yaml");
     fs::write(&bad, "schema: rspp.pipeline.v1\nversion: a-1\nnodez: []\n").unwrap();
     let bad = bad.display().to_string();
+    let all = format!("rspp validate spec {bad}");
     check(
         CommandLine,
         &["up", "--pipeline", &bad],
-        &["bad.yaml", "nodez"],
+        &["bad.yaml:1", &all],
     );
-    check(CommandLine, &["plan", &bad], &["bad.yaml", "nodez"]);
+    check(
+        CommandLine,
+        &["validate", "spec", &bad],
+        &["bad.yaml:3", "nodez"],
+    );
     check(
         CommandLine,
         &["loopback", "--llm", "openai", "--say", "hello"],

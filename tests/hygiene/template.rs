@@ -1,6 +1,6 @@
 //! The built-in template, a server's address and its key: nothing else is set (F-079).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rspp_proto::{abi::Signal, spec::PipelineSpec};
 use rspp_tests::{
@@ -12,6 +12,7 @@ use rspp_websocket::{
     testing::Client,
 };
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::process::{Program, Running};
 

@@ -32,7 +32,7 @@ pub(crate) fn start(config: &Config) -> Result<Option<Otlp>, Problem> {
         ],
         ..OtlpConfig::new(url)
     };
-    let started = Otlp::start(otlp, SecretStore::environment())
+    let started = Otlp::start(&otlp, SecretStore::environment())
         .map_err(|error| Problem::input(format!("telemetry.otlp.{error}")))?;
     Ok(Some(started))
 }

@@ -110,7 +110,7 @@ pub(crate) fn init_tracing(verbose: u8) {
     };
     let filter = EnvFilter::try_from_env("RSPP_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(rspp_service::logs::discreet(filter))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(verbose > 1)

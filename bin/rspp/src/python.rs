@@ -1,7 +1,7 @@
 //! Definitions of the registry as types for Python (F-032): a dictionary type for each object, with what its
 //! fields mean.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use rspp_proto::schema::Registry;
 use serde_json::Value;
@@ -51,7 +51,8 @@ fn declared(name: &str, schema: &Value) -> String {
     let required = schema["required"].as_array();
     let is_required = |field: &str| required.is_some_and(|all| all.iter().any(|it| it == field));
     let mut text = comment(about, "");
-    text.push_str(&format!("{name} = TypedDict(\n    \"{name}\",\n    {{\n"));
+    writeln!(text, "{name} = TypedDict(\n    \"{name}\",\n    {{")
+        .expect("a string takes what is written");
     for (field, schema) in fields {
         let about = schema["description"].as_str().unwrap_or_default();
         text.push_str(&comment(about, "        "));

@@ -56,12 +56,24 @@ pub struct LogsError {
 /// Whether standard error is read by a program, which is told of everything in JSON.
 static FOR_PROGRAMS: AtomicBool = AtomicBool::new(false);
 
+/// Libraries that log all that is said over their lines, keys and words among it, below this level: whoever
+/// asks for everything gets everything but that (F-117).
+const TALKATIVE: [&str; 1] = ["tungstenite=debug"];
+
+/// What a filter lets through, but for what is said over lines.
+pub fn discreet(filter: EnvFilter) -> EnvFilter {
+    TALKATIVE.iter().fold(filter, |filter, limit| {
+        filter.add_directive(limit.parse().expect("it is a directive"))
+    })
+}
+
 /// Logs from here on.
 pub fn init(logs: &Logs) -> Result<(), LogsError> {
     let filter = EnvFilter::try_new(&logs.filter).map_err(|source| LogsError {
         filter: logs.filter.clone(),
         source,
     })?;
+    let filter = discreet(filter);
     match logs.format {
         Format::Human => tracing_subscriber::fmt()
             .with_env_filter(filter)

@@ -149,8 +149,8 @@ impl Otlp {
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn start(config: Config, secrets: SecretStore) -> Result<Self, OtlpError> {
-        let sender = Sender::new(&config, secrets)?;
+    pub fn start(config: &Config, secrets: SecretStore) -> Result<Self, OtlpError> {
+        let sender = Sender::new(config, secrets)?;
         let (to, from) = mpsc::channel(config.queue.max(1));
         let counters = Arc::<Counters>::default();
         let (end, ending) = oneshot::channel();

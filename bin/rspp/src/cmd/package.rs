@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -141,7 +142,8 @@ fn with_files(text: &str, spec: &PackageSpec) -> String {
     kept += "files:\n";
     for (path, digest) in &spec.files {
         // JSON's quotes are YAML's.
-        kept += &format!("  {}: {digest}\n", Value::from(path.as_str()));
+        let path = Value::from(path.as_str());
+        writeln!(kept, "  {path}: {digest}").expect("a string takes what is written");
     }
     kept
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
 };
@@ -160,12 +161,9 @@ fn show(
         if chosen.is_some_and(|it| it.name != definition.name) {
             continue;
         }
-        text += &format!(
-            "{} {version}  sha256 {}\n{}\n\n",
-            definition.name,
-            definition.digest(),
-            definition.about()
-        );
+        let (name, digest, about) = (definition.name, definition.digest(), definition.about());
+        writeln!(text, "{name} {version}  sha256 {digest}\n{about}\n")
+            .expect("a string takes what is written");
         let fields = definition.fields().into_iter().map(|field| {
             let needed = if field.is_required { "yes" } else { "" };
             let about = field.about.replace('\n', " ");

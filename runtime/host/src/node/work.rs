@@ -37,21 +37,18 @@ impl WorkBook {
         let mut turns = self.lock();
         let nodes = turns.entry(turn).or_default();
         let busy_us = ended.since(began).as_micros() as u64;
-        match nodes.get_mut(node) {
-            Some(work) => {
-                work.ended = ended;
-                work.handled += 1;
-                work.busy_us += busy_us;
-            }
-            None => {
-                let work = Work {
-                    began,
-                    ended,
-                    handled: 1,
-                    busy_us,
-                };
-                nodes.insert(node.clone(), work);
-            }
+        if let Some(work) = nodes.get_mut(node) {
+            work.ended = ended;
+            work.handled += 1;
+            work.busy_us += busy_us;
+        } else {
+            let work = Work {
+                began,
+                ended,
+                handled: 1,
+                busy_us,
+            };
+            nodes.insert(node.clone(), work);
         }
     }
 

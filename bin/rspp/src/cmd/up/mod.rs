@@ -271,7 +271,7 @@ impl Up {
             ],
             ..rspp_otlp::Config::new(url)
         };
-        let started = Otlp::start(config, SecretStore::environment());
+        let started = Otlp::start(&config, SecretStore::environment());
         Ok(Some(started.map_err(not_sent)?))
     }
 
