@@ -387,13 +387,13 @@ async fn a_receiver_sleeps_until_its_data_presses() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(patient.data.offer(1), Offer::Queued);
     assert_eq!(patient.data.offer(2), Offer::Queued);
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     assert_eq!(log.wait_for(0).await, [""; 0]);
     assert_eq!(patient.data.offer(3), Offer::Queued);
     assert_eq!(log.wait_for(3).await, ["data 1", "data 2", "data 3"]);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(patient.data.offer(4), Offer::Queued);
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     patient.control.send(5).unwrap();
     assert_eq!(log.wait_for(2).await, ["control 5", "data 4"]);
 }

@@ -490,7 +490,7 @@ mod tests {
 
         // A long pause, and then something that the node is woken for.
         offer(&mut inputs, frame(7));
-        tokio::time::advance(std::time::Duration::from_secs(60)).await;
+        tokio::time::advance(std::time::Duration::from_mins(1)).await;
         offer(&mut inputs, frame(8));
         assert!(!inputs.is_pressing());
         offer(&mut inputs, arrival(1, 9, Payload::TextEnd));
