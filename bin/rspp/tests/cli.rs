@@ -141,6 +141,7 @@ fn help_shows_what_there_is_with_examples() {
       up        Talk to the agent in a browser: runtime, local models and a page, in one process
       loopback  Talk to the agent on this machine: WAV files or text go in, its spoken reply comes out
       validate  Check a pipeline or policy file, with the place of everything that is wrong
+      schema    See what events, signals and specs consist of, and hold recordings to it
       plan      Show the plan that a turn would run with, and where each value came from
       rehearse  Rehearse calls in which things go wrong, and see what the runtime does about it
       timeline  Look at the timeline of a recorded conversation
@@ -150,6 +151,7 @@ fn help_shows_what_there_is_with_examples() {
       tree      Show the supervision tree of a conversation, caught while the agent speaks
       doctor    Check what a conversation on this machine needs, each with its fix
       models    List, fetch and check the local models
+      package   Pack nodes of your own as programs with a version, and see what a folder of packages has
       pipeline  Publish pipelines, and look at what is published
       policy    Publish policies and provider configurations, and look at what is published
       rollout   Decide which version new sessions get; running ones keep theirs

@@ -13,8 +13,9 @@ use serde_json::Value;
 fn schemas(folder: &Path) -> BTreeMap<String, Value> {
     let files =
         fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let schemas = files.map(|file| {
-        let path = file.expect("it is listed").path();
+    let paths = files.map(|file| file.expect("it is listed").path());
+    let schemas = paths.filter(|path| path.extension().is_some_and(|end| end == "json"));
+    let schemas = schemas.map(|path| {
         let name = path.file_stem().expect("a file").to_string_lossy();
         let text = fs::read_to_string(&path).expect("it can be read");
         (
