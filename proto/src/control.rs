@@ -189,6 +189,17 @@ pub struct Description {
     pub labels: BTreeMap<String, String>,
 }
 
+/// The label by which a runtime says in which region the archive of its timelines lies, if not in its own.
+pub const ARCHIVE_REGION: &str = "archive_region";
+
+impl Description {
+    /// The regions in which it processes what sessions say, and stores it (F-168).
+    pub fn regions(&self) -> impl Iterator<Item = &str> {
+        let archive = self.labels.get(ARCHIVE_REGION).map(String::as_str);
+        [self.region.as_str()].into_iter().chain(archive)
+    }
+}
+
 /// How a runtime fares, as it says with each heartbeat.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -33,6 +33,8 @@ pub(crate) struct Config {
     /// Keys that tokens are signed with; the first one signs, the others are still believed.
     pub(crate) keys: Vec<Key>,
     pub(crate) store: Store,
+    /// The region that the store lies in: session data of tenants whose residency does not allow it is not kept.
+    pub(crate) region: Option<String>,
     /// How long a runtime's leases last, whole seconds.
     pub(crate) lease: Span,
     /// How often runtimes say how busy they are.
@@ -165,6 +167,7 @@ impl Default for Config {
             tls: None,
             keys: Vec::new(),
             store: Store::default(),
+            region: None,
             lease: Span(settings.term.told()),
             heartbeat: Span(settings.heartbeat),
             session_token: Span(settings.token_ttl),
@@ -239,6 +242,12 @@ impl Config {
             token_ttl: self.session_token.0,
             max_view_age: self.max_view_age.0,
             retention: self.retention()?,
+            region: self
+                .region
+                .as_deref()
+                .map(Region::new)
+                .transpose()
+                .map_err(|error| wrong("region", error.to_string()))?,
             archives: self.archives()?,
             expire_every: self.expire_every.0,
         })

@@ -80,6 +80,17 @@ impl Keeping {
         if is_held { Lot::Held } else { Lot::Over }
     }
 
+    /// How long something of a session may wait on a machine's own disk; for ever if `None`, as what is held does.
+    pub fn spooled(
+        &self,
+        tenant: Option<&TenantId>,
+        is_session: impl Fn(&SessionId) -> bool,
+    ) -> Option<Duration> {
+        let own = tenant.and_then(|it| self.tenants.get(it));
+        let is_held = own.is_some_and(|it| it.hold_all || it.hold.iter().any(is_session));
+        if is_held { None } else { self.keep(tenant) }
+    }
+
     /// What of it cannot be meant: which rule, and why.
     pub fn check(&self) -> Result<(), String> {
         let least = self.at_least_ms;

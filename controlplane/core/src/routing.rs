@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use rspp_proto::{Monotonic, Region, RuntimeId, SessionId, TenantId};
+use rspp_proto::{Monotonic, Region, RuntimeId, SessionId, TenantId, control::Description};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -23,7 +23,16 @@ pub struct Residency {
 }
 
 impl Residency {
-    /// Whether a tenant's sessions may be there.
+    /// Whether a tenant's sessions may be on a runtime: where it stands, and where its archive lies.
+    pub fn admits(&self, tenant: &TenantId, runtime: &Description) -> bool {
+        let Some(allowed) = self.tenants.get(tenant) else {
+            return true;
+        };
+        let may = |region: &str| allowed.iter().any(|it| it.as_str() == region);
+        runtime.regions().all(may)
+    }
+
+    /// Whether a tenant's data may be there.
     pub fn allows(&self, tenant: &TenantId, region: &Region) -> bool {
         self.tenants
             .get(tenant)
@@ -187,7 +196,7 @@ fn exclusion(view: &View, sight: &Sight, request: &Request) -> Option<Exclusion>
     let lacks = |(name, value): (&String, &String)| description.labels.get(name) != Some(value);
     let checks = [
         (
-            !view.residency.allows(&request.tenant, region),
+            !view.residency.admits(&request.tenant, description),
             Exclusion::Residency,
         ),
         (!takes_new, Exclusion::Region),

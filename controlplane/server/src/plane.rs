@@ -58,6 +58,8 @@ pub struct Settings {
     pub max_view_age: Duration,
     /// How long records of what is over are kept.
     pub retention: Retention,
+    /// Where the store lies, and session data with it; not asked about if `None` (F-168).
+    pub region: Option<Region>,
     /// Where tenants' timelines are, so that they go when their tenant's rule says so (F-116).
     pub archives: Vec<KeptIn>,
     /// How often there is looked for what is over in them.
@@ -74,8 +76,9 @@ impl Default for Settings {
             token_ttl: Duration::from_mins(5),
             max_view_age: Duration::from_secs(5),
             retention: Retention::default(),
+            region: None,
             archives: Vec::new(),
-            expire_every: Duration::from_mins(1),
+            expire_every: Duration::from_mins(15),
         }
     }
 }

@@ -6,6 +6,7 @@ use rspp_controlplane::{
     admission::{self, Usage},
     governance::Governance,
     keys,
+    routing::Residency,
     store::{Compare, Entry, Txn, bytes},
 };
 use rspp_controlplane_api::{
@@ -108,6 +109,7 @@ impl Admission for AdmissionService {
         wanted
             .check()
             .map_err(|error| Failure::from(WireError::new("document", error)))?;
+        plane.may_keep(&wanted.residency)?;
         let encoded = message.encode_to_vec();
         let asked = Asked {
             by: &by,
@@ -120,6 +122,24 @@ impl Admission for AdmissionService {
             .change(asked, || plane.governed(&by, &wanted, message.if_version))
             .await?;
         Ok(Response::new(answer))
+    }
+}
+
+impl Plane {
+    /// Whether session data may be kept by this control plane at all, of those whom a rule names (F-168).
+    fn may_keep(&self, residency: &Residency) -> Result<(), Failure> {
+        let Some(region) = &self.settings().region else {
+            return Ok(());
+        };
+        let mut tenants = residency.tenants.keys();
+        let Some(tenant) = tenants.find(|it| !residency.allows(it, region)) else {
+            return Ok(());
+        };
+        let what = format!(
+            "residency.tenants: {tenant}: session data is kept in {region} by this control plane; allow that, \
+             or have {tenant} served by a control plane elsewhere"
+        );
+        Err(WireError::new("document", what).into())
     }
 }
 

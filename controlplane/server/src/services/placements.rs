@@ -261,7 +261,9 @@ impl Plane {
             return Ok(());
         }
         let (runtime, _) = self.read::<Runtime>(&keys::runtime(id)).await?;
-        let allowed = runtime.is_some_and(|it| residency.allows(tenant, &it.description.region));
+        let own = self.settings().region.as_ref();
+        let allowed = runtime.is_some_and(|it| residency.admits(tenant, &it.description))
+            && own.is_none_or(|region| residency.allows(tenant, region));
         if allowed {
             return Ok(());
         }

@@ -195,12 +195,14 @@ impl Rig {
     }
 
     pub(crate) async fn node_in(&self, name: &str, region: &str) -> Node {
+        self.node_as(name, description(name, region)).await
+    }
+
+    /// A runtime that says of itself what it is.
+    pub(crate) async fn node_as(&self, name: &str, description: Description) -> Node {
         let client = self.client(&format!("runtime/{name}"));
         let id = RuntimeId::new(name).unwrap();
-        let joined = client
-            .register(id, description(name, region))
-            .await
-            .unwrap();
+        let joined = client.register(id, description).await.unwrap();
         let mut node = Node {
             client,
             joined,

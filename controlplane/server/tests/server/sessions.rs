@@ -1,6 +1,6 @@
 //! Where sessions go and whether they may (F-094, F-098, F-099, F-110, F-119, F-168).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use rspp_controlplane::{
     keys,
@@ -9,9 +9,10 @@ use rspp_controlplane::{
 use rspp_controlplane_api::{
     ControlError, ControlPlane as _, Leave, RouteAsk, SnapshotKind, reason, wire,
 };
-use rspp_proto::{RuntimeId, SessionId, TenantId, WallClock};
+use rspp_controlplane_server::Settings;
+use rspp_proto::{Region, RuntimeId, SessionId, TenantId, WallClock, control::ARCHIVE_REGION};
 
-use crate::rig::{Rig, change, direct, publish};
+use crate::rig::{Rig, change, description, direct, publish, settings};
 
 async fn govern(rig: &Rig, document: serde_json::Value) -> wire::Governance {
     let request = wire::SetGovernanceRequest {
@@ -286,6 +287,66 @@ async fn a_session_stays_where_it_may_be() {
         "{refused:?}"
     );
     a.acquire("s", 2).await.unwrap();
+}
+
+/// F-168, NF-034: a runtime whose archive lies where a tenant's timelines may not gets none of its sessions, though it
+/// stands where it may; one whose archive may, does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_does_not_go_where_its_timeline_may_not() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let keeps_in = |name: &str, archive: &str| {
+        let mut description = description(name, "eu");
+        let label = (ARCHIVE_REGION.to_owned(), archive.to_owned());
+        description.labels.extend([label]);
+        description
+    };
+    let a = rig.node_as("a", keeps_in("a", "us")).await;
+    assert_eq!(rig.route("s", "desk-1").await.unwrap().region, "eu");
+    govern(
+        &rig,
+        serde_json::json!({ "residency": { "tenants": { "acme": ["eu"] } } }),
+    )
+    .await;
+    let is_residency = |error: &ControlError| matches!(error, ControlError::NoRoute { message, .. } if message.contains("1 residency"));
+    let error = rig.route("s", "desk-1").await.unwrap_err();
+    assert!(is_residency(&error), "{error:?}");
+    let refused = a.acquire("s", 1).await.unwrap_err();
+    assert!(is_residency(&refused), "{refused:?}");
+    let b = rig.node_as("b", keeps_in("b", "eu")).await;
+    let route = rig.route("s", "desk-1").await.unwrap();
+    assert_eq!((route.runtime.as_str(), route.region.as_str()), ("b", "eu"));
+    b.acquire("s", 1).await.unwrap();
+}
+
+/// F-168: a tenant whose session data may not be where the control plane keeps it cannot be given such a rule; where
+/// the rule was there before, its sessions are not granted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn session_data_stays_where_it_may() {
+    let only_us = serde_json::json!({ "residency": { "tenants": { "acme": ["us"] } } });
+    let dir = tempfile::tempdir().unwrap();
+    let store = crate::ground::fresh(dir.path()).await;
+    let rig = Rig::on(dir, Arc::clone(&store)).await;
+    govern(&rig, only_us.clone()).await;
+    let in_eu = Settings {
+        region: Some(Region::new("eu").unwrap()),
+        ..settings()
+    };
+    let rig = Rig::with(tempfile::tempdir().unwrap(), store, in_eu).await;
+    rig.pipeline("desk-1").await;
+    let us = rig.node_in("a", "us").await;
+    let refused = us.acquire("s", 1).await.unwrap_err();
+    assert!(
+        matches!(&refused, ControlError::NoRoute { message, .. } if message.contains("1 residency")),
+        "{refused:?}"
+    );
+    let request = wire::SetGovernanceRequest {
+        document: only_us.to_string(),
+        ..wire::SetGovernanceRequest::default()
+    };
+    let error = rig.admin().set_governance(request).await.unwrap_err();
+    let told = "residency.tenants: acme: session data is kept in eu by this control plane";
+    assert!(error.to_string().contains(told), "{error}");
 }
 
 /// Rules are changed as a whole, by whoever has seen what they are.
