@@ -94,7 +94,7 @@ async fn a_published_version_becomes_a_running_session() {
     let (recorder, recording) = Recorder::in_memory(Options::default());
     let known = Arc::clone(&shelf);
     let reception = Reception::new(Arc::clone(&runtime), program)
-        .recording(move |_session| std::future::ready(recorder.clone()).boxed())
+        .recording(move |_begun| std::future::ready(Ok((recorder.clone(), None))).boxed())
         .finding(move |version, _goes_with| std::future::ready(find(&known, &version)).boxed());
     let script = || Script {
         utterances: vec![says(first())],

@@ -68,9 +68,10 @@ impl Line {
             settings: bindings(),
         };
         let recorders = Mutex::new(recorders);
-        let reception = Reception::new(Arc::clone(&runtime), program).recording(move |_session| {
+        let reception = Reception::new(Arc::clone(&runtime), program).recording(move |_begun| {
             let recorder = recorders.lock().unwrap().pop();
-            std::future::ready(recorder.unwrap_or_else(Recorder::null)).boxed()
+            let recorder = recorder.unwrap_or_else(Recorder::null);
+            std::future::ready(Ok((recorder, None))).boxed()
         });
         let door = Door {
             guard,

@@ -7,6 +7,7 @@ use rspp_otlp::Protocol;
 use rspp_proto::ProviderId;
 use rspp_provider_http::SecretRef;
 use rspp_service::{logs::Logs, settings::Settings, span::Span};
+use rspp_timeline::export::ExportPolicy;
 use serde::{Deserialize, Serialize};
 
 /// All settings; the defaults are what one machine needs.
@@ -28,6 +29,7 @@ pub(crate) struct Config {
     /// A folder of packages: nodes that pipelines name as `name@version`.
     pub(crate) packages: Option<PathBuf>,
     pub(crate) providers: Providers,
+    pub(crate) timelines: Timelines,
     pub(crate) drain: Drain,
     pub(crate) telemetry: Telemetry,
     /// Where every accepted frame is noted, a JSON object a line: for checks that nobody else spoke.
@@ -131,6 +133,24 @@ impl Default for OtlpSettings {
     }
 }
 
+/// Where sessions' timelines go; they are not recorded without `to`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Timelines {
+    /// The archive: a directory, `s3://bucket/prefix` or `http://host/bucket/prefix`.
+    pub(crate) to: Option<String>,
+    /// The region that it lies in; the runtime's own without. Tenants whose residency does not allow it are not
+    /// served here.
+    pub(crate) region: Option<String>,
+    /// Where they wait for the archive, on a disk that survives a restart.
+    pub(crate) spool: PathBuf,
+    /// A file of keys that they are sealed with in the archive; in the clear without.
+    pub(crate) keys: Option<PathBuf>,
+    /// How often there is looked for what has waited for longer than its tenant's rule allows.
+    pub(crate) expire_every: Span,
+    pub(crate) policy: ExportPolicy,
+}
+
 /// What becomes of sessions when the program is asked to end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -165,6 +185,7 @@ impl Default for Config {
             pipeline: None,
             packages: None,
             providers: Providers::default(),
+            timelines: Timelines::default(),
             drain: Drain::default(),
             telemetry: Telemetry::default(),
             outputs: None,
@@ -194,6 +215,19 @@ impl Default for ControlPlane {
             mode: AwayMode::default(),
             max_staleness: Span::seconds(30),
             max_view_age: Span::seconds(5),
+        }
+    }
+}
+
+impl Default for Timelines {
+    fn default() -> Self {
+        Self {
+            to: None,
+            region: None,
+            spool: PathBuf::from("rspp-spool"),
+            keys: None,
+            expire_every: Span::seconds(60),
+            policy: ExportPolicy::default(),
         }
     }
 }

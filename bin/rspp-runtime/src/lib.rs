@@ -7,6 +7,7 @@ mod published;
 mod serve;
 mod sessions;
 mod telemetry;
+mod timelines;
 mod tokens;
 
 use std::{path::PathBuf, process::ExitCode};

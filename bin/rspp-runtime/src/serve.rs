@@ -12,7 +12,7 @@ use rspp_otlp::{Otlp, SpanCounts};
 use rspp_proto::{
     ProviderId, Region, RuntimeId, TenantId,
     abi::SchemaVersion,
-    control::{Description, Endpoint, PROTOCOL},
+    control::{ARCHIVE_REGION, Description, Endpoint, PROTOCOL},
     metric,
     spec::{Modality, Quota},
 };
@@ -35,6 +35,7 @@ use crate::{
     published::{self, Registry},
     sessions::NotedSessions,
     telemetry,
+    timelines::Timelines,
     tokens::{Signed, Tokens},
 };
 
@@ -82,16 +83,26 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
     host.limits.node.sessions = Some(Quota::at(u64::from(config.capacity)));
     let name = RuntimeId::new(config.name.as_str())
         .map_err(|error| Problem::input(format!("name: {error}")))?;
-    host.plane = fleet(&config, &name, at)?;
+    let timelines = Timelines::open(&config, host.clock).await?;
+    host.exports = timelines.as_ref().map(Timelines::exports);
+    let archive_region = timelines.as_ref().map(|it| it.region().clone());
+    host.plane = fleet(&config, &name, at, archive_region.as_ref())?;
     let traces = telemetry::start(&config)?;
     host.spans = traces.as_ref().map(Otlp::sink);
+    let clock = host.clock;
     let runtime = Runtime::start(host).await.map_err(Problem::failure)?;
     let runtime = Arc::new(runtime);
     let plane = runtime.plane();
+    let timelines = timelines.map(|it| Arc::new(it.following(plane.as_ref())));
+    let expiring = timelines.clone().map(|it| {
+        let every = config.timelines.expire_every.0;
+        tokio::spawn(async move { it.expire(every).await })
+    });
     let sessions = sessions(
         &config,
         &runtime,
         plane.clone(),
+        timelines.clone(),
         Program {
             pipeline,
             policy: None,
@@ -141,14 +152,20 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
     let _all_in_time = server.drain(FAREWELL).await;
     serving.abort();
     telling.abort();
+    if let Some(expiring) = expiring {
+        expiring.abort();
+    }
     health.abort();
-    let ended = runtime.shut_down(GRACE).await;
+    let in_order = runtime.shut_down(GRACE).await;
+    if let Some(timelines) = timelines {
+        timelines.drain(clock).await;
+    }
     if let Some(traces) = traces
         && !traces.finish(telemetry::FLUSH).await
     {
         tracing::warn!("some traces were not sent");
     }
-    if ended {
+    if in_order {
         tracing::info!("ended in order");
     } else {
         tracing::warn!("some actors had to be killed");
@@ -225,9 +242,16 @@ fn sessions(
     config: &Config,
     runtime: &Arc<Runtime>,
     plane: Option<PlaneHandle>,
+    timelines: Option<Arc<Timelines>>,
     program: Program,
 ) -> Result<Arc<dyn Sessions>, Problem> {
     let mut reception = Reception::new(Arc::clone(runtime), program);
+    if let Some(timelines) = timelines {
+        reception = reception.recording(move |begun| {
+            let timelines = Arc::clone(&timelines);
+            async move { timelines.begin(begun).await }.boxed()
+        });
+    }
     if let Some(plane) = plane {
         let registry = Arc::new(Registry::new(plane));
         reception = reception.finding(move |pipeline, versions| {
@@ -270,6 +294,7 @@ fn fleet(
     config: &Config,
     name: &RuntimeId,
     at: std::net::SocketAddr,
+    archive: Option<&Region>,
 ) -> Result<Option<PlaneConfig>, Problem> {
     let ControlPlane {
         addresses,
@@ -317,7 +342,7 @@ fn fleet(
         build: env!("CARGO_PKG_VERSION").to_owned(),
         protocol: PROTOCOL,
         events: SchemaVersion::CURRENT.to_string(),
-        labels: config.labels.clone(),
+        labels: labels(config, archive)?,
     };
     let mut fleet = PlaneConfig::new(
         name.clone(),
@@ -329,6 +354,18 @@ fn fleet(
     fleet.max_staleness = max_staleness.0;
     fleet.max_view_age = max_view_age.0;
     Ok(Some(fleet))
+}
+
+/// What it says of itself, with where its archive lies.
+fn labels(config: &Config, archive: Option<&Region>) -> Result<BTreeMap<String, String>, Problem> {
+    let mut labels = config.labels.clone();
+    if labels.contains_key(ARCHIVE_REGION) {
+        return Err(Problem::input(format!(
+            "labels.{ARCHIVE_REGION}: is told by timelines.region; set that"
+        )));
+    }
+    labels.extend(archive.map(|region| (ARCHIVE_REGION.to_owned(), region.to_string())));
+    Ok(labels)
 }
 
 /// How it fares.
@@ -425,6 +462,7 @@ impl Health for State {
 
     fn status(&self) -> serde_json::Value {
         json!({
+            "timelines": self.runtime.export_stats(),
             "sessions": self.runtime.sessions(),
             "capacity": self.capacity,
             "load": self.runtime.load().as_str(),

@@ -10,9 +10,15 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
+use rspp_archive::{KeyRing, ObjectArchive, Place, SealedArchive};
+use rspp_timeline::{
+    Entry, Timeline,
+    export::{fetch, list},
+};
 use rspp_websocket::{
     protocol::{ClientMessage, Hello, ServerMessage, Typed},
     testing::Client,
@@ -191,6 +197,100 @@ async fn an_unreachable_provider_fails_readiness_only() {
     }
 }
 
+/// F-116, F-169: with an archive each session is recorded into it, sealed with a key that is named and never said,
+/// and whole when the program has ended in order; nothing is left in the spool.
+#[tokio::test]
+async fn sessions_are_recorded_into_a_sealed_archive() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    fs::write(file("CALLS_K1"), "a5".repeat(32)).unwrap();
+    let keys = "keys: [{ id: k1, secret: file://CALLS_K1, from: 2026-01-01 }]";
+    fs::write(file("keys.yaml"), keys).unwrap();
+    let settings = [
+        format!("timelines.to={}", file("calls").display()),
+        format!("timelines.spool={}", file("spool").display()),
+        format!("timelines.keys={}", file("keys.yaml").display()),
+    ];
+    let settings = settings.each_ref().map(String::as_str);
+    let mut running = start_with(dir.path(), &settings).await;
+    let mut client = Client::begin(
+        running.calls,
+        Hello {
+            events: true,
+            ..Hello::default()
+        },
+    )
+    .await;
+    let text = Typed {
+        text: "My name is Ada.".to_owned(),
+        key: None,
+    };
+    client.say(ClientMessage::Text(text)).await;
+    client
+        .until(|message| matches!(message, ServerMessage::Turn(_)))
+        .await;
+    let status = get(running.health, "/status").await;
+    assert!(status.contains(r#""queue_depth":1"#), "{status}");
+    let pid = Pid::from_child(&running.child);
+    kill_process(pid, Signal::TERM).unwrap();
+    client.until(|_| false).await;
+    let code = running.child.wait().unwrap();
+    let log = fs::read_to_string(file("log")).unwrap();
+    assert!(code.success(), "{code}: {log}");
+    assert_eq!(fs::read_dir(file("spool")).unwrap().count(), 0, "{log}");
+    let place = Place::Directory(file("calls"));
+    let plain = Arc::new(ObjectArchive::open(&place).unwrap());
+    let found = list(&*plain, "local").await.unwrap();
+    assert_eq!(found.len(), 1, "{found:?} {log}");
+    let name = &found[0].recording;
+    let refused = fetch(&SealedArchive::new(plain.clone(), None), name).await;
+    let refused = refused.err().unwrap().to_string();
+    assert!(refused.contains("sealed under key `k1`"), "{refused}");
+    let keys = Arc::new(KeyRing::open(&file("keys.yaml")).unwrap());
+    let fetched = fetch(&SealedArchive::new(plain, Some(keys)), name)
+        .await
+        .unwrap();
+    assert!(fetched.is_complete);
+    let mut timeline = Timeline::read(std::io::Cursor::new(fetched.bytes)).unwrap();
+    assert_eq!(
+        timeline
+            .header()
+            .unwrap()
+            .tenant_id
+            .as_ref()
+            .unwrap()
+            .as_str(),
+        "local"
+    );
+    let entries = timeline.entries().unwrap();
+    let turns = entries
+        .iter()
+        .filter(|it| matches!(it, Entry::Turn(_)))
+        .count();
+    assert_eq!(turns, 1, "{log}");
+}
+
+/// The samples in `deploy` are good ones.
+#[test]
+fn the_sample_is_understood() {
+    let sample = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../deploy/config/runtime.yaml"
+    );
+    let output = Command::new(PROGRAM)
+        .args(["--config", sample, "--print-config"])
+        .env_clear()
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains(r#"keys: "/etc/rspp/archive-keys.yaml"  # "#),
+        "{text}"
+    );
+}
+
 fn refused(arguments: &[&str]) -> String {
     let output = Command::new(PROGRAM)
         .args(arguments)
@@ -215,6 +315,20 @@ fn settings_that_cannot_be_are_refused_with_the_fix() {
         "listen.health=127.0.0.1:0",
     ]);
     assert!(open.contains("set control_plane.addresses"), "{open}");
+    let archive = refused(&[
+        "--set",
+        "providers.scripted=true",
+        "--set",
+        "listen.calls=127.0.0.1:0",
+        "--set",
+        "listen.health=127.0.0.1:0",
+        "--set",
+        "timelines.to=s3://",
+    ]);
+    assert!(
+        archive.contains("timelines.to: `s3://` names no bucket"),
+        "{archive}"
+    );
     let half = refused(&[
         "--set",
         "providers.scripted=true",

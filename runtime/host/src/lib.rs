@@ -87,7 +87,7 @@ pub use observe::{Capture, CaptureBounds, CaptureEnd, Filter, Notice};
 pub use overhead::{Overhead, Percentiles};
 pub use plane::{AwayMode, PlaneConfig, PlaneHandle, PlaneStatus, StaleView, Step};
 pub use providers::ProviderBoard;
-pub use reception::{Program, Published, Reception};
+pub use reception::{Begun, Program, Published, Reception, Recorded};
 pub use runtime::{Config, Emptying, OpenError, Runtime, SessionHandle, SessionRequest};
 pub use session::{CancelReceipt, CancelTarget, Foreign, SessionStatus};
 pub use snapshots::Snapshots;

@@ -2,15 +2,19 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, join},
+    stream,
+};
 use rspp_controlplane_api::LeaseError;
 use rspp_kernel::plan::{LayeredSettings, ProviderSettings};
 use rspp_proto::{
     Monotonic, PipelineVersion, SessionId, TenantId,
     control::Versions,
-    spec::{PipelineSpec, PolicyBundle},
+    spec::{PipelineSpec, PolicyBundle, RecordingPolicy},
 };
-use rspp_timeline::Recorder;
+use rspp_timeline::{Recorder, Recording};
 use rspp_transport_api::{
     Admitted, Elsewhere, Farewell, News, Opened, Refusal, Sessions, Transport, TurnNews, Wishes,
 };
@@ -32,8 +36,24 @@ pub struct Program {
     pub settings: LayeredSettings,
 }
 
-/// Where a session's timeline goes.
-type Record = Box<dyn Fn(&SessionId) -> BoxFuture<'_, Recorder> + Send + Sync>;
+/// A session whose timeline is to begin.
+#[derive(Clone, Debug)]
+pub struct Begun {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// The session.
+    pub session: SessionId,
+    /// What it runs.
+    pub pipeline: PipelineVersion,
+    /// How it is to be recorded.
+    pub policy: RecordingPolicy,
+}
+
+/// A timeline that has begun: where entries go, and what writes them until it is closed.
+pub type Recorded = (Recorder, Option<Recording>);
+
+/// Where a session's timeline goes; a refusal keeps the session from being opened here.
+type Record = Box<dyn Fn(Begun) -> BoxFuture<'static, Result<Recorded, Refusal>> + Send + Sync>;
 
 /// A published version of a pipeline, and what goes with it.
 #[derive(Clone, Debug)]
@@ -72,11 +92,12 @@ impl Reception {
         }
     }
 
-    /// Has its sessions recorded.
+    /// Has its sessions recorded. Who may not be recorded here is refused, and told where else it may go on
+    /// (F-168).
     #[must_use]
     pub fn recording(
         mut self,
-        record: impl Fn(&SessionId) -> BoxFuture<'_, Recorder> + Send + Sync + 'static,
+        record: impl Fn(Begun) -> BoxFuture<'static, Result<Recorded, Refusal>> + Send + Sync + 'static,
     ) -> Self {
         self.record = Some(Box::new(record));
         self
@@ -151,14 +172,32 @@ impl Reception {
             policy,
             settings,
         } = self.program(wanted, &versions).await?;
-        let recorder = match &self.record {
-            Some(record) => record(&session).await,
-            None => Recorder::null(),
+        let pipeline = wished(pipeline, wishes).map_err(Refusal::Failed)?;
+        let (recorder, recording) = match &self.record {
+            Some(record) => {
+                let begun = Begun {
+                    policy: self
+                        .runtime
+                        .recording_policy(&tenant, &pipeline, policy.as_ref(), &settings)
+                        .map_err(|error| refusal(&error))?,
+                    tenant: tenant.clone(),
+                    session: session.clone(),
+                    pipeline: pipeline.version.clone(),
+                };
+                match record(begun).await {
+                    Ok(recorded) => recorded,
+                    Err(refusal) => {
+                        let to = elsewhere.find(Others::Anybody).await;
+                        return Err(to.map_or(refusal, Refusal::Elsewhere));
+                    }
+                }
+            }
+            None => (Recorder::null(), None),
         };
         let request = SessionRequest {
             tenant,
             session,
-            pipeline: wished(pipeline, wishes).map_err(Refusal::Failed)?,
+            pipeline,
             policy,
             settings,
             versions,
@@ -180,17 +219,22 @@ impl Reception {
         let news = news(handle.subscribe()).boxed();
         let drain = handle.drainer();
         let ended = async move {
-            let Some(report) = handle.wait().await else {
-                return Farewell::because("the session failed");
-            };
-            let goes_on = report.ended == MOVED;
-            Farewell {
-                elsewhere: if goes_on {
+            let session = elsewhere.session.clone();
+            let report = handle.wait().await;
+            let goes_on = report.as_ref().is_some_and(|it| it.ended == MOVED);
+            let to = async {
+                if goes_on {
                     elsewhere.find(Others::Anybody).await
                 } else {
                     None
-                },
-                ..Farewell::because(report.ended)
+                }
+            };
+            // What is left of the timeline is written while somebody else is asked.
+            let (elsewhere, ()) = join(to, close(recording, &session)).await;
+            let because = report.map_or_else(|| "the session failed".to_owned(), |it| it.ended);
+            Farewell {
+                elsewhere,
+                ..Farewell::because(because)
             }
         };
         Ok(Opened {
@@ -221,6 +265,14 @@ impl Sessions for Reception {
 impl fmt::Debug for Reception {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Reception({})", self.program.pipeline.version)
+    }
+}
+
+async fn close(recording: Option<Recording>, session: &SessionId) {
+    if let Some(recording) = recording
+        && let Err(error) = recording.close().await
+    {
+        tracing::warn!(%session, %error, "a timeline is not whole");
     }
 }
 

@@ -27,7 +27,10 @@ use rspp_kernel::{
 use rspp_proto::{
     Epoch, Monotonic, ProviderId, SessionId, TenantId,
     control::{Binding, Versions},
-    spec::{LimitsSpec, MemoryLimits, Modality, NodeKind, PipelineSpec, PolicyBundle, Quota},
+    spec::{
+        LimitsSpec, MemoryLimits, Modality, NodeKind, PipelineSpec, PolicyBundle, Quota,
+        RecordingPolicy,
+    },
 };
 use rspp_provider_api::Providers;
 use rspp_timeline::{
@@ -454,14 +457,8 @@ impl Runtime {
             node: node.to_string(),
             error,
         })?;
-        let pipeline = with_insertions(&request.pipeline, request.policy.as_ref())?;
         let (policy, settings) = (request.policy.as_ref(), &request.settings);
-        let blueprint = self
-            .blueprints
-            .find(pipeline, policy, settings, |pipeline| {
-                self.check_nodes(pipeline)?;
-                self.check_tools(pipeline)
-            })?;
+        let blueprint = self.blueprint(&request.pipeline, policy, settings)?;
         let catalogue = catalogue(&self.config.providers);
         let inputs = ProviderInputs {
             tenant: request.tenant.as_str(),
@@ -652,6 +649,40 @@ impl Runtime {
                 report,
             }
         })
+    }
+
+    /// How a session of these would be recorded, by the plan that it would listen with.
+    pub fn recording_policy(
+        &self,
+        tenant: &TenantId,
+        pipeline: &PipelineSpec,
+        policy: Option<&PolicyBundle>,
+        settings: &LayeredSettings,
+    ) -> Result<RecordingPolicy, OpenError> {
+        let blueprint = self.blueprint(pipeline, policy, settings)?;
+        let catalogue = catalogue(&self.config.providers);
+        let inputs = ProviderInputs {
+            tenant: tenant.as_str(),
+            catalogue: &catalogue,
+            ..ProviderInputs::unknown()
+        };
+        let plan = blueprint.plan(LISTENING, Epoch::FIRST, None, inputs, false)?;
+        Ok(plan.recording_policy.clone())
+    }
+
+    /// What sessions of these run, made once.
+    fn blueprint(
+        &self,
+        pipeline: &PipelineSpec,
+        policy: Option<&PolicyBundle>,
+        settings: &LayeredSettings,
+    ) -> Result<Arc<Blueprint>, OpenError> {
+        let pipeline = with_insertions(pipeline, policy)?;
+        self.blueprints
+            .find(pipeline, policy, settings, |pipeline| {
+                self.check_nodes(pipeline)?;
+                self.check_tools(pipeline)
+            })
     }
 
     /// Whether the session's conversation is kept for others: not if nobody else can ever have it.

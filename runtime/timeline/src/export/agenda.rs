@@ -252,6 +252,21 @@ impl Agenda {
         }
     }
 
+    /// Gives a recording up that nobody writes or sends just now. How many of its bytes were to be sent; `None` if
+    /// it is busy.
+    pub(super) fn give_up(&mut self, id: CourseId) -> Option<u64> {
+        let course = self.courses.get(&id)?;
+        if course.is_at_work || !course.standing.is_closed {
+            return None;
+        }
+        let (pending, due) = (course.pending(), course.due);
+        if let Some(due) = due {
+            self.due.remove(&(due, id));
+        }
+        self.courses.remove(&id);
+        Some(pending)
+    }
+
     /// Whoever carried out the tasks is gone: none is under way.
     pub(super) fn interrupted(&mut self) {
         self.at_work = 0;
@@ -346,6 +361,23 @@ mod tests {
 
     fn segment(from: u64, to: u64) -> Task {
         Task::Segment { from, to }
+    }
+
+    /// F-116: only what nobody writes or sends is given up, and nothing of it is asked for any more.
+    #[test]
+    fn what_is_given_up_is_not_asked_for_again() {
+        let mut agenda = agenda(&[A, B]);
+        agenda.grew(ms(0), A, 250);
+        agenda.grew(ms(0), B, 30);
+        assert_eq!(agenda.give_up(A), None, "it is still written");
+        agenda.closed(A);
+        agenda.closed(B);
+        assert_eq!(agenda.next(ms(0)), Next::Start(A, segment(0, 100)));
+        assert_eq!(agenda.give_up(A), None, "it is under way");
+        agenda.failed(ms(0), A, FaultKind::Unavailable);
+        assert_eq!((agenda.give_up(A), agenda.give_up(A)), (Some(250), None));
+        assert_eq!((agenda.len(), agenda.pending()), (1, 30));
+        assert_eq!(agenda.next(ms(1_000)), Next::Start(B, segment(0, 30)));
     }
 
     #[test]

@@ -6,11 +6,11 @@ use std::{
     io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use rspp_proto::{Hex, Monotonic};
+use rspp_proto::{Hex, Monotonic, WallClock};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -393,6 +393,46 @@ impl Exports {
         }
     }
 
+    /// Removes what has waited in the spool for longer than it may be kept, whether or not the archive has it: what is
+    /// over is not kept because an archive is away (F-116). `keep` says how long, by tenant and session as keys write
+    /// them; for ever if `None`. What is still written, and what a user keeps, stays.
+    ///
+    /// What was removed, and what could not be.
+    pub fn expire(
+        &self,
+        now: WallClock,
+        keep: impl Fn(&str, &str) -> Option<Duration>,
+    ) -> (Vec<String>, Vec<(PathBuf, io::Error)>) {
+        let (mut removed, mut left) = (Vec::new(), Vec::new());
+        let mut state = self.shared.state();
+        let State { agenda, files, .. } = &mut *state;
+        let old = files.iter().filter(|(_, followed)| {
+            let mut parts = followed.progress.recording.split('/');
+            let (tenant, session) = (
+                parts.next().unwrap_or_default(),
+                parts.next().unwrap_or_default(),
+            );
+            let is_ours = followed.recorder.is_none() && !followed.progress.keep;
+            is_ours && keep(tenant, session).is_some_and(|keep| is_older(&followed.path, keep, now))
+        });
+        let old: Vec<_> = old.map(|(id, _)| *id).collect();
+        for id in old {
+            // Under way: the next time.
+            let Some(pending) = agenda.give_up(id) else {
+                continue;
+            };
+            self.shared.room.give_back(pending);
+            let Some(followed) = files.remove(&id) else {
+                continue;
+            };
+            match tidy(&followed.path, false) {
+                Ok(()) => removed.push(followed.progress.recording),
+                Err(error) => left.push((followed.path, error)),
+            }
+        }
+        (removed, left)
+    }
+
     /// Exports, until it is dropped. One of several at a time works, the others wait for it to be gone.
     pub async fn run(&self, now: impl Fn() -> Monotonic + Send) {
         self.drive(now, |_| false).await;
@@ -501,7 +541,19 @@ fn found(path: PathBuf) -> Result<Option<(Progress, File, u64)>, SpoolError> {
     Ok(Some((progress, lock, length)))
 }
 
-/// The archive has everything of a file.
+/// Whether nothing was written to a file for so long.
+fn is_older(path: &Path, keep: Duration, now: WallClock) -> bool {
+    let written = fs::metadata(path).and_then(|it| it.modified());
+    let Ok(since) = written.map(|it| {
+        it.duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+    }) else {
+        return false;
+    };
+    Duration::from_millis(now.0).saturating_sub(since) >= keep
+}
+
+/// Nobody needs a file any more, unless it is to be kept.
 fn tidy(path: &Path, keep: bool) -> io::Result<()> {
     if keep {
         return Ok(());

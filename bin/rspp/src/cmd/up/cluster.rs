@@ -52,6 +52,10 @@ pub(super) struct Plan {
     pub(super) providers: Value,
     /// The collector that each runtime sends traces to.
     pub(super) otlp: Option<String>,
+    /// Where sessions' timelines go; they are not recorded without.
+    pub(super) export: Option<String>,
+    /// What they are sealed with there.
+    pub(super) keys: Option<PathBuf>,
 }
 
 /// A process of the fleet.
@@ -173,6 +177,8 @@ impl Plan {
             },
             "store": store,
             "keys": [{"id": "k1", "file": key}],
+            "archives": self.export.iter().map(|place| json!({"place": place, "region": "local"})).collect::<Vec<_>>(),
+            "expire_every": "10s",
             "announce": state.join(format!("{name}.json")),
         }))
     }
@@ -197,6 +203,11 @@ impl Plan {
             "pipeline": pipeline,
             "providers": self.providers,
             "telemetry": {"otlp": {"url": self.otlp}},
+            "timelines": {
+                "to": self.export,
+                "spool": state.join(format!("{name}.spool")),
+                "keys": self.keys,
+            },
             "drain": {"deadline": "10s"},
             "announce": state.join(format!("{name}.json")),
         })

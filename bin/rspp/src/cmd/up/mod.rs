@@ -12,6 +12,7 @@ use std::{
 };
 
 use clap::Args;
+use rspp_archive::Place;
 use rspp_host::{Config, Pools, Program, Reception, Runtime, ToolRegistry};
 use rspp_kernel::plan::LayeredSettings;
 use rspp_llm::SecretStore;
@@ -93,6 +94,12 @@ pub(crate) struct Up {
     #[arg(long, value_name = "N", default_value_t = 1, requires = "etcd")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=i64::from(cluster::MOST_PLANES)))]
     control_planes: u16,
+    /// Record a fleet's sessions, into an archive: a directory, `s3://bucket/prefix` or `http://host/bucket/prefix`
+    #[arg(long, value_name = "PLACE", requires = "nodes")]
+    export: Option<Place>,
+    /// Keys that the archive is sealed with, by reference: see `rspp timeline keys --help`
+    #[arg(long, value_name = "FILE", requires = "export")]
+    archive_keys: Option<PathBuf>,
     /// Where a fleet keeps its credentials, records and logs
     #[arg(long, value_name = "DIR", default_value = ".rspp", requires = "nodes")]
     state: PathBuf,
@@ -104,6 +111,17 @@ pub(crate) struct Up {
     /// Do not fetch missing models
     #[arg(long, help_heading = "Models")]
     no_pull: bool,
+}
+
+/// A place as another process is told it.
+fn absolute(place: Place) -> Result<String, Problem> {
+    Ok(match place {
+        Place::Directory(path) => {
+            let path = std::path::absolute(path).map_err(Problem::failure)?;
+            path.display().to_string()
+        }
+        Place::Bucket { .. } | Place::Server { .. } => place.to_string(),
+    })
 }
 
 /// What a scripted agent says.
@@ -164,6 +182,12 @@ impl Up {
             nodes,
             control_planes: self.control_planes,
             etcd: self.etcd,
+            export: self.export.map(absolute).transpose()?,
+            keys: self
+                .archive_keys
+                .map(std::path::absolute)
+                .transpose()
+                .map_err(Problem::failure)?,
             state: self.state,
             pipeline: source.map(|source| source.text),
             version: setup.authored.version,
