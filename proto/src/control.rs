@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, num::NonZeroU64};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{PipelineVersion, Region, RuntimeId, TenantId};
+use crate::{PipelineVersion, ProviderId, Region, RuntimeId, TenantId, spec::Modality};
 
 /// Counts the times that a runtime registered, from 1: what ran before a restart is somebody else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -200,8 +200,47 @@ impl Description {
     }
 }
 
+/// A provider that a runtime would ask first and leaves alone because it fails (F-112).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outage {
+    /// What it does.
+    pub modality: Modality,
+    /// Which.
+    pub provider: ProviderId,
+    /// Who is asked instead; `None`: nobody is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alternate: Option<ProviderId>,
+}
+
+/// Most outages that a runtime tells of.
+pub const MAX_OUTAGES: usize = 16;
+
+/// What becomes of the sessions of a runtime that is being emptied (F-106).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Emptying {
+    /// They go on until their users hang up.
+    Wait,
+    /// Each ends once what it says is said.
+    Finish,
+    /// Each is let go once what it says is said, for another runtime to go on with.
+    Move,
+}
+
+impl Emptying {
+    /// Its name, as records and commands write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Wait => "wait",
+            Self::Finish => "finish",
+            Self::Move => "move",
+        }
+    }
+}
+
 /// How a runtime fares, as it says with each heartbeat.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Load {
     /// Sessions that it holds.
@@ -212,6 +251,9 @@ pub struct Load {
     pub ready: bool,
     /// Whether it measures itself as overloaded (F-172).
     pub overloaded: bool,
+    /// Providers that it would ask first and that fail (F-112).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outages: Vec<Outage>,
 }
 
 /// What the session's runtime says of it.

@@ -81,6 +81,10 @@ pub enum Metric {
     ProviderExtra,
     /// Decisions about a tenant's sessions and turns.
     AdmissionDecisions,
+    /// Where new sessions were sent.
+    RoutePlacings,
+    /// Providers that fail in a region.
+    ProviderOutages,
     /// Tokens that language models read and wrote for a tenant.
     TenantTokens,
     /// Work of a tenant that was shed where it is scheduled.
@@ -134,11 +138,13 @@ pub enum MetricLabel {
     Subject,
     /// What was decided.
     Decision,
+    /// The region.
+    Region,
 }
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::NodeLatency,
         Self::NodeStart,
         Self::CancelLatency,
@@ -159,6 +165,8 @@ impl Metric {
         Self::ProviderResponseBytes,
         Self::ProviderExtra,
         Self::AdmissionDecisions,
+        Self::RoutePlacings,
+        Self::ProviderOutages,
         Self::TenantTokens,
         Self::WorkShed,
         Self::MappingError,
@@ -188,6 +196,8 @@ impl Metric {
             Self::ProviderResponseBytes => "provider_response_bytes_total",
             Self::ProviderExtra => "provider_extra_total",
             Self::AdmissionDecisions => "admission_decisions_total",
+            Self::RoutePlacings => "route_placings_total",
+            Self::ProviderOutages => "provider_outages",
             Self::TenantTokens => "tenant_tokens_total",
             Self::WorkShed => "work_shed_total",
             Self::MappingError => "media_runtime_mapping_error_ms",
@@ -286,6 +296,8 @@ impl Metric {
                 L::Extra,
             ],
             Self::AdmissionDecisions => &[L::TenantId, L::Subject, L::Decision],
+            Self::RoutePlacings => &[L::Region, L::Reason],
+            Self::ProviderOutages => &[L::Region, L::Modality, L::ProviderId],
             Self::TenantTokens | Self::WorkShed => &[L::TenantId],
             Self::MappingError => &[L::PipelineVersion, L::NodeId, L::Quantile],
             Self::TelemetrySpans => &[L::Outcome],
@@ -317,6 +329,7 @@ impl MetricLabel {
             Self::TenantId => "tenant_id",
             Self::Subject => "subject",
             Self::Decision => "decision",
+            Self::Region => "region",
         }
     }
 }

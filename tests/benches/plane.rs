@@ -279,6 +279,7 @@ async fn join(serving: &Serving, authority: &Authority, count: usize) -> Arc<Vec
 }
 
 const LOAD: Load = Load {
+    outages: Vec::new(),
     sessions: 0,
     cpu_percent: 10,
     ready: true,

@@ -290,6 +290,8 @@ fn placement(number: usize, tenant: &TenantId, by: Holder) -> Txn {
         attempt: Attempt(1),
         standing: Standing::Held { by },
         since: WallClock(1),
+        past: Vec::new(),
+        over: None,
     };
     let text = serde_json::to_vec(&placement).expect("plain data");
     Txn::default()

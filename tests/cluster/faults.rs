@@ -401,6 +401,7 @@ async fn faults_of_all_kinds_give_no_session_two_writers_and_lose_no_turn() {
         etcd: (0..MEMBERS).map(|member| cluster.address(member)).collect(),
         planes: PLANES,
         has_clocks: true,
+        ..Ground::default()
     };
     let fleet = Fleet::start_on(ground, &RUNTIMES).await;
     let party = Party::begin(&fleet.operator, CALLERS, &mut dice);

@@ -266,6 +266,8 @@ impl World {
             attempt: Attempt(u64::from(self.attempt)),
             standing,
             since: WallClock(0),
+            past: Vec::new(),
+            over: None,
         })
     }
 

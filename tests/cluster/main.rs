@@ -5,9 +5,11 @@
     reason = "a test whose ground gives way should fail"
 )]
 
+mod accounts;
 mod callers;
 mod faults;
 mod lease_protocol;
+mod outages;
 mod processes;
 mod rolling;
 mod survival;

@@ -148,6 +148,7 @@ pub(crate) struct Fleet {
     etcd: Vec<SocketAddr>,
     /// What sets their clocks, if they can be set.
     clocks: Option<PathBuf>,
+    settings: BTreeMap<&'static str, serde_json::Value>,
     pub(crate) planes: BTreeMap<String, Plane>,
     pub(crate) runtimes: BTreeMap<String, Member>,
     pub(crate) operator: Arc<PlaneClient>,
@@ -178,6 +179,8 @@ pub(crate) struct Ground {
     pub(crate) planes: usize,
     /// Whether the clock on each process's wall can be set.
     pub(crate) has_clocks: bool,
+    /// Settings of runtimes by name, over those that all have.
+    pub(crate) settings: BTreeMap<&'static str, serde_json::Value>,
 }
 
 impl Default for Ground {
@@ -186,6 +189,7 @@ impl Default for Ground {
             etcd: Vec::new(),
             planes: 1,
             has_clocks: false,
+            settings: BTreeMap::new(),
         }
     }
 }
@@ -222,6 +226,7 @@ impl Fleet {
             authority,
             etcd: ground.etcd,
             clocks: ground.has_clocks.then(faketime::library),
+            settings: ground.settings,
             planes: BTreeMap::new(),
             runtimes: BTreeMap::new(),
             operator: Arc::new(client.expect("the addresses are right")),
@@ -357,7 +362,7 @@ impl Fleet {
         let announced = self.path(&format!("{name}.json"));
         let _none_yet = fs::remove_file(&announced);
         let addresses: Vec<_> = ways.iter().map(|way| url(&way.address())).collect();
-        let config = json!({
+        let mut config = json!({
             "name": name,
             "listen": {"calls": "127.0.0.1:0", "health": "127.0.0.1:0"},
             "control_plane": {
@@ -372,6 +377,10 @@ impl Fleet {
             "announce": announced,
             "log": {"filter": "info,rspp_host=debug"},
         });
+        let own = self.settings.get(name).and_then(|it| it.as_object());
+        for (part, value) in own.into_iter().flatten() {
+            config[part] = value.clone();
+        }
         let program = env!("CARGO_BIN_EXE_cluster-runtime");
         self.run(name, program, &config)
     }

@@ -64,6 +64,8 @@ fn place(tenant: &TenantId, name: &str) -> Txn {
             },
         },
         since: WallClock(1),
+        past: Vec::new(),
+        over: None,
     };
     let key = keys::placement(&placement.session);
     Txn::default()

@@ -64,6 +64,8 @@ async fn place(store: &dyn Store, number: u64) {
             },
         },
         since: WallClock(1),
+        past: Vec::new(),
+        over: None,
     };
     let key = keys::placement(&placement.session);
     let txn = Txn::default().put(key, serde_json::to_vec(&placement).unwrap());

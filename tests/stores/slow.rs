@@ -142,7 +142,10 @@ async fn lost_answers_have_one_effect() {
         leases.push(lease);
     }
     for lease in &leases[..6] {
-        a.client.release(a.writer(lease), Leave::End).await.unwrap();
+        a.client
+            .release(a.writer(lease), Leave::end("the user hung up"))
+            .await
+            .unwrap();
     }
     slow.loses_one_of.store(0, Ordering::SeqCst);
     let usage = wire::GetUsageRequest {

@@ -59,6 +59,8 @@ fn placement(name: &str, standing: Standing) -> Placement {
         attempt: Attempt(1),
         standing,
         since: WallClock(BEGIN),
+        past: Vec::new(),
+        over: None,
     }
 }
 

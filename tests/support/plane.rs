@@ -20,7 +20,7 @@ use rspp_controlplane_api::{
 };
 use rspp_proto::{
     Epoch, LeaseToken, RuntimeId, SessionId, TenantId, WallClock,
-    control::{Binding, Description, Holder, Kind, Load, SessionPhase, WhyRevoked},
+    control::{Binding, Description, Emptying, Holder, Kind, Load, SessionPhase, WhyRevoked},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -64,6 +64,8 @@ struct State {
     orders: BTreeMap<Holder, mpsc::UnboundedSender<Order>>,
     loads: BTreeMap<RuntimeId, Load>,
     phases: BTreeMap<SessionId, SessionPhase>,
+    /// What each runtime that went said it had.
+    drained: BTreeMap<RuntimeId, Vec<SessionId>>,
     grants: Vec<(SessionId, Epoch, RuntimeId, Instant)>,
     calls: BTreeMap<&'static str, u64>,
     held: Vec<usize>,
@@ -193,7 +195,13 @@ impl Plane {
     /// How busy a runtime last said it is.
     pub fn load(&self, runtime: &str) -> Option<Load> {
         let runtime = RuntimeId::new(runtime).expect("not blank");
-        self.state().loads.get(&runtime).copied()
+        self.state().loads.get(&runtime).cloned()
+    }
+
+    /// What a runtime said it had when it went.
+    pub fn drained(&self, runtime: &str) -> Option<Vec<SessionId>> {
+        let runtime = RuntimeId::new(runtime).expect("not blank");
+        self.state().drained.get(&runtime).cloned()
     }
 
     /// How a session last was.
@@ -442,7 +450,7 @@ impl ControlPlane for Seer {
     fn heartbeat(&self, by: &Holder, load: Load) -> Answer<Duty> {
         let by = by.clone();
         self.call("heartbeat", move |state| {
-            state.loads.insert(by.runtime.clone(), load);
+            state.loads.insert(by.runtime.clone(), load.clone());
             let runtime = state.runtimes.get(&by.runtime);
             let draining = runtime.is_some_and(|it| it.duty == fleet::Duty::Draining);
             Ok(if draining {
@@ -450,6 +458,14 @@ impl ControlPlane for Seer {
             } else {
                 Duty::Serving
             })
+        })
+    }
+
+    fn begin_drain(&self, by: &Holder, _how: Emptying, sessions: Vec<SessionId>) -> Answer<()> {
+        let by = by.clone();
+        self.call("begin_drain", move |state| {
+            state.drained.insert(by.runtime.clone(), sessions.clone());
+            Ok(())
         })
     }
 
@@ -535,13 +551,15 @@ impl ControlPlane for Seer {
     fn release(&self, writer: Writer, leave: Leave) -> Answer<()> {
         self.call("release", move |state| {
             let current = state.placements.get(&writer.session);
-            let left = match leave {
+            let left = match &leave {
                 Leave::Release => authority::release(current, &writer.by, writer.epoch),
-                Leave::End => authority::end(current, &writer.by, writer.epoch, WallClock(0)),
+                Leave::End { why } => {
+                    authority::end(current, &writer.by, writer.epoch, why, WallClock(0))
+                }
             };
             if let Some(left) = left.map_err(refused)? {
                 state.placements.insert(writer.session.clone(), left);
-                if leave == Leave::End {
+                if matches!(leave, Leave::End { .. }) {
                     state.values.remove(&writer.session);
                 }
             }

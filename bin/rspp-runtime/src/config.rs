@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use rspp_host::AwayMode;
 use rspp_otlp::Protocol;
-use rspp_proto::ProviderId;
+use rspp_proto::{ProviderId, spec::Modality};
 use rspp_provider_http::SecretRef;
 use rspp_service::{logs::Logs, settings::Settings, span::Span};
 use rspp_timeline::export::ExportPolicy;
@@ -82,6 +82,8 @@ pub(crate) struct Providers {
     pub(crate) tts: Option<ProviderId>,
     pub(crate) vad: Option<ProviderId>,
     pub(crate) end_of_turn: Option<ProviderId>,
+    /// Who is asked when the one above fails, in this order, by what they do: `llm: [dialogue]`.
+    pub(crate) alternates: BTreeMap<Modality, Vec<ProviderId>>,
     /// Where the local models are; the usual place without.
     pub(crate) models: Option<PathBuf>,
     /// Offers `scripted` recognition and synthesis, which need no models: to try a fleet out.
@@ -243,5 +245,5 @@ impl Default for Drain {
 
 impl Settings for Config {
     const PREFIX: &'static str = "RSPP_RUNTIME_";
-    const FREE: &'static [&'static str] = &["labels"];
+    const FREE: &'static [&'static str] = &["labels", "providers.alternates"];
 }

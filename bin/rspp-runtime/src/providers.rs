@@ -24,6 +24,7 @@ const SCRIPTED: [(Modality, &str); 4] = [
 /// The choice as settings of every session.
 pub(crate) fn settings(chosen: &config::Providers) -> Result<LayeredSettings, Problem> {
     let usual = if chosen.scripted { SCRIPTED } else { USUAL };
+    let alternates = &chosen.alternates;
     let mut bindings = BTreeMap::new();
     for (modality, usual) in usual.into_iter().chain([(Modality::Llm, Dialogue::ID)]) {
         let chosen = match modality {
@@ -35,7 +36,13 @@ pub(crate) fn settings(chosen: &config::Providers) -> Result<LayeredSettings, Pr
             Modality::External => &None,
         };
         let usual = ProviderId::new(usual).map_err(Problem::failure)?;
-        bindings.insert(modality, vec![chosen.clone().unwrap_or(usual)]);
+        let first = chosen.clone().unwrap_or(usual);
+        let others = alternates.get(&modality).into_iter().flatten();
+        let others = others.filter(|it| **it != first).cloned();
+        bindings.insert(
+            modality,
+            std::iter::once(first.clone()).chain(others).collect(),
+        );
     }
     Ok(LayeredSettings {
         defaults: Settings {

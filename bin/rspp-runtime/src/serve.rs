@@ -12,7 +12,7 @@ use rspp_otlp::{Otlp, SpanCounts};
 use rspp_proto::{
     ProviderId, Region, RuntimeId, TenantId,
     abi::SchemaVersion,
-    control::{ARCHIVE_REGION, Description, Endpoint, PROTOCOL},
+    control::{ARCHIVE_REGION, Description, Endpoint, Outage, PROTOCOL},
     metric,
     spec::{Modality, Quota},
 };
@@ -193,17 +193,24 @@ async fn drain(
     if let Some(plane) = plane {
         plane.set_ready(false);
     }
-    // Nothing new from now on; nothing is handed over before it is known lately who could go on with it.
-    let mut moves_by = plane.filter(|_| how == Emptying::Move);
-    runtime.empty(
-        if moves_by.is_some() {
-            Emptying::Wait
-        } else {
-            how
-        },
-        deadline,
-    );
+    // Nothing new from now on. What is here is told before any of it goes, and nothing is handed over before it
+    // is known lately who could go on with it.
     let until = Instant::now() + deadline;
+    runtime.empty(Emptying::Wait, deadline);
+    if let Some(plane) = plane
+        && let Err(why) = plane.begin_drain(how).await
+    {
+        let sessions = runtime.session_names();
+        tracing::warn!(
+            why,
+            ?sessions,
+            "of what becomes of these only this log tells"
+        );
+    }
+    let mut moves_by = plane.filter(|_| how == Emptying::Move);
+    if moves_by.is_none() {
+        runtime.empty(how, deadline);
+    }
     let mut told = Instant::now();
     loop {
         if let Some(plane) = moves_by
@@ -219,7 +226,7 @@ async fn drain(
         }
         let now = Instant::now();
         if now >= until {
-            tracing::warn!(left, "the time is up: they are cut off");
+            tracing::warn!(left, sessions = ?runtime.session_names(), "the time is up: they are cut off");
             return;
         }
         if now >= told + PROGRESS {
@@ -229,7 +236,7 @@ async fn drain(
         }
         tokio::select! {
             signal = asked.next() => {
-                tracing::warn!(signal, left, "asked again: they are cut off");
+                tracing::warn!(signal, left, sessions = ?runtime.session_names(), "asked again: they are cut off");
                 return;
             }
             () = tokio::time::sleep(Duration::from_millis(50)) => {}
@@ -390,10 +397,26 @@ impl State {
         unserved.map(|(modality, _)| modality.as_str()).collect()
     }
 
-    /// Tells the fleet whether sessions can be served here, as that changes (F-108).
+    /// Whom its sessions would call first and leave alone because calls fail, and whom they call instead.
+    fn outages(&self) -> Vec<Outage> {
+        let resting = self.runtime.resting();
+        let rests = |modality: Modality, id: &ProviderId| resting.contains(&(modality, id.clone()));
+        let failing = self.needs.iter().filter_map(|(modality, ids)| {
+            let provider = ids.first().filter(|id| rests(*modality, id))?;
+            Some(Outage {
+                modality: *modality,
+                provider: provider.clone(),
+                alternate: ids.iter().find(|id| !rests(*modality, id)).cloned(),
+            })
+        });
+        failing.collect()
+    }
+
+    /// Tells the fleet whether sessions can be served here, and by whom not, as that changes (F-108, F-112).
     async fn tell(self: Arc<Self>) {
         let Some(plane) = &self.plane else { return };
         loop {
+            plane.set_outages(self.outages());
             plane.set_ready(!self.runtime.is_emptying() && self.unserved().is_empty());
             tokio::time::sleep(TELL_EVERY).await;
         }

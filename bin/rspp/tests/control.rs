@@ -171,13 +171,14 @@ impl Place {
                     cpu_percent: 12,
                     ready: true,
                     overloaded: false,
+                    outages: Vec::new(),
                 },
             );
-            client.heartbeat(&holder, load).await.unwrap();
+            client.heartbeat(&holder, load.clone()).await.unwrap();
             tokio::spawn(async move {
                 loop {
                     let _ = client.renew(&holder, Vec::new()).await;
-                    let _ = client.heartbeat(&holder, load).await;
+                    let _ = client.heartbeat(&holder, load.clone()).await;
                     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
                 }
             });
@@ -339,12 +340,13 @@ fn sessions_and_runtimes_are_seen_and_moved() {
     assert_snapshot!(place.ok("otto", "session route call-7 --tenant acme"), @r"
     endpoint  ws://eu-1.test/call
     runtime   eu-1 (eu), held at e1
+    placed    held
     pipeline  greeter-1 (bound)
     token     until DATE TIME `rspp session token` prints it
     ");
     assert_snapshot!(place.ok("vera", "session list"), @r"
-    SESSION  TENANT  PHASE      REASON  PIPELINE   RUNTIME  EPOCH  SINCE
-    call-7   acme    connected  placed  greeter-1  eu-1     e1     DATE TIME
+    SESSION  TENANT  PHASE      REASON  PIPELINE   RUNTIME  EPOCH  SINCE                 BEFORE
+    call-7   acme    connected  placed  greeter-1  eu-1     e1     DATE TIME  -
     ");
     let token = place.ok("otto", "session token call-8 --tenant acme");
     assert_eq!(token.trim().split('.').count(), 3);
@@ -354,14 +356,23 @@ fn sessions_and_runtimes_are_seen_and_moved() {
         (&"eu-1".into(), &1.into())
     );
     assert_snapshot!(place.ok("otto", "session migrate call-7 --tenant acme"), @r"
-    SESSION  TENANT  PHASE     REASON               PIPELINE   RUNTIME  EPOCH  SINCE
-    call-7   acme    degraded  letting_go_transfer  greeter-1  eu-1     e1     DATE TIME
+    SESSION  TENANT  PHASE     REASON               PIPELINE   RUNTIME  EPOCH  SINCE                 BEFORE
+    call-7   acme    degraded  letting_go_transfer  greeter-1  eu-1     e1     DATE TIME  -
     its runtime was told; `rspp session status` shows where it goes on
     ");
     assert_snapshot!(place.ok("otto", "node drain eu-1"), @r"
     RUNTIME  REGION  STATE     SESSIONS  CPU   LIFE  BUILD
     eu-1     eu      draining  1/50      12 %  #1    0.1.0
+
+    eu-1 #1, wait (otto) since DATE TIME 1 session: 1 remains
+    SESSION  TENANT  BECAME   TO  WHY
+    call-7   acme    remains  -
     ");
+    let account = place.json("vera", "node account eu-1");
+    assert_eq!(
+        (&account["had"], &account["became"]["remains"]),
+        (&1.into(), &1.into())
+    );
     assert_eq!(place.json("vera", "node list")[0]["draining"], true);
 }
 
@@ -510,8 +521,8 @@ fn rules_are_shown_and_set() {
        },
        "regions": {
          "ill_percent": 60,
-    @@ -20,8 +30,8 @@
-         "mode": "drain"
+    @@ -30,8 +40,8 @@
+         "tenants": {}
        },
        "error_budget": {
     -    "allowed_per_10k": 50,
@@ -540,6 +551,11 @@ fn rules_are_shown_and_set() {
     error_budget.fast_burn_tenths     144
     error_budget.min_sessions         50
     error_budget.slow_burn_tenths     60
+    outages.answers                   alternates, region
+    outages.out_percent               50
+    outages.pipelines                 -
+    outages.tenants                   -
+    outages.well_after_seconds        30
     regions.ill_percent               60
     regions.min_runtimes              2
     regions.mode                      drain
@@ -600,24 +616,24 @@ fn regions_are_seen_and_left() {
     place.ok("ana", "rollout set greeter-1");
     place.node();
     assert_snapshot!(place.ok("vera", "region list"), @r"
-    REGION  DUTY     DECIDED BY  WELL
-    eu      serving  health      1/1
+    REGION  DUTY     DECIDED BY  WELL  FAILING PROVIDERS
+    eu      serving  health      1/1   -
     ");
     assert_snapshot!(place.ok("otto", "region drain eu"), @r"
-    REGION  DUTY      DECIDED BY  WELL
-    eu      draining  operator    1/1
+    REGION  DUTY      DECIDED BY  WELL  FAILING PROVIDERS
+    eu      draining  operator    1/1   -
     ");
     assert_snapshot!(place.ok("otto", "region drain eu --migrate"), @r"
-    REGION  DUTY       DECIDED BY  WELL
-    eu      migrating  operator    1/1
+    REGION  DUTY       DECIDED BY  WELL  FAILING PROVIDERS
+    eu      migrating  operator    1/1   -
     ");
     assert_snapshot!(place.ok("otto", "region serve eu"), @r"
-    REGION  DUTY     DECIDED BY  WELL
-    eu      serving  operator    1/1
+    REGION  DUTY     DECIDED BY  WELL  FAILING PROVIDERS
+    eu      serving  operator    1/1   -
     ");
     assert_snapshot!(place.ok("otto", "region auto eu"), @r"
-    REGION  DUTY     DECIDED BY  WELL
-    eu      serving  health      1/1
+    REGION  DUTY     DECIDED BY  WELL  FAILING PROVIDERS
+    eu      serving  health      1/1   -
     ");
     let regions = place.json("vera", "region list");
     assert_eq!(

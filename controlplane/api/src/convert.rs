@@ -6,9 +6,10 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 use rspp_proto::{
     Epoch, LeaseToken, RuntimeId, SessionId, WallClock,
     control::{
-        Attempt, Binding, Description, Endpoint, Holder, Incarnation, Kind, Load, ProtocolWindow,
-        SessionPhase, WhyRevoked,
+        Attempt, Binding, Description, Emptying, Endpoint, Holder, Incarnation, Kind, Load,
+        MAX_OUTAGES, Outage, ProtocolWindow, SessionPhase, WhyRevoked,
     },
+    spec::Modality,
 };
 use thiserror::Error;
 
@@ -266,6 +267,54 @@ impl TryFrom<wire::Description> for Description {
     }
 }
 
+impl From<Outage> for wire::Outage {
+    fn from(outage: Outage) -> Self {
+        Self {
+            modality: outage.modality.as_str().to_owned(),
+            provider: outage.provider.to_string(),
+            alternate: outage
+                .alternate
+                .map_or_else(String::new, |it| it.to_string()),
+        }
+    }
+}
+
+impl TryFrom<wire::Outage> for Outage {
+    type Error = WireError;
+
+    fn try_from(outage: wire::Outage) -> Result<Self, WireError> {
+        let modality = Modality::from_name(&outage.modality);
+        Ok(Self {
+            modality: modality.ok_or_else(|| WireError::new("modality", "is unknown"))?,
+            provider: text("provider", &outage.provider)?,
+            alternate: optional("alternate", &outage.alternate)?,
+        })
+    }
+}
+
+impl From<Emptying> for wire::DrainHow {
+    fn from(how: Emptying) -> Self {
+        match how {
+            Emptying::Move => Self::Move,
+            Emptying::Finish => Self::Finish,
+            Emptying::Wait => Self::Wait,
+        }
+    }
+}
+
+impl TryFrom<wire::DrainHow> for Emptying {
+    type Error = WireError;
+
+    fn try_from(how: wire::DrainHow) -> Result<Self, WireError> {
+        match how {
+            wire::DrainHow::Unspecified => Err(WireError::missing("how")),
+            wire::DrainHow::Move => Ok(Self::Move),
+            wire::DrainHow::Finish => Ok(Self::Finish),
+            wire::DrainHow::Wait => Ok(Self::Wait),
+        }
+    }
+}
+
 impl From<Load> for wire::Load {
     fn from(load: Load) -> Self {
         Self {
@@ -273,6 +322,7 @@ impl From<Load> for wire::Load {
             cpu_percent: u32::from(load.cpu_percent),
             ready: load.ready,
             overloaded: load.overloaded,
+            outages: load.outages.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -285,11 +335,16 @@ impl TryFrom<wire::Load> for Load {
             .ok()
             .filter(|percent| *percent <= 100)
             .ok_or_else(|| WireError::new("cpu_percent", "is more than all"))?;
+        if load.outages.len() > MAX_OUTAGES {
+            return Err(WireError::new("outages", "are too many"));
+        }
+        let outages = load.outages.into_iter().map(Outage::try_from);
         Ok(Self {
             sessions: load.sessions,
             cpu_percent,
             ready: load.ready,
             overloaded: load.overloaded,
+            outages: outages.collect::<Result<_, _>>()?,
         })
     }
 }

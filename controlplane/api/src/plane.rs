@@ -18,7 +18,8 @@ use futures::{future::BoxFuture, stream::BoxStream};
 use rspp_proto::{
     Epoch, LeaseToken, PipelineVersion, Region, RuntimeId, SessionId, TenantId, WallClock,
     control::{
-        Attempt, Binding, Description, Endpoint, Holder, Kind, Load, SessionPhase, WhyRevoked,
+        Attempt, Binding, Description, Emptying, Endpoint, Holder, Kind, Load, SessionPhase,
+        WhyRevoked,
     },
 };
 
@@ -160,12 +161,22 @@ pub struct Lost {
 }
 
 /// How a holder leaves a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Leave {
     /// Somebody else may go on with it.
     Release,
     /// It is over for good, and what it kept is forgotten.
-    End,
+    End {
+        /// Why it is over.
+        why: String,
+    },
+}
+
+impl Leave {
+    /// It is over for good.
+    pub fn end(why: impl Into<String>) -> Self {
+        Self::End { why: why.into() }
+    }
 }
 
 /// Who writes what a session keeps.
@@ -327,6 +338,10 @@ pub trait ControlPlane: Send + Sync + 'static {
 
     /// Says how busy a runtime is.
     fn heartbeat(&self, by: &Holder, load: Load) -> Answer<Duty>;
+
+    /// Says that a runtime goes, what becomes of its sessions, and which it has: what becomes of each is
+    /// accounted for (NF-016).
+    fn begin_drain(&self, by: &Holder, how: Emptying, sessions: Vec<SessionId>) -> Answer<()>;
 
     /// Asks for a session. Repeating an attempt gives the same lease.
     fn acquire(&self, ask: Acquire) -> Answer<Granted>;

@@ -70,8 +70,9 @@ pub trait StateStore: Send + Sync + 'static {
     /// Writes, if `lease` is the session's newest and nothing came in between.
     fn write(&self, lease: &Lease, write: Write) -> StoreFuture<Version>;
 
-    /// Forgets a session that is over for good, if `lease` is its newest.
-    fn close(&self, lease: &Lease) -> StoreFuture<()>;
+    /// Forgets a session that is over for good, if `lease` is its newest; `why` it is over is all that may be
+    /// kept.
+    fn close(&self, lease: &Lease, why: &str) -> StoreFuture<()>;
 
     /// Bytes kept of a session.
     fn bytes(&self, session: &SessionId) -> StoreFuture<usize>;
@@ -137,7 +138,7 @@ impl StateStore for MemoryStore {
         Box::pin(async move { written })
     }
 
-    fn close(&self, lease: &Lease) -> StoreFuture<()> {
+    fn close(&self, lease: &Lease, _why: &str) -> StoreFuture<()> {
         let closed = self.close_now(lease);
         Box::pin(async move { closed })
     }

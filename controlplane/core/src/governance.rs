@@ -7,6 +7,7 @@ use crate::{
     admission,
     failover::RegionPolicy,
     keeping::Keeping,
+    outage::OutagePolicy,
     rollout::{ApprovalPolicy, ErrorBudget},
     routing::Residency,
 };
@@ -23,6 +24,8 @@ pub struct Governance {
     pub approvals: ApprovalPolicy,
     /// When regions are left (F-096).
     pub regions: RegionPolicy,
+    /// What is done where providers fail (F-112).
+    pub outages: OutagePolicy,
     /// How many failures are too many (NF-030).
     pub error_budget: ErrorBudget,
     /// How long what sessions leave behind is kept (F-116). Only written once somebody has decided it: builds that
@@ -56,6 +59,9 @@ impl Governance {
                 regions.well_percent, regions.ill_percent
             );
             return wrong("regions.well_percent", what);
+        }
+        if let Err((rule, what)) = self.outages.check() {
+            return wrong(rule, what);
         }
         let budget = &self.error_budget;
         if budget.allowed_per_10k > 10_000 {
@@ -110,6 +116,14 @@ mod tests {
         refused(
             |it| it.regions.well_percent = 60,
             "regions.well_percent: 60 is not below ill_percent, 60: regions would flap",
+        );
+        refused(
+            |it| it.outages.out_percent = 0,
+            "outages.out_percent: 0 is no share from 1 to 100 %",
+        );
+        refused(
+            |it| it.outages.answers.push(crate::outage::Answer::Region),
+            "outages.answers: each answer comes once",
         );
         refused(
             |it| it.error_budget.allowed_per_10k = 10_001,

@@ -108,6 +108,27 @@ pub fn loads() -> Prefix {
     key(["loads"]).below()
 }
 
+/// That a life of a runtime goes, and what it had; numbered where one record does not hold it.
+pub fn drain(holder: &Holder, part: usize) -> Key {
+    let incarnation = holder.incarnation.to_string();
+    key([
+        "drains",
+        holder.runtime.as_str(),
+        &incarnation,
+        &part.to_string(),
+    ])
+}
+
+/// What is known of all lives of a runtime that went.
+pub fn drains_of(runtime: &RuntimeId) -> Prefix {
+    key(["drains", runtime.as_str()]).below()
+}
+
+/// What is known of all runtimes that went.
+pub fn drains() -> Prefix {
+    key(["drains"]).below()
+}
+
 /// What an operator wants of a region.
 pub fn region(region: &rspp_proto::Region) -> Key {
     key(["regions", region.as_str()])

@@ -5,6 +5,7 @@
 //! is the [`store::Store`] trait, which this crate defines and others implement.
 
 pub mod access;
+pub mod account;
 pub mod admission;
 pub mod audit;
 pub mod authority;
@@ -14,6 +15,7 @@ pub mod governance;
 mod hash;
 pub mod keeping;
 pub mod keys;
+pub mod outage;
 pub mod registry;
 pub mod retention;
 pub mod rollout;

@@ -67,7 +67,7 @@ pub enum Fate {
     /// It stays.
     Keep,
     /// Nobody speaks for it. It becomes this when that has lasted for long enough.
-    Abandoned(Placement),
+    Abandoned(Box<Placement>),
     /// It has been over for long enough.
     Remove,
 }
@@ -83,7 +83,7 @@ pub fn fate(placement: &Placement, holder_alive: bool, ended: Duration, now: Wal
         };
     }
     match authority::abandon(placement, holder_alive, now) {
-        Some(after) => Fate::Abandoned(after),
+        Some(after) => Fate::Abandoned(Box::new(after)),
         None => Fate::Keep,
     }
 }
@@ -177,7 +177,12 @@ mod tests {
         };
         let hour = Duration::from_hours(1);
         let now = WallClock(10_000_000);
-        let abandoned = || Fate::Abandoned(Placement::of_acme(over(now.0)));
+        let abandoned = || {
+            Fate::Abandoned(Box::new(Placement {
+                over: Some(authority::Over::Abandoned),
+                ..Placement::of_acme(over(now.0))
+            }))
+        };
         let table = [
             (held.clone(), true, Fate::Keep),
             (held, false, abandoned()),

@@ -1,17 +1,21 @@
-//! Where a session goes (F-094, F-103, F-110, F-159, F-168).
+//! Where a session goes, and why there (F-094, F-103, F-110, F-112, F-159, F-168).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
-use rspp_proto::{Monotonic, Region, RuntimeId, SessionId, TenantId, control::Description};
+use rspp_proto::{
+    Monotonic, Region, RuntimeId, SessionId, TenantId,
+    control::{Description, Outage},
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
     failover::RegionDuty,
     fleet::{Duty, Endpoint, Presence, Sight},
+    outage::{Answer, Incident, Served, served},
 };
 
 /// Where a tenant's sessions, recordings and timelines may be; absent is anywhere.
@@ -53,6 +57,8 @@ pub struct View {
     pub regions: BTreeMap<Region, RegionDuty>,
     /// Where tenants' sessions may be.
     pub residency: Residency,
+    /// Providers that fail, by region.
+    pub incidents: BTreeMap<Region, Vec<Incident>>,
 }
 
 impl View {
@@ -82,6 +88,8 @@ pub struct Request {
     pub needs: BTreeMap<String, String>,
     /// Not there: it has just left these, or has tried them.
     pub except: BTreeSet<RuntimeId>,
+    /// What may be done where a provider fails, in this order.
+    pub answers: Vec<Answer>,
 }
 
 /// Why a runtime is not chosen. In the order in which it is asked.
@@ -110,6 +118,10 @@ pub enum Exclusion {
     Needs,
     /// It was not to be.
     Excepted,
+    /// A provider fails there, and what is done about that is something else, or nothing is left to do.
+    Outage,
+    /// Nothing fails there, but what fails where the session would go is not answered by leaving.
+    Stays,
 }
 
 impl Exclusion {
@@ -127,19 +139,60 @@ impl Exclusion {
             Self::Transport => "transport",
             Self::Needs => "needs",
             Self::Excepted => "excepted",
+            Self::Outage => "provider_outage",
+            Self::Stays => "outage_not_left",
         }
     }
 
     /// Whether it may pass by itself soon.
     fn is_passing(self) -> bool {
         match self {
-            Self::Suspect | Self::NotReady | Self::Overloaded | Self::Full | Self::Draining => true,
+            Self::Suspect
+            | Self::NotReady
+            | Self::Overloaded
+            | Self::Full
+            | Self::Draining
+            | Self::Outage => true,
             Self::Residency
             | Self::Region
             | Self::Dead
             | Self::Transport
             | Self::Needs
-            | Self::Excepted => false,
+            | Self::Excepted
+            | Self::Stays => false,
+        }
+    }
+}
+
+/// Why a session goes where it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Placing {
+    /// Nothing nearer to its client is known.
+    Nearest,
+    /// What is nearer cannot take it.
+    RegionPassed,
+    /// A provider fails there, and somebody else is asked instead.
+    OutageAlternate,
+    /// A provider fails where it would have gone.
+    OutageRegion,
+}
+
+impl Placing {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::Nearest,
+        Self::RegionPassed,
+        Self::OutageAlternate,
+        Self::OutageRegion,
+    ];
+
+    /// Its name, as answers, metrics and records write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Nearest => "nearest",
+            Self::RegionPassed => "region_passed",
+            Self::OutageAlternate => "outage_alternate",
+            Self::OutageRegion => "outage_region",
         }
     }
 }
@@ -147,6 +200,12 @@ impl Exclusion {
 /// Where it goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
+    /// Why there.
+    pub placing: Placing,
+    /// Regions that it would have gone to first, and why it did not.
+    pub passed: BTreeMap<Region, Exclusion>,
+    /// The provider that fails where it would have gone, if that decided.
+    pub outage: Option<Outage>,
     /// To whom.
     pub runtime: RuntimeId,
     /// In which region.
@@ -193,6 +252,7 @@ fn exclusion(view: &View, sight: &Sight, request: &Request) -> Option<Exclusion>
     let region = &description.region;
     let takes_new = view.regions.get(region).is_none_or(|duty| duty.takes_new());
     let reaches = |endpoint: &Endpoint| endpoint.transport == request.transport;
+    let lacks_providers = sight.load.outages.iter().any(|it| it.alternate.is_none());
     let lacks = |(name, value): (&String, &String)| description.labels.get(name) != Some(value);
     let checks = [
         (
@@ -203,7 +263,8 @@ fn exclusion(view: &View, sight: &Sight, request: &Request) -> Option<Exclusion>
         (sight.presence == Presence::Dead, Exclusion::Dead),
         (sight.presence == Presence::Suspect, Exclusion::Suspect),
         (sight.runtime.duty == Duty::Draining, Exclusion::Draining),
-        (!sight.load.ready, Exclusion::NotReady),
+        // Whom only providers are missing is looked at as one whom providers are missing.
+        (!sight.load.ready && !lacks_providers, Exclusion::NotReady),
         (sight.load.overloaded, Exclusion::Overloaded),
         (sight.load.sessions >= description.capacity, Exclusion::Full),
         (
@@ -220,7 +281,8 @@ fn exclusion(view: &View, sight: &Sight, request: &Request) -> Option<Exclusion>
 }
 
 /// Chooses a runtime: of those that can take the session, in the region nearest to the client; there
-/// two by the session's hash, and of these the less busy one.
+/// two by the session's hash, and of these the less busy one. Where a provider fails in that region, what
+/// the session's rules say is done, in their order (F-112).
 ///
 /// Two choices spread nearly as evenly as looking for the least busy of all, without sending all that
 /// comes between two heartbeats to the same one.
@@ -232,42 +294,162 @@ pub fn choose(view: &View, request: &Request) -> Result<Choice, NoRoute> {
             Some(why) => {
                 excluded.insert(id.clone(), why);
             }
-            None => able.push(sight),
+            None => able.push(Able {
+                sight,
+                latency: latency(request, &sight.runtime.description.region),
+                served: served(sight, incidents(view, sight)),
+            }),
         }
     }
-    let latency = |sight: &&Sight| {
-        let region = &sight.runtime.description.region;
-        request
-            .latencies_ms
-            .get(region)
-            .copied()
-            .unwrap_or(u32::MAX)
-    };
-    let Some(nearest) = able.iter().map(latency).min() else {
+    let Some((able, answer, outage)) = answered(&able, request, &mut excluded) else {
         return Err(NoRoute { excluded });
     };
-    able.retain(|sight| latency(sight) == nearest);
-    able.sort_by_key(|sight| {
-        std::cmp::Reverse(weight(&sight.runtime.holder.runtime, &request.session))
-    });
-    let two = able.iter().take(2);
-    let busy = |sight: &&&Sight| {
-        let capacity = u64::from(sight.runtime.description.capacity);
-        u64::from(sight.load.sessions) * 1_000_000 / capacity
-    };
-    let chosen = two.min_by_key(busy).expect("somebody is nearest");
+    let chosen = least_busy(able, request);
     let description = &chosen.runtime.description;
     let endpoint = description
         .endpoints
         .iter()
         .find(|endpoint| endpoint.transport == request.transport)
         .expect("who cannot be reached was left out");
+    let passed = passed(view, request, &description.region, &excluded);
+    let placing = match answer {
+        Some(Answer::Alternates) => Placing::OutageAlternate,
+        Some(Answer::Region) => Placing::OutageRegion,
+        None if passed.is_empty() => Placing::Nearest,
+        None => Placing::RegionPassed,
+    };
     Ok(Choice {
         runtime: chosen.runtime.holder.runtime.clone(),
         region: description.region.clone(),
         endpoint: endpoint.clone(),
         view: view.name(),
+        placing,
+        passed,
+        outage,
     })
+}
+
+/// A runtime that can take the session.
+struct Able<'a> {
+    sight: &'a Sight,
+    latency: u32,
+    served: Served<'a>,
+}
+
+fn latency(request: &Request, region: &Region) -> u32 {
+    let known = request.latencies_ms.get(region);
+    known.copied().unwrap_or(u32::MAX)
+}
+
+fn incidents<'a>(view: &'a View, sight: &Sight) -> &'a [Incident] {
+    let here = view.incidents.get(&sight.runtime.description.region);
+    here.map_or(&[], Vec::as_slice)
+}
+
+/// Those among whom is chosen: the nearest, if all that they need serves them; else what the first answer
+/// leads to that leads to anybody.
+fn answered<'a>(
+    able: &[Able<'a>],
+    request: &Request,
+    excluded: &mut BTreeMap<RuntimeId, Exclusion>,
+) -> Option<(Vec<&'a Sight>, Option<Answer>, Option<Outage>)> {
+    let nearest = able.iter().map(|it| it.latency).min()?;
+    let is_well = |it: &&Able| it.served == Served::Well;
+    let fails_near = able
+        .iter()
+        .filter(|it| it.latency == nearest)
+        .find_map(|it| match it.served {
+            Served::Well => None,
+            Served::ByAlternate(outage) | Served::Unserved(outage) => Some(outage.clone()),
+        });
+    let at = |latency: u32, is_fit: &dyn Fn(&&Able<'a>) -> bool| -> Vec<&'a Sight> {
+        let fit = able.iter().filter(|it| it.latency == latency);
+        fit.filter(|it| is_fit(it)).map(|it| it.sight).collect()
+    };
+    // Of several that are as near, those are taken that lack nothing.
+    let mut found = (at(nearest, &is_well), None);
+    for answer in &request.answers {
+        if !found.0.is_empty() {
+            break;
+        }
+        let there = match answer {
+            Answer::Alternates => at(nearest, &|it| matches!(it.served, Served::ByAlternate(_))),
+            Answer::Region => {
+                let next = able.iter().filter(is_well).map(|it| it.latency).min();
+                next.map_or_else(Vec::new, |latency| at(latency, &is_well))
+            }
+        };
+        found = (there, Some(*answer));
+    }
+    let (chosen, mut answer) = found;
+    // Of several regions that are as near, one in which something fails was left for it.
+    let is_left = |it: &Able| {
+        let region = |sight: &Sight| sight.runtime.description.region.clone();
+        let here = region(it.sight);
+        it.latency == nearest && !chosen.iter().any(|chosen| region(chosen) == here)
+    };
+    if answer.is_none()
+        && able
+            .iter()
+            .any(|it| it.served != Served::Well && is_left(it))
+    {
+        answer = Some(Answer::Region);
+    }
+    for it in able {
+        if !chosen.iter().any(|chosen| std::ptr::eq(*chosen, it.sight)) {
+            let why = match it.served {
+                Served::Well if chosen.is_empty() => Exclusion::Stays,
+                Served::Well => continue,
+                Served::ByAlternate(_) | Served::Unserved(_) => Exclusion::Outage,
+            };
+            excluded.insert(it.sight.runtime.holder.runtime.clone(), why);
+        }
+    }
+    if chosen.is_empty() {
+        return None;
+    }
+    let outage = answer.and(fails_near);
+    Some((chosen, answer, outage))
+}
+
+fn least_busy<'a>(mut able: Vec<&'a Sight>, request: &Request) -> &'a Sight {
+    able.sort_by_key(|sight| {
+        std::cmp::Reverse(weight(&sight.runtime.holder.runtime, &request.session))
+    });
+    let busy = |sight: &&Sight| {
+        let capacity = u64::from(sight.runtime.description.capacity);
+        u64::from(sight.load.sessions) * 1_000_000 / capacity
+    };
+    let two = able.into_iter().take(2);
+    two.min_by_key(busy).expect("somebody was found")
+}
+
+/// The regions nearer than where it goes, and why it does not go there; of those as near, the ones that are
+/// left because something fails there.
+fn passed(
+    view: &View,
+    request: &Request,
+    chosen: &Region,
+    excluded: &BTreeMap<RuntimeId, Exclusion>,
+) -> BTreeMap<Region, Exclusion> {
+    // Why not its fittest runtime: what is asked last. `None` where one could have taken it.
+    let mut regions = BTreeMap::<&Region, Option<Exclusion>>::new();
+    for (id, sight) in &view.runtimes {
+        let why = excluded.get(id).copied();
+        let region = &sight.runtime.description.region;
+        let known = regions.entry(region).or_insert(why);
+        *known = known.zip(why).map(|(known, why)| known.max(why));
+    }
+    let own = latency(request, chosen);
+    let is_passed = |region: &Region, why: Exclusion| {
+        let its = latency(request, region);
+        its < own || (its == own && why == Exclusion::Outage)
+    };
+    let regions = regions.into_iter().filter(|(region, _)| *region != chosen);
+    let regions = regions.filter_map(|(region, why)| Some((region.clone(), why?)));
+    regions
+        .filter(|(region, why)| is_passed(region, *why))
+        .collect()
 }
 
 /// Rendezvous hashing: a session's order of runtimes stays as runtimes come and go, but for those.
@@ -327,6 +509,7 @@ mod tests {
                 .collect(),
             regions: BTreeMap::new(),
             residency: Residency::default(),
+            incidents: BTreeMap::new(),
         }
     }
 
@@ -338,6 +521,7 @@ mod tests {
             latencies_ms: BTreeMap::new(),
             needs: BTreeMap::new(),
             except: BTreeSet::new(),
+            answers: vec![Answer::Alternates, Answer::Region],
         }
     }
 
@@ -406,6 +590,112 @@ mod tests {
         assert_eq!(choose(&view, &near).unwrap().runtime, id("b"));
         view.runtimes.get_mut("b").unwrap().presence = Presence::Dead;
         assert_eq!(choose(&view, &near).unwrap().runtime, id("c"));
+    }
+
+    fn outage(alternate: Option<&str>) -> Outage {
+        let provider = |name| rspp_proto::ProviderId::new(name).unwrap();
+        Outage {
+            modality: rspp_proto::spec::Modality::Llm,
+            provider: provider("first"),
+            alternate: alternate.map(provider),
+        }
+    }
+
+    /// F-112: a provider that fails where a session would go is answered as its rules say: where, why, and
+    /// what it would have gone to first.
+    #[test]
+    fn an_outage_is_answered_in_the_order_of_the_rules() {
+        use Answer::{Alternates, Region as Leave};
+        let near = |answers: &[Answer]| Request {
+            latencies_ms: BTreeMap::from([(region("eu"), 20), (region("us"), 90)]),
+            answers: answers.to_vec(),
+            ..request("s")
+        };
+        let fleet = |alternate: Option<&str>| {
+            let mut view = view([sight("a", "eu", 0), sight("b", "us", 0)]);
+            let incident = Incident {
+                outage: outage(alternate),
+                since: WallClock(0),
+            };
+            view.incidents.insert(region("eu"), vec![incident]);
+            view
+        };
+        let go = |view: &View, answers: &[Answer]| {
+            let chosen = choose(view, &near(answers)).map_err(|refused| refused.to_string())?;
+            let passed = chosen
+                .passed
+                .iter()
+                .map(|(region, why)| format!("{region} {}", why.as_str()));
+            let passed: Vec<_> = passed.collect();
+            assert_eq!(chosen.outage.is_some(), chosen.placing != Placing::Nearest);
+            Ok((
+                chosen.runtime.to_string(),
+                chosen.placing,
+                passed.join(", "),
+            ))
+        };
+        let at =
+            |name: &str, placing, passed: &str| Ok((name.to_owned(), placing, passed.to_owned()));
+        let stays = at("a", Placing::OutageAlternate, "");
+        let leaves = at("b", Placing::OutageRegion, "eu provider_outage");
+        let some = fleet(Some("next"));
+        assert_eq!(go(&some, &[Alternates, Leave]), stays);
+        assert_eq!(go(&some, &[Alternates]), stays);
+        assert_eq!(go(&some, &[Leave, Alternates]), leaves);
+        assert_eq!(go(&some, &[Leave]), leaves);
+        // Nobody is left to ask there.
+        let none = fleet(None);
+        assert_eq!(go(&none, &[Alternates, Leave]), leaves);
+        let refused = "no runtime can take the session: 1 provider_outage, 1 outage_not_left";
+        assert_eq!(go(&none, &[Alternates]), Err(refused.to_owned()));
+        // It fails everywhere: who may stay stays, who may only leave is put off.
+        let mut both = fleet(Some("next"));
+        both.incidents
+            .insert(region("us"), both.incidents[&region("eu")].clone());
+        assert_eq!(go(&both, &[Leave, Alternates]), stays);
+        let refused = "no runtime can take the session: 2 provider_outage";
+        assert_eq!(go(&both, &[Leave]), Err(refused.to_owned()));
+        // Residency wins over any answer.
+        let mut bound = fleet(Some("next"));
+        let tenants = [(
+            TenantId::new("acme").unwrap(),
+            BTreeSet::from([region("eu")]),
+        )];
+        bound.residency.tenants = BTreeMap::from(tenants);
+        assert_eq!(go(&bound, &[Leave, Alternates]), stays);
+        assert!(go(&bound, &[Leave]).is_err());
+        // What a runtime says itself counts before its region does, and without being ready.
+        let mut own = view([sight("a", "eu", 0), sight("b", "us", 0)]);
+        let load = &mut own.runtimes.get_mut("a").unwrap().load;
+        (load.ready, load.outages) = (false, vec![outage(None)]);
+        assert_eq!(go(&own, &[Alternates, Leave]), leaves);
+        // Over: back to the nearest.
+        let mut well = fleet(Some("next"));
+        well.incidents.clear();
+        assert_eq!(go(&well, &[Leave]), at("a", Placing::Nearest, ""));
+    }
+
+    /// F-112: capacity and incidents of regions count as well, and the answer says which.
+    #[test]
+    fn a_region_that_is_passed_is_named_with_its_reason() {
+        let near = Request {
+            latencies_ms: BTreeMap::from([(region("eu"), 20), (region("us"), 90)]),
+            ..request("s")
+        };
+        let mut view = view([sight("a", "eu", 100), sight("b", "us", 0)]);
+        let chosen = choose(&view, &near).unwrap();
+        assert_eq!(chosen.placing, Placing::RegionPassed);
+        assert_eq!(
+            chosen.passed,
+            BTreeMap::from([(region("eu"), Exclusion::Full)])
+        );
+        view.regions
+            .insert(region("eu"), RegionDuty::Leaving(FailoverMode::Drain));
+        let chosen = choose(&view, &near).unwrap();
+        assert_eq!(
+            chosen.passed,
+            BTreeMap::from([(region("eu"), Exclusion::Region)])
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ pub use rspp_proto::control::SessionPhase as Phase;
 use rspp_proto::{Epoch, PipelineVersion, Region, RuntimeId, SessionId, TenantId, WallClock};
 use serde::{Deserialize, Serialize};
 
-use crate::authority::{Placement, Standing};
+use crate::authority::{Over, Past, Placement, Standing};
 
 /// A report of a session's runtime, written under its lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +42,8 @@ pub struct View {
     pub region: Option<Region>,
     /// Since when.
     pub since: WallClock,
+    /// Who had it before, oldest first.
+    pub past: Vec<Past>,
 }
 
 /// How a session goes, from its record and its runtime's last report. `alive`: whether its holder renews.
@@ -73,8 +75,12 @@ pub fn of(
         Standing::Vacant { .. } => (Phase::Waiting, "unplaced".to_owned()),
         Standing::Ended { at, .. } => {
             since = *at;
-            let reason = report.and_then(|report| report.reason.clone());
-            (Phase::Ended, reason.unwrap_or_else(|| "ended".to_owned()))
+            let reason = match &placement.over {
+                Some(Over::Ended { why }) if !why.is_empty() => why.clone(),
+                Some(Over::Abandoned) => "abandoned".to_owned(),
+                Some(Over::Ended { .. }) | None => "ended".to_owned(),
+            };
+            (Phase::Ended, reason)
         }
     };
     View {
@@ -87,6 +93,7 @@ pub fn of(
         runtime: placement.holder().map(|holder| holder.runtime.clone()),
         region: placement.holder().and(region),
         since,
+        past: placement.past.clone(),
     }
 }
 

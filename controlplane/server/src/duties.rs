@@ -9,6 +9,7 @@ use rspp_controlplane::{
     failover::{self, FailoverMode, RegionDuty},
     fleet::Presence,
     keys,
+    outage::{self, Calm, Incident},
     store::{Compare, Revision, StoreError, Txn, bytes},
 };
 use rspp_controlplane_storage::{
@@ -55,6 +56,7 @@ impl Plane {
             sweep: Sweep::new(settings.retention),
             expired: now,
             expiring: Expiring::Rests(Told::default()),
+            calm: Calm::default(),
         };
         candidate.serve(rounds, &self.shared.stop).await;
     }
@@ -69,6 +71,8 @@ struct Rounds {
     sweep: Sweep,
     expired: Instant,
     expiring: Expiring,
+    /// Since when providers are not told of that count as failing.
+    calm: Calm,
 }
 
 /// Whether archives are being gone through.
@@ -82,7 +86,7 @@ enum Expiring {
 impl Duties for Rounds {
     fn round<'a>(&'a mut self, office: &'a Office) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            if let Err(failure) = self.plane.round(office).await {
+            if let Err(failure) = self.plane.round(office, &mut self.calm).await {
                 tracing::warn!(%failure, "a duty was not done; it will be tried again");
             }
             self.compact().await;
@@ -188,10 +192,75 @@ impl Rounds {
 }
 
 impl Plane {
-    async fn round(&self, office: &Office) -> Result<(), Failure> {
+    async fn round(&self, office: &Office, calm: &mut Calm) -> Result<(), Failure> {
         self.light_fuses().await?;
         self.judge_regions(office).await?;
-        self.leave_regions().await
+        self.judge_outages(office, calm).await?;
+        self.leave_regions().await?;
+        self.account_drains(office).await
+    }
+
+    /// Notes which providers fail in which region, and which do no longer (F-112).
+    async fn judge_outages(&self, office: &Office, calm: &mut Calm) -> Result<(), Failure> {
+        let records = self.region_records();
+        let before: BTreeMap<Region, Vec<Incident>> = records
+            .into_iter()
+            .map(|(region, record)| (region, record.incidents))
+            .filter(|(_, incidents)| !incidents.is_empty())
+            .collect();
+        let now = outage::Now {
+            wall: wall_clock(),
+            monotonic: Monotonic::from_duration(self.shared.began.elapsed()),
+        };
+        let policy = self.governance().outages;
+        let mut after = outage::judge(&self.sights(), &before, calm, &policy, now);
+        for region in before.keys() {
+            after.entry(region.clone()).or_default();
+        }
+        for (region, incidents) in after {
+            let known = before.get(&region).map_or(&[][..], Vec::as_slice);
+            if known == incidents {
+                continue;
+            }
+            let key = keys::region(&region);
+            let (record, entry) = self.read::<RegionRecord>(&key).await?;
+            let record = RegionRecord {
+                incidents: incidents.clone(),
+                ..record.unwrap_or_default()
+            };
+            let is_among = |which: &Incident, all: &[Incident]| {
+                let mut all = all.iter().map(|it| &it.outage);
+                let it = &which.outage;
+                all.any(|other| other.modality == it.modality && other.provider == it.provider)
+            };
+            let began = incidents.iter().filter(|it| !is_among(it, known));
+            let ended = known.iter().filter(|it| !is_among(it, &incidents));
+            let told = began
+                .map(|it| ("provider_outage", it))
+                .chain(ended.map(|it| ("provider_recovered", it)))
+                .map(|(what, it)| {
+                    tracing::warn!(%region, what, outage = ?it.outage, "providers of a region");
+                    let detail = json!({ "outage": it.outage, "since_ms": it.since.0 });
+                    Record::automatic(wall_clock(), what, region.as_str(), detail)
+                });
+            let told: Vec<_> = told.collect();
+            let txn = Txn::default()
+                .when(office.fence())
+                .when(Compare::unchanged(&key, entry.as_ref()))
+                .put(key, bytes(&record));
+            let txn = if told.is_empty() {
+                txn
+            } else {
+                self.with_audit(txn, told).await?
+            };
+            match self.store().commit(txn).await {
+                Ok(_) => self.shared.tally.outages_changed(),
+                // In the next round.
+                Err(StoreError::Conflict | StoreError::Uncertain(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Who gave an order may have died before its time was counted.
@@ -240,10 +309,11 @@ impl Plane {
                 continue;
             }
             let key = keys::region(&region);
-            let (_, entry) = self.read::<RegionRecord>(&key).await?;
+            let (record, entry) = self.read::<RegionRecord>(&key).await?;
             let record = RegionRecord {
                 duty,
                 by_operator: false,
+                ..record.unwrap_or_default()
             };
             let txn = Txn::default()
                 .when(office.fence())

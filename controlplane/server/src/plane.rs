@@ -9,11 +9,13 @@ use std::{
 use futures::future::try_join_all;
 use rspp_controlplane::{
     access::{Operation, Principal, Tenants},
+    account::Drain,
     authority::{Placement, Term},
     failover::RegionDuty,
     fleet::{self, Load, Runtime, Sight},
     governance::Governance,
     keys,
+    outage::Incident,
     retention::Retention,
     rollout::Rollout,
     routing::View,
@@ -24,6 +26,7 @@ use rspp_controlplane_storage::counters::Counters;
 use rspp_proto::{
     MetricSample, Monotonic, Region, RuntimeId, TenantId, WallClock,
     control::{Holder, Kind},
+    metric::{Metric, MetricLabel},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
@@ -104,15 +107,29 @@ pub enum OpenError {
 }
 
 /// What is wanted of a region, and by whom.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RegionRecord {
     pub(crate) duty: RegionDuty,
     /// Not by its health.
     pub(crate) by_operator: bool,
+    /// Providers that fail there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) incidents: Vec<Incident>,
+}
+
+impl Default for RegionRecord {
+    /// A region of which nobody has decided anything.
+    fn default() -> Self {
+        Self {
+            duty: RegionDuty::Serving,
+            by_operator: false,
+            incidents: Vec::new(),
+        }
+    }
 }
 
 /// What a runtime last said, and when that was seen here.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SeenLoad {
     pub(crate) load: Load,
     pub(crate) at: Instant,
@@ -135,6 +152,8 @@ pub(crate) struct Shared {
     pub(crate) alive: Arc<Followed<Option<LeaseId>>>,
     pub(crate) loads: Arc<Followed<SeenLoad>>,
     pub(crate) regions: Arc<Followed<RegionRecord>>,
+    /// Runtimes that went, and what they had.
+    pub(crate) drains: Arc<Followed<Drain>>,
     pub(crate) placements: Arc<Followed<Placement>>,
     pub(crate) revocations: Arc<Followed<Mark>>,
     pub(crate) rollouts: Arc<Followed<Rollout>>,
@@ -194,6 +213,7 @@ impl Plane {
             alive: follow.open(keys::livenesses(), |it| Some(it.lease)).await?,
             loads: follow.open(keys::loads(), load).await?,
             regions: follow.open(keys::regions(), json).await?,
+            drains: follow.open(keys::drains(), json).await?,
             placements: follow.open(keys::placements(), json).await?,
             revocations: follow.open(of_all_holders, json).await?,
             rollouts: follow.open(of_kinds, json).await?,
@@ -233,9 +253,21 @@ impl Plane {
         age.map(drop).map_err(|failure| failure.to_string())
     }
 
-    /// What this replica has decided about sessions at their start, by tenant (F-098).
+    /// What this replica has decided about sessions at their start, by tenant (F-098), where it sent them, and
+    /// which providers fail where (F-112).
     pub fn measured(&self) -> Vec<MetricSample> {
-        self.shared.tally.samples()
+        let mut samples = self.shared.tally.samples();
+        for (region, record) in self.region_records() {
+            for Incident { outage, .. } in record.incidents {
+                let labels = [
+                    (MetricLabel::Region, region.as_str()),
+                    (MetricLabel::Modality, outage.modality.as_str()),
+                    (MetricLabel::ProviderId, outage.provider.as_str()),
+                ];
+                samples.push(MetricSample::of(Metric::ProviderOutages, 1.0, labels));
+            }
+        }
+        samples
     }
 
     /// Runs something until the control plane is closed.
@@ -355,8 +387,9 @@ impl Plane {
     pub(crate) fn view(&self) -> Result<View, Failure> {
         let age = self.view_age()?;
         let shared = &self.shared;
-        let regions = self.region_records().into_iter();
-        let regions = regions.map(|(region, record)| (region, record.duty));
+        let records = self.region_records();
+        let regions = records.iter();
+        let regions = regions.map(|(region, record)| (region.clone(), record.duty));
         Ok(View {
             version: self.view_version(),
             taken: Monotonic::from_duration(shared.began.elapsed().saturating_sub(age)),
@@ -367,6 +400,10 @@ impl Plane {
                 .collect(),
             regions: regions.collect(),
             residency: self.governance().residency,
+            incidents: records
+                .into_iter()
+                .map(|(region, record)| (region, record.incidents))
+                .collect(),
         })
     }
 
@@ -375,7 +412,7 @@ impl Plane {
         let records = self.shared.regions.records();
         let records = records.iter();
         records
-            .filter_map(|(key, record)| Some((Region::new(key.last()).ok()?, *record)))
+            .filter_map(|(key, record)| Some((Region::new(key.last()).ok()?, record.clone())))
             .collect()
     }
 

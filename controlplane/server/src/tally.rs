@@ -6,10 +6,14 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use rspp_controlplane::admission::Decision;
+use rspp_controlplane::{
+    admission::Decision,
+    routing::{Choice, Placing},
+};
 use rspp_proto::{
-    MetricSample, TenantId,
+    MetricSample, Region, SessionId, TenantId,
     abi::OutcomeKind,
+    control::Outage,
     metric::{Metric, MetricLabel},
 };
 
@@ -28,13 +32,88 @@ struct Counts {
     rejected: u64,
 }
 
-/// Decisions since this replica began, by tenant.
+/// Regions that are counted by name.
+const MAX_REGIONS: usize = 64;
+/// Pairs of a tenant and a region of which is remembered that the trail knows of them.
+const MAX_TOLD: usize = 4_096;
+
+/// Decisions since this replica began, by tenant; and where sessions were sent.
 #[derive(Debug, Default)]
-pub(crate) struct Tally(Mutex<BTreeMap<String, Counts>>);
+pub(crate) struct Tally {
+    decisions: Mutex<BTreeMap<String, Counts>>,
+    placings: Mutex<BTreeMap<(String, Placing), u64>>,
+    /// Tenants whose first session went otherwise for an outage, and what the outage was.
+    told: Mutex<BTreeMap<TenantId, Vec<Answered>>>,
+}
+
+/// What was done about an outage, and where that led.
+type Answered = (Region, Outage, Placing);
 
 impl Tally {
     fn counts(&self) -> MutexGuard<'_, BTreeMap<String, Counts>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.decisions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts where a new session is sent, and tells of it where something was in the way. Whether the audit
+    /// trail has to know: once for each tenant and outage.
+    pub(crate) fn placed(&self, tenant: &TenantId, session: &SessionId, choice: &Choice) -> bool {
+        let region = choice.region.as_str();
+        {
+            let mut placings = self.placings.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_named = |it: &BTreeMap<(String, Placing), u64>| {
+                it.len() < MAX_REGIONS * Placing::ALL.len()
+                    || it.keys().any(|(known, _)| known == region)
+            };
+            let name = if is_named(&placings) { region } else { OTHERS };
+            *placings
+                .entry((name.to_owned(), choice.placing))
+                .or_default() += 1;
+        }
+        let passed = choice.passed.iter();
+        let passed: Vec<_> = passed
+            .map(|(region, why)| format!("{region}: {}", why.as_str()))
+            .collect();
+        match choice.placing {
+            Placing::Nearest => return false,
+            Placing::RegionPassed | Placing::OutageAlternate | Placing::OutageRegion => {
+                tracing::info!(
+                    %tenant,
+                    %session,
+                    placing = choice.placing.as_str(),
+                    %region,
+                    runtime = %choice.runtime,
+                    passed = passed.join(", "),
+                    outage = choice.outage.as_ref().map(|it| it.provider.as_str()),
+                    view = choice.view,
+                    "a session was not simply sent to the nearest region"
+                );
+            }
+        }
+        let Some(outage) = &choice.outage else {
+            return false;
+        };
+        let known = (choice.region.clone(), outage.clone(), choice.placing);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let total: usize = told.values().map(Vec::len).sum();
+        if total >= MAX_TOLD {
+            told.clear();
+        }
+        let of_tenant = told.entry(tenant.clone()).or_default();
+        if of_tenant.contains(&known) {
+            return false;
+        }
+        of_tenant.push(known);
+        true
+    }
+
+    /// An outage began or ended: what is done about the next is told anew.
+    pub(crate) fn outages_changed(&self) {
+        self.told
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     /// Counts a decision and tells of it.
@@ -94,6 +173,15 @@ impl Tally {
                 MetricSample::of(Metric::AdmissionDecisions, count as f64, labels)
             })
         });
-        samples.filter(|sample| sample.value > 0.0).collect()
+        let decided: Vec<_> = samples.filter(|sample| sample.value > 0.0).collect();
+        let placings = self.placings.lock().unwrap_or_else(PoisonError::into_inner);
+        let placed = placings.iter().map(|((region, placing), count)| {
+            let labels = [
+                (MetricLabel::Region, region.as_str()),
+                (MetricLabel::Reason, placing.as_str()),
+            ];
+            MetricSample::of(Metric::RoutePlacings, *count as f64, labels)
+        });
+        decided.into_iter().chain(placed).collect()
     }
 }

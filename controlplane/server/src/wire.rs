@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 
 use rspp_controlplane::{
+    account::{Accounted, Became},
     admission::Decision,
-    audit, fleet,
+    audit,
+    authority::Past,
+    fleet,
     registry::{Artifact, VersionName},
     rollout::{
         BudgetReading, Candidate, Change, Freeze, Gate, Proposal, ProposalState, Reading, Rollout,
@@ -13,7 +16,7 @@ use rspp_controlplane::{
     status,
 };
 use rspp_controlplane_api::{WireError, text, wire};
-use rspp_proto::{TenantId, abi::OutcomeKind, control::Kind};
+use rspp_proto::{SessionId, TenantId, abi::OutcomeKind, control::Kind};
 
 pub(crate) fn kind(kind: Kind) -> i32 {
     wire::Kind::from(kind).into()
@@ -252,6 +255,39 @@ pub(crate) fn status(view: status::View, binding: wire::Binding) -> wire::Sessio
         runtime: view.runtime.map_or_else(String::new, |it| it.to_string()),
         region: view.region.map_or_else(String::new, |it| it.to_string()),
         since_ms: view.since.0,
+        past: view.past.iter().map(past).collect(),
+    }
+}
+
+fn past(it: &Past) -> wire::Past {
+    wire::Past {
+        holder: Some((&it.holder).into()),
+        epoch: it.epoch.get(),
+        how: it.how.as_str().to_owned(),
+        at_ms: it.at.0,
+    }
+}
+
+pub(crate) fn accounted(session: &SessionId, it: &Accounted) -> wire::Accounted {
+    let (to, epoch, why) = match &it.became {
+        Became::Remains => (None, 0, ""),
+        Became::Moved { to, epoch } | Became::TakenOver { to, epoch } => {
+            (Some(to), epoch.get(), "")
+        }
+        Became::Finished { why } => (None, 0, why.as_str()),
+        Became::Waits { to } => (to.as_ref(), 0, ""),
+        Became::Lost { why } => (None, 0, why.as_str()),
+    };
+    wire::Accounted {
+        session: session.to_string(),
+        tenant: it
+            .tenant
+            .as_ref()
+            .map_or_else(String::new, ToString::to_string),
+        became: it.became.as_str().to_owned(),
+        to: to.map_or_else(String::new, ToString::to_string),
+        epoch,
+        why: why.to_owned(),
     }
 }
 

@@ -32,6 +32,21 @@ pub enum Modality {
 }
 
 impl Modality {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Stt,
+        Self::Llm,
+        Self::Tts,
+        Self::Vad,
+        Self::EndOfTurn,
+        Self::External,
+    ];
+
+    /// The one of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| it.as_str() == name)
+    }
+
     /// The modality's name, as ids and labels write it.
     pub fn as_str(self) -> &'static str {
         match self {

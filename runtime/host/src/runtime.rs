@@ -26,7 +26,7 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     Epoch, Monotonic, ProviderId, SessionId, TenantId,
-    control::{Binding, Versions},
+    control::{Binding, Emptying, Versions},
     spec::{
         LimitsSpec, MemoryLimits, Modality, NodeKind, PipelineSpec, PolicyBundle, Quota,
         RecordingPolicy,
@@ -362,17 +362,6 @@ pub struct Runtime {
     emptying: AtomicBool,
 }
 
-/// What becomes of the sessions of a node that is being emptied (F-106).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Emptying {
-    /// They go on until their users hang up.
-    Wait,
-    /// Each ends once what it says is said.
-    Finish,
-    /// Each is let go once what it says is said, for another node to go on with.
-    Move,
-}
-
 /// How often what a session kept is asked for.
 const READ_TRIES: u32 = 4;
 
@@ -501,6 +490,13 @@ impl Runtime {
         };
         let wanted = Wanted::from(&asked_for);
         let mut lease = self.config.leases.take(&request.session, &wanted).await?;
+        // Whoever goes has told by now what it has: this one is for somebody else.
+        if self.is_emptying() {
+            if self.config.leases.release(&lease).is_err() {
+                tracing::debug!(session = %lease.session, "the lease had been taken away");
+            }
+            return Err(OpenError::Emptying);
+        }
         // What another placement was bound to meanwhile it keeps; nobody runs it as something else.
         if let Some(bound) = lease.binding.take()
             && *bound != asked_for
@@ -854,6 +850,11 @@ impl Runtime {
     /// Sessions that are open.
     pub fn sessions(&self) -> usize {
         self.gatekeeper.sessions()
+    }
+
+    /// The names of those that run.
+    pub fn session_names(&self) -> Vec<SessionId> {
+        self.roster.names()
     }
 
     /// What was decided about sessions and turns so far, by tenant.

@@ -795,7 +795,8 @@ impl Actor for Session {
         tokio::join!(remembered, self.succession.finish());
         if for_good {
             tracing::debug!(session = %self.setup.place.lease.session, why = report.ended, "over for good");
-            self.state.close(&self.setup.place.lease).await;
+            let lease = &self.setup.place.lease;
+            self.state.close(lease, &report.ended).await;
         }
         let (done, _) = oneshot::channel();
         let done = std::mem::replace(&mut self.setup.done, done);

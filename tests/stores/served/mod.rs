@@ -2,6 +2,8 @@
 
 #[path = "../../../controlplane/server/tests/server/audit.rs"]
 mod audit;
+#[path = "../../../controlplane/server/tests/server/draining.rs"]
+mod draining;
 #[path = "../../../controlplane/server/tests/server/leases.rs"]
 mod leases;
 #[path = "../../../controlplane/server/tests/server/placing.rs"]

@@ -7,7 +7,11 @@ use rspp_controlplane_api::{Client, wire};
 use serde_json::json;
 
 use crate::{
-    control::{Remote, json_of, refused, request_id, shape::Shape as _, table},
+    control::{
+        Remote, json_of, refused, request_id,
+        shape::{Shape as _, drained_how},
+        table, when,
+    },
     problem::Problem,
     terminal,
 };
@@ -18,7 +22,10 @@ use crate::{
 Examples:
   rspp node list                          All runtimes, and how they fare
   rspp node drain eu-1                    Nothing new goes there; its sessions end by themselves
-  rspp node drain eu-1 --migrate --wait   Its sessions move; returns when none is left
+  rspp node drain eu-1 --migrate --wait   Its sessions move; returns when none is left, and says what
+                                          became of each
+  rspp node account eu-1                  What became of each session of a runtime that was emptied, or
+                                          that went by itself
   rspp node drain eu-1 --undo             It takes sessions again")]
 pub(crate) struct Node {
     #[command(flatten)]
@@ -41,9 +48,17 @@ enum What {
         /// Let it serve again
         #[arg(long)]
         undo: bool,
-        /// Wait until no session is left
+        /// Wait until no session is left, and tell what became of each
         #[arg(long, conflicts_with = "undo")]
         wait: bool,
+    },
+    /// What became of each session of a runtime that was emptied
+    Account {
+        /// Which
+        runtime: String,
+        /// In which of its lives; without, in the newest that was emptied
+        #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+        life: u64,
     },
 }
 
@@ -69,6 +84,9 @@ impl Node {
                 };
                 remote.run(|client| drain(remote, client, request, wait))
             }
+            What::Account { runtime, life } => {
+                remote.run(|client| account(remote, client, runtime, life))
+            }
         }
     }
 }
@@ -79,7 +97,7 @@ fn rows(runtimes: &[wire::Runtime]) -> String {
         .map(|it| {
             let holder = it.holder.clone().unwrap_or_default();
             let description = it.description.clone().unwrap_or_default();
-            let load = it.load.unwrap_or_default();
+            let load = it.load.clone().unwrap_or_default();
             let state = match (
                 it.presence.as_str(),
                 it.draining,
@@ -121,29 +139,143 @@ async fn list(remote: &Remote, client: Client) -> Result<(), Problem> {
     remote.print(|| rows(&found), || json_of(&found))
 }
 
+async fn accounted(
+    client: &Client,
+    runtime: &str,
+    incarnation: u64,
+) -> Result<wire::DrainAccount, Problem> {
+    let request = wire::AccountDrainRequest {
+        runtime: runtime.to_owned(),
+        incarnation,
+    };
+    client.account_drain(request).await.map_err(refused)
+}
+
+/// How many became what: all of them, adding up.
+fn sums(account: &wire::DrainAccount) -> String {
+    let names = [
+        "remains",
+        "moved",
+        "finished",
+        "waits",
+        "taken_over",
+        "lost",
+    ];
+    let count = |name: &str| {
+        account
+            .sessions
+            .iter()
+            .filter(|it| it.became == name)
+            .count()
+    };
+    let counts = names.map(|name| (name, count(name)));
+    let counts = counts.iter().filter(|(_, count)| *count > 0);
+    let counts: Vec<_> = counts
+        .map(|(name, count)| format!("{count} {name}"))
+        .collect();
+    let had = account.sessions.len();
+    match counts.as_slice() {
+        [] => "it had no sessions".to_owned(),
+        counts if had == 1 => format!("1 session: {}", counts.join(", ")),
+        counts => format!("{had} sessions: {}", counts.join(", ")),
+    }
+}
+
+fn report(account: &wire::DrainAccount) -> String {
+    let holder = account.holder.clone().unwrap_or_default();
+    let by = match account.by.as_str() {
+        "" => "by itself",
+        by => by,
+    };
+    let head = format!(
+        "{} #{}, {} ({by}) since {}; {}\n",
+        holder.runtime,
+        holder.incarnation,
+        drained_how(account.how()),
+        when(account.since_ms),
+        sums(account)
+    );
+    if account.sessions.is_empty() {
+        return head;
+    }
+    let rows: Vec<_> = account
+        .sessions
+        .iter()
+        .map(|it| {
+            let to = match (it.to.as_str(), it.epoch) {
+                ("", _) => "-".to_owned(),
+                (to, 0) => to.to_owned(),
+                (to, epoch) => format!("{to} e{epoch}"),
+            };
+            [
+                it.session.clone(),
+                it.tenant.clone(),
+                it.became.clone(),
+                to,
+                it.why.clone(),
+            ]
+        })
+        .collect();
+    head + &table(["session", "tenant", "became", "to", "why"], &rows)
+}
+
+async fn account(
+    remote: &Remote,
+    client: Client,
+    runtime: String,
+    life: u64,
+) -> Result<(), Problem> {
+    let found = accounted(&client, &runtime, life).await?;
+    remote.print(|| report(&found), || found.shape())
+}
+
 async fn drain(
     remote: &Remote,
     client: Client,
     request: wire::DrainRuntimeRequest,
     wait: bool,
 ) -> Result<(), Problem> {
-    let name = request.runtime.clone();
+    let serves = request.serve;
     let answer = client.drain_runtime(request).await.map_err(refused)?;
     let mut runtime = answer.runtime.unwrap_or_default();
     runtime.placed = answer.left;
-    while wait && runtime.placed > 0 {
-        tokio::time::sleep(LOOK_EVERY).await;
-        let is_it = |it: &wire::Runtime| it.holder.as_ref().is_some_and(|it| it.runtime == name);
-        let Some(now) = runtimes(&client).await?.into_iter().find(is_it) else {
-            break;
-        };
-        if now.placed != runtime.placed && !remote.json {
-            terminal::note(format!("{} sessions left", now.placed));
-        }
-        runtime = now;
+    if serves {
+        return remote.print(
+            || rows(std::slice::from_ref(&runtime)),
+            || json!({ "runtime": runtime.shape(), "left": runtime.placed }),
+        );
     }
+    let holder = runtime.holder.clone().unwrap_or_default();
+    let look = || accounted(&client, &holder.runtime, holder.incarnation);
+    let mut account = look().await?;
+    let remains = |account: &wire::DrainAccount| {
+        let mut sessions = account.sessions.iter();
+        sessions.any(|it| it.became == "remains")
+    };
+    while wait && remains(&account) {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let now = look().await?;
+        if sums(&now) != sums(&account) && !remote.json {
+            terminal::note(sums(&now));
+        }
+        account = now;
+    }
+    let left = account.sessions.iter().filter(|it| it.became == "remains");
+    runtime.placed = u32::try_from(left.count()).unwrap_or(u32::MAX);
     remote.print(
-        || rows(std::slice::from_ref(&runtime)),
-        || json!({ "runtime": runtime.shape(), "left": runtime.placed }),
+        || {
+            format!(
+                "{}\n{}",
+                rows(std::slice::from_ref(&runtime)),
+                report(&account)
+            )
+        },
+        || {
+            json!({
+                "runtime": runtime.shape(),
+                "left": runtime.placed,
+                "account": account.shape(),
+            })
+        },
     )
 }

@@ -6,7 +6,7 @@ use rspp_controlplane_api::{Client, wire};
 use crate::{
     control::{
         Remote, json_of, refused, request_id,
-        shape::{Shape as _, duty},
+        shape::{Shape as _, duty, failing},
         table,
     },
     problem::Problem,
@@ -83,10 +83,19 @@ fn rows(regions: &[wire::Region]) -> String {
                 duty(it).to_owned(),
                 by.to_owned(),
                 format!("{}/{}", it.well, it.runtimes),
+                if it.outages.is_empty() {
+                    "-".to_owned()
+                } else {
+                    let failing: Vec<_> = it.outages.iter().map(failing).collect();
+                    failing.join("; ")
+                },
             ]
         })
         .collect();
-    table(["region", "duty", "decided by", "well"], &rows)
+    table(
+        ["region", "duty", "decided by", "well", "failing providers"],
+        &rows,
+    )
 }
 
 async fn list(remote: &Remote, client: Client) -> Result<(), Problem> {

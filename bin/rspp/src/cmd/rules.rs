@@ -52,6 +52,8 @@ enum Part {
     Approvals,
     /// When regions are left for their health
     Regions,
+    /// What is done where providers fail
+    Outages,
     /// How many sessions may fail before rollouts freeze
     ErrorBudget,
     /// How long timelines are kept
@@ -65,6 +67,7 @@ impl Part {
             Self::Residency => "residency",
             Self::Approvals => "approvals",
             Self::Regions => "regions",
+            Self::Outages => "outages",
             Self::ErrorBudget => "error_budget",
             Self::Retention => "retention",
         }

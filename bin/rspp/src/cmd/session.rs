@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     control::{
         Remote, json_of, pages, refused, request_id,
-        shape::{Shape as _, phase},
+        shape::{Shape, failing, phase},
         table, when,
     },
     problem::Problem,
@@ -50,9 +50,42 @@ struct Asked {
     /// Line or version, where there are several pipelines
     #[arg(long, default_value = "")]
     pipeline: String,
+    /// How long the client's packets take to a region, in milliseconds; may come several times
+    #[arg(long, value_name = "REGION=MS", value_parser = latency)]
+    near: Vec<(String, u32)>,
     /// How long the token is valid, in seconds; 0 is as long as the control plane gives
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     ttl: u32,
+}
+
+/// A region and how far it is.
+fn latency(text: &str) -> Result<(String, u32), String> {
+    let wrong = || "write it as region=milliseconds: eu=20".to_owned();
+    let (region, ms) = text.split_once('=').ok_or_else(wrong)?;
+    Ok((region.to_owned(), ms.parse().map_err(|_| wrong())?))
+}
+
+/// Why a session goes where it does, in words.
+fn placed(route: &wire::Route) -> String {
+    let passed = route
+        .passed
+        .iter()
+        .map(|it| format!("{}: {}", it.region, it.why));
+    let passed = passed.collect::<Vec<_>>().join(", ");
+    let outage = route
+        .outage
+        .as_ref()
+        .map(|it| format!("failing: {}", failing(it)));
+    let details: Vec<_> = [passed]
+        .into_iter()
+        .chain(outage)
+        .filter(|it| !it.is_empty())
+        .collect();
+    if details.is_empty() {
+        route.placing.clone()
+    } else {
+        format!("{} ({})", route.placing, details.join("; "))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -126,6 +159,7 @@ async fn routed(client: &Client, asked: Asked) -> Result<wire::Route, Problem> {
         transport: asked.transport,
         pipeline: asked.pipeline,
         token_ttl_seconds: asked.ttl,
+        latencies_ms: asked.near.into_iter().collect(),
         ..wire::RouteRequest::default()
     };
     client.route_session(request).await.map_err(refused)
@@ -142,8 +176,8 @@ async fn route(remote: &Remote, client: Client, asked: Asked) -> Result<(), Prob
     remote.print(
         || {
             format!(
-                "endpoint  {url}\nruntime   {} ({}), {held}\npipeline  {} ({})\ntoken     until {}; `rspp session token` prints it",
-                route.runtime, route.region, route.pipeline, route.why, when(token.expires_at_ms)
+                "endpoint  {url}\nruntime   {} ({}), {held}\nplaced    {}\npipeline  {} ({})\ntoken     until {}; `rspp session token` prints it",
+                route.runtime, route.region, placed(&route), route.pipeline, route.why, when(token.expires_at_ms)
             )
         },
         || {
@@ -158,6 +192,9 @@ async fn route(remote: &Remote, client: Client, asked: Asked) -> Result<(), Prob
                 "token_expires_at_ms": token.expires_at_ms,
                 "routing_view_snapshot": route.routing_view_snapshot,
                 "version_resolution_snapshot": route.version_resolution_snapshot,
+                "placing": route.placing,
+                "passed": json_of(&route.passed),
+                "outage": route.outage.as_ref().map(Shape::shape),
             })
         },
     )
@@ -179,6 +216,17 @@ async fn token(remote: &Remote, client: Client, asked: Asked) -> Result<(), Prob
     )
 }
 
+/// Who had a session last before who has it now, and how it went on.
+fn before(status: &wire::SessionStatus) -> String {
+    status.past.last().map_or_else(
+        || "-".to_owned(),
+        |it| {
+            let holder = it.holder.clone().unwrap_or_default();
+            format!("{} e{}, {}", holder.runtime, it.epoch, it.how)
+        },
+    )
+}
+
 fn rows(sessions: &[wire::SessionStatus]) -> String {
     let rows: Vec<_> = sessions
         .iter()
@@ -194,11 +242,12 @@ fn rows(sessions: &[wire::SessionStatus]) -> String {
                 or_none(&it.runtime),
                 format!("e{}", it.epoch),
                 when(it.since_ms),
+                before(it),
             ]
         })
         .collect();
     let names = [
-        "session", "tenant", "phase", "reason", "pipeline", "runtime", "epoch", "since",
+        "session", "tenant", "phase", "reason", "pipeline", "runtime", "epoch", "since", "before",
     ];
     table(names, &rows)
 }

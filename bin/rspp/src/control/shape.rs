@@ -124,6 +124,92 @@ impl Shape for wire::SessionStatus {
             "runtime": self.runtime,
             "region": self.region,
             "since_ms": self.since_ms,
+            "past": json_of(&self.past),
+        })
+    }
+}
+
+impl Shape for wire::Past {
+    fn shape(&self) -> Value {
+        let holder = self.holder.clone().unwrap_or_default();
+        json!({
+            "runtime": holder.runtime,
+            "incarnation": holder.incarnation,
+            "epoch": self.epoch,
+            "how": self.how,
+            "at_ms": self.at_ms,
+        })
+    }
+}
+
+impl Shape for wire::Outage {
+    fn shape(&self) -> Value {
+        json!({
+            "modality": self.modality,
+            "provider": self.provider,
+            "alternate": self.alternate,
+        })
+    }
+}
+
+impl Shape for wire::Passed {
+    fn shape(&self) -> Value {
+        json!({ "region": self.region, "why": self.why })
+    }
+}
+
+/// A provider that fails, in words.
+pub(crate) fn failing(outage: &wire::Outage) -> String {
+    let wire::Outage {
+        modality,
+        provider,
+        alternate,
+    } = outage;
+    if alternate.is_empty() {
+        format!("{modality} {provider}, nobody instead")
+    } else {
+        format!("{modality} {provider}, {alternate} instead")
+    }
+}
+
+/// What becomes of the sessions of a runtime that goes, in a word.
+pub(crate) fn drained_how(how: wire::DrainHow) -> &'static str {
+    match how {
+        wire::DrainHow::Unspecified => "unknown",
+        wire::DrainHow::Move => "move",
+        wire::DrainHow::Finish => "finish",
+        wire::DrainHow::Wait => "wait",
+    }
+}
+
+impl Shape for wire::DrainAccount {
+    fn shape(&self) -> Value {
+        let holder = self.holder.clone().unwrap_or_default();
+        let sessions = self.sessions.iter().map(|it| {
+            json!({
+                "session": it.session,
+                "tenant": it.tenant,
+                "became": it.became,
+                "to": it.to,
+                "epoch": it.epoch,
+                "why": it.why,
+            })
+        });
+        let mut sums = serde_json::Map::new();
+        for it in &self.sessions {
+            let sum = sums.entry(it.became.clone()).or_insert_with(|| json!(0));
+            *sum = json!(sum.as_u64().unwrap_or_default() + 1);
+        }
+        json!({
+            "runtime": holder.runtime,
+            "incarnation": holder.incarnation,
+            "how": drained_how(self.how()),
+            "by": self.by,
+            "since_ms": self.since_ms,
+            "alive": self.alive,
+            "had": self.sessions.len(),
+            "became": sums,
+            "sessions": sessions.collect::<Vec<_>>(),
         })
     }
 }
@@ -137,7 +223,7 @@ impl Shape for wire::Runtime {
     fn shape(&self) -> Value {
         let holder = self.holder.clone().unwrap_or_default();
         let description = self.description.clone().unwrap_or_default();
-        let load = self.load.unwrap_or_default();
+        let load = self.load.clone().unwrap_or_default();
         json!({
             "runtime": holder.runtime,
             "incarnation": holder.incarnation,
@@ -146,6 +232,7 @@ impl Shape for wire::Runtime {
             "draining": self.draining,
             "ready": load.ready,
             "overloaded": load.overloaded,
+            "outages": json_of(&load.outages),
             "placed": self.placed,
             "capacity": description.capacity,
             "cpu_percent": load.cpu_percent,
@@ -163,6 +250,7 @@ impl Shape for wire::Region {
             "by_operator": self.by_operator,
             "well": self.well,
             "runtimes": self.runtimes,
+            "outages": json_of(&self.outages),
         })
     }
 }

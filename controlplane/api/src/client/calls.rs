@@ -126,6 +126,10 @@ unary! {
     fleet_client::FleetClient: list_runtimes(ListRuntimesRequest) -> ListRuntimesResponse;
     /// Empties a runtime.
     fleet_client::FleetClient: drain_runtime(DrainRuntimeRequest) -> DrainRuntimeResponse;
+    /// Says that a runtime goes, and what it has.
+    fleet_client::FleetClient: note_drain(BeginDrainRequest) -> BeginDrainResponse;
+    /// What became of each session of a runtime that was emptied.
+    fleet_client::FleetClient: account_drain(AccountDrainRequest) -> DrainAccount;
     /// All regions.
     fleet_client::FleetClient: list_regions(ListRegionsRequest) -> ListRegionsResponse;
     /// Leaves a region.

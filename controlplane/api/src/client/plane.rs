@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _, future::BoxFuture, stream};
 use rspp_proto::{
     RuntimeId, SessionId, TenantId,
-    control::{Description, Holder, Kind, Load},
+    control::{Description, Emptying, Holder, Kind, Load},
 };
 use tonic::Status;
 
@@ -50,6 +50,16 @@ impl ControlPlane for Client {
         })
     }
 
+    fn begin_drain(&self, by: &Holder, how: Emptying, sessions: Vec<SessionId>) -> Answer<()> {
+        let this = self.clone();
+        let request = wire::BeginDrainRequest {
+            by: Some(by.into()),
+            how: wire::DrainHow::from(how).into(),
+            sessions: sessions.iter().map(ToString::to_string).collect(),
+        };
+        Box::pin(async move { this.note_drain(request).await.map(|_| ()) })
+    }
+
     fn acquire(&self, ask: Acquire) -> Answer<Granted> {
         let this = self.clone();
         Box::pin(async move { read(this.acquire_lease(ask.into()).await?) })
@@ -71,7 +81,14 @@ impl ControlPlane for Client {
                 by: Some((&writer.by).into()),
                 session: writer.session.to_string(),
                 epoch: writer.epoch.get(),
-                end: leave == Leave::End,
+                end: match &leave {
+                    Leave::Release => false,
+                    Leave::End { .. } => true,
+                },
+                why: match leave {
+                    Leave::Release => String::new(),
+                    Leave::End { why } => why,
+                },
             };
             this.release_lease(request).await.map(|_| ())
         })

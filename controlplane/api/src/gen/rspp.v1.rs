@@ -1912,6 +1912,9 @@ pub struct ReleaseRequest {
     /// Whether the session is over for good; what it kept is forgotten then.
     #[prost(bool, tag = "4")]
     pub end: bool,
+    /// Why it is over.
+    #[prost(string, tag = "5")]
+    pub why: ::prost::alloc::string::String,
 }
 /// It was given up.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2390,7 +2393,7 @@ pub struct Description {
     >,
 }
 /// How a runtime fares.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Load {
     /// Sessions that it holds.
     #[prost(uint32, tag = "1")]
@@ -2404,6 +2407,22 @@ pub struct Load {
     /// Whether it measures itself as overloaded.
     #[prost(bool, tag = "4")]
     pub overloaded: bool,
+    /// Providers that it would ask first and leaves alone because they fail.
+    #[prost(message, repeated, tag = "5")]
+    pub outages: ::prost::alloc::vec::Vec<Outage>,
+}
+/// A provider that a runtime leaves alone because it fails.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Outage {
+    /// What it does.
+    #[prost(string, tag = "1")]
+    pub modality: ::prost::alloc::string::String,
+    /// Which.
+    #[prost(string, tag = "2")]
+    pub provider: ::prost::alloc::string::String,
+    /// Who is asked instead; empty: nobody is left.
+    #[prost(string, tag = "3")]
+    pub alternate: ::prost::alloc::string::String,
 }
 /// Asks to join.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2432,7 +2451,7 @@ pub struct RegisterResponse {
     pub protocol: u32,
 }
 /// Says how busy it is.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatRequest {
     /// Who.
     #[prost(message, optional, tag = "1")]
@@ -2554,8 +2573,78 @@ pub struct DrainRuntimeResponse {
     #[prost(uint32, tag = "2")]
     pub left: u32,
 }
-/// A region.
+/// A runtime goes.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeginDrainRequest {
+    /// Who.
+    #[prost(message, optional, tag = "1")]
+    pub by: ::core::option::Option<Holder>,
+    /// What becomes of its sessions.
+    #[prost(enumeration = "DrainHow", tag = "2")]
+    pub how: i32,
+    /// What it has.
+    #[prost(string, repeated, tag = "3")]
+    pub sessions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// It is written down.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeginDrainResponse {}
+/// Asks what became of each session.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AccountDrainRequest {
+    /// Of which runtime.
+    #[prost(string, tag = "1")]
+    pub runtime: ::prost::alloc::string::String,
+    /// Of which of its lives; 0: of the newest that was emptied.
+    #[prost(uint64, tag = "2")]
+    pub incarnation: u64,
+}
+/// What became of each session of a runtime that was emptied.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DrainAccount {
+    /// The runtime, in the life that was emptied.
+    #[prost(message, optional, tag = "1")]
+    pub holder: ::core::option::Option<Holder>,
+    /// What was to become of its sessions.
+    #[prost(enumeration = "DrainHow", tag = "2")]
+    pub how: i32,
+    /// Who emptied it; empty: it went by itself.
+    #[prost(string, tag = "3")]
+    pub by: ::prost::alloc::string::String,
+    /// Since when, in milliseconds since the Unix epoch.
+    #[prost(uint64, tag = "4")]
+    pub since_ms: u64,
+    /// Whether that life still renews.
+    #[prost(bool, tag = "5")]
+    pub alive: bool,
+    /// Each session that it had then, by id.
+    #[prost(message, repeated, tag = "6")]
+    pub sessions: ::prost::alloc::vec::Vec<Accounted>,
+}
+/// What became of a session.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Accounted {
+    /// The session.
+    #[prost(string, tag = "1")]
+    pub session: ::prost::alloc::string::String,
+    /// Whose it is.
+    #[prost(string, tag = "2")]
+    pub tenant: ::prost::alloc::string::String,
+    /// `remains`, `moved`, `finished`, `waits`, `taken_over`, `lost`.
+    #[prost(string, tag = "3")]
+    pub became: ::prost::alloc::string::String,
+    /// Who has it, had it next, or is to have it next.
+    #[prost(string, tag = "4")]
+    pub to: ::prost::alloc::string::String,
+    /// The epoch at which that one was granted it.
+    #[prost(uint64, tag = "5")]
+    pub epoch: u64,
+    /// Why, if there is something to say.
+    #[prost(string, tag = "6")]
+    pub why: ::prost::alloc::string::String,
+}
+/// A region.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Region {
     /// Its name.
     #[prost(string, tag = "1")]
@@ -2572,6 +2661,9 @@ pub struct Region {
     /// Whether an operator decided.
     #[prost(bool, tag = "5")]
     pub by_operator: bool,
+    /// Providers that fail there.
+    #[prost(message, repeated, tag = "6")]
+    pub outages: ::prost::alloc::vec::Vec<Outage>,
 }
 /// Asks for all regions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2595,6 +2687,43 @@ pub struct SetRegionRequest {
     /// Names this request: repeating it has no second effect.
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
+}
+/// What becomes of the sessions of a runtime that goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DrainHow {
+    /// None.
+    Unspecified = 0,
+    /// Each is let go once what it says is said, for another runtime to go on with.
+    Move = 1,
+    /// Each ends once what it says is said.
+    Finish = 2,
+    /// Each goes on until its user hangs up.
+    Wait = 3,
+}
+impl DrainHow {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DRAIN_HOW_UNSPECIFIED",
+            Self::Move => "DRAIN_HOW_MOVE",
+            Self::Finish => "DRAIN_HOW_FINISH",
+            Self::Wait => "DRAIN_HOW_WAIT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DRAIN_HOW_UNSPECIFIED" => Some(Self::Unspecified),
+            "DRAIN_HOW_MOVE" => Some(Self::Move),
+            "DRAIN_HOW_FINISH" => Some(Self::Finish),
+            "DRAIN_HOW_WAIT" => Some(Self::Wait),
+            _ => None,
+        }
+    }
 }
 /// What is wanted of a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -2846,6 +2975,50 @@ pub mod fleet_client {
                 .insert(GrpcMethod::new("rspp.v1.Fleet", "DrainRuntime"));
             self.inner.unary(req, path, codec).await
         }
+        /// A runtime goes, and says what it had: what becomes of each is accounted for.
+        pub async fn note_drain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BeginDrainRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::BeginDrainResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/rspp.v1.Fleet/NoteDrain");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("rspp.v1.Fleet", "NoteDrain"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What became of each session of a runtime that was emptied.
+        pub async fn account_drain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AccountDrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::DrainAccount>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rspp.v1.Fleet/AccountDrain",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rspp.v1.Fleet", "AccountDrain"));
+            self.inner.unary(req, path, codec).await
+        }
         /// All regions that have runtimes or duties.
         pub async fn list_regions(
             &mut self,
@@ -2950,6 +3123,19 @@ pub mod fleet_server {
             tonic::Response<super::DrainRuntimeResponse>,
             tonic::Status,
         >;
+        /// A runtime goes, and says what it had: what becomes of each is accounted for.
+        async fn note_drain(
+            &self,
+            request: tonic::Request<super::BeginDrainRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::BeginDrainResponse>,
+            tonic::Status,
+        >;
+        /// What became of each session of a runtime that was emptied.
+        async fn account_drain(
+            &self,
+            request: tonic::Request<super::AccountDrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::DrainAccount>, tonic::Status>;
         /// All regions that have runtimes or duties.
         async fn list_regions(
             &self,
@@ -3248,6 +3434,94 @@ pub mod fleet_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DrainRuntimeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rspp.v1.Fleet/NoteDrain" => {
+                    #[allow(non_camel_case_types)]
+                    struct NoteDrainSvc<T: Fleet>(pub Arc<T>);
+                    impl<T: Fleet> tonic::server::UnaryService<super::BeginDrainRequest>
+                    for NoteDrainSvc<T> {
+                        type Response = super::BeginDrainResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::BeginDrainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Fleet>::note_drain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NoteDrainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rspp.v1.Fleet/AccountDrain" => {
+                    #[allow(non_camel_case_types)]
+                    struct AccountDrainSvc<T: Fleet>(pub Arc<T>);
+                    impl<
+                        T: Fleet,
+                    > tonic::server::UnaryService<super::AccountDrainRequest>
+                    for AccountDrainSvc<T> {
+                        type Response = super::DrainAccount;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AccountDrainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Fleet>::account_drain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AccountDrainSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -5682,7 +5956,7 @@ pub struct RouteRequest {
     pub token_ttl_seconds: u32,
 }
 /// Where a session runs.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Route {
     /// How the client gets there.
     #[prost(message, optional, tag = "1")]
@@ -5714,6 +5988,25 @@ pub struct Route {
     /// Names the state of the rollout.
     #[prost(string, tag = "10")]
     pub version_resolution_snapshot: ::prost::alloc::string::String,
+    /// Why there: `held`, `reserved`, `nearest`, `region_passed`, `outage_alternate`, `outage_region`.
+    #[prost(string, tag = "11")]
+    pub placing: ::prost::alloc::string::String,
+    /// Regions that it would have gone to first, and why it did not.
+    #[prost(message, repeated, tag = "12")]
+    pub passed: ::prost::alloc::vec::Vec<Passed>,
+    /// The provider that fails where it would have gone, if that decided.
+    #[prost(message, optional, tag = "13")]
+    pub outage: ::core::option::Option<Outage>,
+}
+/// A region that was passed over.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Passed {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub region: ::prost::alloc::string::String,
+    /// Why.
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
 }
 /// A signed token.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -5740,7 +6033,7 @@ pub struct GetStatusRequest {
     pub session: ::prost::alloc::string::String,
 }
 /// How a session goes.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SessionStatus {
     /// The session.
     #[prost(string, tag = "1")]
@@ -5766,6 +6059,25 @@ pub struct SessionStatus {
     /// Since when, in milliseconds since the Unix epoch.
     #[prost(uint64, tag = "8")]
     pub since_ms: u64,
+    /// Who had it before, oldest first.
+    #[prost(message, repeated, tag = "9")]
+    pub past: ::prost::alloc::vec::Vec<Past>,
+}
+/// An earlier holder of a session.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Past {
+    /// Who.
+    #[prost(message, optional, tag = "1")]
+    pub holder: ::core::option::Option<Holder>,
+    /// At which epoch.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// How it went to the next: `released`, `handed_over`, `taken_over`.
+    #[prost(string, tag = "3")]
+    pub how: ::prost::alloc::string::String,
+    /// When, in milliseconds since the Unix epoch.
+    #[prost(uint64, tag = "4")]
+    pub at_ms: u64,
 }
 /// Asks for sessions.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -10,8 +10,8 @@ mod placement;
 mod term;
 
 pub use placement::{
-    Acquire, Fuse, Granted, Placement, Refusal, Revoke, Seen, Standing, Vacated, abandon, acquire,
-    after_restore, check, end, light, release, revoke,
+    Acquire, Fuse, Granted, MAX_PAST, Over, Passed, Past, Placement, Refusal, Revoke, Seen,
+    Standing, Vacated, abandon, acquire, after_restore, check, end, light, release, revoke,
 };
 pub use rspp_proto::control::{Attempt, Binding, Holder, Incarnation, WhyRevoked};
 pub use term::{DEFAULT_TTL, MIN_TTL, Term, TermError};

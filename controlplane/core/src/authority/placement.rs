@@ -67,6 +67,59 @@ pub enum Standing {
     },
 }
 
+/// How a session went from one holder to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Passed {
+    /// Its holder gave it up by itself.
+    Released,
+    /// Its holder let go because it was told to.
+    HandedOver,
+    /// Its holder was gone, or had not let go in time.
+    TakenOver,
+}
+
+impl Passed {
+    /// Its name, as records and commands write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Released => "released",
+            Self::HandedOver => "handed_over",
+            Self::TakenOver => "taken_over",
+        }
+    }
+}
+
+/// An earlier holder of a session, for people and accounts; nothing is decided by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Past {
+    /// Who.
+    pub holder: Holder,
+    /// At which epoch.
+    pub epoch: Epoch,
+    /// How it went to the next.
+    pub how: Passed,
+    /// When the next was granted it.
+    pub at: WallClock,
+}
+
+/// Most earlier holders that are remembered; the oldest are forgotten first.
+pub const MAX_PAST: usize = 16;
+
+/// How a session came to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Over {
+    /// Its holder ended it, and said why.
+    Ended {
+        /// Why.
+        why: String,
+    },
+    /// Nobody spoke for it, and nobody took it up in time.
+    Abandoned,
+}
+
 /// A session's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -83,6 +136,12 @@ pub struct Placement {
     pub standing: Standing,
     /// When the epoch was granted, for people to read; nothing is decided by it.
     pub since: WallClock,
+    /// Who had it before, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past: Vec<Past>,
+    /// How it came to its end, if it has; older records do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over: Option<Over>,
 }
 
 #[cfg(test)]
@@ -101,11 +160,29 @@ impl Placement {
             attempt: Attempt(1),
             standing,
             since: WallClock(0),
+            past: Vec::new(),
+            over: None,
         }
     }
 }
 
 impl Placement {
+    /// Who had it before, now that `next` is granted it.
+    fn past_before(&self, next: &Holder, how: Passed, now: WallClock) -> Vec<Past> {
+        let mut past = self.past.clone();
+        if let Some(last) = self.last_holder().filter(|last| *last != next) {
+            past.push(Past {
+                holder: last.clone(),
+                epoch: self.epoch,
+                how,
+                at: now,
+            });
+        }
+        let forgotten = past.len().saturating_sub(MAX_PAST);
+        past.drain(..forgotten);
+        past
+    }
+
     /// Who may write now, if anybody.
     pub fn holder(&self) -> Option<&Holder> {
         match &self.standing {
@@ -235,17 +312,19 @@ pub fn acquire(
     ask: &Acquire,
     now: WallClock,
 ) -> Result<Granted, Refusal> {
-    let grant = |epoch, binding: &Binding| Placement {
+    let grant = |epoch, binding: &Binding, past| Placement {
         session: ask.session.clone(),
         binding: binding.clone(),
         epoch,
         attempt: ask.attempt,
         standing: Standing::Held { by: ask.by.clone() },
         since: now,
+        past,
+        over: None,
     };
     let Some(current) = current else {
         return Ok(Granted {
-            placement: grant(Epoch::FIRST, &ask.binding),
+            placement: grant(Epoch::FIRST, &ask.binding, Vec::new()),
             taken_over: false,
             repeated: false,
         });
@@ -266,15 +345,16 @@ pub fn acquire(
             Err(Refusal::Overtaken)
         };
     }
-    let taken_over = match &current.standing {
-        Standing::Held { by } if *by == ask.by => false,
+    let passed = match &current.standing {
+        // Nobody else had it meanwhile.
+        Standing::Held { by } if *by == ask.by => Passed::Released,
         Standing::Held { by } if seen.holder_alive => {
             return Err(Refusal::Held {
                 by: by.clone(),
                 epoch: current.epoch,
             });
         }
-        Standing::Held { .. } => true,
+        Standing::Held { .. } => Passed::TakenOver,
         Standing::Revoking { from, fuse, .. } => {
             let still_may = seen.holder_alive && (*fuse == Fuse::Unlit || seen.fuse_burns);
             if still_may {
@@ -283,9 +363,12 @@ pub fn acquire(
                     epoch: current.epoch,
                 });
             }
-            true
+            Passed::TakenOver
         }
-        Standing::Vacant { .. } => false,
+        Standing::Vacant { how, .. } => match how {
+            Vacated::Released => Passed::Released,
+            Vacated::HandedOver => Passed::HandedOver,
+        },
         Standing::Ended { .. } => return Err(Refusal::Ended),
     };
     if let Some(runtime) = current.reserved()
@@ -296,9 +379,10 @@ pub fn acquire(
             runtime: runtime.clone(),
         });
     }
+    let past = current.past_before(&ask.by, passed, now);
     Ok(Granted {
-        placement: grant(current.epoch.next(), &current.binding),
-        taken_over,
+        placement: grant(current.epoch.next(), &current.binding, past),
+        taken_over: passed == Passed::TakenOver,
         repeated: false,
     })
 }
@@ -349,11 +433,15 @@ pub fn release(
     }))
 }
 
+/// Longest reason of an end that is kept, in characters.
+const MAX_WHY: usize = 256;
+
 /// Ends a session for good, by its holder. Repeating it changes nothing.
 pub fn end(
     current: Option<&Placement>,
     by: &Holder,
     epoch: Epoch,
+    why: &str,
     now: WallClock,
 ) -> Result<Option<Placement>, Refusal> {
     let Some(placement) = current else {
@@ -370,6 +458,9 @@ pub fn end(
             last: by.clone(),
             at: now,
         },
+        over: Some(Over::Ended {
+            why: why.chars().take(MAX_WHY).collect(),
+        }),
         ..placement.clone()
     }))
 }
@@ -389,6 +480,7 @@ pub fn abandon(current: &Placement, holder_alive: bool, now: WallClock) -> Optio
             last: last.clone(),
             at: now,
         },
+        over: Some(Over::Abandoned),
         ..current.clone()
     })
 }
@@ -533,6 +625,8 @@ mod tests {
             attempt: Attempt(1),
             standing,
             since: WallClock(0),
+            past: Vec::new(),
+            over: None,
         }
     }
 
@@ -741,10 +835,12 @@ mod tests {
         let released = release(Some(&held("a")), &a, epoch(7)).unwrap().unwrap();
         assert_eq!(release(Some(&released), &a, epoch(7)), Ok(None));
         assert!(release(Some(&released), &a, epoch(6)).is_err());
-        let ended = end(Some(&held("a")), &a, epoch(7), NOW).unwrap().unwrap();
-        assert_eq!(end(Some(&ended), &a, epoch(7), NOW), Ok(None));
+        let ended = end(Some(&held("a")), &a, epoch(7), "over", NOW)
+            .unwrap()
+            .unwrap();
+        assert_eq!(end(Some(&ended), &a, epoch(7), "over", NOW), Ok(None));
         assert_eq!(
-            end(Some(&ended), &holder("b"), epoch(7), NOW),
+            end(Some(&ended), &holder("b"), epoch(7), "over", NOW),
             Err(Refusal::Ended)
         );
         let order = Revoke {
@@ -833,7 +929,7 @@ mod tests {
                         acquire(current.as_ref(), seen, &ask, WallClock(1)).ok().map(|g| g.placement)
                     }
                     Step::Release(by) => release(current.as_ref(), &holder(name(by)), epoch).ok().flatten(),
-                    Step::End(by) => end(current.as_ref(), &holder(name(by)), epoch, NOW).ok().flatten(),
+                    Step::End(by) => end(current.as_ref(), &holder(name(by)), epoch, "over", NOW).ok().flatten(),
                     Step::Abandon(alive) => {
                         current.as_ref().and_then(|it| abandon(it, alive, NOW))
                     }

@@ -18,7 +18,7 @@ use rspp_controlplane_api::{
 };
 use rspp_proto::{
     Region, RuntimeId, SessionId,
-    control::{Description, Holder, Load},
+    control::{Description, Emptying, Holder, Load},
 };
 use serde_json::json;
 use tonic::{Request, Response, Status};
@@ -161,14 +161,52 @@ impl Fleet for FleetService {
         let runtime: wire::Runtime = plane
             .change(asked, || plane.on_duty(&by, &id, duty, message.migrate))
             .await?;
-        if message.migrate && duty == Duty::Draining {
-            plane.move_all(&id, WhyRevoked::Drain).await?;
+        if duty == Duty::Draining {
+            let how = if message.migrate {
+                Emptying::Move
+            } else {
+                Emptying::Wait
+            };
+            plane.goes(&id, how, by.actor).await?;
+            if message.migrate {
+                plane.move_all(&id, WhyRevoked::Drain).await?;
+            }
         }
         let left = plane.placed().get(&id).copied().unwrap_or_default();
         Ok(Response::new(wire::DrainRuntimeResponse {
             runtime: Some(runtime),
             left,
         }))
+    }
+
+    async fn note_drain(
+        &self,
+        request: Request<wire::BeginDrainRequest>,
+    ) -> Result<Response<wire::BeginDrainResponse>, Status> {
+        let plane = &self.0;
+        let by = wire::Holder::required(request.get_ref().by.clone()).map_err(Failure::from)?;
+        plane.admit_holder(&request, Operation::JoinFleet, &by.runtime)?;
+        let message = request.into_inner();
+        let how: Emptying = message.how().try_into().map_err(Failure::from)?;
+        let sessions = message.sessions.iter().map(|it| text("sessions", it));
+        let sessions: Result<Vec<SessionId>, WireError> = sessions.collect();
+        let sessions = sessions.map_err(Failure::from)?;
+        plane.note_drain(&by, how, None, sessions).await?;
+        Ok(Response::new(wire::BeginDrainResponse {}))
+    }
+
+    async fn account_drain(
+        &self,
+        request: Request<wire::AccountDrainRequest>,
+    ) -> Result<Response<wire::DrainAccount>, Status> {
+        let plane = &self.0;
+        let name = request.get_ref().runtime.clone();
+        plane.admit(&request, Operation::ReadFleet, None, &name)?;
+        let message = request.into_inner();
+        let id = text::<RuntimeId>("runtime", &name).map_err(Failure::from)?;
+        Ok(Response::new(
+            plane.drain_account(&id, message.incarnation).await?,
+        ))
     }
 
     async fn list_regions(
@@ -279,13 +317,14 @@ impl Plane {
         duty: Option<RegionDuty>,
     ) -> Result<Decided<wire::Region>, Failure> {
         let key = keys::region(region);
-        let (_, entry) = self.read::<RegionRecord>(&key).await?;
+        let (before, entry) = self.read::<RegionRecord>(&key).await?;
         let record = RegionRecord {
             duty: duty.unwrap_or(RegionDuty::Serving),
             by_operator: duty.is_some(),
+            incidents: before.unwrap_or_default().incidents,
         };
         let detail = json!({ "duty": record.duty, "by_operator": record.by_operator });
-        let answer = seen(region, Some(record), &self.sights());
+        let answer = seen(region, Some(record.clone()), &self.sights());
         Ok(Decided {
             txn: Txn::default()
                 .when(Compare::unchanged(&key, entry.as_ref()))
@@ -377,8 +416,8 @@ impl Plane {
 
 /// A region as it seems to be among all runtimes.
 fn seen(region: &Region, record: Option<RegionRecord>, sights: &[fleet::Sight]) -> wire::Region {
-    let duty = record.map_or(RegionDuty::Serving, |it| it.duty);
-    let duty = match duty {
+    let record = record.unwrap_or_default();
+    let duty = match record.duty {
         RegionDuty::Serving => wire::RegionDuty::Serving,
         RegionDuty::Leaving(FailoverMode::Drain) => wire::RegionDuty::Drain,
         RegionDuty::Leaving(FailoverMode::Migrate) => wire::RegionDuty::Migrate,
@@ -393,7 +432,12 @@ fn seen(region: &Region, record: Option<RegionRecord>, sights: &[fleet::Sight]) 
         duty: duty.into(),
         runtimes: there().count() as u32,
         well: there().filter(is_well).count() as u32,
-        by_operator: record.is_some_and(|it| it.by_operator),
+        by_operator: record.by_operator,
+        outages: record
+            .incidents
+            .into_iter()
+            .map(|it| it.outage.into())
+            .collect(),
     }
 }
 

@@ -137,12 +137,12 @@ impl Placements for PlacementsService {
         let writer = Writer::from_wire(message.by.clone(), &message.session, message.epoch);
         let writer = writer.map_err(Failure::from)?;
         let leave = if message.end {
-            Leave::End
+            Leave::end(&message.why)
         } else {
             Leave::Release
         };
         plane.admit_holder(&request, Operation::HoldLeases, &writer.by.runtime)?;
-        plane.settle(|| plane.left(&writer, leave)).await??;
+        plane.settle(|| plane.left(&writer, &leave)).await??;
         Ok(Response::new(wire::ReleaseResponse {}))
     }
 }
@@ -462,7 +462,7 @@ impl Plane {
     async fn left(
         &self,
         writer: &Writer,
-        leave: Leave,
+        leave: &Leave,
     ) -> Result<(Option<Write>, Result<(), Failure>), Failure> {
         let key = keys::placement(&writer.session);
         let (current, entry) = self.read::<Placement>(&key).await?;
@@ -471,7 +471,13 @@ impl Plane {
         let is_marked = mark.is_some_and(|mark| mark.epoch == writer.epoch);
         let decided = match leave {
             Leave::Release => authority::release(current.as_ref(), &writer.by, writer.epoch),
-            Leave::End => authority::end(current.as_ref(), &writer.by, writer.epoch, wall_clock()),
+            Leave::End { why } => authority::end(
+                current.as_ref(),
+                &writer.by,
+                writer.epoch,
+                why,
+                wall_clock(),
+            ),
         };
         let let_go = || {
             let unchanged = Compare::unchanged(&mark_key, mark_entry.as_ref());
@@ -485,7 +491,7 @@ impl Plane {
                     .delete(mark_key.clone());
                 let write = match leave {
                     Leave::Release => Write::Plain(txn),
-                    Leave::End => {
+                    Leave::End { .. } => {
                         txn.then.push(Op::DeleteAll(keys::states(&writer.session)));
                         let tenant = after.binding.tenant;
                         Write::Closes { txn, tenant }

@@ -1,14 +1,16 @@
 //! Where sessions run, how they go, who may connect (F-094, F-099, F-101, F-119, F-159).
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::future::try_join_all;
 use prost::Message as _;
 use rspp_controlplane::{
     access::{Operation, Principal},
+    audit::Record,
     authority::{Placement, Refusal, Revoke, Standing, WhyRevoked},
     fleet::Endpoint,
-    keys, routing,
+    keys,
+    routing::{self, Choice},
     status::{self, Report},
     store::{Compare, Query, Txn, bytes, parse},
     token::SessionClaims,
@@ -20,14 +22,14 @@ use rspp_controlplane_api::{
 use rspp_proto::{
     Epoch, PipelineVersion, RuntimeId, SessionId, TenantId,
     abi::OutcomeKind,
-    control::{Holder, Versions},
+    control::{Holder, Outage, Versions},
 };
 use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use super::placements::line_of;
 use crate::{
-    audit::done,
+    audit::{Note, done},
     commit::{Asked, Decided},
     failure::Failure,
     plane::{Plane, next_page, page_size, wall_clock},
@@ -203,16 +205,42 @@ fn named(tenant: &str, session: &str) -> Result<(TenantId, SessionId), Failure> 
 
 /// Where a session goes, before the token for it is signed.
 struct Target {
-    endpoint: Endpoint,
-    runtime: RuntimeId,
-    region: rspp_proto::Region,
+    to: Whereto,
     pipeline: PipelineVersion,
     versions: Versions,
     why: &'static str,
     epoch: Option<Epoch>,
     decision: Option<wire::Decision>,
-    view: String,
     version_resolution: String,
+}
+
+/// To whom, and why to that one.
+struct Whereto {
+    endpoint: Endpoint,
+    runtime: RuntimeId,
+    region: rspp_proto::Region,
+    view: String,
+    placing: &'static str,
+    passed: Vec<wire::Passed>,
+    outage: Option<Outage>,
+}
+
+impl From<Choice> for Whereto {
+    fn from(choice: Choice) -> Self {
+        let passed = choice.passed.into_iter().map(|(region, why)| wire::Passed {
+            region: region.to_string(),
+            why: why.as_str().to_owned(),
+        });
+        Self {
+            endpoint: choice.endpoint,
+            runtime: choice.runtime,
+            region: choice.region,
+            view: choice.view,
+            placing: choice.placing.as_str(),
+            passed: passed.collect(),
+            outage: choice.outage,
+        }
+    }
 }
 
 impl Plane {
@@ -308,16 +336,16 @@ impl Plane {
             tenant: ask.tenant.clone(),
             pipeline: target.pipeline.clone(),
             versions: target.versions,
-            runtime: target.runtime.clone(),
+            runtime: target.to.runtime.clone(),
             epoch: target.epoch,
             transport: ask.transport.clone(),
             iat: issued,
             exp: issued + ttl.as_secs(),
         };
         Ok(wire::Route {
-            endpoint: Some(target.endpoint.into()),
-            runtime: target.runtime.to_string(),
-            region: target.region.to_string(),
+            endpoint: Some(target.to.endpoint.into()),
+            runtime: target.to.runtime.to_string(),
+            region: target.to.region.to_string(),
             pipeline: target.pipeline.to_string(),
             why: target.why.to_owned(),
             token: Some(wire::SessionToken {
@@ -327,8 +355,11 @@ impl Plane {
             }),
             epoch: target.epoch.map_or(0, Epoch::get),
             decision: target.decision,
-            routing_view_snapshot: target.view,
+            routing_view_snapshot: target.to.view,
             version_resolution_snapshot: target.version_resolution,
+            placing: target.to.placing.to_owned(),
+            passed: target.to.passed,
+            outage: target.to.outage.map(Into::into),
         })
     }
 
@@ -336,16 +367,13 @@ impl Plane {
     /// was bound to.
     fn route_again(&self, ask: &RouteAsk, placement: &Placement) -> Result<Target, Failure> {
         let bound = &placement.binding;
-        let settled = |endpoint, runtime, region, view, epoch| Target {
-            endpoint,
-            runtime,
-            region,
+        let target = |to: Whereto, epoch| Target {
+            to,
             pipeline: bound.pipeline.clone(),
             versions: bound.versions(),
             why: "bound",
             epoch,
             decision: None,
-            view,
             version_resolution: String::new(),
         };
         match &placement.standing {
@@ -356,15 +384,21 @@ impl Plane {
                 let endpoints = runtime.description.endpoints.into_iter();
                 let mut fitting = endpoints.filter(|it| it.transport == ask.transport);
                 if let Some(endpoint) = fitting.next() {
-                    let region = runtime.description.region;
-                    let view = self.view()?.name();
-                    let epoch = Some(placement.epoch);
-                    return Ok(settled(endpoint, by.runtime.clone(), region, view, epoch));
+                    let held = Whereto {
+                        endpoint,
+                        runtime: by.runtime.clone(),
+                        region: runtime.description.region,
+                        view: self.view()?.name(),
+                        placing: "held",
+                        passed: Vec::new(),
+                        outage: None,
+                    };
+                    return Ok(target(held, Some(placement.epoch)));
                 }
             }
             Standing::Held { .. } | Standing::Revoking { .. } | Standing::Vacant { .. } => {}
         }
-        let mut request = Self::request(ask);
+        let mut request = self.request(ask, &line_of(&bound.pipeline));
         let view = self.view()?;
         // Who is to have it next comes first; who lets go of it does not come again.
         if let Standing::Revoking { from, .. } = &placement.standing {
@@ -374,23 +408,38 @@ impl Plane {
             let mut only = view.clone();
             only.runtimes.retain(|id, _| id == reserved);
             if let Ok(choice) = routing::choose(&only, &request) {
-                return Ok(settled(
-                    choice.endpoint,
-                    choice.runtime,
-                    choice.region,
-                    choice.view,
-                    None,
-                ));
+                let reserved = Whereto {
+                    placing: "reserved",
+                    ..choice.into()
+                };
+                return Ok(target(reserved, None));
             }
         }
         let choice = routing::choose(&view, &request)?;
-        Ok(settled(
-            choice.endpoint,
-            choice.runtime,
-            choice.region,
-            choice.view,
-            None,
-        ))
+        self.sent(ask, &choice);
+        Ok(target(choice.into(), None))
+    }
+
+    /// Counts where a session is sent; what is done about an outage is told the audit trail, once for each
+    /// tenant.
+    fn sent(&self, ask: &RouteAsk, choice: &Choice) {
+        if !self.shared.tally.placed(&ask.tenant, &ask.session, choice) {
+            return;
+        }
+        let passed = choice.passed.iter();
+        let passed: BTreeMap<_, _> = passed.map(|(region, why)| (region, why.as_str())).collect();
+        let detail = json!({
+            "placing": choice.placing.as_str(),
+            "outage": choice.outage,
+            "passed": passed,
+            "region": choice.region,
+            "runtime": choice.runtime,
+            "view": choice.view,
+        });
+        let name = ask.session.as_str();
+        let mut record = Record::automatic(wall_clock(), "outage_answered", name, detail);
+        record.tenant = Some(ask.tenant.clone());
+        self.note(Note::happened(record));
     }
 
     async fn route_new(&self, ask: &RouteAsk) -> Result<Target, Failure> {
@@ -402,22 +451,21 @@ impl Plane {
             self.shared.tally.decided(&ask.tenant, &decision);
             return Err(Failure::NotAdmitted(Box::new(decision)));
         }
-        let choice = routing::choose(&self.view()?, &Self::request(ask))?;
+        let request = self.request(ask, &line_of(&pipeline));
+        let choice = routing::choose(&self.view()?, &request)?;
+        self.sent(ask, &choice);
         Ok(Target {
-            endpoint: choice.endpoint,
-            runtime: choice.runtime,
-            region: choice.region,
+            to: choice.into(),
             versions: self.versions(&ask.tenant, &ask.session, &pipeline),
             pipeline,
             why,
             epoch: None,
             decision: Some(to::decision(&decision)),
-            view: choice.view,
             version_resolution,
         })
     }
 
-    fn request(ask: &RouteAsk) -> routing::Request {
+    fn request(&self, ask: &RouteAsk, line: &str) -> routing::Request {
         routing::Request {
             tenant: ask.tenant.clone(),
             session: ask.session.clone(),
@@ -425,6 +473,11 @@ impl Plane {
             latencies_ms: ask.latencies_ms.clone(),
             needs: ask.needs.clone(),
             except: ask.except.clone(),
+            answers: self
+                .governance()
+                .outages
+                .answers(&ask.tenant, line)
+                .to_vec(),
         }
     }
 }

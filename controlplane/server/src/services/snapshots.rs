@@ -8,6 +8,7 @@ use rspp_controlplane_api::{
     Snapshot, SnapshotKind, SnapshotUpdate, WireError,
     wire::{self, snapshots_server::Snapshots},
 };
+use rspp_proto::control::Outage;
 use serde_json::json;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -151,6 +152,14 @@ impl Plane {
         let (name, revision, document) = match kind {
             SnapshotKind::RoutingView => {
                 let regions = shared.regions.records();
+                let outages: BTreeMap<String, Vec<Outage>> = regions
+                    .iter()
+                    .filter(|(_, record)| !record.incidents.is_empty())
+                    .map(|(key, record)| {
+                        let incidents = record.incidents.iter();
+                        (key.last(), incidents.map(|it| it.outage.clone()).collect())
+                    })
+                    .collect();
                 let regions: BTreeMap<String, RegionDuty> = regions
                     .iter()
                     .map(|(key, record)| (key.last(), record.duty))
@@ -167,7 +176,8 @@ impl Plane {
                 });
                 let runtimes: Vec<_> = runtimes.collect();
                 let revision = self.view_version();
-                let document = json!({ "runtimes": runtimes, "regions": regions });
+                let document =
+                    json!({ "runtimes": runtimes, "regions": regions, "outages": outages });
                 (format!("routing-view/{revision}"), revision, document)
             }
             SnapshotKind::VersionResolution => {

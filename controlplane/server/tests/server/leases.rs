@@ -406,8 +406,14 @@ async fn only_the_holder_writes_what_is_kept() {
         "{refused:?}"
     );
     // Once it is over, nothing is kept and nobody has it again.
-    a.client.release(a.writer(&next), Leave::End).await.unwrap();
-    a.client.release(a.writer(&next), Leave::End).await.unwrap();
+    a.client
+        .release(a.writer(&next), Leave::end("the user hung up"))
+        .await
+        .unwrap();
+    a.client
+        .release(a.writer(&next), Leave::end("the user hung up"))
+        .await
+        .unwrap();
     let left = rig
         .store
         .list(Query::first(keys::states(&SessionId::new("s").unwrap())))
@@ -554,7 +560,7 @@ async fn a_status_follows_its_holder() {
     assert_eq!(told.await.unwrap(), std::slice::from_ref(&lease.session));
     assert_eq!(status().await.0, wire::SessionPhase::Running);
     a.client
-        .release(a.writer(&lease), Leave::End)
+        .release(a.writer(&lease), Leave::end("the user hung up"))
         .await
         .unwrap();
     assert_eq!(status().await.0, wire::SessionPhase::Ended);

@@ -8,9 +8,11 @@
 
 mod access;
 mod audit;
+mod draining;
 mod expiry;
 mod ground;
 mod leases;
+mod outages;
 mod placing;
 mod registry;
 mod retention;

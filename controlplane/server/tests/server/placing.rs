@@ -21,6 +21,7 @@ const READY: Load = Load {
     cpu_percent: 0,
     ready: true,
     overloaded: false,
+    outages: Vec::new(),
 };
 
 /// The runtimes that so many new sessions are sent to, and how many to each.

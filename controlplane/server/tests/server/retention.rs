@@ -29,7 +29,10 @@ async fn what_is_over_is_forgotten() {
     a.acquire("kept", 1).await.unwrap();
     b.acquire("orphan", 1).await.unwrap();
     let over = a.acquire("over", 1).await.unwrap();
-    a.client.release(a.writer(&over), Leave::End).await.unwrap();
+    a.client
+        .release(a.writer(&over), Leave::end("the user hung up"))
+        .await
+        .unwrap();
     b.fall_silent();
     let is_there = async |key| rig.store.get(&key).await.unwrap().is_some();
     let session = |name: &str| keys::placement(&SessionId::new(name).unwrap());

@@ -219,7 +219,7 @@ impl Rig {
                 .await;
             let fleet = fleet.unwrap().runtimes;
             let is_ready = |it: &wire::Runtime| {
-                it.holder.as_ref().unwrap().runtime == name && it.load.unwrap().ready
+                it.holder.as_ref().unwrap().runtime == name && it.load.as_ref().unwrap().ready
             };
             if fleet.iter().any(is_ready) {
                 return node;
@@ -309,7 +309,7 @@ impl Node {
 
     /// It fares like this from now on, and says so.
     pub(crate) async fn fares(&self, load: Load) {
-        *self.load.lock().unwrap() = load;
+        *self.load.lock().unwrap() = load.clone();
         self.client
             .heartbeat(&self.joined.holder, load)
             .await
@@ -327,7 +327,7 @@ impl Node {
                 if matches!(renewed, Err(ControlError::HolderGone { .. })) {
                     return;
                 }
-                let load = *load.lock().unwrap();
+                let load = load.lock().unwrap().clone();
                 let _ = client.heartbeat(&holder, load).await;
             }
         }));

@@ -118,7 +118,7 @@ async fn a_route_has_an_endpoint_a_version_and_a_token() {
         ("a", Some(lease.epoch))
     );
     a.client
-        .release(a.writer(&lease), Leave::End)
+        .release(a.writer(&lease), Leave::end("the user hung up"))
         .await
         .unwrap();
     let over = rig.client("runtime/b").route(ask).await;
@@ -185,7 +185,7 @@ async fn a_tenant_opens_as_many_sessions_as_it_may() {
     let error = a.acquire("s-3", 1).await.unwrap_err();
     assert!(error.is_transient(), "{error:?}");
     a.client
-        .release(a.writer(&first), Leave::End)
+        .release(a.writer(&first), Leave::end("the user hung up"))
         .await
         .unwrap();
     a.acquire("s-3", 1).await.unwrap();

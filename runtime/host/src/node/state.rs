@@ -52,8 +52,8 @@ impl NodeStates {
     }
 
     /// The session is over for good: what it has stored is forgotten, unless another has taken it over.
-    pub(crate) async fn close(&self, lease: &Lease) {
-        if let Err(error) = self.store.close(lease).await {
+    pub(crate) async fn close(&self, lease: &Lease, why: &str) {
+        if let Err(error) = self.store.close(lease, why).await {
             tracing::debug!(session = %lease.session, %error, "durable state is not ours to forget");
         }
     }

@@ -10,7 +10,10 @@ use rspp_controlplane_api::{
     Unproven, Wanted,
 };
 use rspp_kernel::keeper::{Ask, Denial, Duty, Keeper, Parting};
-use rspp_proto::{Epoch, Monotonic, SessionId, control::Load};
+use rspp_proto::{
+    Epoch, Monotonic, SessionId,
+    control::{Emptying, Load},
+};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
@@ -49,6 +52,7 @@ enum Told {
     Request(Box<Carried>),
     Duty(Result<NodeDuty, ControlError>),
     Reported(Result<Vec<SessionId>, ControlError>),
+    Going(Result<(), ControlError>),
     /// A view of the fleet that was fetched by itself, and how old it was when it was sent.
     View(Result<(Snapshot, Duration), String>),
 }
@@ -69,6 +73,8 @@ pub(crate) struct ControlPlaneLink {
     carrier: Carrier,
     under_way: FuturesUnordered<BoxFuture<'static, Told>>,
     wishes: BTreeMap<SessionId, Wish>,
+    /// Why sessions are over that are being parted with.
+    last_words: BTreeMap<(SessionId, Epoch), String>,
     news: News,
     /// Who waits for a view that is being fetched.
     refreshing: Vec<oneshot::Sender<Result<(), String>>>,
@@ -106,6 +112,7 @@ impl ControlPlaneLink {
             around,
             under_way: FuturesUnordered::new(),
             wishes: BTreeMap::new(),
+            last_words: BTreeMap::new(),
             news,
             refreshing: Vec::new(),
             snapshots: None,
@@ -167,8 +174,12 @@ impl ControlPlaneLink {
                     session,
                     epoch,
                     how,
+                    why,
                 } => {
                     self.around.shared.lost(&session, epoch);
+                    if let Some(why) = why {
+                        self.last_words.insert((session.clone(), epoch), why);
+                    }
                     self.keeper.part(now, &session, epoch, how);
                     self.forget(&session, epoch);
                 }
@@ -210,6 +221,8 @@ impl ControlPlaneLink {
                 tracing::debug!(%error, "sessions were not reported");
                 self.around.roster.say_again();
             }
+            Told::Going(Ok(())) => {}
+            Told::Going(Err(error)) => tracing::warn!(%error, "what is here was not told"),
             Told::View(fetched) => self.refreshed(fetched),
         }
     }
@@ -221,7 +234,10 @@ impl ControlPlaneLink {
 
     fn ordered(&mut self, order: Order) {
         match order {
-            Order::Drain => self.duty(NodeDuty::Draining),
+            Order::Drain => {
+                self.duty(NodeDuty::Draining);
+                self.say_what_is_here();
+            }
             Order::Serve => self.duty(NodeDuty::Serving),
             Order::Settled => {}
             Order::Revoke(Revocation {
@@ -234,6 +250,20 @@ impl ControlPlaneLink {
                 self.keeper.told_to_let_go(self.now(), &session, epoch);
                 self.carry_out();
             }
+        }
+    }
+
+    /// An operator empties the node: what it has is accounted for, also what the control plane's own view had
+    /// not shown yet. How the sessions go is the operator's word.
+    fn say_what_is_here(&mut self) {
+        if let Some(holder) = &self.carrier.holder {
+            let sessions = self.around.shared.held();
+            let told = self
+                .config
+                .plane
+                .begin_drain(holder, Emptying::Wait, sessions);
+            self.under_way
+                .push(Box::pin(async { Told::Going(told.await) }));
         }
     }
 
@@ -290,7 +320,13 @@ impl ControlPlaneLink {
                         }
                         Ask::Join | Ask::Renew { .. } | Ask::Part { .. } => None,
                     };
-                    let carried = self.carrier.carry(request, ask, wanted);
+                    let why = match &ask {
+                        Ask::Part { session, epoch, .. } => {
+                            self.last_words.get(&(session.clone(), *epoch)).cloned()
+                        }
+                        Ask::Join | Ask::Renew { .. } | Ask::Acquire { .. } => None,
+                    };
+                    let carried = self.carrier.carry(request, ask, wanted, why);
                     let told = async { Told::Request(Box::new(carried.await)) };
                     self.under_way.push(Box::pin(told));
                 }
@@ -501,6 +537,8 @@ impl ControlPlaneLink {
         // Wishes that came to nothing while nobody waited.
         let keeper = &self.keeper;
         self.wishes.retain(|session, _| keeper.knows(session));
+        self.last_words
+            .retain(|(session, _), _| keeper.knows(session));
         let load = self.load();
         let beat = self.config.plane.heartbeat(holder, load);
         self.under_way
@@ -524,6 +562,7 @@ impl ControlPlaneLink {
                 Felt::Severe => true,
                 Felt::Normal | Felt::High => false,
             },
+            outages: self.around.shared.outages(),
         }
     }
 

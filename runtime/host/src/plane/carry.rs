@@ -42,12 +42,13 @@ pub(super) struct Carrier {
 }
 
 impl Carrier {
-    /// Carries a request. `wanted` says what a session that is asked for is bound to.
+    /// Carries a request. `wanted` says what a session that is asked for is bound to, `why` why one is over.
     pub(super) fn carry(
         &self,
         request: RequestId,
         ask: Ask,
         wanted: Option<Wanted>,
+        why: Option<String>,
     ) -> BoxFuture<'static, Carried> {
         if ask == Ask::Join {
             return self.join(request);
@@ -120,7 +121,7 @@ impl Carrier {
             } => {
                 let leave = match how {
                     Parting::Release => Leave::Release,
-                    Parting::End => Leave::End,
+                    Parting::End => Leave::end(why.unwrap_or_default()),
                 };
                 let released = plane.release(Writer { by, session, epoch }, leave);
                 async move {

@@ -113,6 +113,7 @@ impl Leases for PlaneLeases {
                 session: lease.session.clone(),
                 epoch: lease.epoch,
                 how: Parting::Release,
+                why: None,
             });
         }
         Ok(())

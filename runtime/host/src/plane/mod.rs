@@ -26,7 +26,7 @@ use rspp_controlplane_api::{
 use rspp_kernel::keeper::KeeperPolicy;
 use rspp_proto::{
     RuntimeId, SessionId, TenantId,
-    control::{Description, Holder, Kind},
+    control::{Description, Emptying, Holder, Kind, Outage},
 };
 use tokio::sync::watch;
 
@@ -175,6 +175,27 @@ impl PlaneHandle {
     /// (F-108).
     pub fn set_ready(&self, ready: bool) {
         self.shared.set_ready(ready);
+    }
+
+    /// Which providers the node would ask first and leaves alone because they fail; told with each heartbeat
+    /// (F-112).
+    pub fn set_outages(&self, outages: Vec<Outage>) {
+        self.shared.set_outages(outages);
+    }
+
+    /// Says that the node goes, and what it has, before it lets go of anything: what becomes of each session is
+    /// accounted for (NF-016). Why that could not be said is the error.
+    pub async fn begin_drain(&self, how: Emptying) -> Result<(), String> {
+        let holder = self.shared.status().borrow().holder.clone();
+        let Some(holder) = holder else {
+            return Err("the control plane is away".to_owned());
+        };
+        let sessions = self.shared.held();
+        let told = self.plane.begin_drain(&holder, how, sessions);
+        match tokio::time::timeout(ELSEWHERE_WITHIN, told).await {
+            Ok(told) => told.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("nobody answered within {ELSEWHERE_WITHIN:?}")),
+        }
     }
 
     /// A name for a session that nobody else can have given.

@@ -95,6 +95,11 @@ impl Roster {
         }
     }
 
+    /// Which there are.
+    pub(crate) fn names(&self) -> Vec<SessionId> {
+        self.sessions().keys().cloned().collect()
+    }
+
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.sessions().len()

@@ -13,7 +13,10 @@ use std::{
 use rspp_actors::Clock;
 use rspp_controlplane_api::{Lease, LeaseError, Terms, Wanted, Writer};
 use rspp_kernel::{authority::LeaseTimer, keeper::Parting};
-use rspp_proto::{Epoch, Monotonic, RuntimeId, SessionId, control::Holder};
+use rspp_proto::{
+    Epoch, Monotonic, RuntimeId, SessionId,
+    control::{Holder, MAX_OUTAGES, Outage},
+};
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::{AwayMode, PlaneConfig, PlaneStatus, view::Heard};
@@ -37,6 +40,8 @@ pub(crate) enum Request {
         session: SessionId,
         epoch: Epoch,
         how: Parting,
+        /// Why it is over, if it is.
+        why: Option<String>,
     },
     /// The view of the fleet is too old for what is to be done.
     Refresh {
@@ -84,6 +89,7 @@ pub(crate) struct Shared {
     wake: Notify,
     status: watch::Sender<PlaneStatus>,
     ready: AtomicBool,
+    outages: Mutex<Vec<Outage>>,
     count: AtomicU64,
 }
 
@@ -107,6 +113,7 @@ impl Shared {
             wake: Notify::new(),
             status,
             ready: AtomicBool::new(true),
+            outages: Mutex::default(),
             count: AtomicU64::new(0),
         })
     }
@@ -285,5 +292,22 @@ impl Shared {
 
     pub(super) fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Relaxed);
+    }
+
+    pub(super) fn outages(&self) -> Vec<Outage> {
+        self.outages
+            .lock()
+            .expect("no code panics while locked")
+            .clone()
+    }
+
+    pub(super) fn set_outages(&self, mut outages: Vec<Outage>) {
+        outages.truncate(MAX_OUTAGES);
+        *self.outages.lock().expect("no code panics while locked") = outages;
+    }
+
+    /// The sessions that are held.
+    pub(super) fn held(&self) -> Vec<SessionId> {
+        self.rights().held.keys().cloned().collect()
     }
 }

@@ -84,14 +84,15 @@ impl StateStore for PlaneStore {
         })
     }
 
-    fn close(&self, lease: &Lease) -> StoreFuture<()> {
+    fn close(&self, lease: &Lease, why: &str) -> StoreFuture<()> {
         if self.shared.is_own(&lease.session) {
-            return self.own.close(lease);
+            return self.own.close(lease, why);
         }
         self.shared.ask(Request::Part {
             session: lease.session.clone(),
             epoch: lease.epoch,
             how: Parting::End,
+            why: Some(why.to_owned()),
         });
         Box::pin(std::future::ready(Ok(())))
     }

@@ -1,0 +1,213 @@
+//! Runtimes that are emptied: what became of each session that they had (NF-016).
+
+use std::collections::BTreeMap;
+
+use rspp_controlplane_api::{ControlError, ControlPlane as _, Leave, wire};
+use rspp_proto::{SessionId, control::Emptying};
+
+use crate::rig::{Rig, until};
+
+async fn account(rig: &Rig, runtime: &str) -> Result<wire::DrainAccount, ControlError> {
+    let request = wire::AccountDrainRequest {
+        runtime: runtime.to_owned(),
+        incarnation: 0,
+    };
+    rig.client("operator/otto").account_drain(request).await
+}
+
+/// What became of each, with where to and why.
+fn became(account: &wire::DrainAccount) -> BTreeMap<&str, String> {
+    let each = account.sessions.iter().map(|it| {
+        let parts = [it.became.as_str(), it.to.as_str(), it.why.as_str()];
+        let said: Vec<_> = parts.into_iter().filter(|it| !it.is_empty()).collect();
+        (it.session.as_str(), said.join(" "))
+    });
+    each.collect()
+}
+
+/// What the trail has of accounts.
+async fn put_down(rig: &Rig) -> Vec<serde_json::Value> {
+    let request = wire::ListEntriesRequest {
+        operation: "drain_accounted".to_owned(),
+        ..wire::ListEntriesRequest::default()
+    };
+    let entries = rig.admin().list_entries(request).await.unwrap().entries;
+    let details = entries
+        .iter()
+        .map(|it| serde_json::from_str(&it.detail).unwrap());
+    details.collect()
+}
+
+/// NF-016, F-106: a runtime that is emptied is accounted for by each session that it had: those that moved, ended
+/// and wait, and those that died with it before they had moved, which show and are not silent; in the trail as
+/// well, once nothing is left there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_session_of_an_emptied_runtime_is_accounted_for() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let mut a = rig.node("a").await;
+    let b = rig.node("b").await;
+    let mut leases = BTreeMap::new();
+    for (attempt, name) in ["ended", "lost", "moved", "taken", "waits"]
+        .into_iter()
+        .enumerate()
+    {
+        leases.insert(name, a.acquire(name, attempt as u64 + 1).await.unwrap());
+    }
+    let not_yet = account(&rig, "a").await.unwrap_err();
+    assert!(not_yet.to_string().contains("no drain"), "{not_yet}");
+    let drain = wire::DrainRuntimeRequest {
+        runtime: "a".to_owned(),
+        ..wire::DrainRuntimeRequest::default()
+    };
+    rig.client("operator/otto")
+        .drain_runtime(drain)
+        .await
+        .unwrap();
+    let mut begun = None;
+    until("it is written down", async || {
+        begun = account(&rig, "a")
+            .await
+            .ok()
+            .filter(|it| it.sessions.len() == 5);
+        begun.is_some()
+    })
+    .await;
+    let begun = begun.unwrap();
+    assert_eq!(
+        (begun.how(), begun.by.as_str()),
+        (wire::DrainHow::Wait, "otto")
+    );
+    assert!(
+        begun.alive && became(&begun).values().all(|it| it == "remains"),
+        "{begun:?}"
+    );
+    for (name, leave) in [
+        ("ended", Leave::end("the user hung up")),
+        ("moved", Leave::Release),
+        ("waits", Leave::Release),
+    ] {
+        a.client
+            .release(a.writer(&leases[name]), leave)
+            .await
+            .unwrap();
+    }
+    b.acquire("moved", 1).await.unwrap();
+    until("some have gone", async || {
+        let now = account(&rig, "a").await.unwrap();
+        let now = became(&now);
+        now["ended"] == "finished the user hung up"
+            && now["moved"] == "moved b"
+            && now["waits"] == "waits"
+    })
+    .await;
+    assert_eq!(
+        put_down(&rig).await,
+        Vec::<serde_json::Value>::new(),
+        "two are left"
+    );
+    // The planted loss: it dies with what it has left.
+    a.fall_silent();
+    until("it is taken over", async || {
+        b.acquire("taken", 2).await.is_ok()
+    })
+    .await;
+    until("all are accounted for", async || {
+        let now = account(&rig, "a").await.unwrap();
+        let expected = [
+            ("ended", "finished the user hung up"),
+            ("lost", "lost its runtime died with it"),
+            ("moved", "moved b"),
+            ("taken", "taken_over b"),
+            ("waits", "waits"),
+        ];
+        let expected: BTreeMap<_, _> = expected.map(|(it, what)| (it, what.to_owned())).into();
+        !now.alive && became(&now) == expected
+    })
+    .await;
+    until("the trail has it", async || {
+        !put_down(&rig).await.is_empty()
+    })
+    .await;
+    let told = put_down(&rig).await;
+    assert_eq!(told.len(), 1, "once");
+    assert_eq!(
+        (&told[0]["had"], &told[0]["how"]),
+        (&5.into(), &"wait".into())
+    );
+    let sum: u64 = told[0]["became"]
+        .as_object()
+        .unwrap()
+        .values()
+        .filter_map(serde_json::Value::as_u64)
+        .sum();
+    assert_eq!(sum, 5, "it adds up: {told:?}");
+    let losses = told[0]["out_of_order"].as_array().unwrap();
+    let losses: Vec<_> = losses
+        .iter()
+        .map(|it| it["session"].as_str().unwrap())
+        .collect();
+    assert_eq!(losses, ["lost", "taken"]);
+    // The session's own status says where it comes from.
+    let request = wire::GetStatusRequest {
+        tenant: "acme".to_owned(),
+        session: "taken".to_owned(),
+    };
+    let status = rig
+        .client("operator/otto")
+        .get_status(request)
+        .await
+        .unwrap();
+    let past = status.past.first().unwrap();
+    assert_eq!(
+        (
+            past.holder.as_ref().unwrap().runtime.as_str(),
+            past.how.as_str(),
+            past.epoch
+        ),
+        ("a", "taken_over", 1)
+    );
+}
+
+/// NF-016: a runtime that goes by itself says what it has; saying it again changes nothing, what the control plane
+/// knows nothing of is told as lost, and only the runtime itself may say it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runtime_that_goes_by_itself_says_what_it_has() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let a = rig.node("a").await;
+    let lease = a.acquire("s", 1).await.unwrap();
+    let names = || {
+        vec![
+            SessionId::new("s").unwrap(),
+            SessionId::new("unheard-of").unwrap(),
+        ]
+    };
+    for _twice in 0..2 {
+        let told = a.client.begin_drain(&a.holder(), Emptying::Move, names());
+        told.await.unwrap();
+    }
+    a.client
+        .release(a.writer(&lease), Leave::Release)
+        .await
+        .unwrap();
+    until("it waits", async || {
+        let now = account(&rig, "a").await.unwrap();
+        assert_eq!((now.how(), now.by.as_str()), (wire::DrainHow::Move, ""));
+        let expected = [
+            ("s", "waits"),
+            ("unheard-of", "lost its record says nothing of it"),
+        ];
+        became(&now) == expected.map(|(it, what)| (it, what.to_owned())).into()
+    })
+    .await;
+    let foreign = rig
+        .client("runtime/b")
+        .begin_drain(&a.holder(), Emptying::Move, Vec::new());
+    assert!(matches!(foreign.await, Err(ControlError::Denied { .. })));
+    let unknown = account(&rig, "nobody").await.unwrap_err();
+    assert!(
+        unknown.to_string().contains("no drain `nobody`"),
+        "{unknown}"
+    );
+}
