@@ -144,7 +144,7 @@ pub enum MetricLabel {
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::NodeLatency,
         Self::NodeStart,
         Self::CancelLatency,

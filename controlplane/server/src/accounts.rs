@@ -224,13 +224,13 @@ impl Plane {
                 None => self.shared.placements.get(&keys::placement(session)),
             });
             if account.is_settled() {
-                self.put_down(office, &holder, &account).await?;
+                self.note_account(office, &holder, &account).await?;
             }
         }
         Ok(())
     }
 
-    async fn put_down(
+    async fn note_account(
         &self,
         office: &Office,
         holder: &Holder,
