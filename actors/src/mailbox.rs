@@ -256,8 +256,11 @@ impl<C, D: Buffer, T> Mailbox<C, D, T> {
     fn with_lanes<R>(&self, look: impl FnOnce(&mut Lanes<C, D, T>) -> R) -> R {
         let mut shared = self.lock();
         let result = look(&mut shared.lanes);
+        // What did not press may do so now.
+        let sleeper = shared.sleeper_for_data();
         let ready = shared.senders_with_space();
         drop(shared);
+        wake(sleeper);
         ready.into_iter().for_each(Waker::wake);
         result
     }

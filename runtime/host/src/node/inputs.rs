@@ -8,7 +8,7 @@ use std::{collections::VecDeque, sync::Arc};
 use rspp_actors::{Buffer, Clock, Offer};
 use rspp_kernel::edge::{BreakReason, EdgeBuffer, EdgeCounters, EdgeNotice, Offered, Patience};
 use rspp_proto::{
-    Lane, Monotonic,
+    Lane, Monotonic, Payload,
     spec::{EdgeBufferPolicy, FlowMode, PortType},
 };
 
@@ -155,6 +155,11 @@ impl Inputs {
     /// comes near wakes it before. What rests comes in order, before whatever the node is woken for.
     pub fn rest(&mut self, patience: usize) {
         self.patience = patience;
+        // What came while more was allowed to rest may not any more.
+        self.pressing |= self
+            .edges
+            .iter()
+            .any(|edge| edge.is_audio && !edge.data.is_empty() && !edge.rests(patience));
     }
 
     /// The node has seen to what there was, or is woken now: up to here nothing was late that rested.
@@ -326,6 +331,7 @@ impl Buffer for Inputs {
                 patience,
             } => {
                 let edge = &mut self.edges[usize::from(port.0)];
+                let is_frame = matches!(event.payload, Payload::AudioChunk(_));
                 let queued = edge.keys.queued(event, now);
                 let lane = lane_of(&queued.event.payload);
                 let offered = match &mut edge.telemetry {
@@ -333,7 +339,8 @@ impl Buffer for Inputs {
                     Some(_) | None => edge.data.send(now, queued, patience),
                 };
                 edge.measure();
-                self.pressing |= !edge.rests(self.patience);
+                // What else comes that way, the end of the audio or a mark, never waits.
+                self.pressing |= !(is_frame && edge.rests(self.patience));
                 self.account();
                 match offered {
                     Offered::Queued | Offered::Merged => Offer::Queued,
@@ -415,7 +422,7 @@ impl Buffer for Inputs {
 mod tests {
     use rspp_kernel::{graph::Graph, plan::profile};
     use rspp_proto::{
-        AudioChunk, Epoch, Payload, SampleIndex, SampleRate,
+        AudioChunk, Epoch, SampleIndex, SampleRate,
         spec::{MemoryLimits, PipelineSpec},
     };
 
@@ -488,14 +495,27 @@ mod tests {
         assert!(inputs.is_pressing());
         assert_eq!(taken(&mut inputs), [2, 3, 4, 5, 6]);
 
-        // A long pause, and then something that the node is woken for.
-        offer(&mut inputs, frame(7));
-        tokio::time::advance(std::time::Duration::from_mins(1)).await;
-        offer(&mut inputs, frame(8));
+        // What rests is wanted at once when the node says so.
+        offer(&mut inputs, frame(6));
         assert!(!inputs.is_pressing());
-        offer(&mut inputs, arrival(1, 9, Payload::TextEnd));
+        inputs.rest(0);
         assert!(inputs.is_pressing());
-        assert_eq!(taken(&mut inputs), [7, 8, 9]);
+        inputs.rest(4);
+        assert_eq!(taken(&mut inputs), [6]);
+
+        // What is no frame presses, whichever way it comes.
+        offer(&mut inputs, arrival(0, 7, Payload::AudioEnd));
+        assert!(inputs.is_pressing());
+        assert_eq!(taken(&mut inputs), [7]);
+
+        // A long pause, and then something that the node is woken for.
+        offer(&mut inputs, frame(8));
+        tokio::time::advance(std::time::Duration::from_mins(1)).await;
+        offer(&mut inputs, frame(9));
+        assert!(!inputs.is_pressing());
+        offer(&mut inputs, arrival(1, 10, Payload::TextEnd));
+        assert!(inputs.is_pressing());
+        assert_eq!(taken(&mut inputs), [8, 9, 10]);
         assert_eq!(inputs.counters(Port(0)).dropped, 0);
     }
 }
