@@ -247,9 +247,7 @@ impl Account {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authority::{
-        self, Acquire, Attempt, Fuse, Incarnation, Revoke, Seen, Vacated, WhyRevoked,
-    };
+    use crate::authority::{self, Acquire, Attempt, Incarnation, Revoke, Seen, WhyRevoked};
 
     fn holder(name: &str) -> Holder {
         Holder {
@@ -359,7 +357,6 @@ mod tests {
         };
         check(&held("c"), false, unrecorded.clone());
         assert_eq!(became(None, &a, true), unrecorded);
-        let _both_ways = (Fuse::Lit, Vacated::Released);
     }
 
     /// NF-016: a session that comes back to where it was is still there, and one that was there twice is
@@ -403,7 +400,7 @@ mod tests {
             1,
             "that it went is known"
         );
-        let many = (0..MAX_NAMED + 1).map(|n| session(&format!("s{n}")));
+        let many = (0..=MAX_NAMED).map(|n| session(&format!("s{n}")));
         assert_eq!(Drain::following(&[], &drain, many).len(), 2);
         let records: Vec<_> = first.into_iter().chain(more).collect();
         let account = Account::of(&records, false, |it| match it.as_str() {
