@@ -11,30 +11,36 @@ use tokio::time::{Instant, sleep};
 
 use crate::processes::{Fleet, Ground, check, reply, says, speaks};
 
-/// Sessions that each runtime has at least when it goes.
+/// Sessions that each runtime has when it goes.
 const EACH: usize = 3;
 /// How long it may take until the account is what the clients saw.
 const SOON: Duration = Duration::from_secs(20);
 
-type Talks = BTreeMap<String, BTreeMap<String, Client>>;
+type Talks = BTreeMap<String, Client>;
 
-/// Live sessions, at least so many on each runtime, by runtime and id; all have said something.
-async fn talks(fleet: &Fleet, runtimes: &[&str]) -> Talks {
+/// Live sessions on one runtime, so many, by id; each has said something. Names begin with the runtime's.
+async fn talks(fleet: &Fleet, runtime: &str) -> Talks {
     let mut talks = Talks::new();
     for number in 0.. {
-        let count = |name: &&str| talks.get(*name).map_or(0, BTreeMap::len);
-        if runtimes.iter().map(count).min() >= Some(EACH) {
+        if talks.len() == EACH {
             break;
         }
-        let id = SessionId::new(format!("talk-{number}")).unwrap();
-        let (runtime, mut client) = fleet.connect(&id).await;
-        says(&mut client, "My name is Ada.").await;
-        assert_eq!(reply(&mut client).await.0, "commit");
-        talks
-            .entry(runtime)
-            .or_default()
-            .insert(id.to_string(), client);
+        let id = SessionId::new(format!("{runtime}-{number}")).unwrap();
+        // Those of which it is known that they go there.
+        let route = fleet.route(&id).await;
+        if route.runtime.as_str() != runtime {
+            continue;
+        }
+        let (at, client) = fleet.connect(&id).await;
+        assert_eq!(at, runtime);
+        talks.insert(id.to_string(), client);
     }
+    // At once: whoever says nothing for long is taken for gone.
+    let each = talks.values_mut().map(async |client| {
+        says(client, "My name is Ada.").await;
+        assert_eq!(reply(client).await.0, "commit");
+    });
+    futures::future::join_all(each).await;
     talks
 }
 
@@ -113,13 +119,12 @@ async fn an_upgrade_accounts_for_each_session_by_each_policy() {
     };
     let names = ["a", "b", "c"];
     let mut fleet = Fleet::start_on(ground, &names).await;
-    let mut talks = talks(&fleet, &names).await;
     for (name, how) in [
         ("a", wire::DrainHow::Finish),
         ("b", wire::DrainHow::Wait),
         ("c", wire::DrainHow::Move),
     ] {
-        let mut clients = talks.remove(name).unwrap();
+        let mut clients = talks(&fleet, name).await;
         let had = clients.len();
         let (busy, client) = clients.iter_mut().next().unwrap();
         let busy = busy.clone();
@@ -135,8 +140,12 @@ async fn an_upgrade_accounts_for_each_session_by_each_policy() {
             client.bye().await;
             hung_up = Some(id.clone());
         }
-        for (id, mut client) in clients {
+        // At once: what is not read when its process ends is gone.
+        let reading = clients.into_iter().map(async |(id, mut client)| {
             let told = client.until(|_| false).await;
+            (id, told)
+        });
+        for (id, told) in futures::future::join_all(reading).await {
             if hung_up.as_ref() == Some(&id) {
                 expected.insert(id, "finished".to_owned());
                 continue;
@@ -199,7 +208,7 @@ async fn what_dies_in_a_drain_is_told_as_lost() {
         ..Ground::default()
     };
     let mut fleet = Fleet::start_on(ground, &["a", "b"]).await;
-    let mut clients = talks(&fleet, &["a"]).await.remove("a").unwrap();
+    let mut clients = talks(&fleet, "a").await;
     let mut expected = BTreeMap::new();
     fleet.runtimes["a"].process.signal(Signal::TERM);
     let began = Instant::now();
