@@ -433,19 +433,7 @@ impl Runtime {
             return Err(OpenError::Emptying);
         }
         // Before anything follows from the pipeline, so that plan, hash and recording say what runs.
-        let inserted = request
-            .policy
-            .iter_mut()
-            .flat_map(|it| &mut it.insert_nodes);
-        let inserted = inserted.map(|insertion| &mut insertion.node);
-        let pinned = self
-            .config
-            .nodes
-            .pin(request.pipeline.nodes.iter_mut().chain(inserted));
-        pinned.map_err(|(node, error)| OpenError::Package {
-            node: node.to_string(),
-            error,
-        })?;
+        self.pin(&mut request.pipeline, request.policy.as_mut())?;
         let (policy, settings) = (request.policy.as_ref(), &request.settings);
         let blueprint = self.blueprint(&request.pipeline, policy, settings)?;
         let catalogue = catalogue(&self.config.providers);
@@ -655,7 +643,9 @@ impl Runtime {
         policy: Option<&PolicyBundle>,
         settings: &LayeredSettings,
     ) -> Result<RecordingPolicy, OpenError> {
-        let blueprint = self.blueprint(pipeline, policy, settings)?;
+        let (mut pipeline, mut policy) = (pipeline.clone(), policy.cloned());
+        self.pin(&mut pipeline, policy.as_mut())?;
+        let blueprint = self.blueprint(&pipeline, policy.as_ref(), settings)?;
         let catalogue = catalogue(&self.config.providers);
         let inputs = ProviderInputs {
             tenant: tenant.as_str(),
@@ -664,6 +654,24 @@ impl Runtime {
         };
         let plan = blueprint.plan(LISTENING, Epoch::FIRST, None, inputs, false)?;
         Ok(plan.recording_policy.clone())
+    }
+
+    /// Says of each node out of a package which version of it runs.
+    fn pin(
+        &self,
+        pipeline: &mut PipelineSpec,
+        policy: Option<&mut PolicyBundle>,
+    ) -> Result<(), OpenError> {
+        let inserted = policy.into_iter().flat_map(|it| &mut it.insert_nodes);
+        let inserted = inserted.map(|insertion| &mut insertion.node);
+        let pinned = self
+            .config
+            .nodes
+            .pin(pipeline.nodes.iter_mut().chain(inserted));
+        pinned.map_err(|(node, error)| OpenError::Package {
+            node: node.to_string(),
+            error,
+        })
     }
 
     /// What sessions of these run, made once.

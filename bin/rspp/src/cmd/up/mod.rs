@@ -51,6 +51,7 @@ Examples:
   rspp up --pipeline agent.yaml --policy strict.yaml
   rspp up --nodes 3 --scripted         A fleet: kill a runtime, and its sessions go on elsewhere
   rspp up --nodes 3 --scripted --etcd http://127.0.0.1:2379 --control-planes 2
+  rspp up --nodes 3 --scripted --export calls    Every session's timeline in a directory
   rspp up --record calls               What each caller heard, left the user, right the agent
   rspp up --listen 0.0.0.0             For other machines too: the address has a password in it
   rspp up --llm-url http://127.0.0.1:8080/v1 --llm-model qwen
