@@ -37,7 +37,7 @@ impl io::Write for Logged {
     }
 }
 
-/// F-061: a server that fails in all its ways, and tells the key back in each, gets it into no timeline,
+/// F-061, F-117, NF-011: a server that fails in all its ways, and tells the key back in each, gets it into no timeline,
 /// signal, event, report or log; and once the key is another, the next call has the other.
 #[tokio::test]
 async fn a_key_is_told_to_its_provider_and_to_nobody_else() {

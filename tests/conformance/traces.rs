@@ -9,7 +9,7 @@ use rspp_tests::{
 };
 use rspp_timeline::trace::{Span, otlp, spans};
 
-/// P30, F-070: calls that go on at once share no trace; each turn has its own, whose stages follow each other
+/// P30, F-013, F-070: calls that go on at once share no trace; each turn has its own, whose stages follow each other
 /// without a gap and add up to the turn, and in which each attempt at a provider hangs below its node, and the
 /// node below the turn.
 #[tokio::test(start_paused = true)]

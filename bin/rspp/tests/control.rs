@@ -456,7 +456,7 @@ fn keys_take_turns() {
     assert_eq!(code, 2, "what k1 signed is believed no more: {said}");
 }
 
-/// F-098, F-165, F-168, NF-030, issue 4: the rules are shown, changed in part or as a whole, and bad ones
+/// F-098, F-116, F-165, F-168, NF-030, issue 4: the rules are shown, changed in part or as a whole, and bad ones
 /// are refused with where and why.
 #[test]
 fn rules_are_shown_and_set() {

@@ -187,7 +187,7 @@ mod tests {
             .collect()
     }
 
-    /// F-067: each line has all four ids, the innermost of each, and is JSON whatever is said.
+    /// F-067, NF-008: each line has all four ids, the innermost of each, and is JSON whatever is said.
     #[test]
     fn every_line_says_whose_it_is() {
         let lines = lines(|| {
