@@ -128,7 +128,7 @@ pub struct EdgeCounters {
 /// delayed anyone yet.
 ///
 /// Does not allocate per item once the queue has grown to its working size; only merges do, and a queue that goes from
-/// empty to more than [`MANY`] and back.
+/// empty to more than 32 and back.
 #[derive(Debug)]
 pub struct EdgeBuffer<T> {
     limits: Limits,
