@@ -36,5 +36,5 @@ pub use payload::{
 };
 pub use reason::{MAX_REASON_BYTES, Reason, ReasonError};
 pub use spending::Spending;
-pub use time::{Monotonic, SampleIndex, SampleRate, WallClock};
+pub use time::{Monotonic, SampleIndex, SampleRate, WallClock, parse_age};
 pub use trace::{SpanId, TraceId, TraceParent, TraceParentError};

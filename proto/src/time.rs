@@ -1,6 +1,11 @@
 //! Three times that must not be mixed: runtime, wall and media.
 
-use std::{fmt, num::NonZeroU32, ops, time::Duration};
+use std::{
+    fmt,
+    num::NonZeroU32,
+    ops,
+    time::{Duration, SystemTime},
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -113,6 +118,30 @@ impl JsonSchema for Monotonic {
 #[serde(transparent)]
 pub struct WallClock(pub u64);
 
+/// A time before the epoch is its beginning.
+impl From<SystemTime> for WallClock {
+    fn from(at: SystemTime) -> Self {
+        let since = at.duration_since(SystemTime::UNIX_EPOCH);
+        let since = since.map_or(0, |since| since.as_millis());
+        Self(u64::try_from(since).unwrap_or(u64::MAX))
+    }
+}
+
+/// A length of time in days, hours, minutes or seconds: `90d`, `12h`, `30m`, `45s`. `None` for what is none.
+pub fn parse_age(text: &str) -> Option<Duration> {
+    let seconds = match text.chars().next_back()? {
+        'd' => 86_400,
+        'h' => 3_600,
+        'm' => 60,
+        's' => 1,
+        _unknown => return None,
+    };
+    let number = &text[..text.len() - 1];
+    let is_plain = number.bytes().all(|byte| byte.is_ascii_digit());
+    let number: u64 = number.parse().ok().filter(|_| is_plain)?;
+    number.checked_mul(seconds).map(Duration::from_secs)
+}
+
 impl WallClock {
     /// Date and time in UTC, e.g. `2026-11-01T08:30:00Z`.
     pub fn to_utc(self) -> String {
@@ -222,6 +251,39 @@ mod tests {
         let at = Monotonic::from_millis(1500);
         assert_eq!(serde_json::to_string(&at).unwrap(), "1500000");
         assert_eq!(serde_json::from_str::<Monotonic>("1500000").unwrap(), at);
+    }
+
+    #[test]
+    fn a_length_of_time_is_read_in_its_unit() {
+        assert_eq!(parse_age("90d"), Some(Duration::from_hours(24 * 90)));
+        assert_eq!(parse_age("12h"), Some(Duration::from_hours(12)));
+        assert_eq!(parse_age("90s"), Some(Duration::from_secs(90)));
+        assert_eq!(parse_age("0s"), Some(Duration::ZERO));
+        for bad in [
+            "",
+            "d",
+            "30",
+            "1w",
+            "-1d",
+            "+1d",
+            "1.5h",
+            "1 d",
+            "1ö",
+            "99999999999999999999d",
+        ] {
+            assert_eq!(parse_age(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_wall_clock_begins_with_the_epoch() {
+        let epoch = SystemTime::UNIX_EPOCH;
+        let later = epoch + Duration::from_micros(1_500);
+        assert_eq!(WallClock::from(later), WallClock(1));
+        assert_eq!(
+            WallClock::from(epoch - Duration::from_secs(1)),
+            WallClock(0)
+        );
     }
 
     #[test]

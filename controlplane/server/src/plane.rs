@@ -581,9 +581,7 @@ async fn check_layout(store: &dyn Store) -> Result<(), OpenError> {
 
 /// The wall clock: for people, for tokens and for quotas; no lease depends on it.
 pub(crate) fn wall_clock() -> WallClock {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let millis = since.map_or(0, |since| since.as_millis());
-    WallClock(u64::try_from(millis).unwrap_or(u64::MAX))
+    SystemTime::now().into()
 }
 
 /// As many as were asked for, and no more than the store gives.

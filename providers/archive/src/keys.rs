@@ -208,8 +208,7 @@ impl KeyRing {
     /// The ring that a file names, with secrets of the process's environment.
     pub fn open(path: &Path) -> Result<Self, KeyError> {
         Self::open_with(path, SecretStore::environment(), || {
-            let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-            WallClock(since.as_millis() as u64)
+            SystemTime::now().into()
         })
     }
 

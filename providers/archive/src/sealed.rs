@@ -6,6 +6,7 @@ use bytes::Bytes;
 use rspp_timeline::export::{Answer, Archive, ArchiveFault, Kept};
 
 use crate::{
+    ObjectArchive, Place, PlaceError,
     keys::{KeyError, KeyRing},
     seal::{Head, is_sealed},
 };
@@ -23,6 +24,12 @@ impl SealedArchive {
     /// An archive that these keys are for.
     pub fn new(archive: Arc<dyn Archive>, keys: Option<Arc<KeyRing>>) -> Self {
         Self { archive, keys }
+    }
+
+    /// The archive at a place, which these keys are for.
+    pub fn open(place: &Place, keys: Option<Arc<KeyRing>>) -> Result<Self, PlaceError> {
+        let archive = ObjectArchive::open(place)?;
+        Ok(Self::new(Arc::new(archive), keys))
     }
 
     fn opened(&self, key: &str, object: Bytes) -> Result<Bytes, KeyError> {

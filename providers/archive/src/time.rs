@@ -2,26 +2,14 @@
 
 use std::time::Duration;
 
-use rspp_proto::WallClock;
+use rspp_proto::{WallClock, parse_age};
 
-/// `90d`, `12h`, `30m`, `45s`.
+/// `90d`, `12h`, `30m`, `45s`; not none at all.
 pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
-    let wrong =
-        || format!("`{text}` is no length of time: write it as `90d`, `12h`, `30m` or `45s`");
-    let text = text.trim();
-    let unit = text.chars().next_back().ok_or_else(wrong)?;
-    let seconds: u64 = match unit {
-        'd' => 86_400,
-        'h' => 3_600,
-        'm' => 60,
-        's' => 1,
-        _unknown => return Err(wrong()),
-    };
-    let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
-    match number.checked_mul(seconds) {
-        Some(0) | None => Err(wrong()),
-        Some(seconds) => Ok(Duration::from_secs(seconds)),
-    }
+    let age = parse_age(text.trim()).filter(|age| !age.is_zero());
+    age.ok_or_else(|| {
+        format!("`{text}` is no length of time: write it as `90d`, `12h`, `30m` or `45s`")
+    })
 }
 
 /// A length of time in its largest whole unit, for people.

@@ -395,8 +395,7 @@ pub(crate) fn scope_of(decision: Decision) -> OutcomeScope {
 }
 
 pub(crate) fn wall() -> WallClock {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    WallClock(since.map_or(0, |since| since.as_millis() as u64))
+    std::time::SystemTime::now().into()
 }
 
 impl Entry {

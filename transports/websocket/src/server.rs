@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use axum::{
@@ -594,8 +594,7 @@ fn elsewhere(to: Elsewhere) -> Trouble {
 }
 
 fn now() -> WallClock {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    WallClock(since.map_or(0, |since| since.as_millis() as u64))
+    SystemTime::now().into()
 }
 
 async fn talk(

@@ -5,7 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use clap::Args;
@@ -262,7 +262,7 @@ impl Loopback {
         config.tools = Arc::new(ToolRegistry::with_http(HttpTools::default().into_factory()));
         let clock = config.clock;
         let session =
-            SessionId::new(format!("loopback-{}", unix_ms())).map_err(Problem::failure)?;
+            SessionId::new(format!("loopback-{}", wall_clock().0)).map_err(Problem::failure)?;
         let exports = export.open(clock).await?;
         config.exports.clone_from(&exports);
         let (recorder, recording) = if self.timeline.is_some() || exports.is_some() {
@@ -272,7 +272,7 @@ impl Loopback {
                 "rspp loopback",
                 plan.recording_policy.recording_level,
                 Monotonic::from_duration(clock.now()),
-                WallClock(unix_ms()),
+                wall_clock(),
             );
             let options = Options::under(&plan.recording_policy);
             let (recorder, recording) =
@@ -571,7 +571,6 @@ fn make_room(path: &Path) -> Result<(), Problem> {
     Ok(())
 }
 
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
+fn wall_clock() -> WallClock {
+    SystemTime::now().into()
 }

@@ -8,7 +8,7 @@ use rspp_controlplane::{
     keeping::{Keeping, TenantKeeping},
 };
 use rspp_controlplane_api::{Client, wire};
-use rspp_proto::{SessionId, TenantId};
+use rspp_proto::{SessionId, TenantId, parse_age};
 use serde_json::{Value, json};
 
 use crate::{
@@ -185,19 +185,8 @@ impl Kept {
 
 /// A length of time in milliseconds.
 fn age(text: &str) -> Result<u64, String> {
-    let wrong = || "write it as 30d, 12h, 15m or 90s".to_owned();
-    let unit = text.chars().next_back().ok_or_else(wrong)?;
-    let in_ms = match unit {
-        'd' => 86_400_000,
-        'h' => 3_600_000,
-        'm' => 60_000,
-        's' => 1_000,
-        _unknown => return Err(wrong()),
-    };
-    let number = &text[..text.len() - 1];
-    let is_plain = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
-    let number: u64 = number.parse().ok().filter(|_| is_plain).ok_or_else(wrong)?;
-    number.checked_mul(in_ms).ok_or_else(wrong)
+    let ms = parse_age(text).and_then(|age| u64::try_from(age.as_millis()).ok());
+    ms.ok_or_else(|| "write it as 30d, 12h, 15m or 90s".to_owned())
 }
 
 /// Sessions per 10,000 that may fail under an objective in percent.

@@ -1,6 +1,6 @@
 //! `rspp timeline keys`: what archives are sealed with, and what is sealed with it.
 
-use std::{collections::BTreeMap, path::PathBuf, time::UNIX_EPOCH};
+use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
 
 use clap::Args;
 use rspp_archive::{HEAD_BYTES, KeyDuty, KeyState, Place, sealed_under};
@@ -51,8 +51,7 @@ impl Keys {
     pub(crate) fn run(self) -> Result<(), Problem> {
         let states = ring(&self.file)?.states();
         let counts = self.place.as_ref().map(counted).transpose()?;
-        let since = UNIX_EPOCH.elapsed().unwrap_or_default();
-        let now = WallClock(since.as_millis() as u64);
+        let now = WallClock::from(SystemTime::now());
         let mut rows: Vec<_> = states
             .iter()
             .map(|state| Row {

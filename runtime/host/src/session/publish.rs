@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use super::{Foreign, SessionSetup, traces::Traces, words::HandedWords};
@@ -83,7 +83,8 @@ pub(super) struct Publisher {
 impl Publisher {
     pub(super) fn new(setup: &SessionSetup, clock: Clock) -> Self {
         let graph = &setup.blueprint.graph;
-        let wall_origin_ms = wall_ms().saturating_sub(clock.now().as_millis() as u64);
+        let wall_ms = WallClock::from(SystemTime::now()).0;
+        let wall_origin_ms = wall_ms.saturating_sub(clock.now().as_millis() as u64);
         Self {
             traces: Traces::of(setup, WallClock(wall_origin_ms)),
             ingress: graph.node(graph.ingress()).id.clone(),
@@ -1103,10 +1104,4 @@ fn media_time(position: SampleIndex) -> MediaTime {
 fn bounded(reason: &str) -> Reason {
     let end = reason.floor_char_boundary(rspp_proto::MAX_REASON_BYTES);
     Reason::new(&reason[..end]).unwrap_or(Reason::from_static("unspecified"))
-}
-
-fn wall_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
 }
