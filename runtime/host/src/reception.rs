@@ -21,8 +21,8 @@ use rspp_transport_api::{
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use crate::{
-    Notice, OpenError, PlaneHandle, Runtime, SessionRequest, report::TurnReport, session::MOVED,
-    wishes::wished,
+    Notice, OpenError, PlaneHandle, Runtime, SessionHandle, SessionRequest, report::TurnReport,
+    session::MOVED, wishes::wished,
 };
 
 /// What a reception's sessions run.
@@ -149,6 +149,32 @@ impl Reception {
         }
     }
 
+    /// Opens a session with a timeline, which begins once it is known that the session can run. What is in the
+    /// way, and who else could be asked.
+    async fn open_recorded(
+        &self,
+        request: SessionRequest,
+    ) -> Result<(SessionHandle, Option<Recording>), (Refusal, Option<Others>)> {
+        let failed = |error: OpenError| (refusal(&error), for_others(&error));
+        let (tenant, session) = (request.tenant.clone(), request.session.clone());
+        let mut planned = self.runtime.plan(request).map_err(failed)?;
+        let mut recording = None;
+        if let Some(record) = &self.record {
+            let begun = Begun {
+                tenant,
+                session,
+                pipeline: planned.pipeline().clone(),
+                policy: planned.recording_policy().clone(),
+            };
+            let recorded = record(begun).await;
+            let (recorder, begun) = recorded.map_err(|refusal| (refusal, Some(Others::Anybody)))?;
+            planned.record(recorder);
+            recording = begun;
+        }
+        let opening = Box::pin(self.runtime.open_planned(planned));
+        Ok((opening.await.map_err(failed)?, recording))
+    }
+
     async fn open_session(
         &self,
         admitted: Admitted,
@@ -172,47 +198,25 @@ impl Reception {
             policy,
             settings,
         } = self.program(wanted, &versions).await?;
-        let pipeline = wished(pipeline, wishes).map_err(Refusal::Failed)?;
-        let (recorder, recording) = match &self.record {
-            Some(record) => {
-                let begun = Begun {
-                    policy: self
-                        .runtime
-                        .recording_policy(&tenant, &pipeline, policy.as_ref(), &settings)
-                        .map_err(|error| refusal(&error))?,
-                    tenant: tenant.clone(),
-                    session: session.clone(),
-                    pipeline: pipeline.version.clone(),
-                };
-                match record(begun).await {
-                    Ok(recorded) => recorded,
-                    Err(refusal) => {
-                        let to = elsewhere.find(Others::Anybody).await;
-                        return Err(to.map_or(refusal, Refusal::Elsewhere));
-                    }
-                }
-            }
-            None => (Recorder::null(), None),
-        };
         let request = SessionRequest {
             tenant,
             session,
-            pipeline,
+            pipeline: wished(pipeline, wishes).map_err(Refusal::Failed)?,
             policy,
             settings,
             versions,
             attributes: BTreeMap::new(),
             transport,
-            recorder,
+            recorder: Recorder::null(),
         };
-        let handle = match self.runtime.open(request).await {
-            Ok(handle) => handle,
-            Err(error) => {
-                let to = match for_others(&error) {
+        let (handle, recording) = match self.open_recorded(request).await {
+            Ok(opened) => opened,
+            Err((refusal, who)) => {
+                let to = match who {
                     Some(who) => elsewhere.find(who).await,
                     None => None,
                 };
-                return Err(to.map_or_else(|| refusal(&error), Refusal::Elsewhere));
+                return Err(to.map_or(refusal, Refusal::Elsewhere));
             }
         };
         let epoch = handle.epoch();

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     num::NonZeroUsize,
     sync::{
         Arc,
@@ -22,10 +23,10 @@ use rspp_kernel::{
     admission::AdmissionReport,
     continuation::Continuation,
     graph::GraphError,
-    plan::{LayeredSettings, PlanError, ProviderInputs, with_insertions},
+    plan::{LayeredSettings, PlanError, ProviderInputs, ResolvedTurnPlan, with_insertions},
 };
 use rspp_proto::{
-    Epoch, Monotonic, ProviderId, SessionId, TenantId,
+    Epoch, Monotonic, PipelineVersion, ProviderId, SessionId, TenantId,
     control::{Binding, Emptying, Versions},
     spec::{
         LimitsSpec, MemoryLimits, Modality, NodeKind, PipelineSpec, PolicyBundle, Quota,
@@ -428,7 +429,12 @@ impl Runtime {
     }
 
     /// Opens a session; it runs until its user hangs up, it is drained, or the runtime shuts down.
-    pub async fn open(&self, mut request: SessionRequest) -> Result<SessionHandle, OpenError> {
+    pub async fn open(&self, request: SessionRequest) -> Result<SessionHandle, OpenError> {
+        self.open_planned(self.plan(request)?).await
+    }
+
+    /// Plans a session, up to where anybody else is asked: what cannot run is refused here.
+    pub fn plan(&self, mut request: SessionRequest) -> Result<Box<PlannedSession>, OpenError> {
         if self.emptying.load(Ordering::Relaxed) {
             return Err(OpenError::Emptying);
         }
@@ -462,6 +468,27 @@ impl Runtime {
             priority: plan.priority,
             can_degrade,
         };
+        Ok(Box::new(PlannedSession {
+            request,
+            blueprint,
+            carriage,
+            plan,
+            newcomer,
+        }))
+    }
+
+    /// Opens a session that was planned.
+    pub async fn open_planned(
+        &self,
+        planned: Box<PlannedSession>,
+    ) -> Result<SessionHandle, OpenError> {
+        let PlannedSession {
+            request,
+            blueprint,
+            carriage,
+            plan,
+            newcomer,
+        } = *planned;
         let mut entry = self.gatekeeper.enter(&newcomer).await.map_err(|decision| {
             let refused = self
                 .gatekeeper
@@ -480,18 +507,14 @@ impl Runtime {
         let mut lease = self.config.leases.take(&request.session, &wanted).await?;
         // Whoever goes has told by now what it has: this one is for somebody else.
         if self.is_emptying() {
-            if self.config.leases.release(&lease).is_err() {
-                tracing::debug!(session = %lease.session, "the lease had been taken away");
-            }
+            self.give_back(&lease);
             return Err(OpenError::Emptying);
         }
         // What another placement was bound to meanwhile it keeps; nobody runs it as something else.
         if let Some(bound) = lease.binding.take()
             && *bound != asked_for
         {
-            if self.config.leases.release(&lease).is_err() {
-                tracing::debug!(session = %lease.session, "the lease had been taken away");
-            }
+            self.give_back(&lease);
             return Err(OpenError::BoundOtherwise {
                 bound: Box::new(Binding::clone(&bound)),
                 asked: Box::new(asked_for),
@@ -635,25 +658,11 @@ impl Runtime {
         })
     }
 
-    /// How a session of these would be recorded, by the plan that it would listen with.
-    pub fn recording_policy(
-        &self,
-        tenant: &TenantId,
-        pipeline: &PipelineSpec,
-        policy: Option<&PolicyBundle>,
-        settings: &LayeredSettings,
-    ) -> Result<RecordingPolicy, OpenError> {
-        let (mut pipeline, mut policy) = (pipeline.clone(), policy.cloned());
-        self.pin(&mut pipeline, policy.as_mut())?;
-        let blueprint = self.blueprint(&pipeline, policy.as_ref(), settings)?;
-        let catalogue = catalogue(&self.config.providers);
-        let inputs = ProviderInputs {
-            tenant: tenant.as_str(),
-            catalogue: &catalogue,
-            ..ProviderInputs::unknown()
-        };
-        let plan = blueprint.plan(LISTENING, Epoch::FIRST, None, inputs, false)?;
-        Ok(plan.recording_policy.clone())
+    /// Lets a session go that does not begin here.
+    fn give_back(&self, lease: &Lease) {
+        if self.config.leases.release(lease).is_err() {
+            tracing::debug!(session = %lease.session, "the lease had been taken away");
+        }
     }
 
     /// Says of each node out of a package which version of it runs.
@@ -744,7 +753,7 @@ impl Runtime {
     fn check_sandboxes(
         &self,
         blueprint: &Blueprint,
-        plan: &rspp_kernel::plan::ResolvedTurnPlan,
+        plan: &ResolvedTurnPlan,
     ) -> Result<(), OpenError> {
         for (_, node) in blueprint.graph.nodes() {
             let Some(kind) = node.kind() else { continue };
@@ -779,7 +788,7 @@ impl Runtime {
     fn check_providers(
         &self,
         blueprint: &Blueprint,
-        plan: &rspp_kernel::plan::ResolvedTurnPlan,
+        plan: &ResolvedTurnPlan,
     ) -> Result<(), OpenError> {
         use rspp_proto::spec::Modality;
         for node in &blueprint.spec.nodes {
@@ -805,7 +814,7 @@ impl Runtime {
     }
 
     /// The recording that the policy refers to must be there too.
-    fn check_recording(&self, plan: &rspp_kernel::plan::ResolvedTurnPlan) -> Result<(), OpenError> {
+    fn check_recording(&self, plan: &ResolvedTurnPlan) -> Result<(), OpenError> {
         let clips = &self.config.clips;
         match &plan.provider_policy.failure.recording {
             Some(name) if !clips.contains_key(name) => {
@@ -947,6 +956,41 @@ impl Runtime {
     /// Ends all sessions and everything else; `false` if something had to be killed.
     pub async fn shut_down(&self, grace: Duration) -> bool {
         self.system.shut_down(grace).await
+    }
+}
+
+/// A session that could be run here, and that nobody else has been asked about yet.
+pub struct PlannedSession {
+    request: SessionRequest,
+    blueprint: Arc<Blueprint>,
+    carriage: Arc<Carriage>,
+    /// What it listens by.
+    plan: ResolvedTurnPlan,
+    newcomer: Newcomer,
+}
+
+impl PlannedSession {
+    /// What it runs.
+    pub fn pipeline(&self) -> &PipelineVersion {
+        &self.blueprint.spec.version
+    }
+
+    /// How it is to be recorded.
+    pub fn recording_policy(&self) -> &RecordingPolicy {
+        &self.plan.recording_policy
+    }
+
+    /// Has its timeline go there.
+    pub fn record(&mut self, recorder: Recorder) {
+        self.request.recorder = recorder;
+    }
+}
+
+impl fmt::Debug for PlannedSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PlannedSession")
+            .field("session", &self.request.session)
+            .finish_non_exhaustive()
     }
 }
 
