@@ -9,7 +9,7 @@ use rspp_tests::sim::Dice;
 use rspp_transport_api::Elsewhere;
 use rspp_websocket::{
     protocol::{ClientMessage, Hello, Resume, ServerMessage},
-    testing::Client,
+    testing::{Client, typed},
 };
 use tokio::{
     sync::watch,
@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::processes::{Fleet, typed};
+use crate::processes::Fleet;
 
 /// How long a caller waits for anything, before it takes the line for dead.
 const WAITS: Duration = Duration::from_secs(10);

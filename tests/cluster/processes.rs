@@ -27,8 +27,8 @@ use rspp_tests::{
     link::{Link, Weather},
 };
 use rspp_websocket::{
-    protocol::{ClientMessage, Hello, ServerMessage, Typed},
-    testing::Client,
+    protocol::{ClientMessage, Hello, ServerMessage},
+    testing::{Client, typed},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
@@ -642,14 +642,6 @@ pub(crate) fn hello() -> ClientMessage {
     ClientMessage::Hello(Hello {
         events: true,
         ..Hello::default()
-    })
-}
-
-/// Something that is typed.
-pub(crate) fn typed(text: &str) -> ClientMessage {
-    ClientMessage::Text(Typed {
-        text: text.to_owned(),
-        key: None,
     })
 }
 

@@ -13,8 +13,8 @@ use rspp_tests::{
     web::{Asked, Reply, Web},
 };
 use rspp_websocket::{
-    protocol::{ClientMessage, Hello, ServerMessage, Typed},
-    testing::Client,
+    protocol::{Hello, ServerMessage},
+    testing::{Client, typed},
 };
 use serde_json::{Value, json};
 
@@ -266,10 +266,7 @@ async fn a_fleet_that_tells_everything_tells_no_secret() {
         "an order",
         "hello",
     ] {
-        let text = words.to_owned();
-        client
-            .say(ClientMessage::Text(Typed { text, key: None }))
-            .await;
+        client.say(typed(words)).await;
         let came = client
             .until(|message| matches!(message, ServerMessage::Turn(_)))
             .await;

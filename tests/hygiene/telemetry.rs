@@ -23,8 +23,8 @@ use prost::Message as _;
 use rspp_proto::{SessionId, SpanId, TraceId, TurnNumber, spec::PipelineSpec};
 use rspp_tests::call::tone;
 use rspp_websocket::{
-    protocol::{ClientMessage, Hello, ServerMessage, Typed},
-    testing::Client,
+    protocol::{Hello, ServerMessage},
+    testing::{Client, typed},
 };
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -136,10 +136,7 @@ async fn turn_of(client: &mut Client) -> Vec<ServerMessage> {
 }
 
 async fn types(client: &mut Client, text: &str) -> Vec<ServerMessage> {
-    let text = text.to_owned();
-    client
-        .say(ClientMessage::Text(Typed { text, key: None }))
-        .await;
+    client.say(typed(text)).await;
     turn_of(client).await
 }
 

@@ -7,8 +7,8 @@ use rspp_provider_api::scripted::ScriptedLlm;
 use rspp_tests::call::{Cast, LONG, REPLY, tone};
 use rspp_transport_api::TurnNews;
 use rspp_websocket::{
-    protocol::{ClientMessage, Hello, Keyed, OfTurn, Played, ServerMessage, Typed},
-    testing::{Client, sound},
+    protocol::{ClientMessage, Hello, Keyed, OfTurn, Played, ServerMessage},
+    testing::{Client, sound, typed},
 };
 use tokio::time::Instant;
 
@@ -26,13 +26,6 @@ fn talkative() -> Cast {
         llm: Arc::new(ScriptedLlm::new("llm").answers([LONG])),
         ..Cast::default()
     }
-}
-
-fn typed(text: &str) -> ClientMessage {
-    ClientMessage::Text(Typed {
-        text: text.to_owned(),
-        key: None,
-    })
 }
 
 fn is_turn(message: &ServerMessage) -> bool {

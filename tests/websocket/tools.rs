@@ -9,8 +9,8 @@ use rspp_provider_api::{
 };
 use rspp_tests::call::Cast;
 use rspp_websocket::{
-    protocol::{ClientMessage, Hello, ServerMessage, ToolResult, Typed},
-    testing::Client,
+    protocol::{ClientMessage, Hello, ServerMessage, ToolResult},
+    testing::{Client, typed},
 };
 use serde_json::json;
 
@@ -59,10 +59,7 @@ async fn a_client_is_told_of_a_call_and_says_what_came_of_it() {
             ..Hello::default()
         };
         client.hello(hello).await;
-        let text = "two seats, please".to_owned();
-        client
-            .say(ClientMessage::Text(Typed { text, key: None }))
-            .await;
+        client.say(typed("two seats, please")).await;
         let came = client
             .until(|message| matches!(message, ServerMessage::ToolCall(_)))
             .await;

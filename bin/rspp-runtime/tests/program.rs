@@ -20,8 +20,8 @@ use rspp_timeline::{
     export::{fetch, list},
 };
 use rspp_websocket::{
-    protocol::{ClientMessage, Hello, ServerMessage, Typed},
-    testing::Client,
+    protocol::{Hello, ServerMessage},
+    testing::{Client, typed},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
@@ -37,6 +37,17 @@ struct Running {
     child: Child,
     calls: SocketAddr,
     health: SocketAddr,
+}
+
+impl Running {
+    /// A client that is told of everything.
+    async fn client(&self) -> Client {
+        let hello = Hello {
+            events: true,
+            ..Hello::default()
+        };
+        Client::begin(self.calls, hello).await
+    }
 }
 
 impl Drop for Running {
@@ -103,21 +114,10 @@ async fn it_talks_until_it_is_asked_to_end() {
     );
     let ready = get(running.health, "/readyz").await;
     assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
-    let mut client = Client::begin(
-        running.calls,
-        Hello {
-            events: true,
-            ..Hello::default()
-        },
-    )
-    .await;
+    let mut client = running.client().await;
     let status = get(running.health, "/status").await;
     assert!(status.contains(r#""sessions":1"#), "{status}");
-    let text = Typed {
-        text: "My name is Ada.".to_owned(),
-        key: None,
-    };
-    client.say(ClientMessage::Text(text)).await;
+    client.say(typed("My name is Ada.")).await;
     client
         .until(|message| matches!(message, ServerMessage::Audio(_)))
         .await;
@@ -151,21 +151,10 @@ async fn an_unreachable_provider_fails_readiness_only() {
     .await;
     let ready = get(running.health, "/readyz").await;
     assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
-    let mut client = Client::begin(
-        running.calls,
-        Hello {
-            events: true,
-            ..Hello::default()
-        },
-    )
-    .await;
+    let mut client = running.client().await;
     let mut lost = None;
     for turn in 0..8 {
-        let text = Typed {
-            text: format!("Hello, number {turn}."),
-            key: None,
-        };
-        client.say(ClientMessage::Text(text)).await;
+        client.say(typed(format!("Hello, number {turn}."))).await;
         client
             .until(|message| matches!(message, ServerMessage::Turn(_)))
             .await;
@@ -213,19 +202,8 @@ async fn sessions_are_recorded_into_a_sealed_archive() {
     ];
     let settings = settings.each_ref().map(String::as_str);
     let mut running = start_with(dir.path(), &settings).await;
-    let mut client = Client::begin(
-        running.calls,
-        Hello {
-            events: true,
-            ..Hello::default()
-        },
-    )
-    .await;
-    let text = Typed {
-        text: "My name is Ada.".to_owned(),
-        key: None,
-    };
-    client.say(ClientMessage::Text(text)).await;
+    let mut client = running.client().await;
+    client.say(typed("My name is Ada.")).await;
     client
         .until(|message| matches!(message, ServerMessage::Turn(_)))
         .await;

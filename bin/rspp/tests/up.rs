@@ -9,8 +9,8 @@ use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use rspp_proto::spec::PipelineSpec;
 use rspp_websocket::{
-    protocol::{ClientMessage, Hello, ServerMessage, Typed},
-    testing::{Client, sound},
+    protocol::{Hello, ServerMessage},
+    testing::{Client, sound, typed},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -91,12 +91,7 @@ async fn one_address_serves_page_and_clients_until_ctrl_c() {
     };
     assert!(actors.iter().filter(is_of_session).count() >= 4, "{body}");
 
-    client
-        .say(ClientMessage::Text(Typed {
-            text: "hello".to_owned(),
-            key: None,
-        }))
-        .await;
+    client.say(typed("hello")).await;
     let came = client
         .until(|message| matches!(message, ServerMessage::Audio(_)))
         .await;
@@ -119,9 +114,7 @@ async fn one_address_serves_page_and_clients_until_ctrl_c() {
 const LOCAL: &str = "Host: localhost\r\n";
 
 async fn says_hello(client: &mut Client) {
-    let text = "hello".to_owned();
-    let typed = ClientMessage::Text(Typed { text, key: None });
-    client.say(typed).await;
+    client.say(typed("hello")).await;
     let is_sound = |message: &ServerMessage| matches!(message, ServerMessage::Audio(_));
     assert!(!sound(&client.until(is_sound).await).is_empty());
 }

@@ -16,8 +16,16 @@ use crate::{
     PATH,
     codec::{CodecCounts, Decoder, Encoder, real_time},
     outbox::Item,
-    protocol::{AudioData, ClientMessage, Format, Hello, Nothing, Ready, Resume, ServerMessage},
+    protocol::{
+        AudioData, ClientMessage, Format, Hello, Nothing, Ready, Resume, ServerMessage, Typed,
+    },
 };
+
+/// Something that is typed.
+pub fn typed(text: impl Into<String>) -> ClientMessage {
+    let text = text.into();
+    ClientMessage::Text(Typed { text, key: None })
+}
 
 /// How long a test waits for what is to come.
 const PATIENCE: Duration = Duration::from_secs(20);
