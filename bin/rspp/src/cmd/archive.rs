@@ -136,9 +136,15 @@ impl Fetch {
     }
 }
 
+/// An archive, opened with the keys that are given.
+pub(super) fn sealed(place: &Place, keys: &KeyOptions) -> Result<SealedArchive, Problem> {
+    let archive = archive(place)?;
+    Ok(SealedArchive::new(Arc::new(archive), keys.open()?))
+}
+
 /// A recording of an archive, opened with the keys that are given.
 pub(super) fn fetched(place: &Place, name: &str, keys: &KeyOptions) -> Result<Fetched, Problem> {
-    let archive = SealedArchive::new(Arc::new(archive(place)?), keys.open()?);
+    let archive = sealed(place, keys)?;
     runtime()?
         .block_on(export::fetch(&archive, name))
         .map_err(|error| match error {

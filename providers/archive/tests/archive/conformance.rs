@@ -4,19 +4,9 @@ use bytes::Bytes;
 use rspp_archive::{KeyRing, ObjectArchive, Place, SealedArchive};
 use rspp_timeline::export::Archive;
 
-use crate::server::Server;
-
 macro_rules! archive_suite {
     ($($name:ident),* $(,)?) => {
-        mod directory {
-            $(#[tokio::test]
-            async fn $name() {
-                let dir = tempfile::tempdir().unwrap();
-                let place = Place::Directory(dir.path().join("not/there/yet"));
-                super::$name(&ObjectArchive::open(&place).unwrap()).await;
-            })*
-            use super::{ObjectArchive, Place};
-        }
+        on_both!($($name),*);
         /// The same, sealed.
         mod sealed {
             $(#[tokio::test]
@@ -33,13 +23,6 @@ macro_rules! archive_suite {
             })*
             use std::sync::Arc;
             use super::{KeyRing, ObjectArchive, Place, SealedArchive};
-        }
-        mod object_store {
-            $(#[tokio::test]
-            async fn $name() {
-                let server = super::Server::start().await;
-                super::$name(&server.archive()).await;
-            })*
         }
     };
 }

@@ -7,31 +7,6 @@ use rspp_timeline::export::{Archive, FaultKind, Look, Patrol, Perishable, Stored
 
 use crate::server::Server;
 
-macro_rules! on_both {
-    ($($name:ident),* $(,)?) => {
-        mod directory {
-            $(#[tokio::test]
-            async fn $name() {
-                let dir = tempfile::tempdir().unwrap();
-                let place = Place::Directory(dir.path().join("calls"));
-                super::$name(&ObjectArchive::open(&place).unwrap()).await;
-                if stringify!($name).ends_with("without_a_trace") {
-                    let left = std::fs::read_dir(dir.path().join("calls")).unwrap();
-                    assert_eq!(left.count(), 0, "the names of tenants and sessions go too");
-                }
-            })*
-            use super::{ObjectArchive, Place};
-        }
-        mod object_store {
-            $(#[tokio::test]
-            async fn $name() {
-                let server = super::Server::start().await;
-                super::$name(&server.archive()).await;
-            })*
-        }
-    };
-}
-
 on_both!(
     a_page_goes_on_where_the_one_before_ended,
     a_patrol_sees_each_recording_once_and_whole,
@@ -122,6 +97,16 @@ async fn what_is_removed_is_gone_without_a_trace(archive: &ObjectArchive) {
     found[0].remove(archive).await.unwrap();
     found[1].remove(archive).await.unwrap();
     assert_eq!(all(archive).await, []);
+}
+
+/// F-116: in a directory the names of tenants and sessions go with their last recording.
+#[tokio::test]
+async fn no_name_is_left_in_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = ObjectArchive::open(&Place::Directory(dir.path().join("calls"))).unwrap();
+    what_is_removed_is_gone_without_a_trace(&archive).await;
+    let left = std::fs::read_dir(dir.path().join("calls")).unwrap();
+    assert_eq!(left.count(), 0, "the names of tenants and sessions go too");
 }
 
 /// F-116: what a store does not let go of is told, and stays whole enough to be found again.
