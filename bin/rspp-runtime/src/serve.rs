@@ -89,7 +89,6 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
     host.plane = fleet(&config, &name, at, archive_region.as_ref())?;
     let traces = telemetry::start(&config)?;
     host.spans = traces.as_ref().map(Otlp::sink);
-    let clock = host.clock;
     let runtime = Runtime::start(host).await.map_err(Problem::failure)?;
     let runtime = Arc::new(runtime);
     let plane = runtime.plane();
@@ -158,7 +157,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
     health.abort();
     let in_order = runtime.shut_down(GRACE).await;
     if let Some(timelines) = timelines {
-        timelines.drain(clock).await;
+        timelines.drain().await;
     }
     if let Some(traces) = traces
         && !traces.finish(telemetry::FLUSH).await

@@ -1,9 +1,12 @@
 //! Where sessions' timelines go, for how long they may wait there, and who may not be recorded here.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
 
 use rspp_actors::Clock;
-use rspp_archive::{KeyRing, ObjectArchive, Place, PlaceError, SealedArchive};
+use rspp_archive::{KeyRing, Place, PlaceError, SealedArchive};
 use rspp_controlplane::governance::Governance;
 use rspp_host::{Begun, PlaneHandle, PlaneStatus, Recorded};
 use rspp_proto::{Monotonic, Region, SessionId, TenantId, WallClock};
@@ -27,6 +30,8 @@ pub(crate) struct Timelines {
     clock: Clock,
     /// What the fleet's rules are; a runtime that stands alone has none.
     fleet: Option<watch::Receiver<PlaneStatus>>,
+    /// They as they were last read, and out of what: they are asked for with each session, and seldom change.
+    read: Mutex<Option<(Arc<str>, Arc<Governance>)>>,
 }
 
 impl Timelines {
@@ -44,11 +49,10 @@ impl Timelines {
             .map_err(|error: PlaceError| wrong("to", &error))?;
         let region = settings.region.as_ref().unwrap_or(&config.region);
         let region = Region::new(region.as_str()).map_err(|error| wrong("region", &error))?;
-        let archive = ObjectArchive::open(&place)
-            .map_err(|error| wrong("to", &format!("{place}: {error}")))?;
         let keys = settings.keys.as_deref().map(KeyRing::open).transpose();
         let keys = keys.map_err(|error| wrong("keys", &error))?.map(Arc::new);
-        let archive = SealedArchive::new(Arc::new(archive), keys);
+        let archive = SealedArchive::open(&place, keys)
+            .map_err(|error| wrong("to", &format!("{place}: {error}")))?;
         let chance = u64::from(std::process::id());
         let exports = Exports::open(
             Arc::new(archive),
@@ -76,6 +80,7 @@ impl Timelines {
             runtime: config.name.clone(),
             clock,
             fleet: None,
+            read: Mutex::default(),
         }))
     }
 
@@ -95,20 +100,32 @@ impl Timelines {
     }
 
     /// The fleet's rules as they were last heard; `None` for a runtime that stands alone.
-    fn rules(&self) -> Result<Option<Governance>, Refusal> {
+    fn rules(&self) -> Result<Option<Arc<Governance>>, Refusal> {
         let Some(fleet) = &self.fleet else {
             return Ok(None);
         };
-        let status = fleet.borrow();
-        let Some(snapshot) = &status.governance else {
+        let document = fleet
+            .borrow()
+            .governance
+            .as_ref()
+            .map(|it| Arc::clone(&it.document));
+        let Some(document) = document else {
             let what =
                 "where timelines may lie is not known yet: the control plane has not said it";
             return Err(Refusal::Busy(what.to_owned()));
         };
-        let rules = serde_json::from_str(&snapshot.document);
-        rules.map(Some).map_err(|error| {
+        let mut read = self.read.lock().expect("no code panics while locked");
+        if let Some((of, rules)) = &*read
+            && Arc::ptr_eq(of, &document)
+        {
+            return Ok(Some(Arc::clone(rules)));
+        }
+        let rules: Governance = serde_json::from_str(&document).map_err(|error| {
             Refusal::Failed(format!("the control plane's rules cannot be read: {error}"))
-        })
+        })?;
+        let rules = Arc::new(rules);
+        *read = Some((document, Arc::clone(&rules)));
+        Ok(Some(rules))
     }
 
     /// Whether a tenant's timelines may lie in our archive (F-168).
@@ -160,7 +177,7 @@ impl Timelines {
         }
     }
 
-    async fn expire_by(&self, rules: Governance) {
+    async fn expire_by(&self, rules: Arc<Governance>) {
         let exports = self.exports.clone();
         let look = move || {
             let known: Vec<_> = rules.retention.tenants.keys().collect();
@@ -185,8 +202,8 @@ impl Timelines {
     }
 
     /// Gives the archive a while for what is left.
-    pub(crate) async fn drain(&self, clock: Clock) {
-        let left = self.exports.drain(|| now(clock), PATIENCE).await;
+    pub(crate) async fn drain(&self) {
+        let left = self.exports.drain(|| now(self.clock), PATIENCE).await;
         if left.recordings > 0 {
             let place = self.exports.place();
             tracing::warn!(
@@ -204,14 +221,14 @@ fn now(clock: Clock) -> Monotonic {
 }
 
 fn wall_clock() -> WallClock {
-    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-    WallClock(since.as_millis() as u64)
+    SystemTime::now().into()
 }
 
 #[cfg(test)]
 mod tests {
     use std::{collections::BTreeSet, fs};
 
+    use rspp_archive::ObjectArchive;
     use rspp_controlplane_api::{Snapshot, SnapshotKind};
     use rspp_proto::{
         PipelineVersion,
@@ -313,7 +330,7 @@ mod tests {
             let (_recorder, recording) = ground.begin(tenant).await.unwrap();
             recording.unwrap().close().await.unwrap();
         }
-        ground.timelines.drain(Clock::start()).await;
+        ground.timelines.drain().await;
         let archived = ground.archived().await;
         assert_eq!(archived.len(), 2, "{archived:?}");
         assert!(archived[0].starts_with("free/") && archived[1].starts_with("zeta/"));
@@ -345,6 +362,7 @@ mod tests {
         }
         let open = ground.begin_as("acme", "call-8").await.unwrap();
         assert_eq!(ground.spooled(), 2 * 4);
+        // Has it heard of what was closed.
         ground.timelines.exports.stats(Monotonic::ZERO);
         tokio::time::sleep(Duration::from_millis(20)).await;
         let rules = ground.timelines.rules().unwrap().unwrap();
@@ -355,7 +373,7 @@ mod tests {
             "one was over; another is still written"
         );
         open.1.unwrap().close().await.unwrap();
-        ground.timelines.drain(Clock::start()).await;
+        ground.timelines.drain().await;
         let archived = ground.archived().await;
         let tenants: Vec<_> = archived
             .iter()
