@@ -26,16 +26,20 @@ pub fn text(samples: &[MetricSample]) -> String {
             writeln!(text, "# TYPE {name} {kind}").expect("a string takes it");
             last = name;
         }
-        let escaped = |value: &str| {
-            let value = value.replace('\\', "\\\\").replace('"', "\\\"");
-            value.replace('\n', "\\n")
-        };
         let labels = sample.labels.iter();
         let labels = labels.map(|(label, value)| format!("{label}=\"{}\"", escaped(value)));
         let labels = labels.collect::<Vec<_>>().join(",");
         writeln!(text, "{name}{{{labels}}} {}", sample.value).expect("a string takes it");
     }
     text
+}
+
+/// A label's value as that format writes it between quotes.
+pub fn escaped(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 /// What is measured; the unit is at the name's end.

@@ -200,13 +200,17 @@ impl Plane {
     /// leader's.
     pub(crate) async fn account_drains(&self, office: &Office) -> Result<(), Failure> {
         let mut lives = BTreeMap::<Holder, Vec<Drain>>::new();
-        for drain in self.shared.drains.records().values() {
-            lives
-                .entry(drain.holder.clone())
-                .or_default()
-                .push(drain.clone());
+        {
+            let drains = self.shared.drains.records();
+            for drain in drains.values().filter(|it| !it.accounted) {
+                lives.entry(drain.holder.clone()).or_default();
+            }
+            for drain in drains.values() {
+                if let Some(known) = lives.get_mut(&drain.holder) {
+                    known.push(drain.clone());
+                }
+            }
         }
-        lives.retain(|_, known| !known.iter().all(|it| it.accounted));
         for (holder, known) in lives {
             let alive = self.seems_alive(&holder);
             let account = self.account(&known, alive);

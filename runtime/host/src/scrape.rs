@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use rspp_proto::metric::escaped;
+
 use crate::LatencySeries;
 
 /// What the format is called where it is asked for.
@@ -57,13 +59,6 @@ pub fn text(series: &[LatencySeries]) -> String {
 
 fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
     writeln!(text, "{line}").expect("a string takes all that is written to it");
-}
-
-fn escaped(value: &str) -> String {
-    value
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
 }
 
 #[cfg(test)]

@@ -725,12 +725,7 @@ impl<T: Load> EdgeBuffer<T> {
     fn push(&mut self, ordinal: u64, item: T, lineage: Option<Box<Lineage>>) {
         self.bytes += item.bytes();
         self.media += item.media();
-        if self.slots.len() == self.slots.capacity() {
-            // Not twice as much as the edge may ever hold: there are thousands.
-            let most = self.limits.items.max(self.slots.len() + 1);
-            let more = self.slots.len().max(FEW).min(most - self.slots.len());
-            self.slots.reserve_exact(more);
-        }
+        grow(&mut self.slots, self.limits.items);
         self.slots.push_back(Slot {
             ordinal,
             round: self.round_of(&item),
@@ -841,6 +836,16 @@ impl<T: Load> EdgeBuffer<T> {
         if let Some(action) = self.limits.on_high {
             self.notices.acted(action);
         }
+    }
+}
+
+/// Makes room for one more in a queue that never has more than `most`: twice as much as there was, but not twice as much
+/// as it may ever hold, since there are thousands.
+pub fn grow<T>(queue: &mut VecDeque<T>, most: usize) {
+    let has = queue.len();
+    if has == queue.capacity() {
+        let most = most.max(has + 1);
+        queue.reserve_exact(has.max(FEW).min(most - has));
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use clap::Args;
 use rspp_actors::Clock;
-use rspp_archive::{KeyRing, ObjectArchive, Place, PlaceError, SealedArchive};
+use rspp_archive::{KeyRing, Place, PlaceError, SealedArchive};
 use rspp_proto::Monotonic;
 use rspp_timeline::export::{ExportPolicy, Exports, Left};
 use serde::Deserialize;
@@ -124,9 +124,8 @@ fn open_under(
     keys: Option<Arc<KeyRing>>,
     policy: ExportPolicy,
 ) -> Result<Exports, Problem> {
-    let unusable = |error: &dyn std::fmt::Display| Problem::input(format!("{place}: {error}"));
-    let archive = ObjectArchive::open(place).map_err(|error| unusable(&error))?;
-    let archive = SealedArchive::new(Arc::new(archive), keys);
+    let archive = SealedArchive::open(place, keys)
+        .map_err(|error| Problem::input(format!("{place}: {error}")))?;
     let chance = u64::from(std::process::id());
     Exports::open(Arc::new(archive), spool, policy, chance).map_err(Problem::input)
 }

@@ -3,18 +3,17 @@
 use std::{
     io::{Cursor, Read, Seek},
     path::PathBuf,
-    sync::Arc,
 };
 
 use clap::Args;
-use rspp_archive::{Place, SealedArchive};
+use rspp_archive::Place;
 use rspp_proto::TenantId;
 use rspp_timeline::{
     Account, Entry, Prices, Timeline,
     export::{fetch, list},
 };
 
-use super::archive::{archive, runtime};
+use super::archive::{runtime, sealed};
 use crate::{call::export::KeyOptions, problem::Problem, specs, terminal};
 
 /// Sum up sessions for the tenant that is accounted for them: turns, tokens, audio, characters, cost.
@@ -105,7 +104,7 @@ fn archived(
     tenant: &TenantId,
     keys: &KeyOptions,
 ) -> Result<Vec<(String, Vec<Entry>)>, Problem> {
-    let archive = SealedArchive::new(Arc::new(archive(place)?), keys.open()?);
+    let archive = sealed(place, keys)?;
     runtime()?.block_on(async {
         let found = list(&archive, tenant.as_str())
             .await

@@ -6,7 +6,9 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use rspp_actors::{Buffer, Clock, Offer};
-use rspp_kernel::edge::{BreakReason, EdgeBuffer, EdgeCounters, EdgeNotice, Offered, Patience};
+use rspp_kernel::edge::{
+    BreakReason, EdgeBuffer, EdgeCounters, EdgeNotice, Offered, Patience, grow,
+};
 use rspp_proto::{
     Lane, Monotonic, Payload,
     spec::{EdgeBufferPolicy, FlowMode, PortType},
@@ -357,14 +359,8 @@ impl Buffer for Inputs {
                     Offer::Full(chunk)
                 } else {
                     self.chunk_bytes += chunk.bytes();
-                    if self.chunks.len() == self.chunks.capacity() {
-                        // One more than may wait, for the end of the call.
-                        let room = self
-                            .chunks
-                            .len()
-                            .clamp(1, MAX_WAITING_CHUNKS + 1 - self.chunks.len());
-                        self.chunks.reserve_exact(room);
-                    }
+                    // One more than may wait, for the end of the call.
+                    grow(&mut self.chunks, MAX_WAITING_CHUNKS + 1);
                     self.chunks.push_back(chunk);
                     self.account();
                     Offer::Queued

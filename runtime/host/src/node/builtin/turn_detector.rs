@@ -80,9 +80,14 @@ impl TurnDetector {
         Ok(())
     }
 
+    /// Samples that the model looks at.
+    fn window(&self) -> usize {
+        self.model.as_ref().map_or(0, |model| model.window())
+    }
+
     /// Keeps a frame, and lets go of those that the model will not look at.
     fn take_audio(&mut self, cx: &mut NodeContext, frame: Bytes) {
-        let window = self.model.as_ref().map_or(0, |model| model.window()) * size_of::<i16>();
+        let window = self.window() * size_of::<i16>();
         if window == 0 {
             return;
         }
@@ -99,8 +104,7 @@ impl TurnDetector {
 
     /// The newest audio, as much as the model looks at.
     fn heard(&self) -> Vec<i16> {
-        let window = self.model.as_ref().map_or(0, |model| model.window());
-        let excess = (self.kept / size_of::<i16>()).saturating_sub(window);
+        let excess = (self.kept / size_of::<i16>()).saturating_sub(self.window());
         let frames = self.audio.iter();
         frames
             .flat_map(|frame| samples(frame))

@@ -2,8 +2,10 @@
 
 use rspp_proto::{AudioChunk, Payload, SampleIndex, SpeechMark};
 use rspp_provider_api::{Cost, VoiceDetector};
+use rspp_transport_api::audio::FRAME;
 
 use crate::{
+    connection::INGRESS_RATE,
     event::{Event, Port},
     node::{Node, NodeContext, NodeError, NodeReport, Step},
 };
@@ -12,8 +14,6 @@ use crate::{
 const SPEECH_FROM: f64 = 0.5;
 /// Probability from which a window counts as speech while somebody speaks.
 const SPEECH_WHILE: f64 = 0.35;
-/// Samples of a frame as it comes from a connection, 20 ms.
-const FRAME_SAMPLES: usize = 320;
 /// Speech shorter than this is a click, in milliseconds.
 const MIN_SPEECH_MS: f64 = 60.0;
 
@@ -228,7 +228,8 @@ impl Node for Vad {
             .as_ref()
             .map_or(0, |detector| detector.window());
         let missing = window.saturating_sub(self.pending.len());
-        missing.saturating_sub(1) / FRAME_SAMPLES
+        let frame = INGRESS_RATE.samples_in(FRAME) as usize;
+        missing.saturating_sub(1) / frame
     }
 
     fn start<'a>(&'a mut self, cx: &'a mut NodeContext) -> Step<'a> {
