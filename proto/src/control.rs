@@ -239,6 +239,31 @@ impl Emptying {
     }
 }
 
+/// How far the removal of what is over has come (F-116).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RemovalStep {
+    /// It is about to go.
+    Planned,
+    /// It is gone.
+    Done,
+    /// It could not be removed.
+    Failed,
+}
+
+/// What a runtime removes of its timelines because it is over, for the audit trail (F-116).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// How far it has come.
+    pub step: RemovalStep,
+    /// Recordings by name, as archives have it; at most [`MAX_REMOVED`].
+    pub recordings: Vec<String>,
+    /// What is in the way, if it failed; else empty.
+    pub why: String,
+}
+
+/// Most recordings that one [`Removal`] names.
+pub const MAX_REMOVED: usize = 32;
+
 /// How a runtime fares, as it says with each heartbeat.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -7,6 +7,7 @@
 
 mod accounts;
 mod callers;
+mod expiry;
 mod faults;
 mod lease_protocol;
 mod outages;

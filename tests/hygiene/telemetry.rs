@@ -140,9 +140,9 @@ async fn types(client: &mut Client, text: &str) -> Vec<ServerMessage> {
     turn_of(client).await
 }
 
-/// F-070, F-067, F-013, NF-008: a real runtime pushes its traces to a collector: one trace a turn, with a span for
-/// each node of the pipeline and each provider call, each within its parent, tied to session, turn and pipeline
-/// version; what still waits when it is asked to end is sent. Its log is JSON line by line, each with the four ids,
+/// F-070, F-067, F-013, F-116, NF-008: a real runtime pushes its traces to a collector: one trace a turn, with a span for
+/// each node of the pipeline and each provider call, each within its parent, tied to tenant, session, turn and
+/// pipeline version; what still waits when it is asked to end is sent. Its log is JSON line by line, each with the ids,
 /// and what a client hears of turns, what is logged, traced and measured is of the same ids.
 #[tokio::test(flavor = "multi_thread")]
 async fn traces_logs_events_and_measurements_are_of_the_same_turns() {
@@ -184,6 +184,7 @@ async fn traces_logs_events_and_measurements_are_of_the_same_turns() {
         let known = attributes(span);
         assert_eq!(known["session.id"], session.as_str(), "{span:?}");
         assert_eq!(known["rspp.pipeline.version"], version, "{span:?}");
+        assert_eq!(known["rspp.tenant.id"], "local", "{span:?}");
         assert!(
             span.start_time_unix_nano <= span.end_time_unix_nano,
             "{span:?}"
@@ -264,7 +265,13 @@ async fn traces_logs_events_and_measurements_are_of_the_same_turns() {
     let mut logged = BTreeMap::<&str, BTreeSet<String>>::new();
     for line in log.lines() {
         let line: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
-        for key in ["session_id", "turn_id", "node_id", "pipeline_version"] {
+        for key in [
+            "tenant_id",
+            "session_id",
+            "turn_id",
+            "node_id",
+            "pipeline_version",
+        ] {
             let value = line.get(key).unwrap_or_else(|| panic!("no {key}: {line}"));
             logged
                 .entry(key)
@@ -275,6 +282,7 @@ async fn traces_logs_events_and_measurements_are_of_the_same_turns() {
             assert!(line["session_id"].is_string(), "{line}");
         }
     }
+    assert_eq!(logged["tenant_id"], ["local".to_owned()].into());
     assert_eq!(logged["session_id"], [session.to_string()].into());
     assert_eq!(logged["pipeline_version"], [version.clone()].into());
     assert!(

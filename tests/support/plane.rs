@@ -20,7 +20,9 @@ use rspp_controlplane_api::{
 };
 use rspp_proto::{
     Epoch, LeaseToken, RuntimeId, SessionId, TenantId, WallClock,
-    control::{Binding, Description, Emptying, Holder, Kind, Load, SessionPhase, WhyRevoked},
+    control::{
+        Binding, Description, Emptying, Holder, Kind, Load, Removal, SessionPhase, WhyRevoked,
+    },
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -467,6 +469,11 @@ impl ControlPlane for Seer {
             state.drained.insert(by.runtime.clone(), sessions.clone());
             Ok(())
         })
+    }
+
+    fn tell_removal(&self, by: &Holder, _removal: Removal) -> Answer<()> {
+        let by = by.clone();
+        self.call("tell_removal", move |state| state.life(&by))
     }
 
     fn acquire(&self, ask: Acquire) -> Answer<Granted> {

@@ -93,9 +93,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
     let runtime = Arc::new(runtime);
     let plane = runtime.plane();
     let timelines = timelines.map(|it| Arc::new(it.following(plane.as_ref())));
-    let expiring = timelines.clone().map(|it| {
+    let expiring = timelines.clone().zip(plane.clone()).map(|(it, plane)| {
         let every = config.timelines.expire_every.0;
-        tokio::spawn(async move { it.expire(every).await })
+        tokio::spawn(async move { it.expire(every, &plane).await })
     });
     let sessions = sessions(
         &config,

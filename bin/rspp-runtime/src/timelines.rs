@@ -1,6 +1,7 @@
 //! Where sessions' timelines go, for how long they may wait there, and who may not be recorded here.
 
 use std::{
+    io,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
@@ -9,10 +10,13 @@ use rspp_actors::Clock;
 use rspp_archive::{KeyRing, Place, PlaceError, SealedArchive};
 use rspp_controlplane::governance::Governance;
 use rspp_host::{Begun, PlaneHandle, PlaneStatus, Recorded};
-use rspp_proto::{Monotonic, Region, SessionId, TenantId, WallClock};
+use rspp_proto::{
+    Monotonic, Region, SessionId, TenantId, WallClock,
+    control::{MAX_REMOVED, Removal, RemovalStep},
+};
 use rspp_timeline::{
     FileHeader, Options,
-    export::{Exports, key_part},
+    export::{Exports, Over, key_part},
 };
 use rspp_transport_api::Refusal;
 use tokio::sync::watch;
@@ -165,40 +169,86 @@ impl Timelines {
         Ok((recorder, Some(recording)))
     }
 
-    /// Removes what has waited for the archive for longer than it may be kept at all, again and again (F-116).
-    pub(crate) async fn expire(&self, every: Duration) {
+    /// Removes what has waited for the archive for longer than it may be kept at all, again and again, and puts it
+    /// down in the fleet's trail (F-116).
+    pub(crate) async fn expire(&self, every: Duration, plane: &PlaneHandle) {
         loop {
             tokio::time::sleep(every).await;
             match self.rules() {
-                Ok(Some(rules)) => self.expire_by(rules).await,
+                Ok(Some(rules)) => self.expire_by(&rules, |it| plane.tell_removal(it)).await,
                 Ok(None) => return,
                 Err(refusal) => tracing::warn!(%refusal, "nothing is removed from the spool"),
             }
         }
     }
 
-    async fn expire_by(&self, rules: Arc<Governance>) {
+    /// As the leader does with archives: what is about to go is put down before it goes, so that nothing goes
+    /// without a trace; then what became of it.
+    async fn expire_by<F>(&self, rules: &Governance, put_down: impl Fn(Removal) -> F)
+    where
+        F: Future<Output = Result<(), String>>,
+    {
+        for batch in self.over(rules).chunks(MAX_REMOVED) {
+            let planned = removal(RemovalStep::Planned, names(batch));
+            if let Err(why) = put_down(planned).await {
+                tracing::error!(
+                    why,
+                    "what is over stays in the spool: it could not be put down"
+                );
+                return;
+            }
+            let (removed, left) = self.remove(batch.to_vec()).await;
+            let mut became = Vec::new();
+            if !removed.is_empty() {
+                tracing::warn!(
+                    recordings = ?removed,
+                    "timelines were over before the archive had all of them, and were removed"
+                );
+                became.push(removal(RemovalStep::Done, removed));
+            }
+            for (recording, error) in left {
+                tracing::error!(recording, %error, "a timeline that is over cannot be removed");
+                became.push(Removal {
+                    why: error.to_string(),
+                    ..removal(RemovalStep::Failed, vec![recording])
+                });
+            }
+            for removal in became {
+                if let Err(why) = put_down(removal).await {
+                    tracing::error!(
+                        why,
+                        "what became of timelines that were over was not put down"
+                    );
+                }
+            }
+        }
+    }
+
+    fn over(&self, rules: &Governance) -> Vec<Over> {
+        let known: Vec<_> = rules.retention.tenants.keys().collect();
+        self.exports.over(wall_clock(), |tenant, session| {
+            let tenant = known.iter().find(|it| key_part(it.as_str()) == tenant);
+            let of_session = |it: &SessionId| key_part(it.as_str()) == session;
+            rules.retention.spooled(tenant.copied(), of_session)
+        })
+    }
+
+    /// Which went, and which could not. What somebody sends by now is in neither: it goes the next time.
+    async fn remove(&self, batch: Vec<Over>) -> (Vec<String>, Vec<(String, io::Error)>) {
         let exports = self.exports.clone();
-        let look = move || {
-            let known: Vec<_> = rules.retention.tenants.keys().collect();
-            exports.expire(wall_clock(), |tenant, session| {
-                let tenant = known.iter().find(|it| key_part(it.as_str()) == tenant);
-                let of_session = |it: &SessionId| key_part(it.as_str()) == session;
-                rules.retention.spooled(tenant.copied(), of_session)
-            })
+        let work = move || {
+            let (mut removed, mut left) = (Vec::new(), Vec::new());
+            for over in batch {
+                match exports.remove(&over) {
+                    Ok(true) => removed.push(over.recording),
+                    Ok(false) => {}
+                    Err(error) => left.push((over.recording, error)),
+                }
+            }
+            (removed, left)
         };
-        let Ok((removed, left)) = tokio::task::spawn_blocking(look).await else {
-            return;
-        };
-        for recording in removed {
-            tracing::warn!(
-                recording,
-                "a timeline was over before the archive had all of it, and was removed"
-            );
-        }
-        for (path, error) in left {
-            tracing::error!(path = %path.display(), %error, "a timeline that is over cannot be removed");
-        }
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_default()
     }
 
     /// Gives the archive a while for what is left.
@@ -213,6 +263,18 @@ impl Timelines {
                 "the spool keeps what the archive has not taken"
             );
         }
+    }
+}
+
+fn names(batch: &[Over]) -> Vec<String> {
+    batch.iter().map(|it| it.recording.clone()).collect()
+}
+
+fn removal(step: RemovalStep, recordings: Vec<String>) -> Removal {
+    Removal {
+        step,
+        recordings,
+        why: String::new(),
     }
 }
 
@@ -366,12 +428,31 @@ mod tests {
         ground.timelines.exports.stats(Monotonic::ZERO);
         tokio::time::sleep(Duration::from_millis(20)).await;
         let rules = ground.timelines.rules().unwrap().unwrap();
-        ground.timelines.expire_by(rules).await;
+        let told = Mutex::new(Vec::new());
+        let away = async |_: Removal| Err("the control plane is away".to_owned());
+        ground.timelines.expire_by(&rules, away).await;
+        assert_eq!(ground.spooled(), 2 * 4, "nothing goes without a trace");
+        let put_down = async |removal: Removal| {
+            let spooled = ground.spooled();
+            told.lock().unwrap().push((removal, spooled));
+            Ok(())
+        };
+        for _twice in 0..2 {
+            ground.timelines.expire_by(&rules, put_down).await;
+        }
         assert_eq!(
             ground.spooled(),
             2 * 3,
             "one was over; another is still written"
         );
+        let told = told.into_inner().unwrap();
+        let steps: Vec<_> = told.iter().map(|(it, left)| (it.step, *left)).collect();
+        let expected = [(RemovalStep::Planned, 2 * 4), (RemovalStep::Done, 2 * 3)];
+        assert_eq!(steps, expected, "before it goes, and after");
+        let of_acme = told.iter().all(|(it, _)| {
+            it.recordings.len() == 1 && it.recordings[0].starts_with("acme/call-of-acme/")
+        });
+        assert!(of_acme, "{told:?}");
         open.1.unwrap().close().await.unwrap();
         ground.timelines.drain().await;
         let archived = ground.archived().await;

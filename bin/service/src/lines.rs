@@ -1,6 +1,6 @@
-//! Logs for programs: a JSON object a line, each of which says whose it is (F-067, NF-008).
+//! Logs for programs: a JSON object a line, each of which says whose it is (F-067, F-116, NF-008).
 //!
-//! `session_id`, `turn_id`, `node_id` and `pipeline_version` are on every line, null where there is none: of the
+//! `tenant_id`, `session_id`, `turn_id`, `node_id` and `pipeline_version` are on every line, null where there is none: of the
 //! event itself, else of the scopes that it happened in, the innermost first. Whoever logs need not repeat what
 //! its scope says.
 
@@ -24,7 +24,8 @@ use tracing_subscriber::{
 };
 
 /// What every line has, and by which shorter names events give it.
-const IDS: [(&str, &str); 4] = [
+const IDS: [(&str, &str); 5] = [
+    ("tenant_id", "tenant"),
     ("session_id", "session"),
     ("turn_id", "turn"),
     ("node_id", "node"),
@@ -187,12 +188,17 @@ mod tests {
             .collect()
     }
 
-    /// F-067, NF-008: each line has all four ids, the innermost of each, and is JSON whatever is said.
+    /// F-067, F-116, NF-008: each line has all five ids, the innermost of each, and is JSON whatever is said.
     #[test]
     fn every_line_says_whose_it_is() {
         let lines = lines(|| {
             info!("nobody's");
-            let session = info_span!("session", session_id = "s-1", pipeline_version = "p-1");
+            let session = info_span!(
+                "session",
+                tenant_id = "acme",
+                session_id = "s-1",
+                pipeline_version = "p-1"
+            );
             session.in_scope(|| {
                 info!(turn = "turn-0001", "of a turn");
                 let node = info_span!("node", node_id = "tts", turn_id = "turn-0002");
@@ -206,10 +212,10 @@ mod tests {
                 line[id].as_str().unwrap_or("-").to_owned()
             })
         };
-        assert_eq!(ids(&lines[0]), ["-", "-", "-", "-"]);
-        assert_eq!(ids(&lines[1]), ["s-1", "turn-0001", "-", "p-1"]);
-        assert_eq!(ids(&lines[2]), ["s-1", "turn-0002", "tts", "p-1"]);
-        assert_eq!(ids(&lines[3]), ["s-2", "-", "-", "p-1"]);
+        assert_eq!(ids(&lines[0]), ["-", "-", "-", "-", "-"]);
+        assert_eq!(ids(&lines[1]), ["acme", "s-1", "turn-0001", "-", "p-1"]);
+        assert_eq!(ids(&lines[2]), ["acme", "s-1", "turn-0002", "tts", "p-1"]);
+        assert_eq!(ids(&lines[3]), ["acme", "s-2", "-", "-", "p-1"]);
         assert_eq!(lines[2]["text"], "a \"quote\"\nand a line");
         assert_eq!(
             (&lines[2]["count"], &lines[2]["level"]),

@@ -7,7 +7,8 @@ use rspp_proto::{
     Epoch, LeaseToken, RuntimeId, SessionId, WallClock,
     control::{
         Attempt, Binding, Description, Emptying, Endpoint, Holder, Incarnation, Kind, Load,
-        MAX_OUTAGES, Outage, ProtocolWindow, SessionPhase, WhyRevoked,
+        MAX_OUTAGES, MAX_REMOVED, Outage, ProtocolWindow, Removal, RemovalStep, SessionPhase,
+        WhyRevoked,
     },
     spec::Modality,
 };
@@ -18,6 +19,11 @@ use crate::{
     RouteAsk, SessionToken, Snapshot, SnapshotKind, SnapshotUpdate, StatusReport, Stored, Version,
     Wanted, Write, Writer, wire,
 };
+
+/// Longest name of a recording, in bytes.
+const MAX_RECORDING: usize = 512;
+/// Longest reason why one is not removed, in bytes.
+const MAX_WHY: usize = 1_024;
 
 /// A field that is not what it must be.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -313,6 +319,65 @@ impl TryFrom<wire::DrainHow> for Emptying {
             wire::DrainHow::Wait => Ok(Self::Wait),
         }
     }
+}
+
+impl From<RemovalStep> for wire::RemovalStep {
+    fn from(step: RemovalStep) -> Self {
+        match step {
+            RemovalStep::Planned => Self::Planned,
+            RemovalStep::Done => Self::Done,
+            RemovalStep::Failed => Self::Failed,
+        }
+    }
+}
+
+impl TryFrom<wire::RemovalStep> for RemovalStep {
+    type Error = WireError;
+
+    fn try_from(step: wire::RemovalStep) -> Result<Self, WireError> {
+        match step {
+            wire::RemovalStep::Unspecified => Err(WireError::missing("step")),
+            wire::RemovalStep::Planned => Ok(Self::Planned),
+            wire::RemovalStep::Done => Ok(Self::Done),
+            wire::RemovalStep::Failed => Ok(Self::Failed),
+        }
+    }
+}
+
+impl TryFrom<wire::NoteRemovalRequest> for Removal {
+    type Error = WireError;
+
+    fn try_from(message: wire::NoteRemovalRequest) -> Result<Self, WireError> {
+        let step = message.step().try_into()?;
+        let count = message.recordings.len();
+        if count == 0 || count > MAX_REMOVED {
+            let problem = format!("are {count}: 1 to {MAX_REMOVED} are taken");
+            return Err(WireError::new("recordings", problem));
+        }
+        if let Some(name) = message.recordings.iter().find(|it| !is_recording(it)) {
+            let name: String = name.chars().take(64).collect();
+            return Err(WireError::new(
+                "recordings",
+                format!("has {name:?}, which is not `tenant/session/…`"),
+            ));
+        }
+        if message.why.len() > MAX_WHY {
+            return Err(WireError::new("why", "is too long"));
+        }
+        Ok(Self {
+            step,
+            recordings: message.recordings,
+            why: message.why,
+        })
+    }
+}
+
+/// Whether something can be the name of a recording.
+fn is_recording(name: &str) -> bool {
+    let mut parts = name.split('/');
+    let (tenant, session) = (parts.next(), parts.next());
+    let is_some = |part: Option<&str>| part.is_some_and(|it| !it.is_empty());
+    name.len() <= MAX_RECORDING && is_some(tenant) && is_some(session)
 }
 
 impl From<Load> for wire::Load {

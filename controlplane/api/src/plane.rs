@@ -18,8 +18,8 @@ use futures::{future::BoxFuture, stream::BoxStream};
 use rspp_proto::{
     Epoch, LeaseToken, PipelineVersion, Region, RuntimeId, SessionId, TenantId, WallClock,
     control::{
-        Attempt, Binding, Description, Emptying, Endpoint, Holder, Kind, Load, SessionPhase,
-        WhyRevoked,
+        Attempt, Binding, Description, Emptying, Endpoint, Holder, Kind, Load, Removal,
+        SessionPhase, WhyRevoked,
     },
 };
 
@@ -342,6 +342,10 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// Says that a runtime goes, what becomes of its sessions, and which it has: what becomes of each is
     /// accounted for (NF-016).
     fn begin_drain(&self, by: &Holder, how: Emptying, sessions: Vec<SessionId>) -> Answer<()>;
+
+    /// Puts down in the audit trail what a runtime removes of its timelines because it is over (F-116). Repeating
+    /// it may put it down twice.
+    fn tell_removal(&self, by: &Holder, removal: Removal) -> Answer<()>;
 
     /// Asks for a session. Repeating an attempt gives the same lease.
     fn acquire(&self, ask: Acquire) -> Answer<Granted>;

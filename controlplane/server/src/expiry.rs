@@ -6,6 +6,9 @@
 //! is over is told by names and ages. What is about to go is put down before it goes, under the leader's fence,
 //! so that nothing goes without a trace; then what became of it. What cannot go is put down too, once for as long
 //! as nothing about it changes.
+//!
+//! What waits in a runtime's spool is removed by that runtime, which puts it down here in the same words, before and
+//! after.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,12 +18,17 @@ use std::{
 };
 
 use rspp_controlplane::{
+    access::Principal,
     audit::{Outcome, Record},
     keeping::{Keeping, Lot},
-    store::{StoreError, Txn},
+    keys,
+    store::{Compare, StoreError, Txn},
 };
 use rspp_controlplane_storage::election::Office;
-use rspp_proto::{Region, SessionId, TenantId};
+use rspp_proto::{
+    Region, SessionId, TenantId,
+    control::{Holder, Removal, RemovalStep},
+};
 use rspp_timeline::export::{
     ArchiveFault, FaultKind, Patrol, Perishable, Stored, key_part, key_tenant,
 };
@@ -28,6 +36,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::{
+    audit::done,
     commit::wait_a_little,
     failure::Failure,
     plane::{Plane, wall_clock},
@@ -41,6 +50,12 @@ const AT_ONCE: usize = 32;
 const MOST_STUCK: usize = 1_024;
 /// How often it is tried to put something down that others were in the way of.
 const TRIES: u32 = 20;
+/// In the trail: recordings are about to go because they are over.
+const EXPIRE: &str = "timelines_expire";
+/// In the trail: they are gone.
+const REMOVED: &str = "timelines_removed";
+/// In the trail: they should be gone, and are not.
+const NOT_REMOVED: &str = "timelines_not_removed";
 
 /// An archive of tenants' timelines.
 #[derive(Clone)]
@@ -218,7 +233,7 @@ impl Plane {
                 "kept_ms": keep.map(|it| it.as_millis() as u64),
                 "recordings": new,
             });
-            let record = about(part, tenant.as_ref(), "timelines_expire", what);
+            let record = about(part, tenant.as_ref(), EXPIRE, what);
             self.put_down(office, record).await?;
         }
         let (mut removed, mut bytes) = (0_usize, 0);
@@ -266,7 +281,7 @@ impl Plane {
                 "bytes": bytes,
                 "newest_ms": until,
             });
-            let record = about(part, tenant.as_ref(), "timelines_removed", what);
+            let record = about(part, tenant.as_ref(), REMOVED, what);
             self.put_down(office, record).await?;
         }
         ended
@@ -306,7 +321,7 @@ impl Plane {
                     "timelines that are over cannot be removed"
                 );
                 let what = json!({ "archive": place, "recordings": now.stuck.len(), "some": some, "why": why });
-                news.push(("timelines_not_removed", what));
+                news.push((NOT_REMOVED, what));
             }
             if now.elsewhere != before.elsewhere && now.elsewhere > 0 {
                 tracing::error!(place, tenant = part, count = now.elsewhere, region = %kept_in.region, "timelines lie where they may not");
@@ -337,7 +352,7 @@ impl Plane {
             return Ok(());
         }
         let what = json!({ "archive": place, "region": kept_in.region, "why": fault.message });
-        let mut record = Record::automatic(wall_clock(), "timelines_not_removed", place, what);
+        let mut record = Record::automatic(wall_clock(), NOT_REMOVED, place, what);
         record.outcome = Outcome::Refused;
         self.put_down(office, record).await?;
         told.faults.insert(number, fault.message);
@@ -366,6 +381,50 @@ impl Plane {
                 Err(error) => return Err(Stop::Trail(error.into())),
             }
         }
+    }
+}
+
+impl Plane {
+    /// Puts down what a runtime removes from its spool, or could not: the recordings of each tenant apart.
+    pub(crate) async fn note_removal(
+        &self,
+        who: &Principal,
+        by: &Holder,
+        removal: &Removal,
+    ) -> Result<(), Failure> {
+        let mut of_tenants: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for recording in &removal.recordings {
+            let part = recording.split('/').next().unwrap_or_default();
+            of_tenants.entry(part).or_default().push(recording);
+        }
+        let rules = self.governance().retention;
+        let records = of_tenants.into_iter().map(|(part, recordings)| {
+            let (operation, outcome) = match removal.step {
+                RemovalStep::Planned => (EXPIRE, Outcome::Done),
+                RemovalStep::Done => (REMOVED, Outcome::Done),
+                RemovalStep::Failed => (NOT_REMOVED, Outcome::Refused),
+            };
+            let mut what = json!({ "spool": by, "recordings": recordings });
+            if removal.step == RemovalStep::Failed {
+                what["why"] = json!(removal.why);
+            }
+            let tenant = whose(&rules, part);
+            let subject = tenant.as_ref().map_or(part, TenantId::as_str);
+            Record {
+                tenant: tenant.clone(),
+                outcome,
+                ..done(wall_clock(), who, operation, subject, what)
+            }
+        });
+        let records: Vec<_> = records.collect();
+        self.settle(|| async {
+            let alive = Compare::Exists(keys::liveness(by));
+            let txn = self
+                .with_audit(Txn::default().when(alive), records.clone())
+                .await?;
+            Ok((Some(txn), ()))
+        })
+        .await
     }
 }
 

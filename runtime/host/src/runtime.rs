@@ -553,7 +553,7 @@ impl Runtime {
         });
         let spans = self.config.spans.clone();
         let work = (measures || spans.is_some()).then(Arc::<WorkBook>::default);
-        let scope = scope::of_session(&request.session, &blueprint.spec.version);
+        let scope = scope::of_session(&request.tenant, &request.session, &blueprint.spec.version);
         let caller = request.transport.caller;
         let egress = blueprint.graph.node(blueprint.graph.egress());
         let edges = egress.inputs.iter().map(|edge| {

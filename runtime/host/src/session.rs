@@ -592,6 +592,7 @@ impl Actor for Session {
 
     fn scope(&self) -> Span {
         scope::of_session(
+            &self.setup.tenant,
             &self.setup.place.lease.session,
             &self.setup.blueprint.spec.version,
         )
@@ -599,7 +600,7 @@ impl Actor for Session {
 
     async fn started(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         let now = time(ctx);
-        tracing::info!(tenant = %self.setup.tenant, epoch = %self.kernel.epoch(), "a session begins");
+        tracing::info!(epoch = %self.kernel.epoch(), "a session begins");
         self.ledger.opened(now);
         if let Some(opening) = self.setup.opening.take() {
             self.publisher.opened(*opening, now);

@@ -7,8 +7,8 @@ use std::{
 };
 
 use rspp_proto::{
-    Monotonic, NodeId, OutcomeClass, PipelineVersion, SessionId, SpanId, TraceId, TraceParent,
-    TurnId, WallClock,
+    Monotonic, NodeId, OutcomeClass, PipelineVersion, SessionId, SpanId, TenantId, TraceId,
+    TraceParent, TurnId, WallClock,
 };
 use serde_json::{Value, json};
 
@@ -70,11 +70,21 @@ const MOST_KEPT: usize = 64;
 /// Turns that are over of which it is known that they were told.
 const MOST_TOLD: usize = 16;
 
+/// Whose spans are: every one says it, so that a collector can keep each tenant's for as long as it may (F-116).
+#[derive(Clone, Debug)]
+pub struct Whose {
+    /// The tenant, where it is known.
+    pub tenant: Option<TenantId>,
+    /// The session.
+    pub session: SessionId,
+    /// The version of its pipeline.
+    pub version: PipelineVersion,
+}
+
 /// Makes spans of what a session does, turn by turn.
 #[derive(Debug)]
 pub struct Tracer {
-    session: SessionId,
-    version: PipelineVersion,
+    whose: Whose,
     caller: Option<TraceParent>,
     work: Work,
     /// When nodes asked somebody for no turn, first and last: their spans end with the session.
@@ -86,10 +96,9 @@ pub struct Tracer {
 
 impl Tracer {
     /// Makes the spans of a session; each turn's trace links to that of whoever called.
-    pub fn new(session: SessionId, version: PipelineVersion, caller: Option<TraceParent>) -> Self {
+    pub fn new(whose: Whose, caller: Option<TraceParent>) -> Self {
         Self {
-            session,
-            version,
+            whose,
             caller,
             work: Work::default(),
             listening: BTreeMap::new(),
@@ -102,7 +111,7 @@ impl Tracer {
     pub fn attempt(&mut self, attempt: &AttemptRecord) {
         match &attempt.turn_id {
             Some(turn) if self.told.contains(turn) => {
-                let trace = TraceId::of(&self.session, Some(turn));
+                let trace = TraceId::of(&self.whose.session, Some(turn));
                 let parent = attempt.node_id.as_ref().map_or_else(
                     || SpanId::of_turn(trace),
                     |node| SpanId::of_node(trace, node),
@@ -126,7 +135,7 @@ impl Tracer {
     /// A turn is over: its trace is told, and what was done for no turn since the one before.
     pub fn turn(&mut self, turn: &TurnBaseline) {
         let id = &turn.turn_id;
-        let trace = TraceId::of(&self.session, Some(id));
+        let trace = TraceId::of(&self.whose.session, Some(id));
         let segments = turn.anchors.waterfall().segments;
         let links = self.tell_others(Some(id));
         if let Some(mut root) = root(turn, &segments, trace, self.caller) {
@@ -155,7 +164,7 @@ impl Tracer {
         // Recognition works for the session, and for turns that were refused nobody else has a trace.
         for of_turn in self.work.others(but) {
             let (turn, work) = of_turn;
-            let trace = TraceId::of(&self.session, turn.as_ref());
+            let trace = TraceId::of(&self.whose.session, turn.as_ref());
             if turn.is_some() {
                 work.tell(trace, turn.as_ref(), None, &[], &mut self.spans);
                 continue;
@@ -183,7 +192,7 @@ impl Tracer {
     /// The session is over.
     pub fn end(&mut self) {
         let _for_no_turn = self.tell_others(None);
-        let trace = TraceId::of(&self.session, None);
+        let trace = TraceId::of(&self.whose.session, None);
         for (node, (began, ended)) in std::mem::take(&mut self.listening) {
             self.spans
                 .push(of_node(trace, None, None, &node, (began, ended)));
@@ -192,13 +201,17 @@ impl Tracer {
 
     /// What was made since the last time of asking.
     pub fn take(&mut self) -> Vec<Span> {
+        let whose = &self.whose;
         let mut spans = std::mem::take(&mut self.spans);
         for span in &mut spans {
             let ids = [
-                ("session.id", self.session.to_string()),
-                ("rspp.pipeline.version", self.version.to_string()),
+                ("session.id", whose.session.to_string()),
+                ("rspp.pipeline.version", whose.version.to_string()),
             ];
             span.attributes.extend(ids);
+            let tenant = whose.tenant.as_ref();
+            span.attributes
+                .extend(tenant.map(|it| ("rspp.tenant.id", it.to_string())));
         }
         spans
     }
@@ -224,7 +237,17 @@ pub fn spans(entries: &[Entry]) -> Vec<Span> {
     let (Some(session), Some(version)) = (session, version) else {
         return Vec::new();
     };
-    let mut tracer = Tracer::new(session, version.clone(), caller);
+    let tenant = entries.iter().find_map(|entry| match entry {
+        Entry::Header(header) => header.tenant_id.clone(),
+        Entry::Turn(turn) => turn.tenant_id.clone(),
+        _another_entry => None,
+    });
+    let whose = Whose {
+        tenant,
+        session,
+        version: version.clone(),
+    };
+    let mut tracer = Tracer::new(whose, caller);
     // What comes late in a recording is there all the same.
     for entry in entries {
         match entry {
@@ -252,13 +275,10 @@ fn root(
         (Some(first), Some(last)) => (first.start, last.end),
         (None, _) | (_, None) => (turn.turn_open_at?, turn.turn_terminal_at?),
     };
-    let mut attributes = BTreeMap::from([
+    let attributes = BTreeMap::from([
         ("rspp.turn.id", turn.turn_id.to_string()),
         ("rspp.plan.hash", turn.plan_hash.clone()),
     ]);
-    if let Some(tenant) = &turn.tenant_id {
-        attributes.insert("rspp.tenant.id", tenant.to_string());
-    }
     let fault = match turn.terminal_outcome {
         Some(TerminalOutcome::Commit) => None,
         Some(TerminalOutcome::Abort) | None => {

@@ -128,6 +128,8 @@ unary! {
     fleet_client::FleetClient: drain_runtime(DrainRuntimeRequest) -> DrainRuntimeResponse;
     /// Says that a runtime goes, and what it has.
     fleet_client::FleetClient: note_drain(BeginDrainRequest) -> BeginDrainResponse;
+    /// Puts down what a runtime removes of its timelines.
+    fleet_client::FleetClient: note_removal(NoteRemovalRequest) -> NoteRemovalResponse;
     /// What became of each session of a runtime that was emptied.
     fleet_client::FleetClient: account_drain(AccountDrainRequest) -> DrainAccount;
     /// All regions.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _, future::BoxFuture, stream};
 use rspp_proto::{
     RuntimeId, SessionId, TenantId,
-    control::{Description, Emptying, Holder, Kind, Load},
+    control::{Description, Emptying, Holder, Kind, Load, Removal},
 };
 use tonic::Status;
 
@@ -58,6 +58,17 @@ impl ControlPlane for Client {
             sessions: sessions.iter().map(ToString::to_string).collect(),
         };
         Box::pin(async move { this.note_drain(request).await.map(|_| ()) })
+    }
+
+    fn tell_removal(&self, by: &Holder, removal: Removal) -> Answer<()> {
+        let this = self.clone();
+        let request = wire::NoteRemovalRequest {
+            by: Some(by.into()),
+            step: wire::RemovalStep::from(removal.step).into(),
+            recordings: removal.recordings,
+            why: removal.why,
+        };
+        Box::pin(async move { this.note_removal(request).await.map(|_| ()) })
     }
 
     fn acquire(&self, ask: Acquire) -> Answer<Granted> {

@@ -2589,6 +2589,25 @@ pub struct BeginDrainRequest {
 /// It is written down.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BeginDrainResponse {}
+/// What a runtime removes of its timelines because it is over.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NoteRemovalRequest {
+    /// Who.
+    #[prost(message, optional, tag = "1")]
+    pub by: ::core::option::Option<Holder>,
+    /// How far it has come.
+    #[prost(enumeration = "RemovalStep", tag = "2")]
+    pub step: i32,
+    /// Recordings by name: `tenant/session/…`. At most 32.
+    #[prost(string, repeated, tag = "3")]
+    pub recordings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What is in the way; empty unless it failed.
+    #[prost(string, tag = "4")]
+    pub why: ::prost::alloc::string::String,
+}
+/// It is in the trail.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NoteRemovalResponse {}
 /// Asks what became of each session.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AccountDrainRequest {
@@ -2721,6 +2740,43 @@ impl DrainHow {
             "DRAIN_HOW_MOVE" => Some(Self::Move),
             "DRAIN_HOW_FINISH" => Some(Self::Finish),
             "DRAIN_HOW_WAIT" => Some(Self::Wait),
+            _ => None,
+        }
+    }
+}
+/// How far the removal of what is over has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RemovalStep {
+    /// None.
+    Unspecified = 0,
+    /// It is about to go.
+    Planned = 1,
+    /// It is gone.
+    Done = 2,
+    /// It could not be removed.
+    Failed = 3,
+}
+impl RemovalStep {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "REMOVAL_STEP_UNSPECIFIED",
+            Self::Planned => "REMOVAL_STEP_PLANNED",
+            Self::Done => "REMOVAL_STEP_DONE",
+            Self::Failed => "REMOVAL_STEP_FAILED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REMOVAL_STEP_UNSPECIFIED" => Some(Self::Unspecified),
+            "REMOVAL_STEP_PLANNED" => Some(Self::Planned),
+            "REMOVAL_STEP_DONE" => Some(Self::Done),
+            "REMOVAL_STEP_FAILED" => Some(Self::Failed),
             _ => None,
         }
     }
@@ -3019,6 +3075,30 @@ pub mod fleet_client {
                 .insert(GrpcMethod::new("rspp.v1.Fleet", "AccountDrain"));
             self.inner.unary(req, path, codec).await
         }
+        /// Puts down what a runtime removes of its timelines because it is over.
+        pub async fn note_removal(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NoteRemovalRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NoteRemovalResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rspp.v1.Fleet/NoteRemoval",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("rspp.v1.Fleet", "NoteRemoval"));
+            self.inner.unary(req, path, codec).await
+        }
         /// All regions that have runtimes or duties.
         pub async fn list_regions(
             &mut self,
@@ -3136,6 +3216,14 @@ pub mod fleet_server {
             &self,
             request: tonic::Request<super::AccountDrainRequest>,
         ) -> std::result::Result<tonic::Response<super::DrainAccount>, tonic::Status>;
+        /// Puts down what a runtime removes of its timelines because it is over.
+        async fn note_removal(
+            &self,
+            request: tonic::Request<super::NoteRemovalRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NoteRemovalResponse>,
+            tonic::Status,
+        >;
         /// All regions that have runtimes or duties.
         async fn list_regions(
             &self,
@@ -3522,6 +3610,49 @@ pub mod fleet_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AccountDrainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rspp.v1.Fleet/NoteRemoval" => {
+                    #[allow(non_camel_case_types)]
+                    struct NoteRemovalSvc<T: Fleet>(pub Arc<T>);
+                    impl<T: Fleet> tonic::server::UnaryService<super::NoteRemovalRequest>
+                    for NoteRemovalSvc<T> {
+                        type Response = super::NoteRemovalResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NoteRemovalRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Fleet>::note_removal(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NoteRemovalSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

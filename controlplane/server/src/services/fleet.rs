@@ -18,7 +18,7 @@ use rspp_controlplane_api::{
 };
 use rspp_proto::{
     Region, RuntimeId, SessionId,
-    control::{Description, Emptying, Holder, Load},
+    control::{Description, Emptying, Holder, Load, Removal},
 };
 use serde_json::json;
 use tonic::{Request, Response, Status};
@@ -193,6 +193,18 @@ impl Fleet for FleetService {
         let sessions = sessions.map_err(Failure::from)?;
         plane.note_drain(&by, how, None, sessions).await?;
         Ok(Response::new(wire::BeginDrainResponse {}))
+    }
+
+    async fn note_removal(
+        &self,
+        request: Request<wire::NoteRemovalRequest>,
+    ) -> Result<Response<wire::NoteRemovalResponse>, Status> {
+        let plane = &self.0;
+        let by = wire::Holder::required(request.get_ref().by.clone()).map_err(Failure::from)?;
+        let who = plane.admit_holder(&request, Operation::JoinFleet, &by.runtime)?;
+        let removal = Removal::try_from(request.into_inner()).map_err(Failure::from)?;
+        plane.note_removal(&who, &by, &removal).await?;
+        Ok(Response::new(wire::NoteRemovalResponse {}))
     }
 
     async fn account_drain(

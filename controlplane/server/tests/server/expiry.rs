@@ -8,9 +8,12 @@ use std::{
 };
 
 use rspp_archive::{ObjectArchive, Place};
-use rspp_controlplane_api::wire;
+use rspp_controlplane_api::{ControlError, ControlPlane as _, wire};
 use rspp_controlplane_server::{KeptIn, Settings};
-use rspp_proto::Region;
+use rspp_proto::{
+    Region,
+    control::{Removal, RemovalStep},
+};
 use rspp_timeline::export::{Aged, Answer, Archive as _, ArchiveFault, Perishable, list};
 use serde_json::{Value, json};
 
@@ -324,4 +327,65 @@ async fn what_lies_where_it_may_not_is_told() {
         told[0].3,
         json!({ "archive": "eu-calls", "region": "eu", "recordings": 1 })
     );
+}
+
+/// F-116: what a runtime removes from its spool is in the trail in the same words, each tenant's apart, told by that
+/// runtime and nobody else, and as long as it lives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_leaves_a_spool_leaves_a_trace() {
+    let ground = Ground::start(Mood::Works).await;
+    let node = ground.rig.node("a").await;
+    let removal = |step, recordings: &[&str], why: &str| Removal {
+        step,
+        recordings: recordings.iter().map(|it| (*it).to_owned()).collect(),
+        why: why.to_owned(),
+    };
+    let note = |it| node.client.tell_removal(&node.holder(), it);
+    let both = ["acme/a/1-1", "zeta/a/1-1"];
+    note(removal(RemovalStep::Planned, &both, ""))
+        .await
+        .unwrap();
+    note(removal(RemovalStep::Done, &both[..1], ""))
+        .await
+        .unwrap();
+    let failed = removal(RemovalStep::Failed, &both[1..], "permission denied");
+    note(failed).await.unwrap();
+    let spool = json!({ "runtime": "a", "incarnation": 1 });
+    let entry = |operation: &str, tenant: &str, detail: Value| {
+        (
+            operation.to_owned(),
+            tenant.to_owned(),
+            tenant.to_owned(),
+            detail,
+        )
+    };
+    let of_acme = json!({ "spool": spool, "recordings": ["acme/a/1-1"] });
+    let of_zeta = json!({ "spool": spool, "recordings": ["zeta/a/1-1"] });
+    let why = json!({ "spool": spool, "recordings": ["zeta/a/1-1"], "why": "permission denied" });
+    assert_eq!(
+        ground.told().await,
+        [
+            entry("timelines_expire", "acme", of_acme.clone()),
+            entry("timelines_expire", "zeta", of_zeta),
+            entry("timelines_removed", "acme", of_acme),
+            entry("timelines_not_removed", "zeta", why),
+        ]
+    );
+    for (wrong, told) in [
+        (
+            removal(RemovalStep::Done, &[], ""),
+            "are 0: 1 to 32 are taken",
+        ),
+        (
+            removal(RemovalStep::Done, &["acme"], ""),
+            "not `tenant/session/…`",
+        ),
+    ] {
+        let error = note(wrong).await.unwrap_err().to_string();
+        assert!(error.contains(told), "{error}");
+    }
+    let others = ground.rig.client("runtime/b");
+    let foreign = others.tell_removal(&node.holder(), removal(RemovalStep::Done, &both, ""));
+    assert!(matches!(foreign.await, Err(ControlError::Denied { .. })));
+    assert_eq!(ground.told().await.len(), 4);
 }

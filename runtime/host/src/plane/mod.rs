@@ -26,7 +26,7 @@ use rspp_controlplane_api::{
 use rspp_kernel::keeper::KeeperPolicy;
 use rspp_proto::{
     RuntimeId, SessionId, TenantId,
-    control::{Description, Emptying, Holder, Kind, Outage},
+    control::{Description, Emptying, Holder, Kind, Outage, Removal},
 };
 use tokio::sync::watch;
 
@@ -62,8 +62,8 @@ impl AwayMode {
     }
 }
 
-/// How long a client may wait to be told where to go.
-const ELSEWHERE_WITHIN: Duration = Duration::from_secs(1);
+/// How long the control plane may take to say where a client goes, or to put something down.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// How long the control plane is left alone between two questions about one client.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -186,15 +186,31 @@ impl PlaneHandle {
     /// Says that the node goes, and what it has, before it lets go of anything: what becomes of each session is
     /// accounted for (NF-016). Why that could not be said is the error.
     pub async fn begin_drain(&self, how: Emptying) -> Result<(), String> {
+        let sessions = self.shared.held();
+        self.tell(|plane, holder| plane.begin_drain(holder, how, sessions))
+            .await
+    }
+
+    /// Puts down in the fleet's audit trail what this node removes of its timelines because it is over (F-116).
+    /// Why that could not be said is the error.
+    pub async fn tell_removal(&self, removal: Removal) -> Result<(), String> {
+        self.tell(|plane, holder| plane.tell_removal(holder, removal))
+            .await
+    }
+
+    /// Says something as who the node is in the fleet.
+    async fn tell(
+        &self,
+        what: impl FnOnce(&dyn ControlPlane, &Holder) -> Answer<()>,
+    ) -> Result<(), String> {
         let holder = self.shared.status().borrow().holder.clone();
         let Some(holder) = holder else {
             return Err("the control plane is away".to_owned());
         };
-        let sessions = self.shared.held();
-        let told = self.plane.begin_drain(&holder, how, sessions);
-        match tokio::time::timeout(ELSEWHERE_WITHIN, told).await {
+        let told = what(&*self.plane, &holder);
+        match tokio::time::timeout(ANSWER_WITHIN, told).await {
             Ok(told) => told.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("nobody answered within {ELSEWHERE_WITHIN:?}")),
+            Err(_) => Err(format!("nobody answered within {ANSWER_WITHIN:?}")),
         }
     }
 
@@ -216,9 +232,7 @@ impl PlaneHandle {
             let ask = self.except_here(tenant, session, transport);
             Some(self.plane.route(ask).await)
         };
-        let route = tokio::time::timeout(ELSEWHERE_WITHIN, asking)
-            .await
-            .ok()??;
+        let route = tokio::time::timeout(ANSWER_WITHIN, asking).await.ok()??;
         let own = self.shared.runtime();
         route
             .ok()
@@ -249,7 +263,7 @@ impl PlaneHandle {
                 tokio::time::sleep(ASK_AGAIN).await;
             }
         };
-        let asked = tokio::time::timeout(ELSEWHERE_WITHIN, asking).await;
+        let asked = tokio::time::timeout(ANSWER_WITHIN, asking).await;
         asked.ok().flatten()
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rspp_proto::{Monotonic, WallClock};
 use rspp_timeline::{
     AttemptRecord, ToolEntry, TurnBaseline,
-    trace::{SpanBatch, SpanSink, Tracer},
+    trace::{SpanBatch, SpanSink, Tracer, Whose},
 };
 
 use super::SessionSetup;
@@ -23,10 +23,13 @@ impl Traces {
     /// Those of a session, where anybody takes them.
     pub(super) fn of(setup: &SessionSetup, wall_origin: WallClock) -> Option<Self> {
         let sink = Arc::clone(setup.spans.as_ref()?);
-        let session = setup.place.lease.session.clone();
-        let version = setup.blueprint.spec.version.clone();
+        let whose = Whose {
+            tenant: Some(setup.tenant.clone()),
+            session: setup.place.lease.session.clone(),
+            version: setup.blueprint.spec.version.clone(),
+        };
         Some(Self {
-            tracer: Tracer::new(session, version, setup.caller),
+            tracer: Tracer::new(whose, setup.caller),
             sink,
             tied: (Monotonic::ZERO, wall_origin),
             sealed: None,

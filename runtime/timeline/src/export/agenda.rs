@@ -252,13 +252,19 @@ impl Agenda {
         }
     }
 
+    /// Whether nobody writes or sends a recording just now.
+    pub(super) fn is_idle(&self, id: CourseId) -> bool {
+        let course = self.courses.get(&id);
+        course.is_some_and(|it| !it.is_at_work && it.standing.is_closed)
+    }
+
     /// Gives a recording up that nobody writes or sends just now. How many of its bytes were to be sent; `None` if
     /// it is busy.
     pub(super) fn give_up(&mut self, id: CourseId) -> Option<u64> {
-        let course = self.courses.get(&id)?;
-        if course.is_at_work || !course.standing.is_closed {
+        if !self.is_idle(id) {
             return None;
         }
+        let course = self.courses.get(&id)?;
         let (pending, due) = (course.pending(), course.due);
         if let Some(due) = due {
             self.due.remove(&(due, id));

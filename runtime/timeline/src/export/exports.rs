@@ -96,6 +96,14 @@ struct Counted {
     last_fault: Option<ArchiveFault>,
 }
 
+/// A recording in the spool that is over.
+#[derive(Clone, Debug)]
+pub struct Over {
+    id: CourseId,
+    /// Its name, as the archive has it.
+    pub recording: String,
+}
+
 /// How the export fares (observability.md §4).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ExportStats {
@@ -393,44 +401,42 @@ impl Exports {
         }
     }
 
-    /// Removes what has waited in the spool for longer than it may be kept, whether or not the archive has it: what is
-    /// over is not kept because an archive is away (F-116). `keep` says how long, by tenant and session as keys write
-    /// them; for ever if `None`. What is still written, and what a user keeps, stays.
-    ///
-    /// What was removed, and what could not be.
-    pub fn expire(
-        &self,
-        now: WallClock,
-        keep: impl Fn(&str, &str) -> Option<Duration>,
-    ) -> (Vec<String>, Vec<(PathBuf, io::Error)>) {
-        let (mut removed, mut left) = (Vec::new(), Vec::new());
-        let mut state = self.shared.state();
-        let State { agenda, files, .. } = &mut *state;
-        let old = files.iter().filter(|(_, followed)| {
+    /// What has waited in the spool for longer than it may be kept, whether or not the archive has it: what is over
+    /// is not kept because an archive is away (F-116). `keep` says how long, by tenant and session as keys write
+    /// them; for ever if `None`. What is still written or sent, and what a user keeps, is not among it.
+    pub fn over(&self, now: WallClock, keep: impl Fn(&str, &str) -> Option<Duration>) -> Vec<Over> {
+        let state = self.shared.state();
+        let old = state.files.iter().filter(|(id, followed)| {
             let mut parts = followed.progress.recording.split('/');
             let (tenant, session) = (
                 parts.next().unwrap_or_default(),
                 parts.next().unwrap_or_default(),
             );
-            let is_ours = followed.recorder.is_none() && !followed.progress.keep;
-            is_ours && keep(tenant, session).is_some_and(|keep| is_older(&followed.path, keep, now))
+            let may_go = state.agenda.is_idle(**id)
+                && followed.recorder.is_none()
+                && !followed.progress.keep;
+            may_go && keep(tenant, session).is_some_and(|keep| is_older(&followed.path, keep, now))
         });
-        let old: Vec<_> = old.map(|(id, _)| *id).collect();
-        for id in old {
-            // Under way: the next time.
-            let Some(pending) = agenda.give_up(id) else {
-                continue;
-            };
-            self.shared.room.give_back(pending);
-            let Some(followed) = files.remove(&id) else {
-                continue;
-            };
-            match tidy(&followed.path, false) {
-                Ok(()) => removed.push(followed.progress.recording),
-                Err(error) => left.push((followed.path, error)),
-            }
-        }
-        (removed, left)
+        old.map(|(id, followed)| Over {
+            id: *id,
+            recording: followed.progress.recording.clone(),
+        })
+        .collect()
+    }
+
+    /// Removes a recording that is over from the spool. Whether it is gone: by now somebody may send it.
+    pub fn remove(&self, over: &Over) -> io::Result<bool> {
+        let mut state = self.shared.state();
+        let Some(pending) = state.agenda.give_up(over.id) else {
+            return Ok(false);
+        };
+        self.shared.room.give_back(pending);
+        let Some(followed) = state.files.remove(&over.id) else {
+            return Ok(false);
+        };
+        drop(state);
+        tidy(&followed.path, false)?;
+        Ok(true)
     }
 
     /// Exports, until it is dropped. One of several at a time works, the others wait for it to be gone.

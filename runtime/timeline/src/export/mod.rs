@@ -16,7 +16,7 @@ mod spooled;
 
 pub use archive::{Answer, Archive, ArchiveFault, FaultKind, Kept};
 pub use expiry::{Aged, Look, Patrol, Perishable, Stored};
-pub use exports::{ExportStats, Exports, Left, Recovery, SpoolError};
+pub use exports::{ExportStats, Exports, Left, Over, Recovery, SpoolError};
 pub use fetch::{Archived, FetchError, Fetched, fetch, list};
 pub use policy::{ExportPolicy, PolicyError};
 pub use progress::{Exported, exported, part as key_part, tenant_of as key_tenant};
