@@ -6,6 +6,7 @@
 )]
 
 mod accounts;
+mod backends;
 mod callers;
 mod expiry;
 mod faults;

@@ -598,7 +598,7 @@ async fn in_availability_mode_only_what_nobody_else_can_have_is_taken() {
     a.stop().await;
 }
 
-/// T2, F-155: turns open by snapshots that were heard of lately, and name them; what has gone stale
+/// CT-006, T2, F-155: turns open by snapshots that were heard of lately, and name them; what has gone stale
 /// opens none until others come.
 #[tokio::test(start_paused = true)]
 async fn turns_open_by_fresh_snapshots_only() {
@@ -834,7 +834,7 @@ async fn a_node_that_was_forgotten_begins_another_life() {
     a.stop().await;
 }
 
-/// F-102, F-099: a session keeps the versions that it was bound to; whoever would run it as something else,
+/// CT-006, F-102, F-099: a session keeps the versions that it was bound to; whoever would run it as something else,
 /// here or elsewhere, is refused and holds nothing, and with the right ones it goes on.
 #[tokio::test(start_paused = true)]
 async fn a_session_is_run_as_what_it_is_bound_to() {
@@ -866,7 +866,7 @@ async fn a_session_is_run_as_what_it_is_bound_to() {
     a.stop().await;
 }
 
-/// Design §7, F-095: a lease whose proof is forged, over, of another epoch, or signed by a key that nobody
+/// CT-006, Design §7, F-095: a lease whose proof is forged, over, of another epoch, or signed by a key that nobody
 /// was told of is no lease: the session does not open, and is given back.
 #[tokio::test(start_paused = true)]
 async fn a_lease_is_believed_by_its_proof_only() {
@@ -897,7 +897,7 @@ async fn a_lease_is_believed_by_its_proof_only() {
     a.stop().await;
 }
 
-/// F-098, F-101, F-048: whoever is let in beyond a limit is served with less, and that is on record and in
+/// CT-006, F-098, F-101, F-048: whoever is let in beyond a limit is served with less, and that is on record and in
 /// the session's status for as long as it lasts.
 #[tokio::test(start_paused = true)]
 async fn who_is_let_in_beyond_a_limit_is_known_to_be() {

@@ -142,9 +142,9 @@ async fn the_journal_holds_no_words() {
 async fn two_runs_are_compared_by_what_differs() {
     let (one, other) = (interrupted().await, interrupted().await);
     let tolerance = Tolerance::default();
-    assert_eq!(compare(&one.entries, &other.entries, tolerance), []);
+    assert_eq!(compare(&one.entries, &other.entries, &tolerance), []);
 
-    let classes = |candidate: &[Entry], tolerance| -> Vec<DivergenceClass> {
+    let classes = |candidate: &[Entry], tolerance: &Tolerance| -> Vec<DivergenceClass> {
         let found = compare(&one.entries, candidate, tolerance);
         let mut classes: Vec<_> = found.iter().map(|it| it.class).collect();
         classes.sort();
@@ -161,15 +161,15 @@ async fn two_runs_are_compared_by_what_differs() {
         }
     }
     assert_eq!(
-        classes(&slow, tolerance),
+        classes(&slow, &tolerance),
         [DivergenceClass::TimingDivergence]
     );
     assert_eq!(
         classes(
             &slow,
-            Tolerance {
+            &Tolerance {
                 timing_ms: 25.0,
-                ..tolerance
+                ..tolerance.clone()
             }
         ),
         []
@@ -180,7 +180,7 @@ async fn two_runs_are_compared_by_what_differs() {
         .iter()
         .position(|it| it.signal() == Some(Signal::BargeIn));
     gone.remove(at.unwrap());
-    let found = compare(&one.entries, &gone, tolerance);
+    let found = compare(&one.entries, &gone, &tolerance);
     assert_eq!(found.len(), 1, "{found:#?}");
     assert_eq!(found[0].class, DivergenceClass::OutcomeDivergence);
     // One that stands elsewhere is a matter of order.
@@ -188,7 +188,7 @@ async fn two_runs_are_compared_by_what_differs() {
     let signal = moved.remove(at.unwrap());
     moved.push(signal);
     assert_eq!(
-        classes(&moved, tolerance),
+        classes(&moved, &tolerance),
         [DivergenceClass::OrderingDivergence]
     );
     // Another policy is another plan.
@@ -199,7 +199,7 @@ async fn two_runs_are_compared_by_what_differs() {
         }
     }
     assert_eq!(
-        classes(&planned, tolerance),
+        classes(&planned, &tolerance),
         [DivergenceClass::PlanDivergence]
     );
 }

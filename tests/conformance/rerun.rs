@@ -103,7 +103,7 @@ fn differences(baseline: &[Entry], rerun: &Rerun, candidate: &[Entry]) -> Vec<Di
     let mut headed = vec![candidate[0].clone()];
     headed.extend_from_slice(baseline);
     let mut found = rerun.divergences.clone();
-    found.extend(compare(&headed, candidate, Tolerance::default()));
+    found.extend(compare(&headed, candidate, &Tolerance::default()));
     found
 }
 
@@ -337,7 +337,7 @@ async fn provenance_is_declared_and_latency_is_not_excused() {
             turn.snapshots.policy_resolution_snapshot = "policy/other".to_owned();
         }
     }
-    let found = compare(&baseline, &moved, Tolerance::default());
+    let found = compare(&baseline, &moved, &Tolerance::default());
     assert_eq!(found.len(), 1, "{found:#?}");
     assert_eq!(found[0].class, DivergenceClass::PlanDivergence);
     let declared = Expected {
@@ -352,7 +352,7 @@ async fn provenance_is_declared_and_latency_is_not_excused() {
         total_invocation_latency_ms: Some(0),
         ..Tolerance::default()
     };
-    let slow = compare(&baseline, &baseline, strict);
+    let slow = compare(&baseline, &baseline, &strict);
     assert!(!slow.is_empty());
     let excuses: Vec<_> = slow
         .iter()
@@ -363,6 +363,34 @@ async fn provenance_is_declared_and_latency_is_not_excused() {
         })
         .collect();
     assert_eq!(judge(slow.clone(), &excuses).unexplained, slow);
+
+    // Scopes that are said hold instead of what the recording has; one that fits no call measures nothing, and fails.
+    let of = |scopes: &[&str]| {
+        let only = Tolerance {
+            latency_scopes: scopes.iter().map(|it| (*it).to_owned()).collect(),
+            ..strict.clone()
+        };
+        compare(&baseline, &baseline, &only)
+    };
+    let voices = of(&["tts"]);
+    let tts: Vec<_> = slow
+        .iter()
+        .filter(|it| it.scope.contains("tts"))
+        .cloned()
+        .collect();
+    assert!(!tts.is_empty() && tts.len() < slow.len(), "{slow:#?}");
+    assert_eq!(voices, tts);
+    let generous = Tolerance {
+        total_invocation_latency_ms: Some(60_000),
+        latency_scopes: BTreeSet::from(["tts".to_owned()]),
+        ..Tolerance::default()
+    };
+    assert_eq!(compare(&baseline, &baseline, &generous), []);
+    let nobody = of(&["tts", "piper-9"]);
+    let missing = nobody.iter().find(|it| it.candidate == "no such call");
+    let missing = missing.unwrap_or_else(|| panic!("{nobody:#?}"));
+    assert_eq!(missing.scope, "invocation_latency_total:piper-9");
+    assert!(!judge(nobody, &excuses).passed());
 }
 
 /// What is said, in order, without its times: signals, and the texts of both sides.
@@ -425,7 +453,7 @@ async fn many_replays_keep_the_recorded_order() {
             timing_ms,
             ..Tolerance::default()
         };
-        let found = compare(&headed, &candidate, tolerance).into_iter();
+        let found = compare(&headed, &candidate, &tolerance).into_iter();
         let classes: BTreeSet<_> = found.map(|it| it.class).collect();
         classes.into_iter().collect::<Vec<_>>()
     };
@@ -463,7 +491,7 @@ async fn the_profile_s_defaults_are_the_same_in_a_replay() {
     builder.pipeline.budgets.turn_budget_ms = Some(2_100);
     let _ended = builder.hold().await;
     let changed = entries.await.unwrap();
-    let found = compare(&baseline, &changed, Tolerance::default());
+    let found = compare(&baseline, &changed, &Tolerance::default());
     let classes: BTreeSet<_> = found.iter().map(|it| it.class).collect();
     assert_eq!(
         classes.into_iter().collect::<Vec<_>>(),

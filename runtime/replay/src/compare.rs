@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rspp_proto::{Monotonic, Payload, SessionId, TurnId};
-use rspp_timeline::{Anchor, Captured, Entry, InvocationOutcome, TurnBaseline};
+use rspp_timeline::{Anchor, Captured, Entry, TurnBaseline};
 use similar::{Algorithm, DiffOp, capture_diff_slices};
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// How far apart times may be.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Tolerance {
     /// Between the same anchors of the same turn, in milliseconds from the turn's proposal.
     pub timing_ms: f64,
@@ -20,6 +20,9 @@ pub struct Tolerance {
     pub final_attempt_latency_ms: Option<u64>,
     /// Longest provider call of the candidate over all attempts, in milliseconds (RD-005).
     pub total_invocation_latency_ms: Option<u64>,
+    /// Which provider calls of the candidate these two hold for: a modality, a provider or a call each; all that it
+    /// has if there is none. One that fits no call is a difference: nothing was measured (RD-005).
+    pub latency_scopes: BTreeSet<String>,
 }
 
 impl Default for Tolerance {
@@ -29,6 +32,7 @@ impl Default for Tolerance {
             timing_ms: 15.0,
             final_attempt_latency_ms: None,
             total_invocation_latency_ms: None,
+            latency_scopes: BTreeSet::new(),
         }
     }
 }
@@ -75,7 +79,7 @@ struct TurnTrace {
 ///
 /// Signals are aligned before they are compared, so that one that is missing is one difference and not
 /// a hundred. The same signals in another order are a difference in order, not in outcome.
-pub fn compare(baseline: &[Entry], candidate: &[Entry], tolerance: Tolerance) -> Vec<Divergence> {
+pub fn compare(baseline: &[Entry], candidate: &[Entry], tolerance: &Tolerance) -> Vec<Divergence> {
     let (a, b) = (Trace::of(baseline), Trace::of(candidate));
     let mut found = said(&a.said, &b.said);
     // Words of which only a hash is left say nothing beyond their session's own salt.
@@ -94,44 +98,58 @@ pub fn compare(baseline: &[Entry], candidate: &[Entry], tolerance: Tolerance) ->
 }
 
 /// Provider calls that took longer than they may (RD-005): a fault of the candidate alone.
-fn slow(candidate: &[Entry], tolerance: Tolerance) -> Vec<Divergence> {
+fn slow(candidate: &[Entry], tolerance: &Tolerance) -> Vec<Divergence> {
+    let limits = [
+        (tolerance.final_attempt_latency_ms, FINAL_LATENCY),
+        (tolerance.total_invocation_latency_ms, TOTAL_LATENCY),
+    ];
     let calls = candidate.iter().filter_map(|entry| match entry {
         Entry::Invocation(outcome) => Some(&**outcome),
         _no_provider_call => None,
     });
-    let over = |latency: u64, most: Option<u64>, prefix: &str, call: &InvocationOutcome| {
-        let most = most.filter(|most| latency > *most)?;
-        Some(Divergence {
-            class: Class::TimingDivergence,
-            scope: format!("{prefix}{}", call.provider_invocation_id),
-            baseline: format!("at most {most} ms"),
-            candidate: format!("{latency} ms"),
-            diff_ms: Some((latency - most) as f64),
-        })
-    };
-    calls
-        .flat_map(|call| {
-            let (last, total) = (
-                call.final_attempt_latency_ms,
-                call.total_invocation_latency_ms,
-            );
-            [
-                over(
-                    last,
-                    tolerance.final_attempt_latency_ms,
-                    FINAL_LATENCY,
-                    call,
-                ),
-                over(
-                    total,
-                    tolerance.total_invocation_latency_ms,
-                    TOTAL_LATENCY,
-                    call,
-                ),
-            ]
-        })
-        .flatten()
-        .collect()
+    let mut unmet = tolerance.latency_scopes.clone();
+    let mut found = Vec::new();
+    for call in calls {
+        let names = [
+            call.modality.as_str(),
+            call.provider_id.as_str(),
+            call.provider_invocation_id.as_str(),
+        ];
+        unmet.retain(|scope| !names.contains(&scope.as_str()));
+        let scopes = &tolerance.latency_scopes;
+        if !scopes.is_empty() && !names.iter().any(|name| scopes.contains(*name)) {
+            continue;
+        }
+        let took = [
+            call.final_attempt_latency_ms,
+            call.total_invocation_latency_ms,
+        ];
+        for (latency, (most, prefix)) in took.into_iter().zip(limits) {
+            if let Some(most) = most.filter(|most| latency > *most) {
+                found.push(Divergence {
+                    class: Class::TimingDivergence,
+                    scope: format!("{prefix}{}", call.provider_invocation_id),
+                    baseline: format!("at most {most} ms"),
+                    candidate: format!("{latency} ms"),
+                    diff_ms: Some((latency - most) as f64),
+                });
+            }
+        }
+    }
+    for scope in unmet {
+        for (most, prefix) in limits {
+            if let Some(most) = most {
+                found.push(Divergence {
+                    class: Class::TimingDivergence,
+                    scope: format!("{prefix}{scope}"),
+                    baseline: format!("at most {most} ms"),
+                    candidate: "no such call".to_owned(),
+                    diff_ms: None,
+                });
+            }
+        }
+    }
+    found
 }
 
 fn said(a: &[Said], b: &[Said]) -> Vec<Divergence> {
@@ -181,7 +199,7 @@ fn compare_turn(
     turn: &TurnId,
     a: &TurnTrace,
     b: &TurnTrace,
-    tolerance: Tolerance,
+    tolerance: &Tolerance,
     found: &mut Vec<Divergence>,
 ) {
     let mut differ = |class, ours: String, theirs: String, diff_ms| {

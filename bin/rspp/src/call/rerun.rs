@@ -45,6 +45,6 @@ pub(crate) async fn again(
         .entries()
         .map_err(Problem::failure)?;
     let mut found = rerun.divergences.clone();
-    found.extend(compare(baseline, &candidate, tolerance));
+    found.extend(compare(baseline, &candidate, &tolerance));
     Ok((rerun, found))
 }

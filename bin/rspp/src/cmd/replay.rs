@@ -294,6 +294,8 @@ Examples:
   rspp diff before.rspp after.rspp                          What is different
   rspp diff before.rspp after.rspp --tolerance 50ms         Times may be that far apart
   rspp diff before.rspp after.rspp --expect known.json      [{\"class\": \"PLAN_DIVERGENCE\", \"scope\": \"turn:turn-0001\"}]
+  rspp diff before.rspp after.rspp --total-invocation 800ms --calls tts
+                                                            No call of a voice takes longer
   rspp diff before.rspp after.rspp --json                   For programs
 
 Exit code 1 if something differs that nobody expects.")]
@@ -313,6 +315,9 @@ pub(crate) struct Diff {
     /// Longest provider call of the candidate, over all its attempts; never excused
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     total_invocation: Option<std::time::Duration>,
+    /// Whose calls these two are for: a modality, a provider or a call; all without. May be repeated
+    #[arg(long, value_name = "SCOPE")]
+    calls: Vec<String>,
     /// Differences that are known: a JSON list of class, scope and approved
     #[arg(long, value_name = "FILE")]
     expect: Option<PathBuf>,
@@ -331,8 +336,9 @@ impl Diff {
             timing_ms: self.tolerance.as_secs_f64() * 1e3,
             final_attempt_latency_ms: self.final_attempt.map(millis),
             total_invocation_latency_ms: self.total_invocation.map(millis),
+            latency_scopes: self.calls.into_iter().collect(),
         };
-        let found = compare(&read(&self.baseline)?, &read(&self.candidate)?, tolerance);
+        let found = compare(&read(&self.baseline)?, &read(&self.candidate)?, &tolerance);
         let verdict = judge(found, &expected);
         if self.json {
             terminal::print_json(&verdict)?;

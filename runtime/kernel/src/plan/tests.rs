@@ -289,7 +289,7 @@ fn every_default_has_its_provenance() {
     assert!(plan.provenance_coverage() < 1.0, "a hole is seen");
 }
 
-/// F-078, AC-078-2: any other profile is refused, with or without overrides, by one code.
+/// CT-006, F-078, AC-078-2: any other profile is refused, with or without overrides, by one code.
 #[test]
 fn other_profiles_are_refused() {
     for profile in ["simple/v1", "simple", "simple-v1"] {
