@@ -6,6 +6,7 @@
 )]
 
 mod accounts;
+mod away;
 mod backends;
 mod callers;
 mod expiry;

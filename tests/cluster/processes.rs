@@ -379,7 +379,10 @@ impl Fleet {
         });
         let own = self.settings.get(name).and_then(|it| it.as_object());
         for (part, value) in own.into_iter().flatten() {
-            config[part] = value.clone();
+            match (config[part].as_object_mut(), value.as_object()) {
+                (Some(all), Some(own)) if !own.is_empty() => all.extend(own.clone()),
+                (_, _) => config[part] = value.clone(),
+            }
         }
         let program = env!("CARGO_BIN_EXE_cluster-runtime");
         self.run(name, program, &config)

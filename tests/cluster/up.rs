@@ -1,6 +1,6 @@
 //! A fleet that one command starts: `rspp up --nodes 3 --control-planes 2 --etcd …`, as a person does.
 
-use std::{collections::BTreeMap, process::Stdio, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, process::Stdio, sync::Arc, time::Duration};
 
 use rspp_controlplane_api::{Client as PlaneClient, ClientConfig, tls::TlsFiles, wire};
 use rspp_proto::{PipelineVersion, SessionId, spec::PipelineSpec};
@@ -178,6 +178,36 @@ async fn one_command_starts_a_fleet_that_outlives_its_parts() {
     let trail = up.operator.verify_trail(wire::VerifyTrailRequest {});
     let trail = trail.await.unwrap();
     assert_eq!(trail.broken, "");
+
+    // What died is there again. When both control planes die at once nobody notices, and they come back too.
+    let pid_of = |name: &str| fs::read_to_string(state.join(format!("{name}.pid"))).unwrap();
+    let old = pid_of("control-plane-2");
+    for name in ["control-plane-1", "control-plane-2"] {
+        let pid = Pid::from_raw(pid_of(name).parse().unwrap()).unwrap();
+        let _is_it_there = kill_process(pid, Signal::KILL);
+    }
+    says(&mut client, "Are you still there?").await;
+    assert_eq!(reply(&mut client).await.0, "commit");
+    let began = Instant::now();
+    while Fleet::route_once(&up.operator, &id).await.is_err() {
+        assert!(began.elapsed() < PATIENCE, "no control plane came back");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_ne!(pid_of("control-plane-2"), old);
+    says(&mut client, "And now?").await;
+    assert_eq!(reply(&mut client).await.0, "commit");
+    // Nobody else may write into its files.
+    let second = Command::new(programs::rspp())
+        .args(["up", "--scripted", "--nodes", "1", "--state"])
+        .arg(&state)
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(
+        said.contains("is in use") && said.contains("--state"),
+        "{said}"
+    );
 
     drop(client);
     let command = Pid::from_raw(up.command.id().unwrap().cast_signed()).unwrap();

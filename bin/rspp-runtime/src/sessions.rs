@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture};
 use rspp_proto::SessionId;
-use rspp_transport_api::{Admitted, News, Opened, Refusal, Sessions, Transport, Wishes};
+use rspp_transport_api::{Admitted, Grant, News, Opened, Refusal, Sessions, Transport, Wishes};
 
 use crate::outputs::{Noted, Outputs, now_us};
 
@@ -15,6 +15,10 @@ pub(crate) struct NotedSessions<S> {
 }
 
 impl<S: Sessions> Sessions for NotedSessions<S> {
+    fn session_of(&self, grant: &Grant) -> SessionId {
+        self.sessions.session_of(grant)
+    }
+
     fn open(
         &self,
         admitted: Admitted,

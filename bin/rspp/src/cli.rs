@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::{cmd, problem::Problem};
 
@@ -110,10 +110,12 @@ pub(crate) fn init_tracing(verbose: u8) {
     };
     let filter = EnvFilter::try_from_env("RSPP_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()
-        .with_env_filter(rspp_service::logs::discreet(filter))
+        .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(verbose > 1)
         .without_time()
+        .finish()
+        .with(rspp_service::logs::discreet())
         .init();
 }

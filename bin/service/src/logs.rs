@@ -9,8 +9,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tracing::Level;
 use tracing_subscriber::{
-    EnvFilter, filter::ParseError, layer::SubscriberExt, util::SubscriberInitExt,
+    EnvFilter,
+    filter::{FilterFn, ParseError, filter_fn},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
 };
 
 use crate::lines::JsonLines;
@@ -58,12 +62,15 @@ static FOR_PROGRAMS: AtomicBool = AtomicBool::new(false);
 
 /// Libraries that log all that is said over their lines, keys and words among it, below this level: whoever
 /// asks for everything gets everything but that (F-117).
-const TALKATIVE: [&str; 1] = ["tungstenite=debug"];
+const TALKATIVE: [(&str, Level); 1] = [("tungstenite", Level::DEBUG)];
 
-/// What a filter lets through, but for what is said over lines.
-pub fn discreet(filter: EnvFilter) -> EnvFilter {
-    TALKATIVE.iter().fold(filter, |filter, limit| {
-        filter.add_directive(limit.parse().expect("it is a directive"))
+/// Keeps what is said over lines out of logs, whatever else lets it through.
+pub fn discreet() -> FilterFn {
+    filter_fn(|about| {
+        let limit = TALKATIVE
+            .iter()
+            .find(|(target, _)| about.target().starts_with(target));
+        limit.is_none_or(|(_, most)| about.level() <= most)
     })
 }
 
@@ -73,16 +80,18 @@ pub fn init(logs: &Logs) -> Result<(), LogsError> {
         filter: logs.filter.clone(),
         source,
     })?;
-    let filter = discreet(filter);
     match logs.format {
         Format::Human => tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
             .with_ansi(std::io::stderr().is_terminal())
+            .finish()
+            .with(discreet())
             .init(),
         Format::Json => {
             tracing_subscriber::registry()
                 .with(filter)
+                .with(discreet())
                 .with(JsonLines::new(std::io::stderr))
                 .init();
             FOR_PROGRAMS.store(true, Ordering::Relaxed);

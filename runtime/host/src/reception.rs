@@ -16,7 +16,8 @@ use rspp_proto::{
 };
 use rspp_timeline::{Recorder, Recording};
 use rspp_transport_api::{
-    Admitted, Elsewhere, Farewell, News, Opened, Refusal, Sessions, Transport, TurnNews, Wishes,
+    Admitted, Elsewhere, Farewell, Grant, News, Opened, Refusal, Sessions, Transport, TurnNews,
+    Wishes,
 };
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
@@ -251,6 +252,12 @@ impl Reception {
 }
 
 impl Sessions for Reception {
+    fn session_of(&self, grant: &Grant) -> SessionId {
+        let plane = self.runtime.plane();
+        let own = plane.and_then(|plane| plane.stands_in(grant.epoch));
+        own.unwrap_or_else(|| grant.session.clone())
+    }
+
     fn open(
         &self,
         admitted: Admitted,

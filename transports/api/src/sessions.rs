@@ -8,10 +8,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{Admitted, Transport, Wishes};
+use crate::{Admitted, Grant, Transport, Wishes};
 
 /// Runs sessions for those who were let in.
 pub trait Sessions: Send + Sync + 'static {
+    /// The session that a client gets: the one that its grant is for. Where new sessions are taken on while nobody
+    /// can be asked for that one, another that nobody else can ever be given (F-098).
+    fn session_of(&self, grant: &Grant) -> SessionId {
+        grant.session.clone()
+    }
+
     /// Opens a session on a transport, as its client wishes it.
     fn open(
         &self,

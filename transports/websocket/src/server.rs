@@ -475,7 +475,7 @@ impl Server {
             Admitted::Granted(grant) => {
                 let claimed = self.used().claim(grant, now());
                 claimed.map_err(NotBegun::Unauthorized)?;
-                grant.session.clone()
+                self.sessions.session_of(grant)
             }
             Admitted::Local(_) => {
                 let id = format!("ws-{:016x}", rand::random::<u64>());

@@ -1,7 +1,7 @@
 //! `rspp backup` and `rspp restore`: everything that a control plane keeps.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
 };
@@ -43,13 +43,22 @@ impl Backup {
     }
 }
 
+/// A new file that nobody else on the machine reads: what people said is in it.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
 async fn take(remote: &Remote, client: Client, out: &Path) -> Result<(), Problem> {
     let chunks = client.take_backup().await.map_err(refused)?;
     let mut chunks = std::pin::pin!(chunks);
     // Under another name until it is whole: half a backup is none.
     let part = out.with_extension("part");
     let wrong = |error| Problem::input(format!("cannot write {}: {error}", part.display()));
-    let mut file = File::create(&part).map_err(wrong)?;
+    let mut file = private().open(&part).map_err(wrong)?;
     let mut bytes = 0;
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(refused)?;

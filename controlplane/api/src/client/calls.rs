@@ -44,6 +44,23 @@ impl Client {
         }
     }
 
+    /// Begins a stream, again while nobody answers, until the usual deadline; it may take longer once it flows.
+    pub(super) async fn begin<Q, M, F>(
+        &self,
+        call: impl Fn(Request<Q>) -> F,
+    ) -> Result<Streaming<M>, ControlError>
+    where
+        Q: Clone + Default,
+        F: Future<Output = Result<tonic::Response<Streaming<M>>, Status>>,
+    {
+        self.repeat(Q::default(), |mut request| {
+            // The deadline is for its beginning only.
+            request.metadata_mut().remove("grpc-timeout");
+            call(request)
+        })
+        .await
+    }
+
     pub(super) fn request<Q>(&self, message: Q) -> Request<Q> {
         let mut request = Request::new(message);
         if let Some(authorization) = self.authorization() {

@@ -213,20 +213,22 @@ impl Client {
     pub async fn export_trail(
         &self,
     ) -> Result<impl Stream<Item = Result<String, ControlError>> + use<>, ControlError> {
-        let mut client = wire::audit_client::AuditClient::new(self.channel.clone());
-        let request = self.request(wire::ExportTrailRequest {});
-        let stream = client.export_trail(request).await?.into_inner();
-        Ok(items(stream).map(|it| it.map(|chunk| chunk.lines)))
+        let stream = self.begin(|request| {
+            let mut client = wire::audit_client::AuditClient::new(self.channel.clone());
+            async move { client.export_trail(request).await }
+        });
+        Ok(items(stream.await?).map(|it| it.map(|chunk| chunk.lines)))
     }
 
     /// Everything that is stored, as a file's bytes.
     pub async fn take_backup(
         &self,
     ) -> Result<impl Stream<Item = Result<Bytes, ControlError>> + use<>, ControlError> {
-        let mut client = wire::backup_client::BackupClient::new(self.channel.clone());
-        let request = self.request(wire::TakeBackupRequest {});
-        let stream = client.take_backup(request).await?.into_inner();
-        Ok(items(stream).map(|it| it.map(|chunk| chunk.data)))
+        let stream = self.begin(|request| {
+            let mut client = wire::backup_client::BackupClient::new(self.channel.clone());
+            async move { client.take_backup(request).await }
+        });
+        Ok(items(stream.await?).map(|it| it.map(|chunk| chunk.data)))
     }
 
     /// Restores a backup into an empty control plane.

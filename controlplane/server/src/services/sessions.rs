@@ -1,6 +1,6 @@
 //! Where sessions run, how they go, who may connect (F-094, F-099, F-101, F-119, F-159).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use futures::future::try_join_all;
 use prost::Message as _;
@@ -327,8 +327,16 @@ impl Plane {
             None => self.route_new(ask).await?,
         };
         let now = wall_clock();
-        let ttl = ask.token_ttl.unwrap_or(self.settings().token_ttl);
-        let ttl = ttl.clamp(Duration::from_secs(1), self.settings().token_ttl);
+        let longest = self.settings().token_ttl;
+        let ttl = ask.token_ttl.unwrap_or(longest);
+        if ttl > longest {
+            let what = format!(
+                "is {} s: tokens are valid for at most {} s here",
+                ttl.as_secs(),
+                longest.as_secs()
+            );
+            return Err(WireError::new("token_ttl_seconds", what).into());
+        }
         let issued = now.0 / 1_000;
         let claims = SessionClaims {
             jti: format!("{:032x}", rand::random::<u128>()),

@@ -12,12 +12,15 @@ mod writer;
 
 use std::{
     fmt,
+    fs::{File, OpenOptions},
+    io,
     path::Path,
     sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
 
+use redb::backends::FileBackend;
 use rspp_controlplane::store::{
     Answer, Changes, Entry, Granted, Key, LeaseId, MAX_PAGE, MIN_LEASE, Page, Prefix, Query,
     Revision, Store, StoreError, Txn,
@@ -57,6 +60,15 @@ pub enum OpenError {
     },
 }
 
+/// Opens or begins a file that nobody else on the machine reads.
+fn private(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
 /// A store in one file.
 pub struct Embedded {
     database: Arc<redb::Database>,
@@ -73,7 +85,12 @@ impl Embedded {
             path: path.display().to_string(),
             reason: error.to_string(),
         };
-        let database = redb::Database::create(path).map_err(|error| failed(&error))?;
+        // Sessions' state is in it, and with it what people said.
+        let file = private(path).map_err(|error| failed(&error))?;
+        let backend = FileBackend::new(file).map_err(|error| failed(&error))?;
+        let database = redb::Builder::new()
+            .create_with_backend(backend)
+            .map_err(|error| failed(&error))?;
         let database = Arc::new(database);
         let format = tables::prepare(&database).map_err(|error| failed(&error))?;
         if format != tables::FORMAT {

@@ -25,7 +25,7 @@ use rspp_controlplane_api::{
 };
 use rspp_kernel::keeper::KeeperPolicy;
 use rspp_proto::{
-    RuntimeId, SessionId, TenantId,
+    Epoch, RuntimeId, SessionId, TenantId,
     control::{Description, Emptying, Holder, Kind, Outage, Removal},
 };
 use tokio::sync::watch;
@@ -217,6 +217,17 @@ impl PlaneHandle {
     /// A name for a session that nobody else can have given.
     pub fn name_session(&self) -> SessionId {
         self.shared.name_session()
+    }
+
+    /// A name of the node's own for a session that nobody can be asked for now, if the node goes on taking new ones
+    /// then. `granted` is the epoch that its client's token knows of: who has talked before is somewhere, and is not
+    /// begun anew here.
+    pub fn stands_in(&self, granted: Option<Epoch>) -> Option<SessionId> {
+        let is_away = self.shared.status().borrow().holder.is_none();
+        match self.shared.mode() {
+            AwayMode::Availability if is_away && granted.is_none() => Some(self.name_session()),
+            AwayMode::Availability | AwayMode::Strict => None,
+        }
     }
 
     /// Who else holds a session, for a client that came to the wrong node; `None` if nobody does. One that is

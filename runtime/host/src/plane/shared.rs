@@ -250,6 +250,10 @@ impl Shared {
 
     // --- sessions without a lease ------------------------------------------------------------
 
+    pub(crate) fn mode(&self) -> AwayMode {
+        self.mode
+    }
+
     pub(crate) fn name_session(&self) -> SessionId {
         let number = self.next_number();
         SessionId::new(format!("{}{number}", self.prefix())).expect("it is not blank")

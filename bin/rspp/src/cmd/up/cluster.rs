@@ -26,6 +26,12 @@ use crate::{problem::Problem, terminal};
 const STARTS_WITHIN: Duration = Duration::from_mins(1);
 /// How long the processes may take to end: their own drains are shorter.
 const ENDS_WITHIN: Duration = Duration::from_secs(15);
+/// How long a control plane is left dead: less than a lease lasts, so that nobody notices.
+const PLANE_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// How long a runtime is: others take up its sessions meanwhile.
+const RUNTIME_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// How often one process is started again.
+const MOST_RESTARTS: u32 = 10;
 /// Most runtimes of one machine.
 pub(super) const MOST: u16 = 32;
 /// Most replicas of its control plane.
@@ -58,13 +64,28 @@ pub(super) struct Plan {
     pub(super) keys: Option<PathBuf>,
 }
 
+/// What a process of the fleet is, so that it can be started again.
+#[derive(Clone)]
+struct Launch {
+    name: String,
+    program: PathBuf,
+    /// Where its files are.
+    state: PathBuf,
+    settings: Value,
+    /// What it calls the address that it serves at.
+    serves: &'static str,
+}
+
 /// A process of the fleet.
 struct Member {
-    name: String,
+    launch: Launch,
     child: Child,
     at: SocketAddr,
     health: SocketAddr,
-    log: PathBuf,
+    /// When it is started again, if it is not there.
+    again_at: Option<Instant>,
+    /// How often it was.
+    restarts: u32,
 }
 
 /// All of them.
@@ -98,6 +119,7 @@ impl Plan {
         let (plane, runtime) = (beside("rspp-control-plane")?, beside("rspp-runtime")?);
         let authority = Authority::open(&self.state, DOMAIN).map_err(credentials)?;
         let state = fs::canonicalize(&self.state).map_err(Problem::failure)?;
+        nobody_else(&state)?;
         let pipeline = self.keep_pipeline(&state)?;
         let mut control_planes = Vec::new();
         for number in 1..=self.control_planes {
@@ -106,8 +128,14 @@ impl Plan {
                 _several => format!("control-plane-{number}"),
             };
             let settings = self.plane_settings(&name, &state, &authority)?;
-            let starting = spawn(&name, &plane, &state, &settings)?;
-            control_planes.push(starting.serves("grpc").await?);
+            let launch = Launch {
+                name,
+                program: plane.clone(),
+                state: state.clone(),
+                settings,
+                serves: "grpc",
+            };
+            control_planes.push(launch.spawn()?.serves().await?);
         }
         let planes: Vec<String> = control_planes.iter().map(|it| url(it.at)).collect();
         let admin = authority.person("admin", "admin").map_err(credentials)?;
@@ -129,11 +157,18 @@ impl Plan {
                 &planes,
                 pipeline.as_deref(),
             );
-            starting.push(spawn(&name, &runtime, &state, &settings)?);
+            let launch = Launch {
+                name,
+                program: runtime.clone(),
+                state: state.clone(),
+                settings,
+                serves: "calls",
+            };
+            starting.push(launch.spawn()?);
         }
         let mut runtimes = Vec::new();
         for member in starting {
-            runtimes.push(member.serves("calls").await?);
+            runtimes.push(member.serves().await?);
         }
         let fleet = Fleet {
             control_planes,
@@ -215,22 +250,20 @@ impl Plan {
 }
 
 impl Fleet {
-    /// Watches over the processes. One that ends is no reason to stop as long as another can go on with
-    /// what it had.
+    /// Watches over the processes. One that ends is started again after a while, with what it left and at the same
+    /// address; until then, others go on with what it had. One that ends again and again is given up, and with the
+    /// last of its kind all of them.
     async fn hold(&mut self) -> Result<(), Problem> {
         loop {
             tokio::time::sleep(Duration::from_millis(200)).await;
-            for (what, members) in [
-                ("control plane", &mut self.control_planes),
-                ("runtime", &mut self.runtimes),
+            for (what, pause, members) in [
+                ("control plane", PLANE_AGAIN_AFTER, &mut self.control_planes),
+                ("runtime", RUNTIME_AGAIN_AFTER, &mut self.runtimes),
             ] {
-                members.retain_mut(|member| match member.ended() {
-                    None => true,
-                    Some(why) => {
-                        terminal::note(why);
-                        false
-                    }
-                });
+                for member in &mut *members {
+                    member.look_after(pause).await;
+                }
+                members.retain(|member| member.restarts <= MOST_RESTARTS);
                 if members.is_empty() {
                     return Err(Problem::failure(format!("no {what} is left")));
                 }
@@ -248,11 +281,11 @@ impl Fleet {
         let mut rows: Vec<[String; 5]> = vec![["", "pid", "at", "health", "log"].map(Into::into)];
         for member in self.control_planes.iter().chain(&self.runtimes) {
             rows.push([
-                member.name.clone(),
+                member.launch.name.clone(),
                 member.child.id().to_string(),
                 member.at.to_string(),
                 member.health.to_string(),
-                member.log.display().to_string(),
+                member.launch.log().display().to_string(),
             ]);
         }
         let mut lines: Vec<String> = rows
@@ -278,7 +311,57 @@ impl Member {
             Some(signal) => format!("was ended by signal {signal}"),
             None => format!("ended ({status})"),
         };
-        Some(format!("{} {how}; see {}", self.name, self.log.display()))
+        let launch = &self.launch;
+        Some(format!(
+            "{} {how}; see {}",
+            launch.name,
+            launch.log().display()
+        ))
+    }
+
+    /// Starts it again if it has ended, and it is time.
+    async fn look_after(&mut self, pause: Duration) {
+        match self.again_at {
+            None => {
+                let Some(why) = self.ended() else {
+                    return;
+                };
+                self.restarts += 1;
+                let what = if self.restarts > MOST_RESTARTS {
+                    "it is given up".to_owned()
+                } else {
+                    format!("it is started again in {} s", pause.as_secs_f32())
+                };
+                terminal::note(format!("{why}; {what}"));
+                self.again_at = Some(Instant::now() + pause);
+            }
+            Some(at) if Instant::now() < at => {}
+            Some(_) => {
+                let mut launch = self.launch.clone();
+                launch.settings["listen"] = json!({
+                    launch.serves: self.at.to_string(),
+                    "health": self.health.to_string(),
+                });
+                let restarts = self.restarts;
+                let started = match launch.spawn() {
+                    Ok(starting) => starting.serves().await,
+                    Err(problem) => Err(problem),
+                };
+                match started {
+                    Ok(mut member) => {
+                        let (name, pid) = (&member.launch.name, member.child.id());
+                        terminal::note(format!("{name} serves again, as process {pid}"));
+                        member.restarts = restarts;
+                        *self = member;
+                    }
+                    Err(problem) => {
+                        let _only_said = problem.report();
+                        self.restarts += 1;
+                        self.again_at = Some(Instant::now() + pause);
+                    }
+                }
+            }
+        }
     }
 
     fn ask_to_end(&self) {
@@ -342,44 +425,83 @@ struct Starting {
     announced: PathBuf,
 }
 
-/// Starts a process.
-fn spawn(name: &str, program: &Path, state: &Path, settings: &Value) -> Result<Starting, Problem> {
-    let (file, announced) = (
-        state.join(format!("{name}.yaml")),
-        state.join(format!("{name}.json")),
-    );
-    let log = state.join(format!("{name}.log"));
-    let failed = |path: &Path, error: std::io::Error| {
-        Problem::failure(format!("{}: {error}", path.display()))
-    };
-    // JSON is YAML.
-    fs::write(&file, settings.to_string()).map_err(|error| failed(&file, error))?;
-    let _none_yet = fs::remove_file(&announced);
-    let to = fs::File::create(&log).map_err(|error| failed(&log, error))?;
-    let child = Command::new(program)
-        .arg("--config")
-        .arg(&file)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(to)
-        // Ctrl-C is for this process, which asks the others in their order.
-        .process_group(0)
-        .spawn()
-        .map_err(|error| failed(program, error))?;
-    let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-    let member = Member {
-        name: name.to_owned(),
-        child,
-        at: nowhere,
-        health: nowhere,
-        log,
-    };
-    Ok(Starting { member, announced })
+impl Launch {
+    fn file(&self, kind: &str) -> PathBuf {
+        self.state.join(format!("{}.{kind}", self.name))
+    }
+
+    /// Where it logs.
+    fn log(&self) -> PathBuf {
+        self.file("log")
+    }
+
+    /// Starts it.
+    fn spawn(self) -> Result<Starting, Problem> {
+        let (file, announced) = (self.file("yaml"), self.file("json"));
+        let failed = |path: &Path, error: std::io::Error| {
+            Problem::failure(format!("{}: {error}", path.display()))
+        };
+        // JSON is YAML.
+        fs::write(&file, self.settings.to_string()).map_err(|error| failed(&file, error))?;
+        let _none_yet = fs::remove_file(&announced);
+        let log = self.log();
+        let to = fs::OpenOptions::new().create(true).append(true).open(&log);
+        let to = to.map_err(|error| failed(&log, error))?;
+        let child = Command::new(&self.program)
+            .arg("--config")
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(to)
+            // Ctrl-C is for this process, which asks the others in their order.
+            .process_group(0)
+            .spawn()
+            .map_err(|error| failed(&self.program, error))?;
+        let pid = self.file("pid");
+        fs::write(&pid, child.id().to_string()).map_err(|error| failed(&pid, error))?;
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let member = Member {
+            launch: self,
+            child,
+            at: nowhere,
+            health: nowhere,
+            again_at: None,
+            restarts: 0,
+        };
+        Ok(Starting { member, announced })
+    }
+}
+
+/// Whether processes of another fleet still run on what is in a directory: two would write into the same files.
+fn nobody_else(state: &Path) -> Result<(), Problem> {
+    let mut others = Vec::new();
+    for entry in fs::read_dir(state).map_err(Problem::failure)? {
+        let path = entry.map_err(Problem::failure)?.path();
+        if path.extension().is_none_or(|it| it != "pid") {
+            continue;
+        }
+        let pid = fs::read_to_string(&path).unwrap_or_default();
+        let name = path.file_stem().unwrap_or_default().display();
+        let settings = path.with_extension("yaml");
+        let told = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        // Its number may be somebody else's by now.
+        if String::from_utf8_lossy(&told).contains(&*settings.to_string_lossy()) {
+            others.push(format!("{name} (process {pid})"));
+        }
+    }
+    if others.is_empty() {
+        return Ok(());
+    }
+    Err(Problem::input(format!(
+        "{} is in use: {} of another `rspp up` still run; stop them, or name another directory with --state",
+        state.display(),
+        others.join(", ")
+    )))
 }
 
 impl Starting {
-    /// Waits until it says where it serves; `what` is what it calls its address.
-    async fn serves(self, what: &str) -> Result<Member, Problem> {
+    /// Waits until it says where it serves.
+    async fn serves(self) -> Result<Member, Problem> {
         let Self {
             mut member,
             announced,
@@ -390,15 +512,17 @@ impl Starting {
                 && let Ok(said) = serde_json::from_str::<Value>(&text)
             {
                 let address = |key: &str| said[key].as_str()?.parse().ok();
-                if let (Some(at), Some(health)) = (address(what), address("health")) {
+                if let (Some(at), Some(health)) = (address(member.launch.serves), address("health"))
+                {
                     (member.at, member.health) = (at, health);
                     return Ok(member);
                 }
             }
             if member.ended().is_some() || Instant::now() >= until {
-                let said = fs::read_to_string(&member.log).unwrap_or_default();
+                let log = member.launch.log();
+                let said = fs::read_to_string(&log).unwrap_or_default();
                 let last = said.lines().last().unwrap_or("it says nothing");
-                let (name, log) = (&member.name, member.log.display());
+                let (name, log) = (&member.launch.name, log.display());
                 return Err(Problem::failure(format!(
                     "{name} did not start: {last}; see {log}"
                 )));
