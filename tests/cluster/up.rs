@@ -26,6 +26,8 @@ struct Up {
     /// The numbers of the processes.
     pids: BTreeMap<String, Pid>,
     operator: Arc<PlaneClient>,
+    /// Of the control plane's replicas.
+    addresses: String,
 }
 
 /// Starts it, and reads its table and how the control plane is asked.
@@ -78,6 +80,7 @@ async fn up(more: &[&str]) -> Up {
         command,
         pids,
         operator: Arc::new(operator.unwrap()),
+        addresses: asked["RSPP_CONTROL_PLANE"].clone(),
     }
 }
 
@@ -95,6 +98,16 @@ impl Up {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// What a command says, and whether it succeeds.
+async fn rspp(arguments: &[&str], environment: &[(&str, String)]) -> (bool, String) {
+    let mut command = Command::new(programs::rspp());
+    command.args(arguments);
+    command.envs(environment.iter().map(|(name, value)| (*name, value)));
+    let output = command.output().await.unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(said).unwrap())
 }
 
 /// A connection, if somebody is there who lets it in.
@@ -196,14 +209,44 @@ async fn one_command_starts_a_fleet_that_outlives_its_parts() {
     assert_ne!(pid_of("control-plane-2"), old);
     says(&mut client, "And now?").await;
     assert_eq!(reply(&mut client).await.0, "commit");
+    // Somebody who may only look.
+    let state_at = state.to_str().unwrap();
+    let issue = [
+        "credential",
+        "vera",
+        "--role",
+        "viewer",
+        "--json",
+        "--state",
+        state_at,
+    ];
+    let (_, issued) = rspp(&issue, &[]).await;
+    let files: serde_json::Value = serde_json::from_str(&issued).unwrap();
+    let file = |name: &str| files[name].as_str().unwrap().to_owned();
+    let addresses = up.addresses.clone();
+    let as_vera = [
+        ("RSPP_CONTROL_PLANE", addresses),
+        ("RSPP_TLS_CA", file("authorities")),
+        ("RSPP_TLS_CERT", file("certificate")),
+        ("RSPP_TLS_KEY", file("key")),
+    ];
+    let (may, seen) = rspp(&["node", "list"], &as_vera).await;
+    assert!(may && seen.contains("runtime-1"), "{seen}");
+    let (may, told) = rspp(&["node", "drain", "runtime-1"], &as_vera).await;
+    assert!(
+        !may && told.contains("vera") && told.contains("operator"),
+        "{told}"
+    );
+    let denied = wire::ListEntriesRequest {
+        actor: "vera".to_owned(),
+        outcome: "denied".to_owned(),
+        ..wire::ListEntriesRequest::default()
+    };
+    let denied = up.operator.list_entries(denied).await.unwrap().entries;
+    assert_eq!(denied.len(), 1, "{denied:?}");
     // Nobody else may write into its files.
-    let second = Command::new(programs::rspp())
-        .args(["up", "--scripted", "--nodes", "1", "--state"])
-        .arg(&state)
-        .output()
-        .await
-        .unwrap();
-    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    let again = ["up", "--scripted", "--nodes", "1", "--state", state_at];
+    let (_, said) = rspp(&again, &[]).await;
     assert!(
         said.contains("is in use") && said.contains("--state"),
         "{said}"

@@ -2,6 +2,7 @@
 //! Beyond one machine certificates come from elsewhere.
 
 use std::{
+    fmt::Display,
     fmt::Write as _,
     fs, io,
     io::Write as _,
@@ -102,10 +103,36 @@ impl Authority {
         self.issue(name, &[], Some(&uri))
     }
 
-    /// A certificate for somebody with a role.
+    /// A certificate for somebody with a role, for all tenants.
     pub fn person(&self, name: &str, role: &str) -> Result<Files, CredentialsError> {
-        let uri = format!("spiffe://{}/{role}/{name}", self.domain);
+        self.person_of(name, role, [""; 0])
+    }
+
+    /// A certificate for somebody with a role, for these tenants; for all if there are none.
+    pub fn person_of(
+        &self,
+        name: &str,
+        role: &str,
+        tenants: impl IntoIterator<Item = impl Display>,
+    ) -> Result<Files, CredentialsError> {
+        let mut uri = format!("spiffe://{}/{role}/{name}", self.domain);
+        for tenant in tenants {
+            write!(uri, "/tenant/{tenant}").expect("a string takes what is written");
+        }
         self.issue(name, &[], Some(&uri))
+    }
+
+    /// Takes up the authority of a directory.
+    pub fn existing(dir: &Path, domain: &str) -> Result<Self, CredentialsError> {
+        let key = dir.join("authority.key");
+        if !key.is_file() {
+            let missing = io::Error::new(
+                io::ErrorKind::NotFound,
+                "no authority is there: `rspp up --nodes` and `rspp-control-plane --dev` make one",
+            );
+            return Err(failed(&key)(missing));
+        }
+        Self::open(dir, domain)
     }
 
     /// A key to sign tokens with: 64 hex digits.

@@ -20,11 +20,15 @@ use thiserror::Error;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::identity::IdentityError;
+
 /// Why a call was not done.
 #[derive(Debug, Error)]
 pub(crate) enum Failure {
-    #[error("no credentials were shown that are known here")]
+    #[error("no credentials were shown: a client certificate, or a token")]
     NoCredentials,
+    #[error(transparent)]
+    Nameless(#[from] IdentityError),
     #[error(transparent)]
     BadToken(#[from] TokenError),
     #[error(transparent)]
@@ -119,6 +123,7 @@ impl Failure {
             | Self::Join(_)
             | Self::Backup(_) => true,
             Self::NoCredentials
+            | Self::Nameless(_)
             | Self::BadToken(_)
             | Self::Denied(_)
             | Self::OtherHolder { .. }
@@ -142,7 +147,9 @@ impl Failure {
 
     fn parts(&self) -> (Code, &'static str, Vec<(&'static str, String)>) {
         match self {
-            Self::NoCredentials => (Code::Unauthenticated, reason::CREDENTIALS_MISSING, vec![]),
+            Self::NoCredentials | Self::Nameless(_) => {
+                (Code::Unauthenticated, reason::CREDENTIALS_MISSING, vec![])
+            }
             Self::BadToken(error) => (
                 Code::Unauthenticated,
                 reason::CREDENTIALS_INVALID,

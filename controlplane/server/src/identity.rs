@@ -82,8 +82,8 @@ impl Identity {
 pub(crate) struct Peer {
     /// From where; `None` within the process.
     pub(crate) address: Option<SocketAddr>,
-    /// Who, by the connection alone.
-    pub(crate) identity: Option<Principal>,
+    /// Who, by the connection alone; or what is wrong with the certificate that it showed, if it showed one.
+    pub(crate) identity: Result<Principal, Option<IdentityError>>,
 }
 
 impl fmt::Display for Peer {

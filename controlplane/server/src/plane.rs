@@ -525,8 +525,11 @@ impl Plane {
     ) -> Result<Principal, Box<(Option<Principal>, Failure)>> {
         let header = request.metadata().get("authorization");
         let Some(header) = header else {
-            let identity = peer.and_then(|peer| peer.identity.clone());
-            return identity.ok_or_else(|| Box::new((None, Failure::NoCredentials)));
+            let identity = peer.map_or(Err(None), |peer| peer.identity.clone());
+            return identity.map_err(|wrong| {
+                let failure = wrong.map_or(Failure::NoCredentials, Failure::Nameless);
+                Box::new((None, failure))
+            });
         };
         let token = header.to_str().ok();
         let token = token.and_then(|text| text.strip_prefix("Bearer "));

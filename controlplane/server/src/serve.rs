@@ -238,7 +238,7 @@ impl Server {
                 link: Link::Memory(ours),
                 peer: Peer {
                     address: None,
-                    identity: Some(principal.clone()),
+                    identity: Ok(principal.clone()),
                 },
             };
             let taken = links.try_send(Ok(incoming));
@@ -344,24 +344,26 @@ impl Door {
                 link: Link::Plain(stream),
                 peer: Peer {
                     address: Some(address),
-                    identity: None,
+                    identity: Err(None),
                 },
             });
         };
         let stream = TlsAcceptor::from(tls.current()).accept(stream).await?;
         let certificates = stream.get_ref().1.peer_certificates();
         let certificate = certificates.and_then(|chain| chain.first());
-        let identity = certificate.and_then(|certificate| {
-            // Without a name it may still show a token.
-            Identity::of_certificate(certificate, &self.domain)
+        // Without a name it may still show a token.
+        let identity = match certificate {
+            None => Err(None),
+            Some(certificate) => Identity::of_certificate(certificate, &self.domain)
                 .inspect_err(|error| tracing::info!(%address, %error, "a nameless caller"))
-                .ok()
-        });
+                .map(|identity| identity.0)
+                .map_err(Some),
+        };
         Ok(Incoming {
             link: Link::Tls(Box::new(stream.into())),
             peer: Peer {
                 address: Some(address),
-                identity: identity.map(|identity| identity.0),
+                identity,
             },
         })
     }

@@ -162,3 +162,15 @@ async fn writers_that_come_together_are_answered_each_for_itself() {
     }
     assert_eq!((revisions.len(), conflicts), (201, 99));
 }
+
+/// F-117, issue 4, 7: what people said is in sessions' state, and its file is read by its owner only.
+#[cfg(unix)]
+#[test]
+fn a_file_is_its_owners_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("control-plane.db");
+    let _store = Embedded::open(&path).unwrap();
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}

@@ -37,6 +37,8 @@ pub struct KeeperPolicy {
     pub again_first: Duration,
     /// The longest.
     pub again_most: Duration,
+    /// The wait after the control plane has refused to let this node in: somebody has to change something first.
+    pub again_refused: Duration,
     /// Where in the last fifth of each wait this node asks, from 0 to 255, so that not all ask at once.
     pub spread: u8,
 }
@@ -48,6 +50,7 @@ impl Default for KeeperPolicy {
             patience: Duration::from_secs(7),
             again_first: Duration::from_millis(100),
             again_most: Duration::from_secs(2),
+            again_refused: Duration::from_secs(15),
             spread: 0,
         }
     }
@@ -621,7 +624,7 @@ impl Keeper {
                 self.lapse(now);
             }
             Answer::Refused { reason } => {
-                self.out(now + self.policy.again_most, failures, reason);
+                self.out(now + self.policy.again_refused, failures, reason);
             }
             Answer::Unreachable { reason } | Answer::Busy { reason } => {
                 self.out(now + self.policy.again(failures - 1), failures, reason);

@@ -3,6 +3,7 @@
 pub(crate) mod archive;
 pub(crate) mod audit;
 pub(crate) mod backup;
+pub(crate) mod credential;
 pub(crate) mod doctor;
 pub(crate) mod gates;
 pub(crate) mod key;

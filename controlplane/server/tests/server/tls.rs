@@ -38,7 +38,8 @@ async fn only_good_certificates_are_let_in() {
         .await
         .unwrap_err();
     assert!(
-        matches!(error, ControlError::Unauthenticated { .. }),
+        matches!(error, ControlError::Unauthenticated { .. })
+            && error.to_string().contains("issue it to `spiffe://"),
         "{error:?}"
     );
 }

@@ -203,8 +203,12 @@ impl ControlPlaneLink {
                     request,
                     answer,
                     joined,
+                    not_joined,
                     granted,
                 } = *carried;
+                if let Some(why) = not_joined {
+                    self.stays_out(why);
+                }
                 self.joined = joined;
                 self.granted = granted;
                 self.keeper.answered(self.now(), request, answer);
@@ -383,6 +387,16 @@ impl ControlPlaneLink {
             // What was ordered of an earlier life is ordered anew if it still holds.
             status.draining = false;
         });
+    }
+
+    /// The node was not let in. Said once for as long as it is for the same reason.
+    fn stays_out(&mut self, why: String) {
+        let status = self.around.shared.status();
+        if status.borrow().holder.is_some() || status.borrow().away.as_ref() == Some(&why) {
+            return;
+        }
+        tracing::warn!(why, "could not join the fleet; it is tried again and again");
+        self.around.shared.note(|status| status.away = Some(why));
     }
 
     fn ended(&mut self, reason: String) {

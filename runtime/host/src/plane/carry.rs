@@ -17,6 +17,8 @@ pub(super) struct Carried {
     pub(super) request: RequestId,
     pub(super) answer: Answer,
     pub(super) joined: Option<Joined>,
+    /// Why the node was not let in, if it asked for that.
+    pub(super) not_joined: Option<String>,
     pub(super) granted: Option<Granted>,
 }
 
@@ -26,6 +28,7 @@ impl Carried {
             request,
             answer,
             joined: None,
+            not_joined: None,
             granted: None,
         }
     }
@@ -147,7 +150,10 @@ impl Carrier {
                     joined: Some(joined),
                     ..Carried::of(request, Answer::Parted)
                 },
-                Err(error) => Carried::of(request, failed(&error)),
+                Err(error) => Carried {
+                    not_joined: Some(error.to_string()),
+                    ..Carried::of(request, failed(&error))
+                },
             }
         }
         .boxed()
