@@ -35,24 +35,40 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// The records that name what is not named yet; at least one if there is none.
+    /// Whose word holds of several records, in their order: an operator's last, else the runtime's own first.
+    pub fn head(records: &[Self]) -> Option<&Self> {
+        let by_people = records.iter().rfind(|it| it.by.is_some());
+        by_people.or(records.first())
+    }
+
+    /// The records that follow those there are: what is not named yet, under the word that holds then. An
+    /// operator's new word is written even if it names nothing new; to say the same again changes nothing.
     #[must_use]
     pub fn following(
         before: &[Self],
-        drain: &Self,
+        word: &Self,
         sessions: impl IntoIterator<Item = SessionId>,
     ) -> Vec<Self> {
+        let holds = Self::head(before).filter(|head| {
+            let is_same = head.by == word.by && head.how == word.how;
+            word.by.is_none() || is_same
+        });
+        let head = Self {
+            sessions: BTreeSet::new(),
+            accounted: false,
+            ..holds.unwrap_or(word).clone()
+        };
         let is_named = |session: &SessionId| before.iter().any(|it| it.sessions.contains(session));
         let new: Vec<_> = sessions.into_iter().filter(|it| !is_named(it)).collect();
         let mut records: Vec<_> = new
             .chunks(MAX_NAMED)
             .map(|named| Self {
                 sessions: named.iter().cloned().collect(),
-                ..drain.clone()
+                ..head.clone()
             })
             .collect();
-        if before.is_empty() && records.is_empty() {
-            records.push(drain.clone());
+        if holds.is_none() && records.is_empty() {
+            records.push(head);
         }
         records
     }
@@ -377,6 +393,66 @@ mod tests {
         let to = RuntimeId::new("a").unwrap();
         let epoch = Epoch::new(3).unwrap();
         assert_eq!(became(Some(&again), &b, false), Became::Moved { to, epoch });
+    }
+
+    /// NF-016: an operator's newest word holds, over the runtime's own whichever came first; said again it changes
+    /// nothing.
+    #[test]
+    fn the_newest_word_of_an_operator_holds() {
+        let word = |by: Option<&str>, how, since| Drain {
+            holder: holder("a"),
+            how,
+            by: by.map(|by| Actor::new(by).unwrap()),
+            since: WallClock(since),
+            sessions: BTreeSet::new(),
+            accounted: false,
+        };
+        let head = |records: &[Drain]| {
+            let head = Drain::head(records).unwrap();
+            let by = head.by.as_ref().map(ToString::to_string);
+            (by, head.how, head.since.0)
+        };
+        let mut records = Drain::following(&[], &word(None, Emptying::Wait, 1), [session("one")]);
+        assert_eq!(head(&records), (None, Emptying::Wait, 1));
+        let mut said = |by: Option<&str>, how, since, expected: (&str, Emptying, u64), more| {
+            let next = Drain::following(&records, &word(by, how, since), [session("one")]);
+            assert_eq!(next.len(), more);
+            records.extend(next);
+            let (by, how, since) = expected;
+            assert_eq!(head(&records), (Some(by.to_owned()), how, since));
+        };
+        said(
+            Some("otto"),
+            Emptying::Wait,
+            2,
+            ("otto", Emptying::Wait, 2),
+            1,
+        );
+        said(
+            Some("otto"),
+            Emptying::Wait,
+            3,
+            ("otto", Emptying::Wait, 2),
+            0,
+        );
+        said(None, Emptying::Finish, 4, ("otto", Emptying::Wait, 2), 0);
+        said(
+            Some("ana"),
+            Emptying::Move,
+            5,
+            ("ana", Emptying::Move, 5),
+            1,
+        );
+        said(
+            Some("otto"),
+            Emptying::Wait,
+            6,
+            ("otto", Emptying::Wait, 6),
+            1,
+        );
+        // What is named later is under the word that holds.
+        let late = Drain::following(&records, &word(None, Emptying::Finish, 7), [session("two")]);
+        assert_eq!(head(&late), (Some("otto".to_owned()), Emptying::Wait, 6));
     }
 
     /// NF-016: the account names each session once, adds up, and says what did not go in order.

@@ -123,6 +123,8 @@ pub enum Presence {
     Suspect,
     /// Its lease has ended, by the store's clock: what it had may be taken over.
     Dead,
+    /// The same, and it was emptied before: nobody waits for it.
+    Left,
 }
 
 impl Presence {
@@ -132,6 +134,7 @@ impl Presence {
             Self::Alive => "alive",
             Self::Suspect => "suspect",
             Self::Dead => "dead",
+            Self::Left => "left",
         }
     }
 }
@@ -147,14 +150,19 @@ pub struct Sight {
     pub presence: Presence,
 }
 
-/// How a runtime seems to be. `has_lease`: its liveness is in the store; `silent_for`: how long ago the
-/// asker last saw it renew, on the asker's own clock.
+/// How a runtime seems to be. `has_lease`: its liveness is in the store; `goes`: it has said that it goes, or an
+/// operator empties it; `silent_for`: how long ago the asker last saw it renew, on the asker's own clock.
 ///
 /// Only the store decides that somebody is dead, for that gives others the right to its sessions. To
 /// suspect somebody needs no such care: it only keeps new sessions away.
-pub fn presence(has_lease: bool, silent_for: Duration, heartbeat: Duration) -> Presence {
+pub fn presence(
+    has_lease: bool,
+    goes: bool,
+    silent_for: Duration,
+    heartbeat: Duration,
+) -> Presence {
     if !has_lease {
-        Presence::Dead
+        if goes { Presence::Left } else { Presence::Dead }
     } else if silent_for > heartbeat * 2 {
         Presence::Suspect
     } else {
@@ -256,9 +264,16 @@ pub(crate) mod tests {
     fn only_the_store_says_that_somebody_is_dead() {
         let beat = Duration::from_secs(1);
         let long = Duration::from_hours(1);
-        assert_eq!(presence(true, beat, beat), Presence::Alive);
-        assert_eq!(presence(true, beat * 2, beat), Presence::Alive);
-        assert_eq!(presence(true, long, beat), Presence::Suspect);
-        assert_eq!(presence(false, Duration::ZERO, beat), Presence::Dead);
+        let check = |has_lease, goes, silent_for, expected| {
+            assert_eq!(presence(has_lease, goes, silent_for, beat), expected);
+        };
+        check(true, false, beat, Presence::Alive);
+        check(true, false, beat * 2, Presence::Alive);
+        check(true, false, long, Presence::Suspect);
+        check(false, false, Duration::ZERO, Presence::Dead);
+        // Who goes is there until its lease has ended.
+        check(true, true, beat, Presence::Alive);
+        check(true, true, long, Presence::Suspect);
+        check(false, true, long, Presence::Left);
     }
 }

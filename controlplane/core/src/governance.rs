@@ -48,17 +48,8 @@ impl Governance {
     /// Refuses rules that cannot be meant.
     pub fn check(&self) -> Result<(), GovernanceError> {
         let wrong = |rule, what: String| Err(GovernanceError { rule, what });
-        let regions = &self.regions;
-        if !(1..=100).contains(&regions.ill_percent) {
-            let what = format!("{} is no share from 1 to 100 %", regions.ill_percent);
-            return wrong("regions.ill_percent", what);
-        }
-        if regions.well_percent >= regions.ill_percent {
-            let what = format!(
-                "{} is not below ill_percent, {}: regions would flap",
-                regions.well_percent, regions.ill_percent
-            );
-            return wrong("regions.well_percent", what);
+        if let Err((rule, what)) = self.regions.check() {
+            return wrong(rule, what);
         }
         if let Err((rule, what)) = self.outages.check() {
             return wrong(rule, what);

@@ -102,6 +102,8 @@ pub enum Exclusion {
     Region,
     /// It is dead.
     Dead,
+    /// It has left in order.
+    Left,
     /// It has not been heard lately.
     Suspect,
     /// It is being emptied.
@@ -131,6 +133,7 @@ impl Exclusion {
             Self::Residency => "residency",
             Self::Region => "region",
             Self::Dead => "dead",
+            Self::Left => "left",
             Self::Suspect => "suspect",
             Self::Draining => "draining",
             Self::NotReady => "not_ready",
@@ -156,6 +159,7 @@ impl Exclusion {
             Self::Residency
             | Self::Region
             | Self::Dead
+            | Self::Left
             | Self::Transport
             | Self::Needs
             | Self::Excepted
@@ -261,6 +265,7 @@ fn exclusion(view: &View, sight: &Sight, request: &Request) -> Option<Exclusion>
         ),
         (!takes_new, Exclusion::Region),
         (sight.presence == Presence::Dead, Exclusion::Dead),
+        (sight.presence == Presence::Left, Exclusion::Left),
         (sight.presence == Presence::Suspect, Exclusion::Suspect),
         (sight.runtime.duty == Duty::Draining, Exclusion::Draining),
         // Whom only providers are missing is looked at as one whom providers are missing.
@@ -541,6 +546,7 @@ mod tests {
             view.runtimes.get_mut("a").unwrap()
         }
         check(|v, _| a(v).presence = Presence::Dead, Exclusion::Dead);
+        check(|v, _| a(v).presence = Presence::Left, Exclusion::Left);
         check(|v, _| a(v).presence = Presence::Suspect, Exclusion::Suspect);
         check(
             |v, _| a(v).runtime.duty = Duty::Draining,

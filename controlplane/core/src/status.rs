@@ -30,13 +30,13 @@ pub struct View {
     pub tenant: TenantId,
     /// How it goes.
     pub phase: Phase,
-    /// Why.
+    /// Why, if there is more to say than how it goes.
     pub reason: String,
     /// Its version.
     pub pipeline: PipelineVersion,
     /// Its newest epoch.
     pub epoch: Epoch,
-    /// Who speaks for it.
+    /// Who speaks for it; once it has ended, who did last.
     pub runtime: Option<RuntimeId>,
     /// Where that is.
     pub region: Option<Region>,
@@ -58,19 +58,16 @@ pub fn of(
 ) -> View {
     let report = report.filter(|report| report.epoch == placement.epoch);
     let reported = |fallback: &'static str| match report {
-        Some(report) => (
-            report.phase,
-            report
-                .reason
-                .clone()
-                .unwrap_or_else(|| report.phase.as_str().to_owned()),
-        ),
+        Some(report) => (report.phase, report.reason.clone().unwrap_or_default()),
         None => (Phase::Connected, fallback.to_owned()),
     };
     let mut since = report.map_or(placement.since, |report| report.at.max(placement.since));
     let (phase, reason) = match &placement.standing {
-        Standing::Held { .. } if alive => reported("placed"),
-        Standing::Held { .. } => (Phase::Waiting, "runtime_lost".to_owned()),
+        // Who is told to let go and dies has let go of nothing.
+        Standing::Held { .. } | Standing::Revoking { .. } if !alive => {
+            (Phase::Waiting, "runtime_lost".to_owned())
+        }
+        Standing::Held { .. } => reported("placed"),
         Standing::Revoking { why, .. } => (Phase::Degraded, format!("letting_go_{}", why.as_str())),
         Standing::Vacant { .. } => (Phase::Waiting, "unplaced".to_owned()),
         Standing::Ended { at, .. } => {
@@ -90,8 +87,8 @@ pub fn of(
         reason,
         pipeline: placement.binding.pipeline.clone(),
         epoch: placement.epoch,
-        runtime: placement.holder().map(|holder| holder.runtime.clone()),
-        region: placement.holder().and(region),
+        runtime: placement.spokesman().map(|holder| holder.runtime.clone()),
+        region: placement.spokesman().and(region),
         since,
         past: placement.past.clone(),
     }
@@ -149,9 +146,14 @@ mod tests {
         let is = |phase, reason: &str| (phase, reason.to_owned());
         assert_eq!(told(&held, None, true), is(Phase::Connected, "placed"));
         let running = Some(report(2, Phase::Running));
+        assert_eq!(told(&held, running.clone(), true), is(Phase::Running, ""));
+        let slow = Some(Report {
+            reason: Some("provider_slow".to_owned()),
+            ..report(2, Phase::Degraded)
+        });
         assert_eq!(
-            told(&held, running.clone(), true),
-            is(Phase::Running, "running")
+            told(&held, slow, true),
+            is(Phase::Degraded, "provider_slow")
         );
         let stale = Some(report(1, Phase::Ended));
         assert_eq!(told(&held, stale, true), is(Phase::Connected, "placed"));
@@ -164,6 +166,10 @@ mod tests {
             is(Phase::Degraded, "letting_go_drain")
         );
         assert_eq!(
+            told(&revoking, running.clone(), false),
+            is(Phase::Waiting, "runtime_lost")
+        );
+        assert_eq!(
             told(&vacant, running.clone(), true),
             is(Phase::Waiting, "unplaced")
         );
@@ -172,5 +178,15 @@ mod tests {
             WallClock(70)
         );
         assert_eq!(told(&ended, running, true), is(Phase::Ended, "ended"));
+        let speaks = |placement: &Placement| {
+            let view = of(placement, None, false, Some(Region::new("eu").unwrap()));
+            let region = view.region.map(|it| it.to_string());
+            (view.runtime.map(|it| it.to_string()), region)
+        };
+        let by_a = (Some("a".to_owned()), Some("eu".to_owned()));
+        for placement in [&held, &revoking, &ended] {
+            assert_eq!(speaks(placement), by_a);
+        }
+        assert_eq!(speaks(&vacant), (None, None));
     }
 }

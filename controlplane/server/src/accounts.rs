@@ -68,23 +68,15 @@ impl Plane {
             let missing = self
                 .settle(|| async {
                     let (keys, known) = self.drain_records(holder).await?;
-                    // What was said first holds: an operator's word comes before the runtime's own.
-                    let drain = known.first().map_or_else(
-                        || Drain {
-                            holder: holder.clone(),
-                            how,
-                            by: by.clone(),
-                            since,
-                            sessions: std::collections::BTreeSet::new(),
-                            accounted: false,
-                        },
-                        |first| Drain {
-                            sessions: std::collections::BTreeSet::new(),
-                            accounted: false,
-                            ..first.clone()
-                        },
-                    );
-                    let next = Drain::following(&known, &drain, sessions.iter().cloned());
+                    let word = Drain {
+                        holder: holder.clone(),
+                        how,
+                        by: by.clone(),
+                        since,
+                        sessions: std::collections::BTreeSet::new(),
+                        accounted: false,
+                    };
+                    let next = Drain::following(&known, &word, sessions.iter().cloned());
                     if next.is_empty() {
                         return Ok((None, (false, 0)));
                     }
@@ -120,6 +112,34 @@ impl Plane {
             }
         }
         Ok(())
+    }
+
+    /// An operator takes a runtime back into service: its account is closed, and what became of its sessions until
+    /// then is returned for the audit trail. One that goes by itself goes on doing so.
+    pub(crate) async fn undo_drain(
+        &self,
+        holder: &Holder,
+        mut txn: Txn,
+    ) -> Result<(Txn, Option<serde_json::Value>), Failure> {
+        let (keys, known) = self.drain_records(holder).await?;
+        let head = Drain::head(&known).filter(|head| head.by.is_some());
+        let Some(head) = head else {
+            return Ok((txn, None));
+        };
+        let account = self.account(&known, self.seems_alive(holder));
+        let undone = json!({
+            "how": head.how,
+            "by": head.by,
+            "since_ms": head.since.0,
+            "had": account.sessions.len(),
+            "became": account.sums(),
+        });
+        // Nobody names more meanwhile, or some of it would be left.
+        txn = txn.when(Compare::Absent(keys::drain(holder, keys.len())));
+        for key in keys {
+            txn = txn.delete(key);
+        }
+        Ok((txn, Some(undone)))
     }
 
     /// What is written of a life, in order, from the store itself.
@@ -169,17 +189,17 @@ impl Plane {
             incarnation,
         };
         let (_, known) = self.drain_records(&holder).await?;
-        let first = known.first().ok_or_else(not_found)?;
+        let head = Drain::head(&known).ok_or_else(not_found)?;
         let alive = self.seems_alive(&holder);
         let account = self.account(&known, alive);
         Ok(wire::DrainAccount {
             holder: Some((&holder).into()),
-            how: wire::DrainHow::from(first.how).into(),
-            by: first
+            how: wire::DrainHow::from(head.how).into(),
+            by: head
                 .by
                 .as_ref()
                 .map_or_else(String::new, ToString::to_string),
-            since_ms: first.since.0,
+            since_ms: head.since.0,
             alive,
             sessions: account
                 .sessions
@@ -242,7 +262,7 @@ impl Plane {
     ) -> Result<(), Failure> {
         let mut txn = Txn::default().when(office.fence());
         let (parts, known) = self.drain_records(holder).await?;
-        let Some(first) = known.first().cloned() else {
+        let Some(head) = Drain::head(&known).cloned() else {
             return Ok(());
         };
         for (key, drain) in parts.into_iter().zip(known) {
@@ -263,7 +283,7 @@ impl Plane {
         let sums = account.sums();
         let detail = json!({
             "holder": holder,
-            "how": first.how,
+            "how": head.how,
             "had": account.sessions.len(),
             "became": sums,
             "out_of_order": out_of_order,

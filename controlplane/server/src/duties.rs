@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 use rspp_controlplane::{
     audit::Record,
     authority::{Fuse, Placement, Standing, WhyRevoked},
-    failover::{self, FailoverMode, RegionDuty},
+    failover::{self, Duties as RegionDuties, FailoverMode, Look, RegionDuty, Watch},
     fleet::Presence,
     keys,
     outage::{self, Calm, Incident},
@@ -56,7 +56,7 @@ impl Plane {
             sweep: Sweep::new(settings.retention),
             expired: now,
             expiring: Expiring::Rests(Told::default()),
-            calm: Calm::default(),
+            memory: Memory::default(),
         };
         candidate.serve(rounds, &self.shared.stop).await;
     }
@@ -71,8 +71,16 @@ struct Rounds {
     sweep: Sweep,
     expired: Instant,
     expiring: Expiring,
+    memory: Memory,
+}
+
+/// What judging the fleet has to remember from one round to the next.
+#[derive(Default)]
+struct Memory {
     /// Since when providers are not told of that count as failing.
     calm: Calm,
+    /// Since when regions are ill and well.
+    watch: Watch,
 }
 
 /// Whether archives are being gone through.
@@ -86,7 +94,7 @@ enum Expiring {
 impl Duties for Rounds {
     fn round<'a>(&'a mut self, office: &'a Office) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            if let Err(failure) = self.plane.round(office, &mut self.calm).await {
+            if let Err(failure) = self.plane.round(office, &mut self.memory).await {
                 tracing::warn!(%failure, "a duty was not done; it will be tried again");
             }
             self.compact().await;
@@ -192,10 +200,10 @@ impl Rounds {
 }
 
 impl Plane {
-    async fn round(&self, office: &Office, calm: &mut Calm) -> Result<(), Failure> {
+    async fn round(&self, office: &Office, memory: &mut Memory) -> Result<(), Failure> {
         self.light_fuses().await?;
-        self.judge_regions(office).await?;
-        self.judge_outages(office, calm).await?;
+        self.judge_regions(office, &mut memory.watch).await?;
+        self.judge_outages(office, &mut memory.calm).await?;
         self.leave_regions().await?;
         self.account_drains(office).await
     }
@@ -286,30 +294,40 @@ impl Plane {
     }
 
     /// Leaves regions that are ill, and takes back those that are well (F-096, F-112).
-    async fn judge_regions(&self, office: &Office) -> Result<(), Failure> {
-        let records = self.region_records();
-        let before: BTreeMap<Region, RegionDuty> = records
-            .iter()
-            .map(|(region, record)| (region.clone(), record.duty))
-            .collect();
-        let decided_by_people =
-            |region: &Region| records.get(region).is_some_and(|record| record.by_operator);
+    async fn judge_regions(&self, office: &Office, watch: &mut Watch) -> Result<(), Failure> {
+        let mut before = RegionDuties::default();
+        for (region, record) in self.region_records() {
+            let by = if record.by_operator {
+                &mut before.decided
+            } else {
+                &mut before.judged
+            };
+            by.insert(region, record.duty);
+        }
         let mut sights = self.sights();
         sights.retain(|it| {
-            let runtime = &it.runtime;
             // One that has just joined is neither ill nor well before it says how it fares.
-            let has_said = it.presence != Presence::Alive || self.has_said(&runtime.holder.runtime);
-            has_said && !decided_by_people(&runtime.description.region)
+            it.presence != Presence::Alive || self.has_said(&it.runtime.holder.runtime)
         });
+        let look = Look {
+            at: Monotonic::from_duration(self.shared.began.elapsed()),
+            age: self.fleet_age(),
+            lease: self.settings().term.kept(),
+        };
         let policy = self.governance().regions;
-        let after = failover::judge_regions(&sights, &before, &policy);
+        let after = failover::judge_regions(&sights, &before, watch, &policy, look);
         for (region, duty) in after {
-            let was = before.get(&region).copied().unwrap_or(RegionDuty::Serving);
-            if duty == was || decided_by_people(&region) {
+            let was = before.judged.get(&region).copied();
+            let was = was.unwrap_or(RegionDuty::Serving);
+            if duty == was {
                 continue;
             }
             let key = keys::region(&region);
             let (record, entry) = self.read::<RegionRecord>(&key).await?;
+            if record.as_ref().is_some_and(|record| record.by_operator) {
+                // Somebody has decided meanwhile.
+                continue;
+            }
             let record = RegionRecord {
                 duty,
                 by_operator: false,

@@ -12,7 +12,7 @@ use rspp_controlplane::{
     account::Drain,
     authority::{Placement, Term},
     failover::RegionDuty,
-    fleet::{self, Load, Runtime, Sight},
+    fleet::{self, Duty, Load, Runtime, Sight},
     governance::Governance,
     keys,
     outage::Incident,
@@ -360,17 +360,23 @@ impl Plane {
         self.shared.rollouts.get(&keys::rollout(kind, line))
     }
 
-    /// How old what is known of the fleet is; too old is a failure.
-    pub(crate) fn view_age(&self) -> Result<Duration, Failure> {
+    /// How old what is known of the fleet is.
+    pub(crate) fn fleet_age(&self) -> Duration {
         let shared = &self.shared;
         let ages = [
             shared.runtimes.age(),
             shared.alive.age(),
             shared.loads.age(),
             shared.regions.age(),
+            shared.drains.age(),
         ];
-        let age = ages.into_iter().max().unwrap_or_default();
-        if age > shared.settings.max_view_age {
+        ages.into_iter().max().unwrap_or_default()
+    }
+
+    /// How old what is known of the fleet is; too old is a failure.
+    pub(crate) fn view_age(&self) -> Result<Duration, Failure> {
+        let age = self.fleet_age();
+        if age > self.shared.settings.max_view_age {
             return Err(Failure::StaleView(age));
         }
         Ok(age)
@@ -380,7 +386,13 @@ impl Plane {
     /// one write: so that none of what is seen in between has the same number, they are added up.
     pub(crate) fn view_version(&self) -> u64 {
         let shared = &self.shared;
-        shared.runtimes.revision() + shared.alive.revision() + shared.regions.revision()
+        let parts = [
+            shared.runtimes.revision(),
+            shared.alive.revision(),
+            shared.regions.revision(),
+            shared.drains.revision(),
+        ];
+        parts.into_iter().sum()
     }
 
     /// The fleet as it seems to be.
@@ -428,7 +440,14 @@ impl Plane {
         self.shared.loads.records().contains_key(&key)
     }
 
-    pub(crate) fn sight(&self, runtime: Runtime) -> Sight {
+    /// How long ago a runtime was last heard here; `None` if never.
+    pub(crate) fn silent_for(&self, runtime: &RuntimeId) -> Option<Duration> {
+        let seen = self.shared.loads.get(&keys::load(runtime));
+        seen.map(|seen| seen.at.elapsed())
+    }
+
+    /// A runtime as it seems to be. One that goes by itself is drained like one that an operator empties.
+    pub(crate) fn sight(&self, mut runtime: Runtime) -> Sight {
         let shared = &self.shared;
         let seen = shared.loads.get(&keys::load(&runtime.holder.runtime));
         // One that has just registered has said nothing yet and takes nothing yet.
@@ -436,8 +455,13 @@ impl Plane {
             Some(seen) => (seen.load, seen.at.elapsed()),
             None => (Load::default(), Duration::ZERO),
         };
+        let goes = self.goes_away(&runtime.holder);
+        if goes {
+            runtime.duty = Duty::Draining;
+        }
         let presence = fleet::presence(
             self.seems_alive(&runtime.holder),
+            goes,
             silent_for,
             shared.settings.heartbeat,
         );
@@ -454,6 +478,12 @@ impl Plane {
             .alive
             .records()
             .contains_key(&keys::liveness(holder))
+    }
+
+    /// Whether a life of a runtime has said that it goes, or an operator empties it.
+    fn goes_away(&self, holder: &Holder) -> bool {
+        let drains = self.shared.drains.records();
+        drains.contains_key(&keys::drain(holder, 0))
     }
 
     pub(crate) fn runtime(&self, id: &RuntimeId) -> Option<Runtime> {

@@ -2521,7 +2521,7 @@ pub struct Runtime {
     /// What it last said.
     #[prost(message, optional, tag = "3")]
     pub load: ::core::option::Option<Load>,
-    /// `alive`, `suspect`, `dead`.
+    /// `alive`, `suspect`, `dead`; `left`: dead, and emptied before.
     #[prost(string, tag = "4")]
     pub presence: ::prost::alloc::string::String,
     /// Whether it is to be emptied.
@@ -2671,7 +2671,7 @@ pub struct Region {
     /// What is wanted of it.
     #[prost(enumeration = "RegionDuty", tag = "2")]
     pub duty: i32,
-    /// Its runtimes.
+    /// Its runtimes, but for those that left in order.
     #[prost(uint32, tag = "3")]
     pub runtimes: u32,
     /// Those of them that are well.
@@ -6128,6 +6128,13 @@ pub struct Route {
     /// The provider that fails where it would have gone, if that decided.
     #[prost(message, optional, tag = "13")]
     pub outage: ::core::option::Option<Outage>,
+    /// For how long its holder has not been heard, in milliseconds; 0: it has, or nobody holds it.
+    #[prost(uint64, tag = "14")]
+    pub silent_ms: u64,
+    /// If nobody answers there, when to ask again, in milliseconds: its holder is heard by then, or somebody else
+    /// may have the session; 0: nobody holds it.
+    #[prost(uint64, tag = "15")]
+    pub again_after_ms: u64,
 }
 /// A region that was passed over.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -6172,7 +6179,7 @@ pub struct SessionStatus {
     /// How it goes.
     #[prost(enumeration = "SessionPhase", tag = "2")]
     pub phase: i32,
-    /// Why.
+    /// Why, if there is more to say than how it goes.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
     /// What it was bound to.
@@ -6181,7 +6188,7 @@ pub struct SessionStatus {
     /// Its newest epoch.
     #[prost(uint64, tag = "5")]
     pub epoch: u64,
-    /// Who speaks for it.
+    /// Who speaks for it; once it has ended, who did last.
     #[prost(string, tag = "6")]
     pub runtime: ::prost::alloc::string::String,
     /// Where that is.

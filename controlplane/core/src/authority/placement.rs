@@ -192,6 +192,16 @@ impl Placement {
         }
     }
 
+    /// Who may write now; once it has ended, who did last. For people to read.
+    pub fn spokesman(&self) -> Option<&Holder> {
+        match &self.standing {
+            Standing::Held { by } => Some(by),
+            Standing::Revoking { from, .. } => Some(from),
+            Standing::Ended { last, .. } => Some(last),
+            Standing::Vacant { .. } => None,
+        }
+    }
+
     /// Who may write now, or else who did last; nobody once the session has ended.
     fn last_holder(&self) -> Option<&Holder> {
         match &self.standing {

@@ -312,13 +312,24 @@ impl Plane {
         })?;
         runtime.duty = duty;
         let placed = self.placed().get(id).copied().unwrap_or_default();
-        let detail = json!({ "duty": duty, "migrate": migrate, "sessions": placed });
+        let txn = Txn::default()
+            .when(Compare::unchanged(&key, entry.as_ref()))
+            .put(key, bytes(&runtime));
+        let (txn, undone) = match duty {
+            Duty::Serving => self.undo_drain(&runtime.holder, txn).await?,
+            Duty::Draining => (txn, None),
+        };
+        let mut detail = json!({ "duty": duty, "migrate": migrate, "sessions": placed });
+        if let Some(undone) = undone {
+            detail["undone"] = undone;
+        }
+        let mut sight = self.sight(runtime);
+        // What is followed may not show yet what this changes.
+        sight.runtime.duty = duty;
         Ok(Decided {
-            txn: Txn::default()
-                .when(Compare::unchanged(&key, entry.as_ref()))
-                .put(key, bytes(&runtime)),
+            txn,
             record: done(wall_clock(), by, "drain_runtime", id.as_str(), detail),
-            answer: to::runtime(self.sight(runtime), placed),
+            answer: to::runtime(sight, placed),
         })
     }
 
@@ -330,6 +341,12 @@ impl Plane {
     ) -> Result<Decided<wire::Region>, Failure> {
         let key = keys::region(region);
         let (before, entry) = self.read::<RegionRecord>(&key).await?;
+        if before.is_none() && !self.has_runtimes(region).await? {
+            return Err(Failure::NotFound {
+                what: "region",
+                name: region.to_string(),
+            });
+        }
         let record = RegionRecord {
             duty: duty.unwrap_or(RegionDuty::Serving),
             by_operator: duty.is_some(),
@@ -344,6 +361,15 @@ impl Plane {
             record: done(wall_clock(), by, "set_region", region.as_str(), detail),
             answer,
         })
+    }
+
+    /// Whether any runtime stands there; before a no the store itself is asked.
+    async fn has_runtimes(&self, region: &Region) -> Result<bool, Failure> {
+        let stands = |runtime: &Runtime| runtime.description.region == *region;
+        if self.shared.runtimes.records().values().any(stands) {
+            return Ok(true);
+        }
+        Ok(self.all(keys::runtimes()).await?.iter().any(stands))
     }
 
     fn regions(&self) -> Vec<wire::Region> {
@@ -361,12 +387,21 @@ impl Plane {
             .collect()
     }
 
-    /// How many sessions each runtime holds.
+    /// How many sessions each runtime holds. Those of a life that is over are lost: nobody holds them.
     pub(crate) fn placed(&self) -> BTreeMap<RuntimeId, u32> {
-        let mut counts = BTreeMap::new();
+        let mut of_lives = BTreeMap::<Holder, u32>::new();
         for placement in self.shared.placements.records().values() {
             if let Some(holder) = placement.holder() {
-                *counts.entry(holder.runtime.clone()).or_default() += 1;
+                match of_lives.get_mut(holder) {
+                    Some(count) => *count += 1,
+                    None => drop(of_lives.insert(holder.clone(), 1)),
+                }
+            }
+        }
+        let mut counts = BTreeMap::new();
+        for (holder, count) in of_lives {
+            if self.seems_alive(&holder) {
+                *counts.entry(holder.runtime).or_default() += count;
             }
         }
         counts
@@ -436,7 +471,8 @@ fn seen(region: &Region, record: Option<RegionRecord>, sights: &[fleet::Sight]) 
     };
     let there = || {
         let sights = sights.iter();
-        sights.filter(|it| it.runtime.description.region == *region)
+        let here = sights.filter(|it| it.runtime.description.region == *region);
+        here.filter(|it| it.presence != Presence::Left)
     };
     let is_well = |it: &&fleet::Sight| it.presence == Presence::Alive && it.load.ready;
     wire::Region {

@@ -8,7 +8,7 @@ use rspp_controlplane::{
     access::{Operation, Principal},
     audit::Record,
     authority::{Placement, Refusal, Revoke, Standing, WhyRevoked},
-    fleet::Endpoint,
+    fleet::{self, Endpoint, Presence},
     keys,
     routing::{self, Choice},
     status::{self, Report},
@@ -38,6 +38,8 @@ use crate::{
 
 pub(crate) struct SessionsService(pub(crate) Plane);
 
+/// Soonest that somebody is told to ask again.
+const SOON: Duration = Duration::from_millis(200);
 /// Most reports of one call.
 const MAX_REPORTS: usize = 1_000;
 /// Longest reason of a report, in bytes.
@@ -89,7 +91,7 @@ impl Sessions for SessionsService {
                 .is_none_or(|tenant| it.binding.tenant == *tenant);
             let there = runtime
                 .as_ref()
-                .is_none_or(|runtime| it.holder().is_some_and(|holder| holder.runtime == *runtime));
+                .is_none_or(|runtime| it.spokesman().is_some_and(|it| it.runtime == *runtime));
             let goes_on = message.ended || !matches!(it.standing, Standing::Ended { .. });
             of_tenant && there && goes_on
         };
@@ -199,6 +201,10 @@ impl Sessions for SessionsService {
     }
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn named(tenant: &str, session: &str) -> Result<(TenantId, SessionId), Failure> {
     Ok((text("tenant", tenant)?, text("session", session)?))
 }
@@ -223,6 +229,17 @@ struct Whereto {
     placing: &'static str,
     passed: Vec<wire::Passed>,
     outage: Option<Outage>,
+    /// How sure it is that the holder is there.
+    signs: Signs,
+}
+
+/// Whether a session's holder is there: until its lease has ended nobody may say that it is not.
+#[derive(Clone, Copy, Default)]
+struct Signs {
+    /// For how long it has not been heard, if that is longer than it should be.
+    silent: Duration,
+    /// After how long it is either heard again, or somebody else may have the session.
+    again_after: Duration,
 }
 
 impl From<Choice> for Whereto {
@@ -239,6 +256,7 @@ impl From<Choice> for Whereto {
             placing: choice.placing.as_str(),
             passed: passed.collect(),
             outage: choice.outage,
+            signs: Signs::default(),
         }
     }
 }
@@ -261,7 +279,7 @@ impl Plane {
         let (report, _) = self
             .read::<Report>(&keys::status(&placement.session))
             .await?;
-        let holder = placement.holder();
+        let holder = placement.spokesman();
         let alive = holder.is_some_and(|holder| self.seems_alive(holder));
         let runtime = holder.and_then(|holder| self.runtime(&holder.runtime));
         let region = runtime.map(|it| it.description.region);
@@ -368,7 +386,21 @@ impl Plane {
             placing: target.to.placing.to_owned(),
             passed: target.to.passed,
             outage: target.to.outage.map(Into::into),
+            silent_ms: millis(target.to.signs.silent),
+            again_after_ms: millis(target.to.signs.again_after),
         })
+    }
+
+    /// Who dies is given sessions of its own until its lease has ended: the client is told when to ask again.
+    fn signs(&self, by: &Holder) -> Signs {
+        let silent_for = self.silent_for(&by.runtime).unwrap_or_default();
+        let (beat, lease) = (self.settings().heartbeat, self.settings().term.kept());
+        let is_late = fleet::presence(true, false, silent_for, beat) == Presence::Suspect;
+        Signs {
+            silent: if is_late { silent_for } else { Duration::ZERO },
+            // It may have renewed for the last time just before it was to be heard next.
+            again_after: (lease + beat).saturating_sub(silent_for).max(SOON),
+        }
     }
 
     /// A session that was placed before: to whom holds it, if that one is alive; else anew, with what it
@@ -400,6 +432,7 @@ impl Plane {
                         placing: "held",
                         passed: Vec::new(),
                         outage: None,
+                        signs: self.signs(by),
                     };
                     return Ok(target(held, Some(placement.epoch)));
                 }

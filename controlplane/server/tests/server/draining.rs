@@ -211,3 +211,157 @@ async fn a_runtime_that_goes_by_itself_says_what_it_has() {
         "{unknown}"
     );
 }
+
+async fn drain(rig: &Rig, by: &str, migrate: bool, undo: bool) -> wire::DrainRuntimeResponse {
+    let request = wire::DrainRuntimeRequest {
+        runtime: "a".to_owned(),
+        serve: undo,
+        migrate,
+        ..wire::DrainRuntimeRequest::default()
+    };
+    rig.client(by).drain_runtime(request).await.unwrap()
+}
+
+async fn runtimes(rig: &Rig) -> BTreeMap<String, wire::Runtime> {
+    let answer = rig
+        .admin()
+        .list_runtimes(wire::ListRuntimesRequest {})
+        .await;
+    let runtimes = answer.unwrap().runtimes.into_iter();
+    let named = runtimes.map(|it| (it.holder.clone().unwrap_or_default().runtime, it));
+    named.collect()
+}
+
+/// NF-016: the account is of the drain that goes on: the newest operator's word holds, and one that was undone is
+/// closed, with what came of it in the trail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_is_of_the_drain_that_goes_on() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let a = rig.node("a").await;
+    a.acquire("s", 1).await.unwrap();
+    let otto = drain(&rig, "operator/otto", false, false).await;
+    assert!(otto.runtime.unwrap().draining);
+    let first = account(&rig, "a").await.unwrap();
+    assert_eq!(
+        (first.how(), first.by.as_str()),
+        (wire::DrainHow::Wait, "otto")
+    );
+    // Said again it is the same drain.
+    drain(&rig, "operator/otto", false, false).await;
+    assert_eq!(account(&rig, "a").await.unwrap().since_ms, first.since_ms);
+    // Somebody else decides otherwise.
+    drain(&rig, "admin/ana", true, false).await;
+    let second = account(&rig, "a").await.unwrap();
+    assert_eq!(
+        (second.how(), second.by.as_str()),
+        (wire::DrainHow::Move, "ana")
+    );
+    assert!(second.since_ms > first.since_ms);
+    assert_eq!(
+        became(&second),
+        BTreeMap::from([("s", "remains".to_owned())])
+    );
+    let back = drain(&rig, "operator/otto", false, true).await;
+    assert!(!back.runtime.unwrap().draining);
+    let undone = account(&rig, "a").await.unwrap_err();
+    assert!(undone.to_string().contains("no drain `a`"), "{undone}");
+    until("everybody sees it serve", async || {
+        !runtimes(&rig).await["a"].draining
+    })
+    .await;
+    let request = wire::ListEntriesRequest {
+        operation: "drain_runtime".to_owned(),
+        ..wire::ListEntriesRequest::default()
+    };
+    let entries = rig.admin().list_entries(request).await.unwrap().entries;
+    let details = entries.iter().map(|it| it.detail.as_str());
+    let details = details.map(|it| serde_json::from_str::<serde_json::Value>(it).unwrap());
+    let undone: Vec<_> = details.filter(|it| it.get("undone").is_some()).collect();
+    assert_eq!(undone.len(), 1);
+    assert_eq!(
+        (&undone[0]["undone"]["by"], &undone[0]["undone"]["became"]),
+        (&"ana".into(), &serde_json::json!({ "remains": 1 }))
+    );
+    // Anew, by somebody else: nothing of the first is left.
+    drain(&rig, "admin/ana", false, false).await;
+    let third = account(&rig, "a").await.unwrap();
+    assert_eq!(
+        (third.how(), third.by.as_str()),
+        (wire::DrainHow::Wait, "ana")
+    );
+    assert!(third.since_ms > second.since_ms);
+}
+
+/// F-103, F-106: who goes in order is drained while it is there and has left afterwards; who dies is dead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_goes_in_order_has_left() {
+    let rig = Rig::start().await;
+    let mut a = rig.node("a").await;
+    let mut b = rig.node("b").await;
+    let _c = rig.node("c").await;
+    let told = a
+        .client
+        .begin_drain(&a.holder(), Emptying::Move, Vec::new());
+    told.await.unwrap();
+    until("it is seen to go", async || {
+        let seen = runtimes(&rig).await;
+        seen["a"].draining && seen["a"].presence == "alive" && !seen["b"].draining
+    })
+    .await;
+    a.fall_silent();
+    b.fall_silent();
+    until("their leases end", async || {
+        let seen = runtimes(&rig).await;
+        (seen["a"].presence.as_str(), seen["b"].presence.as_str()) == ("left", "dead")
+    })
+    .await;
+    let regions = rig.admin().list_regions(wire::ListRegionsRequest {}).await;
+    let eu = regions.unwrap().regions.remove(0);
+    assert_eq!((eu.runtimes, eu.well), (2, 1), "who left is not missed");
+    // In its next life it is somebody else.
+    let _again = rig.node("a").await;
+    let seen = runtimes(&rig).await;
+    assert!(
+        !seen["a"].draining && seen["a"].presence == "alive",
+        "{seen:?}"
+    );
+}
+
+/// F-101, NF-016: a session whose runtime dies while it was to let go is lost, and no longer counted there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_lost_in_a_drain_is_told_as_lost() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let mut a = rig.node("a").await;
+    a.acquire("s", 1).await.unwrap();
+    drain(&rig, "operator/otto", true, false).await;
+    let status = async || {
+        let request = wire::GetStatusRequest {
+            tenant: "acme".to_owned(),
+            session: "s".to_owned(),
+        };
+        let status = rig.admin().get_status(request).await.unwrap();
+        (status.phase(), status.reason, status.runtime)
+    };
+    until("it is told to let go", async || {
+        let (phase, reason, _) = status().await;
+        (phase, reason.as_str()) == (wire::SessionPhase::Degraded, "letting_go_drain")
+    })
+    .await;
+    assert_eq!(runtimes(&rig).await["a"].placed, 1);
+    a.fall_silent();
+    let lost = (
+        wire::SessionPhase::Waiting,
+        "runtime_lost".to_owned(),
+        "a".to_owned(),
+    );
+    until("it is lost", async || status().await == lost).await;
+    assert_eq!(runtimes(&rig).await["a"].placed, 0);
+    // Its next life does not have it either.
+    let _again = rig.node("a").await;
+    assert_eq!(status().await, lost);
+    assert_eq!(runtimes(&rig).await["a"].placed, 0);
+    drain(&rig, "operator/otto", true, false).await;
+    assert_eq!(account(&rig, "a").await.unwrap().sessions, []);
+}

@@ -11,7 +11,7 @@ use rspp_controlplane_api::{
 };
 use rspp_proto::{
     RuntimeId,
-    control::{Load, PROTOCOL, ProtocolWindow, WhyRevoked},
+    control::{Emptying, Load, PROTOCOL, ProtocolWindow, WhyRevoked},
 };
 
 use crate::rig::{Node, Rig, change, description, only_for, publish, until};
@@ -210,7 +210,12 @@ async fn policies_roll_by_themselves_and_sessions_keep_theirs() {
 }
 
 async fn rules(rig: &Rig, mode: &str) {
-    let document = serde_json::json!({ "regions": { "min_runtimes": 1, "mode": mode } });
+    let document = serde_json::json!({ "regions": {
+        "min_runtimes": 1,
+        "mode": mode,
+        "ill_after_seconds": 1,
+        "well_after_seconds": 1,
+    } });
     let request = wire::SetGovernanceRequest {
         document: document.to_string(),
         ..wire::SetGovernanceRequest::default()
@@ -338,6 +343,141 @@ async fn an_ill_region_is_migrated() {
     assert!(matches!(late, Err(ControlError::Stale { .. })), "{late:?}");
     until("the trail", async || trail(&rig, "migrate").await == ["s"]).await;
     assert_eq!(trail(&rig, "region_judged").await, ["eu"]);
+}
+
+/// F-096, F-110: a region that is left is taken back at once when nobody else can take a session any more: the
+/// fleet does not end with well runtimes that serve nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_that_was_left_serves_again_when_the_other_dies() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    rules(&rig, "drain").await;
+    let mut near = rig.node_in("near", "eu").await;
+    let one = rig.node_in("one", "us").await;
+    let _two = rig.node_in("two", "us").await;
+    let mut three = rig.node_in("three", "us").await;
+    three.fall_silent();
+    one.fares(Load {
+        ready: false,
+        ..READY
+    })
+    .await;
+    let is_left = async || {
+        let regions = rig.admin().list_regions(wire::ListRegionsRequest {}).await;
+        let regions = regions.unwrap().regions;
+        let us = regions.into_iter().find(|it| it.region == "us").unwrap();
+        us.duty() == wire::RegionDuty::Drain
+    };
+    until("us is left", async || is_left().await).await;
+    one.fares(READY).await;
+    // One of three is dead: too many to come back for its own health yet.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert!(is_left().await);
+    near.fall_silent();
+    until("us serves again", async || !is_left().await).await;
+    let route = rig.route("new", "").await.unwrap();
+    assert_eq!(route.region, "us");
+}
+
+/// F-103, F-106: most of a region's runtimes are taken out in order, and the region goes on serving.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_that_is_scaled_in_goes_on_serving() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    rules(&rig, "drain").await;
+    let _one = rig.node_in("one", "eu").await;
+    let mut two = rig.node_in("two", "eu").await;
+    let mut three = rig.node_in("three", "eu").await;
+    let _far = rig.node_in("far", "us").await;
+    // The leader has had the time to judge.
+    tokio::time::sleep(crate::rig::TTL * 2).await;
+    for leaves in [&two, &three] {
+        let told = leaves
+            .client
+            .begin_drain(&leaves.holder(), Emptying::Finish, Vec::new());
+        told.await.unwrap();
+        leaves
+            .fares(Load {
+                ready: false,
+                ..READY
+            })
+            .await;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    two.fall_silent();
+    three.fall_silent();
+    until("they have left", async || {
+        let answer = rig
+            .admin()
+            .list_runtimes(wire::ListRuntimesRequest {})
+            .await;
+        let runtimes = answer.unwrap().runtimes;
+        runtimes.iter().filter(|it| it.presence == "left").count() == 2
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(trail(&rig, "region_judged").await, Vec::<String>::new());
+    assert_eq!(near_eu(&rig, "new").await, "eu");
+}
+
+/// F-096: an operator's word about a region that is none is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_regions_that_there_are_can_be_left() {
+    let rig = Rig::start().await;
+    let _near = rig.node_in("near", "eu").await;
+    let set = async |region: &str| {
+        let request = wire::SetRegionRequest {
+            region: region.to_owned(),
+            duty: wire::RegionDuty::Drain.into(),
+            ..wire::SetRegionRequest::default()
+        };
+        rig.client("operator/otto").set_region(request).await
+    };
+    let refused = set("mars").await.unwrap_err();
+    assert!(
+        refused.to_string().contains("no region `mars`"),
+        "{refused}"
+    );
+    assert_eq!(set("eu").await.unwrap().duty(), wire::RegionDuty::Drain);
+}
+
+/// F-094, F-101: a client that asks where its session is while the runtime that holds it is dead and its lease
+/// still runs is told so, and when to ask again; then it is sent to somebody else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_to_a_silent_runtime_says_when_to_ask_again() {
+    let rig = Rig::start_as(rspp_controlplane_server::Settings {
+        heartbeat: Duration::from_millis(500),
+        ..crate::rig::settings()
+    })
+    .await;
+    rig.pipeline("desk-1").await;
+    let mut a = rig.node("a").await;
+    let _b = rig.node("b").await;
+    a.acquire("s", 1).await.unwrap();
+    let fresh = rig.route("another", "").await.unwrap();
+    assert_eq!(
+        (fresh.silent_ms, fresh.again_after_ms),
+        (0, 0),
+        "nobody holds it"
+    );
+    let held = rig.route("s", "").await.unwrap();
+    assert_eq!((held.runtime.as_str(), held.silent_ms), ("a", 0));
+    assert!((200..=3_500).contains(&held.again_after_ms), "{held:?}");
+    a.fall_silent();
+    let mut silent = None;
+    until("it says that it is silent", async || {
+        silent = rig.route("s", "").await.ok().filter(|it| it.silent_ms > 0);
+        silent.is_some()
+    })
+    .await;
+    let silent = silent.unwrap();
+    assert_eq!(silent.runtime, "a", "nobody else may have it yet");
+    assert!(silent.silent_ms > 1_000, "{silent:?}");
+    // The store counts in whole seconds, and looks now and then.
+    let patience = Duration::from_millis(silent.again_after_ms) + Duration::from_secs(1);
+    tokio::time::sleep(patience).await;
+    let after = rig.route("s", "").await.unwrap();
+    assert_eq!((after.runtime.as_str(), after.again_after_ms), ("b", 0));
 }
 
 /// F-111: of two regions that both take sessions on, one runs a session; the other is refused, and when
