@@ -14,6 +14,7 @@ mod lane;
 pub mod metric;
 mod outcome;
 mod payload;
+pub mod reading;
 pub mod reason;
 pub mod schema;
 pub mod spec;

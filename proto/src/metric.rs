@@ -91,6 +91,10 @@ pub enum Metric {
     ProviderOutages,
     /// Tokens that language models read and wrote for a tenant.
     TenantTokens,
+    /// Tokens that the fleet will never count against limits.
+    TokensUncounted,
+    /// Sessions that the fleet will never count for their versions.
+    SessionsUncounted,
     /// Work of a tenant that was shed where it is scheduled.
     WorkShed,
     /// How far media time and the runtime's clock are apart.
@@ -148,7 +152,7 @@ pub enum MetricLabel {
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::NodeLatency,
         Self::NodeStart,
         Self::CancelLatency,
@@ -172,6 +176,8 @@ impl Metric {
         Self::RoutePlacings,
         Self::ProviderOutages,
         Self::TenantTokens,
+        Self::TokensUncounted,
+        Self::SessionsUncounted,
         Self::WorkShed,
         Self::MappingError,
         Self::TelemetrySpans,
@@ -203,6 +209,8 @@ impl Metric {
             Self::RoutePlacings => "route_placings_total",
             Self::ProviderOutages => "provider_outages",
             Self::TenantTokens => "tenant_tokens_total",
+            Self::TokensUncounted => "tokens_uncounted_total",
+            Self::SessionsUncounted => "sessions_uncounted_total",
             Self::WorkShed => "work_shed_total",
             Self::MappingError => "media_runtime_mapping_error_ms",
             Self::TelemetrySpans => "telemetry_spans_total",
@@ -303,6 +311,7 @@ impl Metric {
             Self::RoutePlacings => &[L::Region, L::Reason],
             Self::ProviderOutages => &[L::Region, L::Modality, L::ProviderId],
             Self::TenantTokens | Self::WorkShed => &[L::TenantId],
+            Self::TokensUncounted | Self::SessionsUncounted => &[],
             Self::MappingError => &[L::PipelineVersion, L::NodeId, L::Quantile],
             Self::TelemetrySpans => &[L::Outcome],
         }

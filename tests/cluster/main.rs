@@ -11,6 +11,7 @@ mod backends;
 mod callers;
 mod expiry;
 mod faults;
+mod feeds;
 mod lease_protocol;
 mod outages;
 mod processes;

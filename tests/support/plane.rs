@@ -14,15 +14,17 @@ use rspp_controlplane::{
     token::{KeyId, Keyring, LeaseClaims, SigningKey},
 };
 use rspp_controlplane_api::{
-    Acquire, Answer, Artifact, ControlError, ControlPlane, Duty, Granted, HeldSession, Joined,
-    Leave, Lost, Order, Orders, Renewed, Revocation, Route, RouteAsk, Snapshot, SnapshotKind,
-    SnapshotUpdate, Snapshots, StatusReport, Stored, Version, Write, Writer,
+    Acquire, Answer, Artifact, Beyond, ControlError, ControlPlane, Duty, Granted, HeldSession,
+    Joined, Leave, Lost, Order, Orders, Renewed, Revocation, Route, RouteAsk, Snapshot,
+    SnapshotKind, SnapshotUpdate, Snapshots, StatusReport, Stored, UsageReport, Version, Write,
+    Writer,
 };
 use rspp_proto::{
     Epoch, LeaseToken, RuntimeId, SessionId, TenantId, WallClock,
     control::{
         Binding, Description, Emptying, Holder, Kind, Load, Removal, SessionPhase, WhyRevoked,
     },
+    reading::VersionCount,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -76,6 +78,13 @@ struct State {
     proves: Proves,
     /// Whether tenants are beyond their limits.
     degrades: bool,
+    /// Tokens that were told, by tenant and report; what they are together; and from how many on what is said.
+    usage: BTreeMap<(TenantId, String), u64>,
+    used: BTreeMap<TenantId, u64>,
+    tokens: Option<(u64, Beyond)>,
+    /// What was told of versions, once each.
+    readings: BTreeMap<(Holder, u64), Vec<VersionCount>>,
+    counted: Vec<VersionCount>,
 }
 
 /// How a lease is proven.
@@ -611,8 +620,32 @@ impl ControlPlane for Seer {
         })
     }
 
-    fn report_usage(&self, _tenant: TenantId, _tokens: u64, _report: String) -> Answer<()> {
-        self.call("report_usage", |_| Ok(()))
+    fn report_usage(&self, report: UsageReport) -> Answer<Option<Beyond>> {
+        self.call("report_usage", move |state| {
+            let name = (report.tenant.clone(), report.report.clone());
+            let is_new = state.usage.insert(name, report.tokens).is_none();
+            let used = state.used.entry(report.tenant.clone()).or_default();
+            *used += if is_new { report.tokens } else { 0 };
+            let used = *used;
+            Ok(state
+                .tokens
+                .filter(|(limit, _)| used >= *limit)
+                .map(|(_, it)| it))
+        })
+    }
+
+    fn report_readings(&self, by: &Holder, number: u64, counts: Vec<VersionCount>) -> Answer<()> {
+        let by = by.clone();
+        self.call("report_readings", move |state| {
+            if state
+                .readings
+                .insert((by.clone(), number), counts.clone())
+                .is_none()
+            {
+                state.counted.extend(counts.iter().cloned());
+            }
+            Ok(())
+        })
     }
 
     fn route(&self, _ask: RouteAsk) -> Answer<Route> {

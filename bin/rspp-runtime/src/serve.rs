@@ -10,10 +10,10 @@ use rspp_host::{
 };
 use rspp_otlp::{Otlp, SpanCounts};
 use rspp_proto::{
-    ProviderId, Region, RuntimeId, TenantId,
+    MetricSample, ProviderId, Region, RuntimeId, TenantId,
     abi::SchemaVersion,
     control::{ARCHIVE_REGION, Description, Endpoint, Outage, PROTOCOL},
-    metric,
+    metric::{self, Metric},
     spec::{Modality, Quota},
 };
 use rspp_service::{
@@ -493,6 +493,15 @@ impl Health for State {
 
     fn metrics(&self) -> String {
         let mut samples = self.runtime.admission().samples();
+        let uncounted = self.runtime.uncounted();
+        for (metric, count) in [
+            (Metric::TokensUncounted, uncounted.tokens),
+            (Metric::SessionsUncounted, uncounted.sessions),
+        ] {
+            if count > 0 {
+                samples.push(MetricSample::of(metric, count as f64, []));
+            }
+        }
         if let Some(spans) = &self.spans {
             samples.extend(telemetry::samples(spans()));
         }

@@ -10,14 +10,15 @@ use rspp_proto::{
         MAX_OUTAGES, MAX_REMOVED, Outage, ProtocolWindow, Removal, RemovalStep, SessionPhase,
         WhyRevoked,
     },
-    spec::Modality,
+    reading::VersionCount,
+    spec::{Modality, OverLimit},
 };
 use thiserror::Error;
 
 use crate::{
-    Acquire, Artifact, Granted, HeldSession, Joined, Lost, Order, Renewed, Revocation, Route,
-    RouteAsk, SessionToken, Snapshot, SnapshotKind, SnapshotUpdate, StatusReport, Stored, Version,
-    Wanted, Write, Writer, wire,
+    Acquire, Artifact, Beyond, Granted, HeldSession, Joined, Lost, Order, Renewed, Revocation,
+    Route, RouteAsk, SessionToken, Snapshot, SnapshotKind, SnapshotUpdate, StatusReport, Stored,
+    Version, Wanted, Write, Writer, wire,
 };
 
 /// Longest name of a recording, in bytes.
@@ -134,6 +135,70 @@ impl From<wire::Endpoint> for Endpoint {
             transport: endpoint.transport,
             url: endpoint.url,
         }
+    }
+}
+
+impl From<VersionCount> for wire::VersionCount {
+    fn from(count: VersionCount) -> Self {
+        Self {
+            kind: wire::Kind::from(count.kind).into(),
+            version: count.version,
+            sessions: count.sessions,
+            failed: count.failed,
+            first_audio: count.first_audio,
+        }
+    }
+}
+
+impl TryFrom<wire::VersionCount> for VersionCount {
+    type Error = WireError;
+
+    fn try_from(count: wire::VersionCount) -> Result<Self, WireError> {
+        Ok(Self {
+            kind: count.kind().try_into()?,
+            version: count.version,
+            sessions: count.sessions,
+            failed: count.failed,
+            first_audio: count.first_audio,
+        })
+    }
+}
+
+impl From<Beyond> for wire::BeyondTokens {
+    fn from(beyond: Beyond) -> Self {
+        let over = match beyond.over {
+            OverLimit::Reject => "reject",
+            OverLimit::Defer => "defer",
+            OverLimit::Throttle => "throttle",
+            OverLimit::Degrade => "degrade",
+        };
+        Self {
+            over: over.to_owned(),
+            for_ms: u64::try_from(beyond.wait.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl TryFrom<wire::BeyondTokens> for Beyond {
+    type Error = WireError;
+
+    fn try_from(beyond: wire::BeyondTokens) -> Result<Self, WireError> {
+        let over = match beyond.over.as_str() {
+            "reject" => OverLimit::Reject,
+            "defer" => OverLimit::Defer,
+            "throttle" => OverLimit::Throttle,
+            "degrade" => OverLimit::Degrade,
+            other => {
+                return Err(WireError::new(
+                    "over",
+                    format!("`{other}` is nothing that is done"),
+                ));
+            }
+        };
+        Ok(Self {
+            over,
+            wait: Duration::from_millis(beyond.for_ms),
+        })
     }
 }
 

@@ -18,9 +18,9 @@ pub use error::{ControlError, DOMAIN};
 pub use lease::{Lease, LeaseError, Leases, LocalLeases, Renewal, Taking, Terms, UsedView};
 pub use link::Link;
 pub use plane::{
-    Acquire, Answer, Artifact, ControlPlane, Duty, Granted, HeldSession, Joined, Leave, Lost,
-    Order, Orders, Renewed, Revocation, Route, RouteAsk, SessionToken, Snapshot, SnapshotKind,
-    SnapshotUpdate, Snapshots, StatusReport, Wanted, Writer,
+    Acquire, Answer, Artifact, Beyond, ControlPlane, Duty, Granted, HeldSession, Joined, Leave,
+    Lost, Order, Orders, Renewed, Revocation, Route, RouteAsk, SessionToken, Snapshot,
+    SnapshotKind, SnapshotUpdate, Snapshots, StatusReport, UsageReport, Wanted, Writer,
 };
 pub use proof::{Claimed, Proofs, Unproven};
 pub use state::{MemoryStore, StateStore, StoreError, StoreFuture, Stored, Version, Write};

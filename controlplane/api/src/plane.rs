@@ -21,6 +21,8 @@ use rspp_proto::{
         Attempt, Binding, Description, Emptying, Endpoint, Holder, Kind, Load, Removal,
         SessionPhase, WhyRevoked,
     },
+    reading::VersionCount,
+    spec::OverLimit,
 };
 
 use crate::{ControlError, Stored, Version, Write};
@@ -203,6 +205,28 @@ pub struct StatusReport {
     pub reason: Option<String>,
 }
 
+/// Tokens that language models read and wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsageReport {
+    /// For whom.
+    pub tenant: TenantId,
+    /// For sessions of which pipeline.
+    pub pipeline: PipelineVersion,
+    /// How many.
+    pub tokens: u64,
+    /// Names this count.
+    pub report: String,
+}
+
+/// A tenant has used up what it may for now, over all runtimes (F-050).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beyond {
+    /// What is done about more.
+    pub over: OverLimit,
+    /// For how long, if nothing more is used.
+    pub wait: Duration,
+}
+
 /// An order to a runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -366,9 +390,13 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// Says how sessions go. Answers which of them it does not hold.
     fn report_status(&self, by: &Holder, reports: Vec<StatusReport>) -> Answer<Vec<SessionId>>;
 
-    /// Counts tokens that a tenant's language models read and wrote. `report` names this count, so that
-    /// repeating it counts once.
-    fn report_usage(&self, tenant: TenantId, tokens: u64, report: String) -> Answer<()>;
+    /// Counts tokens that a tenant's language models read and wrote, and answers what stands against more.
+    /// Repeating a report counts once.
+    fn report_usage(&self, report: UsageReport) -> Answer<Option<Beyond>>;
+
+    /// Counts what a runtime has seen of published versions. Repeating a report, by whom it was first sent, counts
+    /// once.
+    fn report_readings(&self, by: &Holder, number: u64, counts: Vec<VersionCount>) -> Answer<()>;
 
     /// Where a session runs: for a client that came to the wrong runtime.
     fn route(&self, ask: RouteAsk) -> Answer<Route>;

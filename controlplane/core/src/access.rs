@@ -93,8 +93,8 @@ operations! {
     RollBack = "roll_back", Fleet, [Operator, Admin];
     /// Approves somebody else's change.
     Approve = "approve", Fleet, [Admin];
-    /// Reports measurements of a version, which may end its rollout.
-    ReportGate = "report_gate", Fleet, [Operator, Admin, Runtime];
+    /// Reports measurements of versions, which may end their rollouts.
+    ReportGate = "report_gate", Fleet, [Runtime];
     /// Asks whether a tenant may open a session, or what it uses.
     Admit = "admit", Tenant, [Operator, Admin, Runtime];
     /// Reads and sets limits, residency and what needs approval.

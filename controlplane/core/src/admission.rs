@@ -345,6 +345,20 @@ pub fn admit(
     }
 }
 
+/// What stands against further turns of a tenant with a pipeline of this line: nothing, or what is done about them,
+/// and for how long if nothing more is used (F-050). A limit of nothing at all lets no session in to begin with.
+pub fn beyond_tokens(
+    policy: &Policy,
+    tenant: &TenantId,
+    line: &str,
+    usage: &Usage,
+    now: WallClock,
+) -> Option<(OverLimit, Duration)> {
+    let (limits, _) = policy.limits(tenant, line);
+    let Quota { limit, over } = limits.tokens_per_minute?;
+    (usage.tokens.within(now) >= limit).then(|| (over, usage.tokens.free_after(now, limit)))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -477,6 +491,26 @@ mod tests {
             reason::CP_ADMISSION_REJECT_POLICY,
             Some(Limit::Sessions),
         );
+    }
+
+    /// F-050, F-098: what is used up stands against turns too, for as long as it takes to slide out.
+    #[test]
+    fn tokens_that_are_used_up_stand_against_turns() {
+        let limits = QuotasSpec {
+            tokens_per_minute: Some(Quota::at(20).then(OverLimit::Defer)),
+            ..QuotasSpec::default()
+        };
+        let policy = policy(limits);
+        let beyond = |usage: &Usage, now| beyond_tokens(&policy, &tenant(), "desk", usage, now);
+        assert_eq!(beyond(&usage(1, 1, 19), NOW), None);
+        let used = usage(1, 1, 291);
+        let (over, wait) = beyond(&used, NOW).unwrap();
+        assert_eq!(over, OverLimit::Defer);
+        let after = |wait: Duration| WallClock(NOW.0 + wait.as_millis() as u64);
+        assert!(beyond(&used, after(wait - Duration::from_secs(1))).is_some());
+        assert_eq!(beyond(&used, after(wait + Duration::from_millis(1))), None);
+        let free = Policy::default();
+        assert_eq!(beyond_tokens(&free, &tenant(), "desk", &used, NOW), None);
     }
 
     /// controlplane §6: a tenant's record replaces a pipeline's, and that everybody's, as a whole.

@@ -164,6 +164,21 @@ pub fn all_rollouts() -> Prefix {
     key(["rollouts"]).below()
 }
 
+/// What was measured of a line's versions.
+pub fn readings(kind: Kind, line: &str) -> Key {
+    key(["readings", kind.as_str(), line])
+}
+
+/// What a runtime told last of a line's versions.
+pub fn reported(runtime: &RuntimeId, kind: Kind, line: &str) -> Key {
+    key(["reported", runtime.as_str(), kind.as_str(), line])
+}
+
+/// What a runtime told last of all lines.
+pub fn reported_by(runtime: &RuntimeId) -> Prefix {
+    key(["reported", runtime.as_str()]).below()
+}
+
 /// A change that waits for approval, or waited.
 pub fn proposal(id: &str) -> Key {
     key(["proposals", id])

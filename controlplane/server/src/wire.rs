@@ -10,13 +10,13 @@ use rspp_controlplane::{
     fleet,
     registry::{Artifact, VersionName},
     rollout::{
-        BudgetReading, Candidate, Change, Freeze, Gate, Proposal, ProposalState, Reading, Rollout,
-        Strategy, Window,
+        BurnAlert, Candidate, Change, ErrorBudget, Freeze, Gate, Proposal, ProposalState, Reading,
+        Readings, Rollout, Strategy, Window,
     },
     status,
 };
 use rspp_controlplane_api::{WireError, text, wire};
-use rspp_proto::{SessionId, TenantId, abi::OutcomeKind, control::Kind};
+use rspp_proto::{SessionId, TenantId, WallClock, abi::OutcomeKind, control::Kind};
 
 pub(crate) fn kind(kind: Kind) -> i32 {
     wire::Kind::from(kind).into()
@@ -91,6 +91,53 @@ pub(crate) fn rollout(it: Rollout) -> wire::Rollout {
         history: it.history.iter().map(ToString::to_string).collect(),
         frozen: frozen.unwrap_or_default().to_owned(),
         generation: it.generation,
+        readings: None,
+    }
+}
+
+fn reading(it: Reading) -> wire::Reading {
+    wire::Reading {
+        sessions: it.sessions,
+        failed: it.failed,
+        first_audio_p95_ms: it.first_audio_p95_ms,
+    }
+}
+
+pub(crate) fn readings(it: &Readings, budget: &ErrorBudget, now: WallClock) -> wire::LineReadings {
+    let spending = it.budget(now);
+    let window = |it: Window| {
+        Some(wire::BudgetWindow {
+            sessions: it.sessions,
+            failed: it.failed,
+        })
+    };
+    let (tried, candidate, stable) = match it.trial() {
+        Some((tried, candidate, stable)) => (
+            tried.to_string(),
+            Some(reading(candidate)),
+            Some(reading(stable)),
+        ),
+        None => (String::new(), None, None),
+    };
+    wire::LineReadings {
+        tried,
+        candidate,
+        stable,
+        budget: Some(wire::BudgetReading {
+            five_minutes: window(spending.five_minutes),
+            hour: window(spending.hour),
+            six_hours: window(spending.six_hours),
+            month: window(spending.month),
+        }),
+        burn_alert: alert(budget.alert(&spending)).to_owned(),
+    }
+}
+
+pub(crate) fn alert(it: Option<BurnAlert>) -> &'static str {
+    match it {
+        None => "",
+        Some(BurnAlert::Slow) => "slow",
+        Some(BurnAlert::Fast) => "fast",
     }
 }
 
@@ -195,31 +242,6 @@ pub(crate) fn read_change(it: Option<wire::Change>) -> Result<Change, WireError>
         },
         From::Thaw(_) => Change::Thaw,
     })
-}
-
-pub(crate) fn read_reading(it: Option<wire::Reading>) -> Reading {
-    let it = it.unwrap_or_default();
-    Reading {
-        sessions: it.sessions,
-        failed: it.failed,
-        first_audio_p95_ms: it.first_audio_p95_ms,
-    }
-}
-
-pub(crate) fn read_budget(it: wire::BudgetReading) -> BudgetReading {
-    let window = |it: Option<wire::BudgetWindow>| {
-        let it = it.unwrap_or_default();
-        Window {
-            sessions: it.sessions,
-            failed: it.failed,
-        }
-    };
-    BudgetReading {
-        five_minutes: window(it.five_minutes),
-        hour: window(it.hour),
-        six_hours: window(it.six_hours),
-        month: window(it.month),
-    }
 }
 
 pub(crate) fn decision(it: &Decision) -> wire::Decision {

@@ -287,6 +287,8 @@ impl Round<'_> {
                 .delete(entry.key.clone());
             let orders = keys::revocations_of(&holder.runtime);
             txn.then.push(Op::DeleteAll(orders));
+            txn.then
+                .push(Op::DeleteAll(keys::reported_by(&holder.runtime)));
         }
         txn = txn.put(key, bytes(&latest));
         let names: Vec<_> = batch.iter().map(|(_, holder)| &holder.runtime).collect();

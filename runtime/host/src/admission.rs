@@ -11,7 +11,8 @@ use std::{
 
 use rspp_actors::Clock;
 use rspp_kernel::admission::{
-    Admission, AdmissionReport, Ask, Cause, Decision, Limit, Load, Verdict, Whose, sheds,
+    Admission, AdmissionReport, Ask, Beyond, Cause, Decision, FleetUsage, Limit, Load, Verdict,
+    Whose, sheds,
 };
 use rspp_proto::{
     Epoch, Monotonic, PipelineVersion, Reason, SessionId, TenantId, WallClock,
@@ -38,6 +39,8 @@ const EVENTS: usize = 256;
 pub(crate) struct Gatekeeper {
     clock: Clock,
     admission: Mutex<Admission>,
+    /// What the fleet has to count, and says of tenants.
+    fleet: Mutex<FleetUsage>,
     /// Newcomers that are kept waiting.
     waiting: Mutex<FairQueue<oneshot::Sender<()>>>,
     load: AtomicU8,
@@ -67,6 +70,7 @@ pub(crate) struct Newcomer {
 pub(crate) struct Entry {
     gatekeeper: Arc<Gatekeeper>,
     tenant: TenantId,
+    version: PipelineVersion,
     priority: Priority,
     can_degrade: bool,
     /// How it was let in.
@@ -121,6 +125,7 @@ impl Gatekeeper {
             clock,
             waiting: Mutex::new(FairQueue::new(limits.max_waiting as usize)),
             admission: Mutex::new(Admission::new(limits, now)),
+            fleet: Mutex::default(),
             load: AtomicU8::new(Load::Normal as u8),
             gates: NodeGates::default(),
             output: OutputLateness::default(),
@@ -139,6 +144,11 @@ impl Gatekeeper {
         self.admission.lock().expect("no code panics while locked")
     }
 
+    /// What the fleet has to count, and says of tenants.
+    pub(crate) fn fleet(&self) -> MutexGuard<'_, FleetUsage> {
+        self.fleet.lock().expect("no code panics while locked")
+    }
+
     // --- sessions ----------------------------------------------------------------------------
 
     /// Lets a session in, now or once there is room, or says why not.
@@ -153,6 +163,7 @@ impl Gatekeeper {
                 return Ok(Entry {
                     gatekeeper: Arc::clone(self),
                     tenant: who.tenant.clone(),
+                    version: who.version.clone(),
                     priority: who.priority,
                     can_degrade: who.can_degrade,
                     decision,
@@ -183,6 +194,7 @@ impl Gatekeeper {
             priority: who.priority,
             waited: now.since(since),
             can_degrade: who.can_degrade,
+            beyond: None,
         };
         self.admission().open_session(now, ask)
     }
@@ -286,9 +298,10 @@ impl Gatekeeper {
     // --- what happens inside -----------------------------------------------------------------
 
     /// Tokens that a language model has read and written for a tenant.
-    pub(crate) fn spend_tokens(&self, tenant: &TenantId, tokens: u64) {
+    pub(crate) fn spend_tokens(&self, tenant: &TenantId, version: &PipelineVersion, tokens: u64) {
         let now = self.now();
         self.admission().spend_tokens(now, tenant, tokens);
+        self.fleet().spend(now, tenant, version, tokens);
     }
 
     /// Work of a tenant was shed.
@@ -418,6 +431,16 @@ impl Entry {
         self.priority
     }
 
+    pub(crate) fn version(&self) -> &PipelineVersion {
+        &self.version
+    }
+
+    /// What the fleet says stands against more turns.
+    fn beyond(&self, now: Monotonic) -> Option<Beyond> {
+        let fleet = self.gatekeeper.fleet();
+        fleet.beyond(now, &self.tenant, &self.version)
+    }
+
     /// Whether one more turn would be let in with everything; nothing is taken or counted for asking.
     pub(crate) fn has_room(&self, now: Monotonic) -> bool {
         let ask = Ask {
@@ -425,6 +448,7 @@ impl Entry {
             priority: self.priority,
             waited: Duration::ZERO,
             can_degrade: self.can_degrade,
+            beyond: self.beyond(now),
         };
         self.decision.verdict == Verdict::Admit && self.gatekeeper.admission().has_room(now, ask)
     }
@@ -436,6 +460,7 @@ impl Entry {
             priority: self.priority,
             waited,
             can_degrade: self.can_degrade,
+            beyond: self.beyond(now),
         };
         let mut decision = self.gatekeeper.admission().open_turn(now, ask);
         // Who was let in with less is served with less for as long as it stays.

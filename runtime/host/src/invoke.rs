@@ -331,7 +331,8 @@ impl Work {
             usage.prompt_tokens.saturating_add(usage.completion_tokens)
         });
         let session = self.site.settings.schedule.session();
-        session.gatekeeper.spend_tokens(&session.tenant, tokens);
+        let gatekeeper = &session.gatekeeper;
+        gatekeeper.spend_tokens(&session.tenant, &session.version, tokens);
     }
 
     /// Tells the machine how long attempts have waited for this machine.

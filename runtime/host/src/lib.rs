@@ -89,7 +89,9 @@ pub use plane::{AwayMode, PlaneConfig, PlaneHandle, PlaneStatus, StaleView, Step
 pub use providers::ProviderBoard;
 pub use reception::{Begun, Program, Published, Reception, Recorded};
 pub use rspp_proto::control::Emptying;
-pub use runtime::{Config, OpenError, PlannedSession, Runtime, SessionHandle, SessionRequest};
+pub use runtime::{
+    Config, OpenError, PlannedSession, Runtime, SessionHandle, SessionRequest, Uncounted,
+};
 pub use session::{CancelReceipt, CancelTarget, Foreign, SessionStatus};
 pub use snapshots::Snapshots;
 pub use tool::{HttpToolFactory, ToolRegistry};

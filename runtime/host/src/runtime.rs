@@ -65,7 +65,7 @@ use crate::{
     overhead::Overhead,
     plane::{
         ControlPlaneLink, PlaneConfig, PlaneHandle, PlaneLeases, PlaneStore, Roster, Shared,
-        Surroundings,
+        Surroundings, Tried,
     },
     providers::{ProviderBoard, catalogue},
     report::SessionReport,
@@ -160,6 +160,7 @@ impl Config {
             since.as_nanos() as u64 ^ u64::from(std::process::id()).rotate_left(48)
         });
         let shared = Shared::new(self.clock, plane, boot);
+        gatekeeper.fleet().join();
         self.leases = Arc::new(PlaneLeases::new(Arc::clone(&shared), plane.mode));
         let store = PlaneStore::new(
             Arc::clone(&shared),
@@ -344,6 +345,15 @@ impl Drop for Place {
     }
 }
 
+/// What the fleet should have counted of a node and never will: it could not be told for too long, or was refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uncounted {
+    /// Tokens, against their tenants' limits.
+    pub tokens: u64,
+    /// Sessions, for their versions.
+    pub sessions: u64,
+}
+
 /// One node.
 pub struct Runtime {
     config: Config,
@@ -511,15 +521,15 @@ impl Runtime {
             return Err(OpenError::Emptying);
         }
         // What another placement was bound to meanwhile it keeps; nobody runs it as something else.
-        if let Some(bound) = lease.binding.take()
-            && *bound != asked_for
-        {
+        let bound = lease.binding.take();
+        if let Some(bound) = bound.as_ref().filter(|it| ***it != asked_for) {
             self.give_back(&lease);
             return Err(OpenError::BoundOtherwise {
-                bound: Box::new(Binding::clone(&bound)),
+                bound: Box::new(Binding::clone(bound)),
                 asked: Box::new(asked_for),
             });
         }
+        let readings = self.shared.as_ref().map(|it| Arc::clone(&it.readings));
         match lease.terms {
             Terms::Less => entry.degrade(),
             Terms::Full | Terms::Unasked => {}
@@ -600,6 +610,7 @@ impl Runtime {
                 let recorder = request.recorder;
                 let attributes = Arc::new(request.attributes);
                 move |connection, egress| SessionSetup {
+                    tried: readings.zip(bound).map(|(it, of)| Tried::new(it, of)),
                     place,
                     tenant,
                     blueprint,
@@ -877,6 +888,15 @@ impl Runtime {
     /// What was decided about sessions and turns so far, by tenant.
     pub fn admission(&self) -> AdmissionReport {
         self.gatekeeper.report()
+    }
+
+    /// What the fleet should have counted of this node and never will.
+    pub fn uncounted(&self) -> Uncounted {
+        let readings = self.shared.as_ref().map(|it| it.readings());
+        Uncounted {
+            tokens: self.gatekeeper.fleet().given_up(),
+            sessions: readings.map_or(0, |it| it.given_up()),
+        }
     }
 
     /// What was gathered of a language model's calls; `None` if it answers each alone (F-051).

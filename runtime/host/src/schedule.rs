@@ -57,6 +57,7 @@ pub(crate) struct Scheduling {
     /// How the session shares by default: as one of its tenant's.
     pub(crate) share: Arc<Share>,
     pub(crate) tenant: TenantId,
+    pub(crate) version: PipelineVersion,
     pub(crate) priority: Priority,
 }
 
@@ -89,6 +90,7 @@ impl Scheduling {
     pub(crate) fn new(
         gatekeeper: &Arc<Gatekeeper>,
         tenant: &TenantId,
+        version: &PipelineVersion,
         priority: Priority,
         session: &SessionId,
     ) -> Self {
@@ -97,6 +99,7 @@ impl Scheduling {
             gatekeeper: Arc::clone(gatekeeper),
             share: Arc::new(share),
             tenant: tenant.clone(),
+            version: version.clone(),
             priority,
         }
     }

@@ -221,6 +221,7 @@ impl Session {
         let scheduling = Scheduling::new(
             entry.gatekeeper(),
             entry.tenant(),
+            entry.version(),
             entry.priority(),
             &setup.place.lease.session,
         );
@@ -705,6 +706,9 @@ impl Actor for Session {
             match exit.verdict {
                 Verdict::Restarted { .. } | Verdict::Restarting { .. } => {}
                 Verdict::Ended | Verdict::GaveUp => {
+                    if let Some(tried) = &mut self.setup.tried {
+                        tried.fails();
+                    }
                     self.ends_because(format!("node `{node}` could not be kept running"));
                     self.kernel.handle(now, Input::Drain);
                 }
@@ -740,6 +744,13 @@ impl Actor for Session {
             traces.end();
         }
         self.ledger.count_line(&self.line);
+        if let Some(tried) = &mut self.setup.tried {
+            if for_good {
+                tried.over();
+            } else if reason.is_orderly() {
+                tried.leaves();
+            }
+        }
         let status = self.setup.health.read();
         let report = SessionReport {
             session_id: self.setup.place.lease.session.clone(),

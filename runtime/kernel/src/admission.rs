@@ -5,6 +5,7 @@
 //! ones that were let in share what there is, is the scheduler's.
 
 mod bucket;
+mod fleet;
 mod headroom;
 mod lateness;
 mod tally;
@@ -21,6 +22,7 @@ use rspp_proto::{
 use serde::{Deserialize, Serialize};
 
 pub use bucket::TokenBucket;
+pub use fleet::{Beyond, FleetUsage, TokenReport};
 pub use headroom::{Headroom, Load, LoadChange, Reading, Resource};
 pub use lateness::{BUCKETS as LATENESS_BUCKETS, LatenessWindow};
 pub use tally::{AccountReport, AdmissionReport, OTHER_TENANTS, Tally};
@@ -159,6 +161,8 @@ pub struct Ask<'a> {
     pub waited: Duration,
     /// Whether there is a degrade posture to serve it in.
     pub can_degrade: bool,
+    /// What the fleet says stands against a turn: its tenant has used up its tokens, here and elsewhere.
+    pub beyond: Option<Beyond>,
 }
 
 /// What one tenant, or the node, has under way and has used.
@@ -218,8 +222,9 @@ impl Account {
     fn against_turn(
         &mut self,
         quotas: &QuotasSpec,
+        beyond: Option<Beyond>,
         now: Monotonic,
-    ) -> [Option<(Limit, OverLimit, Option<Duration>)>; 3] {
+    ) -> [Option<(Limit, OverLimit, Option<Duration>)>; 4] {
         [
             full(Limit::Turns, quotas.turns, self.turns),
             empty(
@@ -234,6 +239,7 @@ impl Account {
                 self.token_rate.as_mut(),
                 now,
             ),
+            beyond.map(|(over, wait)| (Limit::TokensPerMinute, over, Some(wait))),
         ]
     }
 }
@@ -356,8 +362,10 @@ impl Admission {
         let load = self.load_of_turns(ask);
         let quotas = self.quotas(ask.tenant).clone();
         let limits = self.limits.node.clone();
-        let own = self.account(now, ask.tenant).against_turn(&quotas, now);
-        let node = self.node.against_turn(&limits, now);
+        let own = self
+            .account(now, ask.tenant)
+            .against_turn(&quotas, ask.beyond, now);
+        let node = self.node.against_turn(&limits, None, now);
         let decision = self.decide(ask, &node, &own, load);
         if decision.verdict.is_admitted() {
             for account in [
@@ -379,8 +387,10 @@ impl Admission {
         let load = self.load_of_turns(ask);
         let quotas = self.quotas(ask.tenant).clone();
         let limits = self.limits.node.clone();
-        let own = self.account(now, ask.tenant).against_turn(&quotas, now);
-        let node = self.node.against_turn(&limits, now);
+        let own = self
+            .account(now, ask.tenant)
+            .against_turn(&quotas, ask.beyond, now);
+        let node = self.node.against_turn(&limits, None, now);
         self.decide(ask, &node, &own, load).verdict == Verdict::Admit
     }
 

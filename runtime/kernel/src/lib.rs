@@ -56,6 +56,7 @@ pub mod jitter;
 
 pub mod admission;
 pub mod echo;
+pub mod reading;
 
 pub mod determinism;
 

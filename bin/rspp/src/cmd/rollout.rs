@@ -24,9 +24,13 @@ Examples:
   rspp rollout set greeter-3 --percent 10          A tenth of them gets greeter-3
   rspp rollout set greeter-3 --tenant acme         Acme gets it, nobody else
   rspp rollout set greeter-3 --canary 5            A twentieth; a breached gate ends it
+  rspp rollout set greeter-3 --canary 5 --max-failed 1 --max-first-audio 1500 --min-sessions 50
+                                                   The same with a gate of one's own
   rspp rollout status                              What is rolled out
   rspp rollout pause greeter                       Nobody new gets the candidate for now
   rspp rollout promote greeter                     Everybody gets the candidate
+  rspp rollout freeze greeter --reason incident    Nothing new of it is rolled out …
+  rspp rollout thaw greeter --reason over          … until it may again; its error budget begins anew
   rspp rollout rollback greeter --reason 'coughs'  Away with it, or back to the version before
   rspp rollout approve 0001792839-1a2b3c4d         Agree to somebody else's change")]
 pub(crate) struct Rollout {
@@ -51,6 +55,55 @@ struct Line {
     reason: String,
 }
 
+/// What a canary is held to.
+#[derive(Debug, Args)]
+#[group(requires = "canary")]
+struct Gate {
+    /// Sessions that must have ended before anything is judged [default: 20]
+    #[arg(long, value_name = "SESSIONS", requires = "canary")]
+    min_sessions: Option<u64>,
+    /// Most sessions that may fail, in percent [default: 2]
+    #[arg(long, value_name = "PERCENT", requires = "canary", value_parser = per_10k)]
+    max_failed: Option<u32>,
+    /// From the end of speech to the first audio, 95th percentile in milliseconds [default: 2000]
+    #[arg(long, value_name = "MS", requires = "canary")]
+    max_first_audio: Option<u64>,
+    /// Do not judge how long the first audio takes
+    #[arg(long, requires = "canary", conflicts_with = "max_first_audio")]
+    any_first_audio: bool,
+    /// How much worse than the stable version it may be in either, in percent of that
+    #[arg(long, value_name = "PERCENT", requires = "canary")]
+    max_regression: Option<u32>,
+}
+
+impl Gate {
+    /// The gate, if anything of it was said.
+    fn wire(&self) -> wire::Gate {
+        let usual = rspp_controlplane::rollout::Gate::default();
+        wire::Gate {
+            min_sessions: self.min_sessions.unwrap_or(usual.min_sessions),
+            max_failed_per_10k: self.max_failed.unwrap_or(usual.max_failed_per_10k),
+            max_first_audio_p95_ms: if self.any_first_audio {
+                None
+            } else {
+                self.max_first_audio.or(usual.max_first_audio_p95_ms)
+            },
+            max_regression_percent: self.max_regression.or(usual.max_regression_percent),
+        }
+    }
+}
+
+/// A share in percent, with two digits after the point at most, as that of ten thousand.
+fn per_10k(text: &str) -> Result<u32, String> {
+    let percent: f64 = text
+        .parse()
+        .map_err(|_| "is no share in percent".to_owned())?;
+    if !(0.0..=100.0).contains(&percent) {
+        return Err("is no share from 0 to 100 %".to_owned());
+    }
+    Ok((percent * 100.0).round() as u32)
+}
+
 #[derive(Debug, Subcommand)]
 enum What {
     /// Give a version to everybody new, or to some
@@ -66,6 +119,8 @@ enum What {
         /// To this share, watched by a gate that ends the trial on a breach
         #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=100))]
         canary: Option<u32>,
+        #[command(flatten)]
+        gate: Gate,
         /// Why, for the audit trail
         #[arg(long, default_value = "")]
         reason: String,
@@ -89,6 +144,10 @@ enum What {
         #[arg(long, value_name = "VERSION", default_value = "")]
         to: String,
     },
+    /// Let nothing new be rolled out; pausing and rolling back stay possible
+    Freeze(Line),
+    /// Let it be rolled out again, whatever froze it; what was spent of its error budget is let go
+    Thaw(Line),
     /// Show changes that wait for approval
     Proposals,
     /// Agree to a change
@@ -121,9 +180,11 @@ impl Rollout {
                 percent,
                 tenant,
                 canary,
+                gate,
                 reason,
             } => {
                 let line = line_of(&version)?;
+                let canary = canary.map(|percent| (percent, gate.wire()));
                 let it = set(version, percent, tenant, canary);
                 change(Line { line, reason }, it)
             }
@@ -132,6 +193,8 @@ impl Rollout {
             What::Resume(line) => change(line, Change::Resume(nothing)),
             What::Promote(line) => change(line, Change::Promote(nothing)),
             What::Rollback { line, to } => change(line, Change::RollBack(to)),
+            What::Freeze(line) => change(line, Change::Freeze(nothing)),
+            What::Thaw(line) => change(line, Change::Thaw(nothing)),
             What::Proposals => remote.run(|client| proposals(remote, client)),
             What::Approve { id } => remote.run(|client| decide(remote, client, id, true)),
             What::Reject { id } => remote.run(|client| decide(remote, client, id, false)),
@@ -145,12 +208,18 @@ fn line_of(version: &str) -> Result<String, Problem> {
     Ok(name.line().to_owned())
 }
 
-fn set(version: String, percent: Option<u32>, tenants: Vec<String>, canary: Option<u32>) -> Change {
+fn set(
+    version: String,
+    percent: Option<u32>,
+    tenants: Vec<String>,
+    canary: Option<(u32, wire::Gate)>,
+) -> Change {
     use wire::strategy::Strategy;
     let strategy = match (percent, canary) {
         (Some(percent), _) => Strategy::Percent(percent),
-        (None, Some(percent)) => Strategy::Canary(wire::Canary {
+        (None, Some((percent, gate))) => Strategy::Canary(wire::Canary {
             percent,
+            gate: Some(gate),
             ..wire::Canary::default()
         }),
         (None, None) if tenants.is_empty() => return Change::Direct(version),
@@ -271,7 +340,100 @@ async fn status(
         })
         .await?
     };
-    remote.print(|| rows(&rollouts), || json_of(&rollouts))
+    remote.print(
+        || rows(&rollouts) + &measured(&rollouts),
+        || json_of(&rollouts),
+    )
+}
+
+/// What was measured of versions on trial, beside what they are held to, and of error budgets.
+fn measured(rollouts: &[wire::Rollout]) -> String {
+    let number = |it: u64| it.to_string();
+    let (mut versions, mut budgets) = (Vec::new(), Vec::new());
+    for rollout in rollouts {
+        let Some(readings) = &rollout.readings else {
+            continue;
+        };
+        let versions_of = [
+            (
+                &readings.tried,
+                &readings.candidate,
+                held_to(rollout, &readings.tried),
+            ),
+            (&rollout.stable, &readings.stable, String::new()),
+        ];
+        for (version, reading, held_to) in versions_of {
+            let Some(reading) = reading else { continue };
+            let p95 = reading.first_audio_p95_ms;
+            versions.push([
+                version.clone(),
+                number(reading.sessions),
+                number(reading.failed),
+                p95.map_or("-".to_owned(), |ms| format!("{ms} ms")),
+                held_to,
+            ]);
+        }
+        let budget = readings.budget.unwrap_or_default();
+        let windows = [
+            budget.five_minutes,
+            budget.hour,
+            budget.six_hours,
+            budget.month,
+        ];
+        let [five, hour, six, month] = windows.map(|it| {
+            let it = it.unwrap_or_default();
+            format!("{} of {}", it.failed, it.sessions)
+        });
+        let alert = match readings.burn_alert.as_str() {
+            "" => "-",
+            alert => alert,
+        };
+        budgets.push([
+            rollout.line.clone(),
+            five,
+            hour,
+            six,
+            month,
+            alert.to_owned(),
+        ]);
+    }
+    let mut text = String::new();
+    if !versions.is_empty() {
+        let names = ["tried", "sessions", "failed", "first audio p95", "held to"];
+        text += &format!("\n{}", table(names, &versions));
+    }
+    if !budgets.is_empty() {
+        let names = ["failed", "5 min", "1 h", "6 h", "30 d", "burns"];
+        text += &format!("\n{}", table(names, &budgets));
+    }
+    text
+}
+
+/// What a canary is held to, in words.
+fn held_to(rollout: &wire::Rollout, version: &str) -> String {
+    use wire::strategy::Strategy;
+    let candidate = rollout
+        .candidate
+        .as_ref()
+        .filter(|it| it.version == version);
+    let strategy = candidate
+        .and_then(|it| it.strategy.as_ref())
+        .and_then(|it| it.strategy.as_ref());
+    let gate = match strategy {
+        Some(Strategy::Canary(canary)) => canary.gate,
+        Some(Strategy::Allowlist(_) | Strategy::Percent(_)) | None => None,
+    };
+    let Some(gate) = gate else {
+        return "-".to_owned();
+    };
+    let share = f64::from(gate.max_failed_per_10k) / 100.0;
+    let mut bounds = vec![format!("{share} % failed")];
+    bounds.extend(gate.max_first_audio_p95_ms.map(|ms| format!("{ms} ms")));
+    bounds.extend(
+        gate.max_regression_percent
+            .map(|it| format!("{it} % worse")),
+    );
+    format!("{} after {} sessions", bounds.join(", "), gate.min_sessions)
 }
 
 async fn proposals(remote: &Remote, client: Client) -> Result<(), Problem> {

@@ -63,7 +63,18 @@ impl Shape for wire::Artifact {
 impl Shape for wire::Rollout {
     fn shape(&self) -> Value {
         let candidate = self.candidate.as_ref().map(|it| {
-            json!({ "version": it.version, "paused": it.paused, "since_ms": it.since_ms, "who": who(it) })
+            let strategy = it.strategy.as_ref().and_then(|it| it.strategy.as_ref());
+            let gate = match strategy {
+                Some(wire::strategy::Strategy::Canary(canary)) => canary.gate.as_ref(),
+                Some(_) | None => None,
+            };
+            json!({
+                "version": it.version,
+                "paused": it.paused,
+                "since_ms": it.since_ms,
+                "who": who(it),
+                "gate": gate.map(Shape::shape),
+            })
         });
         json!({
             "line": self.line,
@@ -72,6 +83,47 @@ impl Shape for wire::Rollout {
             "history": self.history,
             "frozen": self.frozen,
             "generation": self.generation,
+            "readings": self.readings.as_ref().map(Shape::shape),
+        })
+    }
+}
+
+impl Shape for wire::Gate {
+    fn shape(&self) -> Value {
+        json!({
+            "min_sessions": self.min_sessions,
+            "max_failed_per_10k": self.max_failed_per_10k,
+            "max_first_audio_p95_ms": self.max_first_audio_p95_ms,
+            "max_regression_percent": self.max_regression_percent,
+        })
+    }
+}
+
+impl Shape for wire::LineReadings {
+    fn shape(&self) -> Value {
+        let reading = |it: &wire::Reading| {
+            json!({
+                "sessions": it.sessions,
+                "failed": it.failed,
+                "first_audio_p95_ms": it.first_audio_p95_ms,
+            })
+        };
+        let budget = self.budget.unwrap_or_default();
+        let window = |it: Option<wire::BudgetWindow>| {
+            let it = it.unwrap_or_default();
+            json!({ "sessions": it.sessions, "failed": it.failed })
+        };
+        json!({
+            "tried": self.tried,
+            "candidate": self.candidate.as_ref().map(reading),
+            "stable": self.stable.as_ref().map(reading),
+            "budget": {
+                "five_minutes": window(budget.five_minutes),
+                "hour": window(budget.hour),
+                "six_hours": window(budget.six_hours),
+                "month": window(budget.month),
+            },
+            "burn_alert": self.burn_alert,
         })
     }
 }

@@ -5,16 +5,17 @@ use std::{collections::BTreeMap, pin::Pin};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, future::BoxFuture, stream};
 use rspp_proto::{
-    RuntimeId, SessionId, TenantId,
+    RuntimeId, SessionId,
     control::{Description, Emptying, Holder, Kind, Load, Removal},
+    reading::VersionCount,
 };
 use tonic::Status;
 
 use super::{Client, MAX_MESSAGE_BYTES, calls::items, connect::pause};
 use crate::{
-    Acquire, Answer, Artifact, ControlError, ControlPlane, Duty, Granted, HeldSession, Joined,
-    Leave, Order, Orders, Renewed, Route, RouteAsk, SnapshotKind, Snapshots, StatusReport, Stored,
-    Version, WireError, Write, Writer, convert, wire,
+    Acquire, Answer, Artifact, Beyond, ControlError, ControlPlane, Duty, Granted, HeldSession,
+    Joined, Leave, Order, Orders, Renewed, Route, RouteAsk, SnapshotKind, Snapshots, StatusReport,
+    Stored, UsageReport, Version, WireError, Write, Writer, convert, wire,
 };
 
 /// An answer as our own type.
@@ -145,16 +146,28 @@ impl ControlPlane for Client {
         })
     }
 
-    fn report_usage(&self, tenant: TenantId, tokens: u64, report: String) -> Answer<()> {
+    fn report_usage(&self, report: UsageReport) -> Answer<Option<Beyond>> {
         let this = self.clone();
         Box::pin(async move {
             let request = wire::ReportUsageRequest {
-                tenant: tenant.to_string(),
-                tokens,
-                request_id: report,
+                tenant: report.tenant.to_string(),
+                tokens: report.tokens,
+                request_id: report.report,
+                pipeline: report.pipeline.to_string(),
             };
-            this.count_usage(request).await.map(|_| ())
+            let answer = this.count_usage(request).await?;
+            answer.beyond.map(read).transpose()
         })
+    }
+
+    fn report_readings(&self, by: &Holder, number: u64, counts: Vec<VersionCount>) -> Answer<()> {
+        let this = self.clone();
+        let request = wire::ReportReadingsRequest {
+            by: Some(by.into()),
+            number,
+            counts: counts.into_iter().map(Into::into).collect(),
+        };
+        Box::pin(async move { this.report_readings(request).await.map(|_| ()) })
     }
 
     fn route(&self, ask: RouteAsk) -> Answer<Route> {

@@ -78,10 +78,27 @@ pub struct ReportUsageRequest {
     /// Names this request: repeating it has no second effect.
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
+    /// The version of the pipeline that used them.
+    #[prost(string, tag = "4")]
+    pub pipeline: ::prost::alloc::string::String,
 }
 /// They were counted.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReportUsageResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReportUsageResponse {
+    /// What stands against further turns of the tenant with that pipeline; absent if nothing does.
+    #[prost(message, optional, tag = "1")]
+    pub beyond: ::core::option::Option<BeyondTokens>,
+}
+/// A tenant has used up its tokens for now.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeyondTokens {
+    /// What is done about more: `reject`, `defer`, `throttle`, `degrade`.
+    #[prost(string, tag = "1")]
+    pub over: ::prost::alloc::string::String,
+    /// For how long, if nothing more is used.
+    #[prost(uint64, tag = "2")]
+    pub for_ms: u64,
+}
 /// Asks for the rules.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetGovernanceRequest {}
@@ -4995,6 +5012,28 @@ pub struct Rollout {
     /// Counts changes.
     #[prost(uint64, tag = "7")]
     pub generation: u64,
+    /// What was measured; absent if nothing was, and in answers to changes.
+    #[prost(message, optional, tag = "8")]
+    pub readings: ::core::option::Option<LineReadings>,
+}
+/// What was measured of a line, over all runtimes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LineReadings {
+    /// The version that is on trial, or was last; empty if none was measured.
+    #[prost(string, tag = "1")]
+    pub tried: ::prost::alloc::string::String,
+    /// What it did.
+    #[prost(message, optional, tag = "2")]
+    pub candidate: ::core::option::Option<Reading>,
+    /// What the stable version did meanwhile.
+    #[prost(message, optional, tag = "3")]
+    pub stable: ::core::option::Option<Reading>,
+    /// How the line's error budget is being spent.
+    #[prost(message, optional, tag = "4")]
+    pub budget: ::core::option::Option<BudgetReading>,
+    /// `slow` or `fast`, if the budget burns.
+    #[prost(string, tag = "5")]
+    pub burn_alert: ::prost::alloc::string::String,
 }
 /// Some get this version.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -5228,31 +5267,41 @@ pub struct BudgetReading {
     #[prost(message, optional, tag = "4")]
     pub month: ::core::option::Option<BudgetWindow>,
 }
-/// Reports what was measured.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReportReadingsRequest {
+/// What a runtime saw of one version since its last report.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct VersionCount {
     /// Of what.
     #[prost(enumeration = "Kind", tag = "1")]
     pub kind: i32,
-    /// Of which line.
+    /// The version.
     #[prost(string, tag = "2")]
-    pub line: ::prost::alloc::string::String,
-    /// The candidate that was measured: a later one is not judged by it.
-    #[prost(string, tag = "3")]
-    pub candidate_version: ::prost::alloc::string::String,
-    /// What it did.
-    #[prost(message, optional, tag = "4")]
-    pub candidate: ::core::option::Option<Reading>,
-    /// What the stable version did meanwhile.
-    #[prost(message, optional, tag = "5")]
-    pub stable: ::core::option::Option<Reading>,
-    /// How the line's error budget is being spent.
-    #[prost(message, optional, tag = "6")]
-    pub budget: ::core::option::Option<BudgetReading>,
+    pub version: ::prost::alloc::string::String,
+    /// Sessions that ended.
+    #[prost(uint64, tag = "3")]
+    pub sessions: u64,
+    /// Those of them that failed.
+    #[prost(uint64, tag = "4")]
+    pub failed: u64,
+    /// Turns by how long it took from the end of speech to the first audio, in milliseconds, rounded up.
+    #[prost(btree_map = "uint32, uint64", tag = "5")]
+    pub first_audio: ::prost::alloc::collections::BTreeMap<u32, u64>,
 }
-/// What a report led to.
+/// Reports what was measured.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReportReadingsRequest {
+    /// Who measured it; of a report that is repeated, who sent it first.
+    #[prost(message, optional, tag = "7")]
+    pub by: ::core::option::Option<Holder>,
+    /// Which of its reports; rises. One that comes again is not counted again.
+    #[prost(uint64, tag = "8")]
+    pub number: u64,
+    /// What it saw.
+    #[prost(message, repeated, tag = "9")]
+    pub counts: ::prost::alloc::vec::Vec<VersionCount>,
+}
+/// What a report led to, for one line.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReportReadingsResponse {
+pub struct JudgedRollout {
     /// The rollout as it is now.
     #[prost(message, optional, tag = "1")]
     pub rollout: ::core::option::Option<Rollout>,
@@ -5262,6 +5311,13 @@ pub struct ReportReadingsResponse {
     /// `slow` or `fast`, if the budget burns.
     #[prost(string, tag = "3")]
     pub burn_alert: ::prost::alloc::string::String,
+}
+/// What a report led to.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReportReadingsResponse {
+    /// For each line that is rolled out.
+    #[prost(message, repeated, tag = "4")]
+    pub judged: ::prost::alloc::vec::Vec<JudgedRollout>,
 }
 /// Asks which version a session would get.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -5509,7 +5565,7 @@ pub mod rollouts_client {
                 .insert(GrpcMethod::new("rspp.v1.Rollouts", "ListProposals"));
             self.inner.unary(req, path, codec).await
         }
-        /// Reports what was measured; ends a trial whose gate is breached, freezes on a spent error budget.
+        /// Counts what a runtime measured, once; ends a trial whose gate is breached, freezes on a spent error budget.
         pub async fn report_readings(
             &mut self,
             request: impl tonic::IntoRequest<super::ReportReadingsRequest>,
@@ -5608,7 +5664,7 @@ pub mod rollouts_server {
             tonic::Response<super::ListProposalsResponse>,
             tonic::Status,
         >;
-        /// Reports what was measured; ends a trial whose gate is breached, freezes on a spent error budget.
+        /// Counts what a runtime measured, once; ends a trial whose gate is breached, freezes on a spent error budget.
         async fn report_readings(
             &self,
             request: tonic::Request<super::ReportReadingsRequest>,

@@ -7,6 +7,7 @@ mod budget;
 mod change;
 mod cohort;
 mod gate;
+mod readings;
 
 use std::collections::BTreeSet;
 
@@ -19,6 +20,7 @@ pub use budget::{BudgetReading, BurnAlert, ErrorBudget, Freeze, Window};
 pub use change::{Change, ChangeError};
 pub use cohort::{COHORTS, Cohort};
 pub use gate::{Breach, Gate, Judgement, Reading};
+pub use readings::{Judged, Readings, Reported};
 
 use crate::registry::{Kind, VersionName};
 

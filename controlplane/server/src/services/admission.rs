@@ -6,11 +6,12 @@ use rspp_controlplane::{
     admission::{self, Usage},
     governance::Governance,
     keys,
+    registry::VersionName,
     routing::Residency,
     store::{Compare, Entry, Txn, bytes},
 };
 use rspp_controlplane_api::{
-    WireError, text,
+    Beyond, WireError, text,
     wire::{self, admission_server::Admission},
 };
 use rspp_proto::TenantId;
@@ -72,12 +73,13 @@ impl Admission for AdmissionService {
             let missing = WireError::new("request_id", "is missing: counting twice must be told");
             return Err(Failure::from(missing).into());
         }
-        let answer = plane
+        plane
             .spend_once(&by, &message.request_id, &tenant, message.tokens)
-            .await;
-        Ok(Response::new(
-            answer.map(|()| wire::ReportUsageResponse {})?,
-        ))
+            .await?;
+        let beyond = plane.beyond_tokens(&tenant, &message.pipeline).await?;
+        Ok(Response::new(wire::ReportUsageResponse {
+            beyond: beyond.map(Into::into),
+        }))
     }
 
     async fn get_governance(
@@ -189,6 +191,21 @@ impl Plane {
             ),
             answer: answer(&after),
         })
+    }
+
+    /// What stands against further turns of a tenant with that pipeline (F-050).
+    async fn beyond_tokens(
+        &self,
+        tenant: &TenantId,
+        pipeline: &str,
+    ) -> Result<Option<Beyond>, Failure> {
+        let policy = self.governance().admission;
+        let name = VersionName::new(pipeline);
+        let line = name.as_ref().map_or(pipeline, VersionName::line);
+        let (usage, _) = self.read::<Usage>(&keys::usage(tenant)).await?;
+        let usage = usage.unwrap_or_default();
+        let beyond = admission::beyond_tokens(&policy, tenant, line, &usage, wall_clock());
+        Ok(beyond.map(|(over, wait)| Beyond { over, wait }))
     }
 
     /// Whether a tenant may open another session. A store that does not answer is no error here: what is

@@ -1,18 +1,21 @@
 //! Which version new sessions get (F-093, F-100, F-165, NF-030).
 
+use std::collections::BTreeMap;
+
 use prost::Message as _;
 use rspp_controlplane::{
     access::{Operation, Principal},
     audit::Record,
     keys,
     registry::{Kind, VersionName},
-    rollout::{BurnAlert, Change, Proposal, ProposalState, Rollout},
+    rollout::{Change, Proposal, ProposalState, Readings, Reported, Rollout},
     store::{Compare, Txn, bytes},
 };
 use rspp_controlplane_api::{
     WireError, optional, text,
     wire::{self, change_rollout_response::Outcome, rollouts_server::Rollouts},
 };
+use rspp_proto::{control::Holder, reading::VersionCount};
 use serde_json::json;
 use tonic::{Request, Response, Status};
 
@@ -37,7 +40,7 @@ impl Rollouts for RolloutsService {
             .admit(&request, Operation::ReadRollouts, None, &line)?;
         let kind: Kind = request.get_ref().kind().try_into().map_err(Failure::from)?;
         let (found, _) = self.0.read_rollout(kind, &line).await?;
-        Ok(Response::new(to::rollout(found)))
+        Ok(Response::new(self.0.measured_rollout(found).await?))
     }
 
     async fn list_rollouts(
@@ -52,9 +55,13 @@ impl Rollouts for RolloutsService {
         let page = self
             .0
             .page::<Rollout>(prefix, &message.page_token, message.page_size);
-        let (rollouts, next_page_token) = page.await?;
+        let (found, next_page_token) = page.await?;
+        let mut rollouts = Vec::with_capacity(found.len());
+        for rollout in found {
+            rollouts.push(self.0.measured_rollout(rollout).await?);
+        }
         Ok(Response::new(wire::ListRolloutsResponse {
-            rollouts: rollouts.into_iter().map(to::rollout).collect(),
+            rollouts,
             next_page_token,
         }))
     }
@@ -144,14 +151,30 @@ impl Rollouts for RolloutsService {
         request: Request<wire::ReportReadingsRequest>,
     ) -> Result<Response<wire::ReportReadingsResponse>, Status> {
         let plane = &self.0;
-        let line = request.get_ref().line.clone();
-        plane.admit(&request, Operation::ReportGate, None, &line)?;
+        let by = wire::Holder::required(request.get_ref().by.clone()).map_err(Failure::from)?;
+        plane.admit_holder(&request, Operation::ReportGate, &by.runtime)?;
         let message = request.into_inner();
-        let kind: Kind = message.kind().try_into().map_err(Failure::from)?;
-        let answer = plane
-            .settle(|| plane.judged_rollout(kind, &line, &message))
-            .await?;
-        Ok(Response::new(answer))
+        if message.counts.len() > MAX_COUNTS {
+            let what = "counts";
+            let limit = MAX_COUNTS;
+            return Err(Failure::TooLarge { what, limit }.into());
+        }
+        let reported = Reported::new(&by, message.number);
+        let mut lines = BTreeMap::<(Kind, String), Vec<VersionCount>>::new();
+        for count in message.counts {
+            let count = VersionCount::try_from(count).map_err(Failure::from)?;
+            // What was never published has no rollout.
+            if let Ok(version) = VersionName::new(count.version.as_str()) {
+                let line = (count.kind, version.line().to_owned());
+                lines.entry(line).or_default().push(count);
+            }
+        }
+        let mut judged = Vec::new();
+        for ((kind, line), counts) in lines {
+            let of_line = || plane.judged_rollout(&by, reported, (kind, &line), &counts);
+            judged.extend(plane.settle(of_line).await?);
+        }
+        Ok(Response::new(wire::ReportReadingsResponse { judged }))
     }
 
     async fn resolve(
@@ -186,6 +209,9 @@ struct Wanted<'a> {
     reason: &'a str,
     generation: u64,
 }
+
+/// Versions of one report.
+const MAX_COUNTS: usize = 1_000;
 
 type Answered = Decided<wire::ChangeRolloutResponse>;
 
@@ -253,6 +279,8 @@ impl Plane {
             &after,
         );
         record.detail["reason"] = json!(wanted.reason);
+        let line = (wanted.kind, wanted.line);
+        let txn = self.forgiving(txn, line, &wanted.change).await?;
         Ok(Decided {
             txn: txn.put(key, bytes(&after)),
             record,
@@ -308,6 +336,8 @@ impl Plane {
         let mut record = changed(by, operation, &subject, before.as_ref(), &after);
         record.detail["proposal"] = json!(id);
         record.detail["approved_by"] = json!(proposal.approved_by);
+        let line = (proposal.kind, proposal.line.as_str());
+        let txn = self.forgiving(txn, line, &proposal.change).await?;
         let txn = txn
             .when(Compare::unchanged(&rollout_key, before_entry.as_ref()))
             .put(key, bytes(&proposal))
@@ -319,60 +349,104 @@ impl Plane {
         })
     }
 
+    /// A rollout with what was measured of it.
+    async fn measured_rollout(&self, rollout: Rollout) -> Result<wire::Rollout, Failure> {
+        let key = keys::readings(rollout.kind, &rollout.line);
+        let (readings, _) = self.read::<Readings>(&key).await?;
+        let budget = self.governance().error_budget;
+        let readings = readings.map(|it| to::readings(&it, &budget, wall_clock()));
+        Ok(wire::Rollout {
+            readings,
+            ..to::rollout(rollout)
+        })
+    }
+
+    /// Whoever lets a rollout go on lets go of what was spent of its budget too.
+    async fn forgiving(
+        &self,
+        txn: Txn,
+        (kind, line): (Kind, &str),
+        change: &Change,
+    ) -> Result<Txn, Failure> {
+        if *change != Change::Thaw {
+            return Ok(txn);
+        }
+        let key = keys::readings(kind, line);
+        let (readings, entry) = self.read::<Readings>(&key).await?;
+        let txn = txn.when(Compare::unchanged(&key, entry.as_ref()));
+        let Some(mut readings) = readings else {
+            return Ok(txn);
+        };
+        readings.forgive();
+        Ok(txn.put(key, bytes(&readings)))
+    }
+
+    /// Counts what a runtime tells of a line, once, and does what follows from all that was told. Nothing is
+    /// answered of a line that is not rolled out, nor of what was counted before.
     async fn judged_rollout(
         &self,
-        kind: Kind,
-        line: &str,
-        message: &wire::ReportReadingsRequest,
-    ) -> Result<(Option<Txn>, wire::ReportReadingsResponse), Failure> {
-        let (before, compare) = self.read_rollout(kind, line).await?;
-        let now = wall_clock();
+        by: &Holder,
+        reported: Reported,
+        (kind, line): (Kind, &str),
+        counts: &[VersionCount],
+    ) -> Result<(Option<Txn>, Option<wire::JudgedRollout>), Failure> {
+        let key = keys::rollout(kind, line);
+        let (Some(before), entry) = self.read::<Rollout>(&key).await? else {
+            return Ok((None, None));
+        };
+        let told_key = keys::reported(&by.runtime, kind, line);
+        let (told, told_entry) = self.read::<Reported>(&told_key).await?;
+        if told.is_some_and(|told| told >= reported) {
+            return Ok((None, None));
+        }
+        let readings_key = keys::readings(kind, line);
+        let (readings, readings_entry) = self.read::<Readings>(&readings_key).await?;
+        let mut readings = readings.unwrap_or_default();
+        let (now, budget) = (wall_clock(), self.governance().error_budget);
+        readings.count(&before, counts, now);
+        let judged = readings.judge(&before, &budget, now);
         let subject = format!("{}/{line}", kind.as_str());
         let mut records: Vec<Record> = Vec::new();
-        let mut after = before.clone();
-        let mut breach = String::new();
-        let tried = before.candidate.as_ref().map(|it| it.version.as_str());
-        if tried == Some(message.candidate_version.as_str()) {
-            let candidate = to::read_reading(message.candidate);
-            let stable = to::read_reading(message.stable);
-            if let Some((back, why)) = before.judge(candidate, stable, now) {
-                breach = why.to_string();
-                let what = json!({ "candidate": tried, "breach": why, "back_to": back.stable });
-                records.push(Record::automatic(now, "automatic_rollback", &subject, what));
-                after = back;
-            }
+        if let Some(why) = &judged.breach {
+            let tried = before.candidate.as_ref().map(|it| it.version.as_str());
+            tracing::warn!(%subject, tried, %why, "the gate is breached: the trial is ended");
+            let measured = readings
+                .trial()
+                .map(|(_, candidate, stable)| json!({ "candidate": candidate, "stable": stable }));
+            let what = json!({
+                "candidate": tried,
+                "breach": why,
+                "why": why.to_string(),
+                "back_to": judged.rollout.stable,
+                "measured": measured,
+            });
+            records.push(Record::automatic(now, "automatic_rollback", &subject, what));
         }
-        let budget = self.governance().error_budget;
-        let reading = message.budget.map(to::read_budget);
-        let alert = reading.as_ref().and_then(|it| budget.alert(it));
-        let freeze = reading.as_ref().and_then(|it| budget.freeze(it));
-        if let Some(why) = freeze
-            && after.frozen.is_none()
-        {
-            after = after.change(&Change::Freeze { why }, now)?;
-            records.push(Record::automatic(
-                now,
-                "automatic_freeze",
-                &subject,
-                json!({ "why": why }),
-            ));
+        if let Some(why) = judged.freeze {
+            tracing::warn!(%subject, %why, "nothing new is rolled out any more");
+            let what = json!({ "why": why, "spent": readings.budget(now) });
+            records.push(Record::automatic(now, "automatic_freeze", &subject, what));
         }
-        let answer = wire::ReportReadingsResponse {
-            rollout: Some(to::rollout(after.clone())),
-            breach,
-            burn_alert: match alert {
-                None => String::new(),
-                Some(BurnAlert::Slow) => "slow".to_owned(),
-                Some(BurnAlert::Fast) => "fast".to_owned(),
-            },
+        let alert = to::alert(judged.alert);
+        if !alert.is_empty() {
+            tracing::warn!(%subject, alert, "the error budget burns");
+        }
+        let mut txn = Txn::default()
+            .when(Compare::unchanged(&key, entry.as_ref()))
+            .when(Compare::unchanged(&told_key, told_entry.as_ref()))
+            .when(Compare::unchanged(&readings_key, readings_entry.as_ref()))
+            .put(told_key, bytes(&reported))
+            .put(readings_key, bytes(&readings));
+        if !records.is_empty() {
+            txn = txn.put(key, bytes(&judged.rollout));
+            txn = self.with_audit(txn, records).await?;
+        }
+        let answer = wire::JudgedRollout {
+            rollout: Some(to::rollout(judged.rollout)),
+            breach: judged.breach.map_or_else(String::new, |it| it.to_string()),
+            burn_alert: alert.to_owned(),
         };
-        if records.is_empty() {
-            return Ok((None, answer));
-        }
-        let txn = Txn::default()
-            .when(compare)
-            .put(keys::rollout(kind, line), bytes(&after));
-        Ok((Some(self.with_audit(txn, records).await?), answer))
+        Ok((Some(txn), Some(answer)))
     }
 
     /// A version must be published to be rolled out, and stays so.

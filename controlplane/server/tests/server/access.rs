@@ -48,7 +48,7 @@ async fn tried(client: &Client) -> Vec<(&'static str, char)> {
         change_rollout(ChangeRolloutRequest { kind: kind });
         decide_proposal(DecideProposalRequest);
         list_proposals(ListProposalsRequest);
-        report_readings(ReportReadingsRequest { kind: kind });
+        report_readings(ReportReadingsRequest { by: by(), number: 1 });
         resolve(ResolveRequest { kind: kind });
         evaluate(EvaluateRequest { tenant: tenant() });
         get_usage(GetUsageRequest { tenant: tenant() });
@@ -128,7 +128,7 @@ list_rollouts      ++++-
 change_rollout     --+--
 decide_proposal    --+--
 list_proposals     ++++-
-report_readings    -+++-
+report_readings    ---+-
 resolve            ++++-
 evaluate           -+++-
 get_usage          -+++-

@@ -1,5 +1,7 @@
 //! Which version new sessions get (F-093, F-100, F-165, NF-030).
 
+use std::collections::BTreeMap;
+
 use rspp_controlplane_api::{Client, ControlError, reason, wire};
 use wire::{change::Change, change_rollout_response::Outcome};
 
@@ -212,70 +214,90 @@ async fn a_breached_gate_ends_the_trial() {
         }),
     });
     changed(&admin, canary.clone()).await;
-    let reading = |sessions, failed| {
-        Some(wire::Reading {
+    let a = rig.client("runtime/a");
+    let report = |number, version: &str, sessions, failed| wire::ReportReadingsRequest {
+        by: Some(wire::Holder {
+            runtime: "a".to_owned(),
+            incarnation: 1,
+        }),
+        number,
+        counts: vec![wire::VersionCount {
+            kind: wire::Kind::Pipeline.into(),
+            version: version.to_owned(),
             sessions,
             failed,
-            first_audio_p95_ms: Some(900),
-        })
+            first_audio: BTreeMap::from([(900, sessions)]),
+        }],
     };
-    let report = wire::ReportReadingsRequest {
-        kind: wire::Kind::Pipeline.into(),
-        line: "desk".to_owned(),
-        candidate_version: "desk-2".to_owned(),
-        candidate: reading(100, 1),
-        stable: reading(1_000, 1),
-        budget: None,
-    };
-    let runtime = rig.client("runtime/a");
-    let fine = runtime.report_readings(report.clone()).await.unwrap();
+    let judged = |answer: wire::ReportReadingsResponse| answer.judged.into_iter().next();
+    let fine = a.report_readings(report(1, "desk-2", 19, 5)).await.unwrap();
+    let fine = judged(fine).unwrap();
     assert!(fine.breach.is_empty() && fine.rollout.unwrap().candidate.is_some());
-    let bad = wire::ReportReadingsRequest {
-        candidate: reading(100, 50),
-        ..report.clone()
-    };
-    // Another candidate's readings are nobody's business now.
-    let other = wire::ReportReadingsRequest {
-        candidate_version: "desk-7".to_owned(),
-        ..bad.clone()
-    };
+    // What comes again is not counted again, or the trial would end by it.
+    for _ in 0..3 {
+        let again = a.report_readings(report(1, "desk-2", 19, 5)).await.unwrap();
+        assert_eq!(judged(again), None);
+    }
+    // Another version's readings are nobody's business now, and those of a line without a rollout never are.
+    let other = a
+        .report_readings(report(2, "desk-7", 20, 20))
+        .await
+        .unwrap();
+    assert!(judged(other).unwrap().breach.is_empty());
+    let unknown = a
+        .report_readings(report(3, "shop-1", 20, 20))
+        .await
+        .unwrap();
+    assert_eq!(judged(unknown), None);
+    // Nobody else speaks for it.
+    let b = rig.client("runtime/b");
+    let posing = b.report_readings(report(4, "desk-2", 1, 1)).await;
     assert!(
-        runtime
-            .report_readings(other)
-            .await
-            .unwrap()
-            .breach
-            .is_empty()
+        matches!(posing, Err(ControlError::Denied { .. })),
+        "{posing:?}"
     );
-    let ended = runtime.report_readings(bad).await.unwrap();
-    assert!(!ended.breach.is_empty());
+    let ended = a.report_readings(report(4, "desk-2", 1, 0)).await.unwrap();
+    let ended = judged(ended).unwrap();
+    assert!(ended.breach.contains("2500 of 10000"), "{}", ended.breach);
     let rollout = ended.rollout.unwrap();
     assert_eq!(
         (rollout.stable.as_str(), rollout.candidate),
         ("desk-1", None)
     );
-    let spent = Some(wire::BudgetWindow {
-        sessions: 1_000,
-        failed: 500,
-    });
-    let burning = wire::ReportReadingsRequest {
-        budget: Some(wire::BudgetReading {
-            five_minutes: spent,
-            hour: spent,
-            six_hours: spent,
-            month: spent,
-        }),
-        ..report
+    let asked = wire::GetRolloutRequest {
+        kind: wire::Kind::Pipeline.into(),
+        line: "desk".to_owned(),
     };
-    let frozen = runtime.report_readings(burning).await.unwrap();
-    assert_eq!(frozen.burn_alert, "fast");
-    assert!(!frozen.rollout.unwrap().frozen.is_empty());
+    let shown = admin.get_rollout(asked.clone()).await.unwrap();
+    let measured = shown.readings.unwrap();
+    let candidate = measured.candidate.unwrap();
+    assert_eq!(
+        (
+            measured.tried.as_str(),
+            candidate.sessions,
+            candidate.failed
+        ),
+        ("desk-2", 20, 5)
+    );
+    assert_eq!(candidate.first_audio_p95_ms, Some(900));
+    // Of 40 sessions nothing is said; of 140 it is.
+    assert!(shown.frozen.is_empty());
+    let burning = a
+        .report_readings(report(5, "desk-1", 100, 0))
+        .await
+        .unwrap();
+    let burning = judged(burning).unwrap();
+    assert_eq!(burning.burn_alert, "fast");
+    assert_eq!(burning.rollout.unwrap().frozen, "budget_spent");
     let error = admin
         .change_rollout(change("desk", canary))
         .await
         .unwrap_err();
     assert!(refused(error, reason::ROLLOUT_REFUSED).contains("frozen"));
     changed(&admin, Change::Thaw(wire::Nothing {})).await;
+    // What was spent is let go, or it would be frozen again at once.
+    let after = a.report_readings(report(6, "desk-1", 10, 0)).await.unwrap();
+    assert!(judged(after).unwrap().rollout.unwrap().frozen.is_empty());
     let asked = |operation: &str| wire::ListEntriesRequest {
         operation: operation.to_owned(),
         ..wire::ListEntriesRequest::default()

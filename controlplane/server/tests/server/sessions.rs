@@ -7,10 +7,12 @@ use rspp_controlplane::{
     token::{Keyring, SessionClaims, TokenError},
 };
 use rspp_controlplane_api::{
-    ControlError, ControlPlane as _, Leave, RouteAsk, SnapshotKind, reason, wire,
+    ControlError, ControlPlane as _, Leave, RouteAsk, SnapshotKind, UsageReport, reason, wire,
 };
 use rspp_controlplane_server::Settings;
-use rspp_proto::{Region, RuntimeId, SessionId, TenantId, WallClock, control::ARCHIVE_REGION};
+use rspp_proto::{
+    PipelineVersion, Region, RuntimeId, SessionId, TenantId, WallClock, control::ARCHIVE_REGION,
+};
 
 use crate::rig::{Rig, change, description, direct, publish, settings};
 
@@ -200,11 +202,13 @@ async fn a_tenant_opens_as_many_sessions_as_it_may() {
     assert_eq!((used.open, used.opened_per_minute), (2, 3));
     // Tokens are counted once, however often they are reported.
     for _ in 0..3 {
-        let acme = TenantId::new("acme").unwrap();
-        a.client
-            .report_usage(acme, 70, "report-1".to_owned())
-            .await
-            .unwrap();
+        let report = UsageReport {
+            tenant: TenantId::new("acme").unwrap(),
+            pipeline: PipelineVersion::new("desk-1").unwrap(),
+            tokens: 70,
+            report: "report-1".to_owned(),
+        };
+        assert_eq!(a.client.report_usage(report).await.unwrap(), None);
     }
     let used = rig.client("operator/otto").get_usage(usage).await.unwrap();
     assert_eq!(used.tokens_per_minute, 70);

@@ -22,6 +22,7 @@ use super::{
     news::News,
     roster::Roster,
     shared::{Granting, Request, Right, Shared},
+    telling::{Counted, Teller},
     view::FETCH_WITHIN,
 };
 use crate::{
@@ -53,6 +54,7 @@ enum Told {
     Duty(Result<NodeDuty, ControlError>),
     Reported(Result<Vec<SessionId>, ControlError>),
     Going(Result<(), ControlError>),
+    Counted(Counted),
     /// A view of the fleet that was fetched by itself, and how old it was when it was sent.
     View(Result<(Snapshot, Duration), String>),
 }
@@ -76,6 +78,7 @@ pub(crate) struct ControlPlaneLink {
     /// Why sessions are over that are being parted with.
     last_words: BTreeMap<(SessionId, Epoch), String>,
     news: News,
+    teller: Teller,
     /// Who waits for a view that is being fetched.
     refreshing: Vec<oneshot::Sender<Result<(), String>>>,
     snapshots: Option<SnapshotStream>,
@@ -100,6 +103,7 @@ impl ControlPlaneLink {
             Arc::clone(&around.snapshots),
             config.max_staleness,
         );
+        let teller = Teller::new(&around.shared, &around.gatekeeper, &config.plane);
         Self {
             keeper: Keeper::new(config.keeper),
             carrier: Carrier {
@@ -114,6 +118,7 @@ impl ControlPlaneLink {
             wishes: BTreeMap::new(),
             last_words: BTreeMap::new(),
             news,
+            teller,
             refreshing: Vec::new(),
             snapshots: None,
             orders: None,
@@ -227,6 +232,7 @@ impl ControlPlaneLink {
             }
             Told::Going(Ok(())) => {}
             Told::Going(Err(error)) => tracing::warn!(%error, "what is here was not told"),
+            Told::Counted(counted) => self.teller.heard(counted),
             Told::View(fetched) => self.refreshed(fetched),
         }
     }
@@ -553,6 +559,9 @@ impl ControlPlaneLink {
         self.wishes.retain(|session, _| keeper.knows(session));
         self.last_words
             .retain(|(session, _), _| keeper.knows(session));
+        let counting = self.teller.tell(holder, false);
+        let counting = counting.into_iter().map(counted);
+        self.under_way.extend(counting);
         let load = self.load();
         let beat = self.config.plane.heartbeat(holder, load);
         self.under_way
@@ -598,9 +607,14 @@ impl ControlPlaneLink {
     /// Gives up what is held, so that others can go on at once; not longer than the grace allows.
     async fn wind_up(&mut self) {
         let deadline = Instant::now() + Duration::from_millis(1_500);
+        // What the last sessions have shown and used is nobody's to tell later.
+        if let Some(holder) = &self.carrier.holder {
+            let counting = self.teller.tell(holder, true);
+            self.under_way.extend(counting.into_iter().map(counted));
+        }
         loop {
             self.requested();
-            if self.keeper.is_idle() {
+            if self.keeper.is_idle() && !self.teller.waits() {
                 break;
             }
             let told = tokio::time::timeout_at(deadline, self.under_way.next());
@@ -665,6 +679,10 @@ impl ControlPlaneLink {
         self.snapshots = None;
         self.listen_at = Some(self.now() + LISTEN_AGAIN);
     }
+}
+
+fn counted(counting: BoxFuture<'static, Counted>) -> BoxFuture<'static, Told> {
+    Box::pin(async { Told::Counted(counting.await) })
 }
 
 /// The next item of a stream, if there is a stream.

@@ -11,6 +11,8 @@ mod news;
 mod roster;
 mod shared;
 mod store;
+mod telling;
+mod tried;
 mod view;
 
 use std::{
@@ -35,6 +37,7 @@ pub(crate) use leases::PlaneLeases;
 pub(crate) use roster::{Placed, Roster};
 pub(crate) use shared::Shared;
 pub(crate) use store::PlaneStore;
+pub(crate) use tried::Tried;
 pub use view::{StaleView, Step};
 
 /// What becomes of new sessions while the control plane is away. Running ones go on either way until

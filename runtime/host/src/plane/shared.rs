@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -12,14 +12,14 @@ use std::{
 
 use rspp_actors::Clock;
 use rspp_controlplane_api::{Lease, LeaseError, Terms, Wanted, Writer};
-use rspp_kernel::{authority::LeaseTimer, keeper::Parting};
+use rspp_kernel::{authority::LeaseTimer, keeper::Parting, reading::ReadingsBook};
 use rspp_proto::{
     Epoch, Monotonic, RuntimeId, SessionId,
     control::{Holder, MAX_OUTAGES, Outage},
 };
 use tokio::sync::{Notify, oneshot, watch};
 
-use super::{AwayMode, PlaneConfig, PlaneStatus, view::Heard};
+use super::{AwayMode, PlaneConfig, PlaneStatus, tried::Readings, view::Heard};
 
 /// What a wish for a session leads to.
 pub(crate) type Granting = oneshot::Sender<Result<Lease, LeaseError>>;
@@ -90,6 +90,8 @@ pub(crate) struct Shared {
     status: watch::Sender<PlaneStatus>,
     ready: AtomicBool,
     outages: Mutex<Vec<Outage>>,
+    /// What sessions have shown of their versions.
+    pub(crate) readings: Readings,
     count: AtomicU64,
 }
 
@@ -114,6 +116,7 @@ impl Shared {
             status,
             ready: AtomicBool::new(true),
             outages: Mutex::default(),
+            readings: Readings::default(),
             count: AtomicU64::new(0),
         })
     }
@@ -308,6 +311,16 @@ impl Shared {
     pub(super) fn set_outages(&self, mut outages: Vec<Outage>) {
         outages.truncate(MAX_OUTAGES);
         *self.outages.lock().expect("no code panics while locked") = outages;
+    }
+
+    /// What sessions have shown of their versions.
+    pub(crate) fn readings(&self) -> MutexGuard<'_, ReadingsBook> {
+        self.readings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells what is told by this process from what an earlier one told.
+    pub(super) fn boot(&self) -> u64 {
+        self.boot
     }
 
     /// The sessions that are held.

@@ -588,6 +588,9 @@ impl Session {
             if let Some(traces) = self.publisher.traces() {
                 traces.sealed(&baseline);
             }
+            if let Some(tried) = &mut self.setup.tried {
+                tried.turn(terminal, &baseline.anchors);
+            }
             let outcome = baseline.terminal_outcome.map(TerminalOutcome::as_str);
             let reason = baseline
                 .terminal_reason

@@ -28,6 +28,7 @@ use crate::{
     node::{WorkBook, builtin::NodeRegistry},
     observe::Observers,
     overhead::Overhead,
+    plane::Tried,
     providers::{ProviderBoard, catalogue},
     report::SessionReport,
     runtime::{OpenError, Place},
@@ -78,6 +79,8 @@ pub(crate) struct SessionSetup {
     pub(crate) health: Arc<Health>,
     pub(crate) memory: Arc<Meter>,
     pub(crate) watchdog: Watchdog,
+    /// How its versions are judged by it, in a fleet.
+    pub(crate) tried: Option<Tried>,
     /// Told once the session listens, or why it never will.
     pub(crate) opened: Opening,
     pub(crate) done: oneshot::Sender<SessionReport>,

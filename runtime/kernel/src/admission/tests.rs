@@ -19,6 +19,7 @@ fn ask(tenant: &TenantId) -> Ask<'_> {
         priority: Priority::Interactive,
         waited: Duration::ZERO,
         can_degrade: false,
+        beyond: None,
     }
 }
 
@@ -172,6 +173,34 @@ fn what_is_done_about_more_is_policy() {
         Verdict::Defer { retry_after },
         "there is nothing to serve it less of"
     );
+}
+
+/// F-050, F-098: what the fleet says stands against a tenant's turns, and against no session: those it decides about
+/// itself.
+#[test]
+fn what_the_fleet_says_stands_against_turns() {
+    let a = tenant("a");
+    let mut admission = limited(|_| {});
+    let wait = Duration::from_secs(20);
+    let beyond = |over| Ask {
+        beyond: Some((over, wait)),
+        ..ask(&a)
+    };
+    let rejected = admission.open_turn(at(0), beyond(OverLimit::Reject));
+    let cause = Cause {
+        whose: Whose::Tenant,
+        limit: Limit::TokensPerMinute,
+    };
+    assert_eq!(
+        (rejected.verdict, rejected.cause),
+        (Verdict::Reject, Some(cause))
+    );
+    let deferred = admission.open_turn(at(0), beyond(OverLimit::Defer));
+    assert_eq!(deferred.verdict, Verdict::Defer { retry_after: wait });
+    assert!(!admission.has_room(at(0), beyond(OverLimit::Reject)));
+    let session = admission.open_session(at(0), beyond(OverLimit::Reject));
+    assert_eq!(session, Decision::ADMIT);
+    assert_eq!(admission.open_turn(at(0), ask(&a)), Decision::ADMIT);
 }
 
 /// F-172, F-173: newcomers first, then background work; who is there and live goes on.

@@ -355,7 +355,8 @@ impl World {
         let session = SessionId::new("test").expect("not blank");
         let tenant = TenantId::new("test").expect("not blank");
         let gatekeeper = Arc::new(Gatekeeper::new(LimitsSpec::default(), clock));
-        let scheduling = Scheduling::new(&gatekeeper, &tenant, spec.priority, &session);
+        let scheduling =
+            Scheduling::new(&gatekeeper, &tenant, &spec.version, spec.priority, &session);
         let place = take_place(&leases, &store, &session, spec)?;
         Ok(Self {
             registry: Arc::new(harness.registry.clone()),
