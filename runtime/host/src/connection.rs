@@ -915,11 +915,45 @@ impl Line {
         }
     }
 
-    /// Asks the fence for one frame.
+    /// Asks the fence for one frame, to be played now.
     fn accept(&mut self, turn: TurnNumber, epoch: Epoch) -> bool {
         self.attachment.fence.expire(self.now());
         let held = self.attachment.fence.epoch();
-        match self.attachment.fence.accept(turn, epoch) {
+        let passage = self.attachment.fence.accept(turn, epoch);
+        self.passed(turn, epoch, held, passage)
+    }
+
+    /// Asks the fence for one frame, to be played soon.
+    fn commit(&mut self, turn: TurnNumber, epoch: Epoch) -> bool {
+        self.attachment.fence.expire(self.now());
+        let held = self.attachment.fence.epoch();
+        let passage = self.attachment.fence.commit(turn, epoch);
+        self.passed(turn, epoch, held, passage)
+    }
+
+    /// Asks the fence whether a frame that was committed may be played now that its moment has come.
+    fn redeem(&mut self, turn: TurnNumber, epoch: Epoch) -> bool {
+        self.attachment.fence.expire(self.now());
+        match self.attachment.fence.play(turn, epoch) {
+            Ok(()) => true,
+            Err(fault) => {
+                self.outbound.begins.take_if(|of| *of == turn);
+                self.attachment.line.lose(turn);
+                self.refuse_output(turn, fault);
+                false
+            }
+        }
+    }
+
+    /// `held` is the epoch that was in force before the fence was asked.
+    fn passed(
+        &mut self,
+        turn: TurnNumber,
+        epoch: Epoch,
+        held: Option<Epoch>,
+        passage: Passage,
+    ) -> bool {
+        match passage {
             Passage::Accepted { ordinal } => {
                 // What the fence is for; counted on its own account.
                 if held != Some(epoch) {
@@ -937,17 +971,22 @@ impl Line {
                 false
             }
             Passage::StaleEpoch { current } => {
-                let before = self.attachment.line.stale.fetch_add(1, Ordering::Relaxed);
-                if before == 0 {
-                    let fault = AuthorityFault::of(current, epoch);
-                    self.tell_playback(turn, Playback::Stale(fault));
-                }
+                self.refuse_output(turn, AuthorityFault::of(current, epoch));
                 false
             }
         }
     }
 
-    /// Commits what is due soon: past this point it is heard, whatever happens to its turn (F-039).
+    /// A frame was made under another epoch than the session's; the first is told of.
+    fn refuse_output(&mut self, turn: TurnNumber, fault: AuthorityFault) {
+        let before = self.attachment.line.stale.fetch_add(1, Ordering::Relaxed);
+        if before == 0 {
+            self.tell_playback(turn, Playback::Stale(fault));
+        }
+    }
+
+    /// Commits what is due soon: past this point it is heard although its turn is cancelled (F-039), unless
+    /// the session loses its lease.
     fn commit_ahead(&mut self) {
         while self.outbound.committed < self.outbound.ahead {
             let at = self.outbound.committed;
@@ -961,7 +1000,7 @@ impl Line {
             if self.attachment.fence.is_held(turn) {
                 return;
             }
-            if self.accept(turn, epoch) {
+            if self.commit(turn, epoch) {
                 self.outbound.committed += 1;
             } else {
                 self.outbound.queue.remove(at);
@@ -973,7 +1012,7 @@ impl Line {
         while let Some(last) = self.outbound.committed.checked_sub(1) {
             let turn = self.outbound.queue.get(last).and_then(|e| e.stamp.turn);
             // A turn that was cancelled at this very moment has been told what is heard of it.
-            if !turn.is_some_and(|turn| self.attachment.fence.take_back(turn)) {
+            if !turn.is_some_and(|turn| self.attachment.fence.uncommit(turn)) {
                 return;
             }
             self.outbound.committed = last;
@@ -989,6 +1028,9 @@ impl Line {
     ) -> Result<bool, SinkError> {
         if self.outbound.committed > 0 {
             self.outbound.committed -= 1;
+            if !self.redeem(turn, stamp.epoch) {
+                return Ok(false);
+            }
         } else if !self.accept(turn, stamp.epoch) {
             return Ok(false);
         }
@@ -1151,8 +1193,17 @@ impl Line {
         false
     }
 
-    /// Forgets a turn, but for what is committed. Returns how many outputs that were.
+    /// Forgets a turn, but for what is committed under an epoch that is still in force. Returns how many
+    /// outputs that were.
     fn clear(&mut self, ctx: &mut PumpContext<Connection>, turn: TurnNumber) -> u64 {
+        let in_force = self.attachment.fence.epoch();
+        let committed = self.outbound.queue.iter().take(self.outbound.committed);
+        let committed = committed.filter(|event| Some(event.stamp.epoch) == in_force);
+        let committed = committed.count();
+        if committed < self.outbound.committed {
+            self.outbound.begins = None;
+        }
+        self.outbound.committed = committed;
         let stale = |event: &Event| event.stamp.turn.is_some_and(|of| of <= turn);
         let is_output = |event: &Event| event.payload != Payload::AudioEnd;
         let mut dropped = 0;

@@ -32,8 +32,9 @@ pub enum Passage {
 
 /// Guards everything that a session lets out.
 ///
-/// The word holds the first live turn (upper half) and how many outputs of it were accepted
-/// (lower half). At 50 outputs a second the lower half lasts 2.7 years of one turn.
+/// The word holds the first live turn (upper half), how many of its accepted outputs were committed
+/// ahead and have not been played (8 bits), and how many were accepted in all (24 bits: at 50 outputs a
+/// second, 93 hours of one turn).
 #[derive(Debug)]
 pub struct OutputFence {
     word: AtomicU64,
@@ -63,19 +64,53 @@ const NEVER: u64 = u64::MAX;
 /// Turns count from 1.
 const NO_GUESS: u32 = 0;
 
-fn pack(first_live: u32, accepted: u32) -> u64 {
-    u64::from(first_live) << 32 | u64::from(accepted)
+/// Accepted outputs are counted up to here.
+const MOST_ACCEPTED: u32 = (1 << 24) - 1;
+/// So many outputs may be committed ahead.
+pub const MOST_COMMITTED: u32 = u8::MAX as u32;
+
+/// What the word says.
+#[derive(Clone, Copy)]
+struct Word {
+    first_live: u32,
+    /// Of the accepted ones, those that wait for their moment.
+    committed: u32,
+    accepted: u32,
 }
 
-fn unpack(word: u64) -> (u32, u32) {
-    ((word >> 32) as u32, word as u32)
+fn pack(first_live: u32, committed: u32, accepted: u32) -> u64 {
+    let counts = committed.min(MOST_COMMITTED) << 24 | accepted.min(MOST_ACCEPTED);
+    u64::from(first_live) << 32 | u64::from(counts)
+}
+
+fn unpack(word: u64) -> Word {
+    Word {
+        first_live: (word >> 32) as u32,
+        committed: (word as u32) >> 24,
+        accepted: (word as u32) & MOST_ACCEPTED,
+    }
+}
+
+impl Word {
+    fn pack(self) -> u64 {
+        pack(self.first_live, self.committed, self.accepted)
+    }
+
+    /// Without what was committed: nobody will hear that.
+    fn voided(self) -> Self {
+        Self {
+            committed: 0,
+            accepted: self.accepted.saturating_sub(self.committed),
+            ..self
+        }
+    }
 }
 
 impl OutputFence {
     /// A fence that lets out turns from the first on, made under `epoch`.
     pub fn new(epoch: Epoch) -> Self {
         Self {
-            word: AtomicU64::new(pack(TurnNumber::FIRST.0, 0)),
+            word: AtomicU64::new(pack(TurnNumber::FIRST.0, 0, 0)),
             epoch: AtomicU64::new(epoch.get()),
             ends: AtomicU64::new(NEVER),
             held: AtomicU32::new(0),
@@ -169,6 +204,36 @@ impl OutputFence {
 
     /// Asks whether one output of `turn`, made under `epoch`, may leave.
     pub fn accept(&self, turn: TurnNumber, epoch: Epoch) -> Passage {
+        self.pass(turn, epoch, 0)
+    }
+
+    /// Accepts an output whose moment has not come: a cancel cuts it off no more (F-039), a lost lease
+    /// does. When its moment comes, [`play`](Self::play) is asked.
+    pub fn commit(&self, turn: TurnNumber, epoch: Epoch) -> Passage {
+        self.pass(turn, epoch, 1)
+    }
+
+    /// Whether a committed output may be played: the moment of a cancel's exemption is over for nobody,
+    /// that of an epoch is (F-156, T8). One that may not was not heard, and is counted no more.
+    pub fn play(&self, turn: TurnNumber, epoch: Epoch) -> Result<(), AuthorityFault> {
+        let held = self.epoch();
+        if held != Some(epoch) {
+            self.count(Checkpoint::Egress, true);
+            return Err(AuthorityFault::of(held, epoch));
+        }
+        // Of a turn that was cancelled it is known already what is heard of it.
+        let played = self.change(turn, |word| {
+            let committed = word.committed.checked_sub(1)?;
+            Some(Word { committed, ..word })
+        });
+        // Committed to a live turn, and void: the epoch has moved on at this very moment.
+        if !played && self.is_live(turn) {
+            return Err(AuthorityFault::of(self.epoch(), epoch));
+        }
+        Ok(())
+    }
+
+    fn pass(&self, turn: TurnNumber, epoch: Epoch, committed: u32) -> Passage {
         let current = self.epoch();
         if current != Some(epoch) {
             self.count(Checkpoint::Egress, true);
@@ -180,19 +245,19 @@ impl OutputFence {
         }
         let mut word = self.word.load(Ordering::Acquire);
         loop {
-            let (first_live, accepted) = unpack(word);
-            if turn.0 < first_live {
+            let before = unpack(word);
+            if turn.0 < before.first_live {
                 return Passage::Fenced;
             }
             // A later turn's first output ends the count of the turn before it.
-            let ordinal = if turn.0 == first_live {
-                accepted.saturating_add(1)
+            let (ahead, ordinal) = if turn.0 == before.first_live {
+                (before.committed + committed, before.accepted + 1)
             } else {
-                1
+                (committed, 1)
             };
             match self.word.compare_exchange_weak(
                 word,
-                pack(turn.0, ordinal),
+                pack(turn.0, ahead, ordinal),
                 Ordering::AcqRel,
                 Ordering::Acquire,
             ) {
@@ -202,7 +267,11 @@ impl OutputFence {
                     if current == Some(epoch) {
                         return Passage::Accepted { ordinal };
                     }
-                    self.take_back(turn);
+                    if committed == 0 {
+                        self.take_back(turn);
+                    } else {
+                        self.uncommit(turn);
+                    }
                     self.checks[Checkpoint::Egress as usize]
                         .refused
                         .fetch_add(1, Ordering::Relaxed);
@@ -211,6 +280,18 @@ impl OutputFence {
                 Err(changed) => word = changed,
             }
         }
+    }
+
+    /// Changes what the word says of `turn`; `false` if it is of another, or there is nothing to change.
+    fn change(&self, turn: TurnNumber, change: impl Fn(Word) -> Option<Word>) -> bool {
+        let changed = self
+            .word
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                let word = unpack(word);
+                let of_turn = Some(word).filter(|word| word.first_live == turn.0);
+                of_turn.and_then(&change).map(Word::pack)
+            });
+        changed.is_ok()
     }
 
     /// Whether something of `turn` that was made under `epoch` may still leave. For what is shown,
@@ -223,18 +304,28 @@ impl OutputFence {
     /// Takes the last acceptance of `turn` back: the transport had no room for it, so that it was
     /// not heard. Does nothing once the turn is fenced, since the cut has been told by then: `false`.
     pub fn take_back(&self, turn: TurnNumber) -> bool {
-        let taken = self
-            .word
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-                let (first_live, accepted) = unpack(word);
-                (first_live == turn.0 && accepted > 0).then(|| pack(first_live, accepted - 1))
-            });
-        taken.is_ok()
+        self.change(turn, |word| {
+            let accepted = word.accepted.checked_sub(1)?;
+            Some(Word { accepted, ..word })
+        })
+    }
+
+    /// Takes the last commitment of `turn` back, as [`take_back`](Self::take_back) does with an acceptance.
+    pub fn uncommit(&self, turn: TurnNumber) -> bool {
+        self.change(turn, |word| {
+            let committed = word.committed.checked_sub(1)?;
+            let accepted = word.accepted.checked_sub(1)?;
+            Some(Word {
+                committed,
+                accepted,
+                ..word
+            })
+        })
     }
 
     /// Whether outputs of `turn` may still leave; for work that would be in vain.
     pub fn is_live(&self, turn: TurnNumber) -> bool {
-        turn.0 >= unpack(self.word.load(Ordering::Acquire)).0
+        turn.0 >= unpack(self.word.load(Ordering::Acquire)).first_live
     }
 
     /// Fences `turn` and every turn before it. Returns how many outputs of `turn` were accepted:
@@ -244,18 +335,20 @@ impl OutputFence {
         let before = self
             .word
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-                (unpack(word).0 < next).then(|| pack(next, 0))
+                (unpack(word).first_live < next).then(|| pack(next, 0, 0))
             });
         match before.map(unpack) {
-            Ok((first_live, accepted)) if first_live == turn.0 => accepted,
+            Ok(before) if before.first_live == turn.0 => before.accepted,
             Ok(_) | Err(_) => 0,
         }
     }
 
-    /// Fences everything: authority is lost (T8). Returns the accepted outputs of the live turn.
+    /// Fences everything: authority is lost (T8). Returns the accepted outputs of the live turn, without
+    /// those that were only committed: nobody hears them.
     pub fn revoke(&self) -> u32 {
         self.epoch.store(0, Ordering::Release);
-        unpack(self.word.swap(pack(NO_TURN_LIVES, 0), Ordering::AcqRel)).1
+        let word = self.word.swap(pack(NO_TURN_LIVES, 0, 0), Ordering::AcqRel);
+        unpack(word).voided().accepted
     }
 
     /// The right to write ends then unless it is prolonged; see [`expire`](Self::expire).
@@ -277,11 +370,23 @@ impl OutputFence {
     /// then is answered by [`revoke`](Self::revoke), which follows.
     pub fn forfeit(&self) {
         self.epoch.store(0, Ordering::Release);
+        self.void();
     }
 
-    /// Moves to a newer epoch: outputs made under the older one are refused from here on.
+    /// Moves to a newer epoch: outputs made under the older one are refused from here on, committed or
+    /// not.
     pub fn rotate(&self, epoch: Epoch) {
-        self.epoch.fetch_max(epoch.get(), Ordering::AcqRel);
+        if self.epoch.fetch_max(epoch.get(), Ordering::AcqRel) < epoch.get() {
+            self.void();
+        }
+    }
+
+    /// What was committed under an epoch that is over is not heard.
+    fn void(&self) {
+        let voided = |word| Some(unpack(word).voided().pack());
+        let _always_changed = self
+            .word
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, voided);
     }
 }
 
@@ -310,6 +415,48 @@ mod tests {
             "an older fence does not disturb the live turn"
         );
         assert_eq!(fence.accept(T2, E1), Passage::Accepted { ordinal: 2 });
+    }
+
+    /// F-039, F-156, T8, AE-002: what is committed is heard although its turn is cancelled, and is not once
+    /// the lease is lost, runs out or moves on; what is counted as heard is what is.
+    #[test]
+    fn a_commitment_outlives_a_cancel_and_no_lease() {
+        let committed = || {
+            let fence = OutputFence::new(E1);
+            assert_eq!(fence.accept(T1, E1), Passage::Accepted { ordinal: 1 });
+            for ordinal in 2..=4 {
+                assert_eq!(fence.commit(T1, E1), Passage::Accepted { ordinal });
+            }
+            assert_eq!(fence.play(T1, E1), Ok(()));
+            fence
+        };
+        let cancelled = committed();
+        assert_eq!(cancelled.raise(T1), 4);
+        assert_eq!(cancelled.play(T1, E1), Ok(()));
+        assert_eq!(cancelled.accept(T2, E1), Passage::Accepted { ordinal: 1 });
+        assert_eq!(cancelled.play(T1, E1), Ok(()), "behind it stands the next");
+        assert_eq!(cancelled.raise(T2), 1);
+
+        let taken_back = committed();
+        assert!(taken_back.uncommit(T1) && taken_back.uncommit(T1));
+        assert!(!taken_back.uncommit(T1), "the rest has been played");
+        assert_eq!(taken_back.raise(T1), 2);
+
+        let lost = committed();
+        assert_eq!(lost.revoke(), 2);
+        assert!(lost.play(T1, E1).is_err());
+
+        let over = committed();
+        over.lasts_until(Monotonic::from_millis(10));
+        over.expire(Monotonic::from_millis(10));
+        assert!(over.play(T1, E1).is_err());
+        assert_eq!(over.revoke(), 2);
+
+        let moved = committed();
+        moved.rotate(E1.next());
+        assert!(moved.play(T1, E1).is_err());
+        assert_eq!(moved.raise(T1), 2);
+        assert_eq!(moved.counts(Checkpoint::Egress).refused, 1);
     }
 
     /// F-156: design §5: a right that is over lets nothing out, whether or not anybody has told the session; what
