@@ -162,9 +162,29 @@ struct Held {
 impl LocalLeases {
     /// Grants a lease, at once.
     pub fn acquire(&self, session: &SessionId) -> Result<Lease, LeaseError> {
+        self.grant(session, None)
+    }
+
+    /// Grants a lease at `epoch`, which is above every earlier one of the session: what an authority that has
+    /// counted elsewhere goes on with.
+    pub fn acquire_at(&self, session: &SessionId, epoch: Epoch) -> Result<Lease, LeaseError> {
+        self.grant(session, Some(epoch))
+    }
+
+    fn grant(&self, session: &SessionId, epoch: Option<Epoch>) -> Result<Lease, LeaseError> {
         let mut epochs = self.epochs.lock().expect("no code panics while locked");
         let before = epochs.get(session);
-        let epoch = before.map_or(Epoch::FIRST, |held| held.epoch.next());
+        let next = before.map_or(Epoch::FIRST, |held| held.epoch.next());
+        let epoch = epoch.unwrap_or(next);
+        if let Some(held) = before.map(|held| held.epoch)
+            && epoch < next
+        {
+            return Err(LeaseError::Stale {
+                session: session.clone(),
+                held,
+                offered: epoch,
+            });
+        }
         let lease = Lease {
             taken_over: before.is_some_and(|held| !held.released),
             ..Lease::new(session.clone(), epoch)
@@ -234,5 +254,13 @@ mod tests {
         leases.release(&second).unwrap();
         let third = leases.acquire(&second.session).unwrap();
         assert!(!third.taken_over);
+        // Epochs may leap, and only rise.
+        let seventh = Epoch::new(7).unwrap();
+        assert_eq!(leases.acquire_at(&session, seventh).unwrap().epoch, seventh);
+        for held in [seventh, third.epoch] {
+            let refused = leases.acquire_at(&session, held);
+            assert!(matches!(refused, Err(LeaseError::Stale { .. })));
+        }
+        assert_eq!(leases.acquire(&session).unwrap().epoch, seventh.next());
     }
 }

@@ -7,8 +7,7 @@ mod moves;
 mod speculation;
 mod tools;
 
-use std::collections::VecDeque;
-use std::time::Duration;
+use std::{cmp::Ordering, collections::VecDeque, time::Duration};
 
 use rspp_proto::{
     Epoch, Monotonic, SampleIndex, TurnNumber,
@@ -74,6 +73,8 @@ struct Running {
     tools: ToolTable,
     /// It was begun as a guess.
     promoted: bool,
+    /// Its words wait for room, as was said when they were first proposed.
+    waits: bool,
 }
 
 /// A soft cancel whose fence has not fallen.
@@ -94,6 +95,17 @@ struct Watch {
     unstuck: bool,
     /// It ran out.
     expired: bool,
+}
+
+/// When a turn is proposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// At once.
+    AtOnce,
+    /// Once it is known whether what was guessed can be the turn.
+    Guessed,
+    /// Once there is news: its words wait for room.
+    Waiting,
 }
 
 /// Words that wait for room, because the policy is to throttle (F-050).
@@ -812,14 +824,14 @@ impl Session {
     fn propose(&mut self, user_text: String, until: Option<SampleIndex>) {
         let number = self.next_turn;
         self.next_turn = number.next();
-        self.propose_as(number, Task::Answer { user_text }, until, false);
+        self.propose_as(number, Task::Answer { user_text }, until, Manner::AtOnce);
     }
 
     /// An apology for the turn that failed; it answers nobody.
     fn apologise(&mut self, task: Task) {
         let number = self.next_turn;
         self.next_turn = number.next();
-        self.propose_as(number, task, None, false);
+        self.propose_as(number, task, None, Manner::AtOnce);
     }
 
     fn propose_as(
@@ -827,7 +839,7 @@ impl Session {
         number: TurnNumber,
         task: Task,
         until: Option<SampleIndex>,
-        promoted: bool,
+        manner: Manner,
     ) {
         let user_text = task.user_text().to_owned();
         self.running = Some(Running {
@@ -847,10 +859,10 @@ impl Session {
             audible: false,
             accepted: None,
             tools: ToolTable::default(),
-            promoted,
+            promoted: manner == Manner::Guessed,
+            waits: manner == Manner::Waiting,
         });
-        // What was guessed is proposed once it is known whether it can be the turn.
-        if !promoted {
+        if manner == Manner::AtOnce {
             self.proposed();
         }
         self.effects.push_back(Effect::Judge { turn: number });
@@ -868,12 +880,19 @@ impl Session {
 
     /// Snapshot validity, epoch validity, authorisation, in this order; the plan comes last.
     fn judge(&mut self, now: Monotonic, turn: TurnNumber, gates: Gates) {
+        if self.waits_on(now, turn, &gates) {
+            return;
+        }
         let Some(turn) = self.confirm(turn, gates.guess_holds) else {
             return;
         };
         let throttled = self.throttled.take();
         let full = match gates.admission.verdict {
             admission::Verdict::Admit | admission::Verdict::Degrade => None,
+            // Waited in vain: nobody asks again.
+            admission::Verdict::Defer { .. } if throttled.is_some() => {
+                Some(Refusal::Reject(RefusalReason::Capacity))
+            }
             admission::Verdict::Throttle { .. } | admission::Verdict::Defer { .. } => {
                 Some(Refusal::Defer(RefusalReason::Capacity))
             }
@@ -903,6 +922,21 @@ impl Session {
                 degraded: gates.admission.verdict == admission::Verdict::Degrade,
             }),
         }
+    }
+
+    /// Whether the words that wait for room go on waiting: that was said when they began to, and there is
+    /// nothing new to say.
+    fn waits_on(&mut self, now: Monotonic, turn: TurnNumber, gates: &Gates) -> bool {
+        let waits = |running: &Running| running.number == turn && running.waits;
+        let still = matches!(gates.admission.verdict, admission::Verdict::Throttle { .. });
+        if !still || !gates.snapshot_valid || !self.running.as_ref().is_some_and(waits) {
+            return false;
+        }
+        let throttled = self.throttled.take();
+        self.throttle(now, throttled, gates.admission.verdict);
+        self.running = None;
+        self.next_turn = turn; // It has meant nothing to anybody.
+        true
     }
 
     /// Keeps the words of an intent that was refused only for now, to propose them again.
@@ -1131,7 +1165,10 @@ impl Session {
         }
         match self.waiting.take() {
             Some(Waiting { text, until }) if self.state == SessionState::Active => {
-                self.propose(text, until);
+                let number = self.next_turn;
+                self.next_turn = number.next();
+                let task = Task::Answer { user_text: text };
+                self.propose_as(number, task, until, Manner::Waiting);
             }
             Some(_) | None => self.throttled = None,
         }
@@ -1213,9 +1250,20 @@ impl Session {
 
     /// A turn that opened under the older epoch cannot be continued: what it says would be refused.
     fn rotated(&mut self, epoch: Epoch) {
-        if self.authority.grant(epoch).is_err() {
-            return; // Epochs only rise; an older one is stale news.
+        match epoch.cmp(&self.epoch) {
+            Ordering::Greater => {}
+            Ordering::Equal => return, // It is there already.
+            // Epochs only rise.
+            Ordering::Less => {
+                let guard = Emitter::ContractGuard;
+                let fault = AuthorityFault::of(Some(self.epoch), epoch);
+                self.signal_because(fault.signal(), guard, None, fault.reason(false));
+                return;
+            }
         }
+        self.authority
+            .grant(epoch)
+            .expect("the session and its authority are at one epoch");
         self.epoch = epoch;
         self.discard(Discarded::SessionOver);
         if let Some(running) = &mut self.running {

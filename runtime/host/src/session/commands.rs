@@ -5,7 +5,7 @@ use std::time::Duration;
 use rspp_actors::Context;
 use rspp_controlplane_api::{Lease, LeaseError};
 use rspp_kernel::{CancelReason, Input, SessionState, graph::Scope};
-use rspp_proto::{InvocationId, Monotonic, NodeId};
+use rspp_proto::{Epoch, InvocationId, Monotonic, NodeId};
 
 use super::{CancelReceipt, CancelTarget, Command, Session, SessionControl};
 use crate::{capture::Capture, node::NodeControl, turn::TurnControl};
@@ -43,7 +43,7 @@ impl Session {
                 self.ends_because(MOVED);
                 self.kernel.handle(now, Input::HandedOver);
             }
-            Command::Rotate(epoch) => self.kernel.handle(now, Input::Rotated { epoch }),
+            Command::Rotate(epoch) => self.rotate_to(now, epoch),
             Command::Revoke => self.kernel.handle(now, Input::Revoked),
             Command::Forge(input) => self.kernel.handle(now, *input),
             Command::Drain => {
@@ -52,6 +52,26 @@ impl Session {
                 self.kernel.handle(now, Input::Drain);
             }
         }
+    }
+
+    /// Moves to an epoch, if whoever grants leases has granted it: a session under any other would be refused
+    /// turn after turn (T12).
+    fn rotate_to(&mut self, now: Monotonic, epoch: Epoch) {
+        let place = &self.setup.place;
+        let newer = Lease {
+            epoch,
+            ..place.lease.clone()
+        };
+        let held = match place.leases.check(&newer) {
+            // Who cannot be asked has not said otherwise.
+            Ok(()) | Err(LeaseError::Unreachable { .. }) => {
+                self.kernel.handle(now, Input::Rotated { epoch });
+                return;
+            }
+            Err(LeaseError::Stale { held, .. }) => held,
+            Err(LeaseError::Unknown { .. } | LeaseError::Refused { .. }) => place.lease.epoch,
+        };
+        self.publisher.rotation_refused(held, epoch, now);
     }
 
     /// Ends what captures are due, and remembers when the next one is.

@@ -176,6 +176,8 @@ impl Session {
                 }
                 Effect::Revoke => {
                     self.ends_because("the session lost its authority");
+                    // Who may speak does not hang on who has heard of a cancel (T8).
+                    self.unheard = None;
                     let accepted = self.fence.revoke();
                     if let Some(turn) = self.kernel.current_turn() {
                         self.kernel.handle(now, Input::Fenced { turn, accepted });
@@ -245,6 +247,7 @@ impl Session {
     /// older one is refused from here on, wherever it is queued.
     fn rotate(&mut self, epoch: Epoch) {
         self.fence.rotate(epoch);
+        self.unheard = None; // As when authority is lost for good.
         let Place { lease, roster, .. } = &mut self.setup.place;
         roster.rotated(&lease.session, lease.epoch, epoch);
         lease.epoch = epoch;

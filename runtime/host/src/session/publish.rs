@@ -907,6 +907,20 @@ impl Publisher {
         self.record(outcome);
     }
 
+    /// The session was to move to an epoch that is not the one in force: it stays where it is (F-156, T12).
+    pub(super) fn rotation_refused(&mut self, held: Epoch, offered: Epoch, at: Monotonic) {
+        let fault = AuthorityFault::of(Some(held), offered);
+        self.signal(
+            fault.signal(),
+            Emitter::ContractGuard,
+            None,
+            Some(fault.reason(false)),
+            at,
+        );
+        let (node, message) = (self.ingress.clone(), fault.to_string());
+        self.error(None, &node, ErrorCode::AuthorityEpochMismatch, &message, at);
+    }
+
     /// Somebody asked for a move that cannot be made: nothing changed (F-138, F-139, F-141).
     pub(super) fn move_refused(&mut self, refused: RefusedMove, at: Monotonic) {
         let mut fields = vec![

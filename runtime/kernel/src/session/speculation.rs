@@ -2,7 +2,7 @@
 
 use rspp_proto::{Monotonic, SampleIndex, TurnNumber};
 
-use super::Session;
+use super::{Manner, Session};
 use crate::{
     effect::{Effect, SessionState},
     recovery::Task,
@@ -63,15 +63,15 @@ impl Session {
         let is_right = is_right && !self.voice.is_mute(now);
         if is_right && let Some(guess) = self.speculation.promote(now) {
             let task = Task::Answer { user_text: text };
-            self.propose_as(guess.number, task, until, true);
+            self.propose_as(guess.number, task, until, Manner::Guessed);
         } else {
             self.discard(Discarded::WordsDiffer);
             self.propose(text, until);
         }
     }
 
-    /// The turn that is judged, if it is the one being opened. One that was begun as a guess is
-    /// proposed now; if the guess does not hold any more it begins anew, under a number that nothing
+    /// The turn that is judged, if it is the one being opened. One that was begun as a guess, or has waited
+    /// for room, is proposed now; if the guess does not hold any more it begins anew, under a number that nothing
     /// has been done under.
     pub(super) fn confirm(&mut self, turn: TurnNumber, holds: bool) -> Option<TurnNumber> {
         let running = self.running.as_mut().filter(|it| it.number == turn)?;
@@ -81,7 +81,7 @@ impl Session {
             TurnState::Active | TurnState::Terminal | TurnState::Closed => return None,
         }
         let mut number = turn;
-        if !holds {
+        if !holds && running.promoted {
             number = self.next_turn;
             running.number = number;
             running.promoted = false;

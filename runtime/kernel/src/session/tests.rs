@@ -492,7 +492,8 @@ fn a_simultaneous_cancel_and_revoke_is_an_authority_loss() {
     }
 }
 
-/// F-156: a turn of the older epoch ends when the lease rotates; the next one opens under the newer.
+/// F-156, T12: a turn of the older epoch ends when the lease rotates; the next one opens under the newer, and
+/// a lease that moves back is refused, not ignored.
 #[test]
 fn a_rotated_lease_ends_the_turn() {
     let mut rig = Rig::talking();
@@ -503,10 +504,16 @@ fn a_rotated_lease_ends_the_turn() {
     rig.gates.epoch = Epoch::FIRST.next();
     rig.say("again");
     assert_eq!(rig.session.current_turn(), Some(T1.next()));
+    rig.log.clear();
+    rig.take(Input::Rotated {
+        epoch: Epoch::FIRST.next(),
+    });
+    assert!(rig.log.is_empty(), "it is there already: {:?}", rig.log);
     rig.take(Input::Rotated {
         epoch: Epoch::FIRST,
     });
     assert_eq!(rig.session.epoch(), Epoch::FIRST.next(), "epochs only rise");
+    assert_eq!(rig.log, ["stale_epoch_reject(authority_epoch_mismatch)"]);
 }
 
 /// T9: evidence that cannot be kept aborts the turn that was about to commit.
@@ -928,11 +935,20 @@ fn throttled_words_wait_for_room() {
     rig.say("are you there?");
     assert_eq!(rig.log, [""; 0], "it waits with the rest");
     assert_eq!(rig.session.next_deadline(), Some(rig.now + retry_after));
-    rig.after(250).take(Input::Tick);
-    assert_eq!(std::mem::take(&mut rig.log), proposed_and_deferred);
-    assert_eq!(rig.session.waited(rig.now), Duration::from_millis(250));
+    for waited in [250, 500, 750] {
+        rig.after(250).take(Input::Tick);
+        assert_eq!(rig.log, [""; 0], "it was said that it waits");
+        assert_eq!(rig.session.current_turn(), None);
+        assert_eq!(rig.session.waited(rig.now), Duration::from_millis(waited));
+    }
     rig.gates.admission = admission::Decision::ADMIT;
     rig.after(250).take(Input::Tick);
+    assert!(rig.log.starts_with(&[proposed_and_deferred[0].to_owned()]));
+    assert_eq!(
+        rig.session.current_turn(),
+        Some(T1.next()),
+        "no number is lost"
+    );
     assert!(
         rig.log.contains(&"START hello are you there?".to_owned()),
         "{:?}",
@@ -948,14 +964,23 @@ fn a_wait_in_vain_ends() {
     let retry_after = Duration::from_millis(250);
     rig.gates.admission = refused(admission::Verdict::Throttle { retry_after });
     rig.say("hello");
-    rig.gates.admission = refused(admission::Verdict::Reject);
-    rig.after(250).take(Input::Tick);
-    assert!(
-        rig.log
-            .ends_with(&["reject(admission_capacity_reject)".to_owned()])
-    );
-    assert_eq!(rig.session.next_deadline(), None);
+    // Nobody asks again after that, so it is no word of "later".
+    for over in [
+        admission::Verdict::Reject,
+        admission::Verdict::Defer { retry_after },
+    ] {
+        rig.gates.admission = refused(over);
+        rig.after(250).take(Input::Tick);
+        assert!(
+            rig.log
+                .ends_with(&["reject(admission_capacity_reject)".to_owned()])
+        );
+        assert_eq!(rig.session.next_deadline(), None);
+        rig.gates.admission = refused(admission::Verdict::Throttle { retry_after });
+        rig.say("hello");
+    }
     rig.gates.admission = admission::Decision::ADMIT;
+    rig.after(250).take(Input::Tick);
     rig.say("again");
     assert!(rig.log.contains(&"START again".to_owned()), "{:?}", rig.log);
 }
