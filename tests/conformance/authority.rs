@@ -91,6 +91,76 @@ async fn a_revoke_beats_a_simultaneous_cancel() {
     }
 }
 
+/// F-156, F-039, T8, AE-002: what is committed ahead is exempt from cancels, never from a lost lease; and what is
+/// told to have been heard was.
+#[tokio::test(start_paused = true)]
+async fn what_is_committed_ahead_is_not_heard_without_a_lease() {
+    for rotates in [false, true] {
+        let leases = Arc::new(LocalLeases::default());
+        let granted = Arc::clone(&leases);
+        let call = Builder::new(&cast(), vec![says(first())])
+            .pipeline(|spec| spec.turns.commit_ahead_ms = 200)
+            .configure(move |config| config.leases = granted)
+            .start()
+            .await;
+        call.log.until(Signal::PlaybackStarted, 1).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let at = call.line.elapsed();
+        if rotates {
+            let session = SessionId::new("call").unwrap();
+            call.session.rotate(leases.acquire(&session).unwrap().epoch);
+        } else {
+            call.session.revoke();
+        }
+        let ended = call.end().await;
+        assert_lost(&ended);
+        let silent_after = ended.heard()[0].ended.saturating_sub(at);
+        assert!(
+            silent_after <= Duration::from_millis(20),
+            "{silent_after:?}"
+        );
+        let without = speaking().await;
+        without.session.revoke();
+        let without = without.end().await;
+        let heard = [&ended, &without].map(|ended| ended.turn(1).agent_text_played.clone());
+        assert_eq!(heard[0], heard[1]);
+    }
+}
+
+/// F-156, T3, T12: an epoch that nobody granted moves nobody, forth or back: that is said, and the session goes on
+/// under its own.
+#[tokio::test(start_paused = true)]
+async fn an_epoch_that_nobody_granted_is_refused() {
+    let leases = Arc::new(LocalLeases::default());
+    let granted = Arc::clone(&leases);
+    let session = SessionId::new("call").unwrap();
+    let third = Epoch::new(3).unwrap();
+    leases.acquire_at(&session, Epoch::new(2).unwrap()).unwrap();
+    let call = Builder::new(&cast(), vec![says(first()), says(after_reply())])
+        .configure(move |config| config.leases = granted)
+        .start()
+        .await;
+    call.log.until(Signal::PlaybackStarted, 1).await;
+    for of in [7, 1] {
+        call.session.rotate(Epoch::new(of).unwrap());
+    }
+    let ended = call.end().await;
+    assert_eq!(ended.endings(), ["commit", "commit"]);
+    assert_eq!(ended.report.epoch, third);
+    assert_eq!(
+        ended.log.reasons_of(Signal::StaleEpochReject),
+        ["authority_epoch_mismatch"; 2]
+    );
+    let told: Vec<_> = mismatches(&ended).into_iter().map(|(_, why)| why).collect();
+    assert_eq!(
+        told,
+        [
+            "epoch e7 is above e3 and no lease for it was granted here",
+            "epoch e1 is stale; this placement holds e3"
+        ]
+    );
+}
+
 /// F-156, AE-003: a turn of an older epoch cannot go on; the next one opens under the newer.
 #[tokio::test(start_paused = true)]
 async fn a_rotated_lease_ends_the_turn_and_the_next_one_speaks_under_it() {

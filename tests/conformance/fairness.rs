@@ -340,6 +340,31 @@ async fn thinking_on(cast: &Cast, pool: &InferencePool) -> Runtime {
     host.runtime().await
 }
 
+/// F-172, F1: a pool that is full, with nobody allowed to wait, is said where work is dispatched, and is not
+/// held against the provider.
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_is_saturated_is_said_so() {
+    let cast = Cast::default();
+    let pool = InferencePool::simulated(1, Duration::from_secs(60)).with_waiting_room(1, 0);
+    let runtime = thinking_on(&cast, &pool).await;
+    let busy = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.run(|| ()).await }
+    });
+    tokio::task::yield_now().await;
+    let all = hold(&runtime, vec![call(&cast, "t", "turned-away", 0, None)]).await;
+    assert_eq!(all[0].endings(), ["provider_failure"]);
+    let decided = sheds(&all[0]);
+    assert_eq!(decided[0].scope, OutcomeScope::NodeDispatch);
+    assert_eq!(decided[0].reason.as_str(), "execution_pool_saturated");
+    assert_eq!(
+        all[0].log.reasons_of(Signal::Shed),
+        ["execution_pool_saturated"]
+    );
+    assert!(all[0].log.signals_of(Signal::CircuitEvent).is_empty());
+    busy.abort();
+}
+
 /// F-105, F1: a pool that takes no more is said where work is dispatched, and is not held against the
 /// provider; while it does, its counters say what it has done.
 #[tokio::test(start_paused = true)]
