@@ -5,17 +5,18 @@ use std::{
     time::Duration,
 };
 
+use rspp_controlplane_api::LocalLeases;
 use rspp_host::{
     Event, Notice,
     node::{NodeContext, Step},
 };
 use rspp_kernel::CancelReason;
-use rspp_proto::{Payload, abi::Signal};
+use rspp_proto::{Payload, SessionId, abi::Signal};
 use rspp_tests::{
     call::{Builder, Call, Cast, Ended, REPLY, after_reply, first, says},
     nodes::{Probes, add, custom, forward, get, insert},
 };
-use rspp_timeline::Entry;
+use rspp_timeline::{Entry, gates::Gates};
 use rspp_transport_api::loopback::Start;
 
 fn ms(ms: u64) -> Duration {
@@ -183,6 +184,81 @@ async fn the_fence_does_not_wait_for_a_deaf_node() {
     assert!(heard[0].cut);
     let silent = heard[0].ended.as_millis() as u64;
     assert!(silent <= at(&cancel) + 20, "{silent} after {}", at(&cancel));
+}
+
+/// T8, AE-002, F-156: a session that loses its authority while a cancelled turn waits for a deaf node says so at
+/// once: who may speak does not hang on who has heard of a cancel.
+#[tokio::test(start_paused = true)]
+async fn lost_authority_does_not_wait_for_a_deaf_node() {
+    for rotates in [false, true] {
+        let mut probes = Probes::default();
+        probes.add("probe", |_nth, _cx: &mut NodeContext, _event: Event| {
+            Step::Work(Box::pin(std::future::pending()))
+        });
+        let leases = Arc::new(LocalLeases::default());
+        let granted = Arc::clone(&leases);
+        let install = probes.install();
+        let call = Builder::new(&Cast::default(), vec![says(first())])
+            .pipeline(|spec| insert(spec, "llm", custom("probe"), "segmenter"))
+            .configure(move |config| {
+                install(config);
+                config.leases = granted;
+            })
+            .start()
+            .await;
+        cancel_first(&call).await;
+        tokio::time::sleep(ms(10)).await;
+        if rotates {
+            let session = SessionId::new("call").unwrap();
+            call.session.rotate(leases.acquire(&session).unwrap().epoch);
+        } else {
+            call.session.revoke();
+        }
+        let ended = call.end().await;
+        assert_eq!(ended.endings()[0], "authority_loss");
+        let at = |signal| {
+            ended.log.signals_of(signal)[0]
+                .envelope
+                .runtime_timestamp_ms
+        };
+        let after = at(Signal::Abort) - at(Signal::Cancel);
+        assert!((10..20).contains(&after), "{after} ms");
+    }
+}
+
+/// NF-003: a node that takes longer than it may to let go is named, with what it took, on every timeline: whether
+/// or not the session is measured.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_slow_to_let_go_is_named() {
+    for (limit, named) in [(Some(40), 1), (None, 0)] {
+        let mut probes = Probes::default();
+        let seen = AtomicU32::new(0);
+        probes.add("probe", move |nth, cx: &mut NodeContext, event: Event| {
+            if add(&seen) == 1 {
+                return Step::Work(Box::pin(std::future::pending()));
+            }
+            forward(nth, cx, event)
+        });
+        let call = Builder::new(&Cast::default(), vec![says(first())])
+            .pipeline(move |spec| {
+                insert(spec, "llm", custom("probe"), "segmenter");
+                spec.observe.slow_cancel_ms = limit;
+            })
+            .configure(probes.install())
+            .start()
+            .await;
+        cancel_first(&call).await;
+        let ended = call.end().await;
+        let mut gates = Gates::default();
+        gates.add(&ended.entries);
+        let slow = gates.report().slow_cancels;
+        assert_eq!(slow.len(), named, "{slow:?}");
+        for slow in slow {
+            assert_eq!(slow.node_id.as_str(), "probe");
+            assert_eq!((slow.times, slow.longest_ms), (1, 75));
+            assert_eq!(slow.provider_id, None);
+        }
+    }
 }
 
 /// P16, P18: a listening node that never comes back is given up, made anew by its supervisor, and the

@@ -57,6 +57,7 @@ fn a_cancelled_sample_says_nothing_more() {
             reason: CancelReason::BargeIn,
             after: Duration::ZERO,
             is_forced: false,
+            provider: None,
         }]
     );
     assert!(said(&mut rig).is_empty(), "its turn is dead");

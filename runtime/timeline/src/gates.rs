@@ -5,7 +5,11 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use rspp_proto::{OutcomeClass, TurnId, abi::Signal, spec::Modality};
+use rspp_proto::{
+    NodeId, OutcomeClass, Payload, TurnId,
+    abi::{EventRecord, Signal},
+    spec::Modality,
+};
 use serde::Serialize;
 
 use crate::{
@@ -15,6 +19,16 @@ use crate::{
 
 /// What a report calls its own format.
 pub const GATES_SCHEMA: &str = "rspp.gates.v1";
+
+/// The note of a node that took longer to let go of cancelled work than it may (NF-003).
+pub const SLOW_CANCEL: &str = "slow_cancel";
+/// The note's field: from the cancel until the node let go, in milliseconds.
+pub const AFTER_MS: &str = "after_ms";
+/// The note's field: who serves the node, if anybody.
+pub const PROVIDER_ID: &str = "provider_id";
+
+/// Nodes that are told apart among the slow ones.
+const MAX_SLOW: usize = 100;
 
 /// Most violations that are told one by one.
 const MAX_LISTED: usize = 100;
@@ -34,6 +48,8 @@ pub struct Gates {
     cancel_fence: Vec<Duration>,
     end_to_end: Vec<Duration>,
     end_to_end_from_first_frame: Vec<Duration>,
+    /// By node and who serves it.
+    slow_cancels: BTreeMap<(NodeId, Option<String>), (u64, u64)>,
     violations: Vec<GateViolation>,
     unlisted: u64,
 }
@@ -125,6 +141,20 @@ pub struct Measured {
     pub passed: bool,
 }
 
+/// A node that took longer than it may to let go of cancelled work, with whoever serves it (NF-003).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SlowCancels {
+    /// The node.
+    pub node_id: NodeId,
+    /// Who serves it, if anybody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider_id: Option<String>,
+    /// How often.
+    pub times: u64,
+    /// The longest that it took, in milliseconds.
+    pub longest_ms: u64,
+}
+
 /// The gates' verdict over all recordings.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GateReport {
@@ -142,6 +172,10 @@ pub struct GateReport {
     pub measured: Vec<Measured>,
     /// Beside gate 7: from the user's *first* audio, at the median; the user's own speech included.
     pub end_to_end_from_first_frame_p50_ms: Option<f64>,
+    /// Beside gate 3: the same at p99, which has no limit of its own (NF-003).
+    pub cancel_fence_p99_ms: Option<f64>,
+    /// Who was slow to let go of cancelled work; the user had silence by then.
+    pub slow_cancels: Vec<SlowCancels>,
     /// What is wrong, at most a hundred.
     pub violations: Vec<GateViolation>,
     /// Violations beyond those.
@@ -175,9 +209,9 @@ impl Gates {
                         _says_nothing_of_a_turns_life => {}
                     }
                 }
+                Entry::Event(event) => self.note(&event.record),
                 Entry::Header(_)
                 | Entry::Plan(_)
-                | Entry::Event(_)
                 | Entry::Outcome(_)
                 | Entry::Transition(_)
                 | Entry::Attempt(_)
@@ -217,6 +251,24 @@ impl Gates {
             let detail = format!("{}: {}", violation.rule, violation.detail);
             self.violate(gate, violation.turn_id.as_ref(), detail);
         }
+    }
+
+    fn note(&mut self, record: &EventRecord) {
+        let (Some(Payload::Debug(note)), Some(node)) = (&record.payload, &record.envelope.node_id)
+        else {
+            return;
+        };
+        if note.message != SLOW_CANCEL {
+            return;
+        }
+        let by = (node.clone(), note.fields.get(PROVIDER_ID).cloned());
+        if self.slow_cancels.len() == MAX_SLOW && !self.slow_cancels.contains_key(&by) {
+            return;
+        }
+        let took = note.fields.get(AFTER_MS).and_then(|ms| ms.parse().ok());
+        let (times, longest) = self.slow_cancels.entry(by).or_default();
+        *times += 1;
+        *longest = took.unwrap_or(0).max(*longest);
     }
 
     fn add_turn(&mut self, turn: &TurnId, seen: &Seen) {
@@ -408,6 +460,19 @@ impl Gates {
             cancel_observed_turns: self.cancelled,
             measured,
             end_to_end_from_first_frame_p50_ms: nearest_rank(&self.end_to_end_from_first_frame, 50),
+            cancel_fence_p99_ms: nearest_rank(&self.cancel_fence, 99),
+            slow_cancels: self
+                .slow_cancels
+                .into_iter()
+                .map(
+                    |((node_id, provider_id), (times, longest_ms))| SlowCancels {
+                        node_id,
+                        provider_id,
+                        times,
+                        longest_ms,
+                    },
+                )
+                .collect(),
             violations: self.violations,
             violations_not_listed: self.unlisted,
             passed,
@@ -457,6 +522,20 @@ impl fmt::Display for GateReport {
                 it.limit,
                 it.samples
             )?;
+        }
+        if let Some(p99) = self.cancel_fence_p99_ms {
+            writeln!(f, "   cancel fence p99 {p99:.3} ms")?;
+        }
+        for it in &self.slow_cancels {
+            let often = match it.times {
+                1 => "once".to_owned(),
+                times => format!("{times} times"),
+            };
+            write!(f, "   slow to let go: node {}", it.node_id)?;
+            if let Some(provider) = &it.provider_id {
+                write!(f, ", served by {provider}")?;
+            }
+            writeln!(f, ", {often}, {} ms at most", it.longest_ms)?;
         }
         for it in &self.violations {
             let turn = it.turn_id.as_ref().map_or("-", TurnId::as_str);

@@ -384,6 +384,8 @@ pub enum NodeReport {
         after: Duration,
         /// Whether the node had to be forced.
         is_forced: bool,
+        /// Who serves the node, if anybody.
+        provider: Option<ProviderId>,
     },
     /// The node was deaf to a cancel, or to the end of its turn, and was cut off (F-037).
     ForceStopped {

@@ -887,6 +887,7 @@ impl NodeHost {
                     reason,
                     after: self.cx.now().since(at),
                     is_forced,
+                    provider: self.setup.settings.providers.first().cloned(),
                 });
                 // What was cut off where it stood is not to be trusted with more work.
                 if is_forced && self.setup.is_wanted() {

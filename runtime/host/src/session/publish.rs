@@ -31,8 +31,8 @@ use rspp_kernel::{
 use rspp_proto::{
     DebugNote, DiscontinuityId, EdgeId, Epoch, ErrorCode, ErrorNote, EventId, EventType,
     IdempotencyKey, InvocationId, Lane, MergeGroupId, MetricSample, Monotonic, NodeId, Payload,
-    PipelineVersion, Reason, SampleIndex, SessionId, Speaker, SyncDomain, TextChunk, TurnNumber,
-    WallClock,
+    PipelineVersion, ProviderId, Reason, SampleIndex, SessionId, Speaker, SyncDomain, TextChunk,
+    TurnNumber, WallClock,
     abi::{
         ControlSignal, DecisionOutcome, Emitter, EventRecord, EventScope, MediaTime, OutcomeKind,
         OutcomePhase, OutcomeScope, PayloadClass, SeqRange, Signal, Stamp, TurnTransition,
@@ -44,6 +44,7 @@ use rspp_proto::{
 use rspp_timeline::{
     AppendError, AttemptRecord, Entry, EventEntry, HandoffRecord, InvocationOutcome, JournalEntry,
     OpeningEntry, PlanEntry, Recorder, Redaction, ToolEntry, TransitionEntry,
+    gates::{AFTER_MS, PROVIDER_ID, SLOW_CANCEL},
 };
 
 /// What is about the session as such.
@@ -446,9 +447,10 @@ impl Publisher {
             record.envelope.sync_id.clone_from(&tags.sync_id);
             record.envelope.sync_domain.clone_from(&tags.sync_domain);
         }
-        // What a debugging session has to say of each event is kept where everything is.
-        let is_fine = kind == EventType::Debug && self.recorder.level() < RecordingLevel::L2;
-        if copied || is_fine || is_own_measurement(&record) {
+        // What a debugging session has to say of each event, and what a session measures of itself, is kept
+        // where everything is.
+        let is_fine = kind == EventType::Debug || is_own_measurement(&record);
+        if copied || is_fine && self.recorder.level() < RecordingLevel::L2 {
             self.show(&record);
         } else {
             self.event_record(record);
@@ -498,6 +500,22 @@ impl Publisher {
         let payload = Payload::Metrics(Box::new(sample));
         let record = EventRecord::new(stamp, Lane::Telemetry, payload).from_node(node.clone());
         self.event_record(record);
+    }
+
+    /// A node, or whoever serves it, took longer than it may to let go of cancelled work.
+    pub(super) fn slow_cancel(
+        &mut self,
+        turn: Option<TurnNumber>,
+        node: &NodeId,
+        provider: Option<&ProviderId>,
+        (after, is_forced): (Duration, bool),
+        at: Monotonic,
+    ) {
+        let after = after.as_millis().to_string();
+        let forced = if is_forced { "yes" } else { "no" };
+        let mut fields = vec![(AFTER_MS, after.as_str()), ("forced", forced)];
+        fields.extend(provider.map(|provider| (PROVIDER_ID, provider.as_str())));
+        self.note(turn, node, SLOW_CANCEL, &fields, at);
     }
 
     /// What became of a guess; it belongs to no turn unless it becomes one (P9).
@@ -1082,7 +1100,7 @@ impl Publisher {
     }
 }
 
-/// Whether it is one of the session's own measurements, which are published and not recorded.
+/// Whether it is one of the session's own measurements, one of many at every tick.
 fn is_own_measurement(record: &EventRecord) -> bool {
     match &record.payload {
         Some(Payload::Metrics(sample)) => sample.labels.contains_key("pipeline_version"),

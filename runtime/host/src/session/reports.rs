@@ -234,7 +234,18 @@ impl Session {
                 reason,
                 after,
                 is_forced,
+                provider,
             } => {
+                // What takes too long is told whether or not anything is measured (NF-003).
+                if after > self.setup.observe.slow_cancel() {
+                    self.publisher.slow_cancel(
+                        turn,
+                        node,
+                        provider.as_ref(),
+                        (after, is_forced),
+                        at,
+                    );
+                }
                 // Measurements are for sessions that asked for them (F-026).
                 if self.setup.meters.is_some() {
                     self.publisher

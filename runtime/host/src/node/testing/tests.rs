@@ -126,6 +126,7 @@ fn a_cancel_comes_in_the_middle_of_a_handler() {
             reason: CancelReason::UserCancel,
             after: Duration::ZERO,
             is_forced: false,
+            provider: None,
         }]
     );
     rig.advance(ms(1_000));
