@@ -342,3 +342,99 @@ calls:
     assert_eq!(code, Some(0));
     assert!(said.ends_with("all gates pass\n"), "{said}");
 }
+
+/// NF-003, NF-026: many calls at once that are interrupted again and again are judged by their recordings: at p95
+/// and at p99 the user had silence in time, and who was slow to let go is named.
+#[test]
+fn slow_cancels_of_recorded_calls_are_attributed() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios");
+    let scenario = scenarios.join("many-interruptions.yaml");
+    let scenario = scenario.display().to_string();
+    let rspp = |arguments: &[&str]| rspp_in(folder.path(), arguments);
+    let (code, said, complaint) = rspp(&["rehearse", "-q", "--timelines", ".", &scenario]);
+    assert_eq!(code, Some(0), "{said}{complaint}");
+    let files: Vec<_> = fs::read_dir(folder.path())
+        .expect("a directory")
+        .map(|entry| entry.expect("readable").path().display().to_string())
+        .filter(|name| name.ends_with(".rspp"))
+        .collect();
+    assert_eq!(files.len(), 24);
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    let (code, said, _) = rspp(&[&["gates", "--json"], &files[..]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    let report: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(report["cancel_observed_turns"], 44);
+    let p99 = report["cancel_fence_p99_ms"].as_f64().expect("measured");
+    assert!(p99 <= 150.0, "{p99}");
+    let slow = report["slow_cancels"].as_array().expect("a list");
+    assert_eq!(slow.len(), 1, "{slow:?}");
+    assert_eq!(slow[0]["node_id"], "deaf");
+    assert_eq!(slow[0]["times"], 4);
+    assert!(slow[0]["longest_ms"].as_u64() > Some(40), "{slow:?}");
+    let (_, said, _) = rspp(&[&["gates"], &files[..]].concat());
+    assert!(said.contains("cancel fence p99"), "{said}");
+    assert!(
+        said.contains("slow to let go: node deaf, 4 times"),
+        "{said}"
+    );
+}
+
+/// F-172, F-174: a scenario is held to the rules of what it writes down, and told what does nothing in it.
+#[test]
+fn what_means_nothing_is_refused() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let refused = |more: &str| {
+        let text = format!(
+            "schema: rspp.scenario.v1\ntitle: Wrong\n{more}\ncalls:\n  - says: [{{ words: hello, at_ms: 300 }}]\n"
+        );
+        fs::write(folder.path().join("wrong.yaml"), text).expect("written");
+        let (code, said, complaint) = rspp_in(folder.path(), &["rehearse", "wrong.yaml"]);
+        assert_eq!(code, Some(2), "{said}{complaint}");
+        complaint
+    };
+    let falls = refused("limits: { overload: { cpu_percent: { low: 90, high: 80, severe: 70 } } }");
+    assert!(falls.contains("overload.cpu_percent"), "{falls}");
+    let weightless = refused("limits: { tenants: { big: { weight: 0 } } }");
+    assert!(weightless.contains("tenants.big.weight"), "{weightless}");
+    let idle = refused("providers: [{ id: vad, modality: vad, then: { trouble: stall } }]");
+    assert!(
+        idle.contains("providers[0].then: does nothing in a provider of vad"),
+        "{idle}"
+    );
+    let nobody = refused("hooks: { ghost: { init: 1 } }");
+    assert!(nobody.contains("hooks.ghost"), "{nobody}");
+}
+
+/// F-049: a call that the runtime does not take is found to be otherwise than expected, and the other calls go on;
+/// whoever reads JSON learns why each session ended.
+#[test]
+fn a_call_that_is_not_taken_is_told_of() {
+    const FULL: &str = "\
+schema: rspp.scenario.v1
+title: A second call, and room for one
+limits: { node: { sessions: { limit: 1 } } }
+calls:
+  - id: taken
+    says: [{ words: hello, at_ms: 300 }]
+    expect: { turns: [{ ends: commit }] }
+  - { id: not-taken, opens_at_ms: 100 }
+";
+    let folder = tempfile::tempdir().expect("a directory");
+    fs::write(folder.path().join("full.yaml"), FULL).expect("written");
+    let (code, said, _) = rspp_in(folder.path(), &["rehearse", "full.yaml", "--json"]);
+    assert_eq!(code, Some(1), "{said}");
+    let told: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    let calls = &told[0]["calls"];
+    assert_eq!(calls[0]["ended"], "the user hung up");
+    assert_eq!(calls[0]["turns"][0]["outcome"], "commit");
+    let signals = calls[0]["signals"].as_array().expect("a list");
+    let named = |at: usize| signals[at]["signal"].as_str();
+    assert_eq!(
+        [named(0), named(1)],
+        [Some("lease_issued"), Some("connected")]
+    );
+    let why = calls[1]["refused"].as_str().expect("it says why");
+    assert!(why.contains("admission_capacity_reject"), "{why}");
+    assert_eq!(calls[1]["findings"][0]["expected"], "the call is taken");
+}

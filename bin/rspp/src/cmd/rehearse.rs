@@ -57,6 +57,14 @@ struct ToldCall<'a> {
     id: &'a str,
     turns: &'a [rspp_host::report::TurnReport],
     signals: Vec<serde_json::Value>,
+    /// The newest of what it has measured of itself.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    measures: &'a [rspp_proto::MetricSample],
+    /// Why its session ended.
+    ended: Option<&'a str>,
+    /// Why it was not taken, if it was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<&'a str>,
     findings: &'a [Finding],
 }
 
@@ -153,6 +161,7 @@ fn calls(performance: &Performance) -> String {
             );
             line.trim_end().to_owned()
         }));
+        lines.extend(call.refused.iter().map(|why| format!("  refused: {why}")));
         let Some(report) = &call.report else { continue };
         lines.extend(report.turns.iter().map(|turn| {
             let ending = turn.reason.as_deref().unwrap_or(&turn.outcome);
@@ -191,6 +200,9 @@ fn json(
             id: call.id.as_str(),
             turns: call.report.as_ref().map_or(&[], |report| &report.turns),
             signals: signals.collect::<Result<_, _>>()?,
+            measures: &call.measures,
+            ended: call.report.as_ref().map(|report| report.ended.as_str()),
+            refused: call.refused.as_deref(),
             findings: &call.findings,
         })
     });

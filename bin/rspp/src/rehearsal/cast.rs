@@ -13,11 +13,30 @@ use rspp_provider_api::{
 };
 use serde_json::Value;
 
-use super::scenario::{ByTools, Goes, OnCancel, Provider, Reply, Scenario, Trouble};
+use super::scenario::{ByTools, Call, Goes, OnCancel, Provider, Reply, Scenario, Trouble};
 use crate::problem::Problem;
 
 /// What the agent says unless the scenario has it say something else.
 const REPLY: &str = "Good day to you. How can I help?";
+
+/// One of the runtimes of a rehearsal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Where calls are placed.
+    First,
+    /// Where sessions are taken over.
+    Second,
+}
+
+impl Stage {
+    /// The runtime that a call is placed on.
+    pub(super) fn of(call: &Call) -> Self {
+        match call.takes_over {
+            None => Self::First,
+            Some(_) => Self::Second,
+        }
+    }
+}
 
 /// Everybody who serves the calls.
 pub(super) struct Cast {
@@ -31,13 +50,18 @@ pub(super) struct Cast {
 impl Cast {
     /// The cast of a scenario; a modality that it does not name gets one provider that does well.
     pub(super) fn of(scenario: &Scenario) -> Result<Self, Problem> {
+        Self::on(scenario, Stage::First)
+    }
+
+    /// The cast of one of its runtimes.
+    pub(super) fn on(scenario: &Scenario, stage: Stage) -> Result<Self, Problem> {
         let mut cast = Self {
             providers: Providers::new(),
             bindings: BTreeMap::new(),
             streaming: Vec::new(),
             listening: Vec::new(),
         };
-        let words = words(scenario);
+        let words = words(scenario, stage);
         for provider in &scenario.providers {
             let batches = scenario.limits.batching.contains_key(&provider.id);
             cast.add(provider, &words, batches)?;
@@ -198,11 +222,14 @@ fn doing_well(id: ProviderId, modality: Modality) -> Provider {
 #[derive(Clone)]
 struct Words(Arc<BTreeMap<SessionId, Vec<String>>>);
 
-fn words(scenario: &Scenario) -> Words {
-    let calls = scenario.calls.iter();
+fn words(scenario: &Scenario, stage: Stage) -> Words {
+    let calls = scenario
+        .calls
+        .iter()
+        .filter(|call| Stage::of(call) == stage);
     let said = calls.map(|call| {
         let words = call.says.iter().map(|says| says.words.clone());
-        (call.id.clone(), words.collect())
+        (call.session().clone(), words.collect())
     });
     Words(Arc::new(said.collect()))
 }

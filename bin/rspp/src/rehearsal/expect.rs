@@ -14,6 +14,8 @@ use rspp_timeline::Entry;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::Value;
 
+use super::measures::ExpectedMeasure;
+
 /// What a call is expected to come to. What is left out may be anything.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -40,6 +42,8 @@ pub(crate) struct Expected {
     pub(crate) ended: Option<String>,
     /// What each capture of debug events came to, in the order in which they were begun.
     pub(crate) captures: Option<Vec<ExpectedCapture>>,
+    /// What the call measures of itself, if `observe` has it do so.
+    pub(crate) measures: Vec<ExpectedMeasure>,
 }
 
 /// What a capture is expected to come to.

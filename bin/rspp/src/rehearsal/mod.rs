@@ -7,6 +7,7 @@
 mod archive;
 mod cast;
 mod expect;
+mod measures;
 mod nodes;
 mod patch;
 mod perform;

@@ -14,21 +14,51 @@ use rspp_host::{
     node::{Node, NodeContext, NodeError, Step, builtin::NodeRegistry},
 };
 
-use super::scenario::{Hook, NodeConduct, NodeTrouble};
+use rspp_kernel::state::StateError;
+use rspp_proto::Payload;
+use serde_json::Value;
 
-/// The kinds of a scenario, by name.
-pub(super) fn registry(kinds: &BTreeMap<String, NodeConduct>) -> NodeRegistry {
+use super::scenario::{Hook, Hooks, Kept, NodeConduct, NodeTrouble};
+
+/// How often the hooks of a kind's nodes ran.
+#[derive(Debug, Default)]
+struct Ran {
+    init: AtomicU32,
+    start: AtomicU32,
+    stop: AtomicU32,
+}
+
+/// How often the hooks of each kind ran, kind by kind.
+#[derive(Debug, Default)]
+pub(super) struct Tally(BTreeMap<String, Arc<Ran>>);
+
+impl Tally {
+    /// Of all nodes of a kind so far.
+    pub(super) fn of(&self, kind: &str) -> Hooks {
+        self.0.get(kind).map_or_else(Hooks::default, |ran| Hooks {
+            init: ran.init.load(Relaxed),
+            start: ran.start.load(Relaxed),
+            stop: ran.stop.load(Relaxed),
+        })
+    }
+}
+
+/// The kinds of a scenario, by name; the nodes of all registries are counted in `tally`.
+pub(super) fn registry(kinds: &BTreeMap<String, NodeConduct>, tally: &mut Tally) -> NodeRegistry {
     let mut registry = NodeRegistry::default();
     for (name, conduct) in kinds {
         let conduct = *conduct;
         let struck = Arc::new(AtomicU32::new(0));
+        let ran = Arc::clone(tally.0.entry(name.clone()).or_default());
         registry.register(
             name,
             Arc::new(move |_| {
                 Box::new(Scripted {
                     conduct,
                     struck: Arc::clone(&struck),
+                    ran: Arc::clone(&ran),
                     taken: 0,
+                    numbered: 0,
                 })
             }),
         );
@@ -41,7 +71,10 @@ struct Scripted {
     conduct: NodeConduct,
     /// How often the trouble came, to all nodes of the kind.
     struck: Arc<AtomicU32>,
+    ran: Arc<Ran>,
     taken: u32,
+    /// Texts that it has numbered by itself.
+    numbered: u64,
 }
 
 impl Scripted {
@@ -61,12 +94,51 @@ impl Scripted {
     }
 
     fn hook<'a>(&mut self, hook: Hook, cx: &NodeContext) -> Step<'a> {
+        let ran = match hook {
+            Hook::Init => &self.ran.init,
+            Hook::Start => &self.ran.start,
+            Hook::Stop => &self.ran.stop,
+        };
+        ran.fetch_add(1, Relaxed);
         if self.conduct.hook != Some(hook) {
             return Step::OK;
         }
         self.strike()
             .map_or(Step::OK, |trouble| befall(trouble, cx))
     }
+}
+
+/// The number after the one that is kept there, which is kept in its place.
+async fn next_number(kept: Kept, own: &mut u64, cx: &mut NodeContext) -> Result<u64, NodeError> {
+    const KEY: &str = "n";
+    let after = |known: Option<Value>| known.and_then(|it| it.as_u64()).unwrap_or(0) + 1;
+    let refused = |error: StateError| NodeError::new(error.to_string());
+    let number = match kept {
+        Kept::Node => {
+            *own += 1;
+            *own
+        }
+        Kept::Turn => {
+            let state = cx.turn_state();
+            let state = state.ok_or_else(|| NodeError::new("it is of no turn"))?;
+            let number = after(state.get(KEY));
+            state.put(KEY, &number.into()).map_err(refused)?;
+            number
+        }
+        Kept::Hot => {
+            let number = after(cx.hot_state().get(KEY));
+            cx.hot_state().put(KEY, &number.into()).map_err(refused)?;
+            number
+        }
+        Kept::Durable => {
+            let state = cx.durable_state();
+            let known = state.get(KEY).await.map_err(refused)?;
+            let number = after(known.map(|(value, _)| value));
+            state.put(KEY, &number.into()).await.map_err(refused)?;
+            number
+        }
+    };
+    Ok(number)
 }
 
 #[expect(clippy::panic, reason = "a node that panics is what is rehearsed")]
@@ -95,9 +167,22 @@ impl Node for Scripted {
         self.hook(Hook::Start, cx)
     }
 
-    fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
+    fn on_event<'a>(
+        &'a mut self,
+        cx: &'a mut NodeContext,
+        _port: Port,
+        mut event: Event,
+    ) -> Step<'a> {
         match self.of_event() {
             Some(trouble) => befall(trouble, cx),
+            None if let Some(kept) = self.conduct.numbers_in => Step::Wait(Box::pin(async move {
+                if let Payload::Text(text) = &mut event.payload {
+                    let number = next_number(kept, &mut self.numbered, cx).await?;
+                    text.text = format!("{number} {}", text.text).into();
+                }
+                cx.forward(event);
+                Ok(())
+            })),
             None if self.conduct.takes_ms == 0 => {
                 cx.forward(event);
                 Step::OK

@@ -13,6 +13,7 @@ use std::{
 
 use futures::{StreamExt, future::join_all};
 use rspp_actors::Clock;
+use rspp_controlplane_api::{Leases, LocalLeases, MemoryStore};
 use rspp_host::{
     CancelTarget, Capture, CaptureBounds, Config, CpuProbe, Notice, OpenError, Pools, Runtime,
     SessionHandle, SessionRequest, report::SessionReport,
@@ -22,12 +23,12 @@ use rspp_kernel::{
     plan::{LayeredSettings, News, ProviderNews},
 };
 use rspp_proto::{
-    Monotonic, SampleRate, SessionId, WallClock,
+    MetricSample, Monotonic, SampleRate, SessionId, WallClock,
     abi::{CancelScope, ControlSignal},
     control::Versions,
     spec::{PipelineSpec, PolicyBundle, ReplayMode},
 };
-use rspp_replay::{Stage, Tolerance};
+use rspp_replay::{Stage as Again, Tolerance};
 use rspp_timeline::{
     Entry, FileHeader, Options, Recorder, Recording, Storage, Timeline, export::Exports, verify,
 };
@@ -42,11 +43,12 @@ use tokio::{
 
 use super::{
     archive::Archived,
-    cast::Cast,
+    cast::{Cast, Stage},
     expect::{Finding, FoundCapture, check_captures},
+    measures::Measures,
     nodes, patch,
     scenario::{
-        self, Batches, Busy, Call, Cancel, Captures, Cue, Happens, Recording as Kept, Says,
+        self, Batches, Busy, Call, Cancel, Captures, Cue, Happens, Hooks, Recording as Kept, Says,
         Scenario, Sends,
     },
     servers,
@@ -71,6 +73,10 @@ pub(crate) struct Played {
     pub(crate) id: SessionId,
     pub(crate) report: Option<SessionReport>,
     pub(crate) signals: Vec<ControlSignal>,
+    /// The newest of what it has measured of itself.
+    pub(crate) measures: Vec<MetricSample>,
+    /// Why it was not taken, if it was not.
+    pub(crate) refused: Option<String>,
     pub(crate) findings: Vec<Finding>,
     /// The clock at which the call was placed.
     pub(crate) placed_at: Monotonic,
@@ -137,10 +143,10 @@ async fn replayed(scenario: &Scenario, mode: ReplayMode, file: &Path) -> Result<
         .map_err(Problem::failure)?
         .entries()
         .map_err(Problem::failure)?;
-    let stage = Stage {
+    let stage = Again {
         providers: Cast::of(scenario)?.providers,
         limits: scenario.limits.clone(),
-        ..Stage::default()
+        ..Again::default()
     };
     let again = file.with_extension(format!("{}.rspp", mode.as_str()));
     let (_, found) = Box::pin(rerun::again(
@@ -174,22 +180,33 @@ async fn play(
     cast: Cast,
     timeline: &impl Fn(&SessionId) -> PathBuf,
 ) -> Result<Performance, Problem> {
-    let pools = if scenario.realtime {
-        Pools::new(2)
-    } else {
-        Pools::in_virtual_time(2)
+    let clock = Clock::start();
+    let leases = Arc::<LocalLeases>::default();
+    let granting: Arc<dyn Leases> = leases.clone();
+    let store = Arc::new(MemoryStore::new(granting));
+    let mut tally = nodes::Tally::default();
+    let mut configure = |cast: &Cast| {
+        let pools = if scenario.realtime {
+            Pools::new(2)
+        } else {
+            Pools::in_virtual_time(2)
+        };
+        let mut config = Config::new(cast.providers.clone(), pools);
+        config.clock = clock;
+        config.leases = leases.clone();
+        config.store = Some(store.clone());
+        config.limits = scenario.limits.clone();
+        config.nodes = Arc::new(nodes::registry(&scenario.nodes, &mut tally));
+        config.tools = Arc::new(servers::registry(&scenario.servers));
+        if !scenario.cpu.is_empty() {
+            config.cpu = Arc::new(Cpu {
+                clock,
+                busy: scenario.cpu.clone(),
+            });
+        }
+        config
     };
-    let mut config = Config::new(cast.providers.clone(), pools);
-    let clock = config.clock;
-    config.limits = scenario.limits.clone();
-    config.nodes = Arc::new(nodes::registry(&scenario.nodes));
-    config.tools = Arc::new(servers::registry(&scenario.servers));
-    if !scenario.cpu.is_empty() {
-        config.cpu = Arc::new(Cpu {
-            clock,
-            busy: scenario.cpu.clone(),
-        });
-    }
+    let mut config = configure(&cast);
     let archived = scenario.recording.exports.as_ref();
     let archived = archived
         .map(|exported| Archived::begin(exported, clock))
@@ -197,9 +214,24 @@ async fn play(
     config.exports = archived.as_ref().map(|archived| archived.exports.clone());
     let exports = config.exports.clone();
     let roots = ROOTS + usize::from(exports.is_some());
-    let runtime = Runtime::start(config).await.map_err(Problem::failure)?;
+    let mut runtimes = Vec::new();
+    let mut casts = vec![cast];
+    if scenario
+        .calls
+        .iter()
+        .any(|call| Stage::of(call) == Stage::Second)
+    {
+        let second = Cast::on(scenario, Stage::Second)?;
+        let mut config = configure(&second);
+        config.exports.clone_from(&exports);
+        runtimes.push(Runtime::start(config).await.map_err(Problem::failure)?);
+        casts.push(second);
+    }
+    runtimes.insert(0, Runtime::start(config).await.map_err(Problem::failure)?);
+    let runtime = &runtimes[0];
     let ground = Ground {
-        runtime: &runtime,
+        runtimes: &runtimes,
+        leases: &leases,
         clock,
         piece: &piece,
         kept: &scenario.recording,
@@ -213,14 +245,19 @@ async fn play(
     let calls = calls.into_iter().collect::<Result<Vec<_>, _>>()?;
     // The lines hang up, the last words of the actors arrive.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let left = runtime.tree().len().saturating_sub(roots);
+    let left = runtimes
+        .iter()
+        .map(|runtime| runtime.tree().len().saturating_sub(roots));
+    let left: usize = left.sum();
     let mut findings = vec![
         Finding::of("nothing is left of any call", left == 0, || {
             format!("{left} actors")
         }),
-        Finding::of("no provider works on", cast.is_idle(), || {
-            "some calls were not given up".to_owned()
-        }),
+        Finding::of(
+            "no provider works on",
+            casts.iter().all(Cast::is_idle),
+            || "some calls were not given up".to_owned(),
+        ),
     ];
     findings.extend(scenario.batches.iter().map(|(id, wanted)| {
         let found = runtime.batches(id).map(|found| Batches {
@@ -233,7 +270,17 @@ async fn play(
             None => "it is asked one by one".to_owned(),
         })
     }));
-    let stopped = runtime.shut_down(GRACE).await;
+    let mut stopped = true;
+    for runtime in runtimes {
+        stopped &= runtime.shut_down(GRACE).await;
+    }
+    findings.extend(scenario.hooks.iter().map(|(kind, wanted)| {
+        let found = tally.of(kind);
+        let Hooks { init, start, stop } = *wanted;
+        let what =
+            format!("nodes `{kind}` are initialised {init}, started {start}, stopped {stop} times");
+        Finding::of(what, found == *wanted, || format!("{found:?}"))
+    }));
     findings.push(Finding::of("the runtime stops in time", stopped, || {
         "some actors had to be killed".to_owned()
     }));
@@ -270,7 +317,9 @@ const ROOTS: usize = 3;
 
 /// What all calls are placed on.
 struct Ground<'a> {
-    runtime: &'a Runtime,
+    /// Where calls are placed; and where they are taken over, if any are.
+    runtimes: &'a [Runtime],
+    leases: &'a LocalLeases,
     clock: Clock,
     piece: &'a Piece,
     kept: &'a Kept,
@@ -279,12 +328,14 @@ struct Ground<'a> {
 
 async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played, Problem> {
     let Ground {
-        runtime,
+        runtimes,
+        leases,
         clock,
         piece,
         kept,
         exports: _,
     } = *ground;
+    let runtime = &runtimes[Stage::of(call) as usize];
     tokio::time::sleep(Duration::from_millis(call.opens_at_ms)).await;
     let placed_at = Monotonic::from_duration(clock.now());
     let mut script = Script {
@@ -322,7 +373,7 @@ async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played
     let opened = runtime
         .open(SessionRequest {
             tenant: call.tenant.clone(),
-            session: call.id.clone(),
+            session: call.session().clone(),
             pipeline: piece.spec.clone(),
             policy: piece.policy.clone(),
             settings,
@@ -334,11 +385,27 @@ async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played
         .await;
     let handle = match (opened, &call.expect.refused) {
         (Ok(handle), _) => handle,
-        (Err(error), Some(part)) => return Ok(turned_away(call, &error, part, placed_at)),
+        (Err(error), Some(part)) => {
+            let finding = Finding::of(
+                format!("refused: {part}"),
+                error.to_string().contains(part),
+                || error.to_string(),
+            );
+            let at = Monotonic::from_duration(clock.now());
+            return Ok(turned_away(call, &error, finding, placed_at, at));
+        }
+        // A runtime that says no is something to rehearse, unlike what can never run.
+        (Err(error @ (OpenError::Refused(_) | OpenError::Emptying)), None) => {
+            let finding = Finding::of("the call is taken", false, || error.to_string());
+            let at = Monotonic::from_duration(clock.now());
+            return Ok(turned_away(call, &error, finding, placed_at, at));
+        }
         (Err(error), None) => return Err(Problem::input(format!("call `{}`: {error}", call.id))),
     };
     let director = Director {
         runtime,
+        leases,
+        session: call.session(),
         handle: &handle,
         line: &line,
         client,
@@ -346,11 +413,16 @@ async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played
         cues: &call.cues,
         captures: Mutex::default(),
     };
-    let (signals, captures) = director.direct().await;
+    let (signals, captures, measures) = director.direct().await;
     let report = handle.wait().await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     let closed = recording.close().await;
-    let mut findings = Vec::new();
+    // What was said before anybody could listen, and after the end, is on the record only.
+    let signals = match kept.disk_bytes {
+        None => whole(signals, &entries(&file)?),
+        Some(_) => signals,
+    };
+    let mut findings = measures.check(&call.expect.measures);
     match &report {
         Some(report) => findings.extend(call.expect.check(report, &signals)),
         None => findings.push(Finding::of("the session leaves a report", false, || {
@@ -389,24 +461,41 @@ async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played
         id: call.id.clone(),
         report,
         signals,
+        measures: measures.newest(),
+        refused: None,
         findings,
         placed_at,
     })
 }
 
-fn turned_away(call: &Call, error: &OpenError, part: &str, placed_at: Monotonic) -> Played {
-    let found = error.to_string();
+fn turned_away(
+    call: &Call,
+    error: &OpenError,
+    finding: Finding,
+    placed_at: Monotonic,
+    at: Monotonic,
+) -> Played {
+    let waited = at.since(placed_at).as_millis();
     Played {
         id: call.id.clone(),
         report: None,
         signals: Vec::new(),
-        findings: vec![Finding::of(
-            format!("refused: {part}"),
-            found.contains(part),
-            || found.clone(),
-        )],
+        measures: Vec::new(),
+        refused: Some(format!("{error}, after {waited} ms")),
+        findings: vec![finding],
         placed_at,
     }
+}
+
+/// All signals of a call, in its own order: those that were heard, and those that were only recorded.
+fn whole(heard: Vec<ControlSignal>, recorded: &[Entry]) -> Vec<ControlSignal> {
+    let recorded = recorded.iter().filter_map(|entry| match entry {
+        Entry::Signal(signal) => Some(ControlSignal::clone(signal)),
+        _another_entry => None,
+    });
+    let all = recorded.chain(heard);
+    let all = all.map(|signal| (signal.envelope.runtime_sequence, signal));
+    all.collect::<BTreeMap<_, _>>().into_values().collect()
 }
 
 /// What can be read in the recording, and what cannot.
@@ -511,7 +600,8 @@ async fn record(
     file: &Path,
 ) -> Result<(Recorder, Recording), Problem> {
     let Ground {
-        runtime: _,
+        runtimes: _,
+        leases: _,
         clock,
         piece,
         kept,
@@ -532,7 +622,7 @@ async fn record(
         options.capacity.total.entries = entries;
     }
     let mut header = FileHeader::new(
-        call.id.clone(),
+        call.session().clone(),
         piece.spec.version.clone(),
         "rspp rehearse",
         level,
@@ -597,6 +687,8 @@ impl Storage for Disk {
 /// Gives the cues of one call, and notes what it says.
 struct Director<'a> {
     runtime: &'a Runtime,
+    leases: &'a LocalLeases,
+    session: &'a SessionId,
     handle: &'a SessionHandle,
     line: &'a Line,
     client: mpsc::Sender<Ingress>,
@@ -619,8 +711,8 @@ fn exhausted(mut capture: Capture) -> FoundCapture {
 }
 
 impl Director<'_> {
-    /// Until the session has ended: what it said, and what was captured.
-    async fn direct(self) -> (Vec<ControlSignal>, Vec<Capture>) {
+    /// Until the session has ended: what it said, what was captured, and what it measured.
+    async fn direct(self) -> (Vec<ControlSignal>, Vec<Capture>, Measures) {
         let mut notices = self.handle.subscribe();
         let placed = Instant::now();
         let mut due: Vec<(Instant, &Cue)> = Vec::new();
@@ -632,6 +724,7 @@ impl Director<'_> {
             }
         }
         let mut signals = Vec::new();
+        let mut measures = Measures::default();
         let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
         loop {
             let next = due.iter().map(|(at, _)| *at).min();
@@ -661,11 +754,12 @@ impl Director<'_> {
                     Ok(Notice::State(SessionState::Ended))
                     | Err(broadcast::error::RecvError::Closed) => {
                         let captures = self.captures.into_inner();
-                        return (signals, captures.expect("nobody panics while it is locked"));
+                        let captures = captures.expect("nobody panics while it is locked");
+                        return (signals, captures, measures);
                     }
+                    Ok(Notice::Event(event)) => measures.note(*event),
                     Ok(
                         Notice::State(_)
-                        | Notice::Event(_)
                         | Notice::Turn(_)
                         | Notice::Foreign(_),
                     )
@@ -700,7 +794,11 @@ impl Director<'_> {
             Happens::Cancel(cancel) => {
                 let _ended = self.handle.cancel_part(target(cancel), cancel.reason).await;
             }
-            Happens::Rotate(epoch) => self.handle.rotate(*epoch),
+            Happens::Rotate(epoch) => {
+                // Epochs only rise: what is refused here is refused there too, for all to see.
+                let _granted = self.leases.acquire_at(self.session, *epoch);
+                self.handle.rotate(*epoch);
+            }
             Happens::Leave => self.handle.leave(),
             Happens::HandOver => self.handle.hand_over(),
             Happens::Revoke => self.handle.revoke(),

@@ -12,7 +12,7 @@ use rspp_kernel::{
 use rspp_proto::{
     Epoch, IdempotencyKey, InvocationId, NodeId, ProviderId, SampleRate, SessionId, TenantId,
     abi::{CancelScope, Signal},
-    spec::{LimitsSpec, Modality, Priority, RecordingLevel, ReplayMode},
+    spec::{LimitsSpec, Modality, Mode, Priority, RecordingLevel, ReplayMode},
 };
 use rspp_timeline::export::ExportPolicy;
 use serde::Deserialize;
@@ -60,6 +60,9 @@ pub(crate) struct Scenario {
     /// How busy the processors are, moment by moment; what this machine does without.
     #[serde(default)]
     pub(crate) cpu: Vec<Busy>,
+    /// How often the hooks of all nodes of a kind ran, when all calls are over (F-012).
+    #[serde(default)]
+    pub(crate) hooks: BTreeMap<String, Hooks>,
     /// What batches the calls of language models go in, where `limits` has them gathered (F-051).
     #[serde(default)]
     pub(crate) batches: BTreeMap<ProviderId, Batches>,
@@ -82,6 +85,15 @@ pub(crate) struct Scenario {
 pub(crate) struct Busy {
     pub(crate) from_ms: u64,
     pub(crate) percent: u64,
+}
+
+/// How often each hook ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Hooks {
+    pub(crate) init: u32,
+    pub(crate) start: u32,
+    pub(crate) stop: u32,
 }
 
 /// What a language model is asked, when all calls are over.
@@ -222,7 +234,7 @@ pub(crate) struct ServerAnswer {
 }
 
 /// How one attempt goes; well by default.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Goes {
     /// Waited before the first chunk.
@@ -234,7 +246,7 @@ pub(crate) struct Goes {
 }
 
 /// What goes wrong in an attempt.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Trouble {
     /// Nothing comes any more.
@@ -254,7 +266,7 @@ pub(crate) enum Trouble {
 }
 
 /// What an attempt does when it is cancelled.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum OnCancel {
     #[default]
@@ -276,6 +288,22 @@ pub(crate) struct NodeConduct {
     pub(crate) hook: Option<Hook>,
     /// How often it comes in all; each time without.
     pub(crate) times: Option<u32>,
+    /// Texts are numbered, and what counts them is kept there: they say what it survives.
+    pub(crate) numbers_in: Option<Kept>,
+}
+
+/// Where a node keeps something (F-155).
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kept {
+    /// In itself.
+    Node,
+    /// In its turn.
+    Turn,
+    /// In its session, where that runs.
+    Hot,
+    /// In its session, wherever that goes.
+    Durable,
 }
 
 /// What a node is asked once, whatever flows (F-012).
@@ -309,6 +337,13 @@ pub(crate) enum NodeTrouble {
 pub(crate) struct Call {
     #[serde(default = "call")]
     pub(crate) id: SessionId,
+    /// So many calls that are all the same; each has its number after its id.
+    #[serde(default)]
+    pub(crate) copies: Option<u32>,
+    /// The call whose session this is: a second runtime takes it over when this call is placed. Leases and
+    /// durable state are shared by both.
+    #[serde(default)]
+    pub(crate) takes_over: Option<SessionId>,
     #[serde(default = "tenant")]
     pub(crate) tenant: TenantId,
     /// Who comes first; the pipeline's word without.
@@ -374,6 +409,53 @@ pub(crate) struct CallLine {
     pub(crate) user_late_ms: Vec<u64>,
     /// What the user's device waits for before it plays.
     pub(crate) cushion_ms: u64,
+}
+
+impl Call {
+    /// As many calls as it stands for.
+    fn copied(self) -> Vec<Self> {
+        let Some(copies) = self.copies else {
+            return vec![self];
+        };
+        let numbered = (1..=copies).map(|n| Self {
+            id: SessionId::new(format!("{}-{n}", self.id)).expect("not blank"),
+            ..self.clone()
+        });
+        numbered.collect()
+    }
+
+    /// The session that it is a call of.
+    pub(crate) fn session(&self) -> &SessionId {
+        self.takes_over.as_ref().unwrap_or(&self.id)
+    }
+}
+
+impl Provider {
+    /// What it is told that one of its modality does not do.
+    fn check(&self) -> Result<(), String> {
+        use Modality as M;
+        let is_told = |what: bool, name: &'static str, of: &[Modality]| {
+            (what && !of.contains(&self.modality)).then_some(name)
+        };
+        let streams = [M::Stt, M::Llm, M::Tts];
+        let idle = [
+            is_told(!self.answers.is_empty(), "answers", &[M::Llm]),
+            is_told(self.token_every_ms > 0, "token_every_ms", &[M::Llm]),
+            is_told(self.final_after_ms > 0, "final_after_ms", &[M::Stt]),
+            is_told(self.word_every_ms.is_some(), "word_every_ms", &[M::Stt]),
+            is_told(self.confidence.is_some(), "confidence", &[M::Stt]),
+            is_told(!self.certainty.is_empty(), "certainty", &[M::EndOfTurn]),
+            is_told(!self.goes.is_empty(), "goes", &streams),
+            is_told(self.then != Goes::default(), "then", &streams),
+        ];
+        match idle.into_iter().flatten().next() {
+            Some(name) => {
+                let modality = self.modality.as_str();
+                Err(format!("{name}: does nothing in a provider of {modality}"))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 fn call() -> SessionId {
@@ -550,8 +632,46 @@ impl Scenario {
         if scenario.calls.is_empty() {
             return wrong("calls: at least one is needed".to_owned());
         }
+        if let Some(at) = scenario
+            .calls
+            .iter()
+            .position(|call| call.copies == Some(0))
+        {
+            return wrong(format!("calls[{at}].copies: at least one is needed"));
+        }
+        scenario.calls = scenario.calls.into_iter().flat_map(Call::copied).collect();
+        let limits = serde_json::to_string(&scenario.limits).map_err(Problem::failure)?;
+        if let Err(errors) = LimitsSpec::parse("limits", &limits, Mode::Strict) {
+            return wrong(errors.to_string());
+        }
+        for (at, provider) in scenario.providers.iter().enumerate() {
+            if let Err(what) = provider.check() {
+                return wrong(format!("providers[{at}].{what}"));
+            }
+        }
+        for kind in scenario.hooks.keys() {
+            if !scenario.nodes.contains_key(kind) {
+                return wrong(format!("hooks.{kind}: is no kind of `nodes`"));
+            }
+        }
         for (at, call) in scenario.calls.iter().enumerate() {
             let earlier = &scenario.calls[..at];
+            if let Some(other) = &call.takes_over {
+                let known = earlier.iter().find(|call| call.id == *other);
+                if known.is_none_or(|known| known.takes_over.is_some()) {
+                    return wrong(format!(
+                        "calls[{at}].takes_over: `{other}` is no call before it on the first runtime"
+                    ));
+                }
+                let again = earlier
+                    .iter()
+                    .any(|call| call.takes_over.as_ref() == Some(other));
+                if again {
+                    return wrong(format!(
+                        "calls[{at}].takes_over: `{other}` has moved already"
+                    ));
+                }
+            }
             if earlier.iter().any(|other| other.id == call.id) {
                 return wrong(format!("calls[{at}].id: `{}` is taken", call.id));
             }
