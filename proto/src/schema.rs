@@ -13,7 +13,7 @@ use crate::{
         VersionWindow,
     },
     canonical,
-    spec::{LimitsSpec, PackageSpec, PipelineSpec, PolicyBundle},
+    spec::{LimitsSpec, PackageSpec, PipelineSpec, PolicyBundle, most},
 };
 
 /// The digest of all that this build writes, as recordings name it: known without making the schemas.
@@ -163,23 +163,29 @@ impl Registry {
 /// Every published schema.
 pub fn published() -> Vec<Published> {
     vec![
-        publish::<EventRecord>("event"),
-        publish::<ControlSignal>("control_signal"),
-        publish::<TurnTransition>("turn_transition"),
-        publish::<DecisionOutcome>("decision_outcome"),
-        publish::<PipelineSpec>("pipeline"),
-        publish::<PolicyBundle>("policy"),
-        publish::<LimitsSpec>("limits"),
-        publish::<PackageSpec>("package"),
+        publish("event", of::<EventRecord>()),
+        publish("control_signal", of::<ControlSignal>()),
+        publish("turn_transition", of::<TurnTransition>()),
+        publish("decision_outcome", of::<DecisionOutcome>()),
+        publish("pipeline", authored::<PipelineSpec>()),
+        publish("policy", authored::<PolicyBundle>()),
+        publish("limits", authored::<LimitsSpec>()),
+        publish("package", authored::<PackageSpec>()),
     ]
 }
 
-fn publish<T: JsonSchema>(name: &'static str) -> Published {
-    let mut schema = of::<T>();
+fn publish(name: &'static str, mut schema: Value) -> Published {
     if let Some(fields) = schema.as_object_mut() {
         fields.insert("$id".into(), format!("urn:rspp:schema:{name}:v1").into());
     }
     Published { name, schema }
+}
+
+/// The schema of what people author: each of its numbers has a largest value.
+pub(crate) fn authored<T: JsonSchema>() -> Value {
+    let mut schema = of::<T>();
+    most::bound(&mut schema);
+    schema
 }
 
 /// The schema of one type.

@@ -190,6 +190,7 @@ impl Setup {
         policy: Option<PolicyBundle>,
         settings: LayeredSettings,
     ) -> Result<Self, Problem> {
+        settings.check().map_err(Problem::input)?;
         let authored = spec;
         let spec = with_insertions(&authored, policy.as_ref()).map_err(Problem::input)?;
         let graph = Graph::compile(&spec).map_err(|errors| {

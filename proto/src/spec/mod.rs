@@ -6,6 +6,7 @@ mod buffer;
 mod connection;
 mod diagnostic;
 mod limits;
+pub mod most;
 mod package;
 mod parse;
 mod pipeline;

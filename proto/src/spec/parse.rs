@@ -118,7 +118,7 @@ fn parse<T: DeserializeOwned + JsonSchema>(
         }
     };
     let shape = Shape {
-        root: &schema::of::<T>(),
+        root: &schema::authored::<T>(),
         unknown_fields: match mode {
             Mode::Strict => Severity::Error,
             Mode::Relaxed => Severity::Warning,

@@ -6,10 +6,10 @@ mod providers;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    BufferSpec, Comparison, Condition, DataHandling, EGRESS, EdgeBufferPolicy, EdgeSpec, INGRESS,
-    Marks, MemoryLimits, Modality, NodeExecutionPolicy, NodeKind, NodeSpec, PipelineSpec,
-    PolicyBundle, PortType, RecordingLevel, Strategy, SyncDropPolicy, SyncPolicy, SyncScope,
-    ToolDeclaration, ToolExecutor, Watermarks, diagnostic::nearest, parse::Check,
+    BudgetsSpec, BufferSpec, Comparison, Condition, DataHandling, EGRESS, EdgeBufferPolicy,
+    EdgeSpec, INGRESS, Marks, MemoryLimits, Modality, NodeExecutionPolicy, NodeKind, NodeSpec,
+    PipelineSpec, PolicyBundle, PortType, RecordingLevel, Strategy, SyncDropPolicy, SyncPolicy,
+    SyncScope, ToolDeclaration, ToolExecutor, Watermarks, diagnostic::nearest, parse::Check,
 };
 use crate::{NodeId, ProviderId};
 
@@ -66,6 +66,17 @@ pub(super) fn pipeline(spec: &PipelineSpec, check: &mut Check<'_, '_>) {
         );
     }
     providers::providers("providers", &spec.providers, check);
+    budgets("budgets", &spec.budgets, check);
+    let connection = &spec.connection;
+    if connection.max_mapping_error_p99_ms >= connection.max_skew_ms {
+        let (error, skew) = (connection.max_mapping_error_p99_ms, connection.max_skew_ms);
+        check.error(
+            "never_reached",
+            "connection.max_mapping_error_p99_ms",
+            format!("{error} is not below max_skew_ms, {skew}: media time is set anew before that"),
+            format!("e.g. `max_skew_ms: {}`", error * 2),
+        );
+    }
     if let Some(degrade) = &spec.degrade {
         limits::degrade("degrade", degrade, check);
     }
@@ -76,6 +87,31 @@ pub(super) fn pipeline(spec: &PipelineSpec, check: &mut Check<'_, '_>) {
             "must be at least 1",
             None,
         );
+    }
+}
+
+/// A part of a turn may take no longer than the whole.
+fn budgets(path: &str, spec: &BudgetsSpec, check: &mut Check<'_, '_>) {
+    let Some(whole) = spec.max_turn_duration_ms else {
+        return;
+    };
+    let parts = [
+        ("turn_budget_ms", spec.turn_budget_ms),
+        ("path_budget_ms_default", spec.path_budget_ms_default),
+        ("node_budget_ms_default", spec.node_budget_ms_default),
+        ("edge_budget_ms_default", spec.edge_budget_ms_default),
+    ];
+    for (name, part) in parts {
+        if let Some(part) = part.filter(|part| *part > whole) {
+            check.error(
+                "never_reached",
+                &format!("{path}.{name}"),
+                format!(
+                    "{part} is above max_turn_duration_ms, {whole}: the turn is over before that"
+                ),
+                format!("e.g. `max_turn_duration_ms: {part}` or more"),
+            );
+        }
     }
 }
 

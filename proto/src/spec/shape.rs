@@ -60,18 +60,19 @@ impl Shape<'_> {
                 let minimum = schema.get("minimum").and_then(Value::as_f64);
                 let maximum = schema.get("maximum").and_then(Value::as_f64);
                 let value = number.as_f64().unwrap_or(f64::MAX);
-                let message = match (minimum, maximum) {
-                    (Some(minimum), _) if value < minimum => format!("must be at least {minimum}"),
-                    (_, Some(maximum)) if value > maximum => format!("must be at most {maximum}"),
+                let (message, hint) = match (minimum, maximum) {
+                    (Some(minimum), _) if value < minimum => {
+                        (format!("must be at least {minimum}"), None)
+                    }
+                    (_, Some(maximum)) if value > maximum => {
+                        let least = minimum.unwrap_or_default();
+                        let range = format!("from {least} to {maximum}");
+                        (format!("must be at most {maximum}"), Some(range))
+                    }
                     _ => return,
                 };
-                report.error(
-                    "out_of_range",
-                    node.at,
-                    path,
-                    format!("`{number}` {message}"),
-                    None,
-                );
+                let message = format!("`{number}` {message}");
+                report.error("out_of_range", node.at, path, message, hint);
             }
             Kind::Text(text) => {
                 let length = text.len() as u64;

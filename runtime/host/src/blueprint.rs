@@ -174,6 +174,7 @@ impl Blueprints {
             return Ok(known);
         }
         drop(kept);
+        settings.check().map_err(OpenError::Plan)?;
         let snapshots = Arc::clone(&self.snapshots);
         let (policy, settings) = (policy.cloned(), settings.clone());
         let made = Blueprint::new(spec, policy, settings, snapshots).map_err(OpenError::Graph)?;

@@ -92,6 +92,16 @@ pub enum PlanError {
         /// What it would take.
         carries: PortType,
     },
+    /// A number that is larger than anybody needs.
+    #[error("{path}: {found} is too large; at most {most} is possible")]
+    Beyond {
+        /// The field's path.
+        path: String,
+        /// What it is.
+        found: u64,
+        /// What it may be.
+        most: u64,
+    },
     /// A value that cannot work.
     #[error("{path}: {problem}")]
     Invalid {
@@ -117,7 +127,7 @@ impl PlanError {
             Self::NotOpen { .. } => "insertion_not_allowed",
             Self::NameTaken { .. } => "insertion_name_taken",
             Self::NothingToFollow { .. } => "insertion_follows_nothing",
-            Self::Invalid { .. } => "setting_invalid",
+            Self::Beyond { .. } | Self::Invalid { .. } => "setting_invalid",
         }
     }
 
@@ -135,6 +145,7 @@ impl PlanError {
             | Self::NotOpen { .. }
             | Self::NameTaken { .. }
             | Self::NothingToFollow { .. }
+            | Self::Beyond { .. }
             | Self::Invalid { .. } => false,
         }
     }

@@ -911,7 +911,7 @@ fn lay_buffer(policy: &mut EdgeBufferPolicy, spec: &BufferSpec) -> Vec<&'static 
         policy.watermarks = Watermarks {
             queue_items: Some(Marks {
                 high: (items - items / 4).max(1),
-                low: items * 3 / 8,
+                low: items.saturating_mul(3) / 8,
             }),
             queue_ms: policy.watermarks.queue_ms,
         };

@@ -6,12 +6,12 @@ use rspp_proto::{
     ProviderId,
     spec::{
         BudgetsSpec, BufferSpec, FlowControl, Modality, NodeExecutionPolicy, ObserveSpec, Priority,
-        ProvidersSpec, RecordingPolicy,
+        ProvidersSpec, RecordingPolicy, most,
     },
 };
 use serde::{Deserialize, Serialize};
 
-use super::StreamingHandoff;
+use super::{PlanError, StreamingHandoff};
 
 /// Who decided a value, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -98,6 +98,19 @@ pub struct ProviderSettings {
 }
 
 impl LayeredSettings {
+    /// Whether each number in them is one that pipelines and policies may have too: no schema has been
+    /// asked about settings.
+    ///
+    /// # Panics
+    /// Never: settings are written as they are read.
+    pub fn check(&self) -> Result<(), PlanError> {
+        let written = serde_json::to_value(self).expect("settings are written as they are read");
+        match most::beyond(&written) {
+            Some((path, found, most)) => Err(PlanError::Beyond { path, found, most }),
+            None => Ok(()),
+        }
+    }
+
     /// What a session of `pipeline` says about itself.
     pub fn observe(&self, pipeline: ObserveSpec) -> ObserveSpec {
         let stronger = [

@@ -1067,3 +1067,18 @@ fn equal_inputs_are_resolved_once() {
     };
     assert_eq!(known.resolve(&stale), Err(PlanError::StaleSnapshots));
 }
+
+/// F-080, P16: no schema is asked about settings, and their numbers are held to the same largest values.
+#[test]
+fn settings_have_largest_values_too() {
+    let mut all = settings();
+    assert_eq!(all.check(), Ok(()));
+    all.session.budgets.turn_budget_ms = Some(u64::MAX);
+    let error = all.check().unwrap_err();
+    assert_eq!(error.code(), "setting_invalid");
+    let message = error.to_string();
+    assert!(
+        message.starts_with("session.budgets.turn_budget_ms: 18446744073709551615 is too large"),
+        "{message}"
+    );
+}
