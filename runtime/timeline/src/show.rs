@@ -1,5 +1,7 @@
 //! A timeline as text: a line an entry for people, a JSON object a line for programs.
 
+mod journal;
+
 use std::{
     fmt::{self, Write as _},
     io::{self, Read, Seek, Write},
@@ -188,7 +190,7 @@ fn what(entry: &Entry) -> String {
             )
         }
         Entry::Turn(turn) => turn_text(turn),
-        Entry::Journal(line) => line.line.to_string(),
+        Entry::Journal(line) => journal::words(&line.line),
         Entry::Tool(step) => {
             let text = step.arguments.as_ref().or(step.result.as_ref());
             let text = text.map_or_else(String::new, |text| format!(": {}", escaped(text)));
