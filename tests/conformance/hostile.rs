@@ -24,7 +24,7 @@ use rspp_tests::{
     call::{Builder, Cast, bindings, first, says, tone},
     nodes::{Probes, custom, get, insert},
 };
-use rspp_timeline::{Entry, Options, Recorder};
+use rspp_timeline::{Entry, EntryKind, Options, Recorder};
 use rspp_transport_api::{
     Ingress, Outgoing, Sink, SinkError, Source, Transport, TransportKind,
     loopback::{Start, Utterance},
@@ -339,15 +339,16 @@ async fn speech_without_end_is_answered() {
 /// T9: evidence that was lost on the way cannot be made up for at the end.
 #[tokio::test(start_paused = true)]
 async fn a_turn_with_lost_evidence_is_not_committed() {
-    let mut options = Options::default();
-    options.capacity.total.entries = 60;
-    options.capacity.baseline_reserve.entries = 4;
-    options.capacity.terminal_reserve.entries = 50;
-    let (recorder, recording) = Recorder::in_memory(options);
+    let (recorder, recording) = Recorder::in_memory(Options::default());
     let mut builder = Builder::new(&Cast::default(), vec![says(first())]);
-    builder.recorder = Some(recorder);
+    builder.recorder = Some(recorder.clone());
     let runtime = builder.runtime().await;
     let placed = builder.open(&runtime).await.unwrap();
+    placed.log.until(Signal::PlaybackStarted, 1).await;
+    let kept = recording.entries();
+    let outcome = kept.iter().find(|it| it.kind() == EntryKind::Outcome);
+    let outcome = outcome.expect("how the session was let in").clone();
+    while recorder.append(outcome.clone()).is_ok() {}
     let report = placed.session.wait().await.unwrap();
     assert_eq!(
         report.turns[0].reason.as_deref(),
@@ -356,6 +357,8 @@ async fn a_turn_with_lost_evidence_is_not_committed() {
     let kept = recording.entries();
     let ends: Vec<_> = kept.iter().filter_map(Entry::signal).collect();
     assert!(ends.ends_with(&[Signal::Abort, Signal::Close]), "{ends:?}");
+    // When it was lost, and not when all had been said.
+    assert!(!ends.contains(&Signal::PlaybackCompleted), "{ends:?}");
 }
 
 /// P6: clearing an interrupted turn leaves the next one alone, however late it is carried out.

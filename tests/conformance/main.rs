@@ -19,6 +19,7 @@ mod delivery;
 mod echo;
 mod edges;
 mod exporting;
+mod extremes;
 mod failure;
 mod fairness;
 mod flow;

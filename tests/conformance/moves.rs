@@ -44,6 +44,7 @@ fn moves(turn: u32) -> Vec<(TurnTrigger, Input)> {
         epoch: Epoch::FIRST,
         authorized: true,
         guess_holds: true,
+        evidence: true,
     };
     let ending = Ending::NodeFailed;
     vec![

@@ -1,10 +1,14 @@
 //! Nodes that block the thread they are called on: noticed in real time, kept to their own session.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use rspp_actors::Stopwatch;
 use rspp_host::{
     Event, Pools,
     node::{NodeContext, Step},
@@ -13,7 +17,7 @@ use rspp_kernel::CancelReason;
 use rspp_proto::{SessionId, abi::Signal};
 use rspp_provider_api::scripted::ScriptedLlm;
 use rspp_tests::{
-    call::{Builder, Cast, Placed},
+    call::{Builder, Cast, Placed, first, says},
     nodes::{Probes, custom, forward, insert},
 };
 use rspp_transport_api::Ingress;
@@ -56,7 +60,11 @@ async fn two(from: &str, to: &str, span: Duration) -> Two {
         llm: Arc::new(ScriptedLlm::new("llm").answers(vec!["Hi there."; 4])),
         ..Cast::default()
     };
-    let mut host = Builder::new(&cast, vec![]).configure(probes.install());
+    let install = probes.install();
+    let mut host = Builder::new(&cast, vec![]).configure(|config| {
+        install(config);
+        config.notices_blocking = true;
+    });
     let runtime = host.runtime().await;
     let mut calls = Vec::new();
     for name in ["blocked", "healthy"] {
@@ -146,6 +154,34 @@ async fn a_node_that_blocks_its_thread_is_noticed_and_costs_its_turn() {
     let blocked = two.blocked.0.end().await;
     assert_eq!(blocked.endings(), ["node_timeout_or_failure", "commit"]);
     assert!(two.runtime.shut_down(Duration::from_secs(5)).await);
+}
+
+/// P16, F-152: in virtual time a node may take as long as this machine likes: the same call goes the same
+/// way whatever else the machine does.
+#[tokio::test(start_paused = true)]
+async fn in_virtual_time_the_wall_ends_no_turn() {
+    let mut probes = Probes::default();
+    let is_first = AtomicBool::new(true);
+    probes.add("probe", move |nth, cx: &mut NodeContext, event: Event| {
+        let span = Duration::from_millis(900);
+        let took = Stopwatch::start();
+        while is_first.load(Ordering::Relaxed) && took.elapsed() < span {
+            std::hint::spin_loop();
+        }
+        is_first.store(false, Ordering::Relaxed);
+        forward(nth, cx, event)
+    });
+    let cast = Cast {
+        llm: Arc::new(ScriptedLlm::new("llm").answers(["Hi there."])),
+        ..Cast::default()
+    };
+    let ended = Builder::new(&cast, vec![says(first())])
+        .pipeline(|spec| insert(spec, "llm", custom("probe"), "segmenter"))
+        .configure(probes.install())
+        .hold()
+        .await;
+    assert_eq!(ended.endings(), ["commit"]);
+    assert!(ended.report.degraded.is_empty());
 }
 
 /// P18, P15: a listening node that blocks its thread for good costs its session, which ends within its

@@ -328,6 +328,7 @@ impl Rig {
                         },
                         authorized: says.authorized,
                         guess_holds: says.verdict == Verdict::Admit,
+                        evidence: true,
                     },
                 }),
                 Effect::Resolve { turn, .. } => Some(Input::Plan {

@@ -1,7 +1,7 @@
 //! The door of a node: who is let in, who waits, who is sent away, and what is left behind of it.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
@@ -10,12 +10,15 @@ use std::{
 };
 
 use rspp_actors::Clock;
-use rspp_kernel::admission::{
-    Admission, AdmissionReport, Ask, Beyond, Cause, Decision, FleetUsage, Limit, Load, Verdict,
-    Whose, sheds,
+use rspp_kernel::{
+    Gates,
+    admission::{
+        Admission, AdmissionReport, Ask, Beyond, Cause, Decision, FleetUsage, Limit, Load, Verdict,
+        Whose, sheds,
+    },
 };
 use rspp_proto::{
-    Epoch, Monotonic, PipelineVersion, Reason, SessionId, TenantId, WallClock,
+    Epoch, Monotonic, PipelineVersion, Reason, SessionId, TenantId, TurnNumber, WallClock,
     abi::{
         ControlSignal, DecisionOutcome, Emitter, OutcomeKind, OutcomePhase, OutcomeScope, Signal,
         Stamp,
@@ -53,6 +56,8 @@ pub(crate) struct Gatekeeper {
     pub(crate) overhead_alerts: AtomicU64,
     events: Mutex<VecDeque<CapacityEvent>>,
     news: broadcast::Sender<CapacityEvent>,
+    /// What was found when turns were to open, of a session that is run again.
+    decided: BTreeMap<TurnNumber, Gates>,
 }
 
 /// Who wants a session.
@@ -119,7 +124,11 @@ impl std::fmt::Display for SessionRefused {
 }
 
 impl Gatekeeper {
-    pub(crate) fn new(limits: LimitsSpec, clock: Clock) -> Self {
+    pub(crate) fn new(
+        limits: LimitsSpec,
+        clock: Clock,
+        decided: BTreeMap<TurnNumber, Gates>,
+    ) -> Self {
         let now = Monotonic::from_duration(clock.now());
         Self {
             clock,
@@ -133,6 +142,7 @@ impl Gatekeeper {
             overhead_alerts: AtomicU64::new(0),
             events: Mutex::default(),
             news: broadcast::channel(EVENTS).0,
+            decided,
         }
     }
 
@@ -453,8 +463,18 @@ impl Entry {
         self.decision.verdict == Verdict::Admit && self.gatekeeper.admission().has_room(now, ask)
     }
 
+    /// What was found when the turn was to open before, in a session that is run again.
+    pub(crate) fn before(&self, turn: TurnNumber) -> Option<Gates> {
+        self.gatekeeper.decided.get(&turn).copied()
+    }
+
     /// Decides about one more turn of the session; with a place for it if it is let in.
-    pub(crate) fn turn(&self, now: Monotonic, waited: Duration) -> (Decision, Option<TurnPlace>) {
+    pub(crate) fn turn(
+        &self,
+        turn: TurnNumber,
+        now: Monotonic,
+        waited: Duration,
+    ) -> (Decision, Option<TurnPlace>) {
         let ask = Ask {
             tenant: &self.tenant,
             priority: self.priority,
@@ -466,6 +486,15 @@ impl Entry {
         // Who was let in with less is served with less for as long as it stays.
         if decision.verdict == Verdict::Admit && self.decision.verdict == Verdict::Degrade {
             decision = self.decision;
+        }
+        // Who was there beside it, and took what it went without, is there no more.
+        if let Some(Gates { admission, .. }) = self.before(turn)
+            && decision.verdict.is_admitted()
+        {
+            if !admission.verdict.is_admitted() {
+                self.gatekeeper.admission().close_turn(&self.tenant);
+            }
+            decision = admission;
         }
         let place = decision.verdict.is_admitted().then(|| TurnPlace {
             gatekeeper: Arc::clone(&self.gatekeeper),

@@ -89,6 +89,8 @@ pub struct Pools {
     pub work: InferencePool,
     /// Voice activity and end of turn.
     pub listening: InferencePool,
+    /// Whether time is the wall's, so that work which holds its thread takes some.
+    real_time: bool,
 }
 
 /// One for voice activity, so that it does not wait while an end of turn is being judged.
@@ -100,6 +102,7 @@ impl Pools {
         Self {
             work: InferencePool::new(size),
             listening: InferencePool::new(LISTENING_THREADS),
+            real_time: true,
         }
     }
 
@@ -108,6 +111,7 @@ impl Pools {
         Self {
             work: InferencePool::in_virtual_time(size),
             listening: InferencePool::in_virtual_time(LISTENING_THREADS),
+            real_time: false,
         }
     }
 
@@ -116,7 +120,13 @@ impl Pools {
         Self {
             work: InferencePool::simulated(size, cost),
             listening: InferencePool::simulated(LISTENING_THREADS, cost),
+            real_time: false,
         }
+    }
+
+    /// Whether time is the wall's.
+    pub(crate) fn are_in_real_time(&self) -> bool {
+        self.real_time
     }
 }
 

@@ -19,14 +19,14 @@ use rspp_controlplane_api::{
     Lease, Leases, LocalLeases, MemoryStore, StateStore, StoreError, Terms, Wanted,
 };
 use rspp_kernel::{
-    CancelReason,
+    CancelReason, Gates,
     admission::AdmissionReport,
     continuation::Continuation,
     graph::GraphError,
     plan::{LayeredSettings, PlanError, ProviderInputs, ResolvedTurnPlan, with_insertions},
 };
 use rspp_proto::{
-    Epoch, Monotonic, PipelineVersion, ProviderId, SessionId, TenantId,
+    Epoch, Monotonic, PipelineVersion, ProviderId, SessionId, TenantId, TurnNumber,
     control::{Binding, Emptying, Versions},
     spec::{
         LimitsSpec, MemoryLimits, Modality, NodeKind, PipelineSpec, PolicyBundle, Quota,
@@ -123,6 +123,12 @@ pub struct Config {
     pub cpu: Arc<dyn CpuProbe>,
     /// The node's clock.
     pub clock: Clock,
+    /// What was found when turns were to open, where a session is run again: who else was there then is not
+    /// there now, the load is another, and so is the holder of the leases (F-151).
+    pub decided: BTreeMap<TurnNumber, Gates>,
+    /// Whether nodes that block their thread are looked for by the wall's clock (P16): where time is the
+    /// wall's. In virtual time how long something takes on this machine decides nothing.
+    pub notices_blocking: bool,
     /// What jitter is drawn from; chance if `None`. A simulation sets it, to be run again.
     pub seed: Option<u64>,
 }
@@ -132,6 +138,7 @@ impl Config {
     pub fn new(providers: Providers, pools: Pools) -> Self {
         Self {
             providers: Arc::new(providers),
+            notices_blocking: pools.are_in_real_time(),
             pools,
             nodes: Arc::default(),
             tools: Arc::default(),
@@ -146,6 +153,7 @@ impl Config {
             limits: LimitsSpec::default(),
             cpu: Arc::new(ProcessCpu::default()),
             clock: Clock::start(),
+            decided: BTreeMap::new(),
             seed: None,
         }
     }
@@ -390,7 +398,11 @@ impl Runtime {
             .node
             .sessions
             .map_or(MANY, |Quota { limit, .. }| limit as usize);
-        let gatekeeper = Arc::new(Gatekeeper::new(config.limits.clone(), clock));
+        let gatekeeper = Arc::new(Gatekeeper::new(
+            config.limits.clone(),
+            clock,
+            config.decided.clone(),
+        ));
         let overhead = Arc::<Overhead>::default();
         let roster = Arc::<Roster>::default();
         let shared = config.join(&gatekeeper, &roster);
@@ -420,6 +432,11 @@ impl Runtime {
             Some(store) => Arc::clone(store),
             None => Arc::new(MemoryStore::new(Arc::clone(&config.leases))),
         };
+        let watchdog = if config.notices_blocking {
+            Watchdog::start()
+        } else {
+            Watchdog::asleep()
+        };
         Ok(Self {
             roster,
             shared: shared.map(|around| around.shared),
@@ -434,7 +451,7 @@ impl Runtime {
             overhead,
             metered: Metered::default(),
             views: Arc::default(),
-            watchdog: Watchdog::start(),
+            watchdog,
         })
     }
 

@@ -560,6 +560,7 @@ impl Session {
                 self.edge_reported(turn, &edge, lane, &notice, at);
             }
             SessionControl::Memory { mark, held } => self.came_to(now, mark, held),
+            SessionControl::EvidenceLost => self.publisher.lose(),
             SessionControl::Blocked {
                 turn,
                 node,
@@ -612,6 +613,7 @@ impl Actor for Session {
         self.placed(now);
         self.enter_roster(ctx);
         self.setup.memory.report_to(ctx.control_ref());
+        self.watch_recording(ctx.control_ref());
         ctx.control_ref()
             .send_reserved(SessionControl::Begin)
             .map_err(|_| Failure::new("a new control lane has room"))
@@ -810,6 +812,7 @@ impl Actor for Session {
             let lease = &self.setup.place.lease;
             self.state.close(lease, &report.ended).await;
         }
+        self.setup.recorder.set_alarm(None);
         let (done, _) = oneshot::channel();
         let done = std::mem::replace(&mut self.setup.done, done);
         let _nobody_waits = done.send(report);
@@ -821,6 +824,16 @@ impl Session {
     /// up: whoever hangs up while the agent's last order is still being seen through was hung up on.
     fn ends_because(&mut self, why: impl Into<String>) {
         self.ended.get_or_insert_with(|| why.into());
+    }
+
+    /// A storage may fail between two entries: the session is told, and the turn does not go on without
+    /// evidence until the next.
+    fn watch_recording(&self, session: ControlRef<SessionControl>) {
+        self.setup.recorder.set_alarm(Some(Box::new(move || {
+            if session.send_reserved(SessionControl::EvidenceLost).is_err() {
+                tracing::debug!("the session is gone before its recording");
+            }
+        })));
     }
 
     fn meter(&self) -> MutexGuard<'_, Meter> {

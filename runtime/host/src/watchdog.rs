@@ -29,7 +29,7 @@ const BLOCKS_AFTER: u32 = 5;
 /// Ticks after which a session is given up whose listening node blocks.
 const LOST_AFTER: u32 = 20;
 
-/// Looks after all node hosts of a runtime. The thread ends soon after the last of these is dropped.
+/// Looks after all node hosts of a runtime, by the wall's clock alone. The thread ends soon after the last of these is dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct Watchdog {
     shared: Arc<Shared>,

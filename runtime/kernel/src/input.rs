@@ -67,6 +67,9 @@ pub struct Gates {
     /// every other turn.
     #[serde(default = "yes")]
     pub guess_holds: bool,
+    /// Whether the turn's evidence can be kept, whatever becomes of it (T9).
+    #[serde(default = "yes")]
+    pub evidence: bool,
 }
 
 fn yes() -> bool {

@@ -182,7 +182,10 @@ impl Session {
         let conversation = Conversation::new(policy.max_context_messages);
         let interruption = Interruption::new(&policy);
         // By then the turn would have been detected, and its words recognised or given up.
-        let patience = policy.max_turn_silence_ms + policy.transcript_timeout_ms + 1_000;
+        let patience = policy
+            .max_turn_silence_ms
+            .saturating_add(policy.transcript_timeout_ms)
+            .saturating_add(1_000);
         let speculation =
             Speculation::new(policy.speculation.clone(), Duration::from_millis(patience));
         Self {
@@ -263,6 +266,12 @@ impl Session {
     /// The turn in progress, if any.
     pub fn current_turn(&self) -> Option<TurnNumber> {
         self.running.as_ref().map(|running| running.number)
+    }
+
+    /// The running turn, unless something is about to end it.
+    pub fn open_turn(&self) -> Option<TurnNumber> {
+        let running = self.running.as_ref().filter(|running| running.is_bound())?;
+        Some(running.number)
     }
 
     /// Whether the agent is being heard: derived from what was accepted for playout, not from what
@@ -878,7 +887,8 @@ impl Session {
         self.step(TurnInput::Proposed);
     }
 
-    /// Snapshot validity, epoch validity, authorisation, in this order; the plan comes last.
+    /// Snapshot validity, epoch validity, authorisation, room for evidence, in this order; the plan comes
+    /// last.
     fn judge(&mut self, now: Monotonic, turn: TurnNumber, gates: Gates) {
         if self.waits_on(now, turn, &gates) {
             return;
@@ -910,6 +920,8 @@ impl Session {
                 }
                 Err(AuthorityFault::Revoked { .. }) => Some(Refusal::Deauthorized), // T4
                 Ok(()) if !gates.authorized => Some(Refusal::Deauthorized),         // T4
+                // Its end could not be told: it does not begin (T9, invariant 16).
+                Ok(()) if !gates.evidence => Some(Refusal::Defer(RefusalReason::Evidence)),
                 Ok(()) => None,
             }
         };

@@ -29,6 +29,8 @@ pub enum RefusalReason {
     Capacity,
     /// `plan_materialization_failed`
     Plan,
+    /// `recording_evidence_unavailable`: there is no room for what the turn would have to leave behind.
+    Evidence,
 }
 
 impl Refusal {
@@ -42,6 +44,9 @@ impl Refusal {
             Self::Reject(RefusalReason::Capacity) => "admission_capacity_reject",
             Self::Defer(RefusalReason::Plan) | Self::Reject(RefusalReason::Plan) => {
                 "plan_materialization_failed"
+            }
+            Self::Defer(RefusalReason::Evidence) | Self::Reject(RefusalReason::Evidence) => {
+                "recording_evidence_unavailable"
             }
             Self::StaleEpoch => "authority_epoch_mismatch",
             Self::Deauthorized => "authority_revoked_before_open",

@@ -48,9 +48,11 @@ pub use format::{
 };
 pub use invocation::{AttemptRecord, HandoffAction, HandoffRecord, InvocationOutcome};
 pub use plan::{PlanFields, PlanRecord};
-pub use queue::{Capacity, Room};
+pub use queue::{Capacity, CapacityError, Room, TURN_ROOM};
 pub use reader::{Filter, Item, ReadError, Report, Timeline};
-pub use recorder::{AppendError, MemoryRecording, Options, Recorder, RecorderStats, SyncPolicy};
+pub use recorder::{
+    Alarm, AppendError, KEPT_FREE, MemoryRecording, Options, Recorder, RecorderStats, SyncPolicy,
+};
 pub use redact::{Redacted, Redaction, RedactionAction, RedactionDecision};
 pub use scan::{Damage, DamagedPart, Torn};
 pub use tool::{ToolEntry, ToolStep};

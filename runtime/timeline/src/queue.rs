@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use rspp_proto::spec::RecordingLevel;
+use thiserror::Error;
 
 use crate::{Entry, EntryClass};
 
@@ -14,6 +15,12 @@ pub struct Room {
     /// How large together.
     pub bytes: usize,
 }
+
+/// No room at all.
+pub(crate) const NONE: Room = Room {
+    entries: 0,
+    bytes: 0,
+};
 
 /// How much may wait to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +53,68 @@ impl Default for Capacity {
     }
 }
 
+/// What a turn may add that no turn can do without: its opening, with the frozen plan, and its end. A
+/// turn opens only where there is room for that (T9, invariant 16).
+pub const TURN_ROOM: Room = Room {
+    entries: 24,
+    bytes: 24 << 10,
+};
+
+/// A queue that cannot hold what is reserved in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error(
+    "a queue of {found} {unit} has no room beside its reserves, {reserved}: it needs {least} or more"
+)]
+pub struct CapacityError {
+    /// What is counted: entries or bytes.
+    pub unit: &'static str,
+    /// How many may wait.
+    pub found: usize,
+    /// How many of them are reserved.
+    pub reserved: usize,
+    /// The fewest that would do.
+    pub least: usize,
+}
+
 impl Capacity {
+    /// Whether details, evidence and a turn's end each find room.
+    pub fn check(&self) -> Result<(), CapacityError> {
+        let least = |baseline: usize, terminal: usize, turn: usize| {
+            baseline
+                .saturating_add(1)
+                .max(turn)
+                .saturating_add(terminal)
+        };
+        let (total, baseline, terminal) =
+            (self.total, self.baseline_reserve, self.terminal_reserve);
+        let counts = [
+            (
+                "entries",
+                total.entries,
+                baseline.entries.saturating_add(terminal.entries),
+                least(baseline.entries, terminal.entries, TURN_ROOM.entries),
+            ),
+            (
+                "bytes",
+                total.bytes,
+                baseline.bytes.saturating_add(terminal.bytes),
+                least(baseline.bytes, terminal.bytes, TURN_ROOM.bytes),
+            ),
+        ];
+        match counts
+            .into_iter()
+            .find(|(_, found, _, least)| found < least)
+        {
+            Some((unit, found, reserved, least)) => Err(CapacityError {
+                unit,
+                found,
+                reserved,
+                least,
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// What entries of `class` and all dearer ones may use together.
     fn limit(&self, class: EntryClass) -> Room {
         let minus = |a: Room, b: Room| Room {
@@ -68,7 +136,7 @@ pub(crate) struct Slot {
     pub(crate) entry: Entry,
     pub(crate) class: EntryClass,
     pub(crate) level: RecordingLevel,
-    weight: usize,
+    pub(crate) weight: usize,
 }
 
 /// What became of an offered entry.
@@ -88,7 +156,8 @@ pub(crate) struct Queue {
     capacity: Capacity,
     slots: VecDeque<Slot>,
     bytes: usize,
-    details: usize,
+    /// How much of that is details.
+    details: Room,
 }
 
 impl Queue {
@@ -97,7 +166,7 @@ impl Queue {
             capacity,
             slots: VecDeque::new(),
             bytes: 0,
-            details: 0,
+            details: NONE,
         }
     }
 
@@ -108,10 +177,7 @@ impl Queue {
         level: RecordingLevel,
     ) -> Offer {
         let weight = entry.weight();
-        let mut displaced = Room {
-            entries: 0,
-            bytes: 0,
-        };
+        let mut displaced = NONE;
         while !self.fits(class, weight) {
             if class == EntryClass::Detail || !self.displace(&mut displaced) {
                 return Offer::Full(Room {
@@ -121,7 +187,10 @@ impl Queue {
             }
         }
         self.bytes += weight;
-        self.details += usize::from(class == EntryClass::Detail);
+        if class == EntryClass::Detail {
+            self.details.entries += 1;
+            self.details.bytes += weight;
+        }
         self.slots.push_back(Slot {
             entry,
             class,
@@ -138,7 +207,7 @@ impl Queue {
     /// Takes everything that waits.
     pub(crate) fn take(&mut self) -> VecDeque<Slot> {
         self.bytes = 0;
-        self.details = 0;
+        self.details = NONE;
         std::mem::take(&mut self.slots)
     }
 
@@ -150,6 +219,22 @@ impl Queue {
         share(self.slots.len(), limit.entries)
             .max(share(self.bytes, limit.bytes))
             .min(1.0)
+    }
+
+    /// What waits and may not be lost.
+    pub(crate) fn evidence(&self) -> Room {
+        Room {
+            entries: self.slots.len() - self.details.entries,
+            bytes: self.bytes - self.details.bytes,
+        }
+    }
+
+    /// Whether a turn could open and end with what waits now: details make way for it, and its end has
+    /// the room for endings to itself.
+    pub(crate) fn takes_turn(&self) -> bool {
+        let (waits, limit) = (self.evidence(), self.capacity.limit(EntryClass::Baseline));
+        waits.entries + TURN_ROOM.entries <= limit.entries
+            && waits.bytes + TURN_ROOM.bytes <= limit.bytes
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -167,7 +252,7 @@ impl Queue {
 
     /// Drops the oldest detail; `false` if none waits.
     fn displace(&mut self, displaced: &mut Room) -> bool {
-        if self.details == 0 {
+        if self.details.entries == 0 {
             return false;
         }
         let oldest = self
@@ -177,7 +262,8 @@ impl Queue {
         let Some(slot) = oldest.and_then(|index| self.slots.remove(index)) else {
             return false;
         };
-        self.details -= 1;
+        self.details.entries -= 1;
+        self.details.bytes -= slot.weight;
         self.bytes -= slot.weight;
         displaced.entries += 1;
         displaced.bytes += slot.weight;

@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,7 +20,7 @@ use tokio::sync::Notify;
 use crate::{
     Capacity, DropNote, Entry, EntryClass, Fidelity, FidelityPolicy, LevelChange, Pressure,
     Redaction,
-    queue::{Offer, Queue, Room, Slot},
+    queue::{NONE, Offer, Queue, Room, Slot, TURN_ROOM},
     sampling,
 };
 
@@ -123,6 +124,19 @@ pub struct RecorderStats {
     pub has_failed: bool,
 }
 
+/// Bytes that a storage keeps free for each recording beyond what is written: the opening and the end
+/// of a turn, and what may wait while one batch is being written.
+pub const KEPT_FREE: u64 = 96 << 10;
+
+/// How much longer entries are when they are written than they are estimated to be: never more.
+pub(crate) const WRITTEN: u64 = 2;
+
+/// What a turn may need on the storage, with the recording's own end.
+pub(crate) const TURN_BYTES: u64 = TURN_ROOM.bytes as u64 * WRITTEN;
+
+/// Told when evidence can no longer be kept.
+pub type Alarm = Box<dyn Fn() + Send + Sync>;
+
 /// Where entries go; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Recorder {
@@ -137,7 +151,7 @@ impl Recorder {
 
     /// Records into memory, within the same bounds as into a file.
     pub fn in_memory(options: Options) -> (Self, MemoryRecording) {
-        let shared = Arc::new(Shared::new(options));
+        let shared = Arc::new(Shared::new(options, u64::MAX));
         (
             Self {
                 shared: Some(Arc::clone(&shared)),
@@ -182,6 +196,30 @@ impl Recorder {
             return Ok(());
         };
         shared.append(entry.into(), EntryClass::Terminal)
+    }
+
+    /// Whether a turn may open: whatever becomes of it, there is room for its opening and its end where
+    /// entries wait and where they are written. An error is not counted as evidence lost: there is none.
+    ///
+    /// Never waits. What was said no to for want of room on the storage is looked for again.
+    pub fn takes_turn(&self) -> Result<(), AppendError> {
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        let answer = shared.lock().takes_turn();
+        if answer.is_err() {
+            shared.work.notify_one();
+            shared.hurry.notify_one();
+        }
+        answer
+    }
+
+    /// Has `alarm` called, once each time, when evidence can no longer be kept (T9); nobody else from
+    /// then on. `None` ends that.
+    pub fn set_alarm(&self, alarm: Option<Alarm>) {
+        if let Some(shared) = &self.shared {
+            shared.alarm.set(alarm);
+        }
     }
 
     /// Says that a turn begins: the one moment when more may be recorded again.
@@ -305,6 +343,7 @@ pub(crate) fn prepare(mut entry: Entry, level: RecordingLevel, redaction: &Redac
 pub(crate) struct Shared {
     pub(crate) options: Options,
     state: Mutex<State>,
+    alarm: Bell,
     /// Something waits to be written.
     pub(crate) work: Notify,
     /// Something must not wait for more.
@@ -320,6 +359,12 @@ struct State {
     fidelity: Fidelity,
     unannounced: VecDeque<LevelChange>,
     life: Life,
+    /// Bytes that the storage keeps free beyond what is written.
+    kept_free: u64,
+    /// What evidence is being written, as it is estimated.
+    writing: usize,
+    /// Why the storage keeps no more free, if it does not: endings use up what it has kept.
+    full: Option<Arc<str>>,
     export_lag: Duration,
     spool_fill: f64,
     /// The latest time seen: entries of several emitters may come slightly out of order.
@@ -349,19 +394,19 @@ pub(crate) struct Batch {
 }
 
 impl Shared {
-    pub(crate) fn new(options: Options) -> Self {
+    pub(crate) fn new(options: Options, kept_free: u64) -> Self {
         let state = State {
             queue: Queue::new(options.capacity),
             fidelity: Fidelity::new(options.fidelity.clone(), options.level),
             unannounced: VecDeque::new(),
             life: Life::Open,
+            kept_free,
+            writing: 0,
+            full: None,
             export_lag: Duration::ZERO,
             spool_fill: 0.0,
             latest: Monotonic::ZERO,
-            unnoted: Room {
-                entries: 0,
-                bytes: 0,
-            },
+            unnoted: NONE,
             dropped: 0,
             omitted: 0,
             refused: 0,
@@ -370,6 +415,7 @@ impl Shared {
         Self {
             options,
             state: Mutex::new(state),
+            alarm: Bell::default(),
             work: Notify::new(),
             hurry: Notify::new(),
         }
@@ -413,6 +459,7 @@ impl Shared {
     /// Takes what waits; the pressure is gone with it.
     pub(crate) fn take(&self) -> Batch {
         let mut state = self.lock();
+        state.writing += state.queue.evidence().bytes;
         let slots = state.queue.take();
         let note = state.take_note();
         state.observe();
@@ -439,11 +486,31 @@ impl Shared {
         self.hurry.notify_one();
     }
 
+    /// What was taken is written, and so much is kept free beyond it; or why no more is.
+    pub(crate) fn wrote(&self, kept_free: u64, full: Option<Arc<str>>) {
+        let mut state = self.lock();
+        state.writing = 0;
+        state.kept_free = kept_free;
+        let is_news = full.is_some() && state.full.is_none();
+        state.full = full;
+        drop(state);
+        if is_news {
+            self.alarm.ring();
+        }
+    }
+
     /// Takes nothing more, and what waits is lost.
     pub(crate) fn fail(&self, reason: &Arc<str>) {
         let mut state = self.lock();
         state.life = Life::Failed(Arc::clone(reason));
         let _ = state.queue.take();
+        drop(state);
+        self.alarm.ring();
+    }
+
+    /// Evidence that was taken and then found no room on the storage.
+    pub(crate) fn count_refused(&self) {
+        self.lock().refused += 1;
     }
 
     /// A detail that was taken and then could not be written.
@@ -484,7 +551,13 @@ impl State {
             }
         }
         self.latest = self.latest.max(entry.at());
-        if class == EntryClass::Detail && self.spool_fill >= 1.0 {
+        if let (Some(reason), EntryClass::Baseline) = (&self.full, class) {
+            return Err(AppendError::Storage {
+                reason: Arc::clone(reason),
+            });
+        }
+        let is_full = self.full.is_some() || self.spool_fill >= 1.0;
+        if class == EntryClass::Detail && is_full {
             self.drop_detail(Room {
                 entries: 1,
                 bytes: entry.weight(),
@@ -522,6 +595,32 @@ impl State {
         }
     }
 
+    fn takes_turn(&self) -> Result<(), AppendError> {
+        match &self.life {
+            Life::Open => {}
+            Life::Closed => return Err(AppendError::Closed),
+            Life::Failed(reason) => {
+                return Err(AppendError::Storage {
+                    reason: Arc::clone(reason),
+                });
+            }
+        }
+        if let Some(reason) = &self.full {
+            return Err(AppendError::Storage {
+                reason: Arc::clone(reason),
+            });
+        }
+        let unwritten = (self.queue.evidence().bytes + self.writing) as u64 * WRITTEN;
+        if self.queue.takes_turn() && unwritten.saturating_add(TURN_BYTES) <= self.kept_free {
+            Ok(())
+        } else {
+            Err(AppendError::Full {
+                kind: "turn",
+                waiting: self.queue.evidence().entries,
+            })
+        }
+    }
+
     fn observe(&mut self) {
         let pressure = Pressure {
             fill: self.queue.fill().max(self.spool_fill),
@@ -556,13 +655,7 @@ impl State {
     }
 
     fn take_note(&mut self) -> Option<DropNote> {
-        let Room { entries, bytes } = std::mem::replace(
-            &mut self.unnoted,
-            Room {
-                entries: 0,
-                bytes: 0,
-            },
-        );
+        let Room { entries, bytes } = std::mem::replace(&mut self.unnoted, NONE);
         (entries > 0).then_some(DropNote {
             at: self.latest,
             details: entries as u64,
@@ -580,5 +673,27 @@ impl State {
             downgrades: self.downgrades,
             has_failed: matches!(self.life, Life::Failed(_)),
         }
+    }
+}
+
+/// Who is told when evidence can no longer be kept.
+#[derive(Default)]
+struct Bell(Mutex<Option<Alarm>>);
+
+impl Bell {
+    fn set(&self, alarm: Option<Alarm>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = alarm;
+    }
+
+    fn ring(&self) {
+        if let Some(alarm) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            alarm();
+        }
+    }
+}
+
+impl fmt::Debug for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bell")
     }
 }

@@ -3,8 +3,13 @@
 //! One task per recording waits for work and hands batches to a blocking thread, which encodes,
 //! redacts and writes. A storage that is slow fills the queue, one that fails ends the recording;
 //! neither ever holds up a turn.
+//!
+//! Beyond what is written, the storage keeps room free for a turn's end ([`Storage::reserve`]). When it
+//! can keep no more, what it has kept is given to evidence alone: no turn opens, the running one ends
+//! (T9), and its end is written (invariant 16). Once there is room again, everything goes on.
 
 use std::{
+    collections::VecDeque,
     fs::{File, OpenOptions},
     io::{self, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -18,8 +23,9 @@ use tokio::task::{self, JoinHandle};
 use crate::{
     Entry, EntryClass, FileHeader, PreambleError, Recorder, Summary, SyncPolicy, Torn, VERSION,
     format::{FrameTooLong, preamble, write_frame},
+    queue::{CapacityError, Slot},
     reader::{Item, Timeline},
-    recorder::{Batch, Options, Shared, prepare},
+    recorder::{Batch, KEPT_FREE, Options, Shared, TURN_BYTES, WRITTEN, prepare},
 };
 
 /// Where a recording's bytes go.
@@ -30,6 +36,20 @@ pub trait Storage: Write + Send + 'static {
     /// How it takes the next batch.
     fn pace(&self) -> Pace {
         Pace::Blocking
+    }
+
+    /// Keeps room free for the next so many bytes, from where it writes now; a reader finds nothing of
+    /// that, also after a crash. A storage that is full says [`io::ErrorKind::StorageFull`].
+    ///
+    /// One that cannot keep room promises nothing, and says so when it is written to.
+    fn reserve(&mut self, bytes: u64) -> io::Result<()> {
+        let _ = bytes;
+        Ok(())
+    }
+
+    /// Gives back what was kept free and not used. Nothing is written after that.
+    fn give_back(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -46,6 +66,35 @@ impl Storage for File {
     fn sync(&mut self) -> io::Result<()> {
         self.sync_data()
     }
+
+    fn reserve(&mut self, bytes: u64) -> io::Result<()> {
+        let at = self.stream_position()?;
+        preallocate(self, at, bytes)
+    }
+
+    fn give_back(&mut self) -> io::Result<()> {
+        let end = self.stream_position()?;
+        self.set_len(end)
+    }
+}
+
+/// Gives a file blocks beyond its end, which stays where it is.
+#[cfg(target_os = "linux")]
+fn preallocate(file: &File, at: u64, bytes: u64) -> io::Result<()> {
+    use rustix::{
+        fs::{FallocateFlags, fallocate},
+        io::Errno,
+    };
+    match fallocate(file, FallocateFlags::KEEP_SIZE, at, bytes) {
+        // Some file systems cannot.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn preallocate(_file: &File, _at: u64, _bytes: u64) -> io::Result<()> {
+    Ok(())
 }
 
 /// Why a recording cannot begin.
@@ -60,6 +109,9 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// The queue cannot hold what is reserved in it.
+    #[error(transparent)]
+    Capacity(#[from] CapacityError),
     /// The file to append to is no timeline of ours.
     #[error("cannot append to {}", path.display())]
     Preamble {
@@ -109,11 +161,16 @@ pub struct Recovered {
 
 impl Recording {
     /// Begins a recording in a new file, readable by its owner alone.
+    ///
+    /// Waits for two things, without which no evidence can be kept: the file is there, and there is room
+    /// for a turn's end in it. Nothing is written yet; that is the writer's business, as everything that
+    /// follows.
     pub async fn create(
         path: impl Into<PathBuf>,
         header: FileHeader,
         options: Options,
     ) -> Result<(Recorder, Self), OpenError> {
+        options.capacity.check()?;
         let path = path.into();
         let opened = blocking(move || {
             let mut open = OpenOptions::new();
@@ -121,13 +178,13 @@ impl Recording {
             private(&mut open);
             let start = |path: &Path| -> io::Result<File> {
                 let mut file = open.open(path)?;
-                write_start(&mut file, header)?;
+                keep_free(&mut file)?;
                 Ok(file)
             };
             start(&path).map_err(|source| OpenError::Io { path, source })
         });
         let file = opened.await?;
-        Ok(Self::start(file, Summary::default(), options))
+        Ok(Self::start(file, Some(header), Summary::default(), options))
     }
 
     /// Continues a recording after a crash: cuts off an unfinished frame and appends.
@@ -135,29 +192,35 @@ impl Recording {
         path: impl Into<PathBuf>,
         options: Options,
     ) -> Result<(Recorder, Self, Recovered), OpenError> {
+        options.capacity.check()?;
         let path = path.into();
         let (file, recovered, summary) = blocking(move || recover(path)).await?;
-        let (recorder, recording) = Self::start(file, summary, options);
+        let (recorder, recording) = Self::start(file, None, summary, options);
         Ok((recorder, recording, recovered))
     }
 
-    /// Begins a recording in any storage.
+    /// Begins a recording in any storage. Waits until that keeps room for a turn's end, and for no
+    /// write.
     pub async fn begin(
         mut storage: impl Storage,
         header: FileHeader,
         options: Options,
     ) -> io::Result<(Recorder, Self)> {
+        let capacity = options.capacity.check();
+        capacity.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let storage = match storage.pace() {
-            Pace::Blocking => {
-                blocking(move || write_start(&mut storage, header).map(|()| storage)).await?
-            }
-            Pace::Takes(time) => {
-                tokio::time::sleep(time).await;
-                write_start(&mut storage, header)?;
+            Pace::Blocking => blocking(move || keep_free(&mut storage).map(|()| storage)).await?,
+            Pace::Takes(_) => {
+                keep_free(&mut storage)?;
                 storage
             }
         };
-        Ok(Self::start(storage, Summary::default(), options))
+        Ok(Self::start(
+            storage,
+            Some(header),
+            Summary::default(),
+            options,
+        ))
     }
 
     /// Takes no more entries, writes those that wait and the footer, and forces all to the storage.
@@ -172,14 +235,28 @@ impl Recording {
         }
     }
 
-    fn start<S: Storage>(storage: S, summary: Summary, options: Options) -> (Recorder, Self) {
-        let shared = Arc::new(Shared::new(options));
+    /// Of a `storage` that keeps [`KEPT_FREE`].
+    fn start<S: Storage>(
+        storage: S,
+        header: Option<FileHeader>,
+        summary: Summary,
+        options: Options,
+    ) -> (Recorder, Self) {
+        let shared = Arc::new(Shared::new(options, KEPT_FREE));
+        let is_new = header.is_some();
         let writer = Writer {
             storage,
+            header,
             summary,
             shared: Arc::clone(&shared),
             buffer: Vec::new(),
+            kept_free: KEPT_FREE,
+            is_full: false,
+            lost: 0,
         };
+        if is_new {
+            shared.work.notify_one();
+        }
         let writer = Some(tokio::spawn(writer.run()));
         (Recorder::of(Arc::clone(&shared)), Self { shared, writer })
     }
@@ -196,9 +273,25 @@ const KEPT_BUFFER_BYTES: usize = 256 << 10;
 
 struct Writer<S> {
     storage: S,
+    /// What the file begins with, until that is written.
+    header: Option<FileHeader>,
     summary: Summary,
     shared: Arc<Shared>,
     buffer: Vec<u8>,
+    /// Bytes that the storage keeps free from here.
+    kept_free: u64,
+    is_full: bool,
+    /// Evidence that was taken and found no room.
+    lost: u64,
+}
+
+/// What of a batch fits on the storage, beside what is kept free.
+enum Fit {
+    All,
+    /// Everything but details.
+    Evidence,
+    /// How turns end, and what else leaves room for that; why no more.
+    Endings(Arc<str>),
 }
 
 /// Why an entry was not written.
@@ -240,7 +333,12 @@ impl<S: Storage> Writer<S> {
                 return Err(CloseError { reason });
             }
             if is_last {
-                return Ok(self.summary);
+                return match self.lost {
+                    0 => Ok(self.summary),
+                    lost => Err(CloseError {
+                        reason: format!("{lost} entries found no room").into(),
+                    }),
+                };
             }
         }
     }
@@ -248,17 +346,14 @@ impl<S: Storage> Writer<S> {
     fn write(&mut self, batch: Batch) -> Result<(), WriteError> {
         let is_last = batch.is_last;
         let mut ends_turn = false;
+        if let Some(header) = self.header.take() {
+            self.buffer.extend_from_slice(&preamble(VERSION));
+            encode(&mut self.buffer, &header.into())?;
+        }
+        let fit = self.make_room(&batch.slots)?;
         for slot in batch.slots {
             ends_turn |= slot.class == EntryClass::Terminal;
-            let entry = prepare(slot.entry, slot.level, &self.shared.options.redaction);
-            match encode(&mut self.buffer, &entry) {
-                Ok(()) => self.summary.count(&entry),
-                Err(error) if slot.class == EntryClass::Detail => {
-                    tracing::warn!(%error, "a detail could not be recorded");
-                    self.shared.count_dropped(1);
-                }
-                Err(error) => return Err(error),
-            }
+            self.take(slot, &fit)?;
         }
         // The last batch also notes what it could not encode itself.
         let unwritten = if is_last {
@@ -277,6 +372,7 @@ impl<S: Storage> Writer<S> {
             encode(&mut self.buffer, &Entry::from(self.summary))?;
         }
         self.storage.write_all(&self.buffer)?;
+        self.kept_free = self.kept_free.saturating_sub(self.buffer.len() as u64);
         self.buffer.clear();
         self.buffer.shrink_to(KEPT_BUFFER_BYTES);
         let must_sync = match self.shared.options.sync {
@@ -285,11 +381,118 @@ impl<S: Storage> Writer<S> {
             SyncPolicy::EachBatch => true,
         };
         self.storage.flush()?;
+        if is_last {
+            self.storage.give_back()?;
+        }
         if must_sync {
             self.storage.sync()?;
         }
+        let full = match fit {
+            Fit::All | Fit::Evidence => None,
+            Fit::Endings(reason) => Some(reason),
+        };
+        self.shared.wrote(self.kept_free, full);
         Ok(())
     }
+
+    /// Sees to it that the storage keeps enough free when these are written too. Details are the first to
+    /// find no room; a storage that was full has to have room for more than the next batch to be none.
+    fn make_room(&mut self, slots: &VecDeque<Slot>) -> io::Result<Fit> {
+        let weigh = |counts: fn(&Slot) -> bool| {
+            let weights = slots.iter().filter(|slot| counts(slot));
+            weights
+                .map(|slot| slot.weight as u64 * WRITTEN)
+                .sum::<u64>()
+        };
+        let begun = self.buffer.len() as u64;
+        let all = begun + weigh(|_| true);
+        if !self.is_full && self.kept_free >= all + KEPT_FREE {
+            return Ok(Fit::All);
+        }
+        // Ahead of what is needed, so that not every batch has to ask.
+        let error = match self.reserve(all + 2 * KEPT_FREE)? {
+            Ok(()) => {
+                self.is_full = false;
+                return Ok(Fit::All);
+            }
+            Err(error) => error,
+        };
+        let evidence = begun + weigh(|slot| slot.class != EntryClass::Detail);
+        if !self.is_full && self.reserve(evidence + KEPT_FREE)?.is_ok() {
+            return Ok(Fit::Evidence);
+        }
+        let reason = error.to_string();
+        if !std::mem::replace(&mut self.is_full, true) {
+            tracing::error!(reason, "no more room is kept for evidence");
+        }
+        Ok(Fit::Endings(reason.into()))
+    }
+
+    /// Whether the storage keeps so much free; the outer error is another than that it is full.
+    fn reserve(&mut self, bytes: u64) -> io::Result<Result<(), io::Error>> {
+        match self.storage.reserve(bytes) {
+            Ok(()) => {
+                self.kept_free = bytes;
+                Ok(Ok(()))
+            }
+            Err(error) if is_full(&error) => Ok(Err(error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Encodes one entry. Of a storage that is full, evidence leaves what the end of a turn needs.
+    fn take(&mut self, slot: Slot, fit: &Fit) -> Result<(), WriteError> {
+        let mark = self.buffer.len();
+        let entry = prepare(slot.entry, slot.level, &self.shared.options.redaction);
+        let encoded = encode(&mut self.buffer, &entry);
+        let left = self.kept_free.checked_sub(self.buffer.len() as u64);
+        let has_room = match (fit, slot.class) {
+            (Fit::All, _) | (Fit::Evidence, EntryClass::Baseline | EntryClass::Terminal) => true,
+            (Fit::Evidence | Fit::Endings(_), EntryClass::Detail) => false,
+            (Fit::Endings(_), EntryClass::Baseline) => {
+                left.is_some_and(|left| left >= TURN_BYTES / 2)
+            }
+            (Fit::Endings(_), EntryClass::Terminal) => left.is_some(),
+        };
+        match (encoded, slot.class) {
+            (Ok(()), _) if has_room => self.summary.count(&entry),
+            (Err(error), EntryClass::Detail) => {
+                tracing::warn!(%error, "a detail could not be recorded");
+                self.shared.count_dropped(1);
+            }
+            (Ok(()), EntryClass::Detail) => {
+                self.buffer.truncate(mark);
+                self.shared.count_dropped(1);
+            }
+            (Ok(()), EntryClass::Baseline | EntryClass::Terminal) => {
+                self.buffer.truncate(mark);
+                self.lost += 1;
+                self.shared.count_refused();
+            }
+            (Err(error), EntryClass::Baseline | EntryClass::Terminal) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+fn keep_free(storage: &mut impl Storage) -> io::Result<()> {
+    storage.reserve(KEPT_FREE).map_err(|error| {
+        if is_full(&error) {
+            let message = format!(
+                "there is no room for the {KEPT_FREE} bytes that a turn's evidence may need; free some"
+            );
+            io::Error::new(io::ErrorKind::StorageFull, message)
+        } else {
+            error
+        }
+    })
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 impl Summary {
@@ -339,13 +542,6 @@ fn encode(out: &mut Vec<u8>, entry: &Entry) -> Result<(), WriteError> {
         .map_err(|error: FrameTooLong| failed(error.to_string()))
 }
 
-fn write_start(storage: &mut impl Storage, header: FileHeader) -> io::Result<()> {
-    let mut start = preamble(VERSION).to_vec();
-    encode(&mut start, &header.into()).map_err(io::Error::other)?;
-    storage.write_all(&start)?;
-    storage.flush()
-}
-
 fn recover(path: PathBuf) -> Result<(File, Recovered, Summary), OpenError> {
     let io = |source| OpenError::Io {
         path: path.clone(),
@@ -376,6 +572,7 @@ fn recover(path: PathBuf) -> Result<(File, Recovered, Summary), OpenError> {
     let mut file = OpenOptions::new().write(true).open(&path).map_err(io)?;
     file.set_len(whole).map_err(io)?;
     file.seek(SeekFrom::End(0)).map_err(io)?;
+    keep_free(&mut file).map_err(io)?;
     file.sync_data().map_err(io)?;
     Ok((
         file,

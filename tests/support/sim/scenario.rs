@@ -60,7 +60,7 @@ pub enum Piece {
         /// How.
         fault: DiskFault,
     },
-    /// So little may wait for the disk.
+    /// So little may wait for the disk, beside what one turn cannot do without.
     Tight {
         /// Whose timeline.
         caller: u8,

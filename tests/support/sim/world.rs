@@ -21,7 +21,7 @@ use rspp_proto::{
 };
 use rspp_timeline::{
     Capacity, CloseError, Entry, FileHeader, MemoryRecording, Options, Recorder, Recording, Report,
-    Room, Timeline,
+    Room, TURN_ROOM, Timeline,
     verify::{Rule, Verifier, Violation},
 };
 use tokio::{
@@ -39,6 +39,9 @@ use super::{
     tools,
     watch::{Trace, Watch, number},
 };
+
+/// Places for how turns end in a recording that has little room for anything else.
+const ENDINGS: usize = 64;
 
 /// Between two looks at everything.
 const STEP: Duration = Duration::from_millis(20);
@@ -761,11 +764,11 @@ impl<'a> World<'a> {
                 };
                 options.capacity = Capacity {
                     total: Room {
-                        entries: *entries,
+                        entries: ENDINGS + TURN_ROOM.entries + *entries,
                         bytes: 8 << 20,
                     },
                     baseline_reserve: reserve(entries / 4),
-                    terminal_reserve: reserve(entries / 3),
+                    terminal_reserve: reserve(ENDINGS),
                 };
             }
         }

@@ -552,7 +552,9 @@ async fn record(
         OpenError::Io { path, source } => {
             Problem::input(format!("{}: cannot be written: {source}", path.display()))
         }
-        OpenError::Preamble { .. } | OpenError::NoHeader { .. } => Problem::input(error),
+        OpenError::Capacity(_) | OpenError::Preamble { .. } | OpenError::NoHeader { .. } => {
+            Problem::input(error)
+        }
     })
 }
 

@@ -158,6 +158,12 @@ impl Finding {
             found: (!holds).then(found),
         }
     }
+
+    /// Whether a call is refused with these words, by what it was refused with.
+    pub(super) fn refused(part: &str, found: &str) -> Self {
+        let expected = format!("refused: {part}");
+        Self::of(expected, found.contains(part), || found.to_owned())
+    }
 }
 
 impl Expected {

@@ -15,8 +15,8 @@ use futures::{StreamExt, future::join_all};
 use rspp_actors::Clock;
 use rspp_controlplane_api::{Leases, LocalLeases, MemoryStore};
 use rspp_host::{
-    CancelTarget, Capture, CaptureBounds, Config, CpuProbe, Notice, OpenError, Pools, Runtime,
-    SessionHandle, SessionRequest, report::SessionReport,
+    CancelTarget, Capture, CaptureBounds, Config, CpuProbe, Notice, Pools, Runtime, SessionHandle,
+    SessionRequest, report::SessionReport,
 };
 use rspp_kernel::{
     SessionState,
@@ -30,7 +30,8 @@ use rspp_proto::{
 };
 use rspp_replay::{Stage as Again, Tolerance};
 use rspp_timeline::{
-    Entry, FileHeader, Options, Recorder, Recording, Storage, Timeline, export::Exports, verify,
+    Entry, FileHeader, Options, Pace, Recorder, Recording, Storage, Timeline, export::Exports,
+    verify,
 };
 use rspp_transport_api::{
     Ingress, Link, Source, Stamped,
@@ -145,6 +146,7 @@ async fn replayed(scenario: &Scenario, mode: ReplayMode, file: &Path) -> Result<
         .map_err(Problem::failure)?;
     let stage = Again {
         providers: Cast::of(scenario)?.providers,
+        nodes: Arc::new(nodes::registry(&scenario.nodes)),
         limits: scenario.limits.clone(),
         ..Again::default()
     };
@@ -367,7 +369,15 @@ async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played
     let (client, injected) = mpsc::channel(64);
     let muted = Arc::<AtomicBool>::default();
     transport.source = with_client(transport.source, injected, Arc::clone(&muted));
-    let (recorder, recording) = record(ground, call, &file).await?;
+    let (recorder, recording) = match (record(ground, call, &file).await, &call.expect.refused) {
+        (Ok(begun), _) => begun,
+        (Err(Problem::Failure(error)), Some(part)) => {
+            let finding = Finding::refused(part, &error);
+            let at = Monotonic::from_duration(clock.now());
+            return Ok(turned_away(call, &error, finding, placed_at, at));
+        }
+        (Err(error), _) => return Err(error),
+    };
     let mut settings = piece.settings.clone();
     settings.session.priority = call.priority.or(settings.session.priority);
     let opened = runtime
@@ -386,11 +396,7 @@ async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played
     let handle = match (opened, &call.expect.refused) {
         (Ok(handle), _) => handle,
         (Err(error), Some(part)) => {
-            let finding = Finding::of(
-                format!("refused: {part}"),
-                error.to_string().contains(part),
-                || error.to_string(),
-            );
+            let finding = Finding::refused(part, &error.to_string());
             let at = Monotonic::from_duration(clock.now());
             return Ok(turned_away(call, &error, finding, placed_at, at));
         }
@@ -442,6 +448,7 @@ async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played
     findings.push(Finding::of("no frame passes a fence", leaked == 0, || {
         format!("{leaked} frames")
     }));
+    // A disk that is too small may cost all that no turn's end depends on.
     if kept.disk_bytes.is_none() {
         findings.push(Finding::of("the timeline is kept", closed.is_ok(), || {
             closed
@@ -450,13 +457,13 @@ async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played
                 .map(ToString::to_string)
                 .unwrap_or_default()
         }));
-        let entries = entries(&file)?;
-        findings.push(verified(&entries));
-        findings.extend(readable(kept, &file)?);
-        let turns = report.as_ref().map_or(&[][..], |report| &report.turns);
-        findings.extend(call.expect.check_plans(&entries, turns));
-        findings.extend(call.expect.check_line(&line.rates(), turns));
     }
+    let entries = entries(&file)?;
+    findings.push(verified(&entries));
+    findings.extend(readable(kept, &file)?);
+    let turns = report.as_ref().map_or(&[][..], |report| &report.turns);
+    findings.extend(call.expect.check_plans(&entries, turns));
+    findings.extend(call.expect.check_line(&line.rates(), turns));
     Ok(Played {
         id: call.id.clone(),
         report,
@@ -470,7 +477,7 @@ async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played
 
 fn turned_away(
     call: &Call,
-    error: &OpenError,
+    error: &dyn std::fmt::Display,
     finding: Finding,
     placed_at: Monotonic,
     at: Monotonic,
@@ -618,9 +625,7 @@ async fn record(
     let mut options = Options::under(&setup.plan()?.recording_policy);
     options.level = kept.level.unwrap_or(options.level);
     let level = options.level;
-    if let Some(entries) = kept.queue_entries {
-        options.capacity.total.entries = entries;
-    }
+    options.capacity = kept.capacity();
     let mut header = FileHeader::new(
         call.session().clone(),
         piece.spec.version.clone(),
@@ -644,9 +649,8 @@ async fn record(
         room: kept.disk_bytes.unwrap_or(usize::MAX),
         write_takes: Duration::from_millis(kept.write_takes_ms),
     };
-    Recording::begin(disk, header, options)
-        .await
-        .map_err(Problem::failure)
+    let begun = Recording::begin(disk, header, options).await;
+    begun.map_err(|error| Problem::failure(format!("no recording: {error}")))
 }
 
 /// A disk that is slow, or has only so much room.
@@ -657,14 +661,7 @@ struct Disk {
 }
 
 impl Write for Disk {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a slow disk blocks the thread that writes to it, which is no worker of ours"
-    )]
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if !self.write_takes.is_zero() {
-            std::thread::sleep(self.write_takes);
-        }
         let Some(left) = self.room.checked_sub(bytes.len()) else {
             return Err(io::ErrorKind::StorageFull.into());
         };
@@ -681,6 +678,19 @@ impl Write for Disk {
 impl Storage for Disk {
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::Takes(self.write_takes)
+    }
+
+    fn reserve(&mut self, bytes: u64) -> io::Result<()> {
+        // Nobody else writes to it.
+        if self.room as u64 >= bytes {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::StorageFull.into())
+        }
     }
 }
 

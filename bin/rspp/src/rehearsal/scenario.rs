@@ -14,7 +14,7 @@ use rspp_proto::{
     abi::{CancelScope, Signal},
     spec::{LimitsSpec, Modality, Mode, Priority, RecordingLevel, ReplayMode},
 };
-use rspp_timeline::export::ExportPolicy;
+use rspp_timeline::{Capacity, export::ExportPolicy};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -113,7 +113,7 @@ pub(crate) struct Recording {
     pub(crate) level: Option<RecordingLevel>,
     /// Bytes that fit on the disk; then it is full.
     pub(crate) disk_bytes: Option<usize>,
-    /// What each write takes, in milliseconds of real time.
+    /// What each write takes, in milliseconds.
     pub(crate) write_takes_ms: u64,
     /// How each call is replayed when all are over: it has to go the same way again.
     pub(crate) replays: Vec<ReplayMode>,
@@ -125,6 +125,17 @@ pub(crate) struct Recording {
     pub(crate) hides: Vec<String>,
     /// What each recording holds.
     pub(crate) holds: Vec<String>,
+}
+
+impl Recording {
+    /// How much may wait for the disk.
+    pub(crate) fn capacity(&self) -> Capacity {
+        let mut capacity = Capacity::default();
+        if let Some(entries) = self.queue_entries {
+            capacity.total.entries = entries;
+        }
+        capacity
+    }
 }
 
 /// How timelines are exported, and how the archive fares; the same words as in a file of settings.
@@ -628,6 +639,9 @@ impl Scenario {
         let wrong = |what: String| Err(Problem::input(format!("{name}: {what}")));
         if scenario.schema != SCHEMA {
             return wrong(format!("schema: is `{}`, not `{SCHEMA}`", scenario.schema));
+        }
+        if let Err(error) = scenario.recording.capacity().check() {
+            return wrong(format!("recording.queue_entries: {error}"));
         }
         if scenario.calls.is_empty() {
             return wrong("calls: at least one is needed".to_owned());

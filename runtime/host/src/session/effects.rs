@@ -66,7 +66,7 @@ impl Session {
     }
 
     pub(super) async fn carry_out(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
-        while let Some(effect) = self.kernel.poll_effect() {
+        while let Some(effect) = self.next_effect(time(ctx)) {
             let now = time(ctx);
             match effect {
                 Effect::Fence { turn, cancelled } => self.raise_fence(now, turn, cancelled),
@@ -199,6 +199,21 @@ impl Session {
         Ok(())
     }
 
+    /// What the kernel wants next. Evidence that is lost on the way ends the turn there and then, and not
+    /// when all of it has been spoken (T9).
+    fn next_effect(&mut self, now: Monotonic) -> Option<Effect> {
+        if let Some(effect) = self.kernel.poll_effect() {
+            return Some(effect);
+        }
+        let turn = self.kernel.open_turn()?;
+        if !self.publisher.has_news_of_loss() {
+            return None;
+        }
+        let ending = Ending::EvidenceFailed;
+        self.kernel.handle(now, Input::TurnFailed { turn, ending });
+        self.kernel.poll_effect()
+    }
+
     /// A move that is not made is counted, and told as long as that does not fill the timeline.
     fn refuse_move(&mut self, refused: RefusedMove, now: Monotonic) {
         let so_far = self.setup.health.refuse_move(refused.code());
@@ -320,7 +335,7 @@ impl Session {
     /// A lease that is another's now is a stale epoch (T3); none at all is lost authority (T4).
     fn judge(&mut self, now: Monotonic, turn: TurnNumber) -> Gates {
         let waited = self.kernel.waited(now);
-        let (admission, place) = self.setup.place.entry.turn(now, waited);
+        let (admission, place) = self.setup.place.entry.turn(turn, now, waited);
         self.admitted = place;
         let place = &self.setup.place;
         let (epoch, authorized) = match place.leases.check(&place.lease) {
@@ -332,13 +347,34 @@ impl Session {
                 (place.lease.epoch, false)
             }
         };
-        Gates {
+        let found = Gates {
             snapshot_valid: self.setup.blueprint.snapshots.in_force().is_some(),
             admission,
             epoch,
             authorized,
             guess_holds: self.guess_holds(turn, admission.verdict),
+            evidence: self.takes_evidence(),
+        };
+        match self.setup.place.entry.before(turn) {
+            Some(before) => Gates {
+                snapshot_valid: found.snapshot_valid && before.snapshot_valid,
+                epoch: before.epoch,
+                authorized: found.authorized && before.authorized,
+                evidence: found.evidence && before.evidence,
+                ..found
+            },
+            None => found,
         }
+    }
+
+    /// Whether what a turn has to leave behind would find room.
+    fn takes_evidence(&self) -> bool {
+        let taken = self.setup.recorder.takes_turn();
+        if let Err(error) = &taken {
+            let session = &self.setup.place.lease.session;
+            tracing::warn!(%session, %error, "a turn is refused: its evidence could not be kept");
+        }
+        taken.is_ok()
     }
 
     pub(super) fn resolve(

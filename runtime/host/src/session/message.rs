@@ -201,6 +201,8 @@ pub(crate) enum SessionControl {
         mark: Mark,
         held: u64,
     },
+    /// What is recorded from here on is not kept, but for how a turn ends (T9).
+    EvidenceLost,
     /// A node blocks the thread that it was called on.
     Blocked {
         turn: Option<TurnNumber>,
@@ -256,6 +258,7 @@ impl SessionControl {
             | Self::Edge { .. }
             | Self::Begin
             | Self::Memory { .. }
+            | Self::EvidenceLost
             | Self::StaleWrite { .. }
             | Self::Lease(_)
             | Self::Command(_) => None,

@@ -35,8 +35,8 @@ use rspp_proto::{
     TurnNumber, WallClock,
     abi::{
         ControlSignal, DecisionOutcome, Emitter, EventRecord, EventScope, MediaTime, OutcomeKind,
-        OutcomePhase, OutcomeScope, PayloadClass, SeqRange, Signal, Stamp, TurnTransition,
-        UnknownEvent, UnknownEventAction,
+        OutcomePhase, OutcomeScope, PayloadClass, SeqRange, Signal, Stamp, TurnState,
+        TurnTransition, UnknownEvent, UnknownEventAction,
     },
     metric::{Metric, MetricLabel},
     spec::{INGRESS, PressureAction, RecordingLevel},
@@ -54,6 +54,16 @@ const CONTROL: About<'static> = About {
     signal: None,
 };
 
+/// Whether the evidence since the last turn is whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Kept {
+    #[default]
+    Whole,
+    Lost,
+    /// It is not, and the kernel knows.
+    Told,
+}
+
 /// Stamps, records and publishes.
 pub(super) struct Publisher {
     session: SessionId,
@@ -70,7 +80,7 @@ pub(super) struct Publisher {
     recorder: Recorder,
     /// Where turns are told of as traces too.
     traces: Option<Traces>,
-    lost: bool,
+    kept: Kept,
     /// How much the running plan lets be recorded, and what it takes away of that.
     level: RecordingLevel,
     redaction: Redaction,
@@ -99,7 +109,7 @@ impl Publisher {
             sequence: 0,
             breaks: 0,
             recorder: setup.recorder.clone(),
-            lost: false,
+            kept: Kept::Whole,
             level: RecordingLevel::L0,
             redaction: Redaction::default(),
             observers: Arc::clone(&setup.observers),
@@ -139,18 +149,33 @@ impl Publisher {
     }
 
     fn remember(&mut self, kept: Result<(), AppendError>) {
-        if let Err(error) = kept {
-            // Said once a turn: what follows is lost with it.
-            if !self.lost {
+        match (kept, self.kept) {
+            (Err(error), Kept::Whole) => {
                 tracing::warn!(session = %self.session, %error, "evidence was not kept");
+                self.kept = Kept::Lost;
             }
-            self.lost = true;
+            // Said once a turn: what follows is lost with it.
+            (Err(_), Kept::Lost | Kept::Told) | (Ok(()), _) => {}
         }
+    }
+
+    /// Evidence of the running turn was lost elsewhere.
+    pub(super) fn lose(&mut self) {
+        self.kept = Kept::Lost;
+    }
+
+    /// Whether evidence was lost of which the kernel does not know yet.
+    pub(super) fn has_news_of_loss(&mut self) -> bool {
+        let is_news = self.kept == Kept::Lost;
+        if is_news {
+            self.kept = Kept::Told;
+        }
+        is_news
     }
 
     /// Whether evidence was lost since the last time of asking.
     pub(super) fn take_lost(&mut self) -> bool {
-        std::mem::take(&mut self.lost)
+        std::mem::take(&mut self.kept) != Kept::Whole
     }
 
     fn publish(&self, about: &About<'_>, notice: impl FnOnce() -> Notice) {
@@ -624,7 +649,15 @@ impl Publisher {
 
     pub(super) fn transition(&mut self, turn: TurnNumber, step: TurnTransition, at: Monotonic) {
         let turn_id = turn.id();
-        self.record(TransitionEntry { at, turn_id, step });
+        let entry = TransitionEntry { at, turn_id, step };
+        match step.to_state {
+            // There is room kept for how a turn ends.
+            TurnState::Terminal | TurnState::Closed => {
+                let kept = self.recorder.append_terminal(entry);
+                self.remember(kept);
+            }
+            TurnState::Idle | TurnState::Opening | TurnState::Active => self.record(entry),
+        }
     }
 
     /// How the session was let in (RK-25).

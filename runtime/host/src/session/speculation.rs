@@ -269,6 +269,7 @@ impl Session {
             | SessionControl::StaleWrite { .. }
             | SessionControl::Begin
             | SessionControl::Memory { .. }
+            | SessionControl::EvidenceLost
             | SessionControl::Blocked { .. }
             | SessionControl::Shed { .. }
             | SessionControl::Lease(_)

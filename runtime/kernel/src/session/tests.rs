@@ -61,6 +61,7 @@ impl Rig {
                 epoch: Epoch::FIRST,
                 authorized: true,
                 guess_holds: true,
+                evidence: true,
             },
             plan: true,
             stored: true,
@@ -529,6 +530,25 @@ fn a_turn_without_evidence_is_not_committed() {
         rig.log
     );
     assert_eq!(rig.log.last().map(String::as_str), Some("close"));
+}
+
+/// T9, invariant 16: a turn whose end could not be told does not begin, and is neither aborted nor closed.
+#[test]
+fn a_turn_whose_evidence_has_no_room_does_not_open() {
+    let mut rig = Rig::new();
+    rig.gates.evidence = false;
+    rig.take(Input::Connected);
+    rig.take(Input::UserTurn {
+        text: "hello".into(),
+    });
+    let reason = AbortReason::RecordingEvidenceUnavailable.as_str();
+    assert_eq!(
+        rig.log.last(),
+        Some(&format!("defer({reason})")),
+        "{:?}",
+        rig.log
+    );
+    assert_eq!(rig.session.current_turn(), None);
 }
 
 /// T10, F-045: silence past the turn's budget ends it; a late but living answer goes on.
@@ -1220,4 +1240,19 @@ fn a_session_makes_no_move_from_where_it_cannot() {
             assert_eq!(rig.session.state(), from);
         }
     }
+}
+
+/// F-078, P16: a policy that nobody has checked makes no time overflow.
+#[test]
+fn the_longest_times_add_up() {
+    let mut rig = Rig::with(TurnPolicy {
+        max_turn_silence_ms: u64::MAX,
+        transcript_timeout_ms: u64::MAX,
+        ..TurnPolicy::default()
+    });
+    rig.take(Input::Connected);
+    rig.take(Input::UserTurn {
+        text: "hello".into(),
+    });
+    assert_eq!(rig.session.current_turn(), Some(T1));
 }

@@ -101,6 +101,7 @@ pub async fn rerun(
     config.clock = clock;
     config.nodes = stage.nodes;
     config.limits = stage.limits;
+    config.decided.clone_from(&recorded.decided);
     config.tools = Arc::new(tools::recorded(recorded));
     config.leases = Arc::new(RecordedLease {
         epoch: recorded.epoch,

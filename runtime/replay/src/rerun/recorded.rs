@@ -5,9 +5,13 @@ use std::{
     time::Duration,
 };
 
-use rspp_kernel::plan::{LayeredSettings, SnapshotProvenance};
+use rspp_kernel::{
+    Gates, Input,
+    journal::Line,
+    plan::{LayeredSettings, SnapshotProvenance, profile},
+};
 use rspp_proto::{
-    Epoch, Monotonic, ProviderId, SampleRate, SessionId, TenantId, TurnId,
+    Epoch, Monotonic, ProviderId, SampleRate, SessionId, TenantId, TurnId, TurnNumber,
     abi::{AbiViolation, PayloadClass},
     spec::{Modality, PipelineSpec, PolicyBundle, RecordingPolicy, ReplayMode},
 };
@@ -144,6 +148,8 @@ pub struct Recorded {
     pub(super) answers: BTreeMap<CallRef, RecordedAnswer>,
     pub(super) detections: BTreeMap<(Modality, ProviderId), Detections>,
     pub(super) tools: Vec<ToolEntry>,
+    /// What was found when its turns were to open.
+    pub(super) decided: BTreeMap<TurnNumber, Gates>,
     modes: Vec<(TurnId, BTreeSet<ReplayMode>)>,
     level: String,
     withheld: Option<(String, PayloadClass, RedactionAction)>,
@@ -178,6 +184,7 @@ impl Recorded {
                     recorded.modes.push((plan.turn_id.clone(), modes));
                 }
                 Entry::Dropped(note) => recorded.dropped += note.details,
+                Entry::Journal(line) => recorded.decided.extend(decided(&line.line)),
                 Entry::Tool(step) => recorded.tools.push((**step).clone()),
                 Entry::Capture(capture) => {
                     let (at, turn) = (capture.at, capture.turn_id.clone());
@@ -196,6 +203,11 @@ impl Recorded {
                 error: format!("{hertz} Hz is no sample rate"),
             })
         };
+        let settings: LayeredSettings = read("settings", &opening.settings)?;
+        let policy = opening.policy.as_ref();
+        let policy: Option<PolicyBundle> =
+            policy.map(|policy| read("policy", policy)).transpose()?;
+        let recording = wanted(&settings, policy.as_ref());
         Ok(Self {
             session: opening.session_id.clone(),
             tenant: opening.tenant_id.clone(),
@@ -203,12 +215,8 @@ impl Recorded {
             taken_over: opening.taken_over,
             ttl: opening.lease_ttl_us.map(Duration::from_micros),
             pipeline: read("pipeline", &opening.pipeline)?,
-            policy: opening
-                .policy
-                .as_ref()
-                .map(|policy| read("policy", policy))
-                .transpose()?,
-            settings: read("settings", &opening.settings)?,
+            policy,
+            settings,
             attributes: match &opening.attributes {
                 Some(attributes) => read("attributes", attributes)?,
                 None => Attributes::new(),
@@ -217,7 +225,7 @@ impl Recorded {
             source_rate: rate("source_rate", opening.line.source_rate)?,
             sink_rate: rate("sink_rate", opening.line.sink_rate)?,
             providers: opening.providers.clone(),
-            recording: rspp_kernel::plan::profile::recording_policy(),
+            recording,
             snapshots: SnapshotProvenance::local(),
             seed: 0,
             length: Duration::ZERO,
@@ -226,6 +234,7 @@ impl Recorded {
             answers: BTreeMap::new(),
             detections: BTreeMap::new(),
             tools: Vec::new(),
+            decided: BTreeMap::new(),
             modes: Vec::new(),
             level: String::new(),
             withheld: None,
@@ -341,6 +350,32 @@ impl Recorded {
                 diff_ms: None,
             })
             .collect()
+    }
+}
+
+/// What was to be recorded, of a session whose turns do not say so: it may have had none.
+fn wanted(settings: &LayeredSettings, policy: Option<&PolicyBundle>) -> RecordingPolicy {
+    let layers = [
+        &settings.session,
+        &settings.tenant,
+        &settings.environment,
+        &settings.defaults,
+    ];
+    let of_layers = layers.into_iter().map(|layer| &layer.recording_policy);
+    let of_bundle = policy.map(|bundle| &bundle.recording_policy);
+    let first = of_bundle.into_iter().chain(of_layers).flatten().next();
+    first.cloned().unwrap_or_else(profile::recording_policy)
+}
+
+/// What was found before a turn opened, if the line is of that.
+fn decided(line: &Value) -> Option<(TurnNumber, Gates)> {
+    line.get("input")?.get("gates")?; // The others need not be read.
+    match serde_json::from_value(line.clone()).ok()? {
+        Line::Input(input) => match *input {
+            Input::Gates { turn, gates } => Some((turn, gates)),
+            _something_else => None,
+        },
+        Line::Opened { .. } | Line::Settled | Line::Decided(_) | Line::Lost => None,
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) fn header(level: RecordingLevel) -> FileHeader {
 
 /// Hands out stamps as a session would: every sequence number once.
 pub(crate) struct Script {
-    sequence: u64,
+    pub(crate) sequence: u64,
     pub(crate) entries: Vec<Entry>,
 }
 

@@ -11,6 +11,7 @@ mod evidence;
 mod export;
 mod fidelity;
 mod file;
+mod full;
 mod gates;
 mod recorder;
 mod redaction;

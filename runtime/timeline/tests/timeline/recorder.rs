@@ -204,8 +204,10 @@ async fn a_stuck_storage_costs_details_first() {
 async fn a_full_disk_fails_evidence_from_then_on() {
     let disk = Disk::default();
     let (recorder, recording) = begin(&disk, Options::default()).await;
-    let before = disk.get(|state| state.bytes.len());
-    disk.set(|state| state.room = Some(before + 100));
+    while disk.get(|state| state.bytes.is_empty()) {
+        tokio::task::yield_now().await;
+    }
+    disk.set(|state| state.room = Some(state.bytes.len() + 100));
     recorder
         .append_terminal(evidence(&turn(1), 10, 20, false))
         .unwrap();

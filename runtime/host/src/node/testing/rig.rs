@@ -354,7 +354,11 @@ impl World {
             Arc::new(MemoryStore::new(Arc::clone(&leases) as Arc<dyn Leases>));
         let session = SessionId::new("test").expect("not blank");
         let tenant = TenantId::new("test").expect("not blank");
-        let gatekeeper = Arc::new(Gatekeeper::new(LimitsSpec::default(), clock));
+        let gatekeeper = Arc::new(Gatekeeper::new(
+            LimitsSpec::default(),
+            clock,
+            BTreeMap::new(),
+        ));
         let scheduling =
             Scheduling::new(&gatekeeper, &tenant, &spec.version, spec.priority, &session);
         let place = take_place(&leases, &store, &session, spec)?;

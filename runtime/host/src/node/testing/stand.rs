@@ -109,6 +109,7 @@ impl Actor for Stand {
             | SessionControl::Transport { .. }
             | SessionControl::Edge { .. }
             | SessionControl::Memory { .. }
+            | SessionControl::EvidenceLost
             | SessionControl::Blocked { .. }
             | SessionControl::Lease(_)
             | SessionControl::ToolBegan { .. }
