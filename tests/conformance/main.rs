@@ -63,6 +63,7 @@ mod secrets;
 mod servers;
 mod shutdown;
 mod signals;
+mod silence;
 mod speculation;
 mod standbys;
 mod state;

@@ -360,6 +360,7 @@ impl Rig {
                 Effect::Probe { turn } => Some(Input::Pulse {
                     turn,
                     heard: None,
+                    answered: None,
                     at_work: says.at_work,
                 }),
                 Effect::Seal { turn, .. } => Some(Input::Sealed {

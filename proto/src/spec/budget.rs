@@ -40,6 +40,16 @@ pub struct Budgets {
     #[serde(default = "output_gap_ms")]
     #[schemars(range(min = 1))]
     pub output_gap_ms: u64,
+    /// Longest silence towards the user that somebody at work accounts for, counted from the turn's last
+    /// sign of life: a piece of an answer, or sound. Who says nothing for longer is given up (P13).
+    #[serde(default = "max_silence_ms")]
+    #[schemars(range(min = 1))]
+    pub max_silence_ms: u64,
+}
+
+/// `max_silence_ms` of `simple/v1`, for policies that were written before there was one.
+fn max_silence_ms() -> u64 {
+    Budgets::MAX_SILENCE_MS
 }
 
 /// `output_gap_ms` of `simple/v1`, for policies that were written before there was one.
@@ -50,6 +60,8 @@ fn output_gap_ms() -> u64 {
 impl Budgets {
     /// `output_gap_ms` under `simple/v1`.
     pub const OUTPUT_GAP_MS: u64 = 1_500;
+    /// `max_silence_ms` under `simple/v1`.
+    pub const MAX_SILENCE_MS: u64 = 4_000;
 }
 
 /// What holds where a policy from before this budget says nothing (turn-plan.md §8).
@@ -91,6 +103,9 @@ pub struct BudgetsSpec {
     /// See [`Budgets::output_gap_ms`].
     #[schemars(range(min = 1))]
     pub output_gap_ms: Option<u64>,
+    /// See [`Budgets::max_silence_ms`].
+    #[schemars(range(min = 1))]
+    pub max_silence_ms: Option<u64>,
 }
 
 /// How much a session may hold in memory, in bytes (P19, F-107).

@@ -3,6 +3,7 @@
 
 mod attempt;
 mod evidence;
+mod resume;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -20,7 +21,7 @@ use rspp_proto::{
     spec::Modality,
 };
 use rspp_provider_api::{Fault, LlmChunk, SttChunk, Usage};
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tracing::Span;
 
 use crate::{
@@ -44,6 +45,8 @@ pub(crate) struct CallSite {
     pub(crate) to: DataRef<Arrival>,
     pub(crate) session: ControlRef<SessionControl>,
     pub(crate) cancel: CancellationToken,
+    /// Told when the turn has gone mute.
+    pub(crate) unstick: Arc<Notify>,
     pub(crate) clock: Clock,
     /// Told that somebody is at work for the turn.
     pub(crate) pulse: Arc<Pulse>,
@@ -92,7 +95,7 @@ impl CallSite {
         let node = candidates.and_then(|candidates| candidates.budget);
         match rules.bound.deadlines() {
             Some(turn) => turn.of_call(now, modality, self.key == CallKey::FIRST, node, budgets),
-            None => CallDeadlines::of_session(now, node, budgets),
+            None => CallDeadlines::of_session(now, modality, node, budgets),
         }
     }
 }
@@ -176,6 +179,8 @@ struct Work {
 #[derive(Default)]
 struct Progress {
     audio: Duration,
+    /// What a language model has written, for whoever goes on in its place.
+    text: String,
     concluded: bool,
 }
 
@@ -187,6 +192,8 @@ enum Step {
     Answered(AttemptKey, Option<Result<Chunk, Fault>>),
     /// A deadline has come.
     Due,
+    /// The turn has gone mute.
+    Mute,
     /// The guess that it belongs to is a turn now.
     Promoted,
 }
@@ -268,6 +275,11 @@ impl Work {
                     Verdict::default()
                 }
                 Step::Due => self.decide(|machine, now, admits| machine.tick(now, admits)),
+                Step::Mute => {
+                    let gap = self.site.settings.budgets.output_gap_ms;
+                    let gap = Duration::from_millis(gap);
+                    self.decide(|machine, now, admits| machine.unstick(now, gap, admits))
+                }
                 Step::Promoted => {
                     self.promotion = None;
                     let deadlines = self.site.deadlines(self.modality, self.now());
@@ -277,6 +289,9 @@ impl Work {
                 Step::Answered(key, None) => self.ended(key),
                 Step::Answered(key, Some(Err(fault))) => self.failed(key, fault),
                 Step::Answered(key, Some(Ok(chunk))) => {
+                    if says_something(&chunk) {
+                        self.site.pulse.answers(self.now());
+                    }
                     let verdict = self.machine.chunk(key, self.now());
                     if let Some(outcome) = self.obey(verdict).await {
                         return outcome;
@@ -353,6 +368,7 @@ impl Work {
             biased;
             () = promoted(promotion), if promotion.is_some() => Step::Promoted,
             () = self.request.listen(), if listening => Step::Listened,
+            () = self.site.unstick.notified() => Step::Mute,
             (key, next) = Attempting::next_of(&mut self.attempts), if answering => {
                 Step::Answered(key, next)
             }
@@ -418,8 +434,11 @@ impl Work {
 
     fn open(&mut self, key: AttemptKey, provider: &ProviderId, attempt: u32) -> Result<(), Fault> {
         let (site, id) = (&self.site, &self.id);
-        let (mut attempting, facts) =
-            attempt::open(site, id, &mut self.request, key, provider, attempt)?;
+        let mut resumed = resume::request(&self.request, &self.progress.text);
+        let goes_on = resumed.is_some();
+        let request = resumed.as_mut().unwrap_or(&mut self.request);
+        let (mut attempting, facts) = attempt::open(site, id, request, key, provider, attempt)?;
+        attempting.goes_on = goes_on;
         attempting.skip = self.progress.audio;
         self.facts.insert(key, facts);
         self.attempts.push(attempting);
@@ -435,12 +454,32 @@ impl Work {
     }
 
     fn ended(&mut self, key: AttemptKey) -> Verdict {
-        if !self.progress.concluded && self.modality != Modality::Tts {
-            let fault = Fault::stream("the answer ended before it was complete");
-            return self.failed(key, fault);
+        let fault = match self.modality {
+            Modality::Tts => self.is_mute().then_some("the voice said nothing"),
+            Modality::Stt
+            | Modality::Llm
+            | Modality::Vad
+            | Modality::EndOfTurn
+            | Modality::External => {
+                let is_cut = !self.progress.concluded;
+                is_cut.then_some("the answer ended before it was complete")
+            }
+        };
+        if let Some(fault) = fault {
+            return self.failed(key, Fault::stream(fault));
         }
         self.stop(key);
         self.machine.succeeded(key, self.now())
+    }
+
+    /// Whether there was something to say, and nothing of it was said.
+    fn is_mute(&self) -> bool {
+        match &self.request {
+            CallRequest::Tts(request) => {
+                self.progress.audio.is_zero() && request.text.contains(char::is_alphanumeric)
+            }
+            CallRequest::Stt(_) | CallRequest::Llm(_) => false,
+        }
     }
 
     fn failed(&mut self, key: AttemptKey, fault: Fault) -> Verdict {
@@ -538,8 +577,14 @@ impl Work {
                 self.progress.concluded = true;
                 Some(chunk)
             }
-            Chunk::Llm(LlmChunk::Delta(_) | LlmChunk::ToolCall(_)) => {
+            Chunk::Llm(LlmChunk::Delta(text)) => {
                 // Words that were passed on cannot be taken back (P6).
+                self.machine.said();
+                let text = self.joined(key, text);
+                self.progress.text.push_str(&text);
+                Some(Chunk::Llm(LlmChunk::Delta(text)))
+            }
+            Chunk::Llm(LlmChunk::ToolCall(_)) => {
                 self.machine.commit();
                 Some(chunk)
             }
@@ -561,6 +606,17 @@ impl Work {
                 *skip = Duration::ZERO;
                 Some(Chunk::Tts(audio))
             }
+        }
+    }
+
+    /// The words as they follow those of whoever has begun the answer.
+    fn joined(&mut self, key: AttemptKey, text: String) -> String {
+        let attempt = self.attempts.iter_mut().find(|attempt| attempt.key == key);
+        let is_first = attempt.is_some_and(|attempt| std::mem::take(&mut attempt.goes_on));
+        if is_first {
+            resume::joined(&self.progress.text, text)
+        } else {
+            text
         }
     }
 
@@ -637,6 +693,16 @@ impl Work {
         };
         let call = self.site.key;
         let _node_is_gone = self.site.to.offer(Arrival::CallEnded { call, end });
+    }
+}
+
+/// Whether a chunk brings the turn on: blanks are as silent as nothing.
+fn says_something(chunk: &Chunk) -> bool {
+    match chunk {
+        Chunk::Llm(LlmChunk::Delta(text)) => !text.trim().is_empty(),
+        Chunk::Tts(audio) => !audio.pcm.is_empty(),
+        Chunk::Llm(LlmChunk::ToolCall(_) | LlmChunk::Finished { .. })
+        | Chunk::Stt(SttChunk::Partial { .. } | SttChunk::Final { .. }) => true,
     }
 }
 

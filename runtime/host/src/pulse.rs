@@ -16,6 +16,8 @@ pub(crate) struct Pulse {
     calls: AtomicU32,
     /// Until when, in milliseconds of the node's clock, some node's handler is within its budget.
     busy_until: AtomicU64,
+    /// When a provider last brought a piece of an answer, in milliseconds; 0 if none has.
+    answered_at: AtomicU64,
 }
 
 impl Pulse {
@@ -30,6 +32,17 @@ impl Pulse {
     pub(crate) fn waits(&self, now: Monotonic, budget: Duration) {
         let until = now + budget;
         self.busy_until.fetch_max(until.as_millis(), Relaxed);
+    }
+
+    /// A provider has brought a piece of an answer.
+    pub(crate) fn answers(&self, now: Monotonic) {
+        self.answered_at.store(now.as_millis(), Relaxed);
+    }
+
+    /// When a provider last brought one.
+    pub(crate) fn answered(&self) -> Option<Monotonic> {
+        let at = self.answered_at.load(Relaxed);
+        (at > 0).then(|| Monotonic::from_millis(at))
     }
 
     /// Whether something is at work that will end by itself.
@@ -70,5 +83,8 @@ mod tests {
         pulse.waits(ms(110), Duration::from_millis(10));
         assert!(pulse.is_at_work(ms(149)));
         assert!(!pulse.is_at_work(ms(150)));
+        assert_eq!(pulse.answered(), None);
+        pulse.answers(ms(120));
+        assert_eq!(pulse.answered(), Some(ms(120)));
     }
 }

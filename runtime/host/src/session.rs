@@ -14,6 +14,7 @@ mod acknowledge;
 mod health;
 
 mod limits;
+mod lost;
 
 pub(crate) mod commands;
 
@@ -142,6 +143,8 @@ pub(crate) struct Session {
     fence_took: Option<Duration>,
     /// The nodes that the end of a cancelled turn waits for.
     unheard: Option<Unheard>,
+    /// Whether what the user is saying is lost.
+    lost: lost::Lost,
     /// What the conversation takes.
     conversation: Share,
     /// Keys under which clients have sent events, with the event that took effect.
@@ -244,6 +247,7 @@ impl Session {
             handling: Stopwatch::start(),
             fence_took: None,
             unheard: None,
+            lost: lost::Lost::default(),
             conversation: Share::of(&setup.memory),
             keys: Registry::new(REMEMBERED),
             taps: Vec::new(),
@@ -440,6 +444,7 @@ impl Session {
     /// Starts the nodes that listen, downstream first, and lets the connection begin.
     async fn listen(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         let plan = Arc::new(self.setup.plan(LISTENING, self.kernel.epoch(), false)?);
+        self.lost.apology = plan.provider_policy.failure.reply.clone();
         let assembly = self.assembly(ctx, plan, Occasion::default(), self.cancel.clone());
         let order: Vec<NodeIx> = assembly.graph.hosts(Scope::Session).collect();
         for ix in order.into_iter().rev() {

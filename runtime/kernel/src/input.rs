@@ -92,6 +92,29 @@ pub struct PlanFacts {
     pub failure: FailurePolicy,
 }
 
+/// Why nobody knows what the user has said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unrecognised {
+    /// Recognition failed.
+    Failed,
+    /// It has not come to an end in the time that the pipeline gives it; words that come later count.
+    Overdue,
+    /// It may cost no more.
+    Refused,
+}
+
+impl Unrecognised {
+    /// The reason as the signal carries it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "utterance_not_recognised",
+            Self::Overdue => "transcript_timeout",
+            Self::Refused => "utterance_refused_cost_cap",
+        }
+    }
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -175,6 +198,14 @@ pub enum Input {
         tokens: u64,
         /// Characters that had been given to synthesis.
         characters: u64,
+    },
+
+    /// What the user has said was not recognised, and is given up (P5).
+    Unrecognised {
+        /// Why.
+        why: Unrecognised,
+        /// What the user gets instead of an answer.
+        apology: Option<String>,
     },
 
     /// Somebody cancels the running turn, or something that the turn cannot go on without.
@@ -300,6 +331,9 @@ pub enum Input {
         turn: TurnNumber,
         /// When something was last heard of it.
         heard: Option<Monotonic>,
+        /// When a provider last brought a piece of an answer.
+        #[serde(default)]
+        answered: Option<Monotonic>,
         /// Whether something is at work that keeps time itself: a provider's or tool's call, or a
         /// node within its budget.
         at_work: bool,
@@ -423,6 +457,7 @@ impl Input {
             | Self::SpeechStopped { .. }
             | Self::SpeechResumed { .. }
             | Self::Stop
+            | Self::Unrecognised { .. }
             | Self::Cancel { .. }
             | Self::CancelPart { .. }
             | Self::Rotated { .. }

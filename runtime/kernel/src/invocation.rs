@@ -20,7 +20,7 @@ use rspp_proto::{
 };
 
 pub use circuit::{Admission, CircuitBreaker, CircuitCause, CircuitChange, CircuitState};
-pub use deadline::{CallDeadlines, TurnDeadlines};
+pub use deadline::{CallDeadlines, Quiet, TurnDeadlines};
 pub use overrun::Overruns;
 pub use policy::{Candidate, InvocationPolicy, Patience};
 pub use record::{AttemptRecord, Failure, InvocationOutcome, error_code};
@@ -73,8 +73,9 @@ pub struct Verdict {
 /// Attempts at the first candidate come first, then those at the next. What is tried again has to
 /// fit what is left of the budget, waiting included; while there is somebody else to ask, an attempt
 /// that says nothing gets half of what is left. A hedged call asks a second candidate as well once
-/// the first is slow: whoever speaks first wins. Once a piece of an answer was passed on
-/// ([`Invocation::commit`]) there is no other attempt: the listener would hear it twice (P6).
+/// the first is slow: whoever speaks first wins. Once words were passed on ([`Invocation::said`]) the same
+/// question is not put again: the listener would hear them twice (P6). But another provider may be asked to
+/// go on from there (P14), unless more than words was passed on ([`Invocation::commit`]).
 #[derive(Debug)]
 pub struct Invocation {
     id: InvocationId,
@@ -91,12 +92,22 @@ pub struct Invocation {
     running: Vec<Running>,
     hedged: bool,
     listening: bool,
-    committed: bool,
+    given: Given,
     cancelled: Option<Monotonic>,
     decision: RetryDecision,
     attempts: Vec<AttemptRecord>,
     /// Attempts that nobody was told of yet.
     untold: Vec<AttemptRecord>,
+}
+
+/// What of the answer was passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Given {
+    Nothing,
+    /// Words: they cannot be taken back, but somebody else can go on from there.
+    Words,
+    /// Something that nobody else can go on from.
+    More,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +163,7 @@ impl Invocation {
             running: Vec::new(),
             hedged: false,
             listening: false,
-            committed: false,
+            given: Given::Nothing,
             cancelled: None,
             decision: RetryDecision::None,
             attempts: Vec::new(),
@@ -163,17 +174,27 @@ impl Invocation {
     /// The first order. `admits` asks the circuit of a provider whether it may be called.
     pub fn begin(&mut self, now: Monotonic, admits: impl FnMut(&ProviderId) -> bool) -> Verdict {
         if self.candidates.is_empty() {
-            return self.finish(now, Verdict::default(), OutcomeClass::Blocked, NOBODY);
+            return self.refuse(now, OutcomeClass::Blocked, NOBODY);
         }
         if self.left(now) < self.policy.least_useful {
-            let class = OutcomeClass::Timeout;
-            return self.finish(now, Verdict::default(), class, BUDGET_EXHAUSTED);
+            return self.refuse(now, OutcomeClass::Timeout, BUDGET_EXHAUSTED);
         }
         let Some(at) = self.next_candidate(0, admits) else {
-            let class = OutcomeClass::Overload;
-            return self.finish(now, Verdict::default(), class, CIRCUIT_OPEN);
+            return self.refuse(now, OutcomeClass::Overload, CIRCUIT_OPEN);
         };
         self.start(now, Verdict::default(), at, 1)
+    }
+
+    /// Nobody is asked: why is told, as of any other failure.
+    fn refuse(&mut self, now: Monotonic, class: OutcomeClass, reason: &'static str) -> Verdict {
+        let first = self.candidates.first();
+        let name = first.map_or("nobody", |first| first.provider.as_str());
+        let mut verdict = Verdict::default();
+        verdict.signals.push(InvocationSignal {
+            signal: Signal::ProviderError,
+            reason: format!("{name} {} {reason}", class.as_str()),
+        });
+        self.finish(now, verdict, class, reason)
     }
 
     /// The input is not complete yet, as while the user speaks: nobody owes an answer.
@@ -253,9 +274,47 @@ impl Invocation {
         }
     }
 
-    /// A piece of the answer was passed on that cannot be taken back.
+    /// Words of the answer were passed on, which cannot be taken back.
+    pub fn said(&mut self) {
+        self.given = self.given.max(Given::Words);
+    }
+
+    /// A piece of the answer was passed on that nobody else can go on from.
     pub fn commit(&mut self) {
-        self.committed = true;
+        self.given = Given::More;
+    }
+
+    /// The turn has gone mute: whoever has said nothing for `gap` is given up, and who is asked instead has
+    /// as much time (P13).
+    pub fn unstick(
+        &mut self,
+        now: Monotonic,
+        gap: Duration,
+        admits: impl FnMut(&ProviderId) -> bool,
+    ) -> Verdict {
+        let silent = self
+            .running
+            .iter()
+            .find(|running| now.since(running.quiet_since) >= running.waited() + gap);
+        let Some(silent) = silent.copied().filter(|_| !self.listening) else {
+            return Verdict::default();
+        };
+        let another = (now + gap).min(self.deadlines.quiet.last);
+        self.deadlines = CallDeadlines {
+            end: another,
+            share: None,
+            quiet: Quiet {
+                gap,
+                most: gap,
+                last: another,
+            },
+        };
+        self.in_peace = self.deadlines;
+        let verdict = Verdict {
+            signals: Vec::new(),
+            orders: vec![Order::Stop(silent.key)],
+        };
+        self.fail(silent.key, now, &Failure::mute(), verdict, admits)
     }
 
     /// An attempt ended well.
@@ -347,7 +406,7 @@ impl Invocation {
     }
 
     fn may_switch(&self) -> bool {
-        !self.committed
+        self.given < Given::More
             && (self.may(AdaptiveAction::ProviderSwitch) || self.may(AdaptiveAction::Fallback))
     }
 
@@ -377,11 +436,12 @@ impl Invocation {
     fn due_by(&self, running: &Running, waited: Duration, by: CallDeadlines) -> Monotonic {
         let patience = self.candidates[running.candidate].patience;
         let since = running.quiet_since;
+        let another = self.may_switch() && self.at + 1 < self.candidates.len();
         if running.spoke {
-            return since + waited + patience.inter_chunk;
+            let most = if another { by.quiet.gap } else { by.quiet.most };
+            return since + waited + patience.inter_chunk.min(most);
         }
         let own = (since + waited + patience.first_byte).min(by.end);
-        let another = self.may_switch() && self.at + 1 < self.candidates.len();
         let share = by.share.filter(|by| another && *by > since);
         match share {
             Some(by) => own.min(since + (by.since(since) / 2).max(self.policy.least_useful)),
@@ -454,11 +514,17 @@ impl Invocation {
             self.record(key, now, failure, decision);
             return verdict;
         }
+        if failed.chunks > 0 {
+            self.deadlines = self.deadlines.resumed(now);
+            self.in_peace = self.deadlines;
+        }
         let retry = self.retry_at(&failed, now, failure);
         let retry_at = retry.filter(|at| self.left(*at) >= self.policy.least_useful);
-        // One that asked for peace is left in peace if there is another. A circuit is asked only
+        // One that asked for peace is left in peace if there is another, and one that fell silent in the
+        // middle of its answer is not listened to again. A circuit is asked only
         // when its provider would really be called: the question may spend its one trial.
-        let next = if retry_at.is_some() && !failure.circuit_open {
+        let fell_silent = failed.spoke && failure.class == OutcomeClass::Timeout;
+        let next = if retry_at.is_some() && !failure.circuit_open && !fell_silent {
             None
         } else {
             self.switch_to(now, failure, admits)
@@ -477,7 +543,7 @@ impl Invocation {
             (None, None) => {
                 self.record(key, now, failure, RetryDecision::None);
                 let no_time = self.left(now) < self.policy.least_useful || retry.is_some();
-                let reason = if no_time && !self.committed && failure.retryable {
+                let reason = if no_time && self.given == Given::Nothing && failure.retryable {
                     BUDGET_EXHAUSTED
                 } else {
                     failure.reason
@@ -498,7 +564,7 @@ impl Invocation {
     /// When to ask the same provider again, if that is allowed; whether it fits is another question.
     fn retry_at(&self, failed: &Running, now: Monotonic, failure: &Failure) -> Option<Monotonic> {
         let allowed = failure.retryable
-            && !self.committed
+            && self.given == Given::Nothing
             && self.may(AdaptiveAction::Retry)
             && failed.attempt < self.policy.attempts_per_provider;
         let doublings = failed.attempt.saturating_sub(1).min(16);

@@ -22,7 +22,7 @@ use crate::{
     continuation::Continuation,
     conversation::{Conversation, Reply, Said},
     effect::{Effect, Emission, LateAction, SessionState},
-    input::{CancelReason, Gates, Input, Placement, PlanFacts},
+    input::{CancelReason, Gates, Input, Placement, PlanFacts, Unrecognised},
     interruption::{Interruption, Verdict},
     journal::{Decision, Journal, Line},
     link::{Link, LinkEnd, LinkEvent},
@@ -89,7 +89,11 @@ struct Softening {
 #[derive(Clone, Copy, Debug, Default)]
 struct Watch {
     gap: Duration,
-    /// The newest sign of life that was reported.
+    /// The longest that who is at work may be silent.
+    most: Duration,
+    /// The newest sign of life: somebody was heard, or has brought a piece of what is to be heard.
+    alive: Monotonic,
+    /// From where the gap is counted: beyond the sign of life while somebody is at work.
     sign: Monotonic,
     /// A stage that hangs was looked for already.
     unstuck: bool,
@@ -409,6 +413,7 @@ impl Session {
             Input::GuessSpent { tokens, characters } => {
                 self.speculation.spent(now, tokens, characters);
             }
+            Input::Unrecognised { why, apology } => self.unrecognised(why, apology),
             Input::Stop => {
                 let reason = CancelReason::UserCancel;
                 self.cancel(now, reason, CancelScope::Turn, Emitter::LaneRouter);
@@ -470,8 +475,9 @@ impl Session {
             Input::Pulse {
                 turn,
                 heard,
+                answered,
                 at_work,
-            } => self.pulse(now, turn, heard, at_work),
+            } => self.pulse(now, turn, (heard, answered), at_work),
             Input::TookOver { turn } => self.of_turn(turn, |running| {
                 running.watch.unstuck = false;
                 running.show_life(now);
@@ -729,6 +735,24 @@ impl Session {
         if self.policy.barge_in {
             let (reason, by) = (CancelReason::BargeIn, Emitter::CancellationManager);
             self.cancel(now, reason, CancelScope::Turn, by);
+        }
+    }
+
+    /// What the user has said is given up: that is said, and the user is told, unless somebody talks.
+    fn unrecognised(&mut self, why: Unrecognised, apology: Option<String>) {
+        if self.state != SessionState::Active {
+            return;
+        }
+        let is_free = self.running.is_none() && self.waiting.is_none() && self.throttled.is_none();
+        let apology = apology.filter(|_| is_free);
+        let signal = if apology.is_some() {
+            Signal::Fallback
+        } else {
+            Signal::Degrade
+        };
+        self.signal_because(signal, Emitter::BudgetManager, None, why.as_str());
+        if let Some(words) = apology {
+            self.apologise(Task::Say { words });
         }
     }
 
@@ -1003,6 +1027,7 @@ impl Session {
         let mute = self.voice.is_mute(now);
         self.of_turn(turn, |running| {
             running.watch.gap = Duration::from_millis(facts.budgets.output_gap_ms);
+            running.watch.most = Duration::from_millis(facts.budgets.max_silence_ms);
             running.budget = Some(BudgetManager::new(&facts.budgets, facts.actions, now));
             running.cancel_mode = facts.cancel_mode;
             running.course.policy = facts.failure;
@@ -1123,11 +1148,24 @@ impl Session {
     }
 
     /// How the turn that seems mute really is.
-    fn pulse(&mut self, now: Monotonic, turn: TurnNumber, heard: Option<Monotonic>, at_work: bool) {
+    fn pulse(
+        &mut self,
+        now: Monotonic,
+        turn: TurnNumber,
+        (heard, answered): (Option<Monotonic>, Option<Monotonic>),
+        at_work: bool,
+    ) {
         self.of_turn(turn, |running| {
-            let sign = if at_work { Some(now) } else { heard };
-            if let Some(sign) = sign.filter(|sign| *sign > running.watch.sign) {
-                running.show_life(sign);
+            let watch = &mut running.watch;
+            if let Some(alive) = heard.max(answered).filter(|at| *at > watch.alive) {
+                watch.alive = alive;
+                watch.unstuck = false;
+            }
+            // Whoever is at work is waited for, but not for ever: by what it does it lives (P13).
+            let patience = watch.most.saturating_sub(watch.gap);
+            let excused = at_work.then(|| now.min(watch.alive + patience));
+            if let Some(sign) = heard.max(excused).filter(|sign| *sign > watch.sign) {
+                running.hold_off(sign);
             }
         });
         self.spend(now);
@@ -1152,7 +1190,7 @@ impl Session {
                 // Who takes over says so itself, if there is somebody.
                 signals.truncate(1);
                 running.watch.unstuck = true;
-                running.show_life(now);
+                running.hold_off(now);
             }
             for signal in signals {
                 self.signal_because(signal, Emitter::BudgetManager, Some(turn), reason);
@@ -1645,8 +1683,14 @@ impl Running {
         }
     }
 
-    /// From here on the turn may be mute for a while.
+    /// A sign of life: the turn may be mute for a while.
     fn show_life(&mut self, at: Monotonic) {
+        self.watch.alive = self.watch.alive.max(at);
+        self.hold_off(at);
+    }
+
+    /// The gap is counted from here.
+    fn hold_off(&mut self, at: Monotonic) {
         if self.progressed && at >= self.watch.sign {
             self.watch.sign = at;
             if let Some(budget) = &mut self.budget {

@@ -26,6 +26,8 @@ pub(super) struct Attempting {
     pub(super) cancel: CancellationToken,
     /// How much of its audio was passed on by an earlier attempt.
     pub(super) skip: Duration,
+    /// Whether it goes on with what another has begun, and has not said anything yet.
+    pub(super) goes_on: bool,
     /// How long it waits for this machine.
     pub(super) queue: Arc<QueueTime>,
     answer: ChunkStream<Chunk>,
@@ -178,6 +180,7 @@ pub(super) fn open(
         key,
         cancel,
         skip: Duration::ZERO,
+        goes_on: false,
         queue,
         answer,
     };

@@ -240,6 +240,11 @@ pub enum NodeReport {
         /// First sample after the speech that the turn ends with.
         until: SampleIndex,
     },
+    /// The user has finished, and no word of it is known.
+    NothingHeard {
+        /// Whether there may be words that are overdue.
+        is_overdue: bool,
+    },
     /// The user pauses, and may have finished with these words.
     UserPaused {
         /// The words so far.

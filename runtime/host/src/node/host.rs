@@ -28,7 +28,7 @@ use rspp_proto::{
     abi::{CancelMode, OutcomeScope},
     spec::{ErrorAction, NodeKind, PressureAction},
 };
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     CallRequest, EdgeReport, Hook, Inputs, MAX_RESTING, Node, NodeContext, NodeError, NodeReport,
@@ -64,7 +64,8 @@ pub(crate) enum NodeControl {
     },
     /// Give up this provider call, if it is yours; what it has brought so far stands.
     CancelCall(InvocationId),
-    /// The turn has gone mute: if a handler is waiting, it hangs, and is given up.
+    /// The turn has gone mute: if a handler is waiting, it hangs, and is given up; so is a provider that
+    /// says nothing.
     Unstick,
     /// Go on under a newer epoch.
     Rotate(Epoch),
@@ -187,6 +188,8 @@ struct Running {
     actor: ActorId,
     id: InvocationId,
     cancel: CancellationToken,
+    /// Tells it that the turn has gone mute.
+    unstick: Arc<Notify>,
 }
 
 impl NodeHost {
@@ -735,6 +738,7 @@ impl NodeHost {
             return;
         }
         let cancel = self.work.child_token();
+        let unstick = Arc::<Notify>::default();
         let site = CallSite {
             key,
             life: self.life,
@@ -742,6 +746,7 @@ impl NodeHost {
             to: ctx.data_ref(),
             session: self.setup.session.clone(),
             cancel: cancel.clone(),
+            unstick: Arc::clone(&unstick),
             clock: self.setup.clock,
             pulse: Arc::clone(&self.setup.pulse),
         };
@@ -759,7 +764,13 @@ impl NodeHost {
         match started {
             Ok(handle) => {
                 let actor = handle.id;
-                self.calls.insert(key, Running { actor, id, cancel });
+                let running = Running {
+                    actor,
+                    id,
+                    cancel,
+                    unstick,
+                };
+                self.calls.insert(key, running);
             }
             Err(error) => Box::pin(self.fail(ctx, &NodeError::new(error.to_string()))).await,
         }
@@ -855,8 +866,12 @@ impl NodeHost {
                     Box::pin(self.fail(ctx, &error)).await;
                 }
             }
-            // Nothing hangs any more.
-            NodeControl::Unstick => {}
+            // No handler hangs any more, but somebody who was asked may.
+            NodeControl::Unstick => {
+                for call in self.calls.values() {
+                    call.unstick.notify_one();
+                }
+            }
             NodeControl::Taken => self.cx.wake_within(Duration::ZERO),
             NodeControl::Cancel { reason, at: _ } if self.setup.is_soft() => {
                 ctx.with_data(Inputs::clear_edges);

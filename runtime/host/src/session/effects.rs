@@ -595,6 +595,7 @@ impl Session {
         let input = Input::Pulse {
             turn,
             heard: (played > 0).then(|| Monotonic::from_millis(played)),
+            answered: running.and_then(|running| running.pulse.answered()),
             at_work,
         };
         self.kernel.handle(now, input);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rspp_kernel::{
-    Input, authority::Checkpoint, dedupe::Seen, edge::Patience, handoff::LLM_TO_TTS,
+    Input, Unrecognised, authority::Checkpoint, dedupe::Seen, edge::Patience, handoff::LLM_TO_TTS,
     invocation::error_code, turn::Ending,
 };
 use rspp_proto::{
@@ -38,7 +38,10 @@ impl Session {
                 // Before what follows from it: the peer hears why it is told to be silent.
                 self.tell_line(ConnectionControl::Speech(mark));
                 match mark {
-                    SpeechMark::Started { at } => Some(Input::SpeechStarted { at }),
+                    SpeechMark::Started { at } => {
+                        self.lost.begins();
+                        Some(Input::SpeechStarted { at })
+                    }
                     SpeechMark::Stopped { at } => Some(Input::SpeechStopped { at }),
                     SpeechMark::EndOfTurn { .. } => None,
                 }
@@ -64,12 +67,17 @@ impl Session {
             }
             NodeReport::UserTurn { text, from, until } => {
                 self.words.known = true;
+                self.lost.begins();
                 Some(Input::Spoken {
                     text: text.to_string(),
                     from,
                     until,
                 })
             }
+            NodeReport::NothingHeard { is_overdue } => self.lost.why(is_overdue).map(|why| {
+                let apology = self.lost.apology.clone();
+                Input::Unrecognised { why, apology }
+            }),
             NodeReport::WordsHanded {
                 text,
                 revision,
@@ -158,11 +166,15 @@ impl Session {
             }
             NodeReport::CapReached { reason, ends_turn } => {
                 self.budget(Signal::BudgetExhausted, turn, node, &reason, at);
+                if ends_turn && turn.is_none() {
+                    self.lost.note(Unrecognised::Refused);
+                }
                 let ending = Ending::BudgetTerminated;
                 turn.filter(|_| ends_turn)
                     .map(|turn| Input::TurnFailed { turn, ending })
             }
             NodeReport::CallFailed { end } => {
+                self.lost.note(Unrecognised::Failed);
                 self.call_failed(turn, node, &end, at);
                 None
             }

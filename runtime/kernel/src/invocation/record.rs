@@ -40,6 +40,11 @@ impl Failure {
         Self::plain(OutcomeClass::Timeout, true, "provider_timeout")
     }
 
+    /// A provider that was silent for as long as its turn may be: it is not asked again.
+    pub(super) fn mute() -> Self {
+        Self::plain(OutcomeClass::Timeout, false, "provider_timeout")
+    }
+
     /// There was no time for the provider to answer in, since so much was spent waiting for this machine.
     pub(super) fn no_time() -> Self {
         Self::plain(OutcomeClass::Timeout, true, super::BUDGET_EXHAUSTED)

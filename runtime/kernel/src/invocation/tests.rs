@@ -35,8 +35,15 @@ fn until(end: u64) -> CallDeadlines {
     CallDeadlines {
         end: ms(end),
         share: None,
+        quiet: QUIET,
     }
 }
+
+const QUIET: Quiet = Quiet {
+    gap: Duration::from_millis(1_500),
+    most: Duration::from_secs(4),
+    last: Monotonic::from_millis(60_000),
+};
 
 /// The attempts of a call that goes one after the other.
 const FIRST: AttemptKey = AttemptKey(0);
@@ -239,7 +246,8 @@ fn silence_has_a_deadline() {
     assert_eq!(call.next_deadline(), Some(ms(2_400)));
     assert_eq!(call.tick(ms(2_399), |_| true), Verdict::default());
     let verdict = call.tick(ms(2_400), |_| true);
-    assert_eq!(told(&verdict), "!0 timeout/provider_budget_exhausted");
+    // Whoever falls silent in the middle of an answer is not listened to again.
+    assert_eq!(told(&verdict), "!0 b#1@2400");
 
     let mut tight = super::tests::call(policy(&ALL), 700);
     let _ = tight.begin(ms(0), |_| true);
@@ -262,6 +270,7 @@ fn candidates_share_what_is_left_of_the_budget() {
     let deadlines = CallDeadlines {
         end: ms(2_000),
         share: Some(ms(2_000)),
+        quiet: QUIET,
     };
     let rules = policy(&[AdaptiveAction::ProviderSwitch]);
     let both = vec![patient("a"), patient("b")];
@@ -424,7 +433,7 @@ fn a_turns_deadline_comes_down_to_its_calls() {
     // What is said late is said; but somebody else is asked in time.
     assert_eq!(
         call(900, Modality::Tts, true, None),
-        (ms(60_000), Some(ms(2_000)))
+        (ms(4_900), Some(ms(2_000)))
     );
     assert_eq!(call(900, Modality::Tts, false, None), (ms(60_000), None));
 }
@@ -638,7 +647,7 @@ proptest! {
         let mut now = 0;
         let mut running: BTreeMap<AttemptKey, u64> = BTreeMap::new();
         let mut begun: Vec<(String, u32)> = Vec::new();
-        let mut committed = false;
+        let (mut committed, mut spoke) = (false, false);
         let mut ended = None;
         let mut verdict = call.begin(ms(0), |_| true);
         for (step, (class, took)) in classes.into_iter().zip(durations).enumerate() {
@@ -646,7 +655,9 @@ proptest! {
                 match order {
                     Order::Attempt { key, provider, attempt, at } => {
                         prop_assert!(!committed, "an attempt after a commit");
-                        prop_assert!(at.as_millis() + 100 <= budget);
+                        // The budget is to the first chunk.
+                        let end = if spoke { 60_000 } else { budget };
+                        prop_assert!(at.as_millis() + 100 <= end);
                         begun.push((provider.to_string(), attempt));
                         running.insert(key, at.as_millis());
                     }
@@ -662,6 +673,7 @@ proptest! {
             now = now.max(at) + took;
             if class == 5 && call.next_deadline().is_some_and(|due| due > ms(now)) {
                 verdict = call.chunk(key, ms(now));
+                spoke = true;
                 continue;
             }
             if commit_at == Some(step) && running.len() == 1 {
@@ -694,6 +706,83 @@ proptest! {
     }
 }
 
+/// P14, P6: after words were passed on the same provider is not asked again, but another may go on from there
+/// in the time that the turn may be silent; after more than words nobody is.
+#[test]
+fn words_that_broke_off_are_gone_on_with_by_another() {
+    let broke = fault(OutcomeClass::InfrastructureFailure);
+    let begun = || {
+        let mut call = call(policy(&ALL), 2_000);
+        let _ = call.begin(ms(0), |_| true);
+        let _ = call.chunk(FIRST, ms(500));
+        call.said();
+        call
+    };
+    let mut words = begun();
+    assert_eq!(
+        told(&words.failed(FIRST, ms(9_000), &broke, |_| true)),
+        "b#1@9000"
+    );
+    assert_eq!(words.next_deadline(), Some(ms(10_000)));
+    let verdict = words.failed(SECOND, ms(9_100), &broke, |_| true);
+    assert_eq!(
+        told(&verdict),
+        "infrastructure_failure/provider_transport_error"
+    );
+    let mut more = begun();
+    more.commit();
+    let verdict = more.failed(FIRST, ms(9_000), &broke, |_| true);
+    assert_eq!(
+        told(&verdict),
+        "infrastructure_failure/provider_transport_error"
+    );
+}
+
+/// P13: when the turn has gone mute, who is silent is given up for another, who has as long; who speaks is
+/// not; and with nobody else the call ends.
+#[test]
+fn a_mute_turn_gives_up_who_is_silent() {
+    let gap = Duration::from_millis(1_500);
+    let patient = |name: &str| Candidate {
+        patience: PATIENCE.local(&CallPolicy::default()),
+        ..candidate(name)
+    };
+    let begun = |names: &[&str]| {
+        let id = InvocationId::new("pvi/s/t/e/tts").unwrap();
+        let all = names.iter().map(|name| patient(name)).collect();
+        let mut call = Invocation::new(id, all, policy(&ALL), ms(0), until(60_000));
+        let _ = call.begin(ms(0), |_| true);
+        call
+    };
+    let mut call = begun(&["a", "b"]);
+    assert_eq!(call.unstick(ms(1_000), gap, |_| true), Verdict::default());
+    assert_eq!(told(&call.unstick(ms(4_000), gap, |_| true)), "!0 b#1@4000");
+    assert_eq!(call.next_deadline(), Some(ms(5_500)));
+    let verdict = call.tick(ms(5_500), |_| true);
+    assert_eq!(told(&verdict), "!1 timeout/provider_budget_exhausted");
+    let mut alone = begun(&["a"]);
+    let verdict = alone.unstick(ms(4_000), gap, |_| true);
+    assert_eq!(told(&verdict), "!0 timeout/provider_timeout");
+    assert_eq!(
+        signals(&verdict),
+        [(Signal::ProviderError, "a timeout provider_timeout")]
+    );
+}
+
+/// F-059, P14: a call that nobody is asked for says why.
+#[test]
+fn a_call_that_does_not_begin_says_why() {
+    let mut late = call(policy(&ALL), 99);
+    let verdict = late.begin(ms(0), |_| true);
+    assert_eq!(told(&verdict), "timeout/provider_budget_exhausted");
+    let why = [(Signal::ProviderError, "a timeout provider_budget_exhausted")];
+    assert_eq!(signals(&verdict), why);
+    let mut resting = call(policy(&ALL), 2_000);
+    let verdict = resting.begin(ms(0), |_| false);
+    let why = [(Signal::ProviderError, "a overload provider_circuit_open")];
+    assert_eq!(signals(&verdict), why);
+}
+
 /// P9, F-046: a call that was begun on a guess is held to the turn's deadlines once there is a turn.
 #[test]
 fn a_call_is_held_to_the_deadlines_of_its_turn() {
@@ -703,6 +792,7 @@ fn a_call_is_held_to_the_deadlines_of_its_turn() {
     call.hold_to(CallDeadlines {
         end: ms(900),
         share: Some(ms(900)),
+        quiet: QUIET,
     });
     assert_eq!(call.next_deadline(), Some(ms(450)), "so that another fits");
     assert_eq!(told(&call.tick(ms(450), |_| true)), "!0 b#1@450");
@@ -767,6 +857,7 @@ fn a_provider_that_was_given_no_time_is_excused() {
     shared.hold_to(CallDeadlines {
         end: ms(2_000),
         share: Some(ms(1_000)),
+        quiet: QUIET,
     });
     assert_eq!(told(&shared.begin(ms(0), |_| true)), "a#1@0");
     shared.queued(FIRST, Duration::from_millis(400));

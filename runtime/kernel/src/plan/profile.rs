@@ -27,6 +27,7 @@ pub fn budgets() -> Budgets {
         hook_timeout_ms: 250,
         max_turn_duration_ms: 60_000,
         output_gap_ms: Budgets::OUTPUT_GAP_MS,
+        max_silence_ms: Budgets::MAX_SILENCE_MS,
     }
 }
 

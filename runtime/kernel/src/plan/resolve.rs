@@ -826,6 +826,11 @@ fn lay_budgets(budgets: &mut Budgets, spec: &BudgetsSpec) -> Vec<&'static str> {
             &mut budgets.output_gap_ms,
             spec.output_gap_ms,
         ),
+        (
+            "max_silence_ms",
+            &mut budgets.max_silence_ms,
+            spec.max_silence_ms,
+        ),
     ];
     let mut laid = Vec::new();
     for (name, field, value) in fields {
@@ -946,6 +951,7 @@ fn check(plan: &ResolvedPolicy) -> Result<(), PlanError> {
         ("hook_timeout_ms", budgets.hook_timeout_ms),
         ("max_turn_duration_ms", budgets.max_turn_duration_ms),
         ("output_gap_ms", budgets.output_gap_ms),
+        ("max_silence_ms", budgets.max_silence_ms),
     ] {
         if value == 0 {
             return invalid(format!("budgets.{name}"), AT_LEAST_ONE);

@@ -219,8 +219,11 @@ fn simple_v1_has_the_documented_numbers() {
             b.hook_timeout_ms,
             b.max_turn_duration_ms,
             b.output_gap_ms,
+            b.max_silence_ms,
         ],
-        [2_000, 800, 1_800, 250, 1_000, 700, 75, 250, 60_000, 1_500]
+        [
+            2_000, 800, 1_800, 250, 1_000, 700, 75, 250, 60_000, 1_500, 4_000
+        ]
     );
     let default = [64, 300, 262_144, 120];
     for edge in ["ingress->stt:audio", "stt->turn:text", "llm->egress:text"] {

@@ -142,6 +142,7 @@ fn asked(input: &Input) -> Option<Asked> {
         | Input::Recognised { .. }
         | Input::UserTurn { .. }
         | Input::Spoken { .. }
+        | Input::Unrecognised { .. }
         | Input::UserPaused { .. }
         | Input::WordsHanded { .. }
         | Input::GuessFailed { .. }

@@ -40,6 +40,8 @@ struct Rig {
     cancel_mode: CancelMode,
     /// Whether a turn that seems mute is found to be at work.
     at_work: bool,
+    /// When a provider last brought a piece of an answer.
+    answered: Option<Monotonic>,
     failure: FailurePolicy,
     /// Calls whose executors have begun.
     began: BTreeSet<String>,
@@ -68,6 +70,7 @@ impl Rig {
             accepted: 0,
             cancel_mode: CancelMode::Hard,
             at_work: false,
+            answered: None,
             failure: FailurePolicy::default(),
             began: BTreeSet::new(),
             log: Vec::new(),
@@ -189,6 +192,7 @@ impl Rig {
                 Effect::Probe { turn } => Some(Input::Pulse {
                     turn,
                     heard: None,
+                    answered: self.answered,
                     at_work: self.at_work,
                 }),
                 Effect::Speculate { user_text, .. } => {

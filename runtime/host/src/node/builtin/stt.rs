@@ -9,6 +9,7 @@ use bytes::Bytes;
 use rspp_kernel::cost::{Allowance, CostKind};
 use rspp_proto::{
     AudioChunk, OutcomeClass, Payload, SampleIndex, SampleRate, Speaker, SpeechMark, TextChunk,
+    spec::CapAction,
 };
 use rspp_provider_api::{SttChunk, SttRequest};
 use tokio::sync::mpsc;
@@ -35,6 +36,8 @@ pub(super) struct Stt {
     /// Where the audio of the utterance in progress goes.
     speaking: Option<mpsc::Sender<Bytes>>,
     utterances: BTreeMap<CallKey, Utterance>,
+    /// The call for the newest of them.
+    call: Option<CallKey>,
     next_segment: u32,
     /// What of the utterance in progress may still be recognised.
     cap: Option<Allowance>,
@@ -53,10 +56,9 @@ impl Stt {
         self.rate = Some(rate);
         let length = rate.duration_of(chunk.data.len() as u64 / 2);
         if self.speaking.is_some() && !self.affords(length.as_millis() as u64) {
-            // The words so far are recognised; the rest is not paid for.
             self.speaking = None;
             if let Some(cap) = self.cap.take() {
-                cx.report_cap(&cap, true);
+                self.cut(cx, &cap);
             }
         }
         if let Some(speaking) = &self.speaking {
@@ -67,6 +69,34 @@ impl Stt {
             self.recent.pop_front();
         }
         self.recent.push_back((at, chunk.data));
+    }
+
+    /// The words so far are recognised, and the rest is not paid for; or none of them are, if that is what
+    /// the cap is for.
+    fn cut(&mut self, cx: &mut NodeContext, cap: &Allowance) {
+        cx.report_cap(cap, true);
+        if cap.effect(true) != CapAction::Refuse {
+            return;
+        }
+        let Some(call) = self.call.take() else { return };
+        if let Some(mut utterance) = self.utterances.remove(&call) {
+            cx.abort(call);
+            if !utterance.concluded {
+                Self::tell(cx, &mut utterance, "", true, None);
+            }
+        }
+    }
+
+    /// The next utterance, as those count that its words go to.
+    fn utterance(&mut self, at: SampleIndex) -> Utterance {
+        let segment = self.next_segment;
+        self.next_segment += 1;
+        Utterance {
+            segment,
+            revision: 0,
+            at,
+            concluded: false,
+        }
     }
 
     fn affords(&mut self, ms: u64) -> bool {
@@ -83,6 +113,8 @@ impl Stt {
         self.cap = cx.allowance(CostKind::AudioMs);
         if let Some(spent) = self.cap.filter(|cap| cap.left == 0) {
             cx.report_cap(&spent, false);
+            let mut refused = self.utterance(at);
+            Self::tell(cx, &mut refused, "", true, None);
             return;
         }
         let (sender, receiver) = mpsc::channel(MAX_UTTERANCE_FRAMES);
@@ -104,17 +136,9 @@ impl Stt {
             partials: true,
         };
         let call = cx.transcribe(request, Box::pin(ReceiverStream::new(receiver)));
-        let segment = self.next_segment;
-        self.next_segment += 1;
-        self.utterances.insert(
-            call,
-            Utterance {
-                segment,
-                revision: 0,
-                at,
-                concluded: false,
-            },
-        );
+        let utterance = self.utterance(at);
+        self.utterances.insert(call, utterance);
+        self.call = Some(call);
     }
 
     fn tell(

@@ -40,6 +40,8 @@ pub(super) struct TurnDetector {
     utterances: u32,
     /// Utterances that ended and whose final text has not come.
     unheard: BTreeSet<u32>,
+    /// The utterance in progress, if its final text has come before its end: more of it is not recognised.
+    heard_early: Option<u32>,
     /// The user has said that the speech in progress is over: its silence is no news.
     is_told: bool,
     speech_ended: SampleIndex,
@@ -127,19 +129,27 @@ impl TurnDetector {
             }
             SpeechMark::Stopped { at } => {
                 self.speech_ended = at;
-                self.unheard.insert(self.utterance());
+                self.await_text();
                 self.judge(cx)
             }
             // Push to talk (F-042): the user says so; what was being said is still to be understood.
             SpeechMark::EndOfTurn { at, .. } => {
                 if self.state == State::Speaking {
-                    self.unheard.insert(self.utterance());
+                    self.await_text();
                     self.is_told = true;
                 }
                 self.speech_ended = at;
                 self.finished(cx, 1.0);
                 Step::OK
             }
+        }
+    }
+
+    /// The utterance is over: its text is waited for, unless it is known.
+    fn await_text(&mut self) {
+        let utterance = self.utterance();
+        if self.heard_early.take() != Some(utterance) {
+            self.unheard.insert(utterance);
         }
     }
 
@@ -248,6 +258,9 @@ impl TurnDetector {
             let until = self.speech_ended.max(from);
             cx.report(NodeReport::UserTurn { text, from, until });
             self.turns += 1;
+        } else {
+            let is_overdue = !self.unheard.is_empty();
+            cx.report(NodeReport::NothingHeard { is_overdue });
         }
         self.finals.clear();
         self.began = None;
@@ -274,6 +287,9 @@ impl TurnDetector {
         }
         self.partial = None;
         self.unheard.remove(&chunk.segment);
+        if self.state == State::Speaking && chunk.segment == self.utterance() {
+            self.heard_early = Some(chunk.segment);
+        }
         if !chunk.text.is_empty() {
             self.finals.push(Arc::clone(&chunk.text));
             self.began = Some(self.began.map_or(at, |began| began.min(at)));

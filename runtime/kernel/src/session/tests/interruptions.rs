@@ -283,6 +283,7 @@ fn signs_of_life_are_looked_for_before_a_turn_is_called_mute() {
     let mut rig = speaking(TurnPolicy::default());
     rig.at_work = true;
     for _ in 0..10 {
+        rig.answered = Some(rig.now);
         rig.after(1_500).take(Input::Tick);
     }
     assert!(rig.log.is_empty(), "{:?}", rig.log);
@@ -299,6 +300,34 @@ fn signs_of_life_are_looked_for_before_a_turn_is_called_mute() {
     held.log.clear();
     held.after(4_000).take(Input::Tick);
     assert!(held.log.is_empty(), "{:?}", held.log);
+}
+
+/// P13, T10: whoever is at work and brings nothing is waited for as long as the policy lets the turn be
+/// silent, whether it has been heard yet or not, and is then given up.
+#[test]
+fn work_that_brings_nothing_is_not_waited_for_for_ever() {
+    #[track_caller]
+    fn check(mut rig: Rig, ending: &str) {
+        rig.at_work = true;
+        let began = rig.now;
+        let mut told = None;
+        while rig.session.current_turn().is_some() {
+            let due = rig.session.next_deadline().expect("a turn has deadlines");
+            rig.now = rig.now.max(due);
+            rig.take(Input::Tick);
+            if told.is_none() && rig.log.contains(&"UNSTICK".to_owned()) {
+                told = Some(rig.now.since(began));
+            }
+        }
+        assert_eq!(told, Some(Duration::from_secs(4)));
+        assert_eq!(rig.now.since(began), Duration::from_millis(5_500));
+        assert!(rig.log.contains(&ending.to_owned()), "{:?}", rig.log);
+    }
+    let ending = "abort(node_timeout_or_failure)";
+    check(speaking(TurnPolicy::default()), ending);
+    let mut unheard = Rig::talking();
+    unheard.take(Input::Progress { turn: T1 });
+    check(unheard, ending);
 }
 
 /// T11, lifecycle invariant 9: late words of a closed turn are a new turn's, nobody's, or a note.
@@ -372,6 +401,7 @@ fn anything() -> impl Strategy<Value = Input> {
                 _ => Input::Pulse {
                     turn,
                     heard: None,
+                    answered: None,
                     at_work,
                 },
             },
