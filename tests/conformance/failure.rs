@@ -385,5 +385,8 @@ async fn a_turn_whose_evidence_cannot_be_kept_is_aborted() {
         }
         let _not_whole = recording.close().await;
     }
-    assert!(refused > 0 && aborted > 0, "{refused} refused, {aborted} aborted");
+    assert!(
+        refused > 0 && aborted > 0,
+        "{refused} refused, {aborted} aborted"
+    );
 }

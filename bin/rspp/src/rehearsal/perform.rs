@@ -15,8 +15,8 @@ use futures::{StreamExt, future::join_all};
 use rspp_actors::Clock;
 use rspp_controlplane_api::{Leases, LocalLeases, MemoryStore};
 use rspp_host::{
-    CancelTarget, Capture, CaptureBounds, Config, CpuProbe, Notice, Pools, Runtime, SessionHandle,
-    SessionRequest, report::SessionReport,
+    CancelTarget, Capture, CaptureBounds, Config, CpuProbe, Notice, OpenError, Pools, Runtime,
+    SessionHandle, SessionRequest, report::SessionReport,
 };
 use rspp_kernel::{
     SessionState,
@@ -146,7 +146,10 @@ async fn replayed(scenario: &Scenario, mode: ReplayMode, file: &Path) -> Result<
         .map_err(Problem::failure)?;
     let stage = Again {
         providers: Cast::of(scenario)?.providers,
-        nodes: Arc::new(nodes::registry(&scenario.nodes)),
+        nodes: Arc::new(nodes::registry(
+            &scenario.nodes,
+            &mut nodes::Tally::default(),
+        )),
         limits: scenario.limits.clone(),
         ..Again::default()
     };

@@ -1,6 +1,6 @@
 //! Where sessions run, how they go, who may connect (F-094, F-099, F-101, F-119, F-159).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::future::try_join_all;
 use prost::Message as _;
