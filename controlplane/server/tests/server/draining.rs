@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use rspp_controlplane_api::{ControlError, ControlPlane as _, Leave, wire};
-use rspp_proto::{SessionId, control::Emptying};
+use rspp_proto::{
+    SessionId,
+    control::{Emptying, Load},
+};
 
 use crate::rig::{Rig, until};
 
@@ -283,6 +286,17 @@ async fn an_account_is_of_the_drain_that_goes_on() {
         (&undone[0]["undone"]["by"], &undone[0]["undone"]["became"]),
         (&"ana".into(), &serde_json::json!({ "remains": 1 }))
     );
+    // The runtime's own word of the drain that was undone comes late: it serves all the same.
+    let late = a
+        .client
+        .begin_drain(&a.holder(), Emptying::Wait, Vec::new());
+    late.await.unwrap();
+    until("its word is followed", async || {
+        account(&rig, "a").await.is_ok()
+    })
+    .await;
+    assert!(!runtimes(&rig).await["a"].draining);
+    assert_eq!(rig.route("new", "").await.unwrap().runtime, "a");
     // Anew, by somebody else: nothing of the first is left.
     drain(&rig, "admin/ana", false, false).await;
     let third = account(&rig, "a").await.unwrap();
@@ -304,6 +318,7 @@ async fn who_goes_in_order_has_left() {
         .client
         .begin_drain(&a.holder(), Emptying::Move, Vec::new());
     told.await.unwrap();
+    a.fares(Load::default()).await;
     until("it is seen to go", async || {
         let seen = runtimes(&rig).await;
         seen["a"].draining && seen["a"].presence == "alive" && !seen["b"].draining
