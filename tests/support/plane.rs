@@ -376,8 +376,12 @@ impl Seer {
 
     fn note(&self, kind: &'static str) {
         let mut own = self.way.lock().expect("nobody panics here");
-        // Heartbeats and renewals come by themselves.
-        if !matches!(kind, "heartbeat" | "renew" | "report_status") {
+        // Heartbeats, renewals and reports come by themselves.
+        let comes_by_itself = matches!(
+            kind,
+            "heartbeat" | "renew" | "report_status" | "report_usage" | "report_readings"
+        );
+        if !comes_by_itself {
             own.asked.push(kind);
         }
     }
