@@ -514,3 +514,140 @@ fn tools_that_cannot_be_called_are_named() {
     let parsed = PipelineSpec::parse("p.yaml", &changed("kind: llm\n", good), Mode::Strict);
     assert_eq!(parsed.unwrap().warnings, []);
 }
+
+/// F-001, F-079: a built-in node knows its settings; what it does not know, or what does not fit, is refused
+/// with its place and what would fit. A custom node takes what it likes.
+#[test]
+fn settings_that_a_node_does_not_know_are_named() {
+    #[track_caller]
+    fn check(node: &str, config: &str, wanted: &[&str]) {
+        let written = format!("kind: {node}\n    config: {{ {config} }}\n");
+        let text = changed(&format!("kind: {node}\n"), &written);
+        if wanted.is_empty() {
+            let parsed = PipelineSpec::parse("pipeline.yaml", &text, Mode::Strict);
+            assert_eq!(parsed.expect("it is good").warnings, []);
+            return;
+        }
+        let errors = errors(&text);
+        for part in wanted {
+            assert!(errors.contains(part), "{part}\n{errors}");
+        }
+    }
+    check(
+        "llm",
+        "max_tokens: many",
+        &[
+            "nodes[3].config.max_tokens",
+            "no \"many\"",
+            "a whole number of at least 1",
+        ],
+    );
+    check(
+        "llm",
+        "first_byte_ms: x",
+        &["nodes[3].config.first_byte_ms", "a whole number"],
+    );
+    check(
+        "llm",
+        "nonsense: 5",
+        &[
+            "nodes[3].config.nonsense",
+            "it knows max_tokens, max_tool_rounds, temperature, first_byte_ms, inter_chunk_ms",
+        ],
+    );
+    check("llm", "max_token: 5", &["did you mean `max_tokens`?"]);
+    check(
+        "segmenter",
+        "least: 5",
+        &["a segmenter node has no setting `least`", "leave it out"],
+    );
+    check("tts", "speaks: no thanks", &["true or false"]);
+    check("vad", "speech_from: 2", &["a number from 0 to 1"]);
+    check(
+        "llm",
+        "max_tokens: 120, temperature: 0.5, first_byte_ms: 300",
+        &[],
+    );
+    check("tts", "voice: joe, speaks: false", &[]);
+    let policy = "schema: rspp.policy.bundle.v1\npolicy_resolution_snapshot: p/1\nallowed_adaptive_actions: [retry]\ninsert_nodes:\n  - { \
+                  after: segmenter, carries: text, node: { id: g, kind: guard, config: { terms: [a], \
+                  action: sing } } }\n";
+    let errors = policy_errors(policy);
+    assert!(
+        errors.contains("insert_nodes[0].node.config.action"),
+        "{errors}"
+    );
+    assert!(errors.contains("one of mask, block"), "{errors}");
+}
+
+/// F-018: a condition on what an edge's events never have is refused with its place; session attributes are
+/// none of theirs.
+#[test]
+fn conditions_on_what_is_never_there_are_named() {
+    #[track_caller]
+    fn check(from: &str, to: &str, when: &str, wanted: Option<&str>) {
+        let edge = format!("from: {from}, to: {to}, ");
+        let text = changed(&edge, &format!("{edge}when: {{ {when} }}, "));
+        let parsed = PipelineSpec::parse("pipeline.yaml", &text, Mode::Strict);
+        match (parsed, wanted) {
+            (Ok(_), None) => {}
+            (Ok(_), Some(_)) => panic!("{when} is accepted from {from}"),
+            (Err(errors), None) => panic!("{errors}"),
+            (Err(errors), Some(wanted)) => {
+                let errors = errors.to_string();
+                assert!(errors.contains(wanted), "{wanted}\n{errors}");
+                assert!(errors.contains(".when.attribute"), "{errors}");
+                assert!(errors.contains("test it on an edge"), "{errors}");
+            }
+        }
+    }
+    let unsure = "attribute: confidence, is: lt, value: 0.6";
+    check("stt", "turn", unsure, None);
+    check(
+        "turn",
+        "llm",
+        unsure,
+        Some("what comes from turn_detector has no `confidence`"),
+    );
+    check(
+        "llm",
+        "segmenter",
+        unsure,
+        Some("what comes from llm has no `confidence`"),
+    );
+    check("ingress", "stt", unsure, Some("audio has no `confidence`"));
+    check(
+        "tts",
+        "egress",
+        "attribute: is_final, is: eq, value: true",
+        Some("audio has no `is_final`"),
+    );
+    check("turn", "llm", "attribute: vip, is: eq, value: true", None);
+    check(
+        "ingress",
+        "stt",
+        "attribute: vip, is: eq, value: true",
+        None,
+    );
+}
+
+/// F-062, F-144: what a policy may insert after, and who takes over under pressure, has to be there.
+#[test]
+fn nodes_that_are_not_there_are_named() {
+    let text = format!(
+        "{}\n",
+        changed(
+            "open_to_policy: [segmenter]",
+            "open_to_policy: [segmenter, nope]"
+        )
+    );
+    let errors = errors(&text);
+    assert!(errors.contains("open_to_policy[1]"), "{errors}");
+    assert!(errors.contains("there is no node `nope`"), "{errors}");
+    let edge = "from: segmenter, to: tts, ";
+    let buffer =
+        "buffer: { watermarks: { queue_items: { high: 4, low: 1 } }, on_high: fallback }, ";
+    let errors = self::errors(&changed(edge, &format!("{edge}{buffer}")));
+    assert!(errors.contains("buffer.on_high"), "{errors}");
+    assert!(errors.contains("give node `tts` a `fallback`"), "{errors}");
+}

@@ -1,15 +1,18 @@
 //! What a spec has to mean, beyond its shape. Every rule reports all that break it.
 
+mod config;
 mod limits;
 mod providers;
+mod when;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     BudgetsSpec, BufferSpec, Comparison, Condition, DataHandling, EGRESS, EdgeBufferPolicy,
     EdgeSpec, INGRESS, Marks, MemoryLimits, Modality, NodeExecutionPolicy, NodeKind, NodeSpec,
-    PipelineSpec, PolicyBundle, PortType, RecordingLevel, Strategy, SyncDropPolicy, SyncPolicy,
-    SyncScope, ToolDeclaration, ToolExecutor, Watermarks, diagnostic::nearest, parse::Check,
+    PipelineSpec, PolicyBundle, PortType, PressureAction, RecordingLevel, Strategy, SyncDropPolicy,
+    SyncPolicy, SyncScope, ToolDeclaration, ToolExecutor, Watermarks, diagnostic::nearest,
+    parse::Check,
 };
 use crate::{NodeId, ProviderId};
 
@@ -51,6 +54,7 @@ pub(super) fn pipeline(spec: &PipelineSpec, check: &mut Check<'_, '_>) {
             ),
         }
     }
+    graph.open_to_policy(&spec.open_to_policy, check);
     connected(spec, check);
     graph.acyclic(spec, check);
     let MemoryLimits {
@@ -118,6 +122,8 @@ fn budgets(path: &str, spec: &BudgetsSpec, check: &mut Check<'_, '_>) {
 /// The nodes by name, with their places in the list.
 struct Graph<'a> {
     nodes: BTreeMap<&'a str, (usize, &'a NodeKind)>,
+    /// Those for whom another stands by.
+    standing_by: BTreeSet<&'a str>,
 }
 
 impl<'a> Graph<'a> {
@@ -148,12 +154,22 @@ impl<'a> Graph<'a> {
                 nodes.insert(id, (index, &node.kind));
             }
         }
-        Self { nodes }
+        let with_standby = spec.nodes.iter().filter(|node| node.fallback.is_some());
+        Self {
+            nodes,
+            standing_by: with_standby.map(|node| node.id.as_str()).collect(),
+        }
     }
 
     /// What is wrong with a name that is no node.
-    fn unknown(&self, path: &str, found: &str, pseudo: &'static str, check: &mut Check<'_, '_>) {
-        let known = self.nodes.keys().copied().chain([pseudo]);
+    fn unknown(
+        &self,
+        path: &str,
+        found: &str,
+        pseudo: Option<&'static str>,
+        check: &mut Check<'_, '_>,
+    ) {
+        let known = self.nodes.keys().copied().chain(pseudo);
         let hint = match nearest(found, known.clone()) {
             Some(name) => format!("did you mean `{name}`?"),
             None => format!("there are {}", known.collect::<Vec<_>>().join(", ")),
@@ -226,7 +242,7 @@ impl<'a> Graph<'a> {
                     None,
                 );
             } else if !self.nodes.contains_key(fallback.as_str()) {
-                self.unknown(&path, fallback.as_str(), INGRESS, check);
+                self.unknown(&path, fallback.as_str(), None, check);
             }
         }
         if let NodeKind::Custom(name) = &node.kind
@@ -249,6 +265,7 @@ impl<'a> Graph<'a> {
                 check.error("digest", &path, "is no SHA-256", hint);
             }
         }
+        config::config(path, node, check);
         tools(path, node, check);
         if let Some(execution) = &node.execution {
             self::execution(&format!("{path}.execution"), execution, check);
@@ -284,7 +301,7 @@ impl<'a> Graph<'a> {
             name => {
                 let ports = self.nodes.get(name).map(|(_, kind)| kind.outputs());
                 if ports.is_none() {
-                    self.unknown(&format!("{path}.from"), name, INGRESS, check);
+                    self.unknown(&format!("{path}.from"), name, Some(INGRESS), check);
                 }
                 ports
             }
@@ -304,7 +321,7 @@ impl<'a> Graph<'a> {
             name => {
                 let ports = self.nodes.get(name).map(|(_, kind)| kind.inputs());
                 if ports.is_none() {
-                    self.unknown(&format!("{path}.to"), name, EGRESS, check);
+                    self.unknown(&format!("{path}.to"), name, Some(EGRESS), check);
                 }
                 ports
             }
@@ -328,10 +345,37 @@ impl<'a> Graph<'a> {
             }
         }
         if let Some(when) = &edge.when {
-            condition(&format!("{path}.when"), when, check);
+            let from = self.nodes.get(from).map(|(_, kind)| *kind);
+            when::condition(&format!("{path}.when"), when, (from, carries), check);
         }
         if let Some(buffer) = &edge.buffer {
-            authored_buffer(&format!("{path}.buffer"), buffer, check);
+            let path = format!("{path}.buffer");
+            authored_buffer(&path, buffer, check);
+            self.stands_by(&path, to, buffer, check);
+        }
+    }
+
+    /// Whoever is to take over under pressure stands by.
+    fn stands_by(&self, path: &str, to: &str, buffer: &BufferSpec, check: &mut Check<'_, '_>) {
+        let has_standby = self.standing_by.contains(to);
+        if buffer.on_high == Some(PressureAction::Fallback) && !has_standby {
+            let hint = if to == EGRESS {
+                "write `on_high: degrade`".to_owned()
+            } else {
+                format!("give node `{to}` a `fallback`, or write `on_high: degrade`")
+            };
+            let message = format!("nobody stands by for `{to}`");
+            check.error("no_standby", &format!("{path}.on_high"), message, hint);
+        }
+    }
+
+    /// A policy inserts after nodes that there are.
+    fn open_to_policy(&self, open: &[NodeId], check: &mut Check<'_, '_>) {
+        for (index, node) in open.iter().enumerate() {
+            if !self.nodes.contains_key(node.as_str()) {
+                let path = format!("open_to_policy[{index}]");
+                self.unknown(&path, node.as_str(), None, check);
+            }
         }
     }
 
@@ -489,42 +533,6 @@ fn connected(spec: &PipelineSpec, check: &mut Check<'_, '_>) {
         if !spec.edges.iter().any(|edge| edge.from.as_str() == id) {
             check.warn("unconnected", &path, format!("nothing comes from `{id}`"));
         }
-    }
-}
-
-fn condition(path: &str, when: &Condition, check: &mut Check<'_, '_>) {
-    use serde_json::Value;
-
-    if when.attribute.trim().is_empty() {
-        check.error(
-            "blank",
-            &format!("{path}.attribute"),
-            "must not be blank",
-            None,
-        );
-    }
-    let is_order = match when.is {
-        Comparison::Lt | Comparison::Le | Comparison::Gt | Comparison::Ge => true,
-        Comparison::Eq | Comparison::Ne => false,
-    };
-    let wanted = match (when.attribute.as_str(), is_order) {
-        ("confidence", _) | (_, true) => "a number",
-        ("is_final", false) => "true or false",
-        ("language" | "speaker", false) => "text",
-        (_, false) => "a number, a text, true or false",
-    };
-    let fits = match (&when.value, wanted) {
-        (Value::Number(_), "a number")
-        | (Value::Bool(_), "true or false")
-        | (Value::String(_), "text") => true,
-        (Value::Number(_) | Value::Bool(_) | Value::String(_), wanted) => {
-            wanted.starts_with("a number,")
-        }
-        (Value::Null | Value::Array(_) | Value::Object(_), _) => false,
-    };
-    if !fits {
-        let message = format!("`{}` is compared with {wanted}", when.attribute);
-        check.error("wrong_type", &format!("{path}.value"), message, None);
     }
 }
 
@@ -783,6 +791,10 @@ pub(super) fn policy(bundle: &PolicyBundle, check: &mut Check<'_, '_>) {
         low_below_high("flow_control.data_marks", flow.data_marks, check);
         low_below_high("flow_control.control_marks", flow.control_marks, check);
         low_below_high("flow_control.telemetry_marks", flow.telemetry_marks, check);
+    }
+    for (index, insertion) in bundle.insert_nodes.iter().enumerate() {
+        let path = format!("insert_nodes[{index}].node");
+        config::config(&path, &insertion.node, check);
     }
     for (node, execution) in &bundle.node_execution_policies {
         let path = format!("node_execution_policies.{node}");

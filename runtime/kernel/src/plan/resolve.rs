@@ -994,7 +994,8 @@ fn check(plan: &ResolvedPolicy) -> Result<(), PlanError> {
             PressureAction::Fallback => AdaptiveAction::Fallback,
         });
         if needed.is_some_and(|action| !plan.allowed_adaptive_actions.contains(&action)) {
-            let problem = "is not among the plan's allowed_adaptive_actions";
+            let problem = "is not among the plan's allowed_adaptive_actions; add it there, in the policy bundle, \
+                or leave `on_high` out";
             return invalid(format!("edge_buffer_policies.{edge}.on_high"), problem);
         }
     }
