@@ -9,6 +9,7 @@ mod admission;
 mod attribution;
 mod authority;
 mod batching;
+mod branches;
 mod budgets;
 mod cancels;
 mod classes;

@@ -9,14 +9,14 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner},
 };
 use rspp_kernel::{
-    CancelReason, Effect, Gates, Input, PlanFacts, Session, SessionState,
+    CancelReason, Effect, Gates, Input, Part, PlanFacts, Session, SessionState,
     admission::{Decision, Verdict},
     invariant::{Broken, Orders},
     plan::profile,
     turn::Ending,
 };
 use rspp_proto::{
-    Epoch, Monotonic, SampleIndex, TurnNumber,
+    Epoch, InvocationId, Monotonic, SampleIndex, TurnNumber,
     abi::{CancelMode, CancelScope},
     spec::{BargeInConfirm, FailurePolicy, LateEventPolicy, PlanFailurePolicy, TurnPolicy},
 };
@@ -263,7 +263,8 @@ impl Rig {
             Step::Cancels(reason, scope) => Input::Cancel { reason, scope },
             Step::CancelsPart => Input::CancelPart {
                 reason: CancelReason::UserCancel,
-                scope: CancelScope::ProviderInvocation,
+                part: Part::Invocation(InvocationId::new("pvi/s/t/e/tts").expect("not blank")),
+                silences: false,
             },
             Step::Rotates(by) => Input::Rotated {
                 epoch: (0..by).fold(self.session.epoch(), |epoch, _| epoch.next()),

@@ -1,6 +1,11 @@
 //! Putting nodes together: from a place in the graph and a frozen plan to a node host's setup.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use rspp_actors::{
     Backoff, CancellationToken, ChildSpec, Clock, ControlRef, DataRef, Failure, Restart,
@@ -9,7 +14,7 @@ use rspp_actors::{
 use rspp_kernel::{
     conversation::Said,
     fence::OutputFence,
-    graph::{EdgeIx, Graph, NodeIx, Scope},
+    graph::{EdgeIx, Ends, Graph, NodeIx, Scope, Stream, holds},
     plan::{Handoff, ResolvedTurnPlan},
 };
 use rspp_proto::{
@@ -290,6 +295,10 @@ impl Assembly {
                 .iter()
                 .map(|edge| self.graph.edge(*edge).id.clone())
                 .collect(),
+            ends: self.ends(ix).map(|ends| Arc::new(Mutex::new(ends))),
+            is_told_of_ends: !self.graph.ends(ix).is_over(),
+            is_waited_for: node.scope == Scope::Turn && self.is_joined(ix),
+            branches: self.branches(ix, hosts).into(),
             coalesces: node
                 .inputs
                 .iter()
@@ -304,6 +313,44 @@ impl Assembly {
             make: move || NodeHost::new(setup.clone()),
             taking,
         }))
+    }
+
+    /// The ends that the node at `ix` has to see before it is told of one; `None` if each is told.
+    fn ends(&self, ix: NodeIx) -> Option<Ends> {
+        let is_joined = self.graph.node(ix).inputs.len() > 1 && !self.graph.sees_each_end(ix);
+        is_joined
+            .then(|| self.graph.ends(ix))
+            .filter(|ends| !ends.is_over())
+    }
+
+    /// Whether what the node there says comes together with what others say.
+    fn is_joined(&self, primary: NodeIx) -> bool {
+        let all = std::iter::once(primary).chain(self.standbys(primary));
+        let mut edges = all.flat_map(|ix| &self.graph.node(ix).outputs);
+        edges.any(|edge| self.graph.ends(self.graph.edge(*edge).to).due().count() > 1)
+    }
+
+    /// The edges that ends go along whoever of `primary` and its standbys runs, where they have edges of
+    /// their own.
+    fn branches(&self, primary: NodeIx, hosts: &Hosts) -> Vec<(Stream, OutEdge)> {
+        let own = |ix: NodeIx| &self.graph.node(ix).outputs;
+        if self
+            .standbys(primary)
+            .all(|standby| own(standby).is_empty())
+        {
+            return Vec::new();
+        }
+        let all = std::iter::once(primary).chain(self.standbys(primary));
+        let edges = all.flat_map(|ix| self.outputs(own(ix), hosts));
+        let ended = edges.flat_map(|edge| {
+            let streams = [Stream::Text, Stream::Audio].into_iter();
+            let brought = streams.filter(|stream| self.graph.brings_end(edge.ix, *stream));
+            let brought: Vec<Stream> = brought.collect();
+            brought
+                .into_iter()
+                .map(move |stream| (stream, edge.clone()))
+        });
+        ended.collect()
     }
 
     /// Whom a segmenter hands its text to: the first voice downstream, whatever stands between.
@@ -518,13 +565,11 @@ impl Assembly {
             } else {
                 continue; // Into a turn that is not there: the session hands the words over itself.
             };
-            let inputs = &self.graph.node(edge.to).inputs;
-            let port = inputs.iter().position(|input| input == ix).unwrap_or(0);
             outputs.push(OutEdge {
                 ix: *ix,
                 to,
                 to_user,
-                port: Port(port as u16),
+                port: self.port(*ix),
                 max_block_time: Duration::from_millis(
                     self.policy(*ix).max_block_time_ms.unwrap_or(0),
                 ),
@@ -534,6 +579,13 @@ impl Assembly {
         outputs
     }
 
+    /// The port by which an edge comes to its end.
+    pub(crate) fn port(&self, ix: EdgeIx) -> Port {
+        let inputs = &self.graph.node(self.graph.edge(ix).to).inputs;
+        let at = inputs.iter().position(|input| *input == ix);
+        Port(at.expect("an edge is among the inputs of its end") as u16)
+    }
+
     /// Where the agent's audio leaves: the port of the first edge that brings any.
     pub(crate) fn egress_port(&self) -> Port {
         let inputs = &self.graph.node(self.graph.egress()).inputs;
@@ -541,12 +593,19 @@ impl Assembly {
         Port(inputs.iter().position(audio).unwrap_or(0) as u16)
     }
 
-    /// Where goes what comes in from the user, by what each edge carries.
+    /// Where goes what comes in from the user, by what each edge carries. What the user says has no
+    /// attributes but its session's, and those stay: a condition is decided once, for all of it.
     pub(crate) fn ingress(&self, hosts: &Hosts) -> Vec<IngressEdge> {
         let edges = &self.graph.node(self.graph.ingress()).outputs;
         let outputs = self.outputs(edges, hosts);
+        let taken = |edge: &OutEdge| {
+            let edge = self.graph.edge(edge.ix);
+            let when = edge.when.as_ref().filter(|_| !self.graph.selects(edge.to));
+            when.is_none_or(|when| holds(when, &*self.attributes))
+        };
         outputs
             .into_iter()
+            .filter(taken)
             .map(|edge| IngressEdge {
                 carries: self.graph.edge(edge.ix).carries,
                 to: edge.to,

@@ -27,6 +27,7 @@ use rspp_kernel::{
     echo::{EchoGuard, Loudness, Microphone},
     edge::Patience,
     fence::{OutputFence, Passage},
+    graph::{Ends, Stream},
 };
 use rspp_proto::{
     AudioChunk, EdgeId, Epoch, EventType, Monotonic, NodeId, Payload, SampleIndex, SampleRate,
@@ -113,6 +114,8 @@ pub(crate) struct Attachment {
     pub(crate) ingress: Vec<IngressEdge>,
     /// The edges that lead out, by port.
     pub(crate) egress: Arc<[EdgeId]>,
+    /// The ends that come by them in each turn.
+    pub(crate) ends: Ends,
     pub(crate) telemetry: TelemetryRef<Observed>,
     pub(crate) observers: Arc<Observers>,
     /// What the session measures, if it does.
@@ -380,6 +383,8 @@ struct Outbound {
     /// The clause that is being heard.
     playing: Option<(TurnNumber, u32)>,
     closing: Option<Closing>,
+    /// The ends that are still to come in the turn that something came of last.
+    ends: Option<(TurnNumber, Ends)>,
     /// A cleared turn whose committed frames are still to be played.
     clear_after: Option<TurnNumber>,
     /// Frames in a row that were too old, and whose.
@@ -459,6 +464,7 @@ impl Line {
                 begins: None,
                 playing: None,
                 closing: None,
+                ends: None,
                 clear_after: None,
                 aged: None,
                 resampler: None,
@@ -740,8 +746,8 @@ impl Line {
     // --- out ---------------------------------------------------------------------------------
 
     fn take(&mut self, arrival: Arrival) {
-        let event = match arrival {
-            Arrival::Event { event, .. } => event,
+        let (port, event) = match arrival {
+            Arrival::Event { port, event, .. } => (port, event),
             Arrival::Break { .. } => {
                 // What follows does not join what came before.
                 self.outbound.resampler = None;
@@ -764,20 +770,57 @@ impl Line {
                     }),
                 }
             }
-            Payload::AudioChunk(_) | Payload::AudioEnd => {
-                if self.is_of_clause(&event) {
-                    self.outbound.queue.push_back(event);
-                    self.commit_ahead();
-                    self.resume();
+            Payload::AudioChunk(_) => self.enqueue(event),
+            Payload::AudioEnd => {
+                if self.is_last_end(port, Stream::Audio, &event) {
+                    self.enqueue(event);
                 }
             }
-            Payload::TextEnd
-            | Payload::Speech(_)
+            Payload::TextEnd => {
+                if self.is_last_end(port, Stream::Text, &event) {
+                    let payload = Payload::AudioEnd;
+                    self.enqueue(Event { payload, ..event });
+                }
+            }
+            Payload::Speech(_)
             | Payload::Metrics(_)
             | Payload::Debug(_)
             | Payload::Error(_)
             | Payload::Extension(_) => {}
         }
+    }
+
+    fn enqueue(&mut self, event: Event) {
+        if self.is_of_clause(&event) {
+            self.outbound.queue.push_back(event);
+            self.commit_ahead();
+            self.resume();
+        }
+    }
+
+    /// Whether a turn is at its end here: nothing more of it comes by any edge.
+    fn is_last_end(&mut self, port: Port, stream: Stream, event: &Event) -> bool {
+        let Some(turn) = event.stamp.turn else {
+            return false;
+        };
+        let closing = self.outbound.closing.as_ref();
+        if closing.is_some_and(|closing| closing.turn == turn) {
+            return stream == Stream::Audio; // Its last clause ends it, whatever was to follow.
+        }
+        let all = &self.attachment.ends;
+        let (of, ends) = self
+            .outbound
+            .ends
+            .get_or_insert_with(|| (turn, all.clone()));
+        if *of < turn {
+            (*of, *ends) = (turn, all.clone());
+        }
+        // Of a turn before that nobody waits for any more than of one that is over.
+        if *of != turn || ends.is_over() {
+            return stream == Stream::Audio;
+        }
+        ends.ended(port.0, stream);
+        ends.is_over()
     }
 
     fn show(&mut self, turn: TurnNumber, epoch: Epoch, text: &TextChunk) {

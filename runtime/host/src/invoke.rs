@@ -539,6 +539,8 @@ impl Work {
     fn emit(&self, InvocationSignal { signal, reason }: InvocationSignal) {
         let message = SessionControl::ProviderSignal {
             turn: self.site.settings.turn,
+            node: self.site.settings.node().clone(),
+            call: self.id.clone(),
             signal,
             reason,
             at: self.now(),

@@ -16,7 +16,7 @@ use rspp_kernel::{
     },
 };
 use rspp_proto::{
-    Monotonic, ProviderId,
+    InvocationId, Monotonic, ProviderId,
     spec::{AdaptiveAction, CallPolicy, CircuitPolicy, CostCaps, Modality, NodeSpec},
 };
 use rspp_provider_api::Providers;
@@ -101,8 +101,46 @@ pub(crate) struct CallRules {
     pub(crate) board: Arc<ProviderBoard>,
     /// Whom this session had to give up.
     pub(crate) overruns: Arc<Mutex<Overruns>>,
+    /// Its calls that are at work.
+    pub(crate) at_work: Arc<AtWork>,
     /// What this session has spent.
     pub(crate) meter: Arc<Mutex<Meter>>,
+}
+
+/// The calls of a session that are at work: what can be cancelled.
+#[derive(Debug, Default)]
+pub(crate) struct AtWork(Mutex<BTreeSet<InvocationId>>);
+
+impl AtWork {
+    /// Lists a call until what is returned is dropped.
+    pub(crate) fn list(self: &Arc<Self>, call: InvocationId) -> Listed {
+        self.calls().insert(call.clone());
+        Listed {
+            among: Arc::clone(self),
+            call,
+        }
+    }
+
+    pub(crate) fn knows(&self, call: &InvocationId) -> bool {
+        self.calls().contains(call)
+    }
+
+    fn calls(&self) -> MutexGuard<'_, BTreeSet<InvocationId>> {
+        self.0.lock().expect("no code panics while locked")
+    }
+}
+
+/// A call's place among those at work.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    among: Arc<AtWork>,
+    call: InvocationId,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.among.calls().remove(&self.call);
+    }
 }
 
 /// What the calls of some nodes are held to.

@@ -61,11 +61,8 @@ use rspp_kernel::{
     turn::Ending,
 };
 use rspp_proto::{
-    ErrorCode, EventId, IdempotencyKey, InvocationId, Monotonic, NodeId, Payload, Speaker,
-    TurnNumber,
-    abi::{Emitter, OutcomeScope},
-    reason,
-    spec::PortType,
+    EventId, IdempotencyKey, InvocationId, Monotonic, NodeId, Payload, Speaker, TurnNumber,
+    abi::OutcomeScope, reason, spec::PortType,
 };
 use tokio::{sync::oneshot, time::Instant};
 
@@ -88,7 +85,7 @@ use crate::{
     node::{NodeStates, StateAccess},
     observe::Observed,
     plane::Placed,
-    providers::{Bound, CallRules},
+    providers::{AtWork, Bound, CallRules},
     pulse::Pulse,
     report::{AuthorityReport, ByCheckpoint, SessionReport},
     runtime::Place,
@@ -174,6 +171,7 @@ pub(crate) struct Session {
     node_failures: u64,
     /// Providers that had to be given up lately.
     overruns: Arc<Mutex<Overruns>>,
+    at_work: Arc<AtWork>,
     meter: Arc<Mutex<Meter>>,
     clock: Clock,
 }
@@ -265,6 +263,7 @@ impl Session {
             ended: None,
             node_failures: 0,
             overruns: Arc::default(),
+            at_work: Arc::default(),
             meter: Arc::default(),
             clock,
             setup,
@@ -322,6 +321,7 @@ impl Session {
             bound,
             board: Arc::clone(&self.setup.board),
             overruns: Arc::clone(&self.overruns),
+            at_work: Arc::clone(&self.at_work),
             meter: Arc::clone(&self.meter),
         });
         let conversation: Arc<[Said]> = match turn {
@@ -486,6 +486,7 @@ impl Session {
             wall_origin: self.publisher.wall(Monotonic::ZERO),
             ingress,
             egress: assembly.egress_edges(),
+            ends: assembly.graph.ends(assembly.graph.egress()),
             telemetry: ctx.telemetry_ref(),
             observers: Arc::clone(&self.setup.observers),
             meters: self.setup.meters.clone(),
@@ -533,15 +534,16 @@ impl Session {
             }
             SessionControl::ProviderSignal {
                 turn,
+                node,
+                call,
                 signal,
                 reason,
                 at,
             } => {
                 // What is told when the turn is over is no part of it any more.
                 let turn = turn.filter(|turn| self.kernel.current_turn() == Some(*turn));
-                let emitter = Emitter::ProviderInvocationController;
                 self.publisher
-                    .signal(signal, emitter, turn, Some(&reason), at);
+                    .of_call(signal, turn, (node, call), &reason, at);
             }
             SessionControl::Shed {
                 turn,
@@ -705,11 +707,9 @@ impl Actor for Session {
         } else if let Some((turn, call)) = self.tools.of(exit.child) {
             self.tool_ended(now, turn, call, crashed());
         } else {
-            self.node_failures += 1;
             let node = NodeId::new(exit.name.as_str())?;
             let message = format!("the node host {}", exit.reason);
-            self.publisher
-                .error(None, &node, ErrorCode::RuntimeInternalError, &message, now);
+            self.node_failed(None, &node, &message, now);
             match exit.verdict {
                 Verdict::Restarted { .. } | Verdict::Restarting { .. } => {}
                 Verdict::Ended | Verdict::GaveUp => {

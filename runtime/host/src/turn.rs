@@ -10,7 +10,7 @@ use rspp_actors::{
 use rspp_kernel::{
     CancelReason,
     edge::Patience,
-    graph::{EdgeIx, NodeIx, Scope},
+    graph::{EdgeIx, EventView, NodeIx, Route, Scope, Stream},
     recovery::Task,
     turn::Ending,
 };
@@ -169,15 +169,18 @@ impl Actor for Turn {
         ctx: &mut Context<Self>,
         exit: ChildExit,
     ) -> Result<(), Failure> {
-        let gone = match exit.verdict {
-            Verdict::Ended | Verdict::GaveUp => !exit.reason.is_orderly(),
-            Verdict::Restarted { .. } | Verdict::Restarting { .. } => false,
-        };
-        if gone {
-            let node = NodeId::new(exit.name.as_str())?;
-            self.failed(ctx, node, describe(&exit.reason))?;
+        if exit.reason.is_orderly() {
+            return Ok(());
         }
-        Ok(())
+        let node = NodeId::new(exit.name.as_str())?;
+        let message = describe(&exit.reason);
+        match exit.verdict {
+            Verdict::Ended | Verdict::GaveUp => self.failed(ctx, node, message),
+            // Its standby goes on; what happened is told all the same (F-131).
+            Verdict::Restarted { .. } | Verdict::Restarting { .. } => {
+                self.tell_session(ctx, node, NodeReport::Crashed { message })
+            }
+        }
     }
 }
 
@@ -224,15 +227,25 @@ impl Turn {
     }
 
     fn failed(&self, ctx: &Context<Self>, node: NodeId, message: Arc<str>) -> Result<(), Failure> {
+        let report = NodeReport::Failed {
+            ending: Ending::NodeFailed,
+            code: ErrorCode::RuntimeInternalError,
+            message,
+        };
+        self.tell_session(ctx, node, report)
+    }
+
+    fn tell_session(
+        &self,
+        ctx: &Context<Self>,
+        node: NodeId,
+        report: NodeReport,
+    ) -> Result<(), Failure> {
         let message = SessionControl::Node {
             turn: Some(self.number),
             node,
             at: Monotonic::from_duration(ctx.clock().now()),
-            report: NodeReport::Failed {
-                ending: Ending::NodeFailed,
-                code: ErrorCode::RuntimeInternalError,
-                message,
-            },
+            report,
         };
         self.session
             .send_reserved(message)
@@ -261,30 +274,58 @@ impl Turn {
             let Some(handle) = self.hosts.get(edge.to) else {
                 continue;
             };
-            let inputs = &graph.node(edge.to).inputs;
-            let port = inputs.iter().position(|input| *input == ix).unwrap_or(0);
-            let now = assembly.now();
-            let event = Event::new(
-                Stamp {
-                    turn: Some(self.number),
-                    epoch: assembly.epoch,
-                    sequence: 1,
-                    made: now,
-                    media: SampleIndex(0),
-                    segment: 0,
-                },
-                Payload::Text(Box::new(TextChunk::whole(
-                    Speaker::User,
-                    0,
-                    Arc::clone(user_text),
-                ))),
-            );
-            let _first_on_an_empty_lane = handle.data.offer(Arrival::Event {
-                port: Port(port as u16),
-                event,
-                arrived: now,
-                patience: Patience::Spent,
-            });
+            let chunk = TextChunk::whole(Speaker::User, 0, Arc::clone(user_text));
+            let mut payload = Payload::Text(Box::new(chunk));
+            let view = EventView::new(&payload, &assembly.attributes);
+            let route = graph.routes_along(std::slice::from_ref(&ix), &view).next();
+            if let Some(route) = route.filter(Route::is_choice) {
+                let from = graph.node(edge.from).id.clone();
+                let routed = NodeReport::Routed {
+                    edge: edge.id.clone(),
+                    taken: route.is_taken(),
+                };
+                report_of(assembly, self.number, from, routed);
+                // Whoever might have got the words gets the end: the turn does not wait for it.
+                if !route.is_taken() {
+                    payload = Payload::TextEnd;
+                }
+            }
+            let mut arrival = arrival(assembly, self.number, 1, assembly.port(ix), payload);
+            if let Arrival::Event { patience, .. } = &mut arrival {
+                *patience = Patience::Spent;
+            }
+            let _first_on_an_empty_lane = handle.data.offer(arrival);
+        }
+    }
+}
+
+/// Ends what a turn that answers nobody has no part for: whoever works waits for it no longer. What
+/// comes by `except` is still to come.
+fn end_the_rest(
+    assembly: &Assembly,
+    hosts: &Hosts,
+    turn: TurnNumber,
+    working: &[NodeIx],
+    except: Option<EdgeIx>,
+) {
+    let graph = &assembly.graph;
+    let idle = |from: NodeIx| !working.contains(&from);
+    for (ix, edge) in graph
+        .edges()
+        .filter(|(ix, edge)| idle(edge.from) && Some(*ix) != except)
+    {
+        let to = if edge.to == graph.egress() {
+            &assembly.egress
+        } else if let Some(handle) = hosts.get(edge.to).filter(|_| working.contains(&edge.to)) {
+            &handle.data
+        } else {
+            continue;
+        };
+        for stream in [Stream::Text, Stream::Audio] {
+            if graph.brings_end(ix, stream) {
+                let end = arrival(assembly, turn, 2, assembly.port(ix), stream.end());
+                let _kept_by_every_edge = to.offer(end);
+            }
         }
     }
 }
@@ -298,15 +339,19 @@ fn say(assembly: &Assembly, hosts: &Hosts, turn: TurnNumber, words: &str) {
     let voice = graph
         .nodes()
         .find(|(ix, node)| node.kind() == Some(&NodeKind::Tts) && hosts.get(*ix).is_some())
-        .and_then(|(ix, _)| hosts.get(ix));
-    let text = Payload::Text(Box::new(TextChunk::whole(Speaker::Agent, CLAUSE, words)));
-    if let Some(voice) = voice {
-        for (sequence, payload) in [(1, text), (2, Payload::TextEnd)] {
-            let arrival = arrival(assembly, turn, sequence, Port(0), payload);
-            let _first_on_an_empty_lane = voice.data.offer(arrival);
+        .and_then(|(ix, _)| Some((ix, hosts.get(ix)?)));
+    if let Some((ix, voice)) = voice {
+        let text = Payload::Text(Box::new(TextChunk::whole(Speaker::Agent, CLAUSE, words)));
+        let said = arrival(assembly, turn, 1, Port(0), text);
+        let _first_on_an_empty_lane = voice.data.offer(said);
+        if graph.ends(ix).is_over() {
+            let end = arrival(assembly, turn, 2, Port(0), Payload::TextEnd);
+            let _kept_by_every_edge = voice.data.offer(end);
         }
+        end_the_rest(assembly, hosts, turn, &graph.downstream(ix), None);
         return;
     }
+    end_the_rest(assembly, hosts, turn, &[], None);
     report(
         assembly,
         turn,
@@ -315,8 +360,10 @@ fn say(assembly: &Assembly, hosts: &Hosts, turn: TurnNumber, words: &str) {
             text: words.into(),
         },
     );
-    let end = arrival(assembly, turn, 1, assembly.egress_port(), Payload::AudioEnd);
-    let _kept_by_every_edge = assembly.egress.offer(end);
+    if graph.ends(graph.egress()).is_over() {
+        let end = arrival(assembly, turn, 2, assembly.egress_port(), Payload::AudioEnd);
+        let _kept_by_every_edge = assembly.egress.offer(end);
+    }
 }
 
 /// Plays a recording to the user, as fast as the line takes it.
@@ -328,6 +375,9 @@ async fn play(assembly: Assembly, turn: TurnNumber, clip: Clip, words: String) {
     report(&assembly, turn, NodeReport::FramesMade { segment, frames });
     report(&assembly, turn, NodeReport::ClauseMade { segment });
     let port = assembly.egress_port();
+    let egress = assembly.graph.node(assembly.graph.egress());
+    let audible = egress.inputs.get(usize::from(port.0)).copied();
+    end_the_rest(&assembly, &Hosts::default(), turn, &[], audible);
     let audio = clip.frames().iter().map(|frame| {
         let chunk = AudioChunk::pcm16(clip.rate(), frame.clone());
         Payload::AudioChunk(chunk)
@@ -375,9 +425,14 @@ fn arrival(
 
 /// Tells the session what no node of the turn tells it.
 fn report(assembly: &Assembly, turn: TurnNumber, report: NodeReport) {
+    let node = NodeId::new("recording").expect("not blank");
+    report_of(assembly, turn, node, report);
+}
+
+fn report_of(assembly: &Assembly, turn: TurnNumber, node: NodeId, report: NodeReport) {
     let message = SessionControl::Node {
         turn: Some(turn),
-        node: NodeId::new("recording").expect("not blank"),
+        node,
         at: assembly.now(),
         report,
     };

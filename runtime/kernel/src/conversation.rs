@@ -57,6 +57,16 @@ impl Reply {
         }
     }
 
+    /// Whoever goes on begins with another clause: of one that was broken off, what was made of it is all
+    /// that there is to hear (P14).
+    pub fn break_off(&mut self) {
+        let broken = self.clauses.iter_mut();
+        for clause in broken.filter(|clause| !(clause.complete || clause.shown)) {
+            clause.text = words_heard(clause, clause.frames).to_owned();
+            clause.complete = true;
+        }
+    }
+
     /// A clause was sent as text, instead of its audio or in place of the rest of it.
     pub fn show(&mut self, segment: u32, text: impl Into<String>) {
         if self.clause(segment).is_none() {
@@ -343,6 +353,27 @@ mod tests {
         assert_eq!(reply.heard(10), "One");
         reply.add_frames(0, 20);
         assert_eq!(reply.heard(30), "One two");
+    }
+
+    /// P14, P2: what a voice has broken off is not said again: of its clause what was made of it was heard.
+    #[test]
+    fn a_clause_that_is_broken_off_is_as_long_as_was_made_of_it() {
+        let mut reply = Reply::default();
+        reply.begin(0, "One two three four five six seven eight nine ten");
+        reply.add_frames(0, 30);
+        reply.break_off();
+        reply.begin(1, "Eleven.");
+        reply.add_frames(1, 20);
+        reply.complete(1);
+        assert_eq!(reply.text(), "One two Eleven.");
+        assert_eq!(reply.heard(30), "One two");
+        assert_eq!(reply.heard(50), reply.text());
+        // One that nothing was heard of is begun anew.
+        let mut reply = Reply::default();
+        reply.begin(0, "One.");
+        reply.break_off();
+        reply.begin(0, "One.");
+        assert_eq!(reply.text(), "One.");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use rspp_proto::{
 
 use crate::{
     admission::Decision,
-    input::CancelReason,
+    input::{CancelReason, Part},
     invocation::TurnDeadlines,
     recovery::Task,
     refused::RefusedMove,
@@ -49,7 +49,7 @@ impl SessionState {
 }
 
 /// A control signal, before it is stamped with ids and times.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Emission {
     /// Which signal.
     pub signal: Signal,
@@ -61,6 +61,8 @@ pub struct Emission {
     pub reason: Option<&'static str>,
     /// How far a cancel reaches.
     pub scope: Option<CancelScope>,
+    /// The one part of the work that a cancel is of.
+    pub part: Option<Part>,
     /// How a cancel ends what it reaches.
     pub mode: Option<CancelMode>,
 }

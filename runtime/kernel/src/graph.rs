@@ -4,6 +4,7 @@
 //! may hold, is for others.
 
 mod compile;
+mod ends;
 mod error;
 mod merge;
 mod port;
@@ -21,6 +22,7 @@ use rspp_proto::{
     spec::{Condition, NodeKind, NodeSpec, PortType},
 };
 
+pub use ends::{Ends, Stream};
 pub use error::GraphError;
 pub use merge::{Made, Merge, MergeFull};
 pub use port::{accepts, emits};

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use rspp_proto::{
-    Epoch, Monotonic, SampleIndex, TurnNumber,
+    Epoch, InvocationId, Monotonic, NodeId, SampleIndex, TurnNumber,
     abi::{CancelMode, CancelScope},
     spec::{AdaptiveAction, Budgets, FailurePolicy, NodeSpec},
 };
@@ -28,6 +28,26 @@ pub enum CancelReason {
     Timeout,
     /// A provider failed for good.
     ProviderError,
+}
+
+/// A part of the work that can be cancelled by itself (event-abi.md §1).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// One node's work, and everything downstream of it.
+    Node(NodeId),
+    /// One provider call.
+    Invocation(InvocationId),
+}
+
+impl Part {
+    /// How far its cancel reaches.
+    pub fn scope(&self) -> CancelScope {
+        match self {
+            Self::Node(_) => CancelScope::Node,
+            Self::Invocation(_) => CancelScope::ProviderInvocation,
+        }
+    }
 }
 
 impl CancelReason {
@@ -215,12 +235,14 @@ pub enum Input {
         /// What was to be cancelled.
         scope: CancelScope,
     },
-    /// Somebody cancels work that the running turn can go on without.
+    /// Somebody cancels a part of the work.
     CancelPart {
         /// Why.
         reason: CancelReason,
         /// What was cancelled.
-        scope: CancelScope,
+        part: Part,
+        /// Whether the user would hear of it: then that is the turn (F-034).
+        silences: bool,
     },
     /// Another placement has spoken for the session before: what it left, before anything is said here.
     Resumed(Box<Continuation>),
@@ -356,6 +378,8 @@ pub enum Input {
     TookOver {
         /// The turn.
         turn: TurnNumber,
+        /// Whether that was its voice: what it had broken off is not said again.
+        is_voice: bool,
     },
     /// The turn's first frame was accepted at egress.
     PlaybackStarted {

@@ -37,6 +37,8 @@ pub enum Invariant {
     StatesGoOneWay,
     /// What was heard is the beginning of what was to be said (P2).
     HeardIsPrefix,
+    /// Of a turn that is committed all was heard that was to be said, unless what was lost of it was told (P14).
+    CommittedIsHeard,
     /// A deadline lies ahead: a host that sleeps until then makes progress.
     DeadlinesLieAhead,
 }
@@ -55,6 +57,7 @@ impl Invariant {
             Self::WorkOfOpenTurns => "work-of-open-turns",
             Self::StatesGoOneWay => "states-go-one-way",
             Self::HeardIsPrefix => "heard-is-prefix",
+            Self::CommittedIsHeard => "committed-is-heard",
             Self::DeadlinesLieAhead => "deadlines-lie-ahead",
         }
     }
@@ -80,6 +83,20 @@ fn broken(invariant: Invariant, detail: impl Into<String>) -> Result<(), Broken>
         invariant,
         detail: detail.into(),
     })
+}
+
+/// Looks at a turn that was committed whole: nothing of it was cancelled, nobody had to stand in, and nothing
+/// was lost on its way that was told.
+pub fn committed(said: &str, heard: &str, clauses: usize) -> Result<(), Broken> {
+    if said != heard {
+        let detail = format!("committed with {said:?} to be said and {heard:?} heard");
+        return broken(Invariant::CommittedIsHeard, detail);
+    }
+    if said.is_empty() && clauses > 0 {
+        let detail = format!("{clauses} clauses were handed to the voice, and none was begun");
+        return broken(Invariant::CommittedIsHeard, detail);
+    }
+    Ok(())
 }
 
 /// Where the session's turns stand, as far as its signals tell.

@@ -3,7 +3,7 @@
 
 use rspp_proto::{
     TurnNumber,
-    abi::{TurnState, TurnTrigger},
+    abi::{CancelScope, TurnState, TurnTrigger},
 };
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,11 @@ pub enum RefusedMove {
         /// What was to move it.
         trigger: TurnTrigger,
     },
+    /// A cancel of a part that there is not.
+    Cancel {
+        /// A node or a provider call.
+        scope: CancelScope,
+    },
 }
 
 impl RefusedMove {
@@ -48,6 +53,12 @@ impl RefusedMove {
                 TurnState::Terminal => "turn_is_ending",
                 TurnState::Closed => "turn_is_closed",
             },
+            Self::Cancel { scope } => match scope {
+                CancelScope::Session => SESSION_HAS_ENDED,
+                CancelScope::Turn => "no_such_turn",
+                CancelScope::Node => "no_such_node",
+                CancelScope::ProviderInvocation => "no_such_call",
+            },
         }
     }
 
@@ -56,6 +67,7 @@ impl RefusedMove {
         match self {
             Self::Session { from, .. } => from.as_str(),
             Self::Turn { from, .. } => from.as_str(),
+            Self::Cancel { .. } => "unknown",
         }
     }
 
@@ -64,13 +76,14 @@ impl RefusedMove {
         match self {
             Self::Session { to, .. } => to.as_str(),
             Self::Turn { trigger, .. } => trigger.as_str(),
+            Self::Cancel { .. } => "cancel",
         }
     }
 
     /// The turn, if it is about one.
     pub fn turn(self) -> Option<TurnNumber> {
         match self {
-            Self::Session { .. } => None,
+            Self::Session { .. } | Self::Cancel { .. } => None,
             Self::Turn { turn, .. } => Some(turn),
         }
     }

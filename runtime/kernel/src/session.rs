@@ -22,7 +22,7 @@ use crate::{
     continuation::Continuation,
     conversation::{Conversation, Reply, Said},
     effect::{Effect, Emission, LateAction, SessionState},
-    input::{CancelReason, Gates, Input, Placement, PlanFacts, Unrecognised},
+    input::{CancelReason, Gates, Input, Part, Placement, PlanFacts, Unrecognised},
     interruption::{Interruption, Verdict},
     journal::{Decision, Journal, Line},
     link::{Link, LinkEnd, LinkEvent},
@@ -424,7 +424,16 @@ impl Session {
                     self.drain();
                 }
             }
-            Input::CancelPart { reason, scope } => self.cancelled(reason, scope, None),
+            Input::CancelPart {
+                reason,
+                part,
+                silences: true,
+            } => self.cancel_by(now, reason, part.scope(), None, Some(part)),
+            Input::CancelPart {
+                reason,
+                part,
+                silences: false,
+            } => self.cancelled(reason, part.scope(), Some(part), None),
             Input::Resumed(continuation) => self.resumed(*continuation),
             Input::Placed(placement) => self.placed(placement),
             Input::Leased { asked, ttl } => self.tenure = Some(Tenure::new(asked, ttl)),
@@ -478,7 +487,10 @@ impl Session {
                 answered,
                 at_work,
             } => self.pulse(now, turn, (heard, answered), at_work),
-            Input::TookOver { turn } => self.of_turn(turn, |running| {
+            Input::TookOver { turn, is_voice } => self.of_turn(turn, |running| {
+                if is_voice {
+                    running.reply.break_off();
+                }
                 running.watch.unstuck = false;
                 running.show_life(now);
             }),
@@ -540,7 +552,7 @@ impl Session {
         self.interrupt_tools();
         self.let_go(turn, "turn_ended");
         if let Some(reason) = system.filter(|_| softened.is_none()) {
-            self.cancelled(reason, CancelScope::Turn, Some(CancelMode::Hard));
+            self.cancelled(reason, CancelScope::Turn, None, Some(CancelMode::Hard));
         }
         if let Some(reason) = softened.or(system) {
             self.stop_work(turn, reason, audible);
@@ -772,20 +784,33 @@ impl Session {
     /// soft one lets the clause that is being heard end first (F-041).
     fn cancel(&mut self, now: Monotonic, reason: CancelReason, scope: CancelScope, by: Emitter) {
         let asked = match reason {
-            CancelReason::BargeIn => Some(Signal::BargeIn),
-            CancelReason::UserCancel => Some(Signal::Stop),
+            CancelReason::BargeIn => Some((Signal::BargeIn, by)),
+            CancelReason::UserCancel => Some((Signal::Stop, by)),
             CancelReason::Timeout | CancelReason::ProviderError => None,
         };
+        self.cancel_by(now, reason, scope, asked, None);
+    }
+
+    /// The same, with the signal of who asked for it, or the one part that was meant: who cancels a node
+    /// has not asked the agent to stop.
+    fn cancel_by(
+        &mut self,
+        now: Monotonic,
+        reason: CancelReason,
+        scope: CancelScope,
+        asked: Option<(Signal, Emitter)>,
+        part: Option<Part>,
+    ) {
         let running = self
             .running
             .as_mut()
             .filter(|running| running.turn.state() == TurnState::Active);
         let Some(running) = running else {
             if scope == CancelScope::Session {
-                if let Some(asked) = asked {
+                if let Some((asked, by)) = asked {
                     self.signal(asked, by, None);
                 }
-                self.cancelled(reason, scope, Some(CancelMode::Hard));
+                self.cancelled(reason, scope, None, Some(CancelMode::Hard));
             }
             return;
         };
@@ -816,10 +841,10 @@ impl Session {
         }
         self.interrupt_tools();
         self.let_go(turn, "barge_in_confirmed");
-        if let Some(asked) = asked {
+        if let Some((asked, by)) = asked {
             self.signal(asked, by, Some(turn));
         }
-        self.cancelled(reason, scope, Some(mode));
+        self.cancelled(reason, scope, part, Some(mode));
         match mode {
             CancelMode::Hard => self.stop_work(turn, reason, audible),
             CancelMode::Soft => self.effects.push_back(Effect::Soften { turn, reason }),
@@ -840,7 +865,13 @@ impl Session {
     }
 
     /// Says that a cancel was accepted, and of what (event-abi.md §4).
-    fn cancelled(&mut self, reason: CancelReason, scope: CancelScope, mode: Option<CancelMode>) {
+    fn cancelled(
+        &mut self,
+        reason: CancelReason,
+        scope: CancelScope,
+        part: Option<Part>,
+        mode: Option<CancelMode>,
+    ) {
         let turn = self.current_turn();
         self.effects.push_back(Effect::Signal(Emission {
             signal: Signal::Cancel,
@@ -848,6 +879,7 @@ impl Session {
             turn,
             reason: Some(reason.as_str()),
             scope: Some(scope),
+            part,
             mode,
         }));
     }
@@ -1600,6 +1632,7 @@ impl Session {
             turn,
             reason: None,
             scope: None,
+            part: None,
             mode: None,
         }));
     }
@@ -1617,6 +1650,7 @@ impl Session {
             turn,
             reason: Some(reason),
             scope: None,
+            part: None,
             mode: None,
         }));
     }

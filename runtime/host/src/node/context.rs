@@ -409,6 +409,13 @@ pub enum NodeReport {
         /// What happened.
         message: Arc<str>,
     },
+    /// The host of the node crashed; it is made anew, or its standby goes on (F-134).
+    Crashed {
+        /// What happened.
+        message: Arc<str>,
+    },
+    /// A node that listens was cancelled while the user was speaking: what it worked on is lost.
+    UtteranceLost,
     /// The node could not deal with an event and goes on without it (F-132).
     DeadLetter {
         /// The event.

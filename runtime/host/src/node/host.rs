@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use rspp_kernel::{
     authority::{AuthorityFault, Checkpoint},
     edge::{BreakReason, EdgeNotice},
     fence::OutputFence,
-    graph::{EdgeIx, Graph},
+    graph::{EdgeIx, Ends, Graph, Stream},
     tool::ToolRequest,
     turn::Ending,
 };
@@ -44,6 +44,7 @@ use crate::{
     meters::{Meters, NodeMeter},
     observe::Observed,
     overhead::Overhead,
+    providers::Listed,
     pulse::Pulse,
     schedule::Shed,
     scope,
@@ -136,6 +137,15 @@ pub(crate) struct NodeSetup {
     pub(crate) cancel: CancellationToken,
     /// The edges that lead here, by port; for what they have to report.
     pub(crate) input_edges: Arc<[EdgeId]>,
+    /// The ends that are still to come by them, where more than one may (F-004). What has come has come,
+    /// whoever stands here now.
+    pub(crate) ends: Option<Arc<Mutex<Ends>>>,
+    /// Whether ends come by them at all: else the turn's words are all that does.
+    pub(crate) is_told_of_ends: bool,
+    /// Whether somebody who is waited for together with others hears from here.
+    pub(crate) is_waited_for: bool,
+    /// The edges of all who may stand here, if they have some of their own: an end goes along each.
+    pub(crate) branches: Arc<[(Stream, OutEdge)]>,
     /// Whether one of them holds partial results back.
     pub(crate) coalesces: bool,
     /// Its turn is a guess yet.
@@ -182,6 +192,8 @@ pub(crate) struct NodeHost {
     shedding: bool,
     pub(super) effort: Effort,
     pub(super) ended: bool,
+    /// Whether nothing more comes for it in its turn, and it has not said so itself yet.
+    is_fed: bool,
 }
 
 struct Running {
@@ -190,6 +202,7 @@ struct Running {
     cancel: CancellationToken,
     /// Tells it that the turn has gone mute.
     unstick: Arc<Notify>,
+    _listed: Listed,
 }
 
 impl NodeHost {
@@ -230,6 +243,7 @@ impl NodeHost {
             shedding: false,
             effort: Effort::default(),
             ended: false,
+            is_fed: false,
         }
     }
 
@@ -276,7 +290,7 @@ impl NodeHost {
         {
             return Ok(());
         }
-        if self.sheds(&arrival) {
+        if self.sheds(&arrival) || self.setup.is_early_end(&arrival) {
             return Ok(());
         }
         if !self.begun && !Box::pin(self.wait_to_begin(ctx)).await {
@@ -289,6 +303,7 @@ impl NodeHost {
             return Ok(());
         }
         self.setup.succession.note(&arrival);
+        self.is_fed |= self.setup.is_waited_for && self.setup.is_last(&arrival);
         let began = self.began(&arrival);
         self.effort.begins(&self.setup);
         self.taken = self.taken.wrapping_add(1);
@@ -440,11 +455,12 @@ impl NodeHost {
         handled: Handled,
         letter: Option<Box<Event>>,
     ) -> Result<(), Failure> {
-        if !self.outlet.provisional && !self.outlet.held.is_empty() {
+        if !self.outlet.provisional && self.outlet.holds() {
             Box::pin(self.release(ctx)).await;
         }
         match self.weighed(handled) {
             Handled::Done(Ok(())) => {
+                let speaks = self.speaks();
                 if self.carry_out_at_once(ctx) {
                     if let Some(blocked) = self.flush_at_once() {
                         Box::pin(self.flush(ctx, blocked)).await;
@@ -453,7 +469,9 @@ impl NodeHost {
                     Box::pin(self.carry_out(ctx)).await;
                 }
                 let settled = self.cx.take_settled();
-                if settled > 0 {
+                if speaks {
+                    self.setup.succession.settle_all();
+                } else if settled > 0 {
                     self.setup.succession.settle(settled);
                 }
             }
@@ -462,14 +480,46 @@ impl NodeHost {
         while let Some(message) = self.deferred.pop_front() {
             Box::pin(self.obey(ctx, message)).await;
         }
-        if !self.outlet.provisional && !self.outlet.held.is_empty() {
+        if !self.outlet.provisional && self.outlet.holds() {
             Box::pin(self.release(ctx)).await;
+        }
+        if self.is_fed {
+            self.close(ctx).await;
         }
         self.arm(ctx);
         if self.unheard || self.outlet.unheard {
             return Err(Failure::new("the session's control lane is full"));
         }
         Ok(())
+    }
+
+    /// Whether what the handler emitted stands for all that the node was told before: what a standby were
+    /// told of it again it might say again (P14). A voice says itself what it has dealt with.
+    fn speaks(&self) -> bool {
+        self.setup.succession.is_kept()
+            && self.setup.settings.spec.kind != NodeKind::Tts
+            && self.cx.emitted.iter().any(|event| is_said(&event.payload))
+    }
+
+    /// A foreign node for which nothing more comes, and that waits for nothing, is at its end, whether or
+    /// not it says so: others are waited for together with it (F-004).
+    async fn close(&mut self, ctx: &mut Context<Self>) {
+        let is_foreign = matches!(self.setup.settings.spec.kind, NodeKind::Custom(_));
+        let is_at_work = !self.calls.is_empty() || self.cx.wake_at().is_some();
+        if !is_foreign || is_at_work || !self.replay.is_empty() || !self.setup.is_wanted() {
+            return;
+        }
+        self.is_fed = false;
+        for stream in [Stream::Text, Stream::Audio] {
+            let mut outputs = self.setup.outputs.iter();
+            let brings = outputs.any(|edge| self.setup.graph.brings_end(edge.ix, stream));
+            if brings && !self.outlet.has_ended(stream) {
+                self.cx.emit(stream.end());
+            }
+        }
+        if let Some(blocked) = self.flush_at_once() {
+            Box::pin(self.flush(ctx, blocked)).await;
+        }
     }
 
     /// After a handler that did not end well: what it asked for is not done.
@@ -764,11 +814,13 @@ impl NodeHost {
         match started {
             Ok(handle) => {
                 let actor = handle.id;
+                let listed = self.setup.settings.calls.at_work.list(id.clone());
                 let running = Running {
                     actor,
                     id,
                     cancel,
                     unstick,
+                    _listed: listed,
                 };
                 self.calls.insert(key, running);
             }
@@ -879,9 +931,13 @@ impl NodeHost {
             }
             NodeControl::Cancel { reason, at } => {
                 self.work.cancel();
+                // Of what the user was saying nothing more is known.
+                if self.setup.settings.turn.is_none() && !self.calls.is_empty() {
+                    self.report(NodeReport::UtteranceLost);
+                }
                 self.abort_all(ctx);
                 self.forget_wishes();
-                self.outlet.held.clear();
+                self.outlet.forget_held();
                 ctx.with_data(Inputs::clear);
                 self.setup.succession.forget();
                 if reason == CancelReason::BargeIn {
@@ -951,6 +1007,18 @@ impl NodeHost {
     }
 }
 
+/// Whether a payload is part of what a node has to say.
+pub(super) fn is_said(payload: &Payload) -> bool {
+    match payload {
+        Payload::Text(_) | Payload::TextEnd | Payload::AudioChunk(_) | Payload::AudioEnd => true,
+        Payload::Speech(_)
+        | Payload::Metrics(_)
+        | Payload::Debug(_)
+        | Payload::Error(_)
+        | Payload::Extension(_) => false,
+    }
+}
+
 impl NodeControl {
     /// Whether a handler that waits is dropped for it.
     pub(super) fn stops(&self, soft: bool) -> bool {
@@ -971,6 +1039,33 @@ impl NodeSetup {
     /// is worth that.
     pub(super) fn is_soft(&self) -> bool {
         self.settings.spec.cancel == CancelMode::Soft && self.is_wanted()
+    }
+
+    /// Whether an arrival is the end of a stream that goes on by another edge: the node is told of an end
+    /// once nothing more comes, or it would end before another branch has said its part.
+    fn is_early_end(&self, arrival: &Arrival) -> bool {
+        let Some(ends) = &self.ends else {
+            return false;
+        };
+        let Arrival::Event { port, event, .. } = arrival else {
+            return false;
+        };
+        Stream::ended_by(&event.payload).is_some_and(|stream| {
+            let mut ends = ends.lock().expect("no code panics while locked");
+            !ends.ended(port.0, stream)
+        })
+    }
+
+    /// Whether nothing more comes for the node after an arrival.
+    fn is_last(&self, arrival: &Arrival) -> bool {
+        let Arrival::Event { event, .. } = arrival else {
+            return false;
+        };
+        match (&self.ends, Stream::ended_by(&event.payload)) {
+            (_, None) => !self.is_told_of_ends,
+            (None, Some(_)) => true,
+            (Some(ends), Some(_)) => ends.lock().expect("no code panics while locked").is_over(),
+        }
     }
 
     /// Whether anybody still wants what this node does.

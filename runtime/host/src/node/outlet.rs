@@ -5,12 +5,12 @@ use std::{collections::VecDeque, time::Duration};
 use rspp_actors::{Context, Offer};
 use rspp_kernel::{
     edge::Patience,
-    graph::{EventView, Route},
+    graph::{EventView, Route, Stream},
 };
 use rspp_proto::{Monotonic, Payload, spec::NodeKind};
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{NodeControl, NodeHost, NodeReport, NodeSettings, NodeSetup};
+use super::{NodeControl, NodeHost, NodeReport, NodeSettings, NodeSetup, OutEdge, host::is_said};
 use crate::{
     event::{Arrival, Event},
     observe::Observed,
@@ -30,15 +30,19 @@ pub(super) struct Outlet {
     /// Its turn is a guess: what is for the user is held here, the place of its edge beside it.
     pub(super) provisional: bool,
     pub(super) held: VecDeque<(usize, Event)>,
+    /// Ends for the user along edges of those who do not stand here, held with it.
+    held_ends: Vec<(OutEdge, Event)>,
     /// Whether something had to wait for space since this was cleared.
     pub(super) waited: bool,
     /// Whether a report found no room.
     pub(super) unheard: bool,
+    /// The streams that the node has ended.
+    ended: Vec<Stream>,
     /// Whether text of the model was passed on: that cannot be said again by another.
     said: bool,
     /// What a foreign node emits while its handler goes on.
     stream: Option<mpsc::Receiver<Event>>,
-    /// Whether the text at hand counts as dealt with once something of it was passed on.
+    /// Whether what the node was told counts as dealt with once something was passed on.
     pub(super) settles: bool,
 }
 
@@ -98,8 +102,9 @@ impl Outlet {
         if !setup.is_wanted() {
             return true; // The fence has fallen; the cancel is on its way.
         }
-        if std::mem::take(&mut self.settles) {
-            setup.succession.settle(1);
+        if self.settles && is_said(&event.payload) {
+            self.settles = false;
+            setup.succession.settle_all();
         }
         let mut blocked = self.send(setup, event, 0);
         while let Some(Blocked { at, arrival, rest }) = blocked {
@@ -125,6 +130,14 @@ impl Outlet {
         let is_note = matches!(event.payload, Payload::Debug(_));
         if is_note && first == 0 && !observers.is_debugging() {
             return None; // Off unless the session turns it on (F-027).
+        }
+        if let Some(stream) = Stream::ended_by(&event.payload).filter(|_| setup.is_waited_for)
+            && !self.has_ended(stream)
+        {
+            self.ended.push(stream);
+        }
+        if first == 0 && !setup.branches.is_empty() {
+            self.end_branches(setup, &event);
         }
         // A copy for who listens in, if it goes its way; else all of it is for them.
         let mut copy =
@@ -220,7 +233,42 @@ impl Outlet {
             if let Offer::Full(arrival) = setup.outputs[at].to.offer(arrival)
                 && !self.wait_for_space(ctx, deferred, setup, at, arrival).await
             {
-                self.held.clear();
+                self.forget_held();
+            }
+        }
+        for (edge, end) in self.held_ends.drain(..) {
+            let _kept_by_every_edge = edge.to.offer(end_on(&edge, end));
+        }
+    }
+
+    /// Whether the node has ended a stream.
+    pub(super) fn has_ended(&self, stream: Stream) -> bool {
+        self.ended.contains(&stream)
+    }
+
+    /// Whether anything is held for the user.
+    pub(super) fn holds(&self) -> bool {
+        !(self.held.is_empty() && self.held_ends.is_empty())
+    }
+
+    pub(super) fn forget_held(&mut self) {
+        self.held.clear();
+        self.held_ends.clear();
+    }
+
+    /// Whoever has not come to stand here, or does not any more, has nothing more to say either.
+    fn end_branches(&mut self, setup: &NodeSetup, event: &Event) {
+        let Some(ended) = Stream::ended_by(&event.payload) else {
+            return;
+        };
+        let idle = |edge: &OutEdge| setup.outputs.iter().all(|own| own.ix != edge.ix);
+        let branches = setup.branches.iter();
+        let branches = branches.filter(|(stream, edge)| *stream == ended && idle(edge));
+        for (_, edge) in branches {
+            if self.provisional && edge.to_user {
+                self.held_ends.push((edge.clone(), event.clone()));
+            } else {
+                let _kept_by_every_edge = edge.to.offer(end_on(edge, event.clone()));
             }
         }
     }
@@ -292,6 +340,15 @@ fn arrival(setup: &NodeSetup, at: usize, event: Event) -> Arrival {
         } else {
             Patience::Left
         },
+    }
+}
+
+fn end_on(edge: &OutEdge, event: Event) -> Arrival {
+    Arrival::Event {
+        port: edge.port,
+        event,
+        arrived: Monotonic::ZERO,
+        patience: Patience::Spent,
     }
 }
 

@@ -120,6 +120,18 @@ impl Succession {
         }
     }
 
+    /// Whether anything is kept: there are standbys.
+    pub(super) fn is_kept(&self) -> bool {
+        !self.standbys.is_empty()
+    }
+
+    /// Forgets all that was kept: what the node has said since stands for it.
+    pub(super) fn settle_all(&self) {
+        if self.is_kept() {
+            self.take_journal();
+        }
+    }
+
     /// Forgets the oldest `count` of what was kept.
     pub(super) fn settle(&self, count: usize) {
         let mut state = self.state();
@@ -138,9 +150,7 @@ impl Succession {
 
     /// A cancelled node leaves nothing to be told again.
     pub(super) fn forget(&self) {
-        if !self.standbys.is_empty() {
-            self.take_journal();
-        }
+        self.settle_all();
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rspp_actors::Context;
 use rspp_controlplane_api::{Lease, LeaseError};
-use rspp_kernel::{CancelReason, Input, SessionState, graph::Scope};
+use rspp_kernel::{CancelReason, Input, Part, SessionState, graph::Scope, refused::RefusedMove};
 use rspp_proto::{Epoch, InvocationId, Monotonic, NodeId};
 
 use super::{CancelReceipt, CancelTarget, Command, Session, SessionControl};
@@ -153,27 +153,63 @@ impl Session {
         target: &CancelTarget,
         reason: CancelReason,
     ) -> CancelReceipt {
+        if let Some(refused) = self.names_nothing(target) {
+            self.refuse_move(refused, now);
+            return CancelReceipt {
+                turn: None,
+                fence: Duration::ZERO,
+                refused: Some(refused),
+            };
+        }
         let turn = self.kernel.current_turn();
-        let scope = target.scope();
-        let reaches_user = match target {
-            CancelTarget::Session | CancelTarget::Turn => true,
-            CancelTarget::Node(node) => self.cancel_node(now, node, reason),
+        self.fence_took = None;
+        let (part, silences) = match target {
+            CancelTarget::Session | CancelTarget::Turn => {
+                let scope = target.scope();
+                self.kernel.handle(now, Input::Cancel { reason, scope });
+                (None, false)
+            }
+            CancelTarget::Node(node) => {
+                let silences = self.cancel_node(now, node, reason);
+                (Some(Part::Node(node.clone())), silences)
+            }
             CancelTarget::Invocation(invocation) => {
                 self.cancel_invocation(invocation);
-                false
+                (Some(Part::Invocation(invocation.clone())), false)
             }
         };
-        self.fence_took = None;
-        if reaches_user {
-            self.kernel.handle(now, Input::Cancel { reason, scope });
-        } else {
-            self.kernel.handle(now, Input::CancelPart { reason, scope });
+        if let Some(part) = part {
+            let input = Input::CancelPart {
+                reason,
+                part,
+                silences,
+            };
+            self.kernel.handle(now, input);
         }
         if let Some(turn) = self.kernel.take_fence() {
             self.raise_fence(now, turn, true);
         }
         let fence = self.fence_took.unwrap_or_default();
-        CancelReceipt { turn, fence }
+        CancelReceipt {
+            turn,
+            fence,
+            refused: None,
+        }
+    }
+
+    /// Why there is nothing to cancel: no such node, or no such call at work.
+    fn names_nothing(&self, target: &CancelTarget) -> Option<RefusedMove> {
+        let is_known = match target {
+            CancelTarget::Session | CancelTarget::Turn => true,
+            CancelTarget::Node(node) => {
+                let graph = &self.setup.blueprint.graph;
+                let found = graph.find(node.as_str());
+                found.is_some_and(|ix| graph.node(ix).spec().is_some())
+            }
+            CancelTarget::Invocation(call) => self.at_work.knows(call),
+        };
+        let scope = target.scope();
+        (!is_known).then_some(RefusedMove::Cancel { scope })
     }
 
     /// Cancels a node's work along its edges (F-034). Whether that silences the turn.

@@ -215,7 +215,7 @@ impl Session {
     }
 
     /// A move that is not made is counted, and told as long as that does not fill the timeline.
-    fn refuse_move(&mut self, refused: RefusedMove, now: Monotonic) {
+    pub(super) fn refuse_move(&mut self, refused: RefusedMove, now: Monotonic) {
         let so_far = self.setup.health.refuse_move(refused.code());
         if so_far <= MOST_MOVES_TOLD {
             self.publisher.move_refused(refused, now);

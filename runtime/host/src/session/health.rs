@@ -6,6 +6,7 @@ use std::{
 };
 
 use rspp_kernel::{SessionState, plan::ResolvedPolicy};
+use rspp_proto::NodeId;
 
 use crate::report::{DeadLetter, Degradation};
 
@@ -97,6 +98,13 @@ impl Health {
         }
         status.degraded.push(degradation);
         true
+    }
+
+    /// Whether a node is not as it should be for that reason.
+    pub(super) fn is_degraded_by(&self, node: &NodeId, reason: &str) -> bool {
+        let status = self.status();
+        let mut degraded = status.degraded.iter();
+        degraded.any(|it| it.node.as_ref() == Some(node) && it.reason == reason)
     }
 
     /// Whether another dead letter would be kept.

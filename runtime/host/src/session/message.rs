@@ -9,6 +9,7 @@ use rspp_kernel::{
     CancelReason, Input,
     authority::AuthorityFault,
     edge::EdgeNotice,
+    refused::RefusedMove,
     timebase::Mapping,
     tool::{ToolOutcome, ToolRequest},
 };
@@ -150,6 +151,8 @@ pub struct CancelReceipt {
     pub turn: Option<TurnNumber>,
     /// From acceptance to the fence, in real time.
     pub fence: Duration,
+    /// Why nothing was cancelled: it named no node, or no call at work.
+    pub refused: Option<RefusedMove>,
 }
 
 /// Everything that a session is told.
@@ -170,6 +173,9 @@ pub(crate) enum SessionControl {
     },
     ProviderSignal {
         turn: Option<TurnNumber>,
+        /// Who asked the provider, and by which call.
+        node: NodeId,
+        call: InvocationId,
         signal: Signal,
         reason: String,
         at: Monotonic,

@@ -17,7 +17,7 @@ use crate::{
 };
 use rspp_actors::Clock;
 use rspp_kernel::{
-    CancelReason, Emission, LateAction, SessionState,
+    CancelReason, Emission, LateAction, Part, SessionState,
     admission::{Decision, Load},
     authority::{AuthorityFault, Checkpoint},
     edge::{EdgeNotice, Lineage},
@@ -215,6 +215,11 @@ impl Publisher {
         if let Some(scope) = emission.scope {
             signal = signal.scoped(scope);
         }
+        signal = match &emission.part {
+            Some(Part::Node(node)) => signal.on_node(node.clone()),
+            Some(Part::Invocation(call)) => signal.of_invocation(call.clone()),
+            None => signal,
+        };
         if let Some(mode) = emission.mode {
             signal = signal.ending(mode);
         }
@@ -253,6 +258,24 @@ impl Publisher {
         if let Some(node) = node {
             signal = signal.on_node(node.clone());
         }
+        self.say(signal);
+    }
+
+    /// How a provider fares, by the call that shows it and the node that asked.
+    pub(super) fn of_call(
+        &mut self,
+        signal: Signal,
+        turn: Option<TurnNumber>,
+        (node, call): (NodeId, InvocationId),
+        reason: &str,
+        at: Monotonic,
+    ) {
+        let emitter = Emitter::ProviderInvocationController;
+        let stamp = self.stamp(turn, at);
+        let signal = ControlSignal::new(signal, emitter, stamp)
+            .because(bounded(reason))
+            .on_node(node)
+            .of_invocation(call);
         self.say(signal);
     }
 

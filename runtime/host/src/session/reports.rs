@@ -290,6 +290,17 @@ impl Session {
                 self.degrade("blocked_worker_replaced", turn, Some(node), at);
                 None
             }
+            NodeReport::UtteranceLost => {
+                let message = "what the user was saying is lost with the cancel of its work";
+                let code = ErrorCode::RuntimeInternalError;
+                self.publisher.error(turn, node, code, message, at);
+                self.degrade("utterance_lost", turn, Some(node), at);
+                None
+            }
+            NodeReport::Crashed { message } => {
+                self.node_failed(turn, node, &message, at);
+                None
+            }
             NodeReport::HookFailed { hook, message } => {
                 self.node_failures += 1;
                 let message = format!("its hook `{hook}` failed: {message}");
@@ -317,18 +328,21 @@ impl Session {
                 let reason = format!("from={node} to={standby}: {reason}");
                 self.publisher
                     .of_node(Signal::Fallback, emitter, turn, Some(node), &reason, at);
-                turn.map(|turn| Input::TookOver { turn })
+                let is_voice = self.is_voice(node);
+                turn.map(|turn| Input::TookOver { turn, is_voice })
             }
             NodeReport::Failed {
                 ending,
                 code,
                 message,
             } => {
-                self.node_failures += 1;
                 tracing::warn!(session = %self.setup.place.lease.session, %node, %message, "a node failed");
-                self.publisher.error(turn, node, code, &message, at);
                 if let Some(turn) = turn {
+                    self.node_failures += 1;
+                    self.publisher.error(Some(turn), node, code, &message, at);
                     self.give_up_acknowledgement(turn);
+                } else {
+                    self.listener_failed(node, code, &message, at);
                 }
                 if let Some(turn) = turn.filter(|_| self.is_voice(node)) {
                     self.kernel.handle(now, Input::VoiceLost { turn });
@@ -357,6 +371,37 @@ impl Session {
         } else {
             self.degrade(reason, turn, Some(node), at);
         }
+    }
+
+    /// A node crashed and begins anew, or its standby does.
+    pub(super) fn node_failed(
+        &mut self,
+        turn: Option<TurnNumber>,
+        node: &NodeId,
+        message: &str,
+        at: Monotonic,
+    ) {
+        let code = ErrorCode::RuntimeInternalError;
+        if turn.is_none() {
+            self.listener_failed(node, code, message, at);
+        } else {
+            self.node_failures += 1;
+            self.publisher.error(turn, node, code, message, at);
+        }
+    }
+
+    /// A node that listens has failed: no turn ends by that, so it is told by itself (F-131, F-134).
+    fn listener_failed(&mut self, node: &NodeId, code: ErrorCode, message: &str, at: Monotonic) {
+        self.node_failures += 1;
+        self.publisher.error(None, node, code, message, at);
+        // Of one that hung, or took too much memory, it was told already.
+        let is_told = |reason| self.setup.health.is_degraded_by(node, reason);
+        if is_told("node_hung") || is_told("node_memory_limit_exceeded") {
+            return;
+        }
+        let reason = "node_timeout_or_failure";
+        self.budget(Signal::BudgetWarning, None, node, reason, at);
+        self.degrade("node_failed", None, Some(node), at);
     }
 
     fn budget(

@@ -300,9 +300,16 @@ fn tokens(attempts: &[AttemptRecord]) -> u64 {
 fn of_session(message: SessionControl) -> SessionControl {
     match message {
         SessionControl::ProviderSignal {
-            signal, reason, at, ..
+            turn: _,
+            node,
+            call,
+            signal,
+            reason,
+            at,
         } => SessionControl::ProviderSignal {
             turn: None,
+            node,
+            call,
             signal,
             reason,
             at,

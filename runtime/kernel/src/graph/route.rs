@@ -185,7 +185,8 @@ impl Graph {
         })
     }
 
-    fn selects(&self, node: NodeIx) -> bool {
+    /// Whether conditions on edges to `node` are that node's business.
+    pub fn selects(&self, node: NodeIx) -> bool {
         match &self.node(node).role {
             Role::Node(spec) => spec.kind == rspp_proto::spec::NodeKind::Select,
             Role::Ingress | Role::Egress => false,

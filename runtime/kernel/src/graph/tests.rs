@@ -579,3 +579,54 @@ proptest! {
         }
     }
 }
+
+/// F-004: a place is at its end when all that leads there in a turn is; what listens has no part in that.
+#[test]
+fn a_place_is_at_its_end_when_all_of_its_inputs_are() {
+    use PortType::{Any, Text};
+    let mut spec = agent();
+    for name in ["side", "other"] {
+        spec.nodes.push(node(name, NodeKind::Custom(name.into())));
+    }
+    spec.edges.extend([
+        edge("segmenter", "side", Text),
+        edge("side", "tts", Text),
+        edge("side", "other", Any),
+        edge("other", EGRESS, Text),
+    ]);
+    let graph = Graph::compile(&spec).unwrap();
+    let ends = |name: &str| graph.ends(graph.find(name).unwrap());
+
+    // The user's words are handed over as a whole, and what listens is of no turn.
+    assert!(ends("llm").is_over());
+    assert!(ends("stt").is_over());
+    let mut voice = ends("tts");
+    let due: Vec<_> = voice.due().collect();
+    assert_eq!(due, [(Stream::Text, 0), (Stream::Text, 1)]);
+    assert!(!voice.ended(1, Stream::Text));
+    assert!(
+        !voice.ended(1, Stream::Text),
+        "an end that is told twice is one"
+    );
+    assert!(voice.ended(0, Stream::Text));
+    assert!(voice.ended(0, Stream::Text), "over is over");
+
+    // On an edge of any type comes what its beginning makes.
+    let other: Vec<_> = ends("other").due().collect();
+    assert_eq!(other, [(Stream::Text, 0)]);
+
+    // The transcript is of no turn; voice and both texts are.
+    let mut user = ends(EGRESS);
+    let text = |id: &str| {
+        let inputs = &graph.node(graph.egress()).inputs;
+        let at = inputs
+            .iter()
+            .position(|ix| graph.edge(*ix).id.as_str() == id);
+        at.unwrap() as u16
+    };
+    assert!(user.ended(text("tts->egress:audio"), Stream::Audio));
+    assert!(!user.is_over());
+    assert!(!user.ended(text("segmenter->egress:text"), Stream::Text));
+    assert!(user.ended(text("other->egress:text"), Stream::Text));
+    assert!(user.is_over());
+}

@@ -128,7 +128,8 @@ fn asked(input: &Input) -> Option<Asked> {
         | Input::Cancel {
             scope: CancelScope::Turn | CancelScope::Node | CancelScope::ProviderInvocation,
             ..
-        } => Some(Asked::Turn(None, T::Abort, OPEN)),
+        }
+        | Input::CancelPart { silences: true, .. } => Some(Asked::Turn(None, T::Abort, OPEN)),
         Input::Sealed { turn, .. } => Some(Asked::Turn(Some(*turn), T::Close, &[S::Terminal])),
         Input::Disconnected
         | Input::Reconnecting
@@ -147,7 +148,9 @@ fn asked(input: &Input) -> Option<Asked> {
         | Input::WordsHanded { .. }
         | Input::GuessFailed { .. }
         | Input::GuessSpent { .. }
-        | Input::CancelPart { .. }
+        | Input::CancelPart {
+            silences: false, ..
+        }
         | Input::Placed(_)
         | Input::Leased { .. }
         | Input::Resumed(_)

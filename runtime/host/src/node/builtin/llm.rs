@@ -399,10 +399,19 @@ fn called(exchange: &ToolExchange) -> Vec<Message> {
 
 impl Node for Llm {
     fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, _port: Port, event: Event) -> Step<'a> {
-        if let Payload::Text(chunk) = &event.payload
-            && chunk.is_final
-        {
-            self.begin(cx, &chunk.text);
+        match &event.payload {
+            Payload::Text(chunk) if chunk.is_final => self.begin(cx, &chunk.text),
+            // The turn's words went another way: it has nothing to say.
+            Payload::TextEnd if self.messages.is_empty() => cx.emit(Payload::TextEnd),
+            Payload::Text(_)
+            | Payload::TextEnd
+            | Payload::AudioChunk(_)
+            | Payload::AudioEnd
+            | Payload::Speech(_)
+            | Payload::Metrics(_)
+            | Payload::Debug(_)
+            | Payload::Error(_)
+            | Payload::Extension(_) => {}
         }
         Step::OK
     }

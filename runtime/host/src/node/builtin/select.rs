@@ -36,8 +36,10 @@ impl SelectNode {
 
 impl Node for SelectNode {
     fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, port: Port, event: Event) -> Step<'a> {
-        // The end of a stream has no attributes to judge by: it goes the way of what came before.
-        if !matches!(event.payload, Payload::TextEnd | Payload::AudioEnd) {
+        let ends = matches!(event.payload, Payload::TextEnd | Payload::AudioEnd);
+        // The end of a stream has no attributes to judge by. Of a turn it comes when all inputs are at
+        // theirs; else it goes the way of what came before.
+        if !ends {
             let attributes = &cx.settings().attributes;
             let switch = self
                 .select
@@ -48,7 +50,8 @@ impl Node for SelectNode {
                 });
             }
         }
-        if self.select.forwards(self.inputs[usize::from(port.0)]) {
+        let is_last = ends && cx.settings().turn.is_some();
+        if is_last || self.select.forwards(self.inputs[usize::from(port.0)]) {
             cx.forward(event);
         }
         Step::OK

@@ -6,7 +6,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use rspp_kernel::cost::{Allowance, CostKind};
+use rspp_kernel::{
+    CancelReason,
+    cost::{Allowance, CostKind},
+};
 use rspp_proto::{
     AudioChunk, OutcomeClass, Payload, SampleIndex, SampleRate, Speaker, SpeechMark, TextChunk,
     spec::CapAction,
@@ -221,6 +224,13 @@ impl Node for Stt {
             }
             Chunk::Llm(_) | Chunk::Tts(_) => {}
         }
+        Step::OK
+    }
+
+    /// What was being recognised is lost; the next utterance is heard again.
+    fn on_cancel<'a>(&'a mut self, _cx: &'a mut NodeContext, _reason: CancelReason) -> Step<'a> {
+        self.speaking = None;
+        self.utterances.clear();
         Step::OK
     }
 

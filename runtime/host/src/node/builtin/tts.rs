@@ -49,6 +49,8 @@ struct Speaking {
     /// Frames that the session has not been told of, and when it was last.
     untold: u32,
     told: Option<Monotonic>,
+    /// Whether a part of it was said: then nobody says it again, not even its rest (P14).
+    settled: bool,
 }
 
 impl Tts {
@@ -91,6 +93,7 @@ impl Tts {
             resampler: None,
             untold: 0,
             told: None,
+            settled: false,
         });
     }
 
@@ -204,7 +207,9 @@ impl Speaking {
         cx.report(NodeReport::ClauseMade {
             segment: self.clause.segment,
         });
-        cx.settle_input();
+        if !self.settled {
+            cx.settle_input();
+        }
     }
 
     fn emit(
@@ -221,6 +226,9 @@ impl Speaking {
                 self.clause.segment,
             );
             self.untold += 1;
+            if !std::mem::replace(&mut self.settled, true) {
+                cx.settle_input();
+            }
         }
         let now = cx.now();
         let is_overdue = self.told.is_none_or(|told| now.since(told) >= TOLD_WITHIN);

@@ -483,6 +483,7 @@ impl World {
             bound,
             board: Arc::clone(&self.board),
             overruns: Arc::default(),
+            at_work: Arc::default(),
             meter: Arc::default(),
         };
         let spec = &self.blueprint.spec;

@@ -290,7 +290,10 @@ fn signs_of_life_are_looked_for_before_a_turn_is_called_mute() {
     rig.at_work = false;
     rig.after(1_500).take(Input::Tick);
     assert_eq!(rig.log[..], ["budget_exhausted(output_gap)", "UNSTICK"]);
-    rig.take(Input::TookOver { turn: T1 });
+    rig.take(Input::TookOver {
+        turn: T1,
+        is_voice: false,
+    });
     rig.log.clear();
     rig.after(1_500).take(Input::Tick);
     assert_eq!(rig.log, ["budget_exhausted(output_gap)", "UNSTICK"]);
