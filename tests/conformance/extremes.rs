@@ -186,7 +186,7 @@ fn parts_that_do_not_go_together_are_refused() {
         (
             "budgets",
             json!({ "turn_budget_ms": 10, "path_budget_ms_default": 5_000, "max_turn_duration_ms": 5 }),
-            vec!["budgets.turn_budget_ms", "budgets.path_budget_ms_default"],
+            vec!["budgets.path_budget_ms_default", "budgets.turn_budget_ms"],
         ),
         (
             "connection",

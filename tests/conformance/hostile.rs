@@ -24,7 +24,7 @@ use rspp_tests::{
     call::{Builder, Cast, bindings, first, says, tone},
     nodes::{Probes, custom, get, insert},
 };
-use rspp_timeline::{Entry, EntryKind, Options, Recorder};
+use rspp_timeline::{Entry, EntryKind, Options, Recorder, TerminalOutcome};
 use rspp_transport_api::{
     Ingress, Outgoing, Sink, SinkError, Source, Transport, TransportKind,
     loopback::{Start, Utterance},
@@ -357,6 +357,11 @@ async fn a_turn_with_lost_evidence_is_not_committed() {
     let kept = recording.entries();
     let ends: Vec<_> = kept.iter().filter_map(Entry::signal).collect();
     assert!(ends.ends_with(&[Signal::Abort, Signal::Close]), "{ends:?}");
+    let evidence = kept.iter().find_map(|entry| match entry {
+        Entry::Turn(evidence) => evidence.terminal_outcome,
+        _another => None,
+    });
+    assert_eq!(evidence, Some(TerminalOutcome::Abort), "it says so too");
     // When it was lost, and not when all had been said.
     assert!(!ends.contains(&Signal::PlaybackCompleted), "{ends:?}");
 }

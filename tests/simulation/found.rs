@@ -38,28 +38,6 @@ fn types(at_ms: u64) -> Piece {
     }
 }
 
-/// T9, OR-02: a turn that is aborted because a part of its evidence was lost left evidence that
-/// called it committed.
-#[test]
-fn evidence_of_a_turn_that_lost_some_does_not_call_it_committed() {
-    let aborts = |entries: &usize| {
-        let played = holds(vec![
-            calls(3_000),
-            types(300),
-            types(1_500),
-            Piece::Tight {
-                caller: 0,
-                entries: *entries,
-            },
-        ]);
-        let outcomes = &played.tally.outcomes;
-        outcomes.contains_key("recording_evidence_unavailable")
-    };
-    // Too little for any turn, for all of one, for none of the second …
-    let aborted: Vec<usize> = (4..40).step_by(3).filter(aborts).collect();
-    assert!(!aborted.is_empty());
-}
-
 /// F-007, F-134: a standby that took over from a node whose provider's adapter panicked waited for
 /// words that nobody told it again.
 #[test]

@@ -78,7 +78,7 @@ pub(super) fn pipeline(spec: &PipelineSpec, check: &mut Check<'_, '_>) {
             "never_reached",
             "connection.max_mapping_error_p99_ms",
             format!("{error} is not below max_skew_ms, {skew}: media time is set anew before that"),
-            format!("e.g. `max_skew_ms: {}`", error * 2),
+            format!("e.g. `max_skew_ms: {}`", error.saturating_mul(2)),
         );
     }
     if let Some(degrade) = &spec.degrade {
