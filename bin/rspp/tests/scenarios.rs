@@ -364,18 +364,18 @@ fn slow_cancels_of_recorded_calls_are_attributed() {
     let (code, said, _) = rspp(&[&["gates", "--json"], &files[..]].concat());
     assert_eq!(code, Some(0), "{said}");
     let report: serde_json::Value = serde_json::from_str(&said).expect("JSON");
-    assert_eq!(report["cancel_observed_turns"], 44);
+    assert_eq!(report["cancel_observed_turns"], 48);
     let p99 = report["cancel_fence_p99_ms"].as_f64().expect("measured");
     assert!(p99 <= 150.0, "{p99}");
     let slow = report["slow_cancels"].as_array().expect("a list");
     assert_eq!(slow.len(), 1, "{slow:?}");
     assert_eq!(slow[0]["node_id"], "deaf");
-    assert_eq!(slow[0]["times"], 4);
+    assert_eq!(slow[0]["times"], 6);
     assert!(slow[0]["longest_ms"].as_u64() > Some(40), "{slow:?}");
     let (_, said, _) = rspp(&[&["gates"], &files[..]].concat());
     assert!(said.contains("cancel fence p99"), "{said}");
     assert!(
-        said.contains("slow to let go: node deaf, 4 times"),
+        said.contains("slow to let go: node deaf, 6 times"),
         "{said}"
     );
 }

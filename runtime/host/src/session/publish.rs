@@ -559,11 +559,15 @@ impl Publisher {
         (after, is_forced): (Duration, bool),
         at: Monotonic,
     ) {
-        let after = after.as_millis().to_string();
         let forced = if is_forced { "yes" } else { "no" };
-        let mut fields = vec![(AFTER_MS, after.as_str()), ("forced", forced)];
-        fields.extend(provider.map(|provider| (PROVIDER_ID, provider.as_str())));
-        self.note(turn, node, SLOW_CANCEL, &fields, at);
+        let mut fields = vec![
+            (AFTER_MS, after.as_millis().to_string()),
+            ("forced", forced.to_owned()),
+        ];
+        fields.extend(provider.map(|provider| (PROVIDER_ID, provider.to_string())));
+        fields.extend(turn.map(|turn| ("turn", turn.to_string())));
+        let record = self.remark(SLOW_CANCEL, &fields, at);
+        self.event_record(record.from_node(node.clone()));
     }
 
     /// What became of a guess; it belongs to no turn unless it becomes one (P9).
