@@ -840,7 +840,16 @@ impl Session {
             }
         }
         self.interrupt_tools();
-        self.let_go(turn, "barge_in_confirmed");
+        self.let_go(
+            turn,
+            match reason {
+                CancelReason::BargeIn => "barge_in_confirmed",
+                // Whether the user meant to interrupt is not known: something else was quicker.
+                CancelReason::UserCancel | CancelReason::Timeout | CancelReason::ProviderError => {
+                    reason.as_str()
+                }
+            },
+        );
         if let Some((asked, by)) = asked {
             self.signal(asked, by, Some(turn));
         }

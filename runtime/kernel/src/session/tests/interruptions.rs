@@ -130,6 +130,19 @@ fn too_few_words_are_a_back_channel() {
     assert_eq!(rig.session.current_turn(), Some(T1.next()), "an answer");
 }
 
+/// P12: what was held is let go for what was asked: a stop confirms no interruption.
+#[test]
+fn a_stop_while_held_confirms_no_interruption() {
+    let mut rig = speaking(by_words());
+    rig.take(sound());
+    rig.after(100).take(Input::Stop);
+    assert!(
+        rig.log.contains(&"RELEASE user_cancel".to_owned()),
+        "{:?}",
+        rig.log
+    );
+}
+
 /// Whatever ends a turn that is held, nothing stays held.
 #[test]
 fn nothing_stays_held_when_the_turn_ends() {
