@@ -217,6 +217,46 @@ pipeline.yaml:35:32: turns.max_context_messages: must be at least 1
 "#);
 }
 
+/// F-044, F-146: a buffer that can never do what it says is refused, with what would work.
+#[test]
+fn a_buffer_has_to_suit_what_flows_there() {
+    let from = "{ from: tts, to: egress, carries: audio }";
+    let heard = "{ from: ingress, to: vad, carries: audio }";
+    let sync = |fields: &str| format!("sync_drop_policy: {{ {fields}, scope: edge_local }}");
+    let grouped = sync("group_by: sync_id, policy: no_sync");
+    let alone = sync("group_by: event_id, policy: atomic_drop");
+    for (edge, buffer, problem) in [
+        (
+            from,
+            "max_queue_bytes: 319",
+            "319 bytes hold no frame of audio, which has 320 at least",
+        ),
+        (
+            heard,
+            "max_queue_bytes: 639",
+            "at least `max_queue_bytes: 640`",
+        ),
+        (
+            from,
+            "strategy: merge",
+            "buffer.strategy: audio is never folded together",
+        ),
+        (
+            heard,
+            grouped.as_str(),
+            "items are independent under `no_sync`",
+        ),
+        (heard, alone.as_str(), "an event is a group of its own"),
+    ] {
+        let whole = edge.trim_end_matches(" }");
+        let told = errors(&changed(
+            edge,
+            &format!("{whole}, buffer: {{ {buffer} }} }}"),
+        ));
+        assert!(told.contains(problem), "{told}");
+    }
+}
+
 #[test]
 fn events_cannot_go_round() {
     let text = changed(

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{FlowMode, also_accept};
+use super::{FlowMode, NodeKind, PortType, also_accept};
 
 /// What an edge does with an item that finds it full (F-044).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -202,6 +202,58 @@ pub struct SyncDropPolicy {
     /// Mandatory for `drop_with_discontinuity` and `plan_wide`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sync_domain: Option<String>,
+}
+
+impl SyncDropPolicy {
+    /// What is wrong with a grouping that changes nothing.
+    pub fn stray_group(&self) -> Option<&'static str> {
+        let group = self.group_by?;
+        match (self.policy, self.scope, group) {
+            (SyncPolicy::NoSync, _, _) => Some("items are independent under `no_sync`"),
+            (SyncPolicy::AtomicDrop, SyncScope::EdgeLocal, SyncGroup::EventId) => {
+                Some("an event is a group of its own on one edge, so nothing goes with it")
+            }
+            (
+                SyncPolicy::AtomicDrop,
+                SyncScope::EdgeLocal,
+                SyncGroup::SyncId | SyncGroup::Custom,
+            )
+            | (SyncPolicy::AtomicDrop, SyncScope::PlanWide, _)
+            | (SyncPolicy::DropWithDiscontinuity, _, _) => None,
+        }
+    }
+}
+
+/// Bytes of the smallest frame of audio that leaves a place, the user's end for `None`: 20 ms of 16-bit
+/// samples, which the runtime takes from the user in 16 kHz, and from voices in 8 kHz or more. `None` if none
+/// does, or if a frame may have any length.
+pub fn smallest_frame(from: Option<&NodeKind>, carries: PortType) -> Option<u64> {
+    match carries {
+        PortType::Audio => {}
+        PortType::Text
+        | PortType::Speech
+        | PortType::Metrics
+        | PortType::Debug
+        | PortType::Error
+        | PortType::Any => return None,
+    }
+    match from {
+        None => Some(640),
+        Some(NodeKind::Tts) => Some(320),
+        Some(_) => None,
+    }
+}
+
+/// Whether strategy `merge` finds anything to fold together: the partial transcripts of one utterance.
+pub fn may_fold(carries: PortType) -> bool {
+    match carries {
+        PortType::Text | PortType::Any => true,
+        PortType::Audio
+        | PortType::Speech
+        | PortType::Metrics
+        | PortType::Debug
+        | PortType::Error => false,
+    }
 }
 
 /// An edge's resolved buffer (turn-plan.md §2).

@@ -26,7 +26,7 @@ pub use budget::{Budgets, BudgetsSpec, MemoryLimits};
 pub use buffer::{
     BoundAction, BoundActions, BufferSpec, BufferTuning, DataHandling, DefaultingSource,
     EdgeBufferPolicy, LaneHandling, Marks, PressureAction, Strategy, SyncDropPolicy, SyncGroup,
-    SyncPolicy, SyncScope, TelemetryHandling, Watermarks,
+    SyncPolicy, SyncScope, TelemetryHandling, Watermarks, may_fold, smallest_frame,
 };
 pub use connection::{ConnectionPolicy, EchoGuardPolicy, JitterProfile};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};

@@ -111,11 +111,11 @@ pub enum FlowMode {
 pub struct FlowControl {
     /// Mode of the data lane.
     pub data_mode: FlowMode,
-    /// Marks of the data lane, in items.
+    /// Marks of the data lane, in items: an edge's own marks may be lower, and count then.
     pub data_marks: Marks,
     /// Marks of the control lane, in items.
     pub control_marks: Marks,
-    /// Marks of the telemetry lane, in items.
+    /// Marks of the telemetry lane, in items; as for the data lane.
     pub telemetry_marks: Marks,
 }
 

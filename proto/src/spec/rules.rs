@@ -12,7 +12,7 @@ use super::{
     EdgeSpec, INGRESS, Marks, MemoryLimits, Modality, NodeExecutionPolicy, NodeKind, NodeSpec,
     PipelineSpec, PolicyBundle, PortType, PressureAction, RecordingLevel, Strategy, SyncDropPolicy,
     SyncPolicy, SyncScope, ToolDeclaration, ToolExecutor, Watermarks, diagnostic::nearest,
-    parse::Check,
+    may_fold, parse::Check, smallest_frame,
 };
 use crate::{NodeId, ProviderId};
 
@@ -352,6 +352,7 @@ impl<'a> Graph<'a> {
             let path = format!("{path}.buffer");
             authored_buffer(&path, buffer, check);
             self.stands_by(&path, to, buffer, check);
+            self.fits(&path, edge, buffer, check);
         }
     }
 
@@ -376,6 +377,34 @@ impl<'a> Graph<'a> {
                 let path = format!("open_to_policy[{index}]");
                 self.unknown(&path, node.as_str(), None, check);
             }
+        }
+    }
+
+    /// What a buffer may hold and fold has to do with what flows there.
+    fn fits(&self, path: &str, edge: &EdgeSpec, buffer: &BufferSpec, check: &mut Check<'_, '_>) {
+        let carries = edge.carries;
+        let from = match edge.from.as_str() {
+            INGRESS => Some(None),
+            name => self.nodes.get(name).map(|(_, kind)| Some(*kind)),
+        };
+        let frame = from.and_then(|from| smallest_frame(from, carries));
+        if let (Some(frame), Some(most)) = (frame, buffer.max_queue_bytes)
+            && most < frame
+        {
+            check.error(
+                "no_frame_fits",
+                &format!("{path}.max_queue_bytes"),
+                format!("{most} bytes hold no frame of audio, which has {frame} at least"),
+                format!("at least `max_queue_bytes: {frame}`; it takes as much for each 20 ms"),
+            );
+        }
+        if buffer.strategy == Some(DataHandling::Merge) && !may_fold(carries) {
+            check.error(
+                "stray_merge",
+                &format!("{path}.strategy"),
+                format!("{} is never folded together", carries.as_str()),
+                "use `drop_oldest`; only partial transcripts are merged".to_owned(),
+            );
         }
     }
 
@@ -686,6 +715,14 @@ fn sync_drop(path: &str, sync: &SyncDropPolicy, check: &mut Check<'_, '_>) {
         SyncPolicy::DropWithDiscontinuity => (true, true),
         SyncPolicy::NoSync => (false, false),
     };
+    if let Some(problem) = sync.stray_group() {
+        check.error(
+            "stray_group",
+            &format!("{path}.group_by"),
+            problem,
+            "leave group_by out, or group by `sync_id`, or let it reach the plan".to_owned(),
+        );
+    }
     if needs_group && sync.group_by.is_none() {
         let hint = "one of sync_id, event_id, custom".to_owned();
         check.error("missing_field", path, "this policy needs group_by", hint);

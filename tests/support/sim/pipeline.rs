@@ -15,7 +15,7 @@ use rspp_proto::{
     spec::{
         BoundAction, BoundActions, BufferSpec, DataHandling, DegradeSpec, FlowMode,
         LateEventPolicy, Modality, PipelineSpec, SpeculationPolicy, SyncDropPolicy, SyncGroup,
-        SyncPolicy, SyncScope,
+        SyncPolicy, SyncScope, may_fold,
     },
 };
 use serde_json::json;
@@ -105,7 +105,12 @@ impl Stage {
                 let found =
                     edges.find(|edge| edge.from.as_str() == *from && edge.to.as_str() == *to);
                 if let Some(edge) = found {
-                    edge.buffer = Some(buffer(*strategy, *items, *tuned));
+                    let strategy = match strategy {
+                        // There is nothing to fold there, and it is refused.
+                        DataHandling::Merge if !may_fold(edge.carries) => DataHandling::DropOldest,
+                        strategy => *strategy,
+                    };
+                    edge.buffer = Some(buffer(strategy, *items, *tuned));
                 }
             }
             Twist::Second(modality) => {
@@ -284,10 +289,11 @@ fn buffer(strategy: DataHandling, items: u64, tuned: Tuned) -> BufferSpec {
         max_block_time_ms: waits.then_some(60),
         ..BufferSpec::default()
     };
-    let sync = |policy| SyncDropPolicy {
+    // An event is a group of its own on one edge.
+    let sync = |policy, scope| SyncDropPolicy {
         group_by: Some(SyncGroup::EventId),
         policy,
-        scope: SyncScope::EdgeLocal,
+        scope,
         sync_domain: Some("simulated".to_owned()),
     };
     match tuned {
@@ -306,8 +312,14 @@ fn buffer(strategy: DataHandling, items: u64, tuned: Tuned) -> BufferSpec {
                 ..BoundActions::default()
             });
         }
-        Tuned::Atomic => buffer.sync_drop_policy = Some(sync(SyncPolicy::AtomicDrop)),
-        Tuned::Reset => buffer.sync_drop_policy = Some(sync(SyncPolicy::DropWithDiscontinuity)),
+        Tuned::Atomic => {
+            let scope = SyncScope::PlanWide;
+            buffer.sync_drop_policy = Some(sync(SyncPolicy::AtomicDrop, scope));
+        }
+        Tuned::Reset => {
+            let scope = SyncScope::EdgeLocal;
+            buffer.sync_drop_policy = Some(sync(SyncPolicy::DropWithDiscontinuity, scope));
+        }
     }
     buffer
 }

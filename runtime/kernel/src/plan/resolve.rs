@@ -13,7 +13,7 @@ use rspp_proto::{
         DegradeSpec, EdgeBufferPolicy, FlowControl, Marks, Modality, NodeExecutionPolicy,
         PipelineSpec, PolicyBundle, PortType, PressureAction, Priority, ProfileName,
         ProviderPolicy, ProvidersSpec, RecordingLevel, RecordingPolicy, StatePolicy, Strategy,
-        SyncGroup, SyncPolicy, SyncScope, TurnPolicy, Watermarks,
+        SyncGroup, SyncPolicy, SyncScope, TurnPolicy, Watermarks, may_fold, smallest_frame,
     },
 };
 
@@ -94,6 +94,7 @@ pub fn resolve_policy(inputs: &PlanInputs<'_>) -> Result<ResolvedPolicy, PlanErr
         draft.edge_buffers(overrides.as_ref().map(|over| over.edge_buffer_policies))?;
     let node_execution_policies = draft.node_execution()?;
     draft.limit_buffers(&node_execution_policies, &mut edge_buffer_policies);
+    check_edges(inputs.graph, &edge_buffer_policies)?;
     let flow_control = match &overrides {
         Some(over) => draft.overridden("flow_control", *over.flow_control),
         None => draft.flow_control(),
@@ -936,6 +937,35 @@ fn strategy_of(handling: DataHandling) -> Strategy {
     }
 }
 
+/// Checks what edges may hold and fold against what flows there, whoever said so.
+fn check_edges(
+    graph: &Graph,
+    policies: &BTreeMap<EdgeId, EdgeBufferPolicy>,
+) -> Result<(), PlanError> {
+    for (_, edge) in graph.edges() {
+        let policy = &policies[&edge.id];
+        // Nothing comes from the user's other end.
+        let frame = smallest_frame(graph.node(edge.from).kind(), edge.carries);
+        let (field, problem) = if frame.is_some_and(|frame| policy.max_queue_bytes < frame) {
+            ("max_queue_bytes", NO_FRAME_FITS)
+        } else if policy.strategy == Strategy::Merge && !may_fold(edge.carries) {
+            ("strategy", NOTHING_FOLDS)
+        } else {
+            continue;
+        };
+        return Err(PlanError::Invalid {
+            path: format!("edge_buffer_policies.{}.{field}", edge.id),
+            problem,
+        });
+    }
+    Ok(())
+}
+
+const NO_FRAME_FITS: &str = "holds no frame of audio: 20 ms have 640 bytes from the user, \
+    and 320 or more from a voice";
+const NOTHING_FOLDS: &str = "`merge` folds partial transcripts, and none flow there; \
+    use `drop_oldest`";
+
 /// Checks the values themselves, whoever set them (turn-plan.md §2).
 fn check(plan: &ResolvedPolicy) -> Result<(), PlanError> {
     let invalid = |path: String, problem| Err(PlanError::Invalid { path, problem });
@@ -1087,6 +1117,9 @@ fn buffer_problem(policy: &EdgeBufferPolicy) -> Option<(&'static str, &'static s
     let group: Option<SyncGroup> = sync.group_by;
     if needs_group && group.is_none() {
         return Some(("sync_drop_policy.group_by", "is mandatory for this policy"));
+    }
+    if let Some(problem) = sync.stray_group() {
+        return Some(("sync_drop_policy.group_by", problem));
     }
     let needs_domain = sync.policy == SyncPolicy::DropWithDiscontinuity
         || (needs_group && sync.scope == SyncScope::PlanWide);

@@ -8,7 +8,7 @@ use rspp_proto::{
         DefaultingSource, DegradeSpec, EGRESS, EdgeSpec, ErrorAction, INGRESS, Insertion, Marks,
         MemoryLimits, NodeKind, NodeSpec, ObserveSpec, PipelineSpec, PolicyBundle, PortType,
         ProvidersSpec, RecordingLevel, RedactSpec, ReplayMode, StatePolicy, Strategy,
-        SyncDropPolicy, SyncPolicy, SyncScope, TurnPolicy, Watermarks,
+        SyncDropPolicy, SyncGroup, SyncPolicy, SyncScope, TurnPolicy, Watermarks,
     },
 };
 
@@ -617,6 +617,31 @@ fn values_that_cannot_work_are_refused() {
         },
         &format!("{edge}.sync_drop_policy.group_by"),
     );
+    // A frame of the user's has 640 bytes, and sound is never folded together.
+    check(
+        |c| session(c).max_queue_bytes = Some(639),
+        &format!("{edge}.max_queue_bytes"),
+    );
+    check(
+        |c| session(c).strategy = Some(DataHandling::Merge),
+        &format!("{edge}.strategy"),
+    );
+    for (policy, group_by) in [
+        (SyncPolicy::NoSync, SyncGroup::SyncId),
+        (SyncPolicy::AtomicDrop, SyncGroup::EventId),
+    ] {
+        check(
+            |c| {
+                session(c).sync_drop_policy = Some(SyncDropPolicy {
+                    group_by: Some(group_by),
+                    policy,
+                    scope: SyncScope::EdgeLocal,
+                    sync_domain: None,
+                });
+            },
+            &format!("{edge}.sync_drop_policy.group_by"),
+        );
+    }
     check(
         |c| {
             let bindings = &mut c.settings.session.provider_bindings;
