@@ -196,14 +196,20 @@ impl<A: Actor> Context<A> {
         message
     }
 
+    /// Control messages that wait; one atomic load.
+    pub fn control_depth(&self) -> usize {
+        self.mailbox.control_depth()
+    }
+
     /// Whether a control message waits; one atomic load.
     pub fn control_pending(&self) -> bool {
         self.mailbox.control_pending()
     }
 
-    /// Waits until a control message waits: the other branch of a `select!` around a long wait.
-    pub async fn control_arrived(&self) {
-        poll_fn(|cx| self.mailbox.poll_control_pending(cx)).await;
+    /// Waits until a control message waits, or the data lane [has news](Buffer::has_news): the other branch of a
+    /// `select!` around a long wait. Take both, or it is ready at once the next time.
+    pub async fn stirred(&self) {
+        poll_fn(|cx| self.mailbox.poll_stirred(cx)).await;
     }
 
     /// Holds data back, or lets it flow again. While held, control, telemetry, children and deadlines are served.

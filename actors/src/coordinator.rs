@@ -225,6 +225,8 @@ impl<A: Actor> Live<A> {
                         Item::Control(message) => {
                             self.actor.on_control(&mut self.ctx, message).await?;
                         }
+                        // `on_drained` comes soon.
+                        Item::News => {}
                         Item::Data(item) => self.actor.on_data(&mut self.ctx, item).await?,
                         Item::Telemetry(item) => {
                             self.actor.on_telemetry(&mut self.ctx, item).await?;

@@ -46,6 +46,17 @@ pub trait Buffer: Send + 'static {
         !self.is_empty()
     }
 
+    /// Whether there is something for the receiver to look at that is no item of its own, e.g. that an item was given
+    /// up: it is woken for that whatever waits.
+    fn has_news(&self) -> bool {
+        false
+    }
+
+    /// The receiver is told that there is, once.
+    fn take_news(&mut self) -> bool {
+        false
+    }
+
     /// Whether a sender that waits for space should try again now.
     ///
     /// A buffer with watermarks says `false` from its high mark down to its low one, so that senders do not wake for

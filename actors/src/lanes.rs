@@ -12,6 +12,8 @@ use crate::lane::{Buffer, LaneLimits, Offer};
 pub enum Item<C, I, T> {
     /// From the control lane, which comes first.
     Control(C),
+    /// The data lane has something to say, see [`Buffer::has_news`].
+    News,
     /// From the data lane.
     Data(I),
     /// From the telemetry lane, when the others are empty.
@@ -140,10 +142,14 @@ impl<C, D: Buffer, T> Lanes<C, D, T> {
         }
     }
 
-    /// The next item: control before data before telemetry, each lane in its own order.
+    /// The next item: control before data before telemetry, each lane in its own order. News of the data lane come
+    /// before its items.
     pub(crate) fn take(&mut self) -> Option<Item<C, D::Item, T>> {
         if let Some(message) = self.control.pop_front() {
             return Some(Item::Control(message));
+        }
+        if self.data.take_news() {
+            return Some(Item::News);
         }
         if !self.data_paused
             && let Some(item) = self.data.pop()
@@ -155,6 +161,10 @@ impl<C, D: Buffer, T> Lanes<C, D, T> {
 
     pub(crate) fn take_control(&mut self) -> Option<C> {
         self.control.pop_front()
+    }
+
+    pub(crate) fn has_control(&self) -> bool {
+        !self.control.is_empty()
     }
 
     pub(crate) fn take_data(&mut self) -> Option<D::Item> {

@@ -89,9 +89,11 @@ impl<C, D: Buffer, T> Mailbox<C, D, T> {
         let mut shared = self.lock();
         let offer = shared.lanes.offer_data(item);
         let sleeper = shared.sleeper_for_data();
+        let waiter = shared.waiter_for_news();
         let ready = shared.senders_with_space();
         drop(shared);
         wake(sleeper);
+        wake(waiter);
         ready.into_iter().for_each(Waker::wake);
         offer
     }
@@ -117,9 +119,11 @@ impl<C, D: Buffer, T> Mailbox<C, D, T> {
             }
         }
         let sleeper = shared.sleeper_for_data();
+        let waiter = shared.waiter_for_news();
         let ready = shared.senders_with_space();
         drop(shared);
         wake(sleeper);
+        wake(waiter);
         ready.into_iter().for_each(Waker::wake);
         taken
     }
@@ -189,7 +193,7 @@ impl<C, D: Buffer, T> Mailbox<C, D, T> {
                 Vec::new()
             }
             Item::Data(_) => shared.senders_with_space(),
-            Item::Telemetry(_) => Vec::new(),
+            Item::News | Item::Telemetry(_) => Vec::new(),
         };
         drop(shared);
         ready.into_iter().for_each(Waker::wake);
@@ -226,8 +230,22 @@ impl<C, D: Buffer, T> Mailbox<C, D, T> {
         self.with_lanes(|lanes| look(&mut lanes.data))
     }
 
+    /// The same for a consumer that asks for the next item right after it, and need not be woken for that.
+    pub(crate) fn look_at_data<R>(&self, look: impl FnOnce(&mut D) -> R) -> R {
+        let mut shared = self.lock();
+        let result = look(&mut shared.lanes.data);
+        let ready = shared.senders_with_space();
+        drop(shared);
+        ready.into_iter().for_each(Waker::wake);
+        result
+    }
+
+    pub(crate) fn control_depth(&self) -> usize {
+        self.control_waiting.load(Ordering::Acquire)
+    }
+
     pub(crate) fn control_pending(&self) -> bool {
-        self.control_waiting.load(Ordering::Acquire) > 0
+        self.control_depth() > 0
     }
 
     pub(crate) fn poll_control(&self, cx: &mut task::Context<'_>) -> Poll<C> {
@@ -240,9 +258,10 @@ impl<C, D: Buffer, T> Mailbox<C, D, T> {
         Poll::Pending
     }
 
-    pub(crate) fn poll_control_pending(&self, cx: &mut task::Context<'_>) -> Poll<()> {
+    /// Waits for control, or for news of the data lane.
+    pub(crate) fn poll_stirred(&self, cx: &mut task::Context<'_>) -> Poll<()> {
         let mut shared = self.lock();
-        if shared.lanes.depths().0 > 0 {
+        if shared.lanes.has_control() || shared.lanes.data.has_news() {
             return Poll::Ready(());
         }
         shared.control_waiter = Some(cx.waker().clone());
@@ -330,10 +349,21 @@ impl<C, D: Buffer, T> Mailbox<C, D, T> {
 impl<C, D: Buffer, T> Shared<C, D, T> {
     /// The sleeper, if there is data it may look at and is to be woken for.
     fn sleeper_for_data(&mut self) -> Option<Waker> {
-        if self.lanes.data_paused() || !self.lanes.data.is_pressing() {
-            return None;
+        let presses = !self.lanes.data_paused() && self.lanes.data.is_pressing();
+        if presses || self.lanes.data.has_news() {
+            self.sleeper.take()
+        } else {
+            None
         }
-        self.sleeper.take()
+    }
+
+    /// The consumer that waits in the middle of something else, if the data lane has news for it.
+    fn waiter_for_news(&mut self) -> Option<Waker> {
+        if self.lanes.data.has_news() {
+            self.control_waiter.take()
+        } else {
+            None
+        }
     }
 
     /// All senders that wait for space, once there is some: they race for it, so none is left behind.

@@ -83,6 +83,7 @@ fn a_pump_gets_every_item_of_every_lane() {
         for _ in 0..3 {
             seen.push(match block_on(next(&mailbox)) {
                 Item::Control(n) | Item::Data(n) | Item::Telemetry(n) => n,
+                Item::News => panic!("a plain queue has no news"),
             });
         }
         seen.sort_unstable();
@@ -167,7 +168,9 @@ fn space_never_strands_a_sender() {
         let mut seen: Vec<_> = (0..3)
             .map(|_| match block_on(next(&mailbox)) {
                 Item::Data(n) => n,
-                item @ (Item::Control(_) | Item::Telemetry(_)) => panic!("{item:?}"),
+                item @ (Item::Control(_) | Item::News | Item::Telemetry(_)) => {
+                    panic!("{item:?}")
+                }
             })
             .collect();
         seen.sort_unstable();

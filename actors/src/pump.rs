@@ -171,8 +171,10 @@ impl<C: Send, D: Buffer, T: Send> Inbox<C, D, T> {
     }
 
     /// Looks into the data lane, under the lock its senders need: briefly, and without sending.
+    ///
+    /// Ask for the [next](Self::next) item afterwards: nobody is woken for what may be taken now.
     pub fn with_data<R>(&self, look: impl FnOnce(&mut D) -> R) -> R {
-        self.mailbox.with_data(look)
+        self.mailbox.look_at_data(look)
     }
 
     fn poll_next(&mut self, cx: &mut task::Context<'_>) -> Poll<Item<C, D::Item, T>> {

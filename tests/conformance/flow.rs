@@ -91,6 +91,13 @@ fn one(_nth: u32, cx: &mut NodeContext) {
     cx.emit(words(0, "word", false));
 }
 
+/// The same, once the call is placed and somebody hears what the edge says first.
+fn one_later(nth: u32, cx: &mut NodeContext) {
+    if nth > 2 {
+        one(nth, cx);
+    }
+}
+
 /// When a source has sent.
 type Times = Arc<Mutex<Vec<Instant>>>;
 
@@ -155,7 +162,8 @@ async fn under_signal_a_sender_stops_between_the_marks() {
 async fn under_credit_nothing_is_sent_without_a_grant() {
     let buffer = json!({ "strategy": "drop_newest", "max_queue_items": 8, "flow_mode": "credit",
                          "max_block_time_ms": 5_000 });
-    let (taken, ended) = one_edge(with(roomy(), buffer), Duration::from_millis(50), one).await;
+    let pace = Duration::from_millis(50);
+    let (taken, ended) = one_edge(with(roomy(), buffer), pace, one_later).await;
     assert_eq!(
         dropped(&ended),
         BTreeSet::new(),
@@ -187,7 +195,8 @@ async fn under_hybrid_both_hold_a_sender_back() {
     let marks = json!({ "queue_items": { "high": 3, "low": 1 } });
     let buffer = json!({ "strategy": "drop_newest", "max_queue_items": 8, "flow_mode": "hybrid",
                          "max_block_time_ms": 5_000, "watermarks": marks });
-    let (taken, ended) = one_edge(with(roomy(), buffer), Duration::from_millis(50), one).await;
+    let pace = Duration::from_millis(50);
+    let (taken, ended) = one_edge(with(roomy(), buffer), pace, one_later).await;
     assert_eq!(dropped(&ended), BTreeSet::new());
     assert!(signals(&ended, Signal::FlowXoff).len() > 5);
     let granted: u64 = signals(&ended, Signal::CreditGrant)

@@ -44,6 +44,7 @@ mod measuring;
 mod memory;
 mod moves;
 mod nodes;
+mod notices;
 mod observing;
 mod overload;
 mod packages;

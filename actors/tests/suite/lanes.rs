@@ -183,7 +183,7 @@ async fn a_long_wait_inside_a_handler_can_be_preempted_by_control() {
         Box::pin(async move {
             tokio::select! {
                 biased;
-                () = ctx.control_arrived() => seen.push("preempted"),
+                () = ctx.stirred() => seen.push("preempted"),
                 () = tokio::time::sleep(Duration::from_hours(1)) => seen.push("slept"),
             }
             let job = ctx.try_control().expect("control has arrived");

@@ -49,6 +49,7 @@ impl Pump for Player {
                         pending::<()>().await;
                     }
                     Item::Data(n) => self.log.push(format!("data {n}")),
+                    Item::News => unreachable!("a plain queue has no news"),
                     Item::Telemetry(nothing) => match nothing {},
                 },
                 Some(frame) = io.recv() => self.log.push(frame),

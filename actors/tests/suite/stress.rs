@@ -96,6 +96,7 @@ impl Pump for Check {
                 item = ctx.next() => match item {
                     Item::Control(n) => self.control(n),
                     Item::Data(n) => self.data(n),
+                    Item::News => unreachable!("a plain queue has no news"),
                     Item::Telemetry(_) => self.telemetry += 1,
                 },
             }

@@ -219,7 +219,7 @@ impl Assembly {
             meter: self.edge_meter(*edge, policy),
         });
         let share = Share::of(&self.memory);
-        Inputs::new(self.clock, share, self.plan.flow_control.data_mode, inputs)
+        Inputs::new(self.clock, share, &self.plan.flow_control, inputs)
     }
 
     fn edge_meter(&self, ix: EdgeIx, policy: &EdgeBufferPolicy) -> Option<Arc<EdgeMeter>> {

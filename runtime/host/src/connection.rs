@@ -50,7 +50,7 @@ use crate::{
     carriage::Carriage,
     event::{Arrival, Event, Port, Stamp},
     meters::Meters,
-    node::{EdgeReport, Inputs, Torn},
+    node::{EdgeReport, Inputs, Torn, is_audio},
     observe::{Observed, Observers},
     report::{LineReport, MediaReport},
     schedule::{Scheduling, Shed},
@@ -314,6 +314,7 @@ impl Pump for Connection {
         };
         line.tell(TransportEvent::Connected);
         let over = line.serve(ctx, source).await;
+        line.see_to_edges(ctx);
         line.attachment.line.crossed(line.sink.wire());
         over
     }
@@ -347,6 +348,8 @@ struct Line {
     watch: Watch,
     /// Whether a frame under another epoch was refused last: a run of them is told of once.
     refusing: bool,
+    /// Places that the data lane knows to be free.
+    opened: usize,
     echo: Option<EchoGuard>,
     source_rate: SampleRate,
     inbound: Inbound,
@@ -440,6 +443,7 @@ impl Line {
         Ok(Self {
             watch: Watch::new(&attachment.policy, now),
             refusing: false,
+            opened: usize::MAX,
             echo: EchoGuard::new(&attachment.policy.echo_guard, sink.lead()),
             attachment,
             kind,
@@ -487,14 +491,14 @@ impl Line {
         }
     }
 
-    /// Tells the session what the edges that lead out have to report.
-    fn report_edges(&self, ctx: &mut PumpContext<Connection>) {
+    /// Sees to the edges that lead out: takes as much audio off them as there is room for, and tells the session what
+    /// they have to report.
+    fn see_to_edges(&mut self, ctx: &mut PumpContext<Connection>) {
+        let room = self.free_places();
+        self.opened = room;
         let reports = ctx.inbox().with_data(|inputs| {
-            if inputs.has_notices() {
-                inputs.take_notices()
-            } else {
-                Vec::new()
-            }
+            inputs.open(room);
+            inputs.take_notices()
         });
         for EdgeReport { port, lane, notice } in reports {
             let edge = self.attachment.egress[usize::from(port.0)].clone();
@@ -536,15 +540,9 @@ impl Line {
                 }
                 timer.as_mut().reset(due);
             }
-            let room = self.outbound.queue.len() < self.room();
-            let inbox = ctx.inbox();
-            let next = async {
-                if room {
-                    inbox.next().await
-                } else {
-                    Item::Control(inbox.next_control().await)
-                }
-            };
+            if self.free_places() != self.opened {
+                self.see_to_edges(ctx);
+            }
             tokio::select! {
                 biased;
                 () = &mut stopped => return ExitReason::Finished,
@@ -552,11 +550,13 @@ impl Line {
                     if self.do_due().is_err() {
                         return ExitReason::Finished;
                     }
-                    self.report_edges(ctx);
                 }
-                item = next => match item {
+                item = ctx.inbox().next() => match item {
                     Item::Control(ConnectionControl::Clear { turn, cleared }) => {
-                        let _session_gave_up = cleared.send(self.clear(ctx, turn));
+                        let dropped = self.clear(ctx, turn);
+                        // While the turn is still the one that the edges tell of.
+                        self.see_to_edges(ctx);
+                        let _session_gave_up = cleared.send(dropped);
                     }
                     Item::Control(ConnectionControl::Held) => {
                         self.uncommit();
@@ -587,6 +587,7 @@ impl Line {
                     Item::Control(ConnectionControl::Close) => return ExitReason::Finished,
                     // A connection belongs to one session for good.
                     Item::Control(ConnectionControl::Attach(_)) => {}
+                    Item::News => self.see_to_edges(ctx),
                     Item::Data(arrival) => self.take(arrival),
                     Item::Telemetry(none) => match none {},
                 },
@@ -615,6 +616,11 @@ impl Line {
         let listen = silence.into_iter().chain(held).min();
         let listen = listen.map(|at| self.clock.instant_at(at.as_duration()));
         play.into_iter().chain(listen).min()
+    }
+
+    /// Places for pieces of audio that are left here; what is beyond them waits on its edge.
+    fn free_places(&self) -> usize {
+        self.room().saturating_sub(self.outbound.queue.len())
     }
 
     /// Frames taken off the data lane. While nobody takes them they wait here, where they are bounded by
@@ -746,6 +752,11 @@ impl Line {
     // --- out ---------------------------------------------------------------------------------
 
     fn take(&mut self, arrival: Arrival) {
+        if let Arrival::Event { event, .. } = &arrival
+            && is_audio(&event.payload)
+        {
+            self.opened = self.opened.saturating_sub(1);
+        }
         let (port, event) = match arrival {
             Arrival::Event { port, event, .. } => (port, event),
             Arrival::Break { .. } => {
@@ -1260,19 +1271,13 @@ impl Line {
         });
         // A busy connection comes to this late: the next turn may speak already, and what the user
         // said is of no turn.
-        let mut kept = Vec::new();
-        while let Some(arrival) = ctx.try_data() {
-            match &arrival {
-                Arrival::Event { event, .. } if stale(event) => {
-                    dropped += u64::from(is_output(event));
-                }
-                Arrival::Event { .. }
-                | Arrival::Break { .. }
-                | Arrival::Chunk { .. }
-                | Arrival::CallEnded { .. }
-                | Arrival::ToolAnswer { .. } => kept.push(arrival),
-            }
-        }
+        ctx.inbox().with_data(|inputs| {
+            inputs.forget(|event| {
+                let goes = stale(event);
+                dropped += u64::from(goes && is_output(event));
+                goes
+            })
+        });
         if let Some(meters) = &self.attachment.meters {
             meters.fell_silent(self.now());
         }
@@ -1284,9 +1289,6 @@ impl Line {
         if !closing.is_some_and(|closing| closing.over) {
             self.outbound.clear_after = Some(turn);
             self.clear_what_was_committed();
-        }
-        for arrival in kept {
-            self.take(arrival);
         }
         if self.outbound.queue.is_empty() {
             self.outbound.due = None;

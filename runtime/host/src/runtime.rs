@@ -598,7 +598,7 @@ impl Runtime {
         let limits = blueprint.spec.memory.within(self.config.session_memory);
         let memory = Arc::new(Meter::new(limits));
         let share = Share::of(&memory);
-        let inputs = Inputs::new(self.config.clock, share, plan.flow_control.data_mode, edges);
+        let inputs = Inputs::new(self.config.clock, share, &plan.flow_control, edges);
         let observers = Arc::<Observers>::default();
         let health = Arc::<Health>::default();
         health.runs(&plan.policy);

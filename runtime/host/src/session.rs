@@ -95,7 +95,7 @@ use crate::{
     turn::TurnControl,
 };
 use acknowledge::Unheard;
-use edges::Domains;
+use edges::{ControlLane, Domains, Stops};
 use evidence::Ledger;
 use latest::Latest;
 use publish::Publisher;
@@ -123,6 +123,9 @@ pub(crate) struct Session {
     hosts: Hosts,
     turn: Option<RunningTurn>,
     domains: Domains,
+    stops: Stops,
+    /// The session's own control lane, once it is known how deep it may become.
+    control_lane: Option<ControlLane>,
     /// When the debug events of a capture end.
     captured_until: Option<Monotonic>,
     /// Items of the telemetry lane so far: heard, and lost before they were.
@@ -235,6 +238,8 @@ impl Session {
             hosts: Hosts::default(),
             turn: None,
             domains: Domains::default(),
+            stops: Stops::default(),
+            control_lane: None,
             captured_until: None,
             telemetry: Telemetry::default(),
             cancel: CancellationToken::new(),
@@ -474,6 +479,7 @@ impl Session {
             }
         });
         self.domains = Domains::new(&assembly.graph, &assembly.plan);
+        self.control_lane = ControlLane::new(&assembly.plan);
         let ingress = assembly.ingress(&self.hosts);
         let taps = ingress.iter().filter(|edge| edge.carries == PortType::Any);
         self.taps = taps.cloned().collect();
@@ -633,6 +639,7 @@ impl Actor for Session {
     ) -> Result<(), Failure> {
         self.handling = Stopwatch::start();
         let now = time(ctx);
+        self.gauge_control(now, ctx.control_depth());
         if matches!(message, SessionControl::Begin) {
             Box::pin(self.begin(ctx)).await?;
         } else if let Some(message) = self.hold(now, message) {

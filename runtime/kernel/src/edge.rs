@@ -4,6 +4,7 @@
 //! signals that the notices ask for.
 
 mod credit;
+mod gauge;
 mod groups;
 mod limits;
 mod notice;
@@ -24,6 +25,7 @@ use rspp_proto::{
 };
 
 pub use credit::{Credit, NoCredit, Patience};
+pub use gauge::Gauge;
 pub use groups::BreakReason;
 use groups::{Breaks, Recent};
 use limits::{Give, Limits};
@@ -178,23 +180,24 @@ struct Slot<T> {
 impl<T: Load> EdgeBuffer<T> {
     /// An empty buffer for data under `policy`, with `flow_xoff` and `flow_xon`.
     pub fn new(policy: &EdgeBufferPolicy) -> Self {
-        Self::with_flow(policy, FlowMode::Signal)
+        Self::with_flow(policy, FlowMode::Signal, None)
     }
 
     /// An empty buffer for data whose sender is held back by `flow`, unless the edge has a mode of
-    /// its own.
-    pub fn with_flow(policy: &EdgeBufferPolicy, flow: FlowMode) -> Self {
+    /// its own, and at the marks of the `lane` in items, unless its own are lower.
+    pub fn with_flow(policy: &EdgeBufferPolicy, flow: FlowMode, lane: Option<Marks>) -> Self {
         let flow = policy.flow_mode.unwrap_or(flow);
-        Self::with(Limits::new(policy, policy.strategy), flow)
+        Self::with(Limits::new(policy, policy.strategy, lane), flow)
     }
 
     /// An empty buffer for the edge's telemetry, which never blocks.
-    pub fn for_telemetry(policy: &EdgeBufferPolicy) -> Self {
+    pub fn for_telemetry(policy: &EdgeBufferPolicy, lane: Option<Marks>) -> Self {
         let strategy = match policy.lane_handling.telemetry {
             TelemetryHandling::Drop | TelemetryHandling::BestEffortDrop => Strategy::DropNewest,
             TelemetryHandling::Sample => Strategy::Sample,
         };
-        Self::with(Limits::for_telemetry(policy, strategy), FlowMode::Signal)
+        let limits = Limits::for_telemetry(policy, strategy, lane);
+        Self::with(limits, FlowMode::Signal)
     }
 
     fn with(limits: Limits, flow: FlowMode) -> Self {
@@ -251,6 +254,10 @@ impl<T: Load> EdgeBuffer<T> {
                 }
             }
             Patience::Spent => {
+                // A batch may take longer to fill than a sender has time to wait.
+                if !self.sender.is_covered() {
+                    self.grant();
+                }
                 // What must not be lost is sent on credit to come.
                 if !self.sender.is_covered() && !item.keep() {
                     self.sender.charge();
@@ -328,6 +335,12 @@ impl<T: Load> EdgeBuffer<T> {
         item
     }
 
+    /// What [`Self::pop`] would take, unless it turns out too old.
+    pub fn next(&self, now: Monotonic) -> Option<&T> {
+        let slot = self.slots.get(self.next_slot(now)?)?;
+        Some(&slot.item)
+    }
+
     /// Whether the consumer has to reset what it keeps of the edge's sync domain before the next
     /// item, and why. Ask before each [`Self::pop`]; it is said once.
     pub fn take_break(&mut self, now: Monotonic) -> Option<BreakReason> {
@@ -356,6 +369,26 @@ impl<T: Load> EdgeBuffer<T> {
         self.free_credit(cleared);
         self.note_pressure(now);
         cleared
+    }
+
+    /// Takes back what is not wanted any more, on a cancel, and leaves the rest as it is. Counted as in
+    /// [`Self::clear`].
+    pub fn forget(&mut self, now: Monotonic, mut unwanted: impl FnMut(&T) -> bool) -> u64 {
+        let mut forgotten = 0;
+        let mut at = 0;
+        while let Some(slot) = self.slots.get(at) {
+            if unwanted(&slot.item) {
+                let slot = self.take(at);
+                self.close_up(at, slot.item.fair_key());
+                forgotten += 1;
+            } else {
+                at += 1;
+            }
+        }
+        self.counters.cleared += forgotten;
+        self.free_credit(forgotten);
+        self.note_pressure(now);
+        forgotten
     }
 
     /// Gives up the rest of a synchronised group that lost a member on another edge
@@ -779,11 +812,17 @@ impl<T: Load> EdgeBuffer<T> {
                 self.freed += items;
                 let batch = (self.limits.items as u64 / 2).max(1);
                 if self.freed >= batch {
-                    self.notices.credit(self.freed);
-                    self.sender.granted(self.freed);
-                    self.freed = 0;
+                    self.grant();
                 }
             }
+        }
+    }
+
+    fn grant(&mut self) {
+        let freed = std::mem::take(&mut self.freed);
+        if freed > 0 {
+            self.notices.credit(freed);
+            self.sender.granted(freed);
         }
     }
 
@@ -812,7 +851,8 @@ impl<T: Load> EdgeBuffer<T> {
         }
         let reached = |marks: Option<Marks>, level| marks.is_some_and(|marks| level >= marks.high);
         if reached(self.limits.marks.queue_items, depth) {
-            self.press(Mark::Items, depth);
+            let lane = self.limits.is_lane_marked;
+            self.press(if lane { Mark::Lane } else { Mark::Items }, depth);
         } else if !self.slots.is_empty() && reached(self.limits.marks.queue_ms, waited) {
             self.press(Mark::Millis, waited);
         }

@@ -103,7 +103,7 @@ impl NodeHost {
             tokio::select! {
                 biased;
                 () = stopped.cancelled() => return Ok(false),
-                () = ctx.control_arrived() => {}
+                () = ctx.stirred() => {}
                 () = tokio::time::sleep_until(until) => continue,
             }
             if self.gives_up_waiting(ctx) {

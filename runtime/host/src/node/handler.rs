@@ -65,7 +65,7 @@ pub(super) async fn finish(
     };
     // A handler does nothing before it is polled: it begins with its slot.
     let slot = match held(&watch.setup.settings) {
-        Some(schedule) => match Box::pin(slot(&schedule, ctx, deferred)).await {
+        Some(schedule) => match Box::pin(slot(&schedule, watch.setup, ctx, deferred)).await {
             Ok(slot) => slot,
             Err(handled) => return (handled, false),
         },
@@ -94,6 +94,7 @@ fn held(settings: &NodeSettings) -> Option<NodeSchedule> {
 /// Waits for a slot until there is one or a cancel comes.
 async fn slot(
     schedule: &NodeSchedule,
+    setup: &NodeSetup,
     ctx: &mut Context<NodeHost>,
     deferred: &mut std::collections::VecDeque<NodeControl>,
 ) -> Result<Option<GatePermit>, Handled> {
@@ -103,10 +104,8 @@ async fn slot(
     loop {
         tokio::select! {
             biased;
-            () = ctx.control_arrived() => {
-                while let Some(message) = ctx.try_control() {
-                    deferred.push_back(message);
-                }
+            () = ctx.stirred() => {
+                setup.listen(ctx, deferred);
                 // What has not begun is not finished either, however soft the cancel.
                 if deferred.iter().any(|message| message.stops(false)) {
                     return Err(Handled::Cancelled);
@@ -167,10 +166,8 @@ async fn waited(
         let is_cancelled = until.is_some();
         tokio::select! {
             biased;
-            () = ctx.control_arrived(), if !is_cancelled => {
-                while let Some(message) = ctx.try_control() {
-                    deferred.push_back(message);
-                }
+            () = ctx.stirred(), if !is_cancelled => {
+                setup.listen(ctx, deferred);
                 if !deferred.iter().any(|message| message.stops(watch.is_soft)) {
                     if deferred.contains(&NodeControl::Unstick) {
                         let hangs = NodeError::new("a handler hangs");

@@ -76,6 +76,10 @@ pub(crate) enum NodeControl {
     Promote,
     /// What this node has handed over was taken, or its taker rests.
     Taken,
+    /// The host's own note: an edge that leads here wants the standby to take over.
+    Pressed,
+    /// The host's own note: the session had no room for a report.
+    Unheard,
 }
 
 /// What a loss on one edge of a sync domain means for the others (`scope: plan_wide`).
@@ -686,14 +690,13 @@ impl NodeHost {
             tokio::select! {
                 biased;
                 () = stopped.cancelled() => return false,
-                () = ctx.control_arrived() => {}
+                () = ctx.stirred() => {}
             }
-            while let Some(message) = ctx.try_control() {
-                if message == NodeControl::Promote {
-                    self.outlet.provisional = false;
-                } else {
-                    self.deferred.push_back(message);
-                }
+            self.setup.listen(ctx, &mut self.deferred);
+            if self.deferred.contains(&NodeControl::Promote) {
+                self.deferred
+                    .retain(|message| *message != NodeControl::Promote);
+                self.outlet.provisional = false;
             }
             if self.deferred.iter().any(|message| message.stops(false)) {
                 return false;
@@ -704,9 +707,7 @@ impl NodeHost {
 
     /// Takes in what was said while the node waits for its time; whether it waits too long for the turn.
     pub(super) fn gives_up_waiting(&mut self, ctx: &mut Context<Self>) -> bool {
-        while let Some(message) = ctx.try_control() {
-            self.deferred.push_back(message);
-        }
+        self.setup.listen(ctx, &mut self.deferred);
         self.deferred.contains(&NodeControl::Unstick)
     }
 
@@ -925,6 +926,8 @@ impl NodeHost {
                 }
             }
             NodeControl::Taken => self.cx.wake_within(Duration::ZERO),
+            NodeControl::Pressed => self.under_pressure = true,
+            NodeControl::Unheard => self.unheard = true,
             NodeControl::Cancel { reason, at: _ } if self.setup.is_soft() => {
                 ctx.with_data(Inputs::clear_edges);
                 self.node.on_soft_cancel(&mut self.cx, reason);
@@ -989,20 +992,13 @@ impl NodeHost {
 
     fn report_edges(&mut self, ctx: &Context<Self>) {
         let rests = self.node.rests().min(MAX_RESTING);
-        let notices = ctx.with_data(|inputs| {
+        let reports = ctx.with_data(|inputs| {
             inputs.rest(rests);
-            if inputs.has_notices() {
-                inputs.take_notices()
-            } else {
-                Vec::new()
-            }
+            inputs.take_notices()
         });
-        for EdgeReport { port, lane, notice } in notices {
-            if notice == EdgeNotice::Act(PressureAction::Fallback) {
-                self.under_pressure = true;
-            }
-            let edge = self.setup.input_edges[usize::from(port.0)].clone();
-            self.report(NodeReport::EdgeNotice { edge, lane, notice });
+        for report in reports {
+            self.under_pressure |= wants_the_standby(&report);
+            self.unheard |= !self.setup.tell_of_edge(report);
         }
     }
 }
@@ -1019,6 +1015,10 @@ pub(super) fn is_said(payload: &Payload) -> bool {
     }
 }
 
+fn wants_the_standby(report: &EdgeReport) -> bool {
+    report.notice == EdgeNotice::Act(PressureAction::Fallback)
+}
+
 impl NodeControl {
     /// Whether a handler that waits is dropped for it.
     pub(super) fn stops(&self, soft: bool) -> bool {
@@ -1029,12 +1029,36 @@ impl NodeControl {
             | Self::Rotate(_)
             | Self::Sync(..)
             | Self::Promote
-            | Self::Taken => false,
+            | Self::Taken
+            | Self::Pressed
+            | Self::Unheard => false,
         }
     }
 }
 
 impl NodeSetup {
+    /// Takes in what is said to a host in the middle of something, for after it. What the edges that lead here have to
+    /// report does not wait for that.
+    pub(super) fn listen(&self, ctx: &mut Context<NodeHost>, deferred: &mut VecDeque<NodeControl>) {
+        while let Some(message) = ctx.try_control() {
+            deferred.push_back(message);
+        }
+        for report in ctx.with_data(Inputs::take_notices) {
+            if wants_the_standby(&report) {
+                deferred.push_back(NodeControl::Pressed);
+            }
+            if !self.tell_of_edge(report) {
+                deferred.push_back(NodeControl::Unheard);
+            }
+        }
+    }
+
+    fn tell_of_edge(&self, report: EdgeReport) -> bool {
+        let EdgeReport { port, lane, notice } = report;
+        let edge = self.input_edges[usize::from(port.0)].clone();
+        self.tell(NodeReport::EdgeNotice { edge, lane, notice })
+    }
+
     /// Whether a cancel lets what is in flight end (F-041). Once the fence has fallen nothing of a turn
     /// is worth that.
     pub(super) fn is_soft(&self) -> bool {

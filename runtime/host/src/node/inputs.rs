@@ -11,11 +11,11 @@ use rspp_kernel::edge::{
 };
 use rspp_proto::{
     Lane, Monotonic, Payload,
-    spec::{EdgeBufferPolicy, FlowMode, PortType},
+    spec::{EdgeBufferPolicy, FlowControl, PortType},
 };
 
 use crate::{
-    event::{Arrival, Keys, Port, Queued, lane_of},
+    event::{Arrival, Event, Keys, Port, Queued, lane_of},
     memory::Share,
     meters::EdgeMeter,
 };
@@ -40,6 +40,10 @@ pub struct Inputs {
     patience: usize,
     /// Whether something waits that the node is to be woken for, or has been.
     pressing: bool,
+    /// Pieces of audio that may be taken for now; what else waits is not held back with them.
+    room: usize,
+    /// Whether an edge has something to report that nobody has been woken for.
+    news: bool,
 }
 
 /// An edge that leads to a node.
@@ -79,16 +83,17 @@ pub struct EdgeReport {
 const WAKE_EVERY: usize = 8;
 
 impl Input {
-    fn new(edge: InputEdge<'_>, flow: FlowMode) -> Self {
+    fn new(edge: InputEdge<'_>, flow: &FlowControl) -> Self {
         let policy = edge.policy;
         let telemetry = match edge.carries {
             PortType::Any | PortType::Metrics | PortType::Debug => {
-                Some(Box::new(EdgeBuffer::for_telemetry(policy)))
+                let marks = Some(flow.telemetry_marks);
+                Some(Box::new(EdgeBuffer::for_telemetry(policy, marks)))
             }
             PortType::Audio | PortType::Text | PortType::Speech | PortType::Error => None,
         };
         Self {
-            data: EdgeBuffer::with_flow(policy, flow),
+            data: EdgeBuffer::with_flow(policy, flow.data_mode, Some(flow.data_marks)),
             telemetry,
             keys: Keys::new(policy),
             meter: edge.meter,
@@ -129,11 +134,11 @@ impl Input {
 }
 
 impl Inputs {
-    /// Buffers for edges, in port order, whose senders are held back by `flow`.
+    /// Buffers for edges, in port order, whose senders are held back as `flow` says.
     pub(crate) fn new<'a>(
         clock: Clock,
         share: Share,
-        flow: FlowMode,
+        flow: &FlowControl,
         edges: impl IntoIterator<Item = InputEdge<'a>>,
     ) -> Self {
         let edges = edges.into_iter().map(|edge| Input::new(edge, flow));
@@ -150,6 +155,8 @@ impl Inputs {
             share,
             patience: 0,
             pressing: false,
+            room: usize::MAX,
+            news: false,
         }
     }
 
@@ -162,6 +169,13 @@ impl Inputs {
             .edges
             .iter()
             .any(|edge| edge.is_audio && !edge.data.is_empty() && !edge.rests(patience));
+    }
+
+    /// Lets so many more pieces of audio be taken. Until there is room for more, audio waits on its edge, and keeps
+    /// nothing on other edges waiting with it.
+    pub fn open(&mut self, room: usize) {
+        self.pressing |= self.room == 0 && room > 0 && !self.is_empty();
+        self.room = room;
     }
 
     /// The node has seen to what there was, or is woken now: up to here nothing was late that rested.
@@ -228,6 +242,19 @@ impl Inputs {
         events
     }
 
+    /// Takes back the events of edges that are not wanted any more. Returns how many that were.
+    pub fn forget(&mut self, mut unwanted: impl FnMut(&Event) -> bool) -> u64 {
+        let now = self.now();
+        let events = self.edges.iter_mut().map(|edge| {
+            let forgotten = edge.data.forget(now, |queued| unwanted(&queued.event));
+            edge.measure();
+            forgotten
+        });
+        let events = events.sum();
+        self.account();
+        events
+    }
+
     /// Whether an edge has something to report.
     pub fn has_notices(&self) -> bool {
         self.edges.iter().any(Input::has_notices)
@@ -235,6 +262,10 @@ impl Inputs {
 
     /// What the edges have to report, by port.
     pub fn take_notices(&mut self) -> Vec<EdgeReport> {
+        self.news = false;
+        if !self.has_notices() {
+            return Vec::new();
+        }
         let mut reports = Vec::new();
         for (port, edge) in self.edges.iter_mut().enumerate() {
             let port = Port(port as u16);
@@ -272,9 +303,15 @@ impl Inputs {
     /// The edge whose oldest event came first; the first of equals.
     fn oldest_edge(&self, now: Monotonic) -> Option<usize> {
         let ready = self.edges.iter().enumerate();
-        let ready = ready.filter(|(_, edge)| edge.data.is_ready(now));
+        let ready = ready.filter(|(_, edge)| edge.data.is_ready(now) && !self.holds(edge, now));
         let oldest = ready.min_by_key(|(_, edge)| edge.data.oldest());
         oldest.map(|(port, _)| port)
+    }
+
+    /// Whether the edge's next event is audio that there is no room for.
+    fn holds(&self, edge: &Input, now: Monotonic) -> bool {
+        let is_next = |queued: &Queued| is_audio(&queued.event.payload);
+        self.room == 0 && edge.data.next(now).is_some_and(is_next)
     }
 
     fn pop_data(&mut self, now: Monotonic) -> Option<Arrival> {
@@ -284,6 +321,7 @@ impl Inputs {
                 return Some(Arrival::Break { port, reason });
             }
             let popped = edge.data.pop(now);
+            self.news |= edge.has_notices();
             if let Some(meter) = &edge.meter {
                 meter.stands(edge.data.len(), edge.data.counters());
                 if let Some(queued) = &popped {
@@ -292,6 +330,9 @@ impl Inputs {
             }
             // What had waited too long has been dropped and counted; look again.
             if let Some(queued) = popped {
+                if is_audio(&queued.event.payload) {
+                    self.room = self.room.saturating_sub(1);
+                }
                 return Some(returned(port, queued));
             }
         }
@@ -307,6 +348,20 @@ impl Inputs {
             }
         }
         None
+    }
+}
+
+/// What takes a place in a player's queue: sound, and the end of it.
+pub(crate) fn is_audio(payload: &Payload) -> bool {
+    match payload {
+        Payload::AudioChunk(_) | Payload::AudioEnd => true,
+        Payload::Text(_)
+        | Payload::TextEnd
+        | Payload::Speech(_)
+        | Payload::Metrics(_)
+        | Payload::Debug(_)
+        | Payload::Error(_)
+        | Payload::Extension(_) => false,
     }
 }
 
@@ -334,6 +389,7 @@ impl Buffer for Inputs {
             } => {
                 let edge = &mut self.edges[usize::from(port.0)];
                 let is_frame = matches!(event.payload, Payload::AudioChunk(_));
+                let is_held = self.room == 0 && is_audio(&event.payload);
                 let queued = edge.keys.queued(event, now);
                 let lane = lane_of(&queued.event.payload);
                 let offered = match &mut edge.telemetry {
@@ -341,8 +397,9 @@ impl Buffer for Inputs {
                     Some(_) | None => edge.data.send(now, queued, patience),
                 };
                 edge.measure();
-                // What else comes that way, the end of the audio or a mark, never waits.
-                self.pressing |= !(is_frame && edge.rests(self.patience));
+                self.news |= edge.has_notices();
+                // What else comes that way, the end of the audio or a mark, never rests.
+                self.pressing |= !is_held && !(is_frame && edge.rests(self.patience));
                 self.account();
                 match offered {
                     Offered::Queued | Offered::Merged => Offer::Queued,
@@ -398,6 +455,14 @@ impl Buffer for Inputs {
         self.pressing
     }
 
+    fn has_news(&self) -> bool {
+        self.news
+    }
+
+    fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
+    }
+
     /// For provider calls.
     fn has_space(&self) -> bool {
         let most = if self.chunks_full {
@@ -423,7 +488,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::event::{Event, Stamp};
+    use crate::event::Stamp;
 
     fn arrival(port: u16, sequence: u64, payload: Payload) -> Arrival {
         let stamp = Stamp {
@@ -471,7 +536,7 @@ mod tests {
         let share = Share::of(&Arc::new(
             crate::memory::Meter::new(MemoryLimits::default()),
         ));
-        let mut inputs = Inputs::new(Clock::start(), share, FlowMode::Signal, edges);
+        let mut inputs = Inputs::new(Clock::start(), share, &profile::flow_control(), edges);
         let offer = |inputs: &mut Inputs, arrival| assert_eq!(inputs.offer(arrival), Offer::Queued);
 
         offer(&mut inputs, frame(1));
@@ -513,5 +578,37 @@ mod tests {
         assert!(inputs.is_pressing());
         assert_eq!(taken(&mut inputs), [8, 9, 10]);
         assert_eq!(inputs.counters(Port(0)).dropped, 0);
+    }
+
+    /// P23, F-142: audio that there is no room for waits on its own edge, wakes nobody, and keeps no text waiting.
+    #[tokio::test(start_paused = true)]
+    async fn audio_without_room_keeps_no_text_waiting() {
+        let graph = Graph::compile(&PipelineSpec::simple()).expect("the template is good");
+        let (_, heard) = graph.edges().next().expect("the user is heard");
+        let policy = profile::edge_buffer(&graph, heard);
+        let edges = [PortType::Audio, PortType::Text].map(|carries| InputEdge {
+            policy: &policy,
+            carries,
+            meter: None,
+        });
+        let share = Share::of(&Arc::new(
+            crate::memory::Meter::new(MemoryLimits::default()),
+        ));
+        let mut inputs = Inputs::new(Clock::start(), share, &profile::flow_control(), edges);
+        inputs.open(2);
+        for n in 1..=3 {
+            assert_eq!(inputs.offer(frame(n)), Offer::Queued);
+        }
+        assert_eq!(taken(&mut inputs), [1, 2]);
+        assert_eq!(inputs.offer(frame(4)), Offer::Queued);
+        assert!(!inputs.is_pressing());
+        assert_eq!(inputs.offer(arrival(1, 5, Payload::TextEnd)), Offer::Queued);
+        assert!(inputs.is_pressing());
+        assert_eq!(taken(&mut inputs), [5]);
+        inputs.open(1);
+        assert!(inputs.is_pressing());
+        assert_eq!(taken(&mut inputs), [3]);
+        assert_eq!(inputs.forget(|event| event.stamp.sequence == 4), 1);
+        assert!(inputs.is_empty());
     }
 }

@@ -33,7 +33,7 @@ pub(crate) use context::{Limits, Speech};
 pub use context::{NodeContext, NodeReport, NodeSettings};
 pub use hook::Hook;
 pub(crate) use host::{NodeControl, NodeHost, NodeMaker, NodeSetup, OutEdge, PRESSURE, Torn};
-pub(crate) use inputs::EdgeReport;
+pub(crate) use inputs::{EdgeReport, is_audio};
 pub use inputs::{InputEdge, Inputs};
 pub use package::{Package, PackageError, digest_of};
 pub use process::{ProcessCommand, Sandbox, SandboxError};

@@ -293,10 +293,8 @@ impl Outlet {
         loop {
             let last_try = tokio::select! {
                 biased;
-                () = ctx.control_arrived() => {
-                    while let Some(message) = ctx.try_control() {
-                        deferred.push_back(message);
-                    }
+                () = ctx.stirred() => {
+                    setup.listen(ctx, deferred);
                     let soft = setup.is_soft();
                     if deferred.iter().any(|message| message.stops(soft)) {
                         return false;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rspp_kernel::{
-    edge::EdgeNotice,
+    edge::{EdgeNotice, Gauge},
     graph::{Graph, NodeIx},
     plan::ResolvedTurnPlan,
 };
@@ -26,6 +26,44 @@ struct Member {
     edge: EdgeId,
     to: NodeIx,
     port: Port,
+}
+
+/// The lane that the session is told by. It is no edge's and nobody may be kept from it; how deep it is, is said all
+/// the same.
+#[derive(Debug)]
+pub(super) struct ControlLane {
+    /// Named as turn-plan.md §6 has it.
+    name: EdgeId,
+    gauge: Gauge,
+}
+
+impl ControlLane {
+    pub(super) fn new(plan: &ResolvedTurnPlan) -> Option<Self> {
+        let plan_hash = plan.plan_hash.get(..12)?;
+        let name = EdgeId::new(format!("plan/{plan_hash}/control")).ok()?;
+        let gauge = Gauge::new(plan.flow_control.control_marks);
+        Some(Self { name, gauge })
+    }
+}
+
+/// The turns in which edges stopped their senders: letting them go again is of the same turn.
+#[derive(Debug, Default)]
+pub(super) struct Stops(BTreeMap<(EdgeId, Lane), TurnNumber>);
+
+impl Stops {
+    /// A sender was stopped while this turn ran.
+    fn stopped(&mut self, edge: &EdgeId, lane: Lane, turn: Option<TurnNumber>) {
+        let key = (edge.clone(), lane);
+        match turn {
+            Some(turn) => self.0.insert(key, turn),
+            None => self.0.remove(&key),
+        };
+    }
+
+    /// It is let go. Which turn that is told of, though another may run by now.
+    fn let_go(&mut self, edge: &EdgeId, lane: Lane) -> Option<TurnNumber> {
+        self.0.remove(&(edge.clone(), lane))
+    }
 }
 
 impl Domains {
@@ -51,6 +89,21 @@ impl Domains {
 }
 
 impl Session {
+    /// Says when the session's own control lane fills, and when it has emptied again (F-144).
+    pub(super) fn gauge_control(&mut self, now: Monotonic, depth: usize) {
+        let Some(lane) = &mut self.control_lane else {
+            return;
+        };
+        let mut said = lane.gauge.read(depth as u64).peekable();
+        if said.peek().is_none() {
+            return;
+        }
+        let (name, turn) = (lane.name.clone(), self.kernel.current_turn());
+        for notice in said {
+            self.edge_reported(turn, &name, Lane::Control, &notice, now);
+        }
+    }
+
     /// Says what an edge reports, and tells the other edges of its domain what concerns them.
     pub(super) fn edge_reported(
         &mut self,
@@ -78,11 +131,11 @@ impl Session {
                 wide: true,
                 ..
             } => self.spread(edge, domain, Torn::Reset(*reason)),
+            EdgeNotice::FlowXoff => self.stops.stopped(edge, lane, turn),
+            EdgeNotice::FlowXon => said_of = self.stops.let_go(edge, lane),
             EdgeNotice::Discontinuity { wide: false, .. }
             | EdgeNotice::Watermark { .. }
             | EdgeNotice::Act(_)
-            | EdgeNotice::FlowXoff
-            | EdgeNotice::FlowXon
             | EdgeNotice::Credit { .. }
             | EdgeNotice::Merge { .. } => {}
         }

@@ -20,7 +20,7 @@ use rspp_kernel::{
     CancelReason, Emission, LateAction, Part, SessionState,
     admission::{Decision, Load},
     authority::{AuthorityFault, Checkpoint},
-    edge::{EdgeNotice, Lineage},
+    edge::{EdgeNotice, Lineage, Mark},
     journal::Line,
     plan::ResolvedTurnPlan,
     refused::RefusedMove,
@@ -311,8 +311,11 @@ impl Publisher {
             ControlSignal::new(signal, emitter, stamp).on_edge(edge.clone(), lane)
         };
         let signal = match notice {
-            EdgeNotice::Watermark { .. } => make(Signal::Watermark, Emitter::WatermarkEngine)
-                .because(Reason::from_static("edge_watermark_high")),
+            EdgeNotice::Watermark { mark, .. } => make(Signal::Watermark, Emitter::WatermarkEngine)
+                .because(Reason::from_static(match mark {
+                    Mark::Items | Mark::Millis => "edge_watermark_high",
+                    Mark::Lane => "lane_queue_high_watermark",
+                })),
             EdgeNotice::Act(PressureAction::Degrade) => {
                 make(Signal::Degrade, Emitter::WatermarkEngine)
                     .because(Reason::from_static("edge_watermark_high"))

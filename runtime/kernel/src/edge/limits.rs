@@ -25,6 +25,8 @@ pub(super) struct Limits {
     pub(super) block_time: Duration,
     pub(super) cadence: Option<Duration>,
     pub(super) marks: Watermarks,
+    /// Whether the marks in items are the lane's, and not the edge's own.
+    pub(super) is_lane_marked: bool,
     pub(super) on_high: Option<PressureAction>,
     pub(super) sync: Option<Sync>,
     /// Whether those who share the edge are served in turn.
@@ -47,11 +49,14 @@ pub(super) enum Give {
 }
 
 impl Limits {
-    pub(super) fn new(policy: &EdgeBufferPolicy, strategy: Strategy) -> Self {
+    /// The edge's bounds. Of its own marks in items and the lane's, the lower ones count.
+    pub(super) fn new(policy: &EdgeBufferPolicy, strategy: Strategy, lane: Option<Marks>) -> Self {
         let items = usize::try_from(policy.max_queue_items).unwrap_or(usize::MAX);
         let items = items.max(1);
+        let own = policy.watermarks.queue_items;
+        let lower = lane.filter(|lane| own.is_none_or(|own| lane.high < own.high));
         // A mark above the bound could never be reached.
-        let queue_items = policy.watermarks.queue_items.map(|marks| Marks {
+        let queue_items = lower.or(own).map(|marks| Marks {
             high: marks.high.min(items as u64),
             low: marks.low.min((items as u64) - 1),
         });
@@ -70,6 +75,7 @@ impl Limits {
                 queue_items,
                 queue_ms: policy.watermarks.queue_ms,
             },
+            is_lane_marked: lower.is_some(),
             on_high: policy.on_high,
             sync: policy.sync_drop_policy.as_ref().map(|sync| Sync {
                 policy: sync.policy,
@@ -87,14 +93,18 @@ impl Limits {
     }
 
     /// The same without what only data has: nobody waits for telemetry, or pairs it up.
-    pub(super) fn for_telemetry(policy: &EdgeBufferPolicy, strategy: Strategy) -> Self {
+    pub(super) fn for_telemetry(
+        policy: &EdgeBufferPolicy,
+        strategy: Strategy,
+        lane: Option<Marks>,
+    ) -> Self {
         Self {
             actions: BoundActions::default(),
             blocks: false,
             cadence: None,
             on_high: None,
             sync: None,
-            ..Self::new(policy, strategy)
+            ..Self::new(policy, strategy, lane)
         }
     }
 

@@ -101,6 +101,8 @@ pub enum Mark {
     Items,
     /// Milliseconds that the oldest item has waited.
     Millis,
+    /// Items queued, by the marks of the lane.
+    Lane,
 }
 
 /// One event that went into a merge.

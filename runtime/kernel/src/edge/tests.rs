@@ -424,7 +424,7 @@ fn the_time_mark_is_crossed_by_waiting() {
 #[test]
 fn each_flow_mode_holds_its_sender_back() {
     fn run(mode: FlowMode) -> (u64, NoCredit) {
-        let mut edge = EdgeBuffer::with_flow(&marked(Strategy::DropNewest, 8, 4, 1), mode);
+        let mut edge = EdgeBuffer::with_flow(&marked(Strategy::DropNewest, 8, 4, 1), mode, None);
         let mut sender = Credit::new(mode);
         for sent in 0..100 {
             for notice in edge.take_notices() {
@@ -441,7 +441,7 @@ fn each_flow_mode_holds_its_sender_back() {
     assert_eq!(run(FlowMode::Credit), (8, NoCredit::Spent));
     assert_eq!(run(FlowMode::Hybrid), (4, NoCredit::Stopped));
 
-    let mut edge = EdgeBuffer::with_flow(&policy(Strategy::DropNewest, 4), FlowMode::Credit);
+    let mut edge = EdgeBuffer::with_flow(&policy(Strategy::DropNewest, 4), FlowMode::Credit, None);
     let mut sender = Credit::new(FlowMode::Credit);
     assert_eq!(
         sender.spend(),
@@ -460,6 +460,90 @@ fn each_flow_mode_holds_its_sender_back() {
         edge.pop(ms(0));
     }
     assert!(sent >= 50, "credit comes back: {sent}");
+}
+
+/// F-145: a sender whose time is up is granted what has left the edge since, however little of a batch that is;
+/// nothing is granted that is not free.
+#[test]
+fn a_sender_out_of_time_is_granted_what_is_free() {
+    let policy = EdgeBufferPolicy {
+        max_latency_contribution_ms: 60_000,
+        max_queue_ms: 60_000,
+        ..policy(Strategy::Block, 8)
+    };
+    let mut edge = EdgeBuffer::with_flow(&policy, FlowMode::Credit, None);
+    for sequence in 0..8 {
+        assert_eq!(
+            edge.send(ms(0), text(sequence), Patience::Left),
+            Offered::Queued
+        );
+    }
+    assert_eq!(
+        edge.send(ms(0), text(8), Patience::Left),
+        Offered::Blocked(text(8))
+    );
+    assert_eq!(
+        edge.send(ms(0), text(8), Patience::Spent),
+        Offered::Shed(text(8))
+    );
+    assert_eq!(edge.pop(ms(20)), Some(text(0)));
+    assert_eq!(
+        edge.send(ms(20), text(9), Patience::Left),
+        Offered::Blocked(text(9))
+    );
+    assert_eq!(edge.send(ms(20), text(9), Patience::Spent), Offered::Queued);
+    let granted = edge.take_notices().map(|notice| match notice {
+        EdgeNotice::Credit { amount } => amount,
+        _another => 0,
+    });
+    // What was lost frees a place, too.
+    assert_eq!(granted.sum::<u64>(), 8 + 2);
+}
+
+/// F-044, F-145: what a cancel takes back leaves the rest where it is, and lets the sender go.
+#[test]
+fn what_is_forgotten_leaves_the_rest() {
+    let mut edge = EdgeBuffer::new(&marked(Strategy::Block, 8, 4, 1));
+    for sequence in 0..4 {
+        assert_eq!(edge.offer(ms(0), text(sequence)), Offered::Queued);
+    }
+    assert!(edge.is_pressed());
+    assert_eq!(edge.forget(ms(0), |item| item.sequence != 2), 3);
+    assert!(!edge.is_pressed());
+    assert_eq!(edge.take_notices().last(), Some(EdgeNotice::FlowXon));
+    assert_eq!((edge.len(), edge.bytes()), (1, 1));
+    assert_eq!(edge.next(ms(0)), Some(&text(2)));
+    assert_eq!(rest(&mut edge, ms(0)), [2]);
+    let EdgeCounters {
+        offered,
+        popped,
+        cleared,
+        ..
+    } = edge.counters();
+    assert_eq!((offered, popped, cleared), (4, 1, 3));
+}
+
+/// F-144: of an edge's own marks and its lane's the lower ones count, and the notice says whose they are.
+#[test]
+fn the_lower_marks_count() {
+    let first = |own, lane: Option<u64>| {
+        let lane = lane.map(|high| Marks { high, low: 1 });
+        let mut edge = EdgeBuffer::with_flow(&own, FlowMode::Signal, lane);
+        for sequence in 0..8 {
+            assert_eq!(edge.offer(ms(0), text(sequence)), Offered::Queued);
+        }
+        edge.take_notices().next()
+    };
+    let marked = || marked(Strategy::DropOldest, 8, 4, 1);
+    let at = |mark, level| Some(EdgeNotice::Watermark { mark, level });
+    assert_eq!(first(marked(), None), at(Mark::Items, 4));
+    assert_eq!(first(marked(), Some(5)), at(Mark::Items, 4));
+    assert_eq!(first(marked(), Some(3)), at(Mark::Lane, 3));
+    assert_eq!(
+        first(policy(Strategy::DropOldest, 8), Some(6)),
+        at(Mark::Lane, 6)
+    );
+    assert_eq!(first(policy(Strategy::DropOldest, 8), None), None);
 }
 
 /// F-146: a group goes as a whole, its late members included; or downstream is told to reset.
@@ -507,7 +591,7 @@ fn synchronised_groups_are_dropped_together() {
 /// F-147: the telemetry side of an edge never blocks, whatever the data side does.
 #[test]
 fn telemetry_never_blocks() {
-    let mut edge = EdgeBuffer::for_telemetry(&policy(Strategy::Block, 2));
+    let mut edge = EdgeBuffer::for_telemetry(&policy(Strategy::Block, 2), None);
     for n in 0..5 {
         assert!(!matches!(edge.offer(ms(0), text(n)), Offered::Blocked(_)));
     }
@@ -846,7 +930,7 @@ fn each_bound_gives_in_its_own_way() {
 /// F-145: without credit nothing is sent, except what must not be lost; and that is owed.
 #[test]
 fn a_sender_without_patience_needs_credit() {
-    let mut edge = EdgeBuffer::with_flow(&policy(Strategy::DropOldest, 4), FlowMode::Credit);
+    let mut edge = EdgeBuffer::with_flow(&policy(Strategy::DropOldest, 4), FlowMode::Credit, None);
     for n in 1..=4 {
         assert_eq!(edge.send(ms(0), text(n), Patience::Left), Offered::Queued);
     }
@@ -1074,7 +1158,7 @@ proptest! {
         policy in policies(),
         steps in prop::collection::vec((0u8..4, prop::bool::weighted(0.1), 0u64..40), 1..300),
     ) {
-        let mut edge = EdgeBuffer::with_flow(&policy, mode);
+        let mut edge = EdgeBuffer::with_flow(&policy, mode, None);
         let items = policy.max_queue_items;
         let mut now = Monotonic::ZERO;
         for (sequence, (step, keep, wait)) in (1u64..).zip(steps) {
@@ -1083,7 +1167,9 @@ proptest! {
                     let patience = if step == 0 { Patience::Left } else { Patience::Spent };
                     // What has grown too old leaves, and what left is granted again.
                     edge.expire(now);
-                    let open = edge.sender.may_send().is_ok();
+                    // Whose time is up is granted it at once.
+                    let freed = patience == Patience::Spent && edge.freed > 0;
+                    let open = freed || edge.sender.may_send().is_ok();
                     let item = Item { keep, arrived: now, ..text(sequence) };
                     let outcome = edge.send(now, item, patience);
                     if let Offered::Blocked(_) = outcome {
