@@ -53,6 +53,7 @@ fn flow(log: &Log) -> Vec<String> {
             "barge_in_confirmed",
             "false_interruption",
             "turn_ended",
+            "user_cancel",
         ]
         .contains(&reason.as_str())
     };

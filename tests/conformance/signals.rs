@@ -74,6 +74,7 @@ fn table() -> Vec<(Signal, &'static [&'static str], Reason)> {
         "node_concurrency_limited",
     ];
     const DRAINS: &[&str] = &["authority_revoked_before_open", "authority_revoked_in_turn"];
+    const PRESSED: &[&str] = &["edge_watermark_high", "lane_queue_high_watermark"];
     const LOST: &[&str] = &[
         "queue_pressure_drop",
         "telemetry_best_effort_drop",
@@ -91,7 +92,7 @@ fn table() -> Vec<(Signal, &'static [&'static str], Reason)> {
         (S::BargeIn, &["RK-06", "RK-16"], Free),
         (S::Stop, &["RK-06", "RK-16"], Free),
         (S::Cancel, &["RK-06", "RK-16"], Of(CANCELS)),
-        (S::Watermark, &["RK-13"], Of(&["edge_watermark_high"])),
+        (S::Watermark, &["RK-13"], Of(PRESSED)),
         (S::BudgetWarning, &["RK-17"], Reason::Some),
         (S::BudgetExhausted, &["RK-17"], Reason::Some),
         (S::Degrade, &["RK-13", "RK-17"], Reason::Some),
