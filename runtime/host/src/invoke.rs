@@ -221,7 +221,8 @@ impl Work {
             InvocationPolicy::of(&rules.calls, &rules.actions, modality),
             now,
             site.deadlines(modality, now),
-        );
+        )
+        .within(chosen.and_then(|chosen| chosen.budget));
         Self {
             machine,
             routing,
@@ -289,10 +290,11 @@ impl Work {
                 Step::Answered(key, None) => self.ended(key),
                 Step::Answered(key, Some(Err(fault))) => self.failed(key, fault),
                 Step::Answered(key, Some(Ok(chunk))) => {
+                    let now = self.now();
                     if says_something(&chunk) {
-                        self.site.pulse.answers(self.now());
+                        self.site.pulse.answers(now);
                     }
-                    let verdict = self.machine.chunk(key, self.now());
+                    let verdict = self.machine.chunk(key, now);
                     if let Some(outcome) = self.obey(verdict).await {
                         return outcome;
                     }

@@ -13,10 +13,7 @@ use rspp_proto::{
     spec::{AdaptiveAction, Budgets},
 };
 
-use crate::{
-    graph::{EdgeIx, NodeIx},
-    invocation::TurnDeadlines,
-};
+use crate::{graph::NodeIx, invocation::TurnDeadlines};
 
 /// What a budget is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,14 +24,14 @@ pub enum BudgetKey {
     Duration,
     /// Silence in the middle of a reply. Nothing else is held to it, but it ends the turn.
     Output,
-    /// From the path's first node to its last; paths are counted by the caller. Soft.
-    Path(u16),
+    /// From the user's words to the first that is heard or shown of the answer. Soft.
+    Path,
     /// A node's work on one event or turn. Soft.
     Node(NodeIx),
-    /// An event's wait on an edge. Soft.
-    Edge(EdgeIx),
-    /// A node's call to a provider. Soft: what follows is the invocation's decision.
-    Provider(NodeIx),
+    /// An event's wait on an edge. Soft; measured by whoever takes it off.
+    Edge,
+    /// A node's call to a provider, up to its first chunk. Soft; measured by the call.
+    Provider,
 }
 
 impl BudgetKey {
@@ -44,10 +41,10 @@ impl BudgetKey {
             Self::Turn => "turn_budget",
             Self::Duration => "max_turn_duration",
             Self::Output => "output_gap",
-            Self::Path(_) => "path_budget",
+            Self::Path => "path_budget",
             Self::Node(_) => "node_budget_threshold_exceeded",
-            Self::Edge(_) => "edge_budget",
-            Self::Provider(_) => "provider_budget",
+            Self::Edge => "edge_budget",
+            Self::Provider => "provider_budget",
         }
     }
 
@@ -55,9 +52,7 @@ impl BudgetKey {
     pub fn is_hard(self) -> bool {
         match self {
             Self::Turn | Self::Duration => true,
-            Self::Output | Self::Path(_) | Self::Node(_) | Self::Edge(_) | Self::Provider(_) => {
-                false
-            }
+            Self::Output | Self::Path | Self::Node(_) | Self::Edge | Self::Provider => false,
         }
     }
 
@@ -65,7 +60,7 @@ impl BudgetKey {
     pub fn ends_turn(self) -> bool {
         match self {
             Self::Turn | Self::Duration | Self::Output => true,
-            Self::Path(_) | Self::Node(_) | Self::Edge(_) | Self::Provider(_) => false,
+            Self::Path | Self::Node(_) | Self::Edge | Self::Provider => false,
         }
     }
 }
@@ -108,6 +103,35 @@ pub struct BudgetEvent {
 }
 
 impl BudgetEvent {
+    /// What follows from a part of a turn that has spent so much of its budget; `None` if there is enough
+    /// left. For whoever measures a part when it is over, and need not be woken for it.
+    pub fn of_part(
+        key: BudgetKey,
+        spent: Duration,
+        limit: Duration,
+        actions: &BTreeSet<AdaptiveAction>,
+    ) -> Option<Self> {
+        let threshold = if spent >= limit {
+            Threshold::Exhaust
+        } else if spent >= limit * 4 / 5 {
+            Threshold::Warn
+        } else {
+            return None;
+        };
+        let may_degrade = actions.contains(&AdaptiveAction::Degrade);
+        let verdict = match threshold {
+            Threshold::Exhaust if may_degrade => BudgetVerdict::Degrade,
+            Threshold::Exhaust | Threshold::Warn => BudgetVerdict::Continue,
+        };
+        Some(Self {
+            key,
+            threshold,
+            verdict,
+            spent,
+            limit,
+        })
+    }
+
     /// The signals that tell of it, in order; each carries the budget's reason.
     pub fn signals(&self) -> impl Iterator<Item = Signal> + use<> {
         let crossing = match self.threshold {
@@ -161,7 +185,7 @@ impl Running {
 }
 
 impl BudgetManager {
-    /// Starts a turn's hard budgets at `now`.
+    /// Starts a turn's hard budgets at `now`, and that of its path to the user.
     pub fn new(budgets: &Budgets, actions: BTreeSet<AdaptiveAction>, now: Monotonic) -> Self {
         let mut manager = Self {
             actions,
@@ -170,7 +194,12 @@ impl BudgetManager {
         };
         let turn = Duration::from_millis(budgets.turn_budget_ms);
         let duration = Duration::from_millis(budgets.max_turn_duration_ms);
+        let path = Duration::from_millis(budgets.path_budget_ms_default);
         manager.start(now, BudgetKey::Turn, turn);
+        // One that is spent after the turn's own warning has nothing to add to it.
+        if path < turn * 4 / 5 {
+            manager.start(now, BudgetKey::Path, path);
+        }
         manager.start(now, BudgetKey::Duration, duration);
         manager
     }
@@ -207,6 +236,7 @@ impl BudgetManager {
 
     /// The first output was heard: what counts up to it is over. Tells how long that took.
     pub fn first_output(&mut self, now: Monotonic) -> Option<Duration> {
+        self.finish(now, BudgetKey::Path);
         self.finish(now, BudgetKey::Turn)
     }
 
@@ -373,6 +403,33 @@ mod tests {
         );
     }
 
+    /// F-045: a part that is measured when it is over is warned of, then spent, then made up for by less if
+    /// that is allowed; it never ends the turn.
+    #[test]
+    fn a_part_of_a_turn_is_judged_by_what_it_took() {
+        use BudgetVerdict::{Continue, Degrade};
+        use Threshold::{Exhaust, Warn};
+        #[track_caller]
+        fn check(
+            spent: u64,
+            actions: &[AdaptiveAction],
+            expected: Option<(Threshold, BudgetVerdict)>,
+        ) {
+            let actions = actions.iter().copied().collect();
+            let [spent, limit] = [spent, 100].map(Duration::from_millis);
+            let event = BudgetEvent::of_part(BudgetKey::Edge, spent, limit, &actions);
+            assert_eq!(
+                event.map(|event| (event.threshold, event.verdict)),
+                expected
+            );
+        }
+        let less = [AdaptiveAction::Degrade];
+        check(79, &less, None);
+        check(80, &less, Some((Warn, Continue)));
+        check(100, &less, Some((Exhaust, Degrade)));
+        check(300, &[], Some((Exhaust, Continue)));
+    }
+
     /// F-045: the signals of each verdict.
     #[test]
     fn a_crossing_is_told_with_what_follows() {
@@ -384,6 +441,27 @@ mod tests {
         let signals: Vec<_> = exhaust.signals().collect();
         assert_eq!(signals, [Signal::BudgetExhausted, Signal::Fallback]);
         assert_eq!(exhaust.key.as_str(), "node_budget_threshold_exceeded");
+    }
+
+    /// F-045, turn-plan §3: the path of an answer has a budget of its own where that is tighter than the
+    /// turn's; it ends nothing, and is over with the first output.
+    #[test]
+    fn a_tighter_budget_of_the_path_is_told_of() {
+        let tight = Budgets {
+            path_budget_ms_default: 500,
+            ..profile::budgets()
+        };
+        let mut manager = BudgetManager::new(&tight, BTreeSet::new(), Monotonic::ZERO);
+        let told: Vec<_> = [400, 500]
+            .into_iter()
+            .filter_map(|at| manager.poll(ms(at), |_| false))
+            .map(|event| (event.key, event.threshold, event.verdict))
+            .collect();
+        let path = |threshold| (BudgetKey::Path, threshold, BudgetVerdict::Continue);
+        assert_eq!(told, [path(Threshold::Warn), path(Threshold::Exhaust)]);
+        let mut prompt = BudgetManager::new(&tight, BTreeSet::new(), Monotonic::ZERO);
+        prompt.first_output(ms(300));
+        assert_eq!(prompt.poll(ms(1_500), |_| false), None);
     }
 
     /// F-046: what is part of the turn ends with it.

@@ -19,6 +19,8 @@ use rspp_proto::{
     spec::AdaptiveAction,
 };
 
+use crate::budget::{BudgetEvent, BudgetKey, Threshold};
+
 pub use circuit::{Admission, CircuitBreaker, CircuitCause, CircuitChange, CircuitState};
 pub use deadline::{CallDeadlines, Quiet, TurnDeadlines};
 pub use overrun::Overruns;
@@ -88,6 +90,8 @@ pub struct Invocation {
     /// The last candidate that was asked.
     at: usize,
     next_key: u32,
+    /// How long it may take until its first chunk, by its node.
+    budget: Option<Allowed>,
     /// At most two: one, and its hedge.
     running: Vec<Running>,
     hedged: bool,
@@ -98,6 +102,27 @@ pub struct Invocation {
     attempts: Vec<AttemptRecord>,
     /// Attempts that nobody was told of yet.
     untold: Vec<AttemptRecord>,
+}
+
+/// A node's budget for the call; soft.
+#[derive(Clone, Copy, Debug)]
+struct Allowed {
+    limit: Duration,
+    /// Since when it is spent; `None` while nobody owes anything.
+    from: Option<Monotonic>,
+    told: Option<Threshold>,
+}
+
+impl Allowed {
+    /// When there is something to tell.
+    fn next(&self) -> Option<Monotonic> {
+        let from = self.from?;
+        match self.told {
+            None => Some(from + self.limit * 4 / 5),
+            Some(Threshold::Warn) => Some(from + self.limit),
+            Some(Threshold::Exhaust) => None,
+        }
+    }
 }
 
 /// What of the answer was passed on.
@@ -160,6 +185,7 @@ impl Invocation {
             in_peace: deadlines,
             at: 0,
             next_key: 0,
+            budget: None,
             running: Vec::new(),
             hedged: false,
             listening: false,
@@ -169,6 +195,18 @@ impl Invocation {
             attempts: Vec::new(),
             untold: Vec::new(),
         }
+    }
+
+    /// The same for a node with a budget of its own (F-046): what is late is told, and moved elsewhere if
+    /// there is somebody else.
+    #[must_use]
+    pub fn within(mut self, budget: Option<Duration>) -> Self {
+        self.budget = budget.map(|limit| Allowed {
+            limit,
+            from: Some(self.began),
+            told: None,
+        });
+        self
     }
 
     /// The first order. `admits` asks the circuit of a provider whether it may be called.
@@ -200,11 +238,20 @@ impl Invocation {
     /// The input is not complete yet, as while the user speaks: nobody owes an answer.
     pub fn listen(&mut self) {
         self.listening = true;
+        self.owe_since(None);
+    }
+
+    /// The node's budget is spent from there on, or not for now.
+    fn owe_since(&mut self, from: Option<Monotonic>) {
+        if let Some(budget) = &mut self.budget {
+            budget.from = from;
+        }
     }
 
     /// The input is complete: the answer is owed from here on.
     pub fn heard_out(&mut self, now: Monotonic) {
         self.listening = false;
+        self.owe_since(Some(now));
         for running in &mut self.running {
             running.quiet_from(now);
             running.spoke = false;
@@ -243,6 +290,7 @@ impl Invocation {
         winner.spoke = true;
         winner.chunks += 1;
         let candidate = winner.candidate;
+        self.owe_since(None);
         if self.running.len() > 1 {
             let losers: Vec<Running> = self
                 .running
@@ -342,7 +390,14 @@ impl Invocation {
 
     /// Sees to what is due at `now`: attempts that were silent for too long are given up (P14), a
     /// slow one is hedged.
-    pub fn tick(&mut self, now: Monotonic, mut admits: impl FnMut(&ProviderId) -> bool) -> Verdict {
+    pub fn tick(&mut self, now: Monotonic, admits: impl FnMut(&ProviderId) -> bool) -> Verdict {
+        let told = self.budget_news(now);
+        let mut verdict = self.see_to(now, admits);
+        verdict.signals.splice(0..0, told);
+        verdict
+    }
+
+    fn see_to(&mut self, now: Monotonic, mut admits: impl FnMut(&ProviderId) -> bool) -> Verdict {
         let silent = self
             .running
             .iter()
@@ -389,7 +444,29 @@ impl Invocation {
     /// When to [`Self::tick`] at the latest.
     pub fn next_deadline(&self) -> Option<Monotonic> {
         let dues = self.running.iter().filter_map(|running| self.due(running));
-        dues.chain(self.hedge_at()).min()
+        let budget = self.budget.as_ref().and_then(Allowed::next);
+        dues.chain(self.hedge_at()).chain(budget).min()
+    }
+
+    /// What is to be told of the node's budget.
+    fn budget_news(&mut self, now: Monotonic) -> Vec<InvocationSignal> {
+        let Some(budget) = &mut self.budget else {
+            return Vec::new();
+        };
+        let Some(from) = budget.from else {
+            return Vec::new();
+        };
+        let (spent, actions) = (now.since(from), &self.policy.actions);
+        let event = BudgetEvent::of_part(BudgetKey::Provider, spent, budget.limit, actions);
+        let Some(event) = event.filter(|event| budget.told < Some(event.threshold)) else {
+            return Vec::new();
+        };
+        budget.told = Some(event.threshold);
+        let signal = |signal| InvocationSignal {
+            signal,
+            reason: event.key.as_str().to_owned(),
+        };
+        event.signals().map(signal).collect()
     }
 
     /// Attempts that have ended since the last time of asking: for circuits and [`Overruns`].

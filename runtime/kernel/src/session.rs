@@ -1783,10 +1783,10 @@ impl Running {
                 }
                 BudgetKey::Turn
                 | BudgetKey::Duration
-                | BudgetKey::Path(_)
+                | BudgetKey::Path
                 | BudgetKey::Node(_)
-                | BudgetKey::Edge(_)
-                | BudgetKey::Provider(_) => Some(Ending::BudgetTerminated),
+                | BudgetKey::Edge
+                | BudgetKey::Provider => Some(Ending::BudgetTerminated),
             },
         }
     }

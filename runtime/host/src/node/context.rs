@@ -13,6 +13,7 @@ use rspp_actors::Clock;
 use rspp_kernel::{
     CancelReason,
     authority::AuthorityFault,
+    budget::BudgetEvent,
     conversation::Said,
     cost::{Allowance, CostKind},
     edge::EdgeNotice,
@@ -239,6 +240,13 @@ pub enum NodeReport {
         from: SampleIndex,
         /// First sample after the speech that the turn ends with.
         until: SampleIndex,
+    },
+    /// Words have waited too long on an edge for the node to take them.
+    EdgeBudget {
+        /// Which edge.
+        edge: EdgeId,
+        /// How long, and what follows.
+        event: BudgetEvent,
     },
     /// The user has finished, and no word of it is known.
     NothingHeard {

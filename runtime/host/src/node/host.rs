@@ -17,6 +17,7 @@ use rspp_actors::{
 use rspp_kernel::{
     CancelReason,
     authority::{AuthorityFault, Checkpoint},
+    budget::{BudgetEvent, BudgetKey, Threshold},
     edge::{BreakReason, EdgeNotice},
     fence::OutputFence,
     graph::{EdgeIx, Ends, Graph, Stream},
@@ -176,6 +177,10 @@ pub(crate) struct NodeHost {
     armed: Option<Monotonic>,
     /// Arrivals so far, for choosing those whose cost is measured.
     taken: u32,
+    /// When what downstream kept it waiting for was over last.
+    free_since: Monotonic,
+    /// The edges that lead here of which was told that words wait too long on them.
+    late_edges: u64,
     /// Whether a report found no room.
     unheard: bool,
     /// What the standby has yet to be told.
@@ -237,6 +242,8 @@ impl NodeHost {
             deferred: VecDeque::new(),
             armed: None,
             taken: 0,
+            free_since: Monotonic::ZERO,
+            late_edges: 0,
             unheard: false,
             replay: VecDeque::new(),
             under_pressure: false,
@@ -306,6 +313,7 @@ impl NodeHost {
         if !self.effort.is_free(&self.setup) && !Box::pin(self.wait_for_time(ctx)).await? {
             return Ok(());
         }
+        self.note_wait(&arrival);
         self.setup.succession.note(&arrival);
         self.is_fed |= self.setup.is_waited_for && self.setup.is_last(&arrival);
         let began = self.began(&arrival);
@@ -369,6 +377,8 @@ impl NodeHost {
         self.effort
             .ends(&self.setup, self.cx.take_charged(), overran);
         if overran {
+            // That was told: it is not told again of what waited for it.
+            self.free_since = Monotonic::from_duration(self.setup.clock.now());
             Box::pin(self.notify(ctx, Hook::BudgetExhausted)).await;
         }
         self.outlet.waited = false;
@@ -402,6 +412,39 @@ impl NodeHost {
                 .add(watch.elapsed().saturating_sub(node), node);
         }
         Ok(())
+    }
+
+    /// Tells of words that have waited too long for this node to take them. What kept the node itself
+    /// waiting is none of it, such as a line that plays no faster than one speaks.
+    fn note_wait(&mut self, arrival: &Arrival) {
+        let Arrival::Event {
+            port,
+            event,
+            arrived,
+            ..
+        } = arrival
+        else {
+            return;
+        };
+        let is_text = matches!(event.payload, Payload::Text(_) | Payload::TextEnd);
+        let told = 1u64.checked_shl(u32::from(port.0)).unwrap_or(0);
+        let settings = &self.setup.settings;
+        if !is_text || settings.turn.is_none() || self.late_edges & told != 0 {
+            return;
+        }
+        let now = Monotonic::from_duration(self.setup.clock.now());
+        let waited = now.since((*arrived).max(self.free_since));
+        let limit = Duration::from_millis(settings.budgets.edge_budget_ms_default);
+        let actions = &settings.calls.actions;
+        let Some(event) = BudgetEvent::of_part(BudgetKey::Edge, waited, limit, actions) else {
+            return;
+        };
+        match event.threshold {
+            Threshold::Warn => {}
+            Threshold::Exhaust => self.late_edges |= told,
+        }
+        let edge = self.setup.input_edges[usize::from(port.0)].clone();
+        self.report(NodeReport::EdgeBudget { edge, event });
     }
 
     /// When a handler begins, where that is of interest; and a note of it for who debugs.
@@ -680,6 +723,7 @@ impl NodeHost {
             Box::pin(self.fail(ctx, &error)).await;
             return false;
         }
+        self.free_since = Monotonic::from_duration(self.setup.clock.now());
         true
     }
 
@@ -892,6 +936,7 @@ impl NodeHost {
             }
             let others = rest.and_then(|event| self.outlet.send(&self.setup, event, at + 1));
             blocked = others.or_else(|| self.flush_at_once());
+            self.free_since = Monotonic::from_duration(self.setup.clock.now());
         }
     }
 

@@ -20,6 +20,7 @@ use rspp_kernel::{
     CancelReason, Emission, LateAction, Part, SessionState,
     admission::{Decision, Load},
     authority::{AuthorityFault, Checkpoint},
+    budget::BudgetEvent,
     edge::{EdgeNotice, Lineage, Mark},
     journal::Line,
     plan::ResolvedTurnPlan,
@@ -270,13 +271,35 @@ impl Publisher {
         reason: &str,
         at: Monotonic,
     ) {
-        let emitter = Emitter::ProviderInvocationController;
+        let by_budget = signal.emitters().contains(&Emitter::BudgetManager);
+        let emitter = if by_budget {
+            Emitter::BudgetManager
+        } else {
+            Emitter::ProviderInvocationController
+        };
         let stamp = self.stamp(turn, at);
         let signal = ControlSignal::new(signal, emitter, stamp)
             .because(bounded(reason))
             .on_node(node)
             .of_invocation(call);
         self.say(signal);
+    }
+
+    /// Words have waited too long on an edge (F-045).
+    pub(super) fn edge_budget(
+        &mut self,
+        turn: Option<TurnNumber>,
+        edge: &EdgeId,
+        event: &BudgetEvent,
+        at: Monotonic,
+    ) {
+        for signal in event.signals() {
+            let stamp = self.stamp(turn, at);
+            let signal = ControlSignal::new(signal, Emitter::BudgetManager, stamp)
+                .on_edge(edge.clone(), Lane::Data)
+                .because(Reason::from_static(event.key.as_str()));
+            self.say(signal);
+        }
     }
 
     /// What an edge reports, as the signals that stand for it (event-abi.md §4).

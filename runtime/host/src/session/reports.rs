@@ -74,6 +74,10 @@ impl Session {
                     until,
                 })
             }
+            NodeReport::EdgeBudget { edge, event } => {
+                self.publisher.edge_budget(turn, &edge, &event, at);
+                None
+            }
             NodeReport::NothingHeard { is_overdue } => self.lost.why(is_overdue).map(|why| {
                 let apology = self.lost.apology.clone();
                 Input::Unrecognised { why, apology }

@@ -738,6 +738,44 @@ fn words_that_broke_off_are_gone_on_with_by_another() {
     );
 }
 
+/// F-045, F-046: a node's own budget for a call is warned of and told when it is spent, once each, counted
+/// from when an answer is owed; what has begun to answer is in time.
+#[test]
+fn a_nodes_budget_for_a_call_is_told_of() {
+    let budget = Some(Duration::from_millis(100));
+    let one = || {
+        let id = InvocationId::new("pvi/s/t/e/llm").unwrap();
+        let rules = policy(&[AdaptiveAction::Degrade]);
+        let call = Invocation::new(id, vec![candidate("a")], rules, ms(0), until(2_000));
+        let mut call = call.within(budget);
+        let _ = call.begin(ms(0), |_| true);
+        call
+    };
+    let mut late = one();
+    assert_eq!(late.next_deadline(), Some(ms(80)));
+    let warned = late.tick(ms(80), |_| true);
+    let reason = "provider_budget";
+    assert_eq!(signals(&warned), [(Signal::BudgetWarning, reason)]);
+    assert_eq!(late.tick(ms(90), |_| true), Verdict::default());
+    let spent = late.tick(ms(100), |_| true);
+    assert_eq!(
+        signals(&spent),
+        [(Signal::BudgetExhausted, reason), (Signal::Degrade, reason)]
+    );
+    assert!(spent.orders.is_empty(), "there is nobody else");
+    assert_eq!(late.next_deadline(), Some(ms(1_000)));
+
+    let mut prompt = one();
+    let _ = prompt.chunk(FIRST, ms(70));
+    assert_eq!(prompt.next_deadline(), Some(ms(770)));
+
+    let mut listening = one();
+    listening.listen();
+    assert_eq!(listening.next_deadline(), None);
+    listening.heard_out(ms(5_000));
+    assert_eq!(listening.next_deadline(), Some(ms(5_080)));
+}
+
 /// P13: when the turn has gone mute, who is silent is given up for another, who has as long; who speaks is
 /// not; and with nobody else the call ends.
 #[test]
