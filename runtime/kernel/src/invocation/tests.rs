@@ -772,8 +772,8 @@ fn a_nodes_budget_for_a_call_is_told_of() {
     let mut listening = one();
     listening.listen();
     assert_eq!(listening.next_deadline(), None);
-    listening.heard_out(ms(5_000));
-    assert_eq!(listening.next_deadline(), Some(ms(5_080)));
+    listening.heard_out(ms(500));
+    assert_eq!(listening.next_deadline(), Some(ms(580)));
 }
 
 /// P13: when the turn has gone mute, who is silent is given up for another, who has as long; who speaks is
