@@ -616,8 +616,8 @@ fn a_plan_tells_who_decided_each_value() {
     budgets/cancel_grace_ms          75     execution_profile/simple/v1
     budgets/edge_budget_ms_default   250    execution_profile/simple/v1
     budgets/hook_timeout_ms          250    execution_profile/simple/v1
-    budgets/max_turn_duration_ms     60000  execution_profile/simple/v1
     budgets/max_silence_ms           4000   execution_profile/simple/v1
+    budgets/max_turn_duration_ms     60000  execution_profile/simple/v1
     budgets/node_budget_ms_default   800    execution_profile/simple/v1
     budgets/output_gap_ms            1500   execution_profile/simple/v1
     budgets/path_budget_ms_default   1800   execution_profile/simple/v1
