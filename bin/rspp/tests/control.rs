@@ -300,7 +300,7 @@ fn refusals_say_what_to_do() {
     ana: rollout pause greeter
     2 error: there is no rollout `greeter`; the `list` commands show what is there
     ana: session status nobody --tenant acme
-    2 error: there is no such session
+    2 error: there is no such session: one that has only a route and a token begins when its client connects, and what is known of one that has ended goes after a while
     ana: session route call-1 --tenant acme
     2 error: no pipeline has been rolled out yet; the `list` commands show what is there
     ana: node drain nobody
@@ -635,6 +635,9 @@ fn regions_are_seen_and_left() {
     REGION  DUTY     DECIDED BY  WELL  FAILING PROVIDERS
     eu      serving  health      1/1   -
     ");
+    let (code, said) = place.run("otto", "region drain mars");
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("there is no region `mars`"), "{said}");
     let regions = place.json("vera", "region list");
     assert_eq!(
         (&regions[0]["region"], &regions[0]["well"]),

@@ -1,5 +1,7 @@
 //! `rspp session`: where sessions run, how they go, and away with them.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use rspp_controlplane_api::{Client, wire};
 use serde_json::json;
@@ -173,10 +175,18 @@ async fn route(remote: &Remote, client: Client, asked: Asked) -> Result<(), Prob
         0 => "not placed yet".to_owned(),
         epoch => format!("held at e{epoch}"),
     };
+    let silent = match route.silent_ms {
+        0 => String::new(),
+        ms => format!(
+            "silent    its runtime has not been heard for {:.1} s; if it does not answer, ask again in {:.1} s\n",
+            Duration::from_millis(ms).as_secs_f64(),
+            Duration::from_millis(route.again_after_ms).as_secs_f64()
+        ),
+    };
     remote.print(
         || {
             format!(
-                "endpoint  {url}\nruntime   {} ({}), {held}\nplaced    {}\npipeline  {} ({})\ntoken     until {}; `rspp session token` prints it",
+                "endpoint  {url}\nruntime   {} ({}), {held}\n{silent}placed    {}\npipeline  {} ({})\ntoken     until {}; `rspp session token` prints it",
                 route.runtime, route.region, placed(&route), route.pipeline, route.why, when(token.expires_at_ms)
             )
         },
@@ -195,6 +205,8 @@ async fn route(remote: &Remote, client: Client, asked: Asked) -> Result<(), Prob
                 "placing": route.placing,
                 "passed": json_of(&route.passed),
                 "outage": route.outage.as_ref().map(Shape::shape),
+                "silent_ms": route.silent_ms,
+                "again_after_ms": route.again_after_ms,
             })
         },
     )
@@ -237,7 +249,7 @@ fn rows(sessions: &[wire::SessionStatus]) -> String {
                 it.session.clone(),
                 binding.tenant,
                 phase(it).to_owned(),
-                it.reason.clone(),
+                or_none(&it.reason),
                 binding.pipeline,
                 or_none(&it.runtime),
                 format!("e{}", it.epoch),

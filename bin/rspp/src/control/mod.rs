@@ -146,8 +146,11 @@ pub(crate) fn refused(error: ControlError) -> Problem {
             Some(hint) => Problem::input(format!("{text}; {hint}")),
             None => Problem::input(text),
         },
-        ControlError::UnknownSession
-        | ControlError::Ended
+        ControlError::UnknownSession => Problem::input(format!(
+            "{text}: one that has only a route and a token begins when its client connects, and what is \
+             known of one that has ended goes after a while"
+        )),
+        ControlError::Ended
         | ControlError::StateConflict { .. }
         | ControlError::Reserved { .. } => Problem::input(text),
         ControlError::Held { .. }
