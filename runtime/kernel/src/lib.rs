@@ -65,5 +65,7 @@ pub mod journal;
 pub mod invariant;
 
 pub use effect::{Effect, Emission, LateAction, SessionState};
-pub use input::{CancelReason, Gates, Inheritance, Input, Part, Placement, PlanFacts, Unrecognised};
+pub use input::{
+    CancelReason, Gates, Inheritance, Input, Part, Placement, PlanFacts, Unrecognised,
+};
 pub use session::{Exchange, Session};
