@@ -1,5 +1,6 @@
 //! What the simulation has found, shrunk to the pieces that it took.
 
+use rspp_kernel::invariant;
 use rspp_proto::spec::Modality;
 use rspp_provider_api::scripted::Conduct;
 use rspp_tests::sim::{LineFault, Part, Piece, Played, Scenario, Twist, UserAct, play};
@@ -106,4 +107,26 @@ fn what_a_peer_that_is_gone_was_sent_was_not_heard() {
         },
     ]);
     assert!(played.tally.faults.contains_key("line: closes"));
+}
+
+/// F-004, P14: where two ways lead to the voice, a turn is committed once both are at their end, and all that
+/// came by either was heard.
+#[test]
+fn a_turn_is_not_over_before_all_of_its_branches_are() {
+    for only in [true, false] {
+        for ms in [0, 40, 200, 800] {
+            let beside = Piece::Twist(Twist::Beside { ms, only });
+            let played = holds(vec![calls(60_000), types(500), beside]);
+            let is_turn = |line: &&String| line.contains(" turn ") && line.contains(" commit ");
+            let turns: Vec<_> = played.lines.iter().filter(is_turn).collect();
+            assert!(!turns.is_empty(), "{only} {ms}: nothing is committed");
+            for turn in turns {
+                let (_, words) = turn.split_once(" agent ").expect("it says so");
+                let (said, heard) = words.split_once(" heard ").expect("it says so");
+                assert_ne!(heard, "\"\"", "{only} {ms}");
+                let kept = invariant::committed(said, heard, 0);
+                assert_eq!(kept, Ok(()), "{only} {ms}");
+            }
+        }
+    }
 }

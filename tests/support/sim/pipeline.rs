@@ -150,6 +150,9 @@ impl Stage {
             Twist::Branches { select } if self.has_edge("llm", "segmenter") => {
                 self.branches(*select);
             }
+            Twist::Beside { ms, only } if self.has_edge("segmenter", "tts") => {
+                self.beside(nth, *ms, *only);
+            }
             Twist::Tap { from, to } if self.has_edge(from, to) => {
                 let name = format!("tap-{nth}");
                 insert(&mut self.spec, from, custom(&name), to);
@@ -173,6 +176,7 @@ impl Stage {
             }
             Twist::StandbyVoice
             | Twist::Branches { .. }
+            | Twist::Beside { .. }
             | Twist::Tap { .. }
             | Twist::Node { .. } => {}
             Twist::Posture => {
@@ -239,6 +243,31 @@ impl Stage {
         spec.edges.push(edge(
             json!({ "from": "join", "to": "segmenter", "carries": "text" }),
         ));
+    }
+
+    fn beside(&mut self, nth: usize, ms: u64, only: bool) {
+        let name = format!("beside-{nth}");
+        for direct in
+            self.spec.edges.iter_mut().filter(|edge| {
+                only && edge.from.as_str() == "segmenter" && edge.to.as_str() == "tts"
+            })
+        {
+            let when = json!({ "attribute": "nobody_has", "is": "eq", "value": true });
+            direct.when = serde_json::from_value(when).ok();
+        }
+        self.spec.nodes.push(custom(&name));
+        for (from, to) in [("segmenter", &*name), (&*name, "tts")] {
+            let written = json!({ "from": from, "to": to, "carries": "text" });
+            self.spec.edges.push(edge(written));
+        }
+        self.probes
+            .add(&name, move |_nth, cx: &mut NodeContext, event: Event| {
+                Step::Wait(Box::pin(async move {
+                    tokio::time::sleep(Duration::from_millis(ms)).await;
+                    cx.forward(event);
+                    Ok(())
+                }))
+            });
     }
 
     fn bad_node(&mut self, name: &str, nth: u32, fault: NodeFault, trace: &Trace) {

@@ -374,6 +374,13 @@ pub enum Twist {
         /// Whether they meet in a `select`, or else in a `merge`.
         select: bool,
     },
+    /// Beside the edge from segmenter to voice there is a second way.
+    Beside {
+        /// How long an event takes there.
+        ms: u64,
+        /// Whether it is the only one that anything goes.
+        only: bool,
+    },
     /// A node that looks at what passes, on an edge.
     Tap {
         /// From which node.
@@ -498,6 +505,7 @@ impl Scenario {
                 | Twist::Standby
                 | Twist::StandbyVoice
                 | Twist::Branches { .. }
+                | Twist::Beside { .. }
                 | Twist::Tap { .. }
                 | Twist::Posture
                 | Twist::Impatience { .. }
