@@ -86,14 +86,17 @@ const GONE_AFTER_SECONDS: u32 = 60;
 /// Longest that any of the three may be.
 const MAX_SECONDS: u32 = 24 * 60 * 60;
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields so")]
 fn is_default_ill_after(seconds: &u32) -> bool {
     *seconds == ILL_AFTER_SECONDS
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields so")]
 fn is_default_well_after(seconds: &u32) -> bool {
     *seconds == WELL_AFTER_SECONDS
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields so")]
 fn is_default_gone_after(seconds: &u32) -> bool {
     *seconds == GONE_AFTER_SECONDS
 }
