@@ -158,7 +158,7 @@ async fn every_number_is_refused_in_its_place_or_runs_a_call() {
                         ran += 1;
                     }
                     assert!(
-                        runtime.shut_down(Duration::from_secs(60)).await,
+                        runtime.shut_down(Duration::from_mins(1)).await,
                         "{path:?} = {value}: it does not end"
                     );
                 }

@@ -345,7 +345,7 @@ async fn thinking_on(cast: &Cast, pool: &InferencePool) -> Runtime {
 #[tokio::test(start_paused = true)]
 async fn a_pool_that_is_saturated_is_said_so() {
     let cast = Cast::default();
-    let pool = InferencePool::simulated(1, Duration::from_secs(60)).with_waiting_room(1, 0);
+    let pool = InferencePool::simulated(1, Duration::from_mins(1)).with_waiting_room(1, 0);
     let runtime = thinking_on(&cast, &pool).await;
     let busy = tokio::spawn({
         let pool = pool.clone();

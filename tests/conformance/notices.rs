@@ -78,7 +78,7 @@ async fn frames_that_no_edge_takes_are_told_of_before_their_turn_ends() {
 async fn a_busy_node_keeps_no_loss_to_itself() {
     let mut probes = Probes::default();
     probes.source("source", |_nth, cx: &mut NodeContext| {
-        cx.emit(words(0, "word", false))
+        cx.emit(words(0, "word", false));
     });
     let (_taken, _) = probes.sink("sink", Duration::from_secs(2));
     let ended = Builder::new(&Cast::default(), vec![says(first())])

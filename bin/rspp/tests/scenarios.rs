@@ -356,8 +356,9 @@ fn slow_cancels_of_recorded_calls_are_attributed() {
     assert_eq!(code, Some(0), "{said}{complaint}");
     let files: Vec<_> = fs::read_dir(folder.path())
         .expect("a directory")
-        .map(|entry| entry.expect("readable").path().display().to_string())
-        .filter(|name| name.ends_with(".rspp"))
+        .map(|entry| entry.expect("readable").path())
+        .filter(|path| path.extension().is_some_and(|it| it == "rspp"))
+        .map(|path| path.display().to_string())
         .collect();
     assert_eq!(files.len(), 24);
     let files: Vec<&str> = files.iter().map(String::as_str).collect();

@@ -507,7 +507,7 @@ mod tests {
         let (over, wait) = beyond(&used, NOW).unwrap();
         assert_eq!(over, OverLimit::Defer);
         let after = |wait: Duration| WallClock(NOW.0 + wait.as_millis() as u64);
-        assert!(beyond(&used, after(wait - Duration::from_secs(1))).is_some());
+        assert!(beyond(&used, after(wait.saturating_sub(Duration::from_secs(1)))).is_some());
         assert_eq!(beyond(&used, after(wait + Duration::from_millis(1))), None);
         let free = Policy::default();
         assert_eq!(beyond_tokens(&free, &tenant(), "desk", &used, NOW), None);

@@ -55,7 +55,9 @@ fn part(field: &str, schema: &mut Value) {
                 }
             }
             ("oneOf" | "anyOf", Value::Array(parts)) => {
-                parts.iter_mut().for_each(|inner| part(field, inner));
+                for inner in parts {
+                    part(field, inner);
+                }
             }
             // What a map or list is called is what its values are.
             ("items" | "additionalProperties", inner) => part(field, inner),

@@ -8,11 +8,11 @@ mod when;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    BudgetsSpec, BufferSpec, Comparison, Condition, DataHandling, EGRESS, EdgeBufferPolicy,
-    EdgeSpec, INGRESS, Marks, MemoryLimits, Modality, NodeExecutionPolicy, NodeKind, NodeSpec,
-    PipelineSpec, PolicyBundle, PortType, PressureAction, RecordingLevel, Strategy, SyncDropPolicy,
-    SyncPolicy, SyncScope, ToolDeclaration, ToolExecutor, Watermarks, diagnostic::nearest,
-    may_fold, parse::Check, smallest_frame,
+    BudgetsSpec, BufferSpec, DataHandling, EGRESS, EdgeBufferPolicy, EdgeSpec, INGRESS, Marks,
+    MemoryLimits, Modality, NodeExecutionPolicy, NodeKind, NodeSpec, PipelineSpec, PolicyBundle,
+    PortType, PressureAction, RecordingLevel, Strategy, SyncDropPolicy, SyncPolicy, SyncScope,
+    ToolDeclaration, ToolExecutor, Watermarks, diagnostic::nearest, may_fold, parse::Check,
+    smallest_frame,
 };
 use crate::{NodeId, ProviderId};
 

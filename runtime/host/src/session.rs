@@ -449,7 +449,9 @@ impl Session {
     /// Starts the nodes that listen, downstream first, and lets the connection begin.
     async fn listen(&mut self, ctx: &mut Context<Self>) -> Result<(), Failure> {
         let plan = Arc::new(self.setup.plan(LISTENING, self.kernel.epoch(), false)?);
-        self.lost.apology = plan.provider_policy.failure.reply.clone();
+        self.lost
+            .apology
+            .clone_from(&plan.provider_policy.failure.reply);
         let assembly = self.assembly(ctx, plan, Occasion::default(), self.cancel.clone());
         let order: Vec<NodeIx> = assembly.graph.hosts(Scope::Session).collect();
         for ix in order.into_iter().rev() {

@@ -73,6 +73,7 @@ pub enum Placement {
 }
 
 /// What must hold before a turn may open, judged in this order (lifecycle.md §3).
+#[expect(clippy::struct_excessive_bools, reason = "each is a gate of its own")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Gates {
     /// The control plane's snapshots are present and fresh enough.

@@ -48,6 +48,7 @@ const GONE: &str = AbortReason::TransportDisconnectOrStall.as_str();
 const ROTATED: &str = "authority_epoch_rotation";
 
 /// The turn that the session is busy with.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug)]
 struct Running {
     number: TurnNumber,

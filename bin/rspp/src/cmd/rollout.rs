@@ -400,11 +400,13 @@ fn measured(rollouts: &[wire::Rollout]) -> String {
     let mut text = String::new();
     if !versions.is_empty() {
         let names = ["tried", "sessions", "failed", "first audio p95", "held to"];
-        text += &format!("\n{}", table(names, &versions));
+        text.push('\n');
+        text += &table(names, &versions);
     }
     if !budgets.is_empty() {
         let names = ["failed", "5 min", "1 h", "6 h", "30 d", "burns"];
-        text += &format!("\n{}", table(names, &budgets));
+        text.push('\n');
+        text += &table(names, &budgets);
     }
     text
 }

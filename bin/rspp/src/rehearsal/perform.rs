@@ -151,7 +151,6 @@ async fn replayed(scenario: &Scenario, mode: ReplayMode, file: &Path) -> Result<
             &mut nodes::Tally::default(),
         )),
         limits: scenario.limits.clone(),
-        ..Again::default()
     };
     let again = file.with_extension(format!("{}.rspp", mode.as_str()));
     let (_, found) = Box::pin(rerun::again(

@@ -122,6 +122,7 @@ pub(crate) const PRESSURE: &str = "edge_watermark_high";
 pub(crate) type NodeMaker = Arc<dyn Fn() -> Box<dyn Node> + Send + Sync>;
 
 /// Everything a node host needs; shared by its incarnations.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone)]
 pub(crate) struct NodeSetup {
     pub(crate) settings: NodeSettings,

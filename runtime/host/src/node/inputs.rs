@@ -399,7 +399,7 @@ impl Buffer for Inputs {
                 edge.measure();
                 self.news |= edge.has_notices();
                 // What else comes that way, the end of the audio or a mark, never rests.
-                self.pressing |= !is_held && !(is_frame && edge.rests(self.patience));
+                self.pressing |= !(is_held || is_frame && edge.rests(self.patience));
                 self.account();
                 match offered {
                     Offered::Queued | Offered::Merged => Offer::Queued,

@@ -510,7 +510,7 @@ fn what_is_forgotten_leaves_the_rest() {
     assert!(edge.is_pressed());
     assert_eq!(edge.forget(ms(0), |item| item.sequence != 2), 3);
     assert!(!edge.is_pressed());
-    assert_eq!(edge.take_notices().last(), Some(EdgeNotice::FlowXon));
+    assert_eq!(edge.take_notices().next_back(), Some(EdgeNotice::FlowXon));
     assert_eq!((edge.len(), edge.bytes()), (1, 1));
     assert_eq!(edge.next(ms(0)), Some(&text(2)));
     assert_eq!(rest(&mut edge, ms(0)), [2]);

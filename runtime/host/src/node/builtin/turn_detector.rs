@@ -246,7 +246,10 @@ impl TurnDetector {
         }
         cx.report(NodeReport::Speech(mark));
         cx.emit_at(Payload::Speech(mark), self.speech_ended, self.turns);
-        if !text.is_empty() {
+        if text.is_empty() {
+            let is_overdue = !self.unheard.is_empty();
+            cx.report(NodeReport::NothingHeard { is_overdue });
+        } else {
             let text: Arc<str> = text.into();
             let chunk = TextChunk::whole(Speaker::User, self.turns, Arc::clone(&text));
             cx.emit_at(
@@ -258,9 +261,6 @@ impl TurnDetector {
             let until = self.speech_ended.max(from);
             cx.report(NodeReport::UserTurn { text, from, until });
             self.turns += 1;
-        } else {
-            let is_overdue = !self.unheard.is_empty();
-            cx.report(NodeReport::NothingHeard { is_overdue });
         }
         self.finals.clear();
         self.began = None;
