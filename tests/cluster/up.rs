@@ -237,13 +237,24 @@ async fn one_command_starts_a_fleet_that_outlives_its_parts() {
         !may && told.contains("vera") && told.contains("operator"),
         "{told}"
     );
-    let denied = wire::ListEntriesRequest {
+    let denied = || wire::ListEntriesRequest {
         actor: "vera".to_owned(),
         outcome: "denied".to_owned(),
         ..wire::ListEntriesRequest::default()
     };
-    let denied = up.operator.list_entries(denied).await.unwrap().entries;
-    assert_eq!(denied.len(), 1, "{denied:?}");
+    let began = Instant::now();
+    while up
+        .operator
+        .list_entries(denied())
+        .await
+        .unwrap()
+        .entries
+        .len()
+        != 1
+    {
+        assert!(began.elapsed() < PATIENCE, "it is not in the trail");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     // Nobody else may write into its files.
     let again = ["up", "--scripted", "--nodes", "1", "--state", state_at];
     let (_, said) = rspp(&again, &[]).await;

@@ -36,7 +36,7 @@ async fn speaking() -> Call {
 /// T8: drain, abort, close, in this order and nothing else of the turn after them.
 #[track_caller]
 fn assert_lost(ended: &Ended) {
-    let signals = ended.signals_of(1);
+    let signals = ended.steps_of(1);
     let drained = signals
         .iter()
         .position(|signal| *signal == "deauthorized_drain");

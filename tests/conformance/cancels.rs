@@ -282,7 +282,7 @@ async fn every_cancel_says_why() {
         );
         assert!(evidence.cancel_fence_applied_at >= evidence.cancel_accepted_at);
         assert!(evidence.late_outputs_rejected.is_some());
-        let signals = ended.signals_of(1);
+        let signals = ended.steps_of(1);
         let at = signals
             .iter()
             .position(|signal| *signal == "cancel")

@@ -92,7 +92,7 @@ fn with(pipeline: &Value, path: &[String], value: u64) -> Value {
     let mut changed = pipeline.clone();
     let mut here = &mut changed;
     for (at, name) in path.iter().enumerate() {
-        if here.is_null() {
+        if here.is_null() || here.is_string() {
             *here = Value::Object(Map::new());
         }
         if matches!(name.as_str(), "high" | "low") {

@@ -270,6 +270,8 @@ async fn with_probe(
     Builder::new(&Cast::default(), vec![says(first())])
         .pipeline(|pipeline| {
             insert(pipeline, "llm", spec, "segmenter");
+            // What waits for a slow node is not what is looked at.
+            pipeline.budgets.edge_budget_ms_default = Some(60_000);
             change(pipeline);
         })
         .configure(probes.install())

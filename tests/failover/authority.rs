@@ -44,7 +44,7 @@ async fn a_revoke_ends_the_turn_and_beats_a_cancel() {
         }
         let ended = call.end().await;
         assert_aborted(&ended, 1, "authority_loss");
-        let signals = ended.signals_of(1);
+        let signals = ended.steps_of(1);
         let drained = signals.iter().position(|s| *s == "deauthorized_drain");
         let drained = drained.expect("a drain is told");
         assert_eq!(signals[drained..], ["deauthorized_drain", "abort", "close"]);

@@ -602,6 +602,14 @@ impl Ended {
             .collect()
     }
 
+    /// The signals of a turn, in order, but for those of its edges: what is flushed lets its sender go a moment
+    /// after the turn.
+    pub fn steps_of(&self, turn: u32) -> Vec<&'static str> {
+        let mut signals = self.signals_of(turn);
+        signals.retain(|signal| !signal.starts_with("flow_"));
+        signals
+    }
+
     /// The report of a turn, counted from 1.
     #[track_caller]
     pub fn turn(&self, turn: u32) -> &TurnReport {

@@ -138,31 +138,33 @@ fn help_shows_what_there_is_with_examples() {
     Usage: rspp [OPTIONS] <COMMAND>
 
     Commands:
-      up        Talk to the agent in a browser: runtime, local models and a page, in one process
-      loopback  Talk to the agent on this machine: WAV files or text go in, its spoken reply comes out
-      validate  Check a pipeline or policy file, with the place of everything that is wrong
-      schema    See what events, signals and specs consist of, and hold recordings to it
-      plan      Show the plan that a turn would run with, and where each value came from
-      rehearse  Rehearse calls in which things go wrong, and see what the runtime does about it
-      timeline  Look at the timeline of a recorded conversation
-      gates     Judge recorded calls by the seven quality gates
-      replay    Play a recorded call again, and say where it differs
-      diff      Set two recorded calls against each other
-      tree      Show the supervision tree of a conversation, caught while the agent speaks
-      doctor    Check what a conversation on this machine needs, each with its fix
-      models    List, fetch and check the local models
-      package   Pack nodes of your own as programs with a version, and see what a folder of packages has
-      pipeline  Publish pipelines, and look at what is published
-      policy    Publish policies and provider configurations, and look at what is published
-      rollout   Decide which version new sessions get; running ones keep theirs
-      session   See where sessions run and how they go; let clients in; move sessions
-      node      See the runtimes of the fleet, and empty them
-      region    See how regions fare, and leave them
-      rules     See and set the rules for everybody: limits, approvals, regions, error budget
-      key       See the keys that tokens are signed with, and let them take turns
-      audit     See who did what, and prove that nobody altered it
-      backup    Write everything that a control plane keeps into a file
-      restore   Put a backup into a control plane on an empty store
+      up          Talk to the agent in a browser: runtime, local models and a page, in one process
+      loopback    Talk to the agent on this machine: WAV files or text go in, its spoken reply comes out
+      validate    Check a pipeline or policy file, with the place of everything that is wrong
+      schema      See what events, signals and specs consist of, and hold recordings to it
+      plan        Show the plan that a turn would run with, and where each value came from
+      rehearse    Rehearse calls in which things go wrong, and see what the runtime does about it
+      timeline    Look at the timeline of a recorded conversation
+      gates       Judge recorded calls by the seven quality gates
+      replay      Play a recorded call again, and say where it differs
+      diff        Set two recorded calls against each other
+      tree        Show the supervision tree of a conversation, caught while the agent speaks
+      doctor      Check what a conversation on this machine needs, each with its fix
+      models      List, fetch and check the local models
+      package     Pack nodes of your own as programs with a version, and see what a folder of packages
+                  has
+      pipeline    Publish pipelines, and look at what is published
+      policy      Publish policies and provider configurations, and look at what is published
+      rollout     Decide which version new sessions get; running ones keep theirs
+      session     See where sessions run and how they go; let clients in; move sessions
+      node        See the runtimes of the fleet, and empty them
+      region      See how regions fare, and leave them
+      rules       See and set the rules for everybody: limits, approvals, regions, error budget
+      key         See the keys that tokens are signed with, and let them take turns
+      credential  Issue a certificate that says who asks a control plane, and as what
+      audit       See who did what, and prove that nobody altered it
+      backup      Write everything that a control plane keeps into a file
+      restore     Put a backup into a control plane on an empty store
 
     Options:
       -v, --verbose...  Log to standard error: -v what happens, -vv details; RSPP_LOG filters

@@ -261,7 +261,7 @@ read_rollouts    VOAR
 change_rollout   --A-
 roll_back        -OA-
 approve          --A-
-report_gate      -OAR
+report_gate      ---R
 admit            -OAR
 govern           --A-
 route_session    -OAR

@@ -10,6 +10,8 @@ pub(super) struct Lost {
     why: Option<Unrecognised>,
     /// It was given up before recognition came to its end.
     is_given_up: bool,
+    /// Whoever listens is told already: a cancel took it.
+    is_told: bool,
 }
 
 impl Lost {
@@ -17,6 +19,12 @@ impl Lost {
     pub(super) fn begins(&mut self) {
         self.why = None;
         self.is_given_up = false;
+        self.is_told = false;
+    }
+
+    /// It was lost, and that is told.
+    pub(super) fn told(&mut self) {
+        self.is_told = true;
     }
 
     /// Recognition has failed, or was refused.
@@ -30,7 +38,8 @@ impl Lost {
     pub(super) fn why(&mut self, is_overdue: bool) -> Option<Unrecognised> {
         self.is_given_up = is_overdue;
         let overdue = is_overdue.then_some(Unrecognised::Overdue);
-        self.why.take().or(overdue)
+        let why = self.why.take().or(overdue);
+        why.filter(|_| !self.is_told)
     }
 }
 
@@ -52,5 +61,8 @@ mod tests {
         lost.begins();
         lost.note(Unrecognised::Refused);
         assert_eq!(lost.why(true), Some(Unrecognised::Refused));
+        lost.begins();
+        lost.told();
+        assert_eq!(lost.why(true), None, "a cancel took it");
     }
 }

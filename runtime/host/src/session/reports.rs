@@ -298,6 +298,7 @@ impl Session {
                 let message = "what the user was saying is lost with the cancel of its work";
                 let code = ErrorCode::RuntimeInternalError;
                 self.publisher.error(turn, node, code, message, at);
+                self.lost.told();
                 self.degrade("utterance_lost", turn, Some(node), at);
                 None
             }

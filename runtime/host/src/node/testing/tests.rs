@@ -363,7 +363,7 @@ fn the_same_test_goes_the_same_way_each_time() {
         outputs
     };
     let first = once();
-    assert!(first.len() > 5, "{first:?}");
+    assert!(first.len() >= 5, "{first:?}");
     for _ in 0..25 {
         assert_eq!(once(), first);
     }
