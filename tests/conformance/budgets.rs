@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use rspp_host::{Event, node::NodeContext, node::Step};
 use rspp_proto::abi::Signal;
-use rspp_provider_api::scripted::{Conduct, Script, ScriptedLlm, ScriptedStt, ScriptedTts};
+use rspp_provider_api::scripted::{Conduct, Script, ScriptedLlm, ScriptedTts};
 use rspp_tests::{
     call::{Builder, Cast, Ended, LONG, first, says},
     nodes::{Probes, custom, insert},
