@@ -31,11 +31,19 @@ async fn talks(fleet: &Fleet, runtime: &str) -> Talks {
         if route.runtime.as_str() != runtime {
             continue;
         }
-        let (at, client) = fleet.connect(&id).await;
+        // Those who are there already have to stay: whoever answers no ping for long is taken for gone.
+        let there = talks.iter_mut().map(async |(id, client)| {
+            client.attend().await;
+            panic!("{id} ended: {:?} {}", client.closed, fleet.logs());
+        });
+        let there = futures::future::join_all(there);
+        let (at, client) = tokio::select! {
+            connected = fleet.connect(&id) => connected,
+            () = async { drop(there.await); std::future::pending().await } => unreachable!(),
+        };
         assert_eq!(at, runtime);
         talks.insert(id.to_string(), client);
     }
-    // At once: whoever says nothing for long is taken for gone.
     let each = talks.values_mut().map(async |client| {
         says(client, "My name is Ada.").await;
         assert_eq!(reply(client).await.0, "commit");

@@ -22,7 +22,11 @@ use rspp_proto::{Epoch, Monotonic, PipelineVersion, RuntimeId, SessionId, Tenant
 const TOLD: u8 = 2;
 /// What the store waits.
 const KEPT: u8 = TOLD + 1;
-/// Ages from here on are all the same: over.
+/// How long whoever is told to let go may take to finish what it says.
+const FINISH: u8 = TOLD + 3;
+/// How long its fuse burns.
+const FUSE: u8 = FINISH + 1;
+/// Ages from here on are all the same: over, but for whoever may finish.
 const OLD: u8 = TOLD;
 const MAX_MESSAGES: usize = 2;
 
@@ -93,6 +97,10 @@ enum Broken {
     ForgetsItsRenewal,
     /// The answer to an earlier request is taken for that to the newest.
     TakesOldAnswers,
+    /// Who may finish goes on although its runtime is not renewed.
+    FinishesWithoutARight,
+    /// The fuse burns as a lease lasts, however long the holder may take to finish.
+    LightsAShortFuse,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -175,6 +183,8 @@ struct Runtime {
     renewed: u8,
     /// Epoch, and how long ago it was asked for or renewed.
     holds: Option<(u8, u8)>,
+    /// It is to be let go: no renewal prolongs it any more.
+    going: bool,
 }
 
 /// The whole world.
@@ -246,6 +256,7 @@ impl World {
             Stands::Revoking { from, life, lit } => Standing::Revoking {
                 from: holder(from, life),
                 why: WhyRevoked::Transfer,
+                finish_within: Duration::from_secs(u64::from(FINISH)),
                 fuse: if lit { Fuse::Lit } else { Fuse::Unlit },
                 to: Some(b()),
             },
@@ -302,15 +313,23 @@ impl World {
     }
 
     /// Whether a runtime's output passes its own fence now.
-    fn may_write(&self, by: usize) -> Option<u8> {
-        let (epoch, age) = self.runtimes[by].holds?;
-        (!is_over(age)).then_some(epoch)
+    fn may_write(&self, by: usize, broken: Broken) -> Option<u8> {
+        let runtime = &self.runtimes[by];
+        let (epoch, age) = runtime.holds?;
+        let ends = if runtime.going {
+            let has_right = !is_over(runtime.renewed, TOLD);
+            is_over(age, FINISH) || !(has_right || broken == Broken::FinishesWithoutARight)
+        } else {
+            is_over(age, TOLD)
+        };
+        (!ends).then_some(epoch)
     }
 
     /// Who may write holds the newest epoch.
-    fn is_safe(&self) -> bool {
-        (0..2).all(|by| self.may_write(by).is_none_or(|epoch| epoch == self.epoch))
-            && (self.may_write(0).is_none() || self.may_write(1).is_none())
+    fn is_safe(&self, broken: Broken) -> bool {
+        let may_write = |by| self.may_write(by, broken);
+        (0..2).all(|by| may_write(by).is_none_or(|epoch| epoch == self.epoch))
+            && (may_write(0).is_none() || may_write(1).is_none())
     }
 
     fn send(&mut self, message: Message) {
@@ -326,10 +345,10 @@ impl World {
 }
 
 /// The runtime's own clock says that it must have fallen silent.
-fn is_over(age: u8) -> bool {
+fn is_over(age: u8, after: u8) -> bool {
     let now = Monotonic::from_millis(100_000);
     let asked = Monotonic::from_millis(100_000 - u64::from(age) * 1_000);
-    LeaseTimer::new(asked, Duration::from_secs(u64::from(TOLD))).is_over(now)
+    LeaseTimer::new(asked, Duration::from_secs(u64::from(after))).is_over(now)
 }
 
 /// What happened.
@@ -368,8 +387,9 @@ fn steps(world: &World, scope: Scope, broken: Broken) -> Vec<(Step, World)> {
         }
         for runtime in &mut w.runtimes {
             runtime.renewed = (runtime.renewed + 1).min(OLD);
+            let old = if runtime.going { FINISH } else { OLD };
             if let Some((_, age)) = &mut runtime.holds {
-                *age = (*age + 1).min(OLD);
+                *age = (*age + 1).min(old);
             }
         }
         let messages = std::mem::take(&mut w.messages);
@@ -391,6 +411,7 @@ fn steps(world: &World, scope: Scope, broken: Broken) -> Vec<(Step, World)> {
                 runtime.waiting = true;
                 if broken != Broken::KeepsWhileAsking {
                     runtime.holds = None;
+                    runtime.going = false;
                 }
                 let (life, attempt) = (runtime.life, runtime.attempts);
                 w.send(Message::Acquire {
@@ -421,6 +442,7 @@ fn steps(world: &World, scope: Scope, broken: Broken) -> Vec<(Step, World)> {
                     waiting: false,
                     renewed: 0,
                     holds: None,
+                    going: false,
                 };
                 w.alive[0][1] = KEPT;
             });
@@ -434,6 +456,7 @@ fn steps(world: &World, scope: Scope, broken: Broken) -> Vec<(Step, World)> {
         add(Step::TheOperatorMovesTheSession, &|w| {
             let order = Revoke {
                 why: WhyRevoked::Transfer,
+                finish_within: Duration::from_secs(u64::from(FINISH)),
                 to: Some(RuntimeId::new("b").expect("a name")),
             };
             let revoked = authority::revoke(w.placement().as_ref(), &order).expect("it is held");
@@ -442,7 +465,7 @@ fn steps(world: &World, scope: Scope, broken: Broken) -> Vec<(Step, World)> {
             w.revoked_once = true;
         });
         if broken == Broken::LightsTooEarly && world.fuse == 0 {
-            add(Step::TheFuseIsLitTooEarly, &|w| w.fuse = KEPT);
+            add(Step::TheFuseIsLitTooEarly, &|w| w.fuse = FUSE);
         }
     }
     if let Stands::Revoking { lit: false, .. } = world.stands {
@@ -450,10 +473,10 @@ fn steps(world: &World, scope: Scope, broken: Broken) -> Vec<(Step, World)> {
             let lit = authority::light(&w.placement().expect("it is held")).expect("it is unlit");
             w.store(&lit);
             if broken != Broken::LightsTooEarly {
-                w.fuse = if broken == Broken::WaitsWithoutGuard {
-                    TOLD
-                } else {
-                    KEPT
+                w.fuse = match broken {
+                    Broken::WaitsWithoutGuard => FINISH,
+                    Broken::LightsAShortFuse => KEPT,
+                    _another => FUSE,
                 };
             }
         });
@@ -492,6 +515,7 @@ fn is_for(world: &World, to: u8, life: u8) -> bool {
 
 fn let_go(world: &mut World, by: u8) {
     let runtime = &mut world.runtimes[usize::from(by)];
+    runtime.going = false;
     if let Some((epoch, _)) = runtime.holds.take() {
         let life = runtime.life;
         world.send(Message::Release { by, life, epoch });
@@ -580,6 +604,7 @@ fn handle(world: &mut World, message: Message, broken: Broken, deposed: bool) {
             let rises = runtime.holds.is_none_or(|(held, _)| epoch > held);
             if runtime.life == life && newest && rises {
                 runtime.waiting = false;
+                runtime.going = false;
                 runtime.holds = Some((epoch, counted));
             }
         }
@@ -607,10 +632,22 @@ fn handle(world: &mut World, message: Message, broken: Broken, deposed: bool) {
             age,
             let_go: true,
         } => {
-            let _ = age;
-            if is_for(world, to, life) {
-                let_go(world, to);
+            if !is_for(world, to, life) {
+                return;
             }
+            let runtime = &mut world.runtimes[usize::from(to)];
+            if let Some((_, held)) = runtime.holds
+                && !runtime.going
+            {
+                // What is over stays over, whatever time it was to have.
+                if is_over(held, TOLD) {
+                    runtime.holds = None;
+                } else {
+                    runtime.going = true;
+                }
+            }
+            // The others of the runtime are renewed by it.
+            runtime.renewed = runtime.renewed.min(age);
         }
         Message::Renewed {
             to,
@@ -629,9 +666,12 @@ fn handle(world: &mut World, message: Message, broken: Broken, deposed: bool) {
             let runtime = &mut world.runtimes[usize::from(to)];
             runtime.renewed = runtime.renewed.min(counted);
             if let Some((epoch, held)) = runtime.holds {
+                let limit = if runtime.going { FINISH } else { TOLD };
                 // What is over stays over, even if an answer comes that would have prolonged it.
-                runtime.holds = if is_over(held) && broken != Broken::ComesBack {
+                runtime.holds = if is_over(held, limit) && broken != Broken::ComesBack {
                     None
+                } else if runtime.going && broken != Broken::ComesBack {
+                    Some((epoch, held))
                 } else {
                     Some((epoch, held.min(counted)))
                 };
@@ -639,7 +679,9 @@ fn handle(world: &mut World, message: Message, broken: Broken, deposed: bool) {
         }
         Message::Lost { to, life } => {
             if is_for(world, to, life) {
-                world.runtimes[usize::from(to)].holds = None;
+                let runtime = &mut world.runtimes[usize::from(to)];
+                runtime.holds = None;
+                runtime.going = false;
             }
         }
         Message::Release { by, life, epoch } => {
@@ -675,8 +717,8 @@ fn explore(scope: Scope, broken: Broken, most: usize) -> Explored {
     let mut seen = BTreeSet::new();
     while let Some(at) = queue.pop_front() {
         let world = order[at].clone();
-        note(&world, &mut seen);
-        if !world.is_safe() {
+        note(&world, broken, &mut seen);
+        if !world.is_safe(broken) {
             let mut way = Vec::new();
             let mut step = known[&world];
             while let Some((before, name)) = step {
@@ -709,11 +751,11 @@ fn explore(scope: Scope, broken: Broken, most: usize) -> Explored {
     }
 }
 
-fn note(world: &World, seen: &mut BTreeSet<&'static str>) {
-    if world.may_write(0).is_some() {
+fn note(world: &World, broken: Broken, seen: &mut BTreeSet<&'static str>) {
+    if world.may_write(0, broken).is_some() {
         seen.insert("0 writes");
     }
-    if world.may_write(1).is_some() {
+    if world.may_write(1, broken).is_some() {
         seen.insert("1 writes");
         if world.revoked_once && world.is_alive(0, 0) {
             seen.insert("1 writes after 0 was told to let go and lives on");
@@ -725,7 +767,7 @@ fn note(world: &World, seen: &mut BTreeSet<&'static str>) {
     if matches!(world.stands, Stands::Revoking { lit: true, .. }) && world.fuse == 0 {
         seen.insert("a fuse burned down");
     }
-    if world.runtimes[0].life == 1 && world.may_write(0).is_some() {
+    if world.runtimes[0].life == 1 && world.may_write(0, broken).is_some() {
         seen.insert("0 writes in its second life");
     }
     if world.epoch == 3 {
@@ -775,6 +817,8 @@ fn each_rule_that_is_broken_on_purpose_is_found() {
         (Broken::ComesBack, 1),
         (Broken::ForgetsItsRenewal, 0),
         (Broken::TakesOldAnswers, 3),
+        (Broken::FinishesWithoutARight, 1),
+        (Broken::LightsAShortFuse, 1),
     ] {
         let explored = explore(SCOPES[scope], broken, MOST);
         let (states, way) = (explored.states, explored.violation);
@@ -789,4 +833,6 @@ fn the_model_counts_as_the_lease_does() {
     let term = Term::new(Duration::from_secs(u64::from(TOLD))).expect("whole seconds");
     assert_eq!(term.told(), Duration::from_secs(u64::from(TOLD)));
     assert_eq!(term.kept(), Duration::from_secs(u64::from(KEPT)));
+    let fuse = term.fuse(Duration::from_secs(u64::from(FINISH)));
+    assert_eq!(fuse, Duration::from_secs(u64::from(FUSE)));
 }

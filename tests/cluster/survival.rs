@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rspp_controlplane_api::{
     ControlError,
-    wire::{GetStatusRequest, Kind, SessionPhase},
+    wire::{DrainRuntimeRequest, GetStatusRequest, Kind, SessionPhase},
 };
 use rspp_proto::SessionId;
 use rspp_tests::link::Weather;
@@ -186,6 +186,52 @@ async fn a_drained_runtime_hands_its_sessions_over() {
     println!("back after {back:?}");
     assert!(back < Duration::from_secs(2), "{back:?}");
     fleet.ends(&first).await;
+    check(&fleet.notes());
+}
+
+/// F-106, F-113, NF-016: a runtime is emptied by order while it speaks, for longer than a lease. Each reply is
+/// heard to its end; then its client is told where to go on, is let in there at once, and is known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_that_is_emptied_cuts_no_reply() {
+    let fleet = Fleet::start(&["a", "b"]).await;
+    let id = session("story");
+    let (first, mut client) = fleet.connect(&id).await;
+    says(&mut client, "My name is Ada.").await;
+    reply(&mut client).await;
+    says(&mut client, "Tell me a long story.").await;
+    speaks(&mut client).await;
+    let request = DrainRuntimeRequest {
+        runtime: first.clone(),
+        migrate: true,
+        ..DrainRuntimeRequest::default()
+    };
+    let ordered = Instant::now();
+    fleet.operator.drain_runtime(request).await.unwrap();
+    let told = client.until(|_| false).await;
+    let outcome = told.iter().find_map(|it| match it {
+        ServerMessage::Turn(turn) => Some(turn.outcome.as_str()),
+        _another => None,
+    });
+    assert_eq!(outcome, Some("commit"), "{told:?} {}", fleet.logs());
+    let Some(ServerMessage::End(ended)) = told.last() else {
+        panic!("{told:?} {}", fleet.logs());
+    };
+    let said = ordered.elapsed();
+    assert!(said > TTL, "no long story: {said:?}");
+    let moved = Instant::now();
+    let to = ended.elsewhere.clone().expect("it goes on elsewhere");
+    let mut client = Fleet::follow(&to.url, &to.token.expect("with a token")).await;
+    let ready = client.next().await;
+    assert!(matches!(ready, Some(ServerMessage::Ready(_))), "{ready:?}");
+    println!(
+        "it was said for {said:?}, and the line was back after {:?}",
+        moved.elapsed()
+    );
+    says(&mut client, "What is my name?").await;
+    let (outcome, heard) = reply(&mut client).await;
+    assert_eq!(outcome, "commit");
+    assert!(heard.contains("Ada"), "{heard}");
+    assert_eq!(fleet.holder(&id).await.0.as_str(), fleet.other(&first));
     check(&fleet.notes());
 }
 

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use rspp_controlplane_api::LeaseError;
 use rspp_host::{
     AwayMode, Config, Emptying, OpenError, PlaneConfig, Pools, Runtime, SessionHandle,
     SessionRequest, ToolRegistry,
@@ -31,7 +32,9 @@ use rspp_tests::{
     plane::{Plane, Proves, Seer, TTL, Way},
 };
 use rspp_timeline::{Entry, MemoryRecording, Options, Recorder};
-use rspp_transport_api::{Ingress, Outgoing, Sink, SinkError, Stamped, Transport, TransportKind};
+use rspp_transport_api::{
+    Ingress, Link, Outgoing, Sink, SinkError, Stamped, Transport, TransportKind,
+};
 use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
 
@@ -469,6 +472,102 @@ async fn a_long_reply_is_cut_off_by_the_move() {
     tokio::time::sleep(ms(200)).await;
     let standing = plane.placement(&session()).unwrap();
     assert_eq!(standing.holder(), None, "it is given up, not waited for");
+    a.stop().await;
+}
+
+/// F-096, F-106: a reply that is longer than a lease is said to its end where the session may take so long to
+/// go, under renewals and while the others of its node are moved; its client is told to go on elsewhere
+/// right after it. The fuse of the order burns as long, so nobody else speaks before.
+#[tokio::test(start_paused = true)]
+async fn a_long_reply_is_said_to_its_end_before_the_move() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let (a, b) = pair(&plane, &played).await;
+    let old = a.open(session()).await.unwrap();
+    old.types("tell me a story");
+    old.until(Signal::PlaybackStarted, 1).await;
+    let told = Instant::now();
+    plane.revoke_within(&session(), WhyRevoked::Drain, Some("b"), ms(60_000));
+    let says = async {
+        old.until(Signal::SessionHandoff, 1).await;
+        (old.over().await, Instant::now())
+    };
+    let new = async {
+        loop {
+            match b.open(session()).await {
+                Ok(new) => return new,
+                // Whoever asks too early is told that it is held, and asks again.
+                Err(OpenError::Lease(LeaseError::Refused {
+                    may_retry: true, ..
+                })) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let ((report, over), new) = tokio::join!(says, new);
+    assert!(over - told > 2 * TTL, "{:?} is no long reply", over - told);
+    assert!(over - told < ms(55_000), "{:?}", over - told);
+    assert_eq!(report.turns[0].outcome, "commit");
+    new.exchange("and now").await;
+    assert_arrived(&new.signals());
+    assert_one_writer(&plane, &played);
+    b.stop().await;
+    a.stop().await;
+}
+
+/// F-096: what is not over when the time to finish is up is cut off, and no sooner.
+#[tokio::test(start_paused = true)]
+async fn who_does_not_finish_in_time_is_cut_off() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let a = Node::start(&plane, "a", &played).await;
+    a.joined().await;
+    let old = a.open(session()).await.unwrap();
+    old.types("tell me a story");
+    old.until(Signal::PlaybackStarted, 1).await;
+    let told = Instant::now();
+    plane.revoke_within(&session(), WhyRevoked::Drain, None, ms(8_000));
+    let report = old.over().await;
+    let took = told.elapsed();
+    assert!(took > TTL && took < ms(7_200), "{took:?}");
+    assert_eq!(report.turns[0].reason.as_deref(), Some("authority_loss"));
+    tokio::time::sleep(ms(200)).await;
+    let standing = plane.placement(&session()).unwrap();
+    assert_eq!(standing.holder(), None, "it is given up, not waited for");
+    a.stop().await;
+}
+
+/// F-096: nobody waits for the end of a reply that nobody hears: a session whose client is away goes at once,
+/// whatever time it has.
+#[tokio::test(start_paused = true)]
+async fn what_nobody_hears_is_not_waited_for() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let a = Node::start(&plane, "a", &played).await;
+    a.joined().await;
+    for away_first in [true, false] {
+        let old = a.open(session()).await.unwrap();
+        old.types("tell me a story");
+        old.until(Signal::PlaybackStarted, 1).await;
+        let gone = || old.client.send(Ingress::Link(Link::Reconnecting)).unwrap();
+        if away_first {
+            gone();
+            tokio::time::sleep(ms(50)).await;
+        }
+        plane.revoke_within(&session(), WhyRevoked::Drain, None, ms(60_000));
+        if !away_first {
+            tokio::time::sleep(ms(50)).await;
+            gone();
+        }
+        let told = Instant::now();
+        let report = old.over().await;
+        assert!(told.elapsed() < ms(500), "{:?}", told.elapsed());
+        let turn = report.turns.last().unwrap();
+        assert_eq!(
+            turn.reason.as_deref(),
+            Some("transport_disconnect_or_stall")
+        );
+        tokio::time::sleep(ms(200)).await;
+        let standing = plane.placement(&session()).unwrap();
+        assert_eq!(standing.holder(), None, "another may have it");
+    }
     a.stop().await;
 }
 

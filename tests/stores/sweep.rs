@@ -162,6 +162,7 @@ async fn an_ended_session_goes_after_its_time_and_a_live_one_never() {
         let letting_go = Standing::Revoking {
             from: holder("a", 1),
             why: WhyRevoked::Drain,
+            finish_within: Duration::ZERO,
             fuse: Fuse::Lit,
             to: None,
         };

@@ -9,7 +9,7 @@ use std::{
 
 use futures::{FutureExt, StreamExt, stream};
 use rspp_controlplane::{
-    authority::{self, Placement, Refusal, Revoke, Seen, Standing},
+    authority::{self, Placement, Refusal, Revoke, Seen, Standing, Term},
     fleet,
     token::{KeyId, Keyring, LeaseClaims, SigningKey},
 };
@@ -109,6 +109,10 @@ fn key(name: &str, seed: u8) -> SigningKey {
     SigningKey::from_seed(name, &[seed; 32])
 }
 
+fn term() -> Term {
+    Term::new(TTL).expect("whole seconds")
+}
+
 fn wall() -> u64 {
     let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
     since.as_secs()
@@ -148,18 +152,31 @@ impl Plane {
         self.0.lock().expect("nobody panics here")
     }
 
-    /// Tells a session's holder to let go.
+    /// Tells a session's holder to let go, by the end of its lease.
     pub fn revoke(&self, session: &SessionId, why: WhyRevoked, to: Option<&str>) {
+        self.revoke_within(session, why, to, Duration::ZERO);
+    }
+
+    /// Tells a session's holder to let go once it has finished what it says, or after so long.
+    pub fn revoke_within(
+        &self,
+        session: &SessionId,
+        why: WhyRevoked,
+        to: Option<&str>,
+        finish_within: Duration,
+    ) {
         let mut state = self.state();
         let to = to.map(|to| RuntimeId::new(to).expect("not blank"));
         let order = Revoke {
             why,
+            finish_within,
             to: to.clone(),
         };
         let current = state.placements.get(session).cloned();
         let revoked = authority::revoke(current.as_ref(), &order).expect("it is held");
         let lit = authority::light(&revoked).unwrap_or(revoked);
-        state.fuses.insert(session.clone(), Instant::now() + KEPT);
+        let fuse = term().fuse(finish_within);
+        state.fuses.insert(session.clone(), Instant::now() + fuse);
         let (holder, epoch) = (lit.holder().cloned(), lit.epoch);
         state.placements.insert(session.clone(), lit);
         if let Some(orders) = holder.and_then(|holder| state.orders.get(&holder).cloned()) {
@@ -167,6 +184,7 @@ impl Plane {
                 session: session.clone(),
                 epoch,
                 why,
+                finish_within,
                 to,
             }));
         }
@@ -553,13 +571,18 @@ impl ControlPlane for Seer {
                         session: session.clone(),
                         newest: placement.map(|it| it.epoch),
                     });
-                } else if let Some(Standing::Revoking { why, to, .. }) =
-                    placement.map(|it| &it.standing)
+                } else if let Some(Standing::Revoking {
+                    why,
+                    finish_within,
+                    to,
+                    ..
+                }) = placement.map(|it| &it.standing)
                 {
                     renewed.revoked.push(Revocation {
                         session: session.clone(),
                         epoch: *epoch,
                         why: *why,
+                        finish_within: *finish_within,
                         to: to.clone(),
                     });
                 }

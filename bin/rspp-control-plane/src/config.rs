@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use rspp_archive::{ObjectArchive, Place, PlaceError};
@@ -12,7 +13,7 @@ use rspp_controlplane::{
     token::{KeyId, SigningKey},
 };
 use rspp_controlplane_api::tls::TlsFiles;
-use rspp_controlplane_server::{KeptIn, Listen, Settings, Transport};
+use rspp_controlplane_server::{KeptIn, Listen, MAX_FINISH, Settings, Transport};
 use rspp_controlplane_storage::{EtcdConfig, EtcdIdentity, EtcdLogin, EtcdTls};
 use rspp_proto::Region;
 use rspp_service::{logs::Logs, settings, span::Span};
@@ -37,6 +38,8 @@ pub(crate) struct Config {
     pub(crate) region: Option<String>,
     /// How long a runtime's leases last, whole seconds.
     pub(crate) lease: Span,
+    /// How long a session that is told to go elsewhere may take to finish what it says.
+    pub(crate) finish_within: Span,
     /// How often runtimes say how busy they are.
     pub(crate) heartbeat: Span,
     /// How long a session token is valid.
@@ -169,6 +172,7 @@ impl Default for Config {
             store: Store::default(),
             region: None,
             lease: Span(settings.term.told()),
+            finish_within: Span(settings.finish_within),
             heartbeat: Span(settings.heartbeat),
             session_token: Span(settings.token_ttl),
             max_view_age: Span(settings.max_view_age),
@@ -238,6 +242,7 @@ impl Config {
             replica: self.replica.clone(),
             domain: self.domain.clone(),
             term: Term::new(self.lease.0).map_err(|error| wrong("lease", error.to_string()))?,
+            finish_within: self.finish_within()?,
             heartbeat: self.heartbeat.0,
             token_ttl: self.session_token.0,
             max_view_age: self.max_view_age.0,
@@ -251,6 +256,15 @@ impl Config {
             archives: self.archives()?,
             expire_every: self.expire_every.0,
         })
+    }
+
+    fn finish_within(&self) -> Result<Duration, ConfigError> {
+        let within = self.finish_within.0;
+        if within > MAX_FINISH {
+            let most = Span(MAX_FINISH);
+            return Err(wrong("finish_within", format!("is at most {most}")));
+        }
+        Ok(within)
     }
 
     fn retention(&self) -> Result<Retention, ConfigError> {

@@ -640,6 +640,7 @@ impl From<Revocation> for wire::Revocation {
             session: revocation.session.to_string(),
             epoch: revocation.epoch.get(),
             why: wire::WhyRevoked::from(revocation.why).into(),
+            finish_within_ms: millis(revocation.finish_within),
             to: revocation.to.map_or_else(String::new, |to| to.to_string()),
         }
     }
@@ -654,6 +655,7 @@ impl TryFrom<wire::Revocation> for Revocation {
             session: text("session", &revocation.session)?,
             epoch: epoch("epoch", revocation.epoch)?,
             why: why.try_into()?,
+            finish_within: Duration::from_millis(revocation.finish_within_ms),
             to: optional("to", &revocation.to)?,
         })
     }

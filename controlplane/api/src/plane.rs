@@ -149,6 +149,8 @@ pub struct Revocation {
     pub epoch: Epoch,
     /// Why.
     pub why: WhyRevoked,
+    /// How long what was begun may take to end; never less than a lease.
+    pub finish_within: Duration,
     /// Who is to have it next; `None`: anybody.
     pub to: Option<RuntimeId>,
 }

@@ -262,6 +262,8 @@ impl Account {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::authority::{self, Acquire, Attempt, Incarnation, Revoke, Seen, WhyRevoked};
 
@@ -331,6 +333,7 @@ mod tests {
         check(&there, false, Became::Lost { why: died });
         let order = Revoke {
             why: WhyRevoked::Drain,
+            finish_within: Duration::ZERO,
             to: None,
         };
         let going = authority::revoke(Some(&there), &order).unwrap();

@@ -346,6 +346,7 @@ pub fn judge_regions<'a>(
 pub fn orders<'a>(
     placements: impl IntoIterator<Item = &'a Placement>,
     leaving: impl Fn(&RuntimeId) -> Option<WhyRevoked>,
+    finish_within: Duration,
     most: usize,
 ) -> Vec<(SessionId, Revoke)> {
     placements
@@ -353,7 +354,12 @@ pub fn orders<'a>(
         .filter_map(|placement| match &placement.standing {
             Standing::Held { by } => {
                 let why = leaving(&by.runtime)?;
-                Some((placement.session.clone(), Revoke { why, to: None }))
+                let order = Revoke {
+                    why,
+                    finish_within,
+                    to: None,
+                };
+                Some((placement.session.clone(), order))
             }
             Standing::Revoking { .. } | Standing::Vacant { .. } | Standing::Ended { .. } => None,
         })

@@ -164,6 +164,7 @@ mod tests {
             from: by.clone(),
             why: WhyRevoked::Drain,
             fuse: Fuse::Lit,
+            finish_within: Duration::ZERO,
             to: None,
         };
         let vacant = Standing::Vacant {

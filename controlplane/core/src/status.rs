@@ -96,6 +96,8 @@ pub fn of(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::authority::{Fuse, Holder, Incarnation, Vacated, WhyRevoked};
 
@@ -128,6 +130,7 @@ mod tests {
             from: holder.clone(),
             why: WhyRevoked::Drain,
             fuse: Fuse::Lit,
+            finish_within: Duration::ZERO,
             to: None,
         });
         let vacant = placement(Standing::Vacant {

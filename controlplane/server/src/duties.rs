@@ -362,10 +362,13 @@ impl Plane {
                 RegionDuty::Leaving(FailoverMode::Drain) | RegionDuty::Serving => None,
             }
         };
+        let finish_within = self.settings().finish_within;
         let orders = {
             let placements = self.shared.placements.records();
             let mut orders = Vec::new();
-            for (session, order) in failover::orders(placements.values(), leaves, MOST) {
+            for (session, order) in
+                failover::orders(placements.values(), leaves, finish_within, MOST)
+            {
                 let placement = placements.get(&keys::placement(&session));
                 if let Some(holder) = placement.and_then(Placement::holder) {
                     orders.push((session, order, holder.runtime.clone()));

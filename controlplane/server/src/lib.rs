@@ -20,5 +20,5 @@ mod wire;
 
 pub use expiry::KeptIn;
 pub use identity::{Identity, IdentityError};
-pub use plane::{OpenError, Plane, Settings};
+pub use plane::{MAX_FINISH, OpenError, Plane, Settings};
 pub use serve::{Listen, ServeError, Server, Transport};

@@ -44,6 +44,9 @@ use crate::{
     tally::Tally,
 };
 
+/// The longest that a session which is told to go elsewhere may finish what it says.
+pub const MAX_FINISH: Duration = Duration::from_mins(10);
+
 /// How a control plane behaves.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -53,6 +56,9 @@ pub struct Settings {
     pub domain: String,
     /// How long leases last.
     pub term: Term,
+    /// How long a session that is told to go elsewhere may take to finish what it says, unless it is told
+    /// otherwise; less than a lease is a lease, and [`MAX_FINISH`] the most.
+    pub finish_within: Duration,
     /// How often runtimes say how busy they are.
     pub heartbeat: Duration,
     /// How long a session token is valid unless less is asked for.
@@ -75,6 +81,9 @@ impl Default for Settings {
             replica: "replica".to_owned(),
             domain: "rspp.local".to_owned(),
             term: Term::default(),
+            // A tenth of it is kept back for clocks that run apart, and by default no turn takes longer than
+            // 60 s: no reply is cut.
+            finish_within: Duration::from_secs(75),
             heartbeat: Duration::from_secs(1),
             token_ttl: Duration::from_mins(5),
             max_view_age: Duration::from_secs(5),

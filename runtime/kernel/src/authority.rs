@@ -175,6 +175,17 @@ impl LeaseTimer {
         Self { asked, ttl }
     }
 
+    /// A lease that was asked for at `asked` and whose holder falls silent at `silent_at`, or a moment before.
+    pub fn ending(asked: Monotonic, silent_at: Monotonic) -> Self {
+        let ttl = silent_at.since(asked) * 10 / 9;
+        Self { asked, ttl }
+    }
+
+    /// How long it lasts.
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
     /// Takes over a renewal. An answer to an older request changes nothing.
     pub fn renewed(&mut self, asked: Monotonic, ttl: Duration) {
         if asked >= self.asked {

@@ -8,7 +8,8 @@
 //! Three rules keep two nodes from speaking at once:
 //! - a right counts from when the newest renewal that was answered was *sent*, and ends a tenth early;
 //! - each request is answered once, and what was given up as lost is not listened to any more;
-//! - a session that is to be let go is not prolonged by any later renewal.
+//! - a session that is to be let go is not prolonged by any renewal after that: what time it was given to
+//!   finish counts from when the last renewal before was sent.
 
 #[cfg(test)]
 mod tests;
@@ -120,8 +121,8 @@ pub enum Answer {
         ttl: Duration,
         /// What is not held any more, whatever the node believes.
         lost: Vec<(SessionId, Epoch)>,
-        /// What is to be let go.
-        going: Vec<(SessionId, Epoch)>,
+        /// What is to be let go, and how long what was begun may take to end.
+        going: Vec<(SessionId, Epoch, Duration)>,
     },
     /// The session is this node's.
     Granted {
@@ -210,14 +211,17 @@ pub enum Duty {
         /// Why not.
         denial: Denial,
     },
-    /// A session is to be let go; it may be spoken for until then, and not a moment longer.
+    /// A session is to be let go; it may be spoken for until then, and not a moment longer: not even so long,
+    /// if the right of the whole node ends before.
     LetGo {
         /// Which.
         session: SessionId,
         /// What was held.
         epoch: Epoch,
-        /// How long it may take.
-        until: Monotonic,
+        /// Since when its time counts.
+        asked: Monotonic,
+        /// For how long, as a lease is.
+        ttl: Duration,
     },
     /// A session is somebody else's, or may be: silence, at once.
     Lost {
@@ -299,7 +303,17 @@ struct Wish {
     until: Option<Monotonic>,
     /// Whether it may have been granted without our knowing.
     unsure: bool,
+    /// It is to be let go already.
+    told: Option<Told>,
     last: Denial,
+}
+
+/// The order to let go of a session, and by which right its time counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Told {
+    epoch: Epoch,
+    right: Right,
+    finish_within: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -454,6 +468,7 @@ impl Keeper {
             failures: 0,
             until: Some(now + self.policy.patience),
             unsure: false,
+            told: None,
             last: Denial::Away {
                 reason: AWAY.to_owned(),
             },
@@ -492,24 +507,52 @@ impl Keeper {
 
     /// The control plane wants a session back. However often it is told, the first time counts: from
     /// then on no renewal prolongs the right to it.
-    pub fn told_to_let_go(&mut self, now: Monotonic, session: &SessionId, epoch: Epoch) {
+    pub fn told_to_let_go(
+        &mut self,
+        now: Monotonic,
+        session: &SessionId,
+        epoch: Epoch,
+        finish_within: Duration,
+    ) {
         self.lapse(now);
         let Standing::In { right, .. } = &self.standing else {
             return;
         };
-        let end = right.silent_at();
-        let Some(Hold::Held { epoch: held, until }) = self.sessions.get_mut(session) else {
+        let told = Told {
+            epoch,
+            right: *right,
+            finish_within,
+        };
+        match self.sessions.get_mut(session) {
+            Some(Hold::Held { epoch: held, .. }) if *held == epoch => self.going(session, told),
+            // The answer that grants it is still to come.
+            Some(Hold::Wanted(wish)) if wish.told.is_none_or(|it| it.epoch < epoch) => {
+                wish.told = Some(told);
+            }
+            Some(Hold::Held { .. } | Hold::Wanted(_) | Hold::Parting { .. }) | None => {}
+        }
+    }
+
+    /// The time of a session that is held and to be let go begins to run out, if it does not yet.
+    fn going(&mut self, session: &SessionId, told: Told) {
+        let Some(Hold::Held { epoch, until }) = self.sessions.get_mut(session) else {
             return;
         };
-        if *held != epoch || until.is_some() {
+        if *epoch != told.epoch || until.is_some() {
             return;
         }
+        // It may believe in its lease at least. The order was stored, and its fuse lit, after the renewal
+        // was sent that did not know of it yet.
+        let Right { asked, ttl } = told.right;
+        let ttl = ttl.max(told.finish_within);
+        let end = Right { asked, ttl }.silent_at();
         *until = Some(end);
         self.timers.insert((end, Timer::Session(session.clone())));
         self.duties.push_back(Duty::LetGo {
             session: session.clone(),
-            epoch,
-            until: end,
+            epoch: told.epoch,
+            asked,
+            ttl,
         });
     }
 
@@ -690,8 +733,8 @@ impl Keeper {
         match answer {
             Answer::Renewed { ttl, lost, going } => {
                 // Before the right is prolonged: what is to be let go counts by the older one.
-                for (session, epoch) in going {
-                    self.told_to_let_go(now, &session, epoch);
+                for (session, epoch, finish_within) in going {
+                    self.told_to_let_go(now, &session, epoch, finish_within);
                 }
                 for (session, epoch) in lost {
                     self.lost(session, epoch);
@@ -921,6 +964,9 @@ impl Keeper {
             ttl: right.ttl,
             taken_over,
         });
+        if let Some(told) = wish.told {
+            self.going(session, told);
+        }
     }
 
     fn ask(&mut self, now: Monotonic, about: About, ask: Ask, within: Duration) {

@@ -586,6 +586,17 @@ impl Session {
         if let Some(signal) = signal {
             self.signal(signal, emitter, None);
         }
+        self.leave_unheard();
+    }
+
+    /// Nobody waits where the session leaves for the end of what nobody hears.
+    fn leave_unheard(&mut self) {
+        if self.moving
+            && !self.link.takes_output()
+            && let Some(running) = &mut self.running
+        {
+            running.end(Ending::TransportLost);
+        }
     }
 
     /// A turn is not charged for the time in which nobody took what it said.
@@ -1326,6 +1337,7 @@ impl Session {
             None,
             "region_failover_start",
         );
+        self.leave_unheard();
         self.drain();
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use rspp_controlplane_api::{Client, wire};
+use rspp_service::span::Span;
 use serde_json::json;
 
 use crate::{
@@ -22,8 +23,8 @@ use crate::{
 Examples:
   rspp node list                          All runtimes, and how they fare
   rspp node drain eu-1                    Nothing new goes there; its sessions end by themselves
-  rspp node drain eu-1 --migrate --wait   Its sessions move; returns when none is left, and says what
-                                          became of each
+  rspp node drain eu-1 --migrate --wait   Its sessions move once they have finished what they say; returns
+                                          when none is left, and says what became of each
   rspp node account eu-1                  What became of each session of a runtime that was emptied, or
                                           that went by itself
   rspp node drain eu-1 --undo             It takes sessions again")]
@@ -48,6 +49,10 @@ enum What {
         /// Let it serve again
         #[arg(long)]
         undo: bool,
+        /// How long they may take to finish what they say before they move, e.g. `10s`; without, as the
+        /// control plane has it (75 s unless set otherwise)
+        #[arg(long, value_name = "TIME", requires = "migrate")]
+        finish_within: Option<Span>,
         /// Wait until no session is left, and tell what became of each
         #[arg(long, conflicts_with = "undo")]
         wait: bool,
@@ -74,12 +79,14 @@ impl Node {
                 runtime,
                 migrate,
                 undo,
+                finish_within,
                 wait,
             } => {
                 let request = wire::DrainRuntimeRequest {
                     runtime,
                     serve: undo,
                     migrate,
+                    finish_within_ms: finish_within.map(Span::millis),
                     request_id: request_id(),
                 };
                 remote.run(|client| drain(remote, client, request, wait))

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use rspp_controlplane_api::{Client, wire};
+use rspp_service::span::Span;
 use serde_json::json;
 
 use crate::{
@@ -40,6 +41,14 @@ struct Named {
     /// Whose session it is
     #[arg(long, env = "RSPP_TENANT")]
     tenant: String,
+}
+
+#[derive(Debug, Args)]
+struct Finish {
+    /// How long it may take to finish what it says, e.g. `10s`; without, as the control plane has it (75 s
+    /// unless set otherwise)
+    #[arg(long, value_name = "TIME")]
+    finish_within: Option<Span>,
 }
 
 #[derive(Debug, Args)]
@@ -111,7 +120,12 @@ enum What {
         ended: bool,
     },
     /// Tell its runtime to let go of a session
-    Drain(Named),
+    Drain {
+        #[command(flatten)]
+        named: Named,
+        #[command(flatten)]
+        finish: Finish,
+    },
     /// Move a session to another runtime
     Migrate {
         #[command(flatten)]
@@ -119,6 +133,8 @@ enum What {
         /// To this runtime; without, to whichever is fit
         #[arg(long, default_value = "")]
         to: String,
+        #[command(flatten)]
+        finish: Finish,
     },
 }
 
@@ -142,13 +158,13 @@ impl Session {
                 };
                 remote.run(|client| list(remote, client, request))
             }
-            What::Drain(named) => {
-                let why = wire::WhyRevoked::Operator;
-                remote.run(|client| let_go(remote, client, named, String::new(), why))
+            What::Drain { named, finish } => {
+                let order = order(named, finish, String::new(), wire::WhyRevoked::Operator);
+                remote.run(|client| let_go(remote, client, order))
             }
-            What::Migrate { named, to } => {
-                let why = wire::WhyRevoked::Transfer;
-                remote.run(|client| let_go(remote, client, named, to, why))
+            What::Migrate { named, to, finish } => {
+                let order = order(named, finish, to, wire::WhyRevoked::Transfer);
+                remote.run(|client| let_go(remote, client, order))
             }
         }
     }
@@ -290,23 +306,33 @@ async fn list(
     remote.print(|| rows(&found), || json_of(&found))
 }
 
-async fn let_go(
-    remote: &Remote,
-    client: Client,
+fn order(
     named: Named,
+    finish: Finish,
     to: String,
     why: wire::WhyRevoked,
-) -> Result<(), Problem> {
-    let request = wire::MoveSessionRequest {
+) -> wire::MoveSessionRequest {
+    wire::MoveSessionRequest {
         tenant: named.tenant,
         session: named.session,
         to,
         why: why.into(),
         request_id: request_id(),
-    };
-    let status = client.move_session(request).await.map_err(refused)?;
+        finish_within_ms: finish.finish_within.map(Span::millis),
+    }
+}
+
+async fn let_go(
+    remote: &Remote,
+    client: Client,
+    order: wire::MoveSessionRequest,
+) -> Result<(), Problem> {
+    let status = client.move_session(order).await.map_err(refused)?;
     if !remote.json {
-        terminal::note("its runtime was told; `rspp session status` shows where it goes on");
+        terminal::note(
+            "its runtime was told, and lets go once it has finished what it says; `rspp session status` \
+             shows where it goes on",
+        );
     }
     remote.print(|| rows(std::slice::from_ref(&status)), || status.shape())
 }

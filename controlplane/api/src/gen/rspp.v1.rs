@@ -1876,6 +1876,9 @@ pub struct Revocation {
     /// Who is to have it next; empty: anybody.
     #[prost(string, tag = "4")]
     pub to: ::prost::alloc::string::String,
+    /// How long what was begun may take to end, in ms; never less than a lease.
+    #[prost(uint64, tag = "5")]
+    pub finish_within_ms: u64,
 }
 /// A session that a runtime does not hold, whatever it believes.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2579,6 +2582,9 @@ pub struct DrainRuntimeRequest {
     /// Names this request: repeating it has no second effect.
     #[prost(string, tag = "4")]
     pub request_id: ::prost::alloc::string::String,
+    /// How long what its sessions say may take to end before they move, in ms; unset: as the control plane has it.
+    #[prost(uint64, optional, tag = "5")]
+    pub finish_within_ms: ::core::option::Option<u64>,
 }
 /// How far it has come.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -6320,6 +6326,9 @@ pub struct MoveSessionRequest {
     /// Names this request: repeating it has no second effect.
     #[prost(string, tag = "5")]
     pub request_id: ::prost::alloc::string::String,
+    /// How long what it says may take to end, in ms; unset: as the control plane has it.
+    #[prost(uint64, optional, tag = "6")]
+    pub finish_within_ms: ::core::option::Option<u64>,
 }
 /// A holder's report.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

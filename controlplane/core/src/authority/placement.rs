@@ -1,11 +1,15 @@
 //! A session's record of who speaks for it, and every way in which that changes.
 
+use std::time::Duration;
+
 use rspp_proto::{
     Epoch, RuntimeId, SessionId, WallClock,
     control::{Attempt, Binding, Holder, WhyRevoked},
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use super::Term;
 
 /// Whether the time of a revoked holder is being counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +48,9 @@ pub enum Standing {
         why: WhyRevoked,
         /// Whether its time is being counted.
         fuse: Fuse,
+        /// How long what it had begun may take to end; a lease at least.
+        #[serde(default)]
+        finish_within: Duration,
         /// Who is to have it next; anybody if nobody is named or that one is gone.
         to: Option<RuntimeId>,
     },
@@ -209,6 +216,14 @@ impl Placement {
             Standing::Revoking { from, .. } => Some(from),
             Standing::Vacant { last, .. } => Some(last),
             Standing::Ended { .. } => None,
+        }
+    }
+
+    /// How long the fuse of a holder that was told to let go burns.
+    pub fn fuse(&self, term: Term) -> Option<Duration> {
+        match &self.standing {
+            Standing::Revoking { finish_within, .. } => Some(term.fuse(*finish_within)),
+            Standing::Held { .. } | Standing::Vacant { .. } | Standing::Ended { .. } => None,
         }
     }
 
@@ -500,12 +515,15 @@ pub fn abandon(current: &Placement, holder_alive: bool, now: WallClock) -> Optio
 pub struct Revoke {
     /// Why.
     pub why: WhyRevoked,
+    /// How long what was begun may take to end; less than a lease is a lease.
+    pub finish_within: Duration,
     /// Who is to have it next.
     pub to: Option<RuntimeId>,
 }
 
 /// Tells a session's holder to let go. The holder reads it with its next renewal, or hears of it
-/// sooner; once this is stored the fuse has to be lit. Repeating it changes only whom it is kept for.
+/// sooner; once this is stored the fuse has to be lit. Repeating it changes only whom it is kept for: the
+/// holder may count on the time that it was first given.
 pub fn revoke(current: Option<&Placement>, order: &Revoke) -> Result<Placement, Refusal> {
     let placement = current.ok_or(Refusal::Unknown)?;
     let standing = match &placement.standing {
@@ -513,14 +531,20 @@ pub fn revoke(current: Option<&Placement>, order: &Revoke) -> Result<Placement, 
             from: by.clone(),
             why: order.why,
             fuse: Fuse::Unlit,
+            finish_within: order.finish_within,
             to: order.to.clone(),
         },
         Standing::Revoking {
-            from, why, fuse, ..
+            from,
+            why,
+            fuse,
+            finish_within,
+            to: _,
         } => Standing::Revoking {
             from: from.clone(),
             why: *why,
             fuse: *fuse,
+            finish_within: *finish_within,
             to: order.to.clone(),
         },
         Standing::Vacant { last, how, .. } => Standing::Vacant {
@@ -544,12 +568,14 @@ pub fn light(current: &Placement) -> Option<Placement> {
             from,
             why,
             fuse: Fuse::Unlit,
+            finish_within,
             to,
         } => Some(Placement {
             standing: Standing::Revoking {
                 from: from.clone(),
                 why: *why,
                 fuse: Fuse::Lit,
+                finish_within: *finish_within,
                 to: to.clone(),
             },
             ..current.clone()
@@ -668,6 +694,7 @@ mod tests {
         at(Standing::Revoking {
             from: holder("a"),
             why: WhyRevoked::Drain,
+            finish_within: Duration::ZERO,
             fuse,
             to: to.map(|to| RuntimeId::new(to).unwrap()),
         })
@@ -855,6 +882,7 @@ mod tests {
         );
         let order = Revoke {
             why: WhyRevoked::Drain,
+            finish_within: Duration::ZERO,
             to: None,
         };
         let revoked = revoke(Some(&held("a")), &order).unwrap();
@@ -870,6 +898,7 @@ mod tests {
     fn a_hand_over_goes_to_whom_it_was_meant_for() {
         let order = Revoke {
             why: WhyRevoked::Transfer,
+            finish_within: Duration::ZERO,
             to: Some(RuntimeId::new("c").unwrap()),
         };
         let revoked = revoke(Some(&held("a")), &order).unwrap();
@@ -945,7 +974,7 @@ mod tests {
                     }
                     Step::Revoke(to) => {
                         let to = to.map(|to| RuntimeId::new(name(to)).unwrap());
-                        revoke(current.as_ref(), &Revoke { why: WhyRevoked::Drain, to }).ok()
+                        revoke(current.as_ref(), &Revoke { why: WhyRevoked::Drain, finish_within: Duration::ZERO, to }).ok()
                     }
                     Step::Light => current.as_ref().and_then(light),
                 };

@@ -52,6 +52,18 @@ impl Term {
     pub fn kept(self) -> Duration {
         (self.told + GUARD).max(MIN_LEASE)
     }
+
+    /// How long the fuse of a holder burns that was told to let go and may take `finish_within` for it,
+    /// counted as its leases are; never less than a lease, which it may not have heard the end of.
+    pub fn fuse(self, finish_within: Duration) -> Duration {
+        let whole = Duration::from_secs(finish_within.as_secs());
+        let whole = if whole < finish_within {
+            whole + Duration::from_secs(1)
+        } else {
+            whole
+        };
+        self.kept().max(whole + GUARD)
+    }
 }
 
 impl Default for Term {
@@ -69,6 +81,10 @@ mod tests {
         for seconds in 1..100 {
             let term = Term::new(Duration::from_secs(seconds)).unwrap();
             assert!(term.kept() >= term.told() + GUARD && term.kept() >= MIN_LEASE);
+            for within in [0, 1_500, 4_000, 30_000].map(Duration::from_millis) {
+                let fuse = term.fuse(within);
+                assert!(fuse >= term.kept() && fuse >= within + GUARD, "{within:?}");
+            }
         }
         assert!(Term::new(Duration::from_millis(1_500)).is_err());
         assert!(Term::new(Duration::ZERO).is_err());

@@ -1,6 +1,6 @@
 //! Runtimes and regions (F-094, F-096, F-103, F-106, F-108, NF-032).
 
-use std::{collections::BTreeMap, pin::Pin};
+use std::{collections::BTreeMap, pin::Pin, time::Duration};
 
 use futures::{Stream, StreamExt as _, stream};
 use prost::Message as _;
@@ -28,7 +28,7 @@ use crate::{
     audit::done,
     commit::{Asked, Decided},
     failure::Failure,
-    plane::{Plane, RegionRecord, wall_clock},
+    plane::{MAX_FINISH, Plane, RegionRecord, wall_clock},
     wire as to,
 };
 
@@ -145,6 +145,7 @@ impl Fleet for FleetService {
         let by = plane.admit(&request, Operation::OperateFleet, None, &name)?;
         let message = request.into_inner();
         let id = text::<RuntimeId>("runtime", &name).map_err(Failure::from)?;
+        let finish_within = plane.finish_within(message.finish_within_ms)?;
         let duty = if message.serve {
             Duty::Serving
         } else {
@@ -169,7 +170,12 @@ impl Fleet for FleetService {
             };
             plane.goes(&id, how, by.actor).await?;
             if message.migrate {
-                plane.move_all(&id, WhyRevoked::Drain).await?;
+                let order = Revoke {
+                    why: WhyRevoked::Drain,
+                    finish_within,
+                    to: None,
+                };
+                plane.move_all(&id, &order).await?;
             }
         }
         let left = plane.placed().get(&id).copied().unwrap_or_default();
@@ -408,7 +414,7 @@ impl Plane {
     }
 
     /// Tells a runtime to let go of all that it holds.
-    pub(crate) async fn move_all(&self, id: &RuntimeId, why: WhyRevoked) -> Result<(), Failure> {
+    pub(crate) async fn move_all(&self, id: &RuntimeId, order: &Revoke) -> Result<(), Failure> {
         let sessions: Vec<SessionId> = {
             let placements = self.shared.placements.records();
             let there = placements
@@ -417,7 +423,7 @@ impl Plane {
             there.map(|it| it.session.clone()).collect()
         };
         let moves = stream::iter(sessions).map(|session| async move {
-            match self.revoke(&session, &Revoke { why, to: None }, id).await {
+            match self.revoke(&session, order, id).await {
                 // It has ended, or somebody else has it by now.
                 Ok(()) | Err(Failure::Lease(_)) => Ok(()),
                 Err(failure) => Err(failure),
@@ -428,6 +434,18 @@ impl Plane {
             moved?;
         }
         Ok(())
+    }
+
+    /// How long what is said may take to end: as it was asked for, or as it is set.
+    pub(crate) fn finish_within(&self, asked_ms: Option<u64>) -> Result<Duration, Failure> {
+        let Some(asked) = asked_ms.map(Duration::from_millis) else {
+            return Ok(self.settings().finish_within);
+        };
+        if asked > MAX_FINISH {
+            let most = format!("is longer than {} s, the most", MAX_FINISH.as_secs());
+            return Err(WireError::new("finish_within_ms", most).into());
+        }
+        Ok(asked)
     }
 
     /// Tells one runtime to let go of a session that it holds, and lets its time run.

@@ -48,6 +48,8 @@ const LOOKUPS: usize = 32;
 pub(crate) struct Mark {
     pub(crate) epoch: Epoch,
     pub(crate) why: WhyRevoked,
+    #[serde(default)]
+    pub(crate) finish_within: Duration,
     pub(crate) to: Option<RuntimeId>,
 }
 
@@ -57,6 +59,7 @@ impl Mark {
             session,
             epoch: self.epoch,
             why: self.why,
+            finish_within: self.finish_within,
             to: self.to.clone(),
         }
     }
@@ -515,10 +518,18 @@ impl Plane {
         let after = authority::revoke(current, order)?;
         let key = unchanged.key().clone();
         let mut txn = Txn::default().when(unchanged).put(key, bytes(&after));
-        if let Standing::Revoking { from, why, to, .. } = &after.standing {
+        if let Standing::Revoking {
+            from,
+            why,
+            finish_within,
+            to,
+            fuse: _,
+        } = &after.standing
+        {
             let mark = Mark {
                 epoch: after.epoch,
                 why: *why,
+                finish_within: *finish_within,
                 to: to.clone(),
             };
             txn = txn.put(keys::revocation(from, &after.session), bytes(&mark));
@@ -531,10 +542,14 @@ impl Plane {
         self.settle(|| async {
             let key = keys::placement(session);
             let (current, entry) = self.read::<Placement>(&key).await?;
-            let Some(lit) = current.as_ref().and_then(authority::light) else {
+            let lit = current.as_ref().and_then(authority::light);
+            let Some((lit, burns)) = lit.and_then(|lit| {
+                let burns = lit.fuse(self.settings().term)?;
+                Some((lit, burns))
+            }) else {
                 return Ok((None, ()));
             };
-            let fuse = self.store().grant(self.settings().term.kept()).await?;
+            let fuse = self.store().grant(burns).await?;
             let txn = Txn::default()
                 .when(Compare::unchanged(&key, entry.as_ref()))
                 .put(key, bytes(&lit))

@@ -156,7 +156,11 @@ impl Sessions for SessionsService {
             }
             .into());
         }
-        let order = Revoke { why, to };
+        let order = Revoke {
+            why,
+            finish_within: plane.finish_within(message.finish_within_ms)?,
+            to,
+        };
         let encoded = message.encode_to_vec();
         let asked = Asked {
             by: &by,

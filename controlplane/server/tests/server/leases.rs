@@ -12,6 +12,7 @@ use rspp_controlplane_api::{
     ControlError, ControlPlane as _, HeldSession, Leave, Order, Renewed, StatusReport, Version,
     Write, wire,
 };
+use rspp_controlplane_server::{MAX_FINISH, Settings};
 use rspp_proto::{
     Epoch, RuntimeId, SessionId, WallClock,
     control::{Attempt, SessionPhase, WhyRevoked},
@@ -36,11 +37,18 @@ fn write(key: &str, value: &str, expected: Option<u64>) -> Write {
     }
 }
 
-async fn moved(rig: &Rig, session: &str, to: &str) -> Result<wire::SessionStatus, ControlError> {
+/// Moves it; it may take so long to finish what it says, or as long as is set.
+async fn moved(
+    rig: &Rig,
+    session: &str,
+    to: &str,
+    finish_within: Option<Duration>,
+) -> Result<wire::SessionStatus, ControlError> {
     let request = wire::MoveSessionRequest {
         tenant: "acme".to_owned(),
         session: session.to_owned(),
         to: to.to_owned(),
+        finish_within_ms: finish_within.map(|it| it.as_millis() as u64),
         ..wire::MoveSessionRequest::default()
     };
     rig.client("operator/otto").move_session(request).await
@@ -239,7 +247,7 @@ async fn a_session_is_moved_on_order() {
     let lease = a.acquire("s", 1).await.unwrap();
     let mut orders = a.client.orders(&a.holder());
     assert_eq!(orders.next().await.unwrap().unwrap(), Order::Settled);
-    let status = moved(&rig, "s", "b").await.unwrap();
+    let status = moved(&rig, "s", "b", None).await.unwrap();
     assert_eq!(status.reason, "letting_go_transfer");
     let Order::Revoke(revocation) = orders.next().await.unwrap().unwrap() else {
         panic!("the order is pushed");
@@ -249,6 +257,8 @@ async fn a_session_is_moved_on_order() {
         (WhyRevoked::Transfer, lease.epoch)
     );
     assert_eq!(revocation.to.as_ref().unwrap().as_str(), "b");
+    let set = Settings::default().finish_within;
+    assert_eq!(revocation.finish_within, set, "as it is set");
     // It is named with every renewal, too, and whoever watches later is told as well.
     for _ in 0..2 {
         let renewed = renew(&a, &[("s", lease.epoch)]).await.unwrap();
@@ -299,22 +309,26 @@ async fn a_session_is_moved_on_order() {
     assert_eq!(renewed.revoked, [], "who has let go is not told again");
 }
 
-/// F-111: a holder that does not let go is not waited for longer than it may believe in its lease; the
-/// order stays for it to find.
+/// F-106, F-111: a holder that does not let go is not waited for longer than it may believe in its lease or was
+/// given to finish, and no shorter; the order stays for it to find.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deaf_holder_is_waited_for_and_no_longer() {
     let rig = Rig::start().await;
     rig.pipeline("desk-1").await;
     let (a, b) = (rig.node("a").await, rig.node("b").await);
     let lease = a.acquire("s", 1).await.unwrap();
-    moved(&rig, "s", "").await.unwrap();
+    let within = TTL + Duration::from_secs(1);
+    moved(&rig, "s", "", Some(within)).await.unwrap();
     let ordered = tokio::time::Instant::now();
+    // Another order changes nothing of what the holder counts on.
+    moved(&rig, "s", "", Some(Duration::ZERO)).await.unwrap();
     let mut attempt = 0;
     let taken = loop {
         attempt += 1;
         // It renews all the while, and is told each time.
         let told = renew(&a, &[("s", lease.epoch)]).await.unwrap();
         assert_eq!(told.revoked.len(), 1);
+        assert_eq!(told.revoked[0].finish_within, within);
         renew(&b, &[]).await.unwrap();
         match b.acquire("s", attempt).await {
             Ok(taken) => break taken,
@@ -324,7 +338,7 @@ async fn a_deaf_holder_is_waited_for_and_no_longer() {
             Err(error) => panic!("{error:?}"),
         }
     };
-    assert!(ordered.elapsed() > TTL);
+    assert!(ordered.elapsed() > within);
     assert!(taken.taken_over);
     let told = renew(&a, &[("s", lease.epoch)]).await.unwrap();
     assert_eq!((told.revoked.len(), told.lost.len()), (1, 1));
@@ -338,6 +352,38 @@ async fn a_deaf_holder_is_waited_for_and_no_longer() {
     assert!(
         matches!(refused, Err(ControlError::Stale { .. })),
         "{refused:?}"
+    );
+}
+
+/// F-106: nobody is given longer to finish than ten minutes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_finishes_for_ever() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let a = rig.node("a").await;
+    a.acquire("s", 1).await.unwrap();
+    let long = Some(MAX_FINISH + Duration::from_millis(1));
+    let refused = moved(&rig, "s", "", long).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("finish_within_ms") && refused.to_string().contains("600 s"),
+        "{refused}"
+    );
+    let request = wire::DrainRuntimeRequest {
+        runtime: "a".to_owned(),
+        migrate: true,
+        finish_within_ms: Some(u64::MAX),
+        ..wire::DrainRuntimeRequest::default()
+    };
+    let operator = rig.client("operator/otto");
+    let refused = operator.drain_runtime(request).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("finish_within_ms"),
+        "{refused}"
+    );
+    assert_eq!(
+        renew(&a, &[]).await.unwrap().revoked,
+        [],
+        "and nothing is changed"
     );
 }
 

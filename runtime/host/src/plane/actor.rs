@@ -254,10 +254,14 @@ impl ControlPlaneLink {
                 session,
                 epoch,
                 why,
+                finish_within,
                 to,
             }) => {
-                tracing::info!(%session, %epoch, why = why.as_str(), ?to, "a session is to be let go");
-                self.keeper.told_to_let_go(self.now(), &session, epoch);
+                let to = to.as_ref().map(tracing::field::display);
+                tracing::info!(%session, %epoch, why = why.as_str(), ?finish_within, to, "a session is to be let go");
+                let now = self.now();
+                self.keeper
+                    .told_to_let_go(now, &session, epoch, finish_within);
                 self.carry_out();
             }
         }
@@ -353,10 +357,14 @@ impl ControlPlaneLink {
                 Duty::LetGo {
                     session,
                     epoch,
-                    until,
+                    asked,
+                    ttl,
                 } => {
-                    self.around.shared.going(session.clone());
-                    self.around.roster.let_go(&session, epoch, until);
+                    let right = Right { asked, ttl };
+                    self.around.shared.going(session.clone(), right);
+                    self.around
+                        .roster
+                        .let_go(&session, epoch, right.silent_at());
                 }
                 Duty::Lost { session, epoch } => {
                     tracing::warn!(%session, %epoch, "the session is no longer ours");

@@ -75,7 +75,7 @@ impl Carrier {
                             let lost = renewed.lost.into_iter();
                             let lost = lost.filter_map(|lost| named(&sessions, &lost.session));
                             let going = renewed.revoked.into_iter();
-                            let going = going.map(|order| (order.session, order.epoch));
+                            let going = going.map(|it| (it.session, it.epoch, it.finish_within));
                             Answer::Renewed {
                                 ttl: renewed.ttl,
                                 lost: lost.collect(),

@@ -58,7 +58,26 @@ pub(crate) struct Right {
 
 impl Right {
     fn is_over(self, now: Monotonic) -> bool {
-        LeaseTimer::new(self.asked, self.ttl).is_over(now)
+        now >= self.silent_at()
+    }
+
+    /// When whoever has it falls silent at the latest.
+    pub(crate) fn silent_at(self) -> Monotonic {
+        LeaseTimer::new(self.asked, self.ttl).silent_at()
+    }
+
+    /// The same, but no longer than `other`.
+    fn within(self, other: Self) -> Self {
+        let (ends, latest) = (self.silent_at(), other.silent_at());
+        if ends <= latest {
+            return self;
+        }
+        // Counted from the newer renewal: a lease takes no word for news that is older than its own.
+        let timer = LeaseTimer::ending(self.asked.min(latest), latest);
+        Self {
+            asked: self.asked.min(latest),
+            ttl: timer.ttl(),
+        }
     }
 }
 
@@ -67,8 +86,8 @@ impl Right {
 struct Rights {
     holder: Option<Holder>,
     held: BTreeMap<SessionId, Epoch>,
-    /// Held, but not prolonged any more.
-    going: BTreeSet<SessionId>,
+    /// Held, but not prolonged beyond this any more.
+    going: BTreeMap<SessionId, Right>,
     /// Sessions that this node has named itself, and serves without a lease.
     own: BTreeSet<SessionId>,
 }
@@ -181,8 +200,8 @@ impl Shared {
         rights.held.insert(session, epoch);
     }
 
-    pub(super) fn going(&self, session: SessionId) {
-        self.rights().going.insert(session);
+    pub(super) fn going(&self, session: SessionId, right: Right) {
+        self.rights().going.insert(session, right);
     }
 
     pub(super) fn lost(&self, session: &SessionId, epoch: Epoch) {
@@ -235,8 +254,14 @@ impl Shared {
             self.check(lease)?;
             let newer = *right.borrow_and_update();
             let newer = newer.filter(|newer| lease.asked.is_none_or(|asked| newer.asked > asked));
-            let is_going = self.rights().going.contains(&lease.session);
-            if let Some(Right { asked, ttl }) = newer.filter(|_| !is_going) {
+            let going = self.rights().going.get(&lease.session).copied();
+            let newer = newer.map(|newer| going.map_or(newer, |going| newer.within(going)));
+            let newer = newer.filter(|newer| {
+                let known = lease.asked.zip(lease.ttl);
+                known
+                    .is_none_or(|(asked, ttl)| newer.silent_at() > Right { asked, ttl }.silent_at())
+            });
+            if let Some(Right { asked, ttl }) = newer {
                 return Ok(Lease {
                     ttl: Some(ttl),
                     asked: Some(asked),

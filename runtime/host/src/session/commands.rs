@@ -88,7 +88,8 @@ impl Session {
                 asked: Some(asked),
                 ..
             }) => {
-                self.setup.place.lease.asked = Some(asked);
+                let lease = &mut self.setup.place.lease;
+                (lease.asked, lease.ttl) = (Some(asked), Some(ttl));
                 self.leased(now, Input::Leased { asked, ttl });
                 return;
             }

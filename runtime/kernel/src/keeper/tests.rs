@@ -166,7 +166,7 @@ fn a_node_that_wakes_up_late_speaks_for_nobody() {
             1 => keeper.answered(late, renewal, renewed()),
             2 => keeper.want(late, s("b")),
             3 => keeper.part(late, &s("a"), e(1), Parting::Release),
-            _last => keeper.told_to_let_go(late, &s("a"), e(1)),
+            _last => keeper.told_to_let_go(late, &s("a"), e(1), Duration::ZERO),
         }
         let done = duties(&mut keeper);
         let lost = Duty::Lost {
@@ -323,58 +323,98 @@ fn what_was_granted_to_nobody_is_given_up() {
 }
 
 /// F-096: what is to be let go is not prolonged by a later renewal, however often it is told; once its
-/// time is up it is silent and given up.
+/// time is up it is silent and given up. Its time is that of its lease, or what it was given to finish what
+/// it says, counted from the last renewal that did not know of the order.
 #[test]
 fn what_is_to_be_let_go_ends_when_it_would_have() {
+    for (finish_within, ttl) in [
+        (ms(0), ms(4_000)),
+        (ms(3_000), ms(4_000)),
+        (ms(20_000), ms(20_000)),
+    ] {
+        let (finish_within, ttl) = (finish_within.as_duration(), ttl.as_duration());
+        let mut keeper = holding();
+        keeper.told_to_let_go(ms(500), &s("a"), e(1), finish_within);
+        let until = Monotonic::ZERO + ttl * 9 / 10;
+        let let_go = Duty::LetGo {
+            session: s("a"),
+            epoch: e(1),
+            asked: ms(0),
+            ttl,
+        };
+        assert_eq!(duties(&mut keeper), [let_go]);
+        let mut at = ms(1_200);
+        while at < until {
+            keeper.tick(at);
+            let (request, _) = asked(&mut keeper);
+            let answer = Answer::Renewed {
+                ttl: TTL,
+                lost: Vec::new(),
+                // It has more time by now for all that is known here, and none of it counts.
+                going: vec![(s("a"), e(1), finish_within * 2)],
+            };
+            keeper.answered(at + Duration::from_millis(10), request, answer);
+            let renewed = Duty::Renewed {
+                asked: at,
+                ttl: TTL,
+            };
+            assert_eq!(duties(&mut keeper), [renewed]);
+            assert!(keeper.may_speak(at, &s("a"), e(1)));
+            at = at + Duration::from_millis(1_200);
+        }
+        keeper.tick(until);
+        let done = duties(&mut keeper);
+        let lost = Duty::Lost {
+            session: s("a"),
+            epoch: e(1),
+        };
+        assert!(done.contains(&lost), "{done:?}");
+        let parts = |duty: &Duty| {
+            matches!(
+                duty,
+                Duty::Ask {
+                    ask: Ask::Part { .. },
+                    ..
+                }
+            )
+        };
+        assert!(done.iter().any(parts), "{done:?}");
+        assert!(keeper.is_in(until), "the others go on");
+    }
+}
+
+/// F-096: however long a session was given to finish, it is silent when the right of its node is over.
+#[test]
+fn who_may_finish_still_has_to_renew() {
     let mut keeper = holding();
-    keeper.told_to_let_go(ms(500), &s("a"), e(1));
-    let until = ms(3_600);
-    let let_go = Duty::LetGo {
+    keeper.told_to_let_go(ms(500), &s("a"), e(1), Duration::from_secs(30));
+    duties(&mut keeper);
+    assert!(keeper.may_speak(ms(3_599), &s("a"), e(1)));
+    assert!(!keeper.may_speak(ms(3_600), &s("a"), e(1)));
+    keeper.tick(ms(3_600));
+    let lost = Duty::Lost {
         session: s("a"),
         epoch: e(1),
-        until,
     };
-    assert_eq!(duties(&mut keeper), [let_go]);
-    keeper.tick(ms(1_200));
+    assert_eq!(duties(&mut keeper)[0], lost);
+}
+
+/// F-096: an order may overtake the answer that grants what it is about.
+#[test]
+fn what_is_granted_and_to_be_let_go_already_is_let_go() {
+    let mut keeper = Keeper::new(KeeperPolicy::default());
+    joined(&mut keeper, ms(0));
+    keeper.want(ms(100), s("a"));
     let (request, _) = asked(&mut keeper);
-    let answer = Answer::Renewed {
+    keeper.told_to_let_go(ms(120), &s("a"), e(2), Duration::ZERO);
+    keeper.answered(ms(150), request, granted(2));
+    let let_go = Duty::LetGo {
+        session: s("a"),
+        epoch: e(2),
+        asked: ms(0),
         ttl: TTL,
-        lost: Vec::new(),
-        going: vec![(s("a"), e(1))],
     };
-    keeper.answered(ms(1_250), request, answer);
-    assert_eq!(
-        duties(&mut keeper),
-        [Duty::Renewed {
-            asked: ms(1_200),
-            ttl: TTL
-        }]
-    );
-    assert!(keeper.may_speak(ms(3_599), &s("a"), e(1)));
-    keeper.tick(ms(2_400));
-    let (request, _) = asked(&mut keeper);
-    keeper.answered(ms(2_410), request, renewed());
-    duties(&mut keeper);
-    keeper.tick(until);
-    let done = duties(&mut keeper);
-    assert_eq!(
-        done[0],
-        Duty::Lost {
-            session: s("a"),
-            epoch: e(1)
-        }
-    );
-    let parts = |duty: &Duty| {
-        matches!(
-            duty,
-            Duty::Ask {
-                ask: Ask::Part { .. },
-                ..
-            }
-        )
-    };
-    assert!(done.iter().any(parts), "{done:?}");
-    assert!(keeper.is_in(until), "the others go on");
+    assert_eq!(duties(&mut keeper)[1..], [let_go]);
 }
 
 /// What a renewal names as lost is silent at once; what was granted anew since is not meant.
@@ -488,8 +528,9 @@ enum Step {
     Run(u64),
     /// The node is stopped for so long.
     Pause(u64),
-    /// The control plane wants the session back, and the order reaches the node after so long, or not.
-    Revoke(Option<u64>),
+    /// The control plane wants the session back after so long, and the order reaches the node after so long,
+    /// or not.
+    Revoke(u64, Option<u64>),
     /// Another node asks for the session.
     Take,
     /// Somebody wants it here.
@@ -500,7 +541,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         8 => (1u64..900).prop_map(Step::Run),
         1 => (1u64..9_000).prop_map(Step::Pause),
-        1 => proptest::option::of(0u64..3_000).prop_map(Step::Revoke),
+        1 => (0u64..12_000, proptest::option::of(0u64..3_000))
+            .prop_map(|(within, after)| Step::Revoke(within, after)),
         4 => Just(Step::Take),
         2 => Just(Step::Want),
     ];
@@ -527,6 +569,7 @@ struct Plane {
     last: Option<u64>,
     revoked: bool,
     fuse_until: u64,
+    finish_within: u64,
     attempt: u64,
 }
 
@@ -571,8 +614,13 @@ impl Plane {
                     .iter()
                     .map(|(session, epoch)| (session.clone(), *epoch));
                 let holds = |epoch: Epoch| ours && epoch.get() == self.epoch;
-                let (held, lost): (Vec<_>, Vec<_>) = named.partition(|(_, epoch)| holds(*epoch));
-                let going = if self.revoked { held } else { Vec::new() };
+                let lost = named.filter(|(_, epoch)| !holds(*epoch)).collect();
+                // Whether or not the node knows yet that it holds it.
+                let going = (ours && self.revoked).then(|| {
+                    let within = Duration::from_millis(self.finish_within);
+                    (s("a"), e(self.epoch), within)
+                });
+                let going = going.into_iter().collect();
                 Answer::Renewed {
                     ttl: TTL,
                     lost,
@@ -633,13 +681,15 @@ proptest! {
             match step {
                 Step::Run(length) => until = now + length,
                 Step::Pause(length) => node_until = node_until.max(now + length),
-                Step::Revoke(after) => {
+                Step::Revoke(within, after) => {
                     if let Some(Owner::Node(_)) = plane.held_by && !plane.revoked {
                         plane.revoked = true;
-                        plane.fuse_until = now + TTL.as_millis() as u64 + 1_000;
+                        plane.finish_within = within;
+                        plane.fuse_until = now + within.max(TTL.as_millis() as u64) + 1_000;
                         if let Some(after) = after {
                             count += 1;
-                            mail.insert((now + after, count), Mail::Order(plane.epoch));
+                            let order = Mail::Order(plane.epoch, within);
+                            mail.insert((now + after, count), order);
                         }
                     }
                 }
@@ -707,7 +757,7 @@ proptest! {
                                 }
                             }
                         }
-                        Mail::Back { .. } | Mail::Order(_) if now < node_until => {
+                        Mail::Back { .. } | Mail::Order(..) if now < node_until => {
                             count += 1;
                             mail.insert((node_until, count), item);
                         }
@@ -718,8 +768,9 @@ proptest! {
                                 life = new;
                             }
                         }
-                        Mail::Order(epoch) => {
-                            keeper.told_to_let_go(ms(now), &s("a"), e(epoch));
+                        Mail::Order(epoch, within) => {
+                            let within = Duration::from_millis(within);
+                            keeper.told_to_let_go(ms(now), &s("a"), e(epoch), within);
                         }
                     }
                 } else {
@@ -743,5 +794,6 @@ enum Mail {
         answer: Answer,
         life: u64,
     },
-    Order(u64),
+    /// Which epoch, and how long it may take.
+    Order(u64, u64),
 }
