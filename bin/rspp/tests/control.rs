@@ -358,7 +358,7 @@ fn sessions_and_runtimes_are_seen_and_moved() {
     assert_snapshot!(place.ok("otto", "session migrate call-7 --tenant acme"), @r"
     SESSION  TENANT  PHASE     REASON               PIPELINE   RUNTIME  EPOCH  SINCE                 BEFORE
     call-7   acme    degraded  letting_go_transfer  greeter-1  eu-1     e1     DATE TIME  -
-    its runtime was told; `rspp session status` shows where it goes on
+    its runtime was told, and lets go once it has finished what it says; `rspp session status` shows where it goes on
     ");
     assert_snapshot!(place.ok("otto", "node drain eu-1"), @r"
     RUNTIME  REGION  STATE     SESSIONS  CPU   LIFE  BUILD
