@@ -400,6 +400,7 @@ async fn a_session_goes_on_elsewhere_when_its_node_is_cut_off() {
     let report = old.over().await;
     assert_eq!(report.turns[1].reason.as_deref(), Some("authority_loss"));
     assert_eq!(report.authority.stale_epoch_outputs_accepted, 0);
+    let turns: Vec<_> = report.turns.iter().map(|it| it.turn_id.clone()).collect();
     new.client.send(keyed()).unwrap();
     tokio::time::sleep(ms(500)).await;
     new.exchange("who am I").await;
@@ -419,6 +420,8 @@ async fn a_session_goes_on_elsewhere_when_its_node_is_cut_off() {
         (report.session_id, report.epoch),
         (session(), Epoch::FIRST.next())
     );
+    let again = report.turns.iter().find(|it| turns.contains(&it.turn_id));
+    assert!(again.is_none(), "a turn is called as another: {again:?}");
     b.stop().await;
     a.stop().await;
 }

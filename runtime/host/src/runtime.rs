@@ -732,7 +732,7 @@ impl Runtime {
         fleet.is_some_and(|shared| !shared.is_own(&lease.session))
     }
 
-    /// What an earlier placement of the session has kept.
+    /// What an earlier placement of the session has kept, for this one to go on from.
     async fn kept(&self, lease: &Lease) -> Result<Option<Box<Continuation>>, OpenError> {
         if lease.epoch == Epoch::FIRST {
             return Ok(None);
@@ -743,7 +743,7 @@ impl Runtime {
             match self.store.read(&lease.session, KEPT).await {
                 Ok(None) => return Ok(None),
                 Ok(Some(stored)) => match serde_json::from_str(&stored.value) {
-                    Ok(kept) => return Ok(Some(Box::new(kept))),
+                    Ok(kept) => return Ok(Some(Box::new(going_on(kept, lease)))),
                     // Better a conversation that has forgotten than none at all.
                     Err(error) => {
                         tracing::error!(session = %lease.session, %error, "what was kept cannot be read");
@@ -1232,6 +1232,15 @@ struct Order {
 }
 
 /// Why an order was not taken.
+/// What was kept, as a placement goes on from it. A turn that was under way where the session was lost has
+/// taken its number along: no other turn of the session is called by it (NF-008).
+fn going_on(mut kept: Continuation, lease: &Lease) -> Continuation {
+    if lease.taken_over {
+        kept.next_turn = kept.next_turn.next();
+    }
+    kept
+}
+
 fn refusal<C>(refused: &ControlRefused<C>) -> OpenError {
     match refused {
         ControlRefused::Overflow(_) => OpenError::Busy,
