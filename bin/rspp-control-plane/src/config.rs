@@ -1,6 +1,7 @@
 //! The program's settings.
 
 use std::{
+    ffi::OsStr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -20,6 +21,9 @@ use rspp_service::{logs::Logs, settings, span::Span};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+/// Most keys of a directory.
+const MOST_KEYS: usize = 64;
+
 /// How a control plane runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -33,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) tls: Option<Tls>,
     /// Keys that tokens are signed with; the first one signs, the others are still believed.
     pub(crate) keys: Vec<Key>,
+    /// A directory of more of them, each in a file `<id>.seed`; it is read anew when it changes.
+    pub(crate) more_keys: Option<PathBuf>,
     pub(crate) store: Store,
     /// The region that the store lies in: session data of tenants whose residency does not allow it is not kept.
     pub(crate) region: Option<String>,
@@ -169,6 +175,7 @@ impl Default for Config {
             listen: Addresses::default(),
             tls: None,
             keys: Vec::new(),
+            more_keys: None,
             store: Store::default(),
             region: None,
             lease: Span(settings.term.told()),
@@ -317,30 +324,67 @@ impl Config {
         Ok(Listen { address, transport })
     }
 
-    /// The keys that tokens are signed with.
+    /// The keys that tokens are signed with, as their files hold them now; those that are named one by one first.
     pub(crate) fn signers(&self) -> Result<Vec<SigningKey>, ConfigError> {
-        if self.keys.is_empty() {
+        let mut files: Vec<(String, PathBuf)> = Vec::new();
+        files.extend(self.keys.iter().map(|it| (it.id.clone(), it.file.clone())));
+        files.extend(self.more_keys()?);
+        if files.is_empty() {
             return Err(wrong(
                 "keys",
                 "there is none, and no default secret exists: name one as `{id: k1, file: k1.seed}`, made with \
                  `openssl rand -hex 32 > k1.seed`, or begin with --dev DIR, which makes all that is needed",
             ));
         }
-        self.keys
-            .iter()
-            .map(|key| {
-                let id = KeyId::new(key.id.as_str())
-                    .map_err(|error| wrong("keys.id", error.to_string()))?;
-                let seed = seed(&read("keys.file", &key.file)?).ok_or_else(|| {
-                    let path = key.file.display();
-                    wrong(
-                        "keys.file",
-                        format!("{path} does not hold 64 hexadecimal digits"),
-                    )
-                })?;
-                Ok(SigningKey::from_seed(id, &seed))
-            })
-            .collect()
+        let mut signers: Vec<SigningKey> = Vec::new();
+        for (id, file) in files {
+            let id =
+                KeyId::new(id.as_str()).map_err(|error| wrong("keys.id", error.to_string()))?;
+            if signers.iter().any(|it| *it.id() == id) {
+                let twice = format!("`{id}` is there twice; {} is the second", file.display());
+                return Err(wrong("keys.id", twice));
+            }
+            let seed = seed(&read("keys.file", &file)?).ok_or_else(|| {
+                let path = file.display();
+                wrong(
+                    "keys.file",
+                    format!("{path} does not hold 64 hexadecimal digits"),
+                )
+            })?;
+            signers.push(SigningKey::from_seed(id, &seed));
+        }
+        Ok(signers)
+    }
+
+    /// The files of the directory of keys, by their names.
+    fn more_keys(&self) -> Result<Vec<(String, PathBuf)>, ConfigError> {
+        let Some(dir) = &self.more_keys else {
+            return Ok(Vec::new());
+        };
+        let unread = |source| ConfigError::File {
+            setting: "more_keys",
+            path: dir.clone(),
+            source,
+        };
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(unread)? {
+            let path = entry.map_err(unread)?.path();
+            let id = path.file_stem().and_then(OsStr::to_str);
+            if path.extension() == Some(OsStr::new("seed"))
+                && let Some(id) = id
+            {
+                files.push((id.to_owned(), path));
+            }
+            if files.len() > MOST_KEYS {
+                let dir = dir.display();
+                return Err(wrong(
+                    "more_keys",
+                    format!("{dir} has more than {MOST_KEYS} keys"),
+                ));
+            }
+        }
+        files.sort();
+        Ok(files)
     }
 
     /// How its cluster is reached, if it has one.

@@ -7,10 +7,11 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use clap::Parser;
-use rspp_controlplane::store::Store;
+use rspp_controlplane::{store::Store, token::SigningKey};
 use rspp_controlplane_server::{Plane, Server};
 use rspp_controlplane_storage::{Embedded, Etcd};
 use rspp_service::{
@@ -143,6 +144,7 @@ async fn run(config: Config, dev: Option<&Path>) -> Result<(), Failed> {
     let bound = TcpListener::bind(health_at).await;
     let listener = bound.map_err(|error| format!("cannot listen on {health_at}: {error}"))?;
     let health_at = listener.local_addr()?;
+    let keys = tokio::spawn(follow_keys(config.clone(), plane.clone()));
     let answers = tokio::spawn(health::serve(listener, Arc::new(Answers(plane))));
     tracing::info!(%grpc, health = %health_at, replica = %config.replica, "the control plane serves");
     if let Some(path) = &config.announce {
@@ -158,7 +160,52 @@ async fn run(config: Config, dev: Option<&Path>) -> Result<(), Failed> {
         again = asked.next() => tracing::warn!(signal = again, "ended at once"),
     }
     answers.abort();
+    keys.abort();
     Ok(())
+}
+
+/// How often there is looked for keys that have come or gone.
+const LOOK_FOR_KEYS: Duration = Duration::from_secs(2);
+
+/// Holds what keys the directory of them has, without a restart (F-169). While a file of them is broken, all stays as it
+/// was, and it is said once.
+async fn follow_keys(config: Config, plane: Plane) {
+    if config.more_keys.is_none() {
+        return;
+    }
+    let publics = |keys: &[SigningKey]| -> Vec<_> {
+        keys.iter()
+            .map(|it| (it.id().clone(), it.public()))
+            .collect()
+    };
+    let mut held = config
+        .signers()
+        .map(|keys| publics(&keys))
+        .unwrap_or_default();
+    let mut said = None;
+    loop {
+        tokio::time::sleep(LOOK_FOR_KEYS).await;
+        // A few small files, and seldom.
+        match config.signers() {
+            Ok(keys) => {
+                said = None;
+                let found = publics(&keys);
+                if found != held {
+                    let names: Vec<_> = keys.iter().map(|it| it.id().to_string()).collect();
+                    tracing::info!(keys = names.join(", "), "other keys are held from now on");
+                    held = found;
+                    plane.hold_keys(keys);
+                }
+            }
+            Err(error) => {
+                let why = error.to_string();
+                if said.as_ref() != Some(&why) {
+                    tracing::warn!(why, "the keys stay as they were");
+                    said = Some(why);
+                }
+            }
+        }
+    }
 }
 
 /// What to type to ask it something.

@@ -77,6 +77,21 @@ fn get(address: &str, path: &str) -> String {
     answer
 }
 
+/// A client of the admin whose credentials were made with the directory.
+fn admin(running: &Running, dir: &Path) -> Client {
+    let file = |name: &str| dir.join(name);
+    Client::new(ClientConfig {
+        addresses: vec![format!("https://{}", running.grpc)],
+        tls: Some(TlsFiles {
+            authorities: file("authority.pem"),
+            certificate: file("admin.pem"),
+            key: file("admin.key"),
+        }),
+        ..ClientConfig::default()
+    })
+    .unwrap()
+}
+
 /// F-108: it makes what it needs, is alive and ready, ends in order when asked to, and finds its records
 /// again.
 #[test]
@@ -112,17 +127,7 @@ async fn what_is_over_goes_from_a_directory() {
     }
     let archives = format!("archives=[{{place: {}, region: eu}}]", calls.display());
     let running = start_with(dir.path(), &[&archives, "expire_every=200ms"]);
-    let file = |name: &str| dir.path().join(name);
-    let client = Client::new(ClientConfig {
-        addresses: vec![format!("https://{}", running.grpc)],
-        tls: Some(TlsFiles {
-            authorities: file("authority.pem"),
-            certificate: file("admin.pem"),
-            key: file("admin.key"),
-        }),
-        ..ClientConfig::default()
-    })
-    .unwrap();
+    let client = admin(&running, dir.path());
     let rules = serde_json::json!({ "retention": { "tenants": { "acme": { "keep_ms": 1_000 } } } });
     let request = wire::SetGovernanceRequest {
         document: rules.to_string(),
@@ -145,6 +150,57 @@ async fn what_is_over_goes_from_a_directory() {
     assert_eq!(told, ["acme"]);
     assert!(!calls.join("acme").exists(), "its names go too");
     assert!(calls.join("zeta/call-1/0001-1/manifest.json").exists());
+}
+
+/// F-169: a key takes over from another while the program runs: its file is put into the directory of keys, and
+/// found there. A broken file changes nothing, and what is wrong with it is said.
+#[tokio::test]
+async fn a_key_takes_its_turn_without_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    std::fs::create_dir(&keys).unwrap();
+    let mut running = start_with(dir.path(), &[&format!("more_keys={}", keys.display())]);
+    let client = admin(&running, dir.path());
+    let add = |kid: &str| {
+        client.add_key(wire::AddKeyRequest {
+            kid: kid.to_owned(),
+            ..wire::AddKeyRequest::default()
+        })
+    };
+    let refused = add("k2").await.unwrap_err().to_string();
+    assert!(
+        refused.contains("`k2.seed` into the directory"),
+        "{refused}"
+    );
+    std::fs::write(keys.join("k2.seed"), "not a key").unwrap();
+    let mut line = String::new();
+    while !line.contains("the keys stay as they were") {
+        line.clear();
+        assert!(running.log.read_line(&mut line).unwrap() > 0, "it ended");
+    }
+    assert!(
+        line.contains("does not hold 64 hexadecimal digits"),
+        "{line}"
+    );
+    assert!(add("k2").await.is_err());
+    std::fs::write(keys.join("k2.seed"), "0123456789abcdef".repeat(4)).unwrap();
+    let mut added = add("k2").await;
+    for _ in 0..100 {
+        if added.is_ok() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        added = add("k2").await;
+    }
+    added.unwrap();
+    let request = wire::PromoteKeyRequest {
+        kid: "k2".to_owned(),
+        ..wire::PromoteKeyRequest::default()
+    };
+    let ring = client.promote_key(request).await.unwrap();
+    let signs: Vec<_> = ring.keys.iter().filter(|it| it.signs).collect();
+    assert_eq!(signs.len(), 1);
+    assert_eq!(signs[0].kid, "k2");
 }
 
 fn refused(arguments: &[&str]) -> String {

@@ -71,7 +71,10 @@ pub(crate) enum Failure {
     Approval(#[from] ApprovalError),
     #[error(transparent)]
     Keyring(#[from] KeyringError),
-    #[error("this replica has no private key `{0}`; give it the key first")]
+    #[error(
+        "this replica has no private key `{0}`: put its file `{0}.seed` into the directory that `more_keys` names, \
+         or name it under `keys` and start the replica again"
+    )]
     NoPrivateKey(String),
     #[error(
         "this replica's key `{0}` is not the one that is trusted by that name: give it the file of that \

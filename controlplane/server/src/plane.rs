@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -95,6 +95,11 @@ impl Default for Settings {
     }
 }
 
+fn by_name(signers: Vec<SigningKey>) -> BTreeMap<KeyId, Arc<SigningKey>> {
+    let keys = signers.into_iter();
+    keys.map(|it| (it.id().clone(), Arc::new(it))).collect()
+}
+
 /// Why there is no control plane.
 #[derive(Debug, Error)]
 pub enum OpenError {
@@ -155,7 +160,7 @@ pub(crate) struct Shared {
     /// What tenants use, counted with what is written.
     pub(crate) counters: Counters,
     pub(crate) settings: Settings,
-    pub(crate) signers: BTreeMap<KeyId, SigningKey>,
+    signers: RwLock<BTreeMap<KeyId, Arc<SigningKey>>>,
     pub(crate) began: Instant,
     pub(crate) runtimes: Arc<Followed<Runtime>>,
     pub(crate) alive: Arc<Followed<Option<LeaseId>>>,
@@ -213,10 +218,7 @@ impl Plane {
         let shared = Shared {
             counters: Counters::new(Arc::clone(&store), Arc::new(wall_clock)),
             settings,
-            signers: signers
-                .into_iter()
-                .map(|it| (it.id().clone(), it))
-                .collect(),
+            signers: RwLock::new(by_name(signers)),
             began: Instant::now(),
             runtimes: follow.open(keys::runtimes(), json).await?,
             alive: follow.open(keys::livenesses(), |it| Some(it.lease)).await?,
@@ -351,12 +353,25 @@ impl Plane {
             .unwrap_or_default()
     }
 
+    /// Has these keys to sign with from now on, and no others (F-169). Which of them signs is for the ring to say.
+    pub fn hold_keys(&self, signers: Vec<SigningKey>) {
+        let held = self.shared.signers.write();
+        *held.expect("no code panics while locked") = by_name(signers);
+    }
+
+    /// A key that is held here.
+    pub(crate) fn private_key(&self, id: &KeyId) -> Result<Arc<SigningKey>, Failure> {
+        let held = self.shared.signers.read();
+        let held = held.expect("no code panics while locked");
+        let key = held.get(id).map(Arc::clone);
+        key.ok_or_else(|| Failure::NoPrivateKey(id.to_string()))
+    }
+
     /// The key that signs.
-    pub(crate) fn signer(&self) -> Result<&SigningKey, Failure> {
+    pub(crate) fn signer(&self) -> Result<Arc<SigningKey>, Failure> {
         let ring = self.keyring();
         let signs = ring.signs().ok_or(Failure::NoSigner)?;
-        let key = self.shared.signers.get(signs);
-        let key = key.ok_or_else(|| Failure::NoPrivateKey(signs.to_string()))?;
+        let key = self.private_key(signs)?;
         let believed = ring.keys().get(signs).map(|record| record.public);
         if believed != Some(key.public()) {
             return Err(Failure::OtherKey(signs.to_string()));

@@ -82,7 +82,7 @@ impl Audit for AuditService {
         let plane = self.0.clone();
         plane.admit(&request, Operation::ReadAudit, None, "audit")?;
         let (head, _) = trail::head(plane.store()).await.map_err(Failure::from)?;
-        let seal = audit::seal(&head, wall_clock(), plane.signer()?);
+        let seal = audit::seal(&head, wall_clock(), &*plane.signer()?);
         let seal = serde_json::to_string(&seal).expect("a seal is plain data") + "\n";
         let until = head.sequence;
         let entries = stream::unfold(Some(0), move |after| {

@@ -133,8 +133,7 @@ impl Plane {
         let mut ring = ring.unwrap_or_default();
         let now = wall_clock();
         // Who cannot sign with it must not make others believe that it signs.
-        let private = self.shared.signers.get(&id);
-        let private = private.ok_or_else(|| Failure::NoPrivateKey(kid.to_owned()));
+        let private = self.private_key(&id);
         match turn {
             Turn::Add => ring.add(id, private?.public(), now)?,
             Turn::Promote => {
