@@ -26,6 +26,9 @@ use tokio::sync::broadcast::error::RecvError;
 /// Calls that are busy all the while.
 const BUSY: usize = 50;
 
+/// How long a reply may be waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 fn main() {
     let args = Args::read();
     on_workers(measure(args)).print(args);
@@ -130,12 +133,16 @@ async fn turns(caller: &Caller, meters: &Meters, rounds: usize) -> Turns {
         caller.types(GREETING);
         let reply = loop {
             tokio::time::sleep(Duration::from_millis(1)).await;
+            let waited = Duration::from_nanos(meters.watch.nanos() - began);
+            assert!(waited < PATIENCE, "nobody answers the turn after {last:?}");
             if let Some(reply) = caller.heard.newest().filter(|reply| reply.turn > last) {
                 break reply;
             }
         };
         spent.whole.saturating_record(reply.first - began);
         caller.session.cancel(CancelReason::UserCancel).await;
+        // More turns a second than people have: sooner than the metronome, or there is no room for the next.
+        caller.store();
         // The next turn begins when this one is closed.
         loop {
             match notices.recv().await {

@@ -10,12 +10,12 @@ use std::{
 };
 
 use rspp_host::{
-    Event, Port,
+    Event, Port, Tags,
     node::{Node, NodeContext, NodeError, Step, builtin::NodeRegistry},
 };
 
 use rspp_kernel::state::StateError;
-use rspp_proto::Payload;
+use rspp_proto::{IdError, Payload, SyncDomain, SyncId};
 use serde_json::Value;
 
 use super::scenario::{Hook, Hooks, Kept, NodeConduct, NodeTrouble};
@@ -59,6 +59,7 @@ pub(super) fn registry(kinds: &BTreeMap<String, NodeConduct>, tally: &mut Tally)
                     ran: Arc::clone(&ran),
                     taken: 0,
                     numbered: 0,
+                    moments: 0,
                 })
             }),
         );
@@ -75,6 +76,8 @@ struct Scripted {
     taken: u32,
     /// Texts that it has numbered by itself.
     numbered: u64,
+    /// Moments that it has said in parts.
+    moments: u64,
 }
 
 impl Scripted {
@@ -91,6 +94,29 @@ impl Scripted {
         let trouble = self.conduct.trouble?;
         let times = self.conduct.times.unwrap_or(u32::MAX);
         (self.struck.fetch_add(1, Relaxed) < times).then_some(trouble)
+    }
+
+    /// Passes an event on, in parts if it is to be.
+    fn forward(&mut self, cx: &mut NodeContext, event: Event) -> Result<(), NodeError> {
+        if self.conduct.parts == 0 {
+            cx.forward(event);
+            return Ok(());
+        }
+        self.moments += 1;
+        let moment = format!("moment-{}", self.moments);
+        let unnamed = |error: IdError| NodeError::new(error.to_string());
+        let tags = Arc::new(Tags {
+            sync_id: Some(SyncId::new(moment.as_str()).map_err(unnamed)?),
+            sync_domain: Some(SyncDomain::new("av").map_err(unnamed)?),
+            key: Some(moment.into()),
+        });
+        for _ in 0..self.conduct.parts {
+            cx.forward(Event {
+                tags: Some(Arc::clone(&tags)),
+                ..event.clone()
+            });
+        }
+        Ok(())
     }
 
     fn hook<'a>(&mut self, hook: Hook, cx: &NodeContext) -> Step<'a> {
@@ -183,16 +209,12 @@ impl Node for Scripted {
                 cx.forward(event);
                 Ok(())
             })),
-            None if self.conduct.takes_ms == 0 => {
-                cx.forward(event);
-                Step::OK
-            }
+            None if self.conduct.takes_ms == 0 => Step::Done(self.forward(cx, event)),
             None => {
                 let takes = Duration::from_millis(self.conduct.takes_ms);
                 Step::Wait(Box::pin(async move {
                     tokio::time::sleep(takes).await;
-                    cx.forward(event);
-                    Ok(())
+                    self.forward(cx, event)
                 }))
             }
         }

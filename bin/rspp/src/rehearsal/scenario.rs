@@ -301,6 +301,9 @@ pub(crate) struct NodeConduct {
     pub(crate) times: Option<u32>,
     /// Texts are numbered, and what counts them is kept there: they say what it survives.
     pub(crate) numbers_in: Option<Kept>,
+    /// Each event goes out so many times, as the parts of one moment of the sync domain `av` (F-146); once and for
+    /// itself without.
+    pub(crate) parts: u32,
 }
 
 /// Where a node keeps something (F-155).
