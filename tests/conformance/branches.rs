@@ -2,7 +2,7 @@
 //! where that one was.
 
 use std::{
-    sync::{Arc, atomic::AtomicU32},
+    sync::{Arc, Mutex, atomic::AtomicU32},
     time::Duration,
 };
 
@@ -155,6 +155,62 @@ async fn words_that_no_condition_lets_pass_are_answered_by_nobody() {
     assert_eq!(ended.endings(), ["commit"]);
     assert_eq!(ended.turn(1).agent_text, "");
     assert_eq!(cast.llm.tally().calls, 0);
+}
+
+/// F-018: the end of a stream goes where the stream went: a node that a condition kept everything from is told
+/// of nothing, nor is who is behind it; and the turn does not wait for them.
+#[tokio::test(start_paused = true)]
+async fn the_end_goes_only_where_the_stream_went() {
+    for (is_vip, told) in [
+        (true, ["text", "text", "end"].as_slice()),
+        (false, [].as_slice()),
+    ] {
+        let mut probes = Probes::default();
+        let lists = ["side", "next"].map(|name| {
+            let list = Arc::<Mutex<Vec<&str>>>::default();
+            let to = Arc::clone(&list);
+            probes.add(name, move |_nth, cx: &mut NodeContext, event: Event| {
+                let what = match &event.payload {
+                    Payload::Text(_) => "text",
+                    Payload::TextEnd => "end",
+                    _nothing_of_text => "other",
+                };
+                to.lock().unwrap().push(what);
+                cx.forward(event);
+                Step::OK
+            });
+            list
+        });
+        let mut builder = Builder::new(&Cast::default(), vec![says(first())])
+            .pipeline(|spec| {
+                beside(spec, "segmenter", "egress");
+                when(spec, "segmenter", "side", &vip());
+                insert(spec, "side", custom("next"), "egress");
+            })
+            .configure(probes.install());
+        builder.attributes.insert("vip".to_owned(), is_vip.into());
+        let ended = builder.hold().await;
+        assert_eq!(ended.endings(), ["commit"]);
+        assert_eq!(ended.turn(1).agent_text_played, REPLY);
+        for list in lists {
+            assert_eq!(*list.lock().unwrap(), told, "vip: {is_vip}");
+        }
+    }
+}
+
+/// F-018: nor is a node told of an end of words that no condition let pass to it.
+#[tokio::test(start_paused = true)]
+async fn whom_the_words_do_not_reach_is_told_of_nothing() {
+    let mut probes = Probes::default();
+    let hooks = probes.add("probe", forward);
+    let ended = talk(probes, |spec| {
+        insert(spec, "turn", custom("probe"), "llm");
+        when(spec, "turn", "probe", &vip());
+    })
+    .await;
+    assert_eq!(ended.endings(), ["commit"]);
+    assert_eq!(ended.turn(1).agent_text, "");
+    assert_eq!(rspp_tests::nodes::get(&hooks.events), 0);
 }
 
 /// F-018: what the user says goes into an edge only if its condition holds for the session.

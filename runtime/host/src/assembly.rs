@@ -317,10 +317,12 @@ impl Assembly {
 
     /// The ends that the node at `ix` has to see before it is told of one; `None` if each is told.
     fn ends(&self, ix: NodeIx) -> Option<Ends> {
-        let is_joined = self.graph.node(ix).inputs.len() > 1 && !self.graph.sees_each_end(ix);
-        is_joined
-            .then(|| self.graph.ends(ix))
-            .filter(|ends| !ends.is_over())
+        if self.graph.sees_each_end(ix) {
+            return None;
+        }
+        let ends = self.graph.ends(ix);
+        let is_joined = self.graph.node(ix).inputs.len() > 1 && !ends.is_over();
+        (is_joined || self.graph.may_be_left_out(ix)).then_some(ends)
     }
 
     /// Whether what the node there says comes together with what others say.

@@ -268,29 +268,35 @@ impl Turn {
                 && graph.node(edge.to).scope == Scope::Turn
                 && edge.to != graph.egress()
         };
-        let edges = graph.edges().map(|(ix, _)| ix).filter(boundary);
-        for ix in edges {
-            let edge = graph.edge(ix);
-            let Some(handle) = self.hosts.get(edge.to) else {
+        let edges: Vec<_> = graph.edges().map(|(ix, _)| ix).filter(boundary).collect();
+        let chunk = TextChunk::whole(Speaker::User, 0, Arc::clone(user_text));
+        let words = Payload::Text(Box::new(chunk));
+        let view = EventView::new(&words, &assembly.attributes);
+        let routes: Vec<_> = graph.routes_along(&edges, &view).collect();
+        let to = |route: &Route| graph.edge(route.edge).to;
+        for route in &routes {
+            let Some(handle) = self.hosts.get(to(route)) else {
                 continue;
             };
-            let chunk = TextChunk::whole(Speaker::User, 0, Arc::clone(user_text));
-            let mut payload = Payload::Text(Box::new(chunk));
-            let view = EventView::new(&payload, &assembly.attributes);
-            let route = graph.routes_along(std::slice::from_ref(&ix), &view).next();
-            if let Some(route) = route.filter(Route::is_choice) {
+            if route.is_choice() {
+                let edge = graph.edge(route.edge);
                 let from = graph.node(edge.from).id.clone();
                 let routed = NodeReport::Routed {
                     edge: edge.id.clone(),
                     taken: route.is_taken(),
                 };
                 report_of(assembly, self.number, from, routed);
-                // Whoever might have got the words gets the end: the turn does not wait for it.
-                if !route.is_taken() {
-                    payload = Payload::TextEnd;
-                }
             }
-            let mut arrival = arrival(assembly, self.number, 1, assembly.port(ix), payload);
+            // Whom the words do not reach at all has nothing to do: the turn does not wait for it.
+            let payload = if route.is_taken() {
+                words.clone()
+            } else if routes.iter().any(|it| it.is_taken() && to(it) == to(route)) {
+                continue;
+            } else {
+                Payload::TextEnd
+            };
+            let port = assembly.port(route.edge);
+            let mut arrival = arrival(assembly, self.number, 1, port, payload);
             if let Arrival::Event { patience, .. } = &mut arrival {
                 *patience = Patience::Spent;
             }

@@ -22,7 +22,7 @@ use rspp_proto::{
     spec::{Condition, NodeKind, NodeSpec, PortType},
 };
 
-pub use ends::{Ends, Stream};
+pub use ends::{Ended, Ends, Stream};
 pub use error::GraphError;
 pub use merge::{Made, Merge, MergeFull};
 pub use port::{accepts, emits};

@@ -20,7 +20,7 @@ use rspp_kernel::{
     budget::{BudgetEvent, BudgetKey, Threshold},
     edge::{BreakReason, EdgeNotice},
     fence::OutputFence,
-    graph::{EdgeIx, Ends, Graph, Stream},
+    graph::{EdgeIx, Ended, Ends, Graph, Stream},
     tool::ToolRequest,
     turn::Ending,
 };
@@ -143,8 +143,8 @@ pub(crate) struct NodeSetup {
     pub(crate) cancel: CancellationToken,
     /// The edges that lead here, by port; for what they have to report.
     pub(crate) input_edges: Arc<[EdgeId]>,
-    /// The ends that are still to come by them, where more than one may (F-004). What has come has come,
-    /// whoever stands here now.
+    /// The ends that are still to come by them, where more than one may, or one of nothing (F-004, F-018). What
+    /// has come has come, whoever stands here now.
     pub(crate) ends: Option<Arc<Mutex<Ends>>>,
     /// Whether ends come by them at all: else the turn's words are all that does.
     pub(crate) is_told_of_ends: bool,
@@ -204,6 +204,8 @@ pub(crate) struct NodeHost {
     pub(super) ended: bool,
     /// Whether nothing more comes for it in its turn, and it has not said so itself yet.
     is_fed: bool,
+    /// Whether a stream that could have come to it went another way: it is not told of its end.
+    is_left_out: bool,
 }
 
 struct Running {
@@ -256,6 +258,7 @@ impl NodeHost {
             effort: Effort::default(),
             ended: false,
             is_fed: false,
+            is_left_out: false,
         }
     }
 
@@ -302,8 +305,17 @@ impl NodeHost {
         {
             return Ok(());
         }
-        if self.sheds(&arrival) || self.setup.is_early_end(&arrival) {
+        if self.sheds(&arrival) {
             return Ok(());
+        }
+        match self.setup.note_stream(&arrival) {
+            None | Some(Ended::Over) => {}
+            Some(Ended::Early) => return Ok(()),
+            Some(Ended::Unbegun) => {
+                self.is_left_out = true;
+                self.is_fed |= self.setup.is_last(&arrival);
+                return Box::pin(self.conclude(ctx, Handled::Done(Ok(())), None)).await;
+            }
         }
         if !self.begun && !Box::pin(self.wait_to_begin(ctx)).await {
             while let Some(message) = self.deferred.pop_front() {
@@ -316,7 +328,8 @@ impl NodeHost {
         }
         self.note_wait(&arrival);
         self.setup.succession.note(&arrival);
-        self.is_fed |= self.setup.is_waited_for && self.setup.is_last(&arrival);
+        let is_closed = self.setup.is_waited_for || self.is_left_out;
+        self.is_fed |= is_closed && self.setup.is_last(&arrival);
         let began = self.began(&arrival);
         self.effort.begins(&self.setup);
         self.taken = self.taken.wrapping_add(1);
@@ -550,11 +563,16 @@ impl NodeHost {
     }
 
     /// A foreign node for which nothing more comes, and that waits for nothing, is at its end, whether or
-    /// not it says so: others are waited for together with it (F-004).
+    /// not it says so: others are waited for together with it (F-004). So is any node that was not told of
+    /// an end (F-018).
     async fn close(&mut self, ctx: &mut Context<Self>) {
         let is_foreign = matches!(self.setup.settings.spec.kind, NodeKind::Custom(_));
         let is_at_work = !self.calls.is_empty() || self.cx.wake_at().is_some();
-        if !is_foreign || is_at_work || !self.replay.is_empty() || !self.setup.is_wanted() {
+        if !(is_foreign || self.is_left_out)
+            || is_at_work
+            || !self.replay.is_empty()
+            || !self.setup.is_wanted()
+        {
             return;
         }
         self.is_fed = false;
@@ -1111,19 +1129,21 @@ impl NodeSetup {
         self.settings.spec.cancel == CancelMode::Soft && self.is_wanted()
     }
 
-    /// Whether an arrival is the end of a stream that goes on by another edge: the node is told of an end
-    /// once nothing more comes, or it would end before another branch has said its part.
-    fn is_early_end(&self, arrival: &Arrival) -> bool {
-        let Some(ends) = &self.ends else {
-            return false;
-        };
+    /// Takes in that a piece of a stream has come, or says what its end means: the node is told of an end once
+    /// nothing more comes, or it would end before another branch has said its part; and only of what has
+    /// come to it.
+    fn note_stream(&self, arrival: &Arrival) -> Option<Ended> {
+        let ends = self.ends.as_ref()?;
         let Arrival::Event { port, event, .. } = arrival else {
-            return false;
+            return None;
         };
-        Stream::ended_by(&event.payload).is_some_and(|stream| {
-            let mut ends = ends.lock().expect("no code panics while locked");
-            !ends.ended(port.0, stream)
-        })
+        let stream = Stream::of(&event.payload)?;
+        let mut ends = ends.lock().expect("no code panics while locked");
+        if Stream::ended_by(&event.payload).is_some() {
+            return Some(ends.ended(port.0, stream));
+        }
+        ends.came(port.0, stream);
+        None
     }
 
     /// Whether nothing more comes for the node after an arrival.

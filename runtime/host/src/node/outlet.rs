@@ -131,7 +131,7 @@ impl Outlet {
         if is_note && first == 0 && !observers.is_debugging() {
             return None; // Off unless the session turns it on (F-027).
         }
-        if let Some(stream) = Stream::ended_by(&event.payload).filter(|_| setup.is_waited_for)
+        if let Some(stream) = Stream::ended_by(&event.payload)
             && !self.has_ended(stream)
         {
             self.ended.push(stream);

@@ -8,7 +8,7 @@ use rspp_proto::{
 };
 use serde_json::Value;
 
-use super::{EdgeIx, Graph, NodeIx, Role};
+use super::{EdgeIx, Graph, NodeIx, Role, Stream};
 
 /// What an attribute is worth.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,16 +73,7 @@ impl<'a> EventView<'a> {
 
     /// The end of a stream has no attributes, and whoever might have got a piece must get the end.
     fn ends_stream(&self) -> bool {
-        match self.payload {
-            Payload::AudioEnd | Payload::TextEnd => true,
-            Payload::AudioChunk(_)
-            | Payload::Text(_)
-            | Payload::Speech(_)
-            | Payload::Metrics(_)
-            | Payload::Debug(_)
-            | Payload::Error(_)
-            | Payload::Extension(_) => false,
-        }
+        Stream::ended_by(self.payload).is_some()
     }
 }
 
@@ -150,7 +141,8 @@ impl Graph {
     /// decision whether `event` takes it.
     ///
     /// Conditions on edges into a select node are that node's business. The end of a stream takes
-    /// every edge of its type.
+    /// every edge of its type: whether any of the stream went that way is seen where it comes to
+    /// ([`Ended`](super::Ended)).
     pub fn routes<'a>(
         &'a self,
         node: NodeIx,

@@ -603,13 +603,14 @@ fn a_place_is_at_its_end_when_all_of_its_inputs_are() {
     let mut voice = ends("tts");
     let due: Vec<_> = voice.due().collect();
     assert_eq!(due, [(Stream::Text, 0), (Stream::Text, 1)]);
-    assert!(!voice.ended(1, Stream::Text));
-    assert!(
-        !voice.ended(1, Stream::Text),
+    assert_eq!(voice.ended(1, Stream::Text), Ended::Early);
+    assert_eq!(
+        voice.ended(1, Stream::Text),
+        Ended::Early,
         "an end that is told twice is one"
     );
-    assert!(voice.ended(0, Stream::Text));
-    assert!(voice.ended(0, Stream::Text), "over is over");
+    assert_eq!(voice.ended(0, Stream::Text), Ended::Over);
+    assert_eq!(voice.ended(0, Stream::Text), Ended::Over, "over is over");
 
     // On an edge of any type comes what its beginning makes.
     let other: Vec<_> = ends("other").due().collect();
@@ -624,9 +625,69 @@ fn a_place_is_at_its_end_when_all_of_its_inputs_are() {
             .position(|ix| graph.edge(*ix).id.as_str() == id);
         at.unwrap() as u16
     };
-    assert!(user.ended(text("tts->egress:audio"), Stream::Audio));
+    let voice = text("tts->egress:audio");
+    assert_eq!(user.ended(voice, Stream::Audio), Ended::Over);
     assert!(!user.is_over());
-    assert!(!user.ended(text("segmenter->egress:text"), Stream::Text));
-    assert!(user.ended(text("other->egress:text"), Stream::Text));
+    let words = text("segmenter->egress:text");
+    assert_eq!(user.ended(words, Stream::Text), Ended::Early);
+    let words = text("other->egress:text");
+    assert_eq!(user.ended(words, Stream::Text), Ended::Over);
     assert!(user.is_over());
+}
+
+/// F-018: a stream that went another way does not end where it might have come to; nor does what would have
+/// been made of it. What comes beside it does.
+#[test]
+fn what_a_condition_kept_away_does_not_end_there() {
+    use PortType::Text;
+    let mut spec = agent();
+    for name in ["side", "next"] {
+        spec.nodes.push(node(name, NodeKind::Custom(name.into())));
+    }
+    let mut guarded = edge("segmenter", "side", Text);
+    guarded.when = Some(Condition {
+        attribute: "language".into(),
+        is: Comparison::Eq,
+        value: json!("de"),
+    });
+    spec.edges.extend([
+        guarded,
+        edge("side", "next", Text),
+        edge("next", "tts", Text),
+    ]);
+    let graph = Graph::compile(&spec).unwrap();
+    let at = |name: &str| graph.find(name).unwrap();
+    assert!(
+        ["side", "next", "tts"]
+            .map(at)
+            .iter()
+            .all(|ix| graph.may_be_left_out(*ix))
+    );
+    assert!(!graph.may_be_left_out(at("segmenter")));
+
+    for name in ["side", "next"] {
+        let mut ends = graph.ends(at(name));
+        assert_eq!(ends.ended(0, Stream::Text), Ended::Unbegun);
+        let mut ends = graph.ends(at(name));
+        ends.came(0, Stream::Text);
+        assert_eq!(ends.ended(0, Stream::Text), Ended::Over);
+        assert_eq!(ends.ended(0, Stream::Text), Ended::Over, "over is over");
+    }
+    // What no condition keeps away has an end, be there anything in it or not.
+    let mut voice = graph.ends(at("tts"));
+    assert_eq!(voice.ended(0, Stream::Text), Ended::Early);
+    assert_eq!(voice.ended(1, Stream::Text), Ended::Over);
+}
+
+/// F-018: what listens is told of the end of what it has heard, each time anew.
+#[test]
+fn a_stream_of_what_listens_begins_anew_after_its_end() {
+    let graph = branching();
+    let ask = graph.find("ask").unwrap();
+    assert_eq!(graph.node(ask).scope, Scope::Session);
+    let mut ends = graph.ends(ask);
+    assert_eq!(ends.ended(0, Stream::Text), Ended::Unbegun);
+    ends.came(0, Stream::Text);
+    assert_eq!(ends.ended(0, Stream::Text), Ended::Over);
+    assert_eq!(ends.ended(0, Stream::Text), Ended::Unbegun);
 }
