@@ -85,8 +85,8 @@ async fn a_voice_that_never_speaks_is_given_up_in_good_time() {
     }
 }
 
-/// A call whose words go through a node that hangs at its `nth` event, with a budget of half a minute.
-fn hanging_at(nth: u32) -> Builder {
+/// A call whose model's words go through a node that hangs at its `nth` event, with a budget of half a minute.
+fn hanging_at(nth: u32, llm: ScriptedLlm) -> Builder {
     let mut probes = Probes::default();
     let seen = AtomicU32::new(0);
     probes.add("filter", move |_nth, cx: &mut NodeContext, event: Event| {
@@ -97,7 +97,7 @@ fn hanging_at(nth: u32) -> Builder {
         Step::OK
     });
     let cast = Cast {
-        llm: Arc::new(ScriptedLlm::new("llm").answers([LONG])),
+        llm: Arc::new(llm),
         ..Cast::default()
     };
     patient(&cast, vec![says(first())])
@@ -114,7 +114,8 @@ fn hanging_at(nth: u32) -> Builder {
 #[tokio::test(start_paused = true)]
 async fn a_large_budget_of_a_node_is_no_licence_for_silence() {
     for (nth, speaks) in [(1, false), (2, true)] {
-        let ended = hanging_at(nth).hold().await;
+        let llm = ScriptedLlm::new("llm").answers([LONG]);
+        let ended = hanging_at(nth, llm).hold().await;
         assert_eq!(ended.endings(), ["node_timeout_or_failure"], "{nth}");
         let gap = reasons(&ended, Signal::BudgetExhausted);
         assert!(gap.contains(&"output_gap".to_owned()), "{gap:?}");
@@ -129,6 +130,22 @@ async fn a_large_budget_of_a_node_is_no_licence_for_silence() {
         let silent = after_open(&ended, Signal::Abort, 0) - silent_since;
         assert!(silent <= SILENCE + 400, "{nth}: {silent} ms");
     }
+}
+
+/// P13, T10: nor do words that pile up before the node that hangs: what the model goes on to say does not reach
+/// the user.
+#[tokio::test(start_paused = true)]
+async fn words_that_do_not_get_through_are_no_sign_of_life() {
+    const EVERY: u64 = 900;
+    let llm = ScriptedLlm::new("llm")
+        .answers(["One. Two. Three. Four. Five. Six. Seven. Eight. Nine. Ten. Eleven. Twelve."])
+        .token_every(ms(EVERY));
+    let ended = hanging_at(1, llm).hold().await;
+    assert_eq!(ended.endings(), ["node_timeout_or_failure"]);
+    // The first word is whole once the second comes.
+    let after = after_open(&ended, Signal::Abort, 0);
+    let most = 2 * EVERY + SILENCE + 400;
+    assert!((SILENCE..most).contains(&after), "{after} ms");
 }
 
 /// P13: a model that is slow but living is waited for, for longer than the turn may be silent.

@@ -305,6 +305,7 @@ impl Assembly {
                 .any(|edge| self.policy(*edge).coalesce_ms.is_some()),
             provisional: self.provisional,
             pulse: Arc::clone(&self.pulse),
+            leads_to_user: self.graph.downstream(ix).contains(&self.graph.egress()),
             succession,
         };
         Ok(Some(Made {

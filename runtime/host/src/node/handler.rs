@@ -4,6 +4,7 @@ use std::{panic::AssertUnwindSafe, time::Duration};
 
 use futures::FutureExt;
 use rspp_actors::{CancellationToken, Context};
+use rspp_proto::Monotonic;
 use tokio::time::Instant;
 
 use rspp_provider_api::GatePermit;
@@ -11,7 +12,10 @@ use rspp_provider_api::GatePermit;
 use super::{
     NodeControl, NodeError, NodeHost, NodeReport, NodeSettings, NodeSetup, Step, outlet::Outlet,
 };
-use crate::schedule::{NodeSchedule, Shed};
+use crate::{
+    pulse::HandlerInProgress,
+    schedule::{NodeSchedule, Shed},
+};
 
 /// How many budgets a handler of a listening node may take before it counts as hung: its session
 /// cannot do without it, so it is made anew (P16).
@@ -63,6 +67,7 @@ pub(super) async fn finish(
         Ok(Step::Work(work)) => (work, true),
         Err(panicked) => return (panicked, false),
     };
+    let waits = watch.setup.waits();
     // A handler does nothing before it is polled: it begins with its slot.
     let slot = match held(&watch.setup.settings) {
         Some(schedule) => match Box::pin(slot(&schedule, watch.setup, ctx, deferred)).await {
@@ -75,10 +80,10 @@ pub(super) async fn finish(
         let work = AssertUnwindSafe(watch.setup.watched.watch(work))
             .catch_unwind()
             .map(flatten);
-        Box::pin(waited(work, winds_up, ctx, deferred, outlet, watch)).await
+        Box::pin(waited(work, winds_up, &waits, ctx, deferred, outlet, watch)).await
     } else {
         let work = watch.setup.watched.watch(work).map(Handled::Done);
-        Box::pin(waited(work, winds_up, ctx, deferred, outlet, watch)).await
+        Box::pin(waited(work, winds_up, &waits, ctx, deferred, outlet, watch)).await
     };
     drop(slot);
     finished
@@ -144,6 +149,7 @@ fn told(panic: &(dyn std::any::Any + Send)) -> String {
 async fn waited(
     work: impl Future<Output = Handled>,
     winds_up: bool,
+    waits: &HandlerInProgress,
     ctx: &mut Context<NodeHost>,
     deferred: &mut std::collections::VecDeque<NodeControl>,
     outlet: &mut Outlet,
@@ -182,10 +188,11 @@ async fn waited(
                 if is_cancelled {
                     continue; // Nobody wants it any more.
                 }
-                let waits = Instant::now();
+                let emitted = Instant::now();
                 let passed = outlet.pass_on(ctx, deferred, setup, event).await;
                 alive = Instant::now();
-                began += alive - waits;
+                began += alive - emitted;
+                waits.emits(Monotonic::from_duration(setup.clock.now()));
                 if passed {
                     continue;
                 }

@@ -46,7 +46,7 @@ use crate::{
     observe::Observed,
     overhead::Overhead,
     providers::Listed,
-    pulse::Pulse,
+    pulse::{HandlerInProgress, Pulse},
     schedule::Shed,
     scope,
     session::SessionControl,
@@ -157,6 +157,8 @@ pub(crate) struct NodeSetup {
     /// Its turn is a guess yet.
     pub(crate) provisional: bool,
     pub(crate) pulse: Arc<Pulse>,
+    /// Whether what it says may reach the user.
+    pub(crate) leads_to_user: bool,
     pub(crate) succession: Succession,
 }
 
@@ -374,10 +376,6 @@ impl NodeHost {
             Ok(Step::Done(_)) => whole.map(|watch| (watch, watch.elapsed())),
             Ok(Step::Wait(_) | Step::Work(_)) | Err(_) => None,
         };
-        if let Ok(Step::Wait(_) | Step::Work(_)) = step {
-            let now = Monotonic::from_duration(self.setup.clock.now());
-            self.setup.pulse.waits(now, self.setup.settings.budget);
-        }
         let watch = Watch {
             setup: &self.setup,
             token: &self.work,
@@ -1156,6 +1154,13 @@ impl NodeSetup {
             (None, Some(_)) => true,
             (Some(ends), Some(_)) => ends.lock().expect("no code panics while locked").is_over(),
         }
+    }
+
+    /// A handler begins to wait.
+    pub(super) fn waits(&self) -> HandlerInProgress {
+        let now = Monotonic::from_duration(self.clock.now());
+        self.pulse
+            .waits(now, self.settings.budget, self.leads_to_user)
     }
 
     /// Whether anybody still wants what this node does.
