@@ -287,7 +287,15 @@ async fn every_cancel_says_why() {
             .iter()
             .position(|signal| *signal == "cancel")
             .unwrap();
-        assert!(signals[at..].ends_with(&["abort", "close"]), "{signals:?}");
+        let closed = signals.iter().position(|signal| *signal == "close");
+        let (told, later) = signals.split_at(closed.unwrap() + 1);
+        assert!(told[at..].ends_with(&["abort", "close"]), "{signals:?}");
+        // What became of its calls is told of the turn, whenever it comes (F-160).
+        assert!(
+            later.iter().all(|it| *it == "provider_error"),
+            "{signals:?}"
+        );
+        assert_eq!(!later.is_empty(), reason == "timeout", "{signals:?}");
     }
 }
 

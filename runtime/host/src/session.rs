@@ -548,8 +548,11 @@ impl Session {
                 reason,
                 at,
             } => {
-                // What is told when the turn is over is no part of it any more.
-                let turn = turn.filter(|turn| self.kernel.current_turn() == Some(*turn));
+                // What is told when the turn is over is told of it all the same; one that never came to be has
+                // no name.
+                let turn = turn.filter(|turn| {
+                    self.kernel.current_turn() == Some(*turn) || self.kernel.has_closed(*turn)
+                });
                 self.publisher
                     .of_call(signal, turn, (node, call), &reason, at);
             }

@@ -12,7 +12,8 @@ use std::{
 use rspp_host::{Notice, Stamp};
 use rspp_kernel::{SessionState, invariant};
 use rspp_proto::{
-    AudioChunk, Epoch, IdempotencyKey, Payload, SampleRate, SessionId, Speaker, TurnNumber,
+    AudioChunk, Epoch, IdempotencyKey, InvocationId, Payload, SampleRate, SessionId, Speaker,
+    TurnNumber,
     abi::{ControlSignal, EventRecord, Signal},
 };
 use rspp_provider_api::ToolRun;
@@ -81,6 +82,8 @@ pub enum Invariant {
     RefusalsCostNothing,
     /// A session that holds more than it may ends (P19).
     MemoryIsBounded,
+    /// What is told of a provider call names the turn that it was made for, be that over or not (F-160).
+    CallsNameTheirTurn,
 }
 
 impl fmt::Display for Invariant {
@@ -112,6 +115,7 @@ impl fmt::Display for Invariant {
             Self::OneWriter => f.write_str("one-writer"),
             Self::RefusalsCostNothing => f.write_str("refusals-cost-nothing"),
             Self::MemoryIsBounded => f.write_str("memory-is-bounded"),
+            Self::CallsNameTheirTurn => f.write_str("calls-name-their-turn"),
         }
     }
 }
@@ -326,6 +330,12 @@ pub(super) fn number(turn: &rspp_proto::TurnId) -> TurnNumber {
     TurnNumber(digits.and_then(|digits| digits.parse().ok()).unwrap_or(0))
 }
 
+/// The turn that a call was made for, by the call's id.
+fn turn_of(call: &InvocationId) -> Option<TurnNumber> {
+    let turn = call.as_str().split('/').nth(2)?;
+    turn.rsplit('-').next()?.parse().ok().map(TurnNumber)
+}
+
 impl Watch {
     pub(super) fn new(caller: u8, trace: Trace, plant: Option<Plant>) -> Self {
         Self {
@@ -463,6 +473,13 @@ impl Watch {
         }
         if turn.is_none() && self.lifecycle.is_proposed() && refuses(signal.signal) {
             self.refused += 1;
+        }
+        if let Some(call) = &envelope.provider_invocation_id
+            && let Some(of) = turn_of(call).filter(|of| self.opened.contains_key(of))
+            && turn != Some(of)
+        {
+            let detail = format!("{} of {call} names {turn:?}", signal.signal);
+            self.broken(Invariant::CallsNameTheirTurn, detail);
         }
         self.said.push(envelope.event_id.clone());
         if let Err(error) = self.lifecycle.signal(signal.signal, turn) {

@@ -54,6 +54,12 @@ impl Session {
         true
     }
 
+    /// Whether a turn of that number was under way, and is over.
+    pub fn has_closed(&self, turn: TurnNumber) -> bool {
+        let is_new = turn >= self.next_turn || self.current_turn() == Some(turn);
+        !(is_new || self.never_opened.0.contains(&turn))
+    }
+
     fn judge_move(&self, asked: &Asked) -> Option<RefusedMove> {
         use SessionState as S;
         match *asked {
@@ -75,10 +81,8 @@ impl Session {
                 let may = running.is_some_and(|running| wanted.contains(&running.stands()));
                 let from = match running {
                     Some(running) => running.stands(),
-                    None if turn >= self.next_turn || self.never_opened.0.contains(&turn) => {
-                        TurnState::Idle
-                    }
-                    None => TurnState::Closed,
+                    None if self.has_closed(turn) => TurnState::Closed,
+                    None => TurnState::Idle,
                 };
                 (!may).then_some(RefusedMove::Turn {
                     turn,
