@@ -407,6 +407,45 @@ fn what_means_nothing_is_refused() {
     assert!(nobody.contains("hooks.ghost"), "{nobody}");
 }
 
+/// F-034: a cancel says whom it is about, and nobody else: one of a node without the node is not one of
+/// the whole turn.
+#[test]
+fn a_cancel_without_its_target_is_refused() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let refused = |cancel: &str| {
+        let text = format!(
+            "schema: rspp.scenario.v1\ntitle: Wrong\ncalls:\n  - says: [{{ words: hello, at_ms: 300 }}]\n    \
+             cues: [{{ at_ms: 900, happens: mutes }}, {{ at_ms: 1000, happens: {{ cancel: {{ {cancel} }} }} }}]\n"
+        );
+        fs::write(folder.path().join("wrong.yaml"), text).expect("written");
+        let (code, said, complaint) = rspp_in(folder.path(), &["rehearse", "wrong.yaml"]);
+        assert_eq!(code, Some(2), "{said}{complaint}");
+        complaint
+    };
+    for (cancel, what) in [
+        (
+            "scope: node",
+            "node: is missing; say which, e.g. `node: tts`",
+        ),
+        (
+            "scope: provider_invocation",
+            "invocation: is missing; say which",
+        ),
+        (
+            "scope: turn, node: tts",
+            "node: means nothing to a cancel of scope `turn`",
+        ),
+        (
+            "scope: session, invocation: x",
+            "invocation: means nothing to a cancel of scope `session`",
+        ),
+    ] {
+        let complaint = refused(cancel);
+        let place = format!("wrong.yaml: calls[0].cues[1].happens.cancel.{what}");
+        assert!(complaint.contains(&place), "{complaint}");
+    }
+}
+
 /// F-049: a call that the runtime does not take is found to be otherwise than expected, and the other calls go on;
 /// whoever reads JSON learns why each session ended.
 #[test]

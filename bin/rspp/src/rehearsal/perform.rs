@@ -15,8 +15,8 @@ use futures::{StreamExt, future::join_all};
 use rspp_actors::Clock;
 use rspp_controlplane_api::{Leases, LocalLeases, MemoryStore};
 use rspp_host::{
-    CancelTarget, Capture, CaptureBounds, Config, CpuProbe, Notice, OpenError, Pools, Runtime,
-    SessionHandle, SessionRequest, report::SessionReport,
+    Capture, CaptureBounds, Config, CpuProbe, Notice, OpenError, Pools, Runtime, SessionHandle,
+    SessionRequest, report::SessionReport,
 };
 use rspp_kernel::{
     SessionState,
@@ -24,7 +24,7 @@ use rspp_kernel::{
 };
 use rspp_proto::{
     MetricSample, Monotonic, SampleRate, SessionId, WallClock,
-    abi::{CancelScope, ControlSignal},
+    abi::ControlSignal,
     control::Versions,
     spec::{PipelineSpec, PolicyBundle, ReplayMode},
 };
@@ -49,7 +49,7 @@ use super::{
     measures::Measures,
     nodes, patch,
     scenario::{
-        self, Batches, Busy, Call, Cancel, Captures, Cue, Happens, Hooks, Recording as Kept, Says,
+        self, Batches, Busy, Call, Captures, Cue, Happens, Hooks, Recording as Kept, Says,
         Scenario, Sends,
     },
     servers,
@@ -804,7 +804,8 @@ impl Director<'_> {
             Happens::Unmutes => self.muted.store(false, Ordering::Relaxed),
             Happens::HangsUp => self.line.hang_up(),
             Happens::Cancel(cancel) => {
-                let _ended = self.handle.cancel_part(target(cancel), cancel.reason).await;
+                let target = cancel.target().expect("it was checked with the scenario");
+                let _ended = self.handle.cancel_part(target, cancel.reason).await;
             }
             Happens::Rotate(epoch) => {
                 // Epochs only rise: what is refused here is refused there too, for all to see.
@@ -859,15 +860,4 @@ fn published(news: &[scenario::News]) -> News {
         ((news.modality, news.id.clone()), known)
     });
     each.collect()
-}
-
-fn target(cancel: &Cancel) -> CancelTarget {
-    match (cancel.scope, &cancel.node, &cancel.invocation) {
-        (CancelScope::Session, _, _) => CancelTarget::Session,
-        (CancelScope::Node, Some(node), _) => CancelTarget::Node(node.clone()),
-        (CancelScope::ProviderInvocation, _, Some(call)) => CancelTarget::Invocation(call.clone()),
-        (CancelScope::Turn | CancelScope::Node | CancelScope::ProviderInvocation, _, _) => {
-            CancelTarget::Turn
-        }
-    }
 }

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rspp_host::CancelTarget;
 use rspp_kernel::{
     CancelReason,
     plan::{Health, LayeredSettings},
@@ -629,6 +630,47 @@ fn user_cancel() -> CancelReason {
     CancelReason::UserCancel
 }
 
+impl Cancel {
+    /// Whom it is about.
+    pub(crate) fn target(&self) -> Result<CancelTarget, String> {
+        let named = match self.scope {
+            CancelScope::Session | CancelScope::Turn => None,
+            CancelScope::Node => Some("node"),
+            CancelScope::ProviderInvocation => Some("invocation"),
+        };
+        let given = [
+            ("node", self.node.is_some()),
+            ("invocation", self.invocation.is_some()),
+        ];
+        let scope = self.scope.as_str();
+        for (name, is_given) in given {
+            if is_given && named != Some(name) {
+                return Err(format!(
+                    "{name}: means nothing to a cancel of scope `{scope}`; leave it out, or choose the scope \
+                     that it is of"
+                ));
+            }
+        }
+        match (self.scope, &self.node, &self.invocation) {
+            (CancelScope::Session, ..) => Ok(CancelTarget::Session),
+            (CancelScope::Turn, ..) => Ok(CancelTarget::Turn),
+            (CancelScope::Node, Some(node), _) => Ok(CancelTarget::Node(node.clone())),
+            (CancelScope::ProviderInvocation, _, Some(call)) => {
+                Ok(CancelTarget::Invocation(call.clone()))
+            }
+            (CancelScope::Node, None, _) => Err(
+                "node: is missing; say which, e.g. `node: tts`, or cancel the whole turn with `scope: turn`"
+                    .to_owned(),
+            ),
+            (CancelScope::ProviderInvocation, _, None) => Err(
+                "invocation: is missing; say which, by its `pvi/…` name on a timeline, or cancel all that a node \
+                 does with `scope: node`"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
 impl Scenario {
     /// Reads and checks a scenario.
     pub(crate) fn load(path: &Path) -> Result<Self, Problem> {
@@ -710,6 +752,11 @@ impl Scenario {
                     && let Err(what) = audible(rate)
                 {
                     return wrong(format!("calls[{at}].cues[{n}].happens: {what}"));
+                }
+                if let Happens::Cancel(cancel) = &cue.happens
+                    && let Err(what) = cancel.target()
+                {
+                    return wrong(format!("calls[{at}].cues[{n}].happens.cancel.{what}"));
                 }
                 if cue.at_ms.is_some() == cue.after.is_some() {
                     return wrong(format!(
