@@ -17,9 +17,10 @@ use rspp_proto::{
 };
 use rspp_tests::{
     call::{Builder, Cast, Ended, first, says},
-    nodes::{Probes, Taken, branch, words},
+    nodes::{Probes, Taken, branch, edge, words},
 };
 use rspp_timeline::Entry;
+use rspp_transport_api::Outgoing;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -674,6 +675,48 @@ async fn partials_come_at_the_configured_cadence() {
         }
         last = Some((*at, text.segment));
     }
+}
+
+/// F-053: what is held back on its way to the user comes when its time is up, and not only with what is said
+/// next.
+#[tokio::test(start_paused = true)]
+async fn a_partial_for_the_user_comes_when_its_time_is_up() {
+    let mut probes = Probes::default();
+    probes.source("source", |nth, cx| {
+        let said = ["so", "so far"];
+        if let Some(text) = said.get(nth as usize - 1) {
+            cx.emit(words(0, text, false));
+        }
+    });
+    let mut builder = Builder::new(&Cast::default(), vec![says(first())])
+        .pipeline(|spec| {
+            let buffer = json!({ "strategy": "merge", "max_queue_items": 8, "coalesce_ms": 150 });
+            branch(spec, "source", &[]);
+            spec.edges.push(edge(
+                json!({ "from": "source", "to": "egress", "carries": "text",
+                        "buffer": with(roomy(), buffer) }),
+            ));
+        })
+        .configure(probes.install());
+    let mut screen = builder.screen();
+    let shown = tokio::spawn(async move {
+        let mut shown = Vec::new();
+        while let Some(sent) = screen.recv().await {
+            if let Outgoing::Text { text, .. } = sent
+                && text.text.starts_with("so")
+            {
+                shown.push((text.text.to_string(), Instant::now()));
+            }
+        }
+        shown
+    });
+    let ended = builder.hold().await;
+    assert_eq!(ended.endings(), ["commit"]);
+    let shown = shown.await.unwrap();
+    let texts: Vec<_> = shown.iter().map(|(text, _)| text.as_str()).collect();
+    assert_eq!(texts, ["so", "so far"]);
+    let gap = shown[1].1 - shown[0].1;
+    assert!((149..=151).contains(&gap.as_millis()), "{gap:?}");
 }
 
 /// Several who share one edge are served in turn, and none is crowded out by a busier one.

@@ -350,6 +350,8 @@ struct Line {
     refusing: bool,
     /// Places that the data lane knows to be free.
     opened: usize,
+    /// When the edges give what they hold back for more of its kind.
+    held_until: Option<Monotonic>,
     echo: Option<EchoGuard>,
     source_rate: SampleRate,
     inbound: Inbound,
@@ -444,6 +446,7 @@ impl Line {
             watch: Watch::new(&attachment.policy, now),
             refusing: false,
             opened: usize::MAX,
+            held_until: None,
             echo: EchoGuard::new(&attachment.policy.echo_guard, sink.lead()),
             attachment,
             kind,
@@ -491,15 +494,16 @@ impl Line {
         }
     }
 
-    /// Sees to the edges that lead out: takes as much audio off them as there is room for, and tells the session what
-    /// they have to report.
+    /// Sees to the edges that lead out: takes as much audio off them as there is room for, tells the session what
+    /// they have to report, and comes back for what they hold back.
     fn see_to_edges(&mut self, ctx: &mut PumpContext<Connection>) {
         let room = self.free_places();
         self.opened = room;
-        let reports = ctx.inbox().with_data(|inputs| {
+        let (reports, held) = ctx.inbox().with_data(|inputs| {
             inputs.open(room);
-            inputs.take_notices()
+            (inputs.take_notices(), inputs.next_due())
         });
+        self.held_until = held;
         for EdgeReport { port, lane, notice } in reports {
             let edge = self.attachment.egress[usize::from(port.0)].clone();
             let message = SessionControl::Edge {
@@ -613,7 +617,8 @@ impl Line {
         let silence = self.watch.silence_due();
         let held = self.inbound.stream.as_ref();
         let held = held.and_then(|stream| stream.next_deadline());
-        let listen = silence.into_iter().chain(held).min();
+        let shown = self.held_until;
+        let listen = silence.into_iter().chain(held).chain(shown).min();
         let listen = listen.map(|at| self.clock.instant_at(at.as_duration()));
         play.into_iter().chain(listen).min()
     }
@@ -635,6 +640,9 @@ impl Line {
     }
 
     fn do_due(&mut self) -> Result<(), SinkError> {
+        // What was held back is the next that the edges give.
+        let now = self.now();
+        self.held_until.take_if(|due| *due <= now);
         if let Some(event) = self.watch.check_silence(self.now()) {
             self.tell(event);
         }

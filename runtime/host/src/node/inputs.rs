@@ -128,6 +128,12 @@ impl Input {
         self.data.bytes() + self.telemetry.as_ref().map_or(0, |buffer| buffer.bytes())
     }
 
+    /// Whether there is something that no event tells the receiver: what the edge has to report, or that it
+    /// holds an event back and has to be asked for it again.
+    fn has_news(&self, now: Monotonic) -> bool {
+        self.has_notices() || self.data.next_due(now).is_some()
+    }
+
     fn has_notices(&self) -> bool {
         self.data.has_notices() || self.telemetry.as_ref().is_some_and(|b| b.has_notices())
     }
@@ -321,7 +327,7 @@ impl Inputs {
                 return Some(Arrival::Break { port, reason });
             }
             let popped = edge.data.pop(now);
-            self.news |= edge.has_notices();
+            self.news |= edge.has_news(now);
             if let Some(meter) = &edge.meter {
                 meter.stands(edge.data.len(), edge.data.counters());
                 if let Some(queued) = &popped {
@@ -397,7 +403,7 @@ impl Buffer for Inputs {
                     Some(_) | None => edge.data.send(now, queued, patience),
                 };
                 edge.measure();
-                self.news |= edge.has_notices();
+                self.news |= edge.has_news(now);
                 // What else comes that way, the end of the audio or a mark, never rests.
                 self.pressing |= !(is_held || is_frame && edge.rests(self.patience));
                 self.account();
