@@ -5,12 +5,13 @@ use std::{sync::Arc, time::Duration};
 use rspp_proto::{OutcomeClass, ProviderId, RetryDecision, abi::Signal, spec::Modality};
 use rspp_provider_api::{
     Fault,
-    scripted::{Conduct, Script, ScriptedLlm},
+    scripted::{Conduct, Script, ScriptedLlm, ScriptedStt},
 };
 use rspp_tests::call::{Builder, Cast, REPLY, first, says};
 use rspp_timeline::Entry;
+use rspp_transport_api::loopback::Start;
 
-use crate::row::{assert_aborted, assert_committed, evidence};
+use crate::row::{assert_aborted, assert_committed, assert_stayed_pre_turn, evidence};
 
 fn failing(fault: Fault) -> Cast {
     let script = Script::always(Conduct::good().failing_after(0, fault));
@@ -100,4 +101,49 @@ async fn an_overloaded_provider_opens_its_circuit() {
             .is_some_and(|change| change.starts_with("llm ")),
         "{changes:?}"
     );
+}
+
+/// F3, CT-003, P5: recognition that stalls fails before there is a turn: what it fails is told, with the call, and
+/// recorded with its class, and nobody asked for an apology, so no turn opens and none ends. The next utterance
+/// is answered.
+#[tokio::test(start_paused = true)]
+async fn recognition_that_stalls_stays_pre_turn() {
+    let stall = || Conduct::good().stalling_after(0);
+    for again in [false, true] {
+        let stt = ScriptedStt::new("stt").utterances(["hello there"]);
+        let script = Script::calls([stall(), stall()]);
+        let cast = Cast {
+            stt: Arc::new(stt.script(script)),
+            ..Cast::default()
+        };
+        let next = Start::At(Duration::from_secs(20));
+        let said = [says(first()), says(next)].into_iter();
+        let mut builder = Builder::new(&cast, said.take(1 + usize::from(again)).collect());
+        builder.script.hang_up_after = Duration::from_secs(40);
+        let ended = builder.hold().await;
+        if again {
+            assert_committed(&ended, 1);
+            assert_eq!(ended.turn(1).user_text, "hello there");
+            let opened = ended.turn(1).anchors.turn_open_emitted_ts;
+            assert!(opened.is_some_and(|at| at.as_millis() > 20_000));
+        } else {
+            assert_stayed_pre_turn(&ended);
+        }
+        let told = ended.log.signals_of(Signal::ProviderError);
+        let told = told.first().expect("the failure is told");
+        let reason = told.reason.as_ref().expect("why").as_str();
+        assert_eq!(reason, "stt timeout provider_timeout");
+        assert_eq!(told.envelope.turn_id, None);
+        let lost = ended.log.reasons_of(Signal::Degrade);
+        assert!(lost.contains(&"transcript_timeout".to_owned()), "{lost:?}");
+        let call = &told.envelope.provider_invocation_id;
+        let attempts = ended.entries.iter().filter_map(|entry| match entry {
+            Entry::Attempt(attempt) if Some(&attempt.provider_invocation_id) == call.as_ref() => {
+                Some((attempt.modality, attempt.outcome_class))
+            }
+            _something_else => None,
+        });
+        let timeout = (Modality::Stt, OutcomeClass::Timeout);
+        assert_eq!(attempts.take(1).collect::<Vec<_>>(), [timeout]);
+    }
 }
