@@ -267,6 +267,48 @@ fn a_pipeline_is_published_and_rolled_out() {
     assert_eq!(status[0]["generation"], 4);
 }
 
+/// NF-030, F-093: what an operator has frozen takes in nothing new, and lets go of what is on trial; thawed, it
+/// goes on, and the audit log has both.
+#[test]
+fn a_frozen_line_takes_in_nothing_new() {
+    let place = Place::new();
+    for version in ["greeter-1", "greeter-2"] {
+        place.ok("ana", &format!("pipeline publish {version}.yaml"));
+    }
+    place.ok("ana", "rollout set greeter-1");
+    place.ok("ana", "rollout set greeter-2 --percent 10");
+    assert_snapshot!(place.ok("otto", "rollout freeze greeter --reason incident"), @r"
+    LINE     STABLE     CANDIDATE  WHO   BEFORE  FROZEN
+    greeter  greeter-1  greeter-2  10 %  -       operator
+    ");
+    for refused in ["rollout promote greeter", "rollout set greeter-2"] {
+        let (code, said) = place.run("ana", refused);
+        assert_eq!(code, 2, "{said}");
+        let why = "error: rollouts are frozen: an operator said so; pausing and rolling back are still possible";
+        assert!(said.starts_with(why), "{said}");
+    }
+    assert_eq!(
+        place.json("vera", "rollout status greeter")[0]["frozen"],
+        "operator"
+    );
+    assert_snapshot!(place.ok("otto", "rollout rollback greeter"), @r"
+    LINE     STABLE     CANDIDATE  WHO  BEFORE  FROZEN
+    greeter  greeter-1  -          -    -       operator
+    ");
+    // To let new things through takes more than to keep them back.
+    let (code, said) = place.run("otto", "rollout thaw greeter");
+    assert_eq!(code, 2, "{said}");
+    assert_snapshot!(place.ok("ana", "rollout thaw greeter --reason over"), @r"
+    LINE     STABLE     CANDIDATE  WHO  BEFORE  FROZEN
+    greeter  greeter-1  -          -    -       -
+    ");
+    place.ok("ana", "rollout set greeter-2 --percent 10");
+    let log = place.ok("ana", "audit list");
+    for operation in ["rollout_freeze", "rollout_thaw"] {
+        assert!(log.contains(operation), "{log}");
+    }
+}
+
 /// Issue 4: refusals say what to do, and end with the code that says whose fault it is.
 #[test]
 fn refusals_say_what_to_do() {
