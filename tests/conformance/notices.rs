@@ -1,17 +1,21 @@
 //! What edges have to say is said when it happens, whether or not anybody takes anything off them.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use rspp_host::node::NodeContext;
 use rspp_kernel::CancelReason;
 use rspp_proto::{
-    Lane, Speaker,
+    Lane, MetricSample, Payload, Speaker,
     abi::{ControlSignal, Signal},
 };
 use rspp_provider_api::scripted::{ScriptedLlm, ScriptedStt};
 use rspp_tests::{
     call::{Builder, Cast, Ended, LONG, first, over_reply, says},
-    nodes::{Probes, branch, edge, words},
+    nodes::{Probes, branch, edge, get, words},
 };
 use rspp_transport_api::Outgoing;
 use serde_json::{Value, json};
@@ -245,4 +249,47 @@ async fn the_marks_of_the_control_lane_are_told_of() {
     };
     assert!(told(1).await > 0);
     assert_eq!(told(60).await, 0);
+}
+
+/// F-144, F-147, F-142: the marks of the telemetry lane hold on the telemetry side of each edge, unless the edge's own
+/// are lower; the signal says which lane it is about, and neither sender nor data waits for what is measured.
+#[tokio::test(start_paused = true)]
+async fn the_marks_of_the_telemetry_lane_hold_on_its_edges() {
+    for (lane, own, reason) in [
+        (5, 15, "lane_queue_high_watermark"),
+        (100, 8, "edge_watermark_high"),
+    ] {
+        let mut probes = Probes::default();
+        let measured = probes.source("source", |nth, cx: &mut NodeContext| {
+            cx.emit(Payload::Metrics(Box::new(MetricSample {
+                name: "frames_heard".to_owned(),
+                value: f64::from(nth),
+                labels: BTreeMap::new(),
+            })));
+        });
+        let (taken, _) = probes.sink("gauge", Duration::from_millis(300));
+        let mut builder = Builder::new(&Cast::default(), vec![says(first())])
+            .pipeline(|spec| {
+                let marks = json!({ "queue_items": { "high": own, "low": own - 2 } });
+                let buffer = json!({ "max_queue_items": 20, "watermarks": marks });
+                let edge = json!({ "from": "source", "to": "gauge", "carries": "metrics", "buffer": buffer });
+                branch(spec, "source", &[edge]);
+            })
+            .configure(probes.install());
+        let flow = json!({ "data_mode": "signal", "data_marks": { "high": 100, "low": 50 },
+            "control_marks": { "high": 20, "low": 10 }, "telemetry_marks": { "high": lane, "low": 2 } });
+        builder.settings.session.flow_control = Some(serde_json::from_value(flow).unwrap());
+        let ended = builder.hold().await;
+        assert_eq!(ended.endings(), ["commit"]);
+        assert_eq!(ended.turn(1).agent_text_played, ended.turn(1).agent_text);
+        let marks = of_edge(&ended, Signal::Watermark, "source->gauge:metrics");
+        assert!(!marks.is_empty(), "{lane}");
+        for mark in marks {
+            assert_eq!(mark.target_lane, Some(Lane::Telemetry));
+            assert_eq!(mark.reason.unwrap().as_str(), reason);
+        }
+        // What finds no room is lost, and its sender heard every frame all the same.
+        let (made, kept) = (get(&measured.events), taken.events().len());
+        assert!(made > 100 && kept < made as usize, "{kept} of {made}");
+    }
 }
