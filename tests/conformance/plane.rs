@@ -299,6 +299,13 @@ impl Talk {
         self.until(Signal::Commit, commits + 1).await;
     }
 
+    /// Hangs up, and waits for the session's end.
+    async fn over_now(self) -> rspp_host::report::SessionReport {
+        let Self { handle, client, .. } = self;
+        drop(client);
+        handle.wait().await.expect("it leaves a report")
+    }
+
     /// Waits for the session's end.
     async fn over(self) -> rspp_host::report::SessionReport {
         let over = tokio::time::timeout(ms(60_000), self.handle.wait()).await;
@@ -697,6 +704,51 @@ async fn in_availability_mode_only_what_nobody_else_can_have_is_taken() {
     drop(talk.client);
     talk.handle.wait().await.unwrap();
     assert_eq!(plane.placement(&own), None);
+    a.stop().await;
+}
+
+/// F-050, F-098: what models use while the control plane is away is told once it is back, and counts once, however
+/// often its answer is lost. What is older by then than the minute that a limit looks at is given up, and how much
+/// that was is known.
+#[tokio::test(start_paused = true)]
+async fn tokens_of_a_long_absence_count_once_or_are_given_up() {
+    let (plane, played) = (Plane::default(), Played::default());
+    let a = Node::start_with(&plane, "a", &played, |fleet| {
+        fleet.mode = AwayMode::Availability;
+        fleet.max_staleness = Duration::from_mins(10);
+    })
+    .await;
+    a.joined().await;
+    a.way.set_way(Way::Cut);
+    tokio::time::sleep(TTL * 2).await;
+    let own = a.runtime.plane().unwrap().name_session();
+    let talk = a.open(own).await.unwrap();
+    talk.exchange("hello").await;
+    tokio::time::sleep(ms(70_000)).await;
+    talk.exchange("still there").await;
+    assert_eq!(plane.used("tenant"), 0);
+
+    a.way.set_way(Way::Open(ms(5)));
+    a.joined().await;
+    tokio::time::sleep(TTL).await;
+    a.way.set_way(Way::AnswerLost);
+    talk.exchange("and now").await;
+    tokio::time::sleep(ms(2_000)).await;
+    a.way.set_way(Way::Open(ms(5)));
+    tokio::time::sleep(TTL * 2).await;
+
+    let report = talk.over_now().await;
+    let spent = report.turns.iter().map(|turn| {
+        let spending = &turn.spending;
+        spending.tokens_read + spending.tokens_written
+    });
+    let spent: Vec<u64> = spent.collect();
+    assert!(
+        spent.len() == 3 && spent.iter().all(|it| *it > 0),
+        "{spent:?}"
+    );
+    assert_eq!(plane.used("tenant"), spent[1] + spent[2]);
+    assert_eq!(a.runtime.uncounted().tokens, spent[0]);
     a.stop().await;
 }
 

@@ -211,6 +211,12 @@ impl Plane {
         self.state().calls.get(kind).copied().unwrap_or(0)
     }
 
+    /// Tokens of a tenant that were told, each report once.
+    pub fn used(&self, tenant: &str) -> u64 {
+        let tenant = TenantId::new(tenant).expect("not blank");
+        self.state().used.get(&tenant).copied().unwrap_or(0)
+    }
+
     /// Sessions that each renewal so far has named.
     pub fn held(&self) -> Vec<usize> {
         self.state().held.clone()
