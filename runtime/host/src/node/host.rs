@@ -438,7 +438,7 @@ impl NodeHost {
         else {
             return;
         };
-        let is_text = matches!(event.payload, Payload::Text(_) | Payload::TextEnd);
+        let is_text = Stream::of(&event.payload) == Some(Stream::Text);
         let told = 1u64.checked_shl(u32::from(port.0)).unwrap_or(0);
         let settings = &self.setup.settings;
         if !is_text || settings.turn.is_none() || self.late_edges & told != 0 {
@@ -557,7 +557,11 @@ impl NodeHost {
     fn speaks(&self) -> bool {
         self.setup.succession.is_kept()
             && self.setup.settings.spec.kind != NodeKind::Tts
-            && self.cx.emitted.iter().any(|event| is_said(&event.payload))
+            && self
+                .cx
+                .emitted
+                .iter()
+                .any(|event| Stream::of(&event.payload).is_some())
     }
 
     /// A foreign node for which nothing more comes, and that waits for nothing, is at its end, whether or
@@ -1062,18 +1066,6 @@ impl NodeHost {
             self.under_pressure |= wants_the_standby(&report);
             self.unheard |= !self.setup.tell_of_edge(report);
         }
-    }
-}
-
-/// Whether a payload is part of what a node has to say.
-pub(super) fn is_said(payload: &Payload) -> bool {
-    match payload {
-        Payload::Text(_) | Payload::TextEnd | Payload::AudioChunk(_) | Payload::AudioEnd => true,
-        Payload::Speech(_)
-        | Payload::Metrics(_)
-        | Payload::Debug(_)
-        | Payload::Error(_)
-        | Payload::Extension(_) => false,
     }
 }
 

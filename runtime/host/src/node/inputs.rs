@@ -6,8 +6,9 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use rspp_actors::{Buffer, Clock, Offer};
-use rspp_kernel::edge::{
-    BreakReason, EdgeBuffer, EdgeCounters, EdgeNotice, Offered, Patience, grow,
+use rspp_kernel::{
+    edge::{BreakReason, EdgeBuffer, EdgeCounters, EdgeNotice, Offered, Patience, grow},
+    graph::Stream,
 };
 use rspp_proto::{
     Lane, Monotonic, Payload,
@@ -359,16 +360,7 @@ impl Inputs {
 
 /// What takes a place in a player's queue: sound, and the end of it.
 pub(crate) fn is_audio(payload: &Payload) -> bool {
-    match payload {
-        Payload::AudioChunk(_) | Payload::AudioEnd => true,
-        Payload::Text(_)
-        | Payload::TextEnd
-        | Payload::Speech(_)
-        | Payload::Metrics(_)
-        | Payload::Debug(_)
-        | Payload::Error(_)
-        | Payload::Extension(_) => false,
-    }
+    Stream::of(payload) == Some(Stream::Audio)
 }
 
 fn returned(port: Port, queued: Queued) -> Arrival {

@@ -10,7 +10,7 @@ use rspp_kernel::{
 use rspp_proto::{Monotonic, Payload, spec::NodeKind};
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{NodeControl, NodeHost, NodeReport, NodeSettings, NodeSetup, OutEdge, host::is_said};
+use super::{NodeControl, NodeHost, NodeReport, NodeSettings, NodeSetup, OutEdge};
 use crate::{
     event::{Arrival, Event},
     observe::Observed,
@@ -102,7 +102,7 @@ impl Outlet {
         if !setup.is_wanted() {
             return true; // The fence has fallen; the cancel is on its way.
         }
-        if self.settles && is_said(&event.payload) {
+        if self.settles && Stream::of(&event.payload).is_some() {
             self.settles = false;
             setup.succession.settle_all();
         }
@@ -200,7 +200,7 @@ impl Outlet {
         // Nobody downstream asked for it: an observer may be interested, but not in data.
         if !routed
             && let Some(event) = event
-            && is_telemetry(&event.payload)
+            && Stream::of(&event.payload).is_none()
             && !setup.settings.memory.is_tight()
         {
             self.show(setup, event, false);
@@ -357,15 +357,4 @@ fn route(setup: &NodeSetup, at: usize, event: &Event) -> Option<Route> {
         .graph
         .routes_along(std::slice::from_ref(&ix), &view)
         .next()
-}
-
-fn is_telemetry(payload: &Payload) -> bool {
-    match payload {
-        Payload::Speech(_)
-        | Payload::Metrics(_)
-        | Payload::Debug(_)
-        | Payload::Error(_)
-        | Payload::Extension(_) => true,
-        Payload::AudioChunk(_) | Payload::AudioEnd | Payload::Text(_) | Payload::TextEnd => false,
-    }
 }

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use rspp_proto::Payload;
+use rspp_kernel::graph::Stream;
 
 use super::{NodeMaker, NodeSettings, OutEdge};
 use crate::{
@@ -103,7 +103,7 @@ impl Succession {
     /// Whether a standby is told of an arrival again.
     pub(super) fn keeps(arrival: &Arrival) -> bool {
         matches!(arrival, Arrival::Event { event, .. }
-            if matches!(event.payload, Payload::Text(_) | Payload::TextEnd))
+            if Stream::of(&event.payload) == Some(Stream::Text))
     }
 
     /// Keeps what the node is given, for whoever may have to go on.

@@ -2,11 +2,8 @@
 
 use std::time::Duration;
 
-use rspp_kernel::graph::{Graph, Made, Merge, NodeIx};
-use rspp_proto::{
-    Payload,
-    spec::{MergeOrder, NodeSpec},
-};
+use rspp_kernel::graph::{Graph, Made, Merge, NodeIx, Stream};
+use rspp_proto::spec::{MergeOrder, NodeSpec};
 
 use crate::{
     event::{Event, Port},
@@ -59,7 +56,7 @@ impl MergeNode {
 impl Node for MergeNode {
     fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, port: Port, event: Event) -> Step<'a> {
         let source = usize::from(port.0);
-        if matches!(event.payload, Payload::TextEnd | Payload::AudioEnd) {
+        if Stream::ended_by(&event.payload).is_some() {
             self.merge.end(source);
             self.ended += 1;
             self.drain(cx);

@@ -1,7 +1,6 @@
 //! Forwards one of several inputs, by condition (F-006).
 
-use rspp_kernel::graph::{EdgeIx, EventView, Graph, NodeIx, Select};
-use rspp_proto::Payload;
+use rspp_kernel::graph::{EdgeIx, EventView, Graph, NodeIx, Select, Stream};
 
 use crate::{
     event::{Event, Port},
@@ -36,7 +35,7 @@ impl SelectNode {
 
 impl Node for SelectNode {
     fn on_event<'a>(&'a mut self, cx: &'a mut NodeContext, port: Port, event: Event) -> Step<'a> {
-        let ends = matches!(event.payload, Payload::TextEnd | Payload::AudioEnd);
+        let ends = Stream::ended_by(&event.payload).is_some();
         // The end of a stream has no attributes to judge by. Of a turn it comes when all inputs are at
         // theirs; else it goes the way of what came before.
         if !ends {
