@@ -102,6 +102,11 @@ pub struct BudgetEvent {
     pub limit: Duration,
 }
 
+/// How much of a limit may be spent before it is told that it runs low.
+pub(crate) fn warns_after(limit: Duration) -> Duration {
+    limit * 4 / 5
+}
+
 impl BudgetEvent {
     /// What follows from a part of a turn that has spent so much of its budget; `None` if there is enough
     /// left. For whoever measures a part when it is over, and need not be woken for it.
@@ -113,7 +118,7 @@ impl BudgetEvent {
     ) -> Option<Self> {
         let threshold = if spent >= limit {
             Threshold::Exhaust
-        } else if spent >= limit * 4 / 5 {
+        } else if spent >= warns_after(limit) {
             Threshold::Warn
         } else {
             return None;
@@ -166,7 +171,7 @@ struct Running {
 
 impl Running {
     fn warns_at(&self) -> Monotonic {
-        self.began + self.limit * 4 / 5
+        self.began + warns_after(self.limit)
     }
 
     fn ends_at(&self) -> Monotonic {
@@ -197,7 +202,7 @@ impl BudgetManager {
         let path = Duration::from_millis(budgets.path_budget_ms_default);
         manager.start(now, BudgetKey::Turn, turn);
         // One that is spent after the turn's own warning has nothing to add to it.
-        if path < turn * 4 / 5 {
+        if path < warns_after(turn) {
             manager.start(now, BudgetKey::Path, path);
         }
         manager.start(now, BudgetKey::Duration, duration);

@@ -19,7 +19,7 @@ use rspp_proto::{
     spec::AdaptiveAction,
 };
 
-use crate::budget::{BudgetEvent, BudgetKey, Threshold};
+use crate::budget::{BudgetEvent, BudgetKey, Threshold, warns_after};
 
 pub use circuit::{Admission, CircuitBreaker, CircuitCause, CircuitChange, CircuitState};
 pub use deadline::{CallDeadlines, Quiet, TurnDeadlines};
@@ -118,7 +118,7 @@ impl Allowed {
     fn next(&self) -> Option<Monotonic> {
         let from = self.from?;
         match self.told {
-            None => Some(from + self.limit * 4 / 5),
+            None => Some(from + warns_after(self.limit)),
             Some(Threshold::Warn) => Some(from + self.limit),
             Some(Threshold::Exhaust) => None,
         }
