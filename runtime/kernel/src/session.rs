@@ -908,15 +908,19 @@ impl Session {
     // --- opening a turn ----------------------------------------------------------------------
 
     fn propose(&mut self, user_text: String, until: Option<SampleIndex>) {
-        let number = self.next_turn;
-        self.next_turn = number.next();
+        let number = self.number_turn();
         self.propose_as(number, Task::Answer { user_text }, until, Manner::AtOnce);
+    }
+
+    /// The number of the turn that comes next, which no other gets.
+    fn number_turn(&mut self) -> TurnNumber {
+        let next = self.next_turn.next();
+        std::mem::replace(&mut self.next_turn, next)
     }
 
     /// An apology for the turn that failed; it answers nobody.
     fn apologise(&mut self, task: Task) {
-        let number = self.next_turn;
-        self.next_turn = number.next();
+        let number = self.number_turn();
         self.propose_as(number, task, None, Manner::AtOnce);
     }
 
@@ -1268,8 +1272,7 @@ impl Session {
         }
         match self.waiting.take() {
             Some(Waiting { text, until }) if self.state == SessionState::Active => {
-                let number = self.next_turn;
-                self.next_turn = number.next();
+                let number = self.number_turn();
                 let task = Task::Answer { user_text: text };
                 self.propose_as(number, task, until, Manner::Waiting);
             }

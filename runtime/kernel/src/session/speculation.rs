@@ -42,8 +42,7 @@ impl Session {
         if !is_worth_it || !self.speculation.affords(now) {
             return;
         }
-        let turn = self.next_turn;
-        self.next_turn = turn.next();
+        let turn = self.number_turn();
         self.speculation.begin(now, turn, text.clone());
         let epoch = self.epoch;
         self.effects.push_back(Effect::Speculate {
@@ -82,10 +81,11 @@ impl Session {
         }
         let mut number = turn;
         if !holds && running.promoted {
-            number = self.next_turn;
-            running.number = number;
             running.promoted = false;
-            self.next_turn = number.next();
+            number = self.number_turn();
+            if let Some(running) = &mut self.running {
+                running.number = number;
+            }
             self.speculation.take_back();
             self.never_opened.note(turn);
             let reason = Discarded::PlanDiffers;
