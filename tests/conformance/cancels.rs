@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use rspp_host::CancelTarget;
 use rspp_kernel::CancelReason;
 use rspp_proto::{
-    Lane, Reason,
+    Lane, Reason, TurnNumber,
     abi::{CancelMode, CancelScope, ControlSignal, Emitter, Signal},
     spec::PipelineSpec,
 };
@@ -18,7 +18,7 @@ use rspp_tests::{
     frames::{frames_of, numbered, stretches},
 };
 use rspp_timeline::{CancelEvidence, Entry};
-use rspp_transport_api::{Ingress, audio::FRAME, loopback::Start};
+use rspp_transport_api::{Ingress, Outgoing, audio::FRAME, loopback::Start};
 use serde_json::json;
 
 /// The first clause of the story, and how long it is heard.
@@ -140,7 +140,9 @@ async fn a_soft_cancel_ends_with_the_clause_and_a_hard_one_at_once() {
 async fn the_next_turn_waits_for_a_soft_interruption() {
     let cast = storyteller();
     let said = vec![says(first()), says(over_reply(700))];
-    let ended = Builder::new(&cast, said).pipeline(softly).hold().await;
+    let mut builder = Builder::new(&cast, said).pipeline(softly);
+    let mut screen = builder.screen();
+    let ended = builder.hold().await;
     assert_eq!(ended.endings(), ["cancelled", "commit"]);
     assert_eq!(ended.turn(1).agent_text_played, FIRST_CLAUSE);
     let heard = ended.heard();
@@ -149,6 +151,15 @@ async fn the_next_turn_waits_for_a_soft_interruption() {
     assert_eq!(ended.turn(2).user_text, "wait a moment");
     assert_eq!(cancels(&ended)[0].mode, Some(CancelMode::Soft));
     // What was written of the second clause was shown, and nothing of it is the next turn's.
+    let sent = std::iter::from_fn(|| screen.try_recv().ok());
+    let shown = sent.filter_map(|sent| match sent {
+        Outgoing::Text {
+            turn: Some(TurnNumber(1)),
+            text,
+        } => Some(text.text.to_string()),
+        _something_else => None,
+    });
+    assert_eq!(shown.collect::<Vec<_>>().join(" "), LONG);
     assert_eq!(ended.turn(2).dropped[&Lane::Data], 0);
 }
 
