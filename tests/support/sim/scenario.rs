@@ -569,8 +569,6 @@ impl Scenario {
             Piece::Line { caller: of, fault } => {
                 *of == caller && !matches!(fault, LineFault::Jitter { .. })
             }
-            // A turn whose evidence has no room yet is refused, and its words with it.
-            Piece::Disk { caller: of, fault } => *of == caller && !matches!(fault, DiskFault::None),
             // What listens and cannot go on ends the session.
             Piece::Provider { part, .. } => part.modality == Modality::Stt,
             _else => false,

@@ -314,6 +314,8 @@ pub(super) struct Watch {
     /// How turns ended, by their signals.
     pub(super) endings: Vec<(TurnNumber, String)>,
     pub(super) refused: u64,
+    /// Of these, turns that were refused since their evidence had no room, and their words with them.
+    pub(super) unkept: usize,
     was_played: BTreeSet<TurnNumber>,
     said: Vec<rspp_proto::EventId>,
     /// Evidence that was refused so far.
@@ -364,6 +366,7 @@ impl Watch {
             heard: BTreeSet::new(),
             endings: Vec::new(),
             refused: 0,
+            unkept: 0,
             was_played: BTreeSet::new(),
             said: Vec::new(),
             refused_evidence: Box::new(|| 0),
@@ -537,6 +540,7 @@ impl Watch {
             (Signal::Reject | Signal::Defer | Signal::StaleEpochReject, None) => {
                 let outcome = format!("{} {reason}", signal.signal);
                 self.trace.lock().tally.outcome(outcome);
+                self.unkept += usize::from(reason == "recording_evidence_unavailable");
             }
             _of_no_consequence_here => {}
         }
