@@ -1,6 +1,5 @@
 //! What the simulation has found, shrunk to the pieces that it took.
 
-use rspp_kernel::invariant;
 use rspp_proto::spec::Modality;
 use rspp_provider_api::scripted::Conduct;
 use rspp_tests::sim::{LineFault, Part, Piece, Played, Scenario, Twist, UserAct, play};
@@ -121,11 +120,7 @@ fn a_turn_is_not_over_before_all_of_its_branches_are() {
             let turns: Vec<_> = played.lines.iter().filter(is_turn).collect();
             assert!(!turns.is_empty(), "{only} {ms}: nothing is committed");
             for turn in turns {
-                let (_, words) = turn.split_once(" agent ").expect("it says so");
-                let (said, heard) = words.split_once(" heard ").expect("it says so");
-                assert_ne!(heard, "\"\"", "{only} {ms}");
-                let kept = invariant::committed(said, heard, 0);
-                assert_eq!(kept, Ok(()), "{only} {ms}");
+                assert!(!turn.ends_with("heard \"\""), "{only} {ms}: {turn}");
             }
         }
     }

@@ -76,6 +76,13 @@ fn words_that_nobody_heard_are_noticed() {
     is_noticed(Plant::HeardTooMuch, Invariant::Kernel(rule));
 }
 
+/// P14: a turn that is committed although nobody heard it.
+#[test]
+fn a_committed_turn_that_nobody_heard_is_noticed() {
+    let rule = invariant::Invariant::CommittedIsHeard;
+    is_noticed(Plant::HeardTooLittle, Invariant::Kernel(rule));
+}
+
 /// P16: an order that waits for ever.
 #[test]
 fn an_unanswered_order_is_noticed() {

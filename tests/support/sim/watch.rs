@@ -277,6 +277,18 @@ fn refuses(signal: Signal) -> bool {
     )
 }
 
+/// Whether it tells that something of a turn was cancelled, stood in for or lost.
+fn is_blemish(signal: Signal) -> bool {
+    matches!(
+        signal,
+        Signal::Cancel
+            | Signal::Fallback
+            | Signal::ProviderSwitch
+            | Signal::DropNotice
+            | Signal::Discontinuity
+    )
+}
+
 /// Looks on at one session.
 pub(super) struct Watch {
     plant: Option<Plant>,
@@ -301,6 +313,8 @@ pub(super) struct Watch {
     pub(super) placed: Option<Epoch>,
     /// The epoch under which the session's newest placement began.
     pub(super) newest: Box<dyn Fn() -> Option<Epoch> + Send>,
+    /// Turns of which something was cancelled, stood in for or lost, as was told.
+    blemished: BTreeSet<TurnNumber>,
     /// Turns that a model was asked for before they opened.
     guessed: BTreeSet<TurnNumber>,
     /// Guesses that were thrown away.
@@ -359,6 +373,7 @@ impl Watch {
             ended: false,
             placed: None,
             newest: Box::new(|| None),
+            blemished: BTreeSet::new(),
             guessed: BTreeSet::new(),
             discarded: BTreeSet::new(),
             begun: BTreeMap::new(),
@@ -483,6 +498,9 @@ impl Watch {
         {
             let detail = format!("{} of {call} names {turn:?}", signal.signal);
             self.broken(Invariant::CallsNameTheirTurn, detail);
+        }
+        if is_blemish(signal.signal) {
+            self.blemished.extend(turn.or(self.lifecycle.open_turn()));
         }
         self.said.push(envelope.event_id.clone());
         if let Err(error) = self.lifecycle.signal(signal.signal, turn) {
@@ -756,6 +774,11 @@ impl Watch {
     /// Whether something of a turn was played.
     pub(super) fn was_played(&self, turn: TurnNumber) -> bool {
         self.was_played.contains(&turn)
+    }
+
+    /// Whether it was told that something of a turn was cancelled, stood in for or lost.
+    pub(super) fn is_blemished(&self, turn: TurnNumber) -> bool {
+        self.blemished.contains(&turn)
     }
 
     /// The ids of the signals that were said.

@@ -14,7 +14,7 @@ use rspp_host::{
 };
 use rspp_kernel::{CancelReason, SessionState, invariant, plan::ResolvedTurnPlan};
 use rspp_proto::{
-    Epoch, EventId, InvocationId, Monotonic, NodeId, SessionId, TenantId, WallClock,
+    Epoch, EventId, InvocationId, Lane, Monotonic, NodeId, SessionId, TenantId, WallClock,
     abi::Signal,
     control::Versions,
     spec::{LimitsSpec, OverloadSpec, PipelineSpec, Priority, Quota, RecordingLevel, Threshold},
@@ -69,6 +69,8 @@ pub enum Plant {
     EvidenceForgotten,
     /// More is said to have been heard than was said.
     HeardTooMuch,
+    /// Less is said to have been heard than was.
+    HeardTooLittle,
     /// An order is never answered.
     OrderUnanswered,
     /// A turn ends twice.
@@ -988,6 +990,11 @@ impl<'a> World<'a> {
                 turn.agent_text_played.push('!');
             }
         }
+        if self.plant == Some(Plant::HeardTooLittle) {
+            for turn in &mut report.turns {
+                turn.agent_text_played.clear();
+            }
+        }
         self.tally(&report);
         agree(&watch, &report);
         self.is_answered(&watch, caller, &report);
@@ -1219,6 +1226,15 @@ fn agree(watch: &Watch, report: &SessionReport) {
                 Invariant::Kernel(invariant::Invariant::HeardIsPrefix),
                 detail,
             );
+        }
+        let is_lost = turn.dropped.get(&Lane::Data).is_some_and(|lost| *lost > 0);
+        if turn.is_commit()
+            && !is_lost
+            && !watch.is_blemished(number(&turn.turn_id))
+            && let Err(error) = invariant::committed(&turn.agent_text, &turn.agent_text_played)
+        {
+            let detail = format!("{}: {}", turn.turn_id, error.detail);
+            watch.broken(Invariant::Kernel(error.invariant), detail);
         }
         if !turn.agent_text_played.is_empty() && !watch.was_played(number(&turn.turn_id)) {
             disagree(format!("{} was heard, and never played", turn.turn_id));
