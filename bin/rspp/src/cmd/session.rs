@@ -159,11 +159,16 @@ impl Session {
                 remote.run(|client| list(remote, client, request))
             }
             What::Drain { named, finish } => {
-                let order = order(named, finish, String::new(), wire::WhyRevoked::Operator);
+                let order = order(
+                    named,
+                    finish.finish_within,
+                    String::new(),
+                    wire::WhyRevoked::Operator,
+                );
                 remote.run(|client| let_go(remote, client, order))
             }
             What::Migrate { named, to, finish } => {
-                let order = order(named, finish, to, wire::WhyRevoked::Transfer);
+                let order = order(named, finish.finish_within, to, wire::WhyRevoked::Transfer);
                 remote.run(|client| let_go(remote, client, order))
             }
         }
@@ -308,7 +313,7 @@ async fn list(
 
 fn order(
     named: Named,
-    finish: Finish,
+    finish_within: Option<Span>,
     to: String,
     why: wire::WhyRevoked,
 ) -> wire::MoveSessionRequest {
@@ -318,7 +323,7 @@ fn order(
         to,
         why: why.into(),
         request_id: request_id(),
-        finish_within_ms: finish.finish_within.map(Span::millis),
+        finish_within_ms: finish_within.map(Span::millis),
     }
 }
 
