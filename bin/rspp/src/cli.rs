@@ -1,11 +1,14 @@
 //! The command line: subcommands, and what they share.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-use crate::{cmd, problem::Problem};
+use crate::{
+    cmd,
+    problem::{Problem, Reader, Told, USAGE},
+};
 
 /// Talk to a voice agent from the command line, and look inside it.
 #[derive(Debug, Parser)]
@@ -98,9 +101,53 @@ impl Command {
     }
 }
 
-/// The command line of this process; prints usage and exits when it makes no sense.
-pub(crate) fn parse() -> Cli {
-    Cli::parse()
+/// The command line of this process, and who reads what is said if it fails; `Err` is how the process ends
+/// when that has been said already.
+pub(crate) fn parse() -> Result<(Cli, Reader), ExitCode> {
+    let mut command = Cli::command();
+    let parsed = command.try_get_matches_from_mut(std::env::args_os());
+    let parsed = parsed.and_then(|matches| {
+        let reader = reader(&matches);
+        let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        Ok((cli, reader))
+    });
+    parsed.map_err(unusable)
+}
+
+/// Programs read what is said of commands that print JSON.
+fn reader(matches: &ArgMatches) -> Reader {
+    match matches.try_get_one::<bool>("json") {
+        Ok(Some(true)) => Reader::Program,
+        Ok(Some(false) | None) | Err(_) => matches
+            .subcommand()
+            .map_or(Reader::Person, |(_, below)| reader(below)),
+    }
+}
+
+/// Says what is wrong with the command line; help is no error.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the form that `map_err` takes"
+)]
+fn unusable(error: clap::Error) -> ExitCode {
+    if error.use_stderr() && std::env::args_os().any(|it| it == "--json") {
+        let text = error.render().to_string();
+        // What is wrong comes first; hints and usage follow, each after a blank line.
+        let parts: Vec<_> = text
+            .split("\n\n")
+            .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        let message = parts.first().map_or("", String::as_str);
+        let message = message.strip_prefix("error: ").unwrap_or(message);
+        let fix = parts.get(1..).unwrap_or_default().join("; ");
+        Told::new(USAGE, message)
+            .with_fix(Some(fix))
+            .print(Reader::Program);
+    } else {
+        // Nobody to tell is no reason to do anything else.
+        let _ = error.print();
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 /// Logs go to standard error, so that standard output holds results only.

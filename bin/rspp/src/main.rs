@@ -17,10 +17,13 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = cli::parse();
+    let (cli, reader) = match cli::parse() {
+        Ok(parsed) => parsed,
+        Err(code) => return code,
+    };
     cli::init_tracing(cli.verbose);
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => problem.report(),
+        Err(problem) => problem.report(reader),
     }
 }

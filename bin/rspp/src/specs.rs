@@ -37,7 +37,7 @@ impl Refused {
     /// One message, for commands that are about something else.
     pub(crate) fn into_problem(self, check_with: &str) -> Problem {
         match self {
-            Self::Unreadable(message) => Problem::Input(message),
+            Self::Unreadable(message) => Problem::input(message),
             Self::Wrong(diagnostics) => {
                 let errors: Vec<&Diagnostic> = diagnostics
                     .iter()
@@ -48,7 +48,7 @@ impl Refused {
                     n => format!(" (and {} more: {check_with})", n - 1),
                 };
                 let first = errors.first().map(ToString::to_string).unwrap_or_default();
-                Problem::Input(format!("{first}{more}"))
+                Problem::input(format!("{first}{more}"))
             }
         }
     }

@@ -58,6 +58,15 @@ pub(crate) fn millis(duration: Duration) -> String {
     }
 }
 
+/// How long to wait, never said too short: `200 ms`, `12 s`.
+pub(crate) fn wait(duration: Duration) -> String {
+    if duration < Duration::from_secs(1) {
+        format!("{} ms", duration.as_micros().div_ceil(1_000))
+    } else {
+        format!("{} s", duration.as_millis().div_ceil(1_000))
+    }
+}
+
 /// One line that tells what goes on at the moment; only on a terminal.
 pub(crate) struct Live(Option<ProgressBar>);
 
@@ -202,6 +211,13 @@ mod tests {
     fn sizes_are_megabytes_until_they_are_gigabytes() {
         assert_eq!(size(1_280_000), "1.3 MB");
         assert_eq!(size(71_100_000_000), "71.1 GB");
+    }
+
+    #[test]
+    fn a_wait_is_never_too_short() {
+        assert_eq!(wait(Duration::from_millis(200)), "200 ms");
+        assert_eq!(wait(Duration::from_secs(1)), "1 s");
+        assert_eq!(wait(Duration::from_millis(11_001)), "12 s");
     }
 
     #[test]

@@ -28,7 +28,7 @@ use rspp_proto::{
     control::{Attempt, Description, Endpoint, Load, PROTOCOL},
     spec::PipelineSpec,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 /// A control plane, a directory, and people's tokens.
@@ -342,7 +342,7 @@ fn refusals_say_what_to_do() {
     ana: rollout pause greeter
     2 error: there is no rollout `greeter`; the `list` commands show what is there
     ana: session status nobody --tenant acme
-    2 error: there is no such session: one that has only a route and a token begins when its client connects, and what is known of one that has ended goes after a while
+    2 error: there is no such session; one that has only a route and a token begins when its client connects, and what is known of one that has ended goes after a while
     ana: session route call-1 --tenant acme
     2 error: no pipeline has been rolled out yet; the `list` commands show what is there
     ana: node drain nobody
@@ -366,6 +366,77 @@ fn refusals_say_what_to_do() {
         said.contains("token is malformed") && said.contains("--token-file"),
         "{said}"
     );
+}
+
+/// Issue 4: a program that asks for JSON is told in JSON as well why nothing was done, by a stable word.
+#[test]
+fn programs_are_told_why_in_json() {
+    let place = Place::new();
+    let told = |who: &str, arguments: &str, expected: i32| {
+        let (code, text) = place.run(who, &format!("{arguments} --json"));
+        assert_eq!(code, expected, "{text}");
+        let value: Value = serde_json::from_str(&text).unwrap();
+        value["error"].clone()
+    };
+    assert_eq!(
+        told("ana", "pipeline get greeter-9", 2),
+        json!({
+            "code": "NOT_FOUND",
+            "message": "there is no pipeline `greeter-9`",
+            "fix": "the `list` commands show what is there",
+            "details": { "what": "pipeline" },
+        })
+    );
+    let denied = told("vera", "pipeline publish greeter-1.yaml", 2);
+    assert_eq!(denied["code"], "ROLE_DENIED");
+    // What never came to the control plane is told in the same way.
+    let missing = told("ana", "audit verify nothing.jsonl", 2);
+    assert_eq!(missing["code"], "INPUT");
+    let usage = told("ana", "session status call-7 --tenat acme", 2);
+    assert_eq!(
+        (&usage["code"], &usage["message"]),
+        (
+            &json!("USAGE"),
+            &json!("unexpected argument '--tenat' found")
+        )
+    );
+    let fix = usage["fix"].as_str().unwrap();
+    assert!(fix.contains("'--tenant'"), "{fix}");
+}
+
+/// F-098, issue 4: who is asked to wait is told how long.
+#[test]
+fn who_is_deferred_is_told_when_to_ask_again() {
+    let place = Place::new();
+    place.ok("ana", "pipeline publish greeter-1.yaml");
+    place.ok("ana", "rollout set greeter-1");
+    place.node();
+    place.file(
+        "rules.yaml",
+        "admission: {tenants: {acme: {sessions: {limit: 1, over: defer}}}}\n",
+    );
+    place.ok("ana", "rules set rules.yaml");
+    for what in ["route", "token"] {
+        let (code, said) = place.run("otto", &format!("session {what} call-9 --tenant acme"));
+        assert_eq!(code, 1, "{said}");
+        assert_snapshot!(said, @"error: not admitted: cp_admission_defer_capacity; 1 of 1 sessions; run the same command again in 1 s");
+    }
+    let (_, said) = place.run("otto", "session route call-9 --tenant acme --json");
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let error = &said["error"];
+    assert_eq!(
+        (&error["code"], &error["retry_after_ms"]),
+        (&json!("NOT_ADMITTED"), &json!(1_000))
+    );
+    assert_eq!(error["details"]["outcome"], "defer");
+    // Waiting does not help against a no.
+    place.file(
+        "rules.yaml",
+        "admission: {tenants: {acme: {sessions: {limit: 1, over: reject}}}}\n",
+    );
+    place.ok("ana", "rules set rules.yaml");
+    let (_, said) = place.run("otto", "session route call-9 --tenant acme");
+    assert!(said.contains("not by waiting"), "{said}");
 }
 
 /// Issue 4, F-099, F-101, F-106: where sessions run, how they go, away with them.

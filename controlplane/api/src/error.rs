@@ -1,6 +1,6 @@
 //! Why a control plane did not do what it was asked for.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt::Display, time::Duration};
 
 use rspp_proto::{Epoch, RuntimeId};
 use thiserror::Error;
@@ -61,6 +61,8 @@ pub enum ControlError {
     NotAdmitted {
         /// Why, as CP-05 says it.
         cause: String,
+        /// What else was said: which limit, what is allowed, what was observed.
+        details: BTreeMap<String, String>,
         /// When to ask again; `None`: not by waiting.
         retry_after: Option<Duration>,
         /// What people read.
@@ -154,6 +156,86 @@ impl ControlError {
         }
     }
 
+    /// Why, in one stable word: one of [`reason`].
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Held { .. } => reason::SESSION_HELD,
+            Self::LettingGo { .. } => reason::SESSION_LETTING_GO,
+            Self::Reserved { .. } => reason::SESSION_RESERVED,
+            Self::Stale { .. } => reason::STALE_EPOCH,
+            Self::UnknownSession => reason::SESSION_UNKNOWN,
+            Self::Overtaken => reason::REQUEST_OVERTAKEN,
+            Self::Ended => reason::SESSION_ENDED,
+            Self::HolderGone { .. } => reason::HOLDER_GONE,
+            Self::NotAdmitted { .. } => reason::NOT_ADMITTED,
+            Self::NoRoute { .. } => reason::NO_ROUTE,
+            Self::StateConflict { .. } => reason::STATE_CONFLICT,
+            Self::Unauthenticated { reason, .. } => said(reason, reason::CREDENTIALS_INVALID),
+            Self::Denied { reason, .. } => said(reason, reason::ROLE_DENIED),
+            Self::Refused { reason, .. } => reason,
+            Self::Unavailable { reason, .. } => said(reason, reason::UNREACHABLE),
+            Self::Uncertain { .. } => reason::OUTCOME_UNKNOWN,
+            Self::Answer(_) => reason::NOT_UNDERSTOOD,
+        }
+    }
+
+    /// When to ask again, if that was said.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::NotAdmitted { retry_after, .. }
+            | Self::NoRoute { retry_after, .. }
+            | Self::Unavailable { retry_after, .. } => *retry_after,
+            Self::Held { .. }
+            | Self::LettingGo { .. }
+            | Self::Reserved { .. }
+            | Self::Stale { .. }
+            | Self::UnknownSession
+            | Self::Overtaken
+            | Self::Ended
+            | Self::HolderGone { .. }
+            | Self::StateConflict { .. }
+            | Self::Unauthenticated { .. }
+            | Self::Denied { .. }
+            | Self::Refused { .. }
+            | Self::Uncertain { .. }
+            | Self::Answer(_) => None,
+        }
+    }
+
+    /// What it is about, by name.
+    pub fn details(&self) -> BTreeMap<String, String> {
+        let pairs = |pairs: &[(&str, &dyn Display)]| {
+            let pairs = pairs.iter();
+            pairs
+                .map(|(name, value)| ((*name).to_owned(), value.to_string()))
+                .collect()
+        };
+        match self {
+            Self::NotAdmitted { details, .. } | Self::Refused { details, .. } => details.clone(),
+            Self::Reserved { runtime } => pairs(&[("runtime", runtime)]),
+            Self::Stale { held, offered } => {
+                pairs(&[("held", &held.get()), ("offered", &offered.get())])
+            }
+            Self::StateConflict {
+                key,
+                expected,
+                found,
+            } => pairs(&[("key", key), ("expected", expected), ("found", found)]),
+            Self::Answer(error) => pairs(&[("field", &error.field)]),
+            Self::Held { .. }
+            | Self::LettingGo { .. }
+            | Self::UnknownSession
+            | Self::Overtaken
+            | Self::Ended
+            | Self::HolderGone { .. }
+            | Self::NoRoute { .. }
+            | Self::Unauthenticated { .. }
+            | Self::Denied { .. }
+            | Self::Unavailable { .. }
+            | Self::Uncertain { .. } => BTreeMap::new(),
+        }
+    }
+
     /// Whether nobody answered, or nobody could do anything: what a call is repeated for at once.
     pub(crate) fn is_outage(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::Uncertain { .. })
@@ -195,6 +277,7 @@ impl From<Status> for ControlError {
             reason::HOLDER_GONE => Self::HolderGone { message },
             reason::NOT_ADMITTED => Self::NotAdmitted {
                 cause: get("cause"),
+                details: info.metadata.clone().into_iter().collect(),
                 retry_after,
                 message,
             },
@@ -224,6 +307,11 @@ impl From<Status> for ControlError {
             },
         }
     }
+}
+
+/// A reason; what it must have been if none was said.
+fn said<'a>(reason: &'a str, otherwise: &'static str) -> &'a str {
+    if reason.is_empty() { otherwise } else { reason }
 }
 
 /// What gRPC itself, or what lies between, has to say.

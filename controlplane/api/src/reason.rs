@@ -83,4 +83,8 @@ reasons! {
     SHUTTING_DOWN;
     /// What is stored is not what it should be.
     STORE_DAMAGED;
+    /// No control plane could be asked; said by whoever wanted to ask.
+    UNREACHABLE;
+    /// The answer makes no sense; said by whoever asked.
+    NOT_UNDERSTOOD;
 }

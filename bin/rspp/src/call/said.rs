@@ -114,7 +114,7 @@ impl Raw {
 impl Said {
     /// The turns; a short demonstration if the user said nothing.
     pub(crate) fn turns(&self) -> Result<Vec<Turn>, Problem> {
-        let turns = self.0.clone().map_err(Problem::Input)?;
+        let turns = self.0.clone().map_err(Problem::input)?;
         if turns.is_empty() {
             return Ok(demo());
         }

@@ -11,7 +11,10 @@ use serde_json::Value;
 
 pub(crate) use shape::{json_of, table, when};
 
-use crate::{problem::Problem, terminal};
+use crate::{
+    problem::{Problem, Told},
+    terminal,
+};
 
 /// How long a command waits for an answer.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -128,40 +131,67 @@ pub(crate) fn request_id() -> String {
     reason = "the form that `map_err` takes"
 )]
 pub(crate) fn refused(error: ControlError) -> Problem {
-    let text = error.to_string();
-    match &error {
-        ControlError::Unavailable { reason, .. } if reason.is_empty() => Problem::failure(format!(
-            "{text}; is it running, and is --control-plane (or RSPP_CONTROL_PLANE) right?"
-        )),
-        ControlError::Unavailable { .. } | ControlError::Uncertain { .. } => {
-            Problem::failure(format!("{text}; run the same command again"))
-        }
-        ControlError::Unauthenticated { .. } => Problem::input(format!(
-            "{text}; say who you are by --token-file, or by --ca, --cert and --key"
-        )),
-        ControlError::Denied { .. } => Problem::input(format!(
-            "{text}; ask somebody who may, or use their credentials"
-        )),
-        ControlError::Refused { reason, .. } => match hint(reason) {
-            Some(hint) => Problem::input(format!("{text}; {hint}")),
-            None => Problem::input(text),
-        },
-        ControlError::UnknownSession => Problem::input(format!(
-            "{text}: one that has only a route and a token begins when its client connects, and what is \
-             known of one that has ended goes after a while"
-        )),
-        ControlError::Ended
+    let told = Told::new(error.reason(), &error)
+        .with_fix(fix(&error))
+        .with_retry_after(error.retry_after())
+        .with_details(error.details());
+    match error {
+        ControlError::Unauthenticated { .. }
+        | ControlError::Denied { .. }
+        | ControlError::Refused { .. }
+        | ControlError::UnknownSession
+        | ControlError::Ended
         | ControlError::StateConflict { .. }
-        | ControlError::Reserved { .. } => Problem::input(text),
-        ControlError::Held { .. }
+        | ControlError::Reserved { .. } => Problem::Input(Box::new(told)),
+        ControlError::Unavailable { .. }
+        | ControlError::Uncertain { .. }
+        | ControlError::Held { .. }
         | ControlError::LettingGo { .. }
         | ControlError::Stale { .. }
         | ControlError::Overtaken
         | ControlError::HolderGone { .. }
         | ControlError::NotAdmitted { .. }
         | ControlError::NoRoute { .. }
-        | ControlError::Answer(_) => Problem::failure(text),
+        | ControlError::Answer(_) => Problem::Failure(Box::new(told)),
     }
+}
+
+/// What helps against an error that does not say so itself.
+fn fix(error: &ControlError) -> Option<String> {
+    if let Some(after) = error.retry_after() {
+        let after = terminal::wait(after);
+        return Some(format!("run the same command again in {after}"));
+    }
+    let fix = match error {
+        ControlError::Unavailable { .. } if error.reason() == reason::UNREACHABLE => {
+            "is it running, and is --control-plane (or RSPP_CONTROL_PLANE) right?"
+        }
+        ControlError::Unavailable { .. }
+        | ControlError::Uncertain { .. }
+        | ControlError::LettingGo { .. } => "run the same command again",
+        ControlError::Unauthenticated { .. } => {
+            "say who you are by --token-file, or by --ca, --cert and --key"
+        }
+        ControlError::Denied { .. } => "ask somebody who may, or use their credentials",
+        ControlError::Refused { reason, .. } => hint(reason)?,
+        ControlError::UnknownSession => {
+            "one that has only a route and a token begins when its client connects, and what is known of \
+             one that has ended goes after a while"
+        }
+        ControlError::NotAdmitted { .. } => {
+            "not by waiting: `rspp rules usage` shows what the tenant uses, `rspp rules show admission` what it may"
+        }
+        ControlError::Ended
+        | ControlError::StateConflict { .. }
+        | ControlError::Reserved { .. }
+        | ControlError::Held { .. }
+        | ControlError::Stale { .. }
+        | ControlError::Overtaken
+        | ControlError::HolderGone { .. }
+        | ControlError::NoRoute { .. }
+        | ControlError::Answer(_) => return None,
+    };
+    Some(fix.to_owned())
 }
 
 /// What helps against a refusal that does not say so itself.

@@ -119,9 +119,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_by_name() {
         let given = json!({ "turns": { "barge_inn": true } });
-        let Err(Problem::Input(message)) = pipeline(&given, Path::new(".")) else {
+        let Err(Problem::Input(told)) = pipeline(&given, Path::new(".")) else {
             panic!("a misspelt field is no pipeline");
         };
+        let message = told.to_string();
         assert!(message.contains("barge_inn"), "{message}");
     }
 }

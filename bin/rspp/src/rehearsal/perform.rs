@@ -374,7 +374,7 @@ async fn place(ground: &Ground<'_>, call: &Call, file: PathBuf) -> Result<Played
     let (recorder, recording) = match (record(ground, call, &file).await, &call.expect.refused) {
         (Ok(begun), _) => begun,
         (Err(Problem::Failure(error)), Some(part)) => {
-            let finding = Finding::refused(part, &error);
+            let finding = Finding::refused(part, &error.to_string());
             let at = Monotonic::from_duration(clock.now());
             return Ok(turned_away(call, &error, finding, placed_at, at));
         }

@@ -20,7 +20,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::{problem::Problem, terminal};
+use crate::{
+    problem::{Problem, Reader},
+    terminal,
+};
 
 /// How long a process may take to say where it serves: a runtime loads its models first.
 const STARTS_WITHIN: Duration = Duration::from_mins(1);
@@ -355,7 +358,7 @@ impl Member {
                         *self = member;
                     }
                     Err(problem) => {
-                        let _only_said = problem.report();
+                        let _only_said = problem.report(Reader::Person);
                         self.restarts += 1;
                         self.again_at = Some(Instant::now() + pause);
                     }
