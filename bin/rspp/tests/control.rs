@@ -20,7 +20,7 @@ use rspp_controlplane::{
     access::{Principal, Role, Tenants},
     token::{AccessClaims, KeyId, SigningKey},
 };
-use rspp_controlplane_api::{Acquire, Client, ControlPlane as _, Wanted};
+use rspp_controlplane_api::{Acquire, Client, ControlPlane as _, Wanted, tls::TlsFiles};
 use rspp_controlplane_server::{Listen, Plane, Server, Settings, Transport};
 use rspp_controlplane_storage::Embedded;
 use rspp_proto::{
@@ -28,8 +28,12 @@ use rspp_proto::{
     control::{Attempt, Description, Endpoint, Load, PROTOCOL},
     spec::PipelineSpec,
 };
+use rspp_service::credentials::Authority;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+
+/// Whose certificates name callers.
+const DOMAIN: &str = "rspp.local";
 
 /// A control plane, a directory, and people's tokens.
 struct Place {
@@ -65,11 +69,18 @@ impl Place {
             let store = Arc::new(Embedded::open(&dir.path().join("store")).unwrap());
             let keys = vec![key("k1", 1), key("k2", 2)];
             let plane = Plane::open(store, Settings::default(), keys).await.unwrap();
-            let listen = Listen {
-                address: "127.0.0.1:0".parse().unwrap(),
-                transport: Transport::Plain,
+            let authority = Authority::open(&dir.path().join("tls"), DOMAIN).unwrap();
+            let server = authority.server("control-plane").unwrap();
+            let tls = TlsFiles {
+                authorities: authority.certificate(),
+                certificate: server.certificate,
+                key: server.key,
             };
-            let server = Server::start(plane, vec![listen]).await.unwrap();
+            let listen = [Transport::Plain, Transport::Tls(tls)].map(|transport| Listen {
+                address: "127.0.0.1:0".parse().unwrap(),
+                transport,
+            });
+            let server = Server::start(plane, listen.into()).await.unwrap();
             let node = Principal {
                 actor: Actor::new("eu-1").unwrap(),
                 role: Role::Runtime,
@@ -437,6 +448,45 @@ fn who_is_deferred_is_told_when_to_ask_again() {
     place.ok("ana", "rules set rules.yaml");
     let (_, said) = place.run("otto", "session route call-9 --tenant acme");
     assert!(said.contains("not by waiting"), "{said}");
+}
+
+/// F-120, issue 4: where the two sides do not come together it is told which one is at fault, and which flag or
+/// file puts it right.
+#[test]
+fn faults_of_certificates_name_the_flag_or_the_file() {
+    let place = Place::new();
+    let of = |dir: &str| {
+        let authority = Authority::open(&place.path(dir), DOMAIN).unwrap();
+        authority.person("ana", "admin").unwrap();
+    };
+    of("tls");
+    of("else");
+    let [plain, tls] = *place.server.addresses() else {
+        panic!("two sockets");
+    };
+    let ask = |url: &str, ca: &str, who: &str| {
+        let files = format!("--ca {ca}/authority.pem --cert {who}/ana.pem --key {who}/ana.key");
+        let (code, said) = place.run(
+            "ana",
+            &format!("pipeline list --control-plane {url} {files}"),
+        );
+        assert_eq!(code, 1, "{said}");
+        said.replace(&tls.to_string(), "TLS")
+            .replace(&plain.to_string(), "PLAIN")
+    };
+    let https = format!("https://{tls}");
+    assert_snapshot!(ask(&https, "else", "tls"), @"error: cannot reach the control plane at https://TLS: its certificate is of no authority that is trusted on this side; --ca (or RSPP_TLS_CA) has to name the file of the authority that issued the control plane's certificate");
+    assert_snapshot!(ask(&https, "tls", "else"), @"error: cannot reach the control plane at https://TLS: it does not trust who issued the certificate of this side; --cert and --key (or RSPP_TLS_CERT and RSPP_TLS_KEY) have to be of an authority in the file that its setting `tls.authorities` names");
+    assert_snapshot!(ask(&format!("http://{tls}"), "tls", "tls"), @"error: cannot reach the control plane at http://TLS: it speaks TLS, and was called in the clear; write https:// in --control-plane, and give --ca, --cert and --key");
+    assert_snapshot!(ask(&format!("https://{plain}"), "tls", "tls"), @"error: cannot reach the control plane at https://PLAIN: it was called with TLS, and speaks something else; write http:// in --control-plane if it speaks in the clear, else check the port");
+    let (code, said) = place.run("ana", &format!("pipeline list --control-plane {https}"));
+    assert_eq!(code, 2, "{said}");
+    assert_snapshot!(said.replace(&tls.to_string(), "TLS"), @"error: `https://TLS` needs TLS, and no certificate is given; give --ca, --cert and --key (or RSPP_TLS_CA, RSPP_TLS_CERT and RSPP_TLS_KEY)");
+    let files = "--ca tls/authority.pem --cert tls/ana.pem --key tls/ana.key";
+    place.ok(
+        "ana",
+        &format!("pipeline list --control-plane {https} {files}"),
+    );
 }
 
 /// Issue 4, F-099, F-101, F-106: where sessions run, how they go, away with them.

@@ -85,6 +85,21 @@ reasons! {
     STORE_DAMAGED;
     /// No control plane could be asked; said by whoever wanted to ask.
     UNREACHABLE;
+    /// Its certificate is of no authority that is trusted on this side; this and what follows is said by
+    /// whoever wanted to ask.
+    TLS_SERVER_UNTRUSTED;
+    /// Its certificate is for other names.
+    TLS_SERVER_MISNAMED;
+    /// Its certificate is not valid now.
+    TLS_SERVER_EXPIRED;
+    /// It does not trust who issued the certificate of this side.
+    TLS_CLIENT_UNTRUSTED;
+    /// The certificate of this side is not valid now.
+    TLS_CLIENT_EXPIRED;
+    /// It speaks TLS and was called in the clear.
+    TLS_EXPECTED;
+    /// It was called with TLS and speaks something else.
+    TLS_NOT_SPOKEN;
     /// The answer makes no sense; said by whoever asked.
     NOT_UNDERSTOOD;
 }

@@ -6,7 +6,9 @@ pub(crate) mod shape;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
-use rspp_controlplane_api::{Client, ClientConfig, ControlError, reason, tls::TlsFiles};
+use rspp_controlplane_api::{
+    Client, ClientConfig, ConfigError, ControlError, reason, tls::TlsFiles,
+};
 use serde_json::Value;
 
 pub(crate) use shape::{json_of, table, when};
@@ -87,7 +89,16 @@ impl Remote {
             bearer,
             deadline: DEADLINE,
         })
-        .map_err(Problem::input)
+        .map_err(|error| match error {
+            ConfigError::NoCredentials(_) => Problem::Input(Box::new(
+                Told::new(reason::CREDENTIALS_MISSING, &error).with_fix(Some(
+                    "give --ca, --cert and --key (or RSPP_TLS_CA, RSPP_TLS_CERT and RSPP_TLS_KEY)",
+                )),
+            )),
+            ConfigError::NoAddress | ConfigError::Address(_) | ConfigError::Tls(_) => {
+                Problem::input(error)
+            }
+        })
     }
 
     /// A table for people, JSON for programs.
@@ -162,6 +173,9 @@ fn fix(error: &ControlError) -> Option<String> {
         let after = terminal::wait(after);
         return Some(format!("run the same command again in {after}"));
     }
+    if let Some(fix) = fix_of_tls(error.reason()) {
+        return Some(fix.to_owned());
+    }
     let fix = match error {
         ControlError::Unavailable { .. } if error.reason() == reason::UNREACHABLE => {
             "is it running, and is --control-plane (or RSPP_CONTROL_PLANE) right?"
@@ -192,6 +206,35 @@ fn fix(error: &ControlError) -> Option<String> {
         | ControlError::Answer(_) => return None,
     };
     Some(fix.to_owned())
+}
+
+/// Which flag, or which file, is wrong where the two sides of a connection do not come together.
+fn fix_of_tls(reason: &str) -> Option<&'static str> {
+    match reason {
+        reason::TLS_SERVER_UNTRUSTED => Some(
+            "--ca (or RSPP_TLS_CA) has to name the file of the authority that issued the control plane's certificate",
+        ),
+        reason::TLS_SERVER_MISNAMED => Some(
+            "name the control plane in --control-plane as its certificate does, or have it issued for this name",
+        ),
+        reason::TLS_SERVER_EXPIRED => {
+            Some("have a new one issued, into the file that its setting `tls.certificate` names")
+        }
+        reason::TLS_CLIENT_UNTRUSTED => Some(
+            "--cert and --key (or RSPP_TLS_CERT and RSPP_TLS_KEY) have to be of an authority in the file that \
+             its setting `tls.authorities` names",
+        ),
+        reason::TLS_CLIENT_EXPIRED => {
+            Some("have a new one issued for --cert and --key (or RSPP_TLS_CERT and RSPP_TLS_KEY)")
+        }
+        reason::TLS_EXPECTED => {
+            Some("write https:// in --control-plane, and give --ca, --cert and --key")
+        }
+        reason::TLS_NOT_SPOKEN => {
+            Some("write http:// in --control-plane if it speaks in the clear, else check the port")
+        }
+        _another => None,
+    }
 }
 
 /// What helps against a refusal that does not say so itself.

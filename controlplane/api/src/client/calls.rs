@@ -36,9 +36,15 @@ impl Client {
             };
             let error = ControlError::from(status);
             failures += 1;
-            let again = Instant::now() + pause(failures);
-            if !error.is_outage() || again >= until {
+            if !error.is_outage() {
                 return Err(error);
+            }
+            let behind = self.faults.behind();
+            let again = Instant::now() + pause(failures);
+            // What is wrong with credentials does not pass by itself: each replica is asked once.
+            let is_hopeless = behind.is_some() && failures >= self.replicas;
+            if is_hopeless || again >= until {
+                return Err(behind.unwrap_or(error));
             }
             tokio::time::sleep_until(again).await;
         }

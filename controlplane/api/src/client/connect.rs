@@ -17,7 +17,10 @@ use tokio_rustls::TlsConnector;
 use tonic::codegen::http::Uri;
 use tower::Service;
 
-use super::ConfigError;
+use super::{
+    ConfigError,
+    faults::{Fault, Faults, Watched, told},
+};
 use crate::{link::Link, tls::Reloading};
 
 /// How long making a connection may take, all in all.
@@ -115,10 +118,11 @@ struct Turn {
 pub(super) struct Connector {
     addresses: Arc<[Address]>,
     turn: Arc<Mutex<Turn>>,
+    faults: Faults,
 }
 
 impl Connector {
-    pub(super) fn new(addresses: Vec<Address>) -> Self {
+    pub(super) fn new(addresses: Vec<Address>, faults: Faults) -> Self {
         let turn = Turn {
             // Clients that start together spread over the replicas.
             next: rand::random_range(0..addresses.len().max(1)),
@@ -127,10 +131,11 @@ impl Connector {
         Self {
             addresses: addresses.into(),
             turn: Arc::new(Mutex::new(turn)),
+            faults,
         }
     }
 
-    async fn connect(self) -> io::Result<TokioIo<Link>> {
+    async fn connect(self) -> io::Result<TokioIo<Watched>> {
         let (index, not_before) = {
             let turn = self.turn.lock().expect("no code panics while locked");
             (turn.next % self.addresses.len(), turn.not_before)
@@ -146,7 +151,8 @@ impl Connector {
             Ok(link) => {
                 turn.failed = 0;
                 turn.not_before = None;
-                Ok(TokioIo::new(link))
+                let watched = Watched::new(link, address.to_string(), self.faults.clone());
+                Ok(TokioIo::new(watched))
             }
             Err(error) => {
                 turn.next = index + 1;
@@ -154,7 +160,13 @@ impl Connector {
                 // All others are tried at once before anybody waits.
                 let rounds = turn.failed as usize / self.addresses.len();
                 turn.not_before = (rounds > 0).then(|| Instant::now() + pause(rounds));
-                let told = format!("cannot reach the control plane at {address}: {error}");
+                let told = match Fault::of(&error) {
+                    Some(fault) => {
+                        self.faults.note(fault, &address.to_string());
+                        told(address, fault)
+                    }
+                    None => told(address, &error),
+                };
                 Err(io::Error::new(error.kind(), told))
             }
         }
@@ -169,7 +181,7 @@ pub(super) fn pause(failures: usize) -> Duration {
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<Link>;
+    type Response = TokioIo<Watched>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 

@@ -2,6 +2,7 @@
 
 mod calls;
 mod connect;
+mod faults;
 mod plane;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -13,7 +14,10 @@ use tonic::{
 };
 
 pub use self::connect::Dial;
-use self::connect::{Address, Connector};
+use self::{
+    connect::{Address, Connector},
+    faults::Faults,
+};
 use crate::tls::{Reloading, TlsError, TlsFiles};
 
 /// Largest message that is taken, in bytes: an artifact, a page of sessions.
@@ -84,6 +88,9 @@ pub enum ConfigError {
 #[derive(Clone)]
 pub struct Client {
     channel: Channel,
+    /// How many replicas there are.
+    replicas: usize,
+    faults: Faults,
     bearer: Option<Bearer>,
     deadline: Duration,
 }
@@ -100,9 +107,13 @@ impl Client {
         if addresses.is_empty() {
             return Err(ConfigError::NoAddress);
         }
-        let channel = channel(Connector::new(addresses));
+        let replicas = addresses.len();
+        let faults = Faults::default();
+        let channel = channel(Connector::new(addresses, faults.clone()));
         Ok(Self {
             channel,
+            replicas,
+            faults,
             bearer: config.bearer,
             deadline: config.deadline,
         })
@@ -110,8 +121,11 @@ impl Client {
 
     /// A client of a control plane in the same process.
     pub fn within(dial: Dial) -> Self {
+        let faults = Faults::default();
         Self {
-            channel: channel(Connector::new(vec![Address::Memory(dial)])),
+            channel: channel(Connector::new(vec![Address::Memory(dial)], faults.clone())),
+            replicas: 1,
+            faults,
             bearer: None,
             deadline: ClientConfig::default().deadline,
         }
