@@ -231,6 +231,10 @@ impl Health for Answers {
         vec![check]
     }
 
+    fn status(&self) -> Value {
+        self.0.about()
+    }
+
     fn metrics(&self) -> String {
         rspp_proto::metric::text(&self.0.measured())
     }

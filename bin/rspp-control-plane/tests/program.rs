@@ -12,7 +12,16 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use rspp_controlplane_api::{Client, ClientConfig, tls::TlsFiles, wire};
+use rspp_controlplane_api::{
+    Acquire, Client, ClientConfig, ControlPlane as _, Wanted, tls::TlsFiles, wire,
+};
+use rspp_proto::{
+    Region, RuntimeId, SessionId, TenantId,
+    control::{Attempt, Description, Endpoint, Holder, Load, PROTOCOL},
+    spec::PipelineSpec,
+};
+use rspp_service::credentials::Authority;
+use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rspp-control-plane");
 
@@ -79,13 +88,17 @@ fn get(address: &str, path: &str) -> String {
 
 /// A client of the admin whose credentials were made with the directory.
 fn admin(running: &Running, dir: &Path) -> Client {
-    let file = |name: &str| dir.join(name);
+    client(running, dir, "admin")
+}
+
+/// Somebody who asks with the certificate of that name.
+fn client(running: &Running, dir: &Path, name: &str) -> Client {
     Client::new(ClientConfig {
         addresses: vec![format!("https://{}", running.grpc)],
         tls: Some(TlsFiles {
-            authorities: file("authority.pem"),
-            certificate: file("admin.pem"),
-            key: file("admin.key"),
+            authorities: dir.join("authority.pem"),
+            certificate: dir.join(format!("{name}.pem")),
+            key: dir.join(format!("{name}.key")),
         }),
         ..ClientConfig::default()
     })
@@ -201,6 +214,156 @@ async fn a_key_takes_its_turn_without_a_restart() {
     let signs: Vec<_> = ring.keys.iter().filter(|it| it.signs).collect();
     assert_eq!(signs.len(), 1);
     assert_eq!(signs[0].kid, "k2");
+}
+
+/// A runtime that has joined; it lives for as long as its lease is renewed.
+async fn joined(running: &Running, dir: &Path, name: &str) -> (Client, Holder) {
+    let authority = Authority::existing(dir, "rspp.local").unwrap();
+    authority.runtime(name).unwrap();
+    let client = client(running, dir, name);
+    let description = Description {
+        region: Region::new("eu").unwrap(),
+        endpoints: vec![Endpoint {
+            transport: "websocket".to_owned(),
+            url: format!("ws://{name}.test/call"),
+        }],
+        capacity: 5,
+        build: "test".to_owned(),
+        protocol: PROTOCOL,
+        events: "v1.0".to_owned(),
+        labels: std::collections::BTreeMap::new(),
+    };
+    let id = RuntimeId::new(name).unwrap();
+    let holder = client.register(id, description).await.unwrap().holder;
+    let load = Load {
+        ready: true,
+        ..Load::default()
+    };
+    client.heartbeat(&holder, load).await.unwrap();
+    (client, holder)
+}
+
+fn acquire(holder: &Holder, attempt: u64) -> Acquire {
+    Acquire {
+        by: holder.clone(),
+        attempt: Attempt(attempt),
+        session: SessionId::new("call-7").unwrap(),
+        wanted: Wanted {
+            tenant: TenantId::new("acme").unwrap(),
+            pipeline: None,
+            policy: None,
+            providers: None,
+        },
+    }
+}
+
+/// Issue 4, F-108: operators see how it stands, and read of a runtime that died and of a session that was taken
+/// over once each, with their ids as fields.
+#[tokio::test]
+async fn operators_see_how_it_stands_and_what_was_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut running = start_with(dir, &["lease=2s", "replica=cp-1"]);
+    let status = |running: &Running| -> Value {
+        let answer = get(&running.health, "/status");
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str(body).unwrap()
+    };
+    let admin = admin(&running, dir);
+    let publish = wire::PublishRequest {
+        kind: wire::Kind::Pipeline.into(),
+        version: "simple-1".to_owned(),
+        source: PipelineSpec::simple_template().to_owned(),
+        ..wire::PublishRequest::default()
+    };
+    admin.publish(publish).await.unwrap();
+    let (first, holder) = joined(&running, dir, "eu-1").await;
+    let wanted = Wanted {
+        pipeline: Some("simple-1".parse().unwrap()),
+        ..acquire(&holder, 1).wanted
+    };
+    let ask = Acquire {
+        wanted,
+        ..acquire(&holder, 1)
+    };
+    first.acquire(ask).await.unwrap();
+    let (second, other) = joined(&running, dir, "eu-2").await;
+    let beats = second.clone();
+    let renewed = other.clone();
+    tokio::spawn(async move {
+        let load = Load {
+            ready: true,
+            ..Load::default()
+        };
+        loop {
+            let _ = beats.renew(&renewed, Vec::new()).await;
+            let _ = beats.heartbeat(&renewed, load.clone()).await;
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        }
+    });
+    let mut seen = Value::Null;
+    for _ in 0..100 {
+        seen = status(&running);
+        if seen["runtimes"]["dead"] == 1 && seen["leads"] == true {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(
+        (&seen["replica"], &seen["leader"], &seen["store"]["kind"]),
+        (&json!("cp-1"), &json!("cp-1"), &json!("embedded")),
+        "{seen}"
+    );
+    assert!(
+        seen["leads_since_ms"].as_u64().unwrap() > 1_700_000_000_000,
+        "{seen}"
+    );
+    assert_eq!(seen["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(seen["sessions"]["lost"], 1, "{seen}");
+    let states = json!({ "serving": 1, "draining": 0, "suspect": 0, "dead": 1, "left": 0 });
+    assert_eq!(seen["runtimes"], states);
+    second.acquire(acquire(&other, 1)).await.unwrap();
+    // Again after an answer that was lost.
+    second.acquire(acquire(&other, 1)).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert_eq!(status(&running)["sessions"]["held"], 1);
+    let pid = rustix::process::Pid::from_child(&running.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let mut log = String::new();
+    running.log.read_to_string(&mut log).unwrap();
+    let lines: Vec<Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let of = |message: &str| -> Vec<&Value> {
+        let says = |line: &&Value| line["message"].as_str().unwrap().starts_with(message);
+        lines.iter().filter(says).collect()
+    };
+    let [died] = of("a runtime died")[..] else {
+        panic!("{log}");
+    };
+    assert_eq!(
+        (&died["level"], &died["holder"]),
+        (&json!("WARN"), &json!("eu-1#1"))
+    );
+    assert_eq!(died["sessions"], 1);
+    let [taken] = of("a session was taken over")[..] else {
+        panic!("{log}");
+    };
+    assert_eq!(
+        (
+            &taken["session_id"],
+            &taken["from"],
+            &taken["to"],
+            &taken["epoch"]
+        ),
+        (
+            &json!("call-7"),
+            &json!("eu-1#1"),
+            &json!("eu-2#1"),
+            &json!(2)
+        )
+    );
 }
 
 fn refused(arguments: &[&str]) -> String {

@@ -202,7 +202,7 @@ impl<C: Side> Reloading<C> {
             if written.is_some() && written != state.written {
                 match C::from_files(&self.files) {
                     Ok(config) => {
-                        tracing::info!(certificate = ?self.files.certificate, "credentials replaced");
+                        tracing::info!(certificate = %self.files.certificate.display(), "credentials replaced");
                         state.config = Arc::new(config);
                         state.written = written;
                     }

@@ -50,6 +50,15 @@ impl RegionDuty {
             Self::Leaving(_) => false,
         }
     }
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Leaving(FailoverMode::Drain) => "draining",
+            Self::Leaving(FailoverMode::Migrate) => "migrating",
+        }
+    }
 }
 
 /// When a region counts as ill, and what is done then.

@@ -30,6 +30,14 @@ const PARTS_AT_ONCE: usize = 1;
 /// Losses that an entry of the audit trail names; the account names all.
 const MAX_TOLD: usize = 100;
 
+/// What became of sessions, e.g. `2 moved, 1 ended`.
+fn in_words(sums: &BTreeMap<&'static str, usize>) -> String {
+    let words = sums
+        .iter()
+        .map(|(became, count)| format!("{count} {became}"));
+    words.collect::<Vec<_>>().join(", ")
+}
+
 impl Plane {
     /// An operator empties a runtime: what is placed there is written down.
     pub(crate) async fn goes(
@@ -295,9 +303,10 @@ impl Plane {
             Ok(_) => {
                 let had = account.sessions.len();
                 if out_of_order.is_empty() {
-                    tracing::info!(%holder, had, became = ?sums, "a runtime was emptied");
+                    tracing::info!(%holder, had, became = %in_words(&sums), "a runtime was emptied");
                 } else {
-                    tracing::warn!(%holder, had, became = ?sums, ?out_of_order, "sessions were lost in a drain");
+                    let out_of_order = serde_json::Value::Array(out_of_order);
+                    tracing::warn!(%holder, had, became = %in_words(&sums), %out_of_order, "sessions were lost in a drain");
                 }
                 Ok(())
             }

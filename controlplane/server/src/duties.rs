@@ -17,7 +17,10 @@ use rspp_controlplane_storage::{
     election::{Candidate, Duties, Office},
     sweep::{Now, Sweep},
 };
-use rspp_proto::{Monotonic, Region, RuntimeId, SessionId, control::Holder};
+use rspp_proto::{
+    Monotonic, Region, RuntimeId, SessionId,
+    control::{Holder, Outage},
+};
 use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -201,6 +204,8 @@ impl Rounds {
 
 impl Plane {
     async fn round(&self, office: &Office, memory: &mut Memory) -> Result<(), Failure> {
+        self.leads(office);
+        self.tell_ended_lives();
         self.light_fuses().await?;
         self.judge_regions(office, &mut memory.watch).await?;
         self.judge_outages(office, &mut memory.calm).await?;
@@ -247,7 +252,13 @@ impl Plane {
                 .map(|it| ("provider_outage", it))
                 .chain(ended.map(|it| ("provider_recovered", it)))
                 .map(|(what, it)| {
-                    tracing::warn!(%region, what, outage = ?it.outage, "providers of a region");
+                    let Outage {
+                        modality,
+                        provider,
+                        alternate,
+                    } = &it.outage;
+                    let alternate = alternate.as_ref().map(tracing::field::display);
+                    tracing::warn!(%region, what, modality = modality.as_str(), %provider, alternate, "providers of a region");
                     let detail = json!({ "outage": it.outage, "since_ms": it.since.0 });
                     Record::automatic(wall_clock(), what, region.as_str(), detail)
                 });
@@ -342,7 +353,7 @@ impl Plane {
             let txn = self.with_audit(txn, vec![told]).await?;
             match self.store().commit(txn).await {
                 Ok(_) => {
-                    tracing::warn!(%region, ?duty, "the region's duty changed with its health");
+                    tracing::warn!(%region, duty = duty.as_str(), "the region's duty changed with its health");
                 }
                 // In the next round.
                 Err(StoreError::Conflict | StoreError::Uncertain(_)) => {}

@@ -4,6 +4,7 @@
 //! transaction and told. One file a service, one mapping of errors, one place where a caller is made
 //! out and let in.
 
+mod about;
 mod accounts;
 mod audit;
 mod commit;

@@ -22,7 +22,7 @@ use rspp_controlplane::{
     store::{Entry, Key, LeaseId, Page, Prefix, Query, Store, StoreError, json, list_all, parse},
     token::{AccessClaims, KeyId, Keyring, SigningKey},
 };
-use rspp_controlplane_storage::counters::Counters;
+use rspp_controlplane_storage::{counters::Counters, election::Leader};
 use rspp_proto::{
     MetricSample, Monotonic, Region, RuntimeId, TenantId, WallClock,
     control::{Holder, Kind},
@@ -35,6 +35,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Request;
 
 use crate::{
+    about::{EndedLives, InOffice},
     audit::Note,
     expiry::KeptIn,
     failure::Failure,
@@ -180,6 +181,12 @@ pub(crate) struct Shared {
     pub(crate) notes_lost: std::sync::atomic::AtomicU64,
     /// What was decided about sessions at their start.
     pub(crate) tally: Tally,
+    /// Who has the duties of all.
+    pub(crate) leader: Arc<Followed<Leader>>,
+    /// The same, if that is this replica.
+    pub(crate) office: Mutex<Option<InOffice>>,
+    /// Lives of runtimes that were seen to end.
+    pub(crate) ended_lives: Mutex<EndedLives>,
     pub(crate) tasks: TaskTracker,
     /// Whoever watches has to go elsewhere.
     pub(crate) leaving: CancellationToken,
@@ -234,6 +241,9 @@ impl Plane {
             notes,
             notes_lost: 0.into(),
             tally: Tally::default(),
+            leader: follow.open(Prefix::of(&keys::leader()), json).await?,
+            office: Mutex::default(),
+            ended_lives: Mutex::default(),
             leaving: CancellationToken::new(),
             tasks,
             stop,
@@ -244,6 +254,7 @@ impl Plane {
         };
         // It ends by itself, once all is put down.
         plane.shared.tasks.spawn(plane.clone().write_notes(noted));
+        plane.spawn(plane.clone().follow_lives());
         // It ends by itself as well, after it has resigned.
         plane.shared.tasks.spawn(plane.clone().have_duties());
         Ok(plane)
@@ -507,7 +518,7 @@ impl Plane {
     }
 
     /// Whether a life of a runtime has said that it goes, or an operator empties it.
-    fn goes_away(&self, holder: &Holder) -> bool {
+    pub(crate) fn goes_away(&self, holder: &Holder) -> bool {
         let drains = self.shared.drains.records();
         drains.contains_key(&keys::drain(holder, 0))
     }

@@ -262,7 +262,8 @@ impl Server {
             .await
             .is_err()
         {
-            tracing::warn!("calls were cut off: they took longer than {grace:?}");
+            let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+            tracing::warn!(grace_ms, "calls were cut off: they took too long");
             self.serving.abort();
         }
         self.plane.close().await;

@@ -81,6 +81,15 @@ impl Placements for PlacementsService {
         let ((placement, taken_over), decision) =
             plane.settle_counted(|| plane.granted(&ask)).await?;
         if taken_over {
+            let from = placement.past.last().map(|it| it.holder.to_string());
+            tracing::warn!(
+                session = %ask.session,
+                tenant = %placement.binding.tenant,
+                epoch = placement.epoch.get(),
+                from,
+                to = %ask.by,
+                "a session was taken over"
+            );
             let detail = json!({ "epoch": placement.epoch, "to": ask.by, "why": "failover" });
             let mut record =
                 Record::automatic(wall_clock(), "failover", ask.session.as_str(), detail);
