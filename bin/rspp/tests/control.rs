@@ -96,6 +96,7 @@ impl Place {
             client,
         };
         place.file("ana", &token(Role::Admin, "ana"));
+        place.file("alma", &token(Role::Admin, "alma"));
         place.file("otto", &token(Role::Operator, "otto"));
         place.file("vera", &token(Role::Viewer, "vera"));
         for version in ["greeter-1", "greeter-2"] {
@@ -648,7 +649,7 @@ fn rules_are_shown_and_set() {
     ");
     place.file(
         "rules.yaml",
-        "admission:\n  default: {sessions: {limit: 2}}\nresidency:\n  tenants: {acme: [eu, us]}\n",
+        "admission:\n  default: {sessions: {limit: 2}}\nresidency:\n  tenants: {acme: [eu, us]}\napprovals: {approvals: 1}\n",
     );
     assert_snapshot!(place.ok("ana", "rules diff rules.yaml"), @r#"
     --- version 2
@@ -677,9 +678,8 @@ fn rules_are_shown_and_set() {
     +    }
        },
        "approvals": {
-    -    "approvals": 1,
+         "approvals": 1,
     -    "expires_after_ms": 86400000
-    +    "approvals": 0,
     +    "expires_after_ms": 0
        },
        "regions": {
@@ -708,7 +708,7 @@ fn rules_are_shown_and_set() {
     admission.pipelines               -
     admission.tenants                 -
     admission.version                 3
-    approvals.approvals               0
+    approvals.approvals               1
     approvals.expires_after_ms        0
     error_budget.allowed_per_10k      100
     error_budget.fast_burn_tenths     144
@@ -725,7 +725,7 @@ fn rules_are_shown_and_set() {
     regions.well_percent              25
     residency.tenants.acme            eu, us
     ");
-    assert_eq!(place.json("ana", "rules show")["approvals"]["approvals"], 0);
+    assert_eq!(place.json("ana", "rules show")["approvals"]["approvals"], 1);
     assert_snapshot!(place.ok("otto", "rules usage acme"), @r"
     TENANT  OPEN  OPENED/MIN  TOKENS/MIN
     acme    0     0           0
@@ -769,6 +769,32 @@ fn rules_are_shown_and_set() {
     assert!(said.contains("approval"), "{said}");
     let (code, said) = place.run("vera", "rules show");
     assert_eq!(code, 2, "{said}");
+}
+
+/// F-165, issue 4: who wants fewer approvals proposes that, and somebody else agrees.
+#[test]
+fn fewer_approvals_are_proposed() {
+    let place = Place::new();
+    place.ok("ana", "rules approvals 1");
+    let said = place.ok("ana", "rules approvals 0");
+    let (told, id) = said.trim().rsplit_once(' ').unwrap();
+    assert_snapshot!(told, @"fewer approvals have to be approved: proposed, and waits for somebody else: rspp rollout approve");
+    assert_eq!(place.json("ana", "rules show")["approvals"]["approvals"], 1);
+    let waiting = place.json("alma", "rollout proposals");
+    assert_eq!(
+        (&waiting[0]["id"], &waiting[0]["approvals"]["approvals"]),
+        (&json!(id), &json!(0))
+    );
+    let (code, said) = place.run("ana", &format!("rollout approve {id}"));
+    assert_eq!(code, 2, "{said}");
+    let said = place.ok("alma", &format!("rollout approve {id}"));
+    assert_eq!(said, format!("proposal {id} is activated\n"));
+    assert_eq!(place.json("ana", "rules show")["approvals"]["approvals"], 0);
+    place.ok("ana", "rules approvals 1");
+    place.file("rules.yaml", "residency: {tenants: {acme: [eu]}}\n");
+    let (code, said) = place.run("ana", "rules set rules.yaml");
+    assert_eq!(code, 2, "{said}");
+    assert_snapshot!(said, @"error: `document` approvals.approvals: 1 are in force and 0 asked for, which has to be approved: change that by itself (`rspp rules approvals 0`), or leave it at 1 here");
 }
 
 /// F-096, F-113, issue 4: regions are seen with their health, left and taken back.

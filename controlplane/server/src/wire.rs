@@ -10,8 +10,8 @@ use rspp_controlplane::{
     fleet,
     registry::{Artifact, VersionName},
     rollout::{
-        BurnAlert, Candidate, Change, ErrorBudget, Freeze, Gate, Proposal, ProposalState, Reading,
-        Readings, Rollout, Strategy, Window,
+        BurnAlert, Candidate, Change, ErrorBudget, Freeze, Gate, Proposal, ProposalState, Proposed,
+        Reading, Readings, Rollout, Strategy, Window,
     },
     status,
 };
@@ -148,11 +148,27 @@ pub(crate) fn proposal(it: Proposal) -> wire::Proposal {
         ProposalState::Rejected => "rejected",
         ProposalState::Activated => "activated",
     };
+    let (kind, line, change, approvals) = match it.what {
+        Proposed::Rollout {
+            kind: of,
+            line,
+            change: what,
+        } => (kind(of), line, Some(change(what)), None),
+        Proposed::Approvals { approvals } => {
+            let approvals = wire::Approvals {
+                people: approvals.approvals.into(),
+                expires_after_ms: approvals.expires_after_ms,
+            };
+            let of = wire::Kind::Unspecified.into();
+            (of, String::new(), None, Some(approvals))
+        }
+    };
     wire::Proposal {
         id: it.id,
-        kind: kind(it.kind),
-        line: it.line,
-        change: Some(change(it.change)),
+        kind,
+        line,
+        change,
+        approvals,
         author: it.author.to_string(),
         at_ms: it.at.0,
         approved_by: it.approved_by.iter().map(ToString::to_string).collect(),

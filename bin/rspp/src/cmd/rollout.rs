@@ -454,16 +454,19 @@ async fn proposals(remote: &Remote, client: Client) -> Result<(), Problem> {
             let rows: Vec<_> = found
                 .iter()
                 .map(|it| {
+                    let about = it
+                        .approvals
+                        .map_or_else(|| it.line.clone(), |it| format!("{} approvals", it.people));
                     [
                         it.id.clone(),
-                        it.line.clone(),
+                        about,
                         it.author.clone(),
                         when(it.at_ms),
                         it.approved_by.join(", "),
                     ]
                 })
                 .collect();
-            table(["id", "line", "by", "at", "approved by"], &rows)
+            table(["id", "of", "by", "at", "approved by"], &rows)
         },
         || json_of(&found),
     )

@@ -12,7 +12,7 @@ use rspp_proto::{SessionId, TenantId, parse_age};
 use serde_json::{Value, json};
 
 use crate::{
-    control::{Remote, artifacts, refused, request_id, table},
+    control::{Remote, artifacts, refused, request_id, shape::Shape as _, table},
     problem::Problem,
     terminal,
 };
@@ -99,7 +99,7 @@ enum What {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Set how many people have to agree to a rollout, beside its author
+    /// Set how many people have to agree to a rollout, beside its author; to fewer than before as many have to agree
     Approvals {
         /// How many; 0 is nobody
         people: u8,
@@ -312,6 +312,17 @@ async fn show(remote: &Remote, client: Client, part: Option<Part>) -> Result<(),
 }
 
 fn tell(remote: &Remote, answer: &wire::Governance, part: Option<Part>) -> Result<(), Problem> {
+    if let Some(proposal) = &answer.proposal {
+        let id = &proposal.id;
+        return remote.print(
+            || {
+                format!(
+                    "fewer approvals have to be approved: proposed, and waits for somebody else: rspp rollout approve {id}"
+                )
+            },
+            || json!({ "proposal": proposal.shape() }),
+        );
+    }
     let all = json!(parsed(answer)?);
     let shown = match part {
         Some(part) => all.get(part.as_str()).cloned().unwrap_or_default(),

@@ -150,6 +150,9 @@ pub(crate) fn who(candidate: &wire::Candidate) -> String {
 
 impl Shape for wire::Proposal {
     fn shape(&self) -> Value {
+        let approvals = self
+            .approvals
+            .map(|it| json!({ "approvals": it.people, "expires_after_ms": it.expires_after_ms }));
         json!({
             "id": self.id,
             "line": self.line,
@@ -157,6 +160,7 @@ impl Shape for wire::Proposal {
             "at_ms": self.at_ms,
             "approved_by": self.approved_by,
             "state": self.state,
+            "approvals": approvals,
         })
     }
 }

@@ -111,8 +111,11 @@ pub struct Governance {
     /// Counts changes; 0 if nothing was ever set.
     #[prost(uint64, tag = "2")]
     pub version: u64,
+    /// What was asked for waits for somebody else's approval; the rules are as before.
+    #[prost(message, optional, tag = "3")]
+    pub proposal: ::core::option::Option<Proposal>,
 }
-/// Replaces the rules.
+/// Replaces the rules. Fewer approvals than are in force have to be approved themselves.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetGovernanceRequest {
     /// YAML or JSON.
@@ -5098,13 +5101,13 @@ pub struct Proposal {
     /// Its name.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
-    /// Of what.
+    /// Of what; nothing, if it is about approvals.
     #[prost(enumeration = "Kind", tag = "2")]
     pub kind: i32,
     /// Of which line.
     #[prost(string, tag = "3")]
     pub line: ::prost::alloc::string::String,
-    /// What is to be done.
+    /// What is to be done with its rollout.
     #[prost(message, optional, tag = "4")]
     pub change: ::core::option::Option<Change>,
     /// Who proposes it.
@@ -5119,9 +5122,22 @@ pub struct Proposal {
     /// `waiting`, `approved`, `rejected`, `activated`.
     #[prost(string, tag = "8")]
     pub state: ::prost::alloc::string::String,
-    /// The rollout's generation that it was made for.
+    /// The rollout's generation that it was made for, or the rules' version.
     #[prost(uint64, tag = "9")]
     pub generation: u64,
+    /// How many are to approve from then on.
+    #[prost(message, optional, tag = "10")]
+    pub approvals: ::core::option::Option<Approvals>,
+}
+/// How many have to approve.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Approvals {
+    /// People beside the author; 0 is nobody.
+    #[prost(uint32, tag = "1")]
+    pub people: u32,
+    /// How long a proposal waits, in milliseconds; 0 is for ever.
+    #[prost(uint64, tag = "2")]
+    pub expires_after_ms: u64,
 }
 /// Asks for a rollout.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

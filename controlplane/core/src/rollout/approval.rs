@@ -19,6 +19,33 @@ pub struct ApprovalPolicy {
     pub expires_after_ms: u64,
 }
 
+impl ApprovalPolicy {
+    /// Whether `after` asks for fewer people: they may not be outvoted by one who sets them aside first.
+    pub fn is_lowered_by(&self, after: &Self) -> bool {
+        after.approvals < self.approvals
+    }
+}
+
+/// What is proposed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Proposed {
+    /// A change of a rollout.
+    Rollout {
+        /// Of what.
+        kind: Kind,
+        /// Of which line.
+        line: String,
+        /// What is to be done.
+        change: Change,
+    },
+    /// Fewer approvals than are in force.
+    Approvals {
+        /// What is to be in force instead.
+        approvals: ApprovalPolicy,
+    },
+}
+
 /// What became of a proposal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -35,18 +62,14 @@ pub enum ProposalState {
 
 /// A change that waits for approval, or waited.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Proposal {
     /// Its name.
     pub id: String,
-    /// Of what.
-    pub kind: Kind,
-    /// Of which line.
-    pub line: String,
     /// What is to be done.
-    pub change: Change,
-    /// The rollout's generation that it was made for. If the rollout has moved on since, nobody has
-    /// approved what would come of it now.
+    #[serde(flatten)]
+    pub what: Proposed,
+    /// The rollout's generation that it was made for, or the rules' version. If that has moved on since,
+    /// nobody has approved what would come of it now.
     pub generation: u64,
     /// Who proposes it.
     pub author: Actor,
@@ -84,9 +107,9 @@ pub enum ApprovalError {
     /// It waited too long.
     #[error("it has expired; propose it again")]
     Expired,
-    /// The rollout is not what it was.
+    /// The rollout, or the rules, are not what they were.
     #[error(
-        "the rollout has changed since it was proposed (generation {found}, not {expected}); propose it again"
+        "what it is about has changed since it was proposed (generation {found}, not {expected}); propose it again"
     )]
     Outdated {
         /// What it was made for.
@@ -97,6 +120,19 @@ pub enum ApprovalError {
 }
 
 impl Proposal {
+    /// One that nobody has agreed to yet.
+    pub fn new(id: String, what: Proposed, generation: u64, author: Actor, at: WallClock) -> Self {
+        Self {
+            id,
+            what,
+            generation,
+            author,
+            at,
+            approved_by: BTreeSet::new(),
+            state: ProposalState::Waiting,
+        }
+    }
+
     /// Somebody agrees. Agreeing twice counts once.
     pub fn approve(
         &mut self,
@@ -164,17 +200,13 @@ mod tests {
     use super::*;
 
     fn proposal() -> Proposal {
-        Proposal {
-            id: "p-1".to_owned(),
+        let what = Proposed::Rollout {
             kind: Kind::Pipeline,
             line: "desk".to_owned(),
             change: Change::Pause,
-            generation: 4,
-            author: Actor::new("ana").unwrap(),
-            at: WallClock(0),
-            approved_by: BTreeSet::new(),
-            state: ProposalState::Waiting,
-        }
+        };
+        let ana = Actor::new("ana").unwrap();
+        Proposal::new("p-1".to_owned(), what, 4, ana, WallClock(0))
     }
 
     /// F-165: two others have to agree, neither of them the author, neither of them twice.
@@ -210,6 +242,25 @@ mod tests {
             state: ProposalState::Activated,
         };
         assert_eq!(it.activate(&policy, 4, now), Err(decided));
+    }
+
+    /// F-165: what was kept before approvals could be proposed is read as it was.
+    #[test]
+    fn proposals_keep_their_form() {
+        let kept = serde_json::json!({
+            "id": "p-1", "kind": "pipeline", "line": "desk", "change": Change::Pause,
+            "generation": 4, "author": "ana", "at": 0, "approved_by": [], "state": "waiting",
+        });
+        assert_eq!(serde_json::to_value(proposal()).unwrap(), kept);
+        let read: Proposal = serde_json::from_value(kept).unwrap();
+        assert_eq!(read, proposal());
+        let approvals = ApprovalPolicy::default();
+        let fewer = Proposal {
+            what: Proposed::Approvals { approvals },
+            ..proposal()
+        };
+        let kept = serde_json::to_string(&fewer).unwrap();
+        assert_eq!(serde_json::from_str::<Proposal>(&kept).unwrap(), fewer);
     }
 
     #[test]

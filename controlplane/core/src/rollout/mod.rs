@@ -15,7 +15,7 @@ use rspp_proto::{SessionId, TenantId, WallClock};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-pub use approval::{ApprovalError, ApprovalPolicy, Proposal, ProposalState};
+pub use approval::{ApprovalError, ApprovalPolicy, Proposal, ProposalState, Proposed};
 pub use budget::{BudgetReading, BurnAlert, ErrorBudget, Freeze, Window};
 pub use change::{Change, ChangeError};
 pub use cohort::{COHORTS, Cohort};

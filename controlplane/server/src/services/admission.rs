@@ -7,6 +7,7 @@ use rspp_controlplane::{
     governance::Governance,
     keys,
     registry::VersionName,
+    rollout::Proposed,
     routing::Residency,
     store::{Compare, Entry, Txn, bytes},
 };
@@ -18,6 +19,7 @@ use rspp_proto::TenantId;
 use serde_json::json;
 use tonic::{Request, Response, Status};
 
+use super::rollouts::{proposal, proposing};
 use crate::{
     audit::done,
     commit::{Asked, Decided},
@@ -149,15 +151,36 @@ fn tenant(name: &str) -> Result<TenantId, Failure> {
     Ok(text("tenant", name)?)
 }
 
+/// Fewer approvals have to be approved themselves, and nothing that was not looked at comes with them (F-165).
+fn only_approvals(before: &Governance, wanted: &Governance) -> Result<Proposed, Failure> {
+    let mut else_equal = Governance {
+        approvals: before.approvals.clone(),
+        ..wanted.clone()
+    };
+    // It is given when they are set.
+    else_equal.admission.version = before.admission.version;
+    if else_equal == *before {
+        let approvals = wanted.approvals.clone();
+        return Ok(Proposed::Approvals { approvals });
+    }
+    let (now, wanted) = (before.approvals.approvals, wanted.approvals.approvals);
+    let what = format!(
+        "approvals.approvals: {now} are in force and {wanted} asked for, which has to be approved: change that by \
+         itself (`rspp rules approvals {wanted}`), or leave it at {now} here"
+    );
+    Err(WireError::new("document", what).into())
+}
+
 fn answer(governance: &Governance) -> wire::Governance {
     wire::Governance {
         document: serde_json::to_string_pretty(governance).expect("rules are plain data"),
         version: governance.version(),
+        proposal: None,
     }
 }
 
 impl Plane {
-    async fn read_governance(&self) -> Result<(Governance, Option<Entry>), Failure> {
+    pub(crate) async fn read_governance(&self) -> Result<(Governance, Option<Entry>), Failure> {
         let (found, entry) = self.read::<Governance>(&keys::governance()).await?;
         Ok((found.unwrap_or_default(), entry))
     }
@@ -175,8 +198,22 @@ impl Plane {
                 found: before.version(),
             });
         }
-        let after = wanted.clone().following(&before);
         let key = keys::governance();
+        if before.approvals.is_lowered_by(&wanted.approvals) {
+            let wait = only_approvals(&before, wanted)?;
+            let proposal = proposal(by, wait, before.version());
+            let detail = json!({ "proposal": proposal.id, "approvals": wanted.approvals });
+            let txn = Txn::default().when(Compare::unchanged(&key, entry.as_ref()));
+            return Ok(Decided {
+                txn: proposing(txn, &proposal),
+                record: done(wall_clock(), by, "rules_propose", "governance", detail),
+                answer: wire::Governance {
+                    proposal: Some(to::proposal(proposal)),
+                    ..answer(&before)
+                },
+            });
+        }
+        let after = wanted.clone().following(&before);
         let detail = json!({ "version": after.version(), "rules": after });
         Ok(Decided {
             txn: Txn::default()

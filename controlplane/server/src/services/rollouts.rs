@@ -6,9 +6,12 @@ use prost::Message as _;
 use rspp_controlplane::{
     access::{Operation, Principal},
     audit::Record,
+    governance::Governance,
     keys,
     registry::{Kind, VersionName},
-    rollout::{Change, Proposal, ProposalState, Readings, Reported, Rollout},
+    rollout::{
+        ApprovalPolicy, Change, Proposal, ProposalState, Proposed, Readings, Reported, Rollout,
+    },
     store::{Compare, Txn, bytes},
 };
 use rspp_controlplane_api::{
@@ -249,24 +252,16 @@ impl Plane {
         let subject = format!("{}/{}", wanted.kind.as_str(), wanted.line);
         let change = json!(wanted.change);
         if approvals.approvals > 0 && !wanted.change.is_retreat() {
-            let proposal = Proposal {
-                id: format!("{:013}-{:08x}", wall_clock().0, rand::random::<u32>()),
+            let what = Proposed::Rollout {
                 kind: wanted.kind,
                 line: wanted.line.to_owned(),
                 change: wanted.change.clone(),
-                generation,
-                author: by.actor.clone(),
-                at: wall_clock(),
-                approved_by: std::collections::BTreeSet::new(),
-                state: ProposalState::Waiting,
             };
+            let proposal = proposal(by, what, generation);
             let detail =
                 json!({ "proposal": proposal.id, "change": change, "reason": wanted.reason });
-            let new = keys::proposal(&proposal.id);
             return Ok(Decided {
-                txn: txn
-                    .when(Compare::Absent(new.clone()))
-                    .put(new, bytes(&proposal)),
+                txn: proposing(txn, &proposal),
                 record: done(wall_clock(), by, "rollout_propose", &subject, detail),
                 answer: proposed(proposal),
             });
@@ -300,10 +295,18 @@ impl Plane {
             what: "proposal",
             name: id.to_owned(),
         })?;
+        let txn = Txn::default().when(Compare::unchanged(&key, entry.as_ref()));
+        let (kind, line, change) = match proposal.what.clone() {
+            Proposed::Rollout { kind, line, change } => (kind, line, change),
+            Proposed::Approvals { approvals } => {
+                return self
+                    .decided_approvals(by, proposal, approvals, approve, txn)
+                    .await;
+            }
+        };
         let policy = self.governance().approvals;
         let now = wall_clock();
-        let txn = Txn::default().when(Compare::unchanged(&key, entry.as_ref()));
-        let subject = format!("{}/{}", proposal.kind.as_str(), proposal.line);
+        let subject = format!("{}/{line}", kind.as_str());
         let detail = json!({ "proposal": id });
         if !approve {
             proposal.reject(&policy, now)?;
@@ -322,22 +325,15 @@ impl Plane {
             });
         }
         // The last approval that it needs carries it out.
-        let rollout_key = keys::rollout(proposal.kind, &proposal.line);
+        let rollout_key = keys::rollout(kind, &line);
         let (before, before_entry) = self.read::<Rollout>(&rollout_key).await?;
         let generation = before.as_ref().map_or(0, |it| it.generation);
         proposal.activate(&policy, generation, now)?;
-        let after = apply(
-            before.as_ref(),
-            proposal.kind,
-            &proposal.line,
-            &proposal.change,
-        )?;
-        let operation = proposal.change.as_str();
-        let mut record = changed(by, operation, &subject, before.as_ref(), &after);
+        let after = apply(before.as_ref(), kind, &line, &change)?;
+        let mut record = changed(by, change.as_str(), &subject, before.as_ref(), &after);
         record.detail["proposal"] = json!(id);
         record.detail["approved_by"] = json!(proposal.approved_by);
-        let line = (proposal.kind, proposal.line.as_str());
-        let txn = self.forgiving(txn, line, &proposal.change).await?;
+        let txn = self.forgiving(txn, (kind, &line), &change).await?;
         let txn = txn
             .when(Compare::unchanged(&rollout_key, before_entry.as_ref()))
             .put(key, bytes(&proposal))
@@ -346,6 +342,51 @@ impl Plane {
             txn,
             record,
             answer: rolled_out(after),
+        })
+    }
+
+    /// Fewer approvals, decided by as many as are in force (F-165).
+    async fn decided_approvals(
+        &self,
+        by: &Principal,
+        mut proposal: Proposal,
+        approvals: ApprovalPolicy,
+        approve: bool,
+        txn: Txn,
+    ) -> Result<Answered, Failure> {
+        let (rules, entry) = self.read_governance().await?;
+        let (policy, now) = (&rules.approvals, wall_clock());
+        let mut txn = txn;
+        let mut detail = json!({ "proposal": proposal.id });
+        let operation = if approve {
+            proposal.approve(&by.actor, policy, now)?;
+            if proposal.state == ProposalState::Approved {
+                // The last approval that it needs carries it out.
+                proposal.activate(policy, rules.version(), now)?;
+                let after = Governance {
+                    approvals,
+                    ..rules.clone()
+                };
+                let after = after.following(&rules);
+                detail["approved_by"] = json!(proposal.approved_by);
+                detail["version"] = json!(after.version());
+                detail["rules"] = json!(after);
+                let key = keys::governance();
+                txn = txn
+                    .when(Compare::unchanged(&key, entry.as_ref()))
+                    .put(key, bytes(&after));
+                Operation::Govern.as_str()
+            } else {
+                "rules_approve"
+            }
+        } else {
+            proposal.reject(policy, now)?;
+            "rules_reject"
+        };
+        Ok(Decided {
+            txn: txn.put(keys::proposal(&proposal.id), bytes(&proposal)),
+            record: done(now, by, operation, "governance", detail),
+            answer: proposed(proposal),
         })
     }
 
@@ -495,6 +536,20 @@ fn rolled_out(rollout: Rollout) -> wire::ChangeRolloutResponse {
     wire::ChangeRolloutResponse {
         outcome: Some(Outcome::Rollout(to::rollout(rollout))),
     }
+}
+
+/// What somebody proposes, as nobody has decided it yet.
+pub(crate) fn proposal(by: &Principal, what: Proposed, generation: u64) -> Proposal {
+    let now = wall_clock();
+    let id = format!("{:013}-{:08x}", now.0, rand::random::<u32>());
+    Proposal::new(id, what, generation, by.actor.clone(), now)
+}
+
+/// Writes down what is proposed.
+pub(crate) fn proposing(txn: Txn, proposal: &Proposal) -> Txn {
+    let key = keys::proposal(&proposal.id);
+    txn.when(Compare::Absent(key.clone()))
+        .put(key, bytes(proposal))
 }
 
 fn proposed(proposal: Proposal) -> wire::ChangeRolloutResponse {

@@ -197,6 +197,83 @@ async fn a_change_waits_for_somebody_else() {
     panic!("refusals are not on record");
 }
 
+/// F-165: nobody sets aside alone what others have to agree to: fewer approvals wait for as many as are in force,
+/// and nothing else comes with them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fewer_approvals_have_to_be_approved() {
+    let rig = Rig::start().await;
+    let (ana, alma) = (rig.admin(), rig.client("admin/alma"));
+    let set = async |document: &str| {
+        let rules = wire::SetGovernanceRequest {
+            document: document.to_owned(),
+            ..wire::SetGovernanceRequest::default()
+        };
+        ana.set_governance(rules).await
+    };
+    let in_force = async || {
+        let rules = ana
+            .get_governance(wire::GetGovernanceRequest {})
+            .await
+            .unwrap();
+        let document: serde_json::Value = serde_json::from_str(&rules.document).unwrap();
+        (
+            rules.version,
+            document["approvals"]["approvals"].as_u64().unwrap(),
+        )
+    };
+    let decide = async |by: &rspp_controlplane_api::Client, id: &str, approve: bool| {
+        let request = wire::DecideProposalRequest {
+            id: id.to_owned(),
+            approve,
+            request_id: String::new(),
+        };
+        by.decide_proposal(request).await
+    };
+    assert_eq!(
+        set("approvals: { approvals: 1 }").await.unwrap().proposal,
+        None
+    );
+    let answer = set("approvals: { approvals: 0 }").await.unwrap();
+    let proposal = answer.proposal.unwrap();
+    assert_eq!((answer.version, in_force().await), (1, (1, 1)));
+    assert_eq!(proposal.approvals.unwrap().people, 0);
+    let error = decide(&ana, &proposal.id, true).await.unwrap_err();
+    assert!(refused(error, reason::APPROVAL_REFUSED).contains("somebody else"));
+    // What is left out of a document is nobody's approval either.
+    let error = set("error_budget: { min_sessions: 7 }").await.unwrap_err();
+    let told = refused(error, reason::INVALID_ARGUMENT);
+    assert!(told.contains("1 are in force and 0 asked for"), "{told}");
+    let answer = decide(&alma, &proposal.id, true).await.unwrap();
+    let Some(Outcome::Proposal(done)) = answer.outcome else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(
+        (done.state.as_str(), in_force().await),
+        ("activated", (2, 0))
+    );
+    // More need nobody. What was proposed for other rules has to be proposed again.
+    set("approvals: { approvals: 2 }").await.unwrap();
+    let fewer = set("approvals: { approvals: 1 }")
+        .await
+        .unwrap()
+        .proposal
+        .unwrap();
+    set("{ approvals: { approvals: 2 }, error_budget: { min_sessions: 7 } }")
+        .await
+        .unwrap();
+    let (bert, carl) = (rig.client("admin/bert"), rig.client("admin/carl"));
+    decide(&bert, &fewer.id, true).await.unwrap();
+    let error = decide(&carl, &fewer.id, true).await.unwrap_err();
+    assert!(refused(error, reason::APPROVAL_REFUSED).contains("propose it again"));
+    assert_eq!(in_force().await, (4, 2));
+    let again = "{ approvals: { approvals: 1 }, error_budget: { min_sessions: 7 } }";
+    let fewer = set(again).await.unwrap().proposal.unwrap();
+    decide(&bert, &fewer.id, false).await.unwrap();
+    let error = decide(&carl, &fewer.id, true).await.unwrap_err();
+    assert!(refused(error, reason::APPROVAL_REFUSED).contains("rejected"));
+    assert_eq!(in_force().await, (4, 2));
+}
+
 /// NF-030, F-093: a canary's breached gate ends the trial; a spent budget freezes what would be new, and only that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_breached_gate_ends_the_trial() {
