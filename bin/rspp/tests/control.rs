@@ -805,24 +805,24 @@ fn regions_are_seen_and_left() {
     place.ok("ana", "rollout set greeter-1");
     place.node();
     assert_snapshot!(place.ok("vera", "region list"), @r"
-    REGION  DUTY     DECIDED BY  WELL  FAILING PROVIDERS
-    eu      serving  health      1/1   -
+    REGION  DUTY     DECIDED BY  WELL  DEAD  FAILING PROVIDERS
+    eu      serving  health      1/1   -     -
     ");
     assert_snapshot!(place.ok("otto", "region drain eu"), @r"
-    REGION  DUTY      DECIDED BY  WELL  FAILING PROVIDERS
-    eu      draining  operator    1/1   -
+    REGION  DUTY      DECIDED BY  WELL  DEAD  FAILING PROVIDERS
+    eu      draining  operator    1/1   -     -
     ");
     assert_snapshot!(place.ok("otto", "region drain eu --migrate"), @r"
-    REGION  DUTY       DECIDED BY  WELL  FAILING PROVIDERS
-    eu      migrating  operator    1/1   -
+    REGION  DUTY       DECIDED BY  WELL  DEAD  FAILING PROVIDERS
+    eu      migrating  operator    1/1   -     -
     ");
     assert_snapshot!(place.ok("otto", "region serve eu"), @r"
-    REGION  DUTY     DECIDED BY  WELL  FAILING PROVIDERS
-    eu      serving  operator    1/1   -
+    REGION  DUTY     DECIDED BY  WELL  DEAD  FAILING PROVIDERS
+    eu      serving  operator    1/1   -     -
     ");
     assert_snapshot!(place.ok("otto", "region auto eu"), @r"
-    REGION  DUTY     DECIDED BY  WELL  FAILING PROVIDERS
-    eu      serving  health      1/1   -
+    REGION  DUTY     DECIDED BY  WELL  DEAD  FAILING PROVIDERS
+    eu      serving  health      1/1   -     -
     ");
     let (code, said) = place.run("otto", "region drain mars");
     assert_eq!(code, 2, "{said}");

@@ -41,8 +41,16 @@ impl Drain {
         by_people.or(records.first())
     }
 
+    /// What the runtime says that becomes of its sessions as it ends by itself. To wait is what it says as well
+    /// when an operator empties it: that counts as its own word only while it is not `ready` for sessions.
+    pub fn own(records: &[Self], ready: bool) -> Option<&Self> {
+        let ends = |it: &&Self| it.by.is_none() && (it.how != Emptying::Wait || !ready);
+        records.iter().find(ends)
+    }
+
     /// The records that follow those there are: what is not named yet, under the word that holds then. An
-    /// operator's new word is written even if it names nothing new; to say the same again changes nothing.
+    /// operator's new word is written even if it names nothing new, and so is that of a runtime which ends by
+    /// itself while an operator empties it; to say the same again changes nothing.
     #[must_use]
     pub fn following(
         before: &[Self],
@@ -69,6 +77,15 @@ impl Drain {
             .collect();
         if holds.is_none() && records.is_empty() {
             records.push(head);
+        }
+        let is_emptied = holds.is_some_and(|it| it.by.is_some());
+        let ends = word.by.is_none() && word.how != Emptying::Wait;
+        if is_emptied && ends && Self::own(before, true).is_none() {
+            records.push(Self {
+                sessions: BTreeSet::new(),
+                accounted: false,
+                ..word.clone()
+            });
         }
         records
     }
@@ -438,7 +455,9 @@ mod tests {
             ("otto", Emptying::Wait, 2),
             0,
         );
-        said(None, Emptying::Finish, 4, ("otto", Emptying::Wait, 2), 0);
+        // That it ends is written down, for when the operator takes back what they said.
+        said(None, Emptying::Finish, 4, ("otto", Emptying::Wait, 2), 1);
+        said(None, Emptying::Finish, 5, ("otto", Emptying::Wait, 2), 0);
         said(
             Some("ana"),
             Emptying::Move,
@@ -453,6 +472,9 @@ mod tests {
             ("otto", Emptying::Wait, 6),
             1,
         );
+        let own = |ready| Drain::own(&records, ready).map(|it| (it.how, it.since.0));
+        assert_eq!(own(true), Some((Emptying::Finish, 4)));
+        assert_eq!(own(false), Some((Emptying::Wait, 1)));
         // What is named later is under the word that holds.
         let late = Drain::following(&records, &word(None, Emptying::Finish, 7), [session("two")]);
         assert_eq!(head(&late), (Some("otto".to_owned()), Emptying::Wait, 6));

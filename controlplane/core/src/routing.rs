@@ -36,6 +36,12 @@ impl Residency {
         runtime.regions().all(may)
     }
 
+    /// Whether a tenant's sessions may be in some region that takes new ones.
+    pub fn leaves_room(&self, tenant: &TenantId, takes_new: impl Fn(&Region) -> bool) -> bool {
+        let allowed = self.tenants.get(tenant);
+        allowed.is_none_or(|regions| regions.iter().any(takes_new))
+    }
+
     /// Whether a tenant's data may be there.
     pub fn allows(&self, tenant: &TenantId, region: &Region) -> bool {
         self.tenants
@@ -55,6 +61,8 @@ pub struct View {
     pub runtimes: BTreeMap<RuntimeId, Sight>,
     /// Regions that operators, or their health, keep new sessions from.
     pub regions: BTreeMap<Region, RegionDuty>,
+    /// Those of them that were left for their health, and not by an operator.
+    pub ill: BTreeSet<Region>,
     /// Where tenants' sessions may be.
     pub residency: Residency,
     /// Providers that fail, by region.
@@ -65,6 +73,10 @@ impl View {
     /// Its name, as snapshots are called.
     pub fn name(&self) -> String {
         format!("routing-view/{}", self.version)
+    }
+
+    fn takes_new(&self, region: &Region) -> bool {
+        self.regions.get(region).is_none_or(|it| it.takes_new())
     }
 
     /// Whether it is recent enough to route by.
@@ -179,15 +191,18 @@ pub enum Placing {
     OutageAlternate,
     /// A provider fails where it would have gone.
     OutageRegion,
+    /// Its tenant may be nowhere else, though the region was left for its health.
+    OnlyRegion,
 }
 
 impl Placing {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Nearest,
         Self::RegionPassed,
         Self::OutageAlternate,
         Self::OutageRegion,
+        Self::OnlyRegion,
     ];
 
     /// Its name, as answers, metrics and records write it.
@@ -197,6 +212,7 @@ impl Placing {
             Self::RegionPassed => "region_passed",
             Self::OutageAlternate => "outage_alternate",
             Self::OutageRegion => "outage_region",
+            Self::OnlyRegion => "only_region",
         }
     }
 }
@@ -222,10 +238,18 @@ pub struct Choice {
 
 /// Nobody can take it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("no runtime can take the session: {}", summary(excluded))]
+#[error(
+    "no runtime can take the session: {}{}",
+    summary(excluded),
+    bounds(allowed, closed)
+)]
 pub struct NoRoute {
     /// Why each runtime cannot.
     pub excluded: BTreeMap<RuntimeId, Exclusion>,
+    /// Where its tenant's sessions may be; nothing: anywhere.
+    pub allowed: BTreeSet<Region>,
+    /// Those of them that operators keep new sessions from.
+    pub closed: BTreeSet<Region>,
 }
 
 impl NoRoute {
@@ -251,10 +275,35 @@ fn summary(excluded: &BTreeMap<RuntimeId, Exclusion>) -> String {
     }
 }
 
-fn exclusion(view: &View, sight: &Sight, request: &Request) -> Option<Exclusion> {
+/// Where its tenant may be, as far as that stands in the way.
+fn bounds(allowed: &BTreeSet<Region>, closed: &BTreeSet<Region>) -> String {
+    let listed = |regions: &BTreeSet<Region>| {
+        let names: Vec<_> = regions.iter().map(Region::as_str).collect();
+        names.join(", ")
+    };
+    let mut text = String::new();
+    if !allowed.is_empty() {
+        text += &format!("; its tenant may only be in {}", listed(allowed));
+    }
+    if !closed.is_empty() {
+        text += &format!(", and operators keep new sessions from {}", listed(closed));
+    }
+    text
+}
+
+/// Whether regions that were left for their health are out of question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ill {
+    /// They are.
+    Avoided,
+    /// The tenant may be nowhere else.
+    Taken,
+}
+
+fn exclusion(view: &View, sight: &Sight, request: &Request, ill: Ill) -> Option<Exclusion> {
     let description = &sight.runtime.description;
     let region = &description.region;
-    let takes_new = view.regions.get(region).is_none_or(|duty| duty.takes_new());
+    let takes_new = view.takes_new(region) || (ill == Ill::Taken && view.ill.contains(region));
     let reaches = |endpoint: &Endpoint| endpoint.transport == request.transport;
     let lacks_providers = sight.load.outages.iter().any(|it| it.alternate.is_none());
     let lacks = |(name, value): (&String, &String)| description.labels.get(name) != Some(value);
@@ -291,11 +340,34 @@ fn exclusion(view: &View, sight: &Sight, request: &Request) -> Option<Exclusion>
 ///
 /// Two choices spread nearly as evenly as looking for the least busy of all, without sending all that
 /// comes between two heartbeats to the same one.
+///
+/// Residency binds more than health does: where a tenant may be nowhere else, a region that was left for its
+/// health gets its sessions all the same, as long as a runtime there can take them (F-168). What an operator has
+/// decided stands.
 pub fn choose(view: &View, request: &Request) -> Result<Choice, NoRoute> {
+    let refused = match choose_among(view, request, Ill::Avoided) {
+        Ok(choice) => return Ok(choice),
+        Err(refused) => refused,
+    };
+    let Some(allowed) = view.residency.tenants.get(&request.tenant) else {
+        return Err(refused);
+    };
+    choose_among(view, request, Ill::Taken).map_err(|refused| {
+        let closed = allowed.iter().filter(|it| !view.takes_new(it));
+        let closed = closed.filter(|it| !view.ill.contains(*it));
+        NoRoute {
+            allowed: allowed.clone(),
+            closed: closed.cloned().collect(),
+            ..refused
+        }
+    })
+}
+
+fn choose_among(view: &View, request: &Request, ill: Ill) -> Result<Choice, NoRoute> {
     let mut excluded = BTreeMap::new();
     let mut able = Vec::new();
     for (id, sight) in &view.runtimes {
-        match exclusion(view, sight, request) {
+        match exclusion(view, sight, request, ill) {
             Some(why) => {
                 excluded.insert(id.clone(), why);
             }
@@ -307,7 +379,11 @@ pub fn choose(view: &View, request: &Request) -> Result<Choice, NoRoute> {
         }
     }
     let Some((able, answer, outage)) = answered(&able, request, &mut excluded) else {
-        return Err(NoRoute { excluded });
+        return Err(NoRoute {
+            excluded,
+            allowed: BTreeSet::new(),
+            closed: BTreeSet::new(),
+        });
     };
     let chosen = least_busy(able, request);
     let description = &chosen.runtime.description;
@@ -320,6 +396,7 @@ pub fn choose(view: &View, request: &Request) -> Result<Choice, NoRoute> {
     let placing = match answer {
         Some(Answer::Alternates) => Placing::OutageAlternate,
         Some(Answer::Region) => Placing::OutageRegion,
+        None if !view.takes_new(&description.region) => Placing::OnlyRegion,
         None if passed.is_empty() => Placing::Nearest,
         None => Placing::RegionPassed,
     };
@@ -513,6 +590,7 @@ mod tests {
                 .map(|sight| (sight.runtime.holder.runtime.clone(), sight))
                 .collect(),
             regions: BTreeMap::new(),
+            ill: BTreeSet::new(),
             residency: Residency::default(),
             incidents: BTreeMap::new(),
         }
@@ -701,6 +779,43 @@ mod tests {
         assert_eq!(
             chosen.passed,
             BTreeMap::from([(region("eu"), Exclusion::Region)])
+        );
+    }
+
+    /// F-168, F-110: who may be nowhere else goes where its health was given up as long as somebody there can take
+    /// it; an operator's no stands, and is told.
+    #[test]
+    fn residency_binds_more_than_health() {
+        let mut view = view([sight("a", "eu", 0), sight("b", "us", 0)]);
+        let eu = region("eu");
+        let drain = RegionDuty::Leaving(FailoverMode::Drain);
+        view.regions.insert(eu.clone(), drain);
+        view.ill.insert(eu.clone());
+        let only_eu = BTreeSet::from([eu.clone()]);
+        view.residency
+            .tenants
+            .insert(TenantId::new("acme").unwrap(), only_eu);
+        let chosen = choose(&view, &request("s")).unwrap();
+        assert_eq!(
+            (chosen.runtime, chosen.placing),
+            (id("a"), Placing::OnlyRegion)
+        );
+        let anybody = Request {
+            tenant: TenantId::new("zeta").unwrap(),
+            ..request("s")
+        };
+        assert_eq!(choose(&view, &anybody).unwrap().runtime, id("b"));
+        view.ill.clear();
+        assert_eq!(
+            choose(&view, &request("s")).unwrap_err().to_string(),
+            "no runtime can take the session: 1 residency, 1 region; its tenant may only be in eu, and operators \
+             keep new sessions from eu"
+        );
+        view.ill.insert(eu);
+        view.runtimes.get_mut("a").unwrap().presence = Presence::Dead;
+        assert_eq!(
+            choose(&view, &request("s")).unwrap_err().to_string(),
+            "no runtime can take the session: 1 residency, 1 dead; its tenant may only be in eu"
         );
     }
 

@@ -123,7 +123,8 @@ impl Plane {
     }
 
     /// An operator takes a runtime back into service: its account is closed, and what became of its sessions until
-    /// then is returned for the audit trail. One that goes by itself goes on doing so.
+    /// then is returned for the audit trail. One that ends by itself goes on doing so, and its account stays, as
+    /// its own.
     pub(crate) async fn undo_drain(
         &self,
         holder: &Holder,
@@ -135,17 +136,30 @@ impl Plane {
             return Ok((txn, None));
         };
         let account = self.account(&known, self.seems_alive(holder));
+        let seen = self.shared.loads.get(&keys::load(&holder.runtime));
+        let is_ready = seen.is_some_and(|seen| seen.load.ready);
+        let own = Drain::own(&known, is_ready).cloned();
         let undone = json!({
             "how": head.how,
             "by": head.by,
             "since_ms": head.since.0,
             "had": account.sessions.len(),
             "became": account.sums(),
+            "ends_by_itself": own.is_some(),
         });
         // Nobody names more meanwhile, or some of it would be left.
         txn = txn.when(Compare::Absent(keys::drain(holder, keys.len())));
-        for key in keys {
-            txn = txn.delete(key);
+        for (key, record) in keys.into_iter().zip(known) {
+            txn = match &own {
+                Some(own) => {
+                    let record = Drain {
+                        sessions: record.sessions,
+                        ..own.clone()
+                    };
+                    txn.put(key, bytes(&record))
+                }
+                None => txn.delete(key),
+            };
         }
         Ok((txn, Some(undone)))
     }

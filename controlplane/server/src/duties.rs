@@ -373,13 +373,25 @@ impl Plane {
                 RegionDuty::Leaving(FailoverMode::Drain) | RegionDuty::Serving => None,
             }
         };
+        let records = self.region_records();
+        let takes_new = |region: &Region| records.get(region).is_none_or(|it| it.duty.takes_new());
+        let is_judged = |placement: &Placement| {
+            let holder = placement.holder();
+            let runtime = holder.and_then(|holder| self.runtime(&holder.runtime));
+            let record = runtime.and_then(|it| records.get(&it.description.region));
+            record.is_some_and(|it| !it.by_operator)
+        };
+        let residency = self.governance().residency;
+        // Who may be nowhere else would only come back.
+        let may_go = |placement: &&Placement| {
+            residency.leaves_room(&placement.binding.tenant, takes_new) || !is_judged(placement)
+        };
         let finish_within = self.settings().finish_within;
         let orders = {
             let placements = self.shared.placements.records();
             let mut orders = Vec::new();
-            for (session, order) in
-                failover::orders(placements.values(), leaves, finish_within, MOST)
-            {
+            let movable = placements.values().filter(may_go);
+            for (session, order) in failover::orders(movable, leaves, finish_within, MOST) {
                 let placement = placements.get(&keys::placement(&session));
                 if let Some(holder) = placement.and_then(Placement::holder) {
                     orders.push((session, order, holder.runtime.clone()));

@@ -437,6 +437,9 @@ impl Plane {
         let records = self.region_records();
         let regions = records.iter();
         let regions = regions.map(|(region, record)| (region.clone(), record.duty));
+        let judged = records.iter().filter(|(_, record)| !record.by_operator);
+        let ill = judged.filter(|(_, record)| !record.duty.takes_new());
+        let ill = ill.map(|(region, _)| region.clone()).collect();
         Ok(View {
             version: self.view_version(),
             taken: Monotonic::from_duration(shared.began.elapsed().saturating_sub(age)),
@@ -446,6 +449,7 @@ impl Plane {
                 .map(|sight| (sight.runtime.holder.runtime.clone(), sight))
                 .collect(),
             regions: regions.collect(),
+            ill,
             residency: self.governance().residency,
             incidents: records
                 .into_iter()

@@ -77,7 +77,10 @@ impl Tally {
             .collect();
         match choice.placing {
             Placing::Nearest => return false,
-            Placing::RegionPassed | Placing::OutageAlternate | Placing::OutageRegion => {
+            Placing::RegionPassed
+            | Placing::OutageAlternate
+            | Placing::OutageRegion
+            | Placing::OnlyRegion => {
                 tracing::info!(
                     %tenant,
                     %session,

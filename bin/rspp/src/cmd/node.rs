@@ -247,6 +247,9 @@ async fn drain(
     let mut runtime = answer.runtime.unwrap_or_default();
     runtime.placed = answer.left;
     if serves {
+        if runtime.draining && !remote.json {
+            terminal::note("it ends by itself, and goes on doing so: it takes no sessions again");
+        }
         return remote.print(
             || rows(std::slice::from_ref(&runtime)),
             || json!({ "runtime": runtime.shape(), "left": runtime.placed }),

@@ -83,6 +83,11 @@ fn rows(regions: &[wire::Region]) -> String {
                 duty(it).to_owned(),
                 by.to_owned(),
                 format!("{}/{}", it.well, it.runtimes),
+                if it.dead == 0 {
+                    "-".to_owned()
+                } else {
+                    it.dead.to_string()
+                },
                 if it.outages.is_empty() {
                     "-".to_owned()
                 } else {
@@ -93,7 +98,14 @@ fn rows(regions: &[wire::Region]) -> String {
         })
         .collect();
     table(
-        ["region", "duty", "decided by", "well", "failing providers"],
+        [
+            "region",
+            "duty",
+            "decided by",
+            "well",
+            "dead",
+            "failing providers",
+        ],
         &rows,
     )
 }

@@ -306,6 +306,7 @@ impl Shape for wire::Region {
             "by_operator": self.by_operator,
             "well": self.well,
             "runtimes": self.runtimes,
+            "dead": self.dead,
             "outages": json_of(&self.outages),
         })
     }

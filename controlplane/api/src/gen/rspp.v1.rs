@@ -2697,7 +2697,7 @@ pub struct Region {
     /// What is wanted of it.
     #[prost(enumeration = "RegionDuty", tag = "2")]
     pub duty: i32,
-    /// Its runtimes, but for those that left in order.
+    /// Its runtimes that are there.
     #[prost(uint32, tag = "3")]
     pub runtimes: u32,
     /// Those of them that are well.
@@ -2709,6 +2709,9 @@ pub struct Region {
     /// Providers that fail there.
     #[prost(message, repeated, tag = "6")]
     pub outages: ::prost::alloc::vec::Vec<Outage>,
+    /// Its runtimes that died, until their records are removed.
+    #[prost(uint32, tag = "7")]
+    pub dead: u32,
 }
 /// Asks for all regions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -6197,7 +6200,8 @@ pub struct Route {
     /// Names the state of the rollout.
     #[prost(string, tag = "10")]
     pub version_resolution_snapshot: ::prost::alloc::string::String,
-    /// Why there: `held`, `reserved`, `nearest`, `region_passed`, `outage_alternate`, `outage_region`.
+    /// Why there: `held`, `reserved`, `nearest`, `region_passed`, `outage_alternate`, `outage_region`,
+    /// `only_region`.
     #[prost(string, tag = "11")]
     pub placing: ::prost::alloc::string::String,
     /// Regions that it would have gone to first, and why it did not.

@@ -326,12 +326,15 @@ impl Plane {
             Duty::Draining => (txn, None),
         };
         let mut detail = json!({ "duty": duty, "migrate": migrate, "sessions": placed });
+        let ends = undone.as_ref().map(|it| it["ends_by_itself"] == true);
         if let Some(undone) = undone {
             detail["undone"] = undone;
         }
         let mut sight = self.sight(runtime);
-        // What is followed may not show yet what this changes.
-        sight.runtime.duty = duty;
+        if ends != Some(true) {
+            // What is followed may not show yet what this changes.
+            sight.runtime.duty = duty;
+        }
         Ok(Decided {
             txn,
             record: done(wall_clock(), by, "drain_runtime", id.as_str(), detail),
@@ -487,17 +490,27 @@ fn seen(region: &Region, record: Option<RegionRecord>, sights: &[fleet::Sight]) 
         RegionDuty::Leaving(FailoverMode::Drain) => wire::RegionDuty::Drain,
         RegionDuty::Leaving(FailoverMode::Migrate) => wire::RegionDuty::Migrate,
     };
-    let there = || {
-        let sights = sights.iter();
-        let here = sights.filter(|it| it.runtime.description.region == *region);
-        here.filter(|it| it.presence != Presence::Left)
-    };
-    let is_well = |it: &&fleet::Sight| it.presence == Presence::Alive && it.load.ready;
+    let (mut there, mut well, mut dead) = (0, 0, 0);
+    for sight in sights
+        .iter()
+        .filter(|it| it.runtime.description.region == *region)
+    {
+        match sight.presence {
+            Presence::Alive => {
+                there += 1;
+                well += u32::from(sight.load.ready);
+            }
+            Presence::Suspect => there += 1,
+            Presence::Dead => dead += 1,
+            Presence::Left => {}
+        }
+    }
     wire::Region {
         region: region.to_string(),
         duty: duty.into(),
-        runtimes: there().count() as u32,
-        well: there().filter(is_well).count() as u32,
+        runtimes: there,
+        well,
+        dead,
         by_operator: record.by_operator,
         outages: record
             .incidents

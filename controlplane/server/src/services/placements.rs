@@ -1,6 +1,9 @@
 //! Leases (design §5, F-095, F-111, F-156).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use rspp_controlplane::{
@@ -279,8 +282,13 @@ impl Plane {
         if allowed {
             return Ok(());
         }
-        let excluded = BTreeMap::from([(id.clone(), Exclusion::Residency)]);
-        Err(NoRoute { excluded }.into())
+        let allowed = residency.tenants.get(tenant).cloned();
+        Err(NoRoute {
+            excluded: BTreeMap::from([(id.clone(), Exclusion::Residency)]),
+            allowed: allowed.unwrap_or_default(),
+            closed: BTreeSet::new(),
+        }
+        .into())
     }
 
     /// What a new session is bound to: what it asks for if that is published; what the rollouts give if it

@@ -307,6 +307,44 @@ async fn an_account_is_of_the_drain_that_goes_on() {
     assert!(third.since_ms > second.since_ms);
 }
 
+/// NF-016: an operator takes back their own word only. A runtime that ends by itself goes on doing so, whichever
+/// came first, and its account stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_ends_by_itself_is_not_taken_back() {
+    for operator_first in [true, false] {
+        let rig = Rig::start().await;
+        rig.pipeline("desk-1").await;
+        let a = rig.node("a").await;
+        a.acquire("s", 1).await.unwrap();
+        let names = || vec![SessionId::new("s").unwrap()];
+        if operator_first {
+            drain(&rig, "operator/otto", false, false).await;
+        }
+        let told = a.client.begin_drain(&a.holder(), Emptying::Finish, names());
+        told.await.unwrap();
+        if !operator_first {
+            drain(&rig, "operator/otto", false, false).await;
+        }
+        assert_eq!(account(&rig, "a").await.unwrap().by, "otto");
+        a.fares(Load::default()).await;
+        until("it is seen to go", async || {
+            let a = runtimes(&rig).await["a"].clone();
+            a.draining && !a.load.unwrap_or_default().ready
+        })
+        .await;
+        let back = drain(&rig, "operator/otto", false, true).await;
+        assert!(back.runtime.unwrap().draining, "it takes nothing");
+        until("its own word holds", async || {
+            let now = account(&rig, "a").await.unwrap();
+            (now.how(), now.by.as_str()) == (wire::DrainHow::Finish, "")
+        })
+        .await;
+        let now = account(&rig, "a").await.unwrap();
+        assert_eq!(became(&now), BTreeMap::from([("s", "remains".to_owned())]));
+        assert!(runtimes(&rig).await["a"].draining);
+    }
+}
+
 /// F-103, F-106: who goes in order is drained while it is there and has left afterwards; who dies is dead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_goes_in_order_has_left() {
@@ -333,7 +371,8 @@ async fn who_goes_in_order_has_left() {
     .await;
     let regions = rig.admin().list_regions(wire::ListRegionsRequest {}).await;
     let eu = regions.unwrap().regions.remove(0);
-    assert_eq!((eu.runtimes, eu.well), (2, 1), "who left is not missed");
+    // Who left is not missed, and who died is not there any more.
+    assert_eq!((eu.runtimes, eu.well, eu.dead), (1, 1, 1));
     // In its next life it is somebody else.
     let _again = rig.node("a").await;
     let seen = runtimes(&rig).await;

@@ -299,6 +299,62 @@ async fn an_ill_region_is_drained() {
     assert_eq!(near_eu(&rig, "new-3").await, "eu");
 }
 
+/// F-168, F-096: who may only be in a region is still sent there when it was left for its health, as long as
+/// somebody there can take it, and is not moved about; where an operator left it the refusal says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn residency_binds_where_health_would_leave() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let document = serde_json::json!({
+        "regions": {
+            "min_runtimes": 1,
+            "ill_percent": 50,
+            "mode": "migrate",
+            "ill_after_seconds": 1,
+            "well_after_seconds": 1,
+        },
+        "residency": { "tenants": { "acme": ["eu"] } },
+    });
+    let request = wire::SetGovernanceRequest {
+        document: document.to_string(),
+        ..wire::SetGovernanceRequest::default()
+    };
+    rig.admin().set_governance(request).await.unwrap();
+    let a = rig.node_in("a", "eu").await;
+    let ill = rig.node_in("ill", "eu").await;
+    let _us = rig.node_in("b", "us").await;
+    let lease = a.acquire("s", 1).await.unwrap();
+    ill.fares(Load {
+        ready: false,
+        ..READY
+    })
+    .await;
+    until("eu is left", async || {
+        is_judged(&rig, wire::RegionDuty::Migrate).await
+    })
+    .await;
+    let route = rig.route("new", "").await.unwrap();
+    assert_eq!(
+        (route.runtime.as_str(), route.placing.as_str()),
+        ("a", "only_region")
+    );
+    // Several rounds of the leader later it has not been told to go where it may not be.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(revoked(&a, &lease).await, None);
+    let leave = wire::SetRegionRequest {
+        region: "eu".to_owned(),
+        duty: wire::RegionDuty::Drain.into(),
+        ..wire::SetRegionRequest::default()
+    };
+    rig.client("operator/otto").set_region(leave).await.unwrap();
+    until("an operator's word holds", async || {
+        let refused = rig.route("new", "").await;
+        let told = "its tenant may only be in eu, and operators keep new sessions from eu";
+        matches!(&refused, Err(ControlError::NoRoute { message, .. }) if message.contains(told))
+    })
+    .await;
+}
+
 /// F-096, F-113: the same, in mode `migrate`: the running session moves with its id and what it kept, and
 /// the trail says so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
