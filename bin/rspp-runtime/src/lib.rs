@@ -88,6 +88,12 @@ fn run(cli: &Cli) -> Result<(), Problem> {
         return Ok(());
     }
     let config = loaded.settings;
+    if config.capacity == 0 {
+        return Err(Problem::input(
+            "capacity: 0 takes no session at all: set how many it takes at once, e.g. capacity=100; \
+             `rspp node drain` empties a runtime",
+        ));
+    }
     logs::init(&config.log).map_err(Problem::input)?;
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

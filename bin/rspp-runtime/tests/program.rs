@@ -284,6 +284,11 @@ fn refused(arguments: &[&str]) -> String {
 fn settings_that_cannot_be_are_refused_with_the_fix() {
     let unknown = refused(&["--set", "listen.cals=127.0.0.1:0"]);
     assert!(unknown.contains("did you mean `listen.calls`"), "{unknown}");
+    let none = refused(&["--set", "capacity=0"]);
+    assert!(
+        none.contains("capacity: 0 takes no session at all: set how many"),
+        "{none}"
+    );
     let open = refused(&[
         "--set",
         "providers.scripted=true",

@@ -549,10 +549,25 @@ fn what_was_done_is_proved_and_kept() {
     place.ok("ana", "rollout set greeter-1");
     assert_snapshot!(place.ok("ana", "audit list"), @r"
     NR  AT                    WHO  WHAT            TO                OUTCOME
-    1   DATE TIME  -    first_key       k1                done
+    3   DATE TIME  ana  rollout_direct  pipeline/greeter  done
     2   DATE TIME  ana  publish         greeter-1         done
+    1   DATE TIME  -    first_key       k1                done
+    ");
+    assert_snapshot!(place.ok("ana", "audit list --limit 1 --since 1h"), @r"
+    NR  AT                    WHO  WHAT            TO                OUTCOME
+    3   DATE TIME  ana  rollout_direct  pipeline/greeter  done
+    there are more: --before 3
+    ");
+    assert_snapshot!(place.ok("ana", "audit list --limit 1 --before 3"), @r"
+    NR  AT                    WHO  WHAT     TO         OUTCOME
+    2   DATE TIME  ana  publish  greeter-1  done
+    there are more: --before 2
+    ");
+    assert_snapshot!(place.ok("ana", "audit list --after 2"), @r"
+    NR  AT                    WHO  WHAT            TO                OUTCOME
     3   DATE TIME  ana  rollout_direct  pipeline/greeter  done
     ");
+    assert_snapshot!(place.ok("ana", "audit list --until 1h"), @"nothing found");
     assert_snapshot!(place.ok("ana", "audit verify"), @"3 entries, none altered");
     assert_snapshot!(place.ok("ana", "audit export --out audit.jsonl"), @"3 entries in audit.jsonl");
     assert_snapshot!(place.ok("ana", "audit verify audit.jsonl"), @"3 entries, none altered");
@@ -570,11 +585,122 @@ fn what_was_done_is_proved_and_kept() {
     let fresh = Place::new();
     fs::copy(place.path("all.jsonl"), fresh.path("all.jsonl")).unwrap();
     let restored = fresh.ok("ana", "restore all.jsonl");
-    assert!(restored.contains("records, as of"), "{restored}");
+    for word in ["records, as of", "RPO ", "RTO "] {
+        assert!(restored.contains(word), "{restored}");
+    }
     assert_eq!(
         fresh.json("vera", "rollout status")[0]["stable"],
         "greeter-1"
     );
+    let fresh = Place::new();
+    fs::copy(place.path("all.jsonl"), fresh.path("all.jsonl")).unwrap();
+    let restored = fresh.json("ana", "restore all.jsonl");
+    assert!(restored["rpo_ms"].as_u64().unwrap() < 600_000, "{restored}");
+    assert!(restored["rto_ms"].is_u64(), "{restored}");
+}
+
+/// Issue 4: what cannot be meant is refused with what there is, before anything is done.
+#[test]
+fn what_cannot_be_meant_is_refused_with_what_there_is() {
+    let place = Place::new();
+    place.ok("ana", "pipeline publish greeter-1.yaml");
+    place.ok("ana", "rollout set greeter-1");
+    place.node();
+    let refused = |arguments: &str| {
+        let (code, said) = place.run("ana", arguments);
+        assert_eq!(code, 2, "{said}");
+        said
+    };
+    assert_snapshot!(refused("session route call-9 --tenant acme --near nowhere=20"), @"error: --near nowhere: there is no such region; known: eu");
+    place.ok("ana", "session route call-9 --tenant acme --near eu=20");
+    assert_snapshot!(refused("session token call\t9 --tenant acme"), @"error: session `call	9`: an id has no blanks: write `call-9`");
+    let blank = refused("session status  --tenant acme");
+    assert!(blank.contains("session id must not be blank"), "{blank}");
+    let outcome = refused("audit list --outcome foo");
+    assert!(outcome.contains("done, denied, refused"), "{outcome}");
+    place.file(
+        "rules.yaml",
+        "approvals: {approvals: 1}\nresidency: {}\napprovals: {}\n",
+    );
+    assert_snapshot!(refused("rules set rules.yaml"), @"error: rules.yaml: line 3: `approvals` stands twice; keep one of the two");
+}
+
+/// Issue 4: what changed between versions is told to programs too.
+#[test]
+fn a_difference_is_told_in_json() {
+    let place = Place::new();
+    place.ok("ana", "pipeline publish greeter-1.yaml");
+    place.ok("ana", "pipeline publish greeter-2.yaml");
+    let told = place.json("vera", "pipeline diff greeter-1 greeter-2");
+    assert_eq!(
+        (&told["old"], &told["new"], &told["same"]),
+        (&json!("greeter-1"), &json!("greeter-2"), &json!(false))
+    );
+    assert!(
+        told["diff"]
+            .as_str()
+            .unwrap()
+            .contains("+version: greeter-2"),
+        "{told}"
+    );
+    let told = place.json("vera", "pipeline diff greeter-1 greeter-1");
+    assert_eq!(told["same"], true);
+}
+
+/// Issue 4: the samples that help shows are taken as they stand.
+#[test]
+fn samples_in_help_are_taken() {
+    let place = Place::new();
+    // A sample stands below its heading, two columns in.
+    let sample = |help: &str, heading: &str| {
+        let (_, below) = help.split_once(heading).unwrap_or_else(|| panic!("{help}"));
+        let (_, below) = below.split_once("\n\n").unwrap();
+        let lines = below.lines().take_while(|line| line.starts_with("  "));
+        lines
+            .map(|line| format!("{}\n", &line[2..]))
+            .collect::<String>()
+    };
+    let (_, help) = place.run("ana", "rules set --help");
+    place.file("rules.yaml", &sample(&help, "A file of rules"));
+    place.ok("ana", "rules set rules.yaml");
+    let rules = place.json("ana", "rules show");
+    assert_eq!(
+        rules["admission"]["tenants"]["acme"]["sessions"]["limit"],
+        20
+    );
+    assert_eq!(rules["retention"]["tenants"]["acme"]["hold"][0], "call-7");
+    let (_, help) = place.run("ana", "policy publish --help");
+    place.file("policy.yaml", &sample(&help, "A policy"));
+    place.file("models.yaml", &sample(&help, "A provider configuration"));
+    place.ok("ana", "policy publish policy.yaml --version greeter-1");
+    place.ok(
+        "ana",
+        "policy publish models.yaml --version greeter-1 --providers",
+    );
+}
+
+/// Issue 4: no help says that nothing is a default.
+#[test]
+fn help_has_no_empty_defaults() {
+    let place = Place::new();
+    for name in [
+        "pipeline list",
+        "policy list",
+        "rollout set",
+        "rollout rollback",
+        "session list",
+        "session route",
+        "session migrate",
+        "audit list",
+        "timeline fetch",
+    ] {
+        let (_, help) = place.run("ana", &format!("{name} --help"));
+        assert!(
+            help.contains("Usage:") && !help.contains("[default: ]"),
+            "{name}: {help}"
+        );
+        assert!(!help.contains("[default: \"\"]"), "{name}: {help}");
+    }
 }
 
 /// F-169, issue 4: keys take turns; one that signs is not taken away, one that nobody holds is not added.

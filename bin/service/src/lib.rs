@@ -8,3 +8,4 @@ pub mod logs;
 pub mod settings;
 pub mod span;
 pub mod stop;
+pub mod yaml;

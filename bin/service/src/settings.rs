@@ -19,6 +19,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::yaml;
+
 /// Longest file that is read, in bytes.
 const MOST_BYTES: u64 = 1 << 20;
 
@@ -221,8 +223,7 @@ fn read(path: &Path) -> Result<Value, SettingsError> {
     if text.trim().is_empty() {
         return Ok(Value::Object(Map::new()));
     }
-    let values: Value =
-        serde_saphyr::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+    let values: Value = yaml::read(&text).map_err(malformed)?;
     match values {
         Value::Object(_) => Ok(values),
         // A file of comments only.

@@ -32,6 +32,9 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Done, Self::Denied, Self::Refused];
+
     /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -188,7 +188,7 @@ impl ExportOptions {
         };
         let name = path.display();
         let text = specs::read(path).map_err(|refused| refused.into_problem(""))?;
-        let file: SettingsFile = serde_saphyr::from_str(&text)
+        let file: SettingsFile = rspp_service::yaml::read(&text)
             .map_err(|error| Problem::input(format!("{name}: {error}")))?;
         let policy = &file.exports.policy;
         policy

@@ -33,7 +33,12 @@ pub(crate) struct List {
     #[arg(value_name = "PLACE")]
     place: Place,
     /// Only what is under a tenant, or `tenant/session`
-    #[arg(long, value_name = "NAME", default_value = "")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
     under: String,
     /// Print JSON
     #[arg(long)]

@@ -1,6 +1,6 @@
 //! `rspp audit`: who did what.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::SystemTime};
 
 use clap::{Args, Subcommand};
 use futures::StreamExt as _;
@@ -9,7 +9,7 @@ use rspp_controlplane::{
     token::{KeyId, Keyring, PublicKey},
 };
 use rspp_controlplane_api::{Client, wire};
-use rspp_proto::WallClock;
+use rspp_proto::{WallClock, parse_age};
 use serde_json::json;
 
 use crate::{
@@ -23,7 +23,8 @@ use crate::{
 #[command(after_help = "\
 Examples:
   rspp audit list --actor ana --outcome denied   What ana tried and may not
-  rspp audit list --after 1200                   What came since
+  rspp audit list --since 2h                     What was done in the last two hours, the newest first
+  rspp audit list --after 1200                   What came since entry 1200, the oldest first
   rspp audit verify                              Follow the chain of hashes to its end
   rspp audit export --out audit.jsonl            Everything, its end signed
   rspp audit verify audit.jsonl                  Check such a file against the keys in use")]
@@ -36,29 +37,43 @@ pub(crate) struct Audit {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// List entries
+    /// List entries, the newest first
     List {
-        /// Only after this number
-        #[arg(long, default_value_t = 0)]
-        after: u64,
+        /// Only after this number, the oldest first
+        #[arg(long, value_name = "NR", conflicts_with = "before")]
+        after: Option<u64>,
+        /// Only before this number
+        #[arg(
+            long,
+            default_value_t = 0,
+            hide_default_value = true,
+            value_name = "NR"
+        )]
+        before: u64,
+        /// Only what was done since so long ago, e.g. 2h, 30d
+        #[arg(long, value_name = "TIME", value_parser = ago)]
+        since: Option<WallClock>,
+        /// Only what was done until so long ago
+        #[arg(long, value_name = "TIME", value_parser = ago)]
+        until: Option<WallClock>,
         /// Most entries
         #[arg(long, default_value_t = 100)]
         limit: u32,
         /// Only by this actor
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         actor: String,
         /// Only of this operation, e.g. `publish`
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         operation: String,
         /// Only about this version, session or runtime
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         subject: String,
         /// Only of this tenant
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         tenant: String,
-        /// Only with this outcome: `done`, `denied`, `refused`
-        #[arg(long, default_value = "")]
-        outcome: String,
+        /// Only with this outcome
+        #[arg(long, value_parser = audit::Outcome::ALL.map(audit::Outcome::as_str))]
+        outcome: Option<String>,
     },
     /// Check that no entry was altered, removed or inserted
     Verify {
@@ -80,6 +95,9 @@ impl Audit {
         match self.what {
             What::List {
                 after,
+                before,
+                since,
+                until,
                 limit,
                 actor,
                 operation,
@@ -88,13 +106,17 @@ impl Audit {
                 outcome,
             } => {
                 let request = wire::ListEntriesRequest {
-                    after,
+                    newest_first: after.is_none(),
+                    after: after.unwrap_or_default(),
+                    before,
+                    since_ms: since.map_or(0, |it| it.0),
+                    until_ms: until.map_or(0, |it| it.0),
                     page_size: limit,
                     actor,
                     operation,
                     subject,
                     tenant,
-                    outcome,
+                    outcome: outcome.unwrap_or_default(),
                 };
                 remote.run(|client| list(remote, client, request))
             }
@@ -133,12 +155,28 @@ async fn list(
                 .collect();
             table(["nr", "at", "who", "what", "to", "outcome"], &rows)
         },
-        || json!({ "entries": json_of(&page.entries), "next_after": page.next_after }),
+        || {
+            json!({
+                "entries": json_of(&page.entries),
+                "next_after": page.next_after,
+                "next_before": page.next_before,
+            })
+        },
     )?;
-    if page.next_after > 0 && !remote.json {
-        terminal::note(format!("there are more: --after {}", page.next_after));
+    for (flag, next) in [("after", page.next_after), ("before", page.next_before)] {
+        if next > 0 && !remote.json {
+            terminal::note(format!("there are more: --{flag} {next}"));
+        }
     }
     Ok(())
+}
+
+/// The moment that is so long ago.
+fn ago(text: &str) -> Result<WallClock, String> {
+    let age = parse_age(text).and_then(|age| u64::try_from(age.as_millis()).ok());
+    let age = age.ok_or_else(|| "write it as 30d, 12h, 15m or 90s".to_owned())?;
+    let now: WallClock = SystemTime::now().into();
+    Ok(WallClock(now.0.saturating_sub(age)))
 }
 
 fn verdict(remote: &Remote, entries: u64, broken: &str) -> Result<(), Problem> {

@@ -4,17 +4,20 @@ use std::{
     fs::{File, OpenOptions},
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use clap::Args;
 use futures::{StreamExt as _, stream};
 use rspp_actors::Stopwatch;
 use rspp_controlplane_api::Client;
+use rspp_proto::WallClock;
 use serde_json::json;
 
 use crate::{
     control::{Remote, refused, when},
     problem::Problem,
+    terminal,
 };
 
 /// Bytes that are sent at once.
@@ -115,12 +118,16 @@ async fn restore(remote: &Remote, client: Client, path: &Path) -> Result<(), Pro
     });
     let restored = client.restore(chunks).await.map_err(refused)?;
     let took = watch.elapsed();
+    let now: WallClock = SystemTime::now().into();
+    let lost = Duration::from_millis(now.0.saturating_sub(restored.at_ms));
+    let millis = |it: Duration| u64::try_from(it.as_millis()).unwrap_or(u64::MAX);
     remote.print(
         || {
             format!(
-                "{} records, as of {} (what came later is lost)\ntook {} ms",
+                "{} records, as of {}\nRPO {} (what came later is lost)\nRTO {} ms",
                 restored.records,
                 when(restored.at_ms),
+                terminal::wait(lost),
                 took.as_millis()
             )
         },
@@ -129,7 +136,8 @@ async fn restore(remote: &Remote, client: Client, path: &Path) -> Result<(), Pro
                 "records": restored.records,
                 "revision": restored.revision,
                 "taken_at_ms": restored.at_ms,
-                "took_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                "rpo_ms": millis(lost),
+                "rto_ms": millis(took),
             })
         },
     )

@@ -50,7 +50,7 @@ enum What {
     /// List versions
     List {
         /// Only of this line, e.g. `greeter` of `greeter-2`
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         line: String,
         /// Only with this label, or with this in its own `metadata`
         #[arg(long, value_name = "KEY=VALUE", value_parser = artifacts::label)]
@@ -102,7 +102,7 @@ impl Pipeline {
                 remote.run(|client| artifacts::get(&remote, client, Kind::Pipeline, &version))
             }
             What::Diff { old, new } => {
-                remote.run(|client| artifacts::diff(client, Kind::Pipeline, &old, &new))
+                remote.run(|client| artifacts::diff(&remote, client, Kind::Pipeline, &old, &new))
             }
         }
     }

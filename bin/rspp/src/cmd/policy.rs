@@ -34,9 +34,26 @@ pub(crate) struct Policy {
     what: What,
 }
 
+/// What files may say.
+const SAMPLES: &str = "\
+A policy, beside whichever of the five surfaces it overrides (deploy/policies/light.yaml has all):
+
+  schema: rspp.policy.bundle.v1
+  policy_resolution_snapshot: policy/careful-1
+  allowed_adaptive_actions: [retry, provider_switch, fallback]
+  node_execution_policies: {llm: {concurrency_limit: 2}}
+
+A provider configuration (--providers), which says nothing but `providers`:
+
+  schema: rspp.policy.bundle.v1
+  policy_resolution_snapshot: providers/models-1
+  allowed_adaptive_actions: []
+  providers: {caps: {turn: {tts_characters: 2000}, action: refuse}}";
+
 #[derive(Debug, Subcommand)]
 enum What {
     /// Publish a policy bundle
+    #[command(after_help = SAMPLES)]
     Publish {
         /// YAML or JSON
         #[arg(value_name = "FILE")]
@@ -54,7 +71,7 @@ enum What {
     /// List versions
     List {
         /// Only of this line
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         line: String,
         /// Only with this label
         #[arg(long, value_name = "KEY=VALUE", value_parser = artifacts::label)]
@@ -106,7 +123,7 @@ impl Policy {
                 remote.run(|client| artifacts::get(&remote, client, kind, &version))
             }
             What::Diff { old, new } => {
-                remote.run(|client| artifacts::diff(client, kind, &old, &new))
+                remote.run(|client| artifacts::diff(&remote, client, kind, &old, &new))
             }
         }
     }

@@ -51,7 +51,7 @@ struct Line {
     /// What all versions have in common, e.g. `greeter`
     line: String,
     /// Why, for the audit trail
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
 }
 
@@ -122,7 +122,7 @@ enum What {
         #[command(flatten)]
         gate: Gate,
         /// Why, for the audit trail
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
     /// Show what is rolled out
@@ -141,7 +141,12 @@ enum What {
         #[command(flatten)]
         line: Line,
         /// Back to this version, which must have been rolled out before
-        #[arg(long, value_name = "VERSION", default_value = "")]
+        #[arg(
+            long,
+            value_name = "VERSION",
+            default_value = "",
+            hide_default_value = true
+        )]
         to: String,
     },
     /// Let nothing new be rolled out; pausing and rolling back stay possible

@@ -9,6 +9,7 @@ use rspp_controlplane::{
 };
 use rspp_controlplane_api::{Client, wire};
 use rspp_proto::{SessionId, TenantId, parse_age};
+use rspp_service::yaml;
 use serde_json::{Value, json};
 
 use crate::{
@@ -40,6 +41,27 @@ pub(crate) struct Rules {
     #[command(subcommand)]
     what: What,
 }
+
+/// What a file may say, with the values that hold where it says nothing unless told otherwise.
+const SAMPLE: &str = "\
+A file of rules; what it leaves out is as nobody had set it:
+
+  admission:
+    mode: strict                # or availability: what is done when nothing can be counted
+    default: {sessions: {limit: 100, over: reject}}   # none by default; or over: defer
+    pipelines: {}               # by line, instead of `default`
+    tenants:                    # by tenant, instead of both
+      acme: {sessions: {limit: 20, over: defer}, tokens_per_minute: {limit: 50000, over: reject}}
+  residency:
+    tenants: {acme: [eu]}       # where else nobody of theirs may be; anywhere by default
+  approvals: {approvals: 1, expires_after_ms: 86400000}   # nobody by default
+  regions: {mode: drain, ill_percent: 60, well_percent: 25, min_runtimes: 2}
+  outages: {answers: [alternates, region], out_percent: 50, well_after_seconds: 30}
+  error_budget: {allowed_per_10k: 100, min_sessions: 50}
+  retention:
+    keep_ms: 2592000000         # for ever by default
+    at_least_ms: 86400000
+    tenants: {acme: {keep_ms: 604800000, hold: [call-7]}}";
 
 /// A part of the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -82,6 +104,7 @@ enum What {
         part: Option<Part>,
     },
     /// Set all rules, in place of those before
+    #[command(after_help = SAMPLE)]
     Set {
         /// YAML or JSON; `-` is standard input
         #[arg(value_name = "FILE")]
@@ -230,7 +253,7 @@ impl Rules {
             }
             What::Diff { file } => {
                 let rules = read(&file)?;
-                remote.run(|client| diff(client, rules))
+                remote.run(|client| diff(remote, client, rules))
             }
             What::Approvals { people, within } => remote.run(|client| {
                 change(remote, client, Part::Approvals, move |rules| {
@@ -258,11 +281,8 @@ impl Rules {
 
 fn read(file: &std::path::Path) -> Result<Governance, Problem> {
     let text = artifacts::read(file)?;
-    let rules: Governance = serde_saphyr::from_str(&text).map_err(|error| {
-        let error = error.to_string();
-        let error = error.trim_start_matches("error: ");
-        Problem::input(format!("{}: {error}", file.display()))
-    })?;
+    let rules: Governance = yaml::read(&text)
+        .map_err(|error| Problem::input(format!("{}: {error}", file.display())))?;
     rules.check().map_err(Problem::input)?;
     Ok(rules)
 }
@@ -370,7 +390,7 @@ fn text(value: &Value) -> String {
         .map_or_else(|| value.to_string(), str::to_owned)
 }
 
-async fn diff(client: Client, rules: Governance) -> Result<(), Problem> {
+async fn diff(remote: &Remote, client: Client, rules: Governance) -> Result<(), Problem> {
     let answer = fetch(&client).await?;
     let before = parsed(&answer)?;
     // The version is given when they are set.
@@ -378,12 +398,8 @@ async fn diff(client: Client, rules: Governance) -> Result<(), Problem> {
     after.admission.version = before.admission.version;
     let pretty = |rules: &Governance| serde_json::to_string_pretty(rules).map_err(Problem::failure);
     let name = format!("version {}", answer.version);
-    terminal::print(artifacts::unified(
-        &name,
-        &pretty(&before)?,
-        "file",
-        &pretty(&after)?,
-    ))
+    let (before, after) = (pretty(&before)?, pretty(&after)?);
+    artifacts::changed(remote, (&name, &before), ("file", &after))
 }
 
 async fn usage(remote: &Remote, client: Client, tenant: String) -> Result<(), Problem> {

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use rspp_controlplane_api::{Client, wire};
+use rspp_controlplane_api::{Client, ControlError, wire};
+use rspp_proto::SessionId;
 use rspp_service::span::Span;
 use serde_json::json;
 
@@ -37,7 +38,7 @@ pub(crate) struct Session {
 #[derive(Debug, Args)]
 struct Named {
     /// The session
-    session: String,
+    session: SessionId,
     /// Whose session it is
     #[arg(long, env = "RSPP_TENANT")]
     tenant: String,
@@ -59,7 +60,7 @@ struct Asked {
     #[arg(long, default_value = "websocket")]
     transport: String,
     /// Line or version, where there are several pipelines
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     pipeline: String,
     /// How long the client's packets take to a region, in milliseconds; may come several times
     #[arg(long, value_name = "REGION=MS", value_parser = latency)]
@@ -110,10 +111,15 @@ enum What {
     /// Sessions that go on
     List {
         /// Only of this tenant
-        #[arg(long, default_value = "", env = "RSPP_TENANT")]
+        #[arg(
+            long,
+            default_value = "",
+            hide_default_value = true,
+            env = "RSPP_TENANT"
+        )]
         tenant: String,
         /// Only on this runtime
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         runtime: String,
         /// With those that have ended
         #[arg(long)]
@@ -131,7 +137,7 @@ enum What {
         #[command(flatten)]
         named: Named,
         /// To this runtime; without, to whichever is fit
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         to: String,
         #[command(flatten)]
         finish: Finish,
@@ -175,10 +181,45 @@ impl Session {
     }
 }
 
+/// Refuses a region that is not there: its distance would be told to nobody. Who may not see regions is not
+/// told of them either.
+async fn check_near(client: &Client, near: &[(String, u32)]) -> Result<(), Problem> {
+    if near.is_empty() {
+        return Ok(());
+    }
+    let known = match client.list_regions(wire::ListRegionsRequest {}).await {
+        Ok(answer) => answer.regions,
+        Err(ControlError::Denied { .. }) => return Ok(()),
+        Err(error) => return Err(refused(error)),
+    };
+    let is_known = |name: &String| known.iter().any(|it| it.region == *name);
+    let Some((unknown, _)) = near.iter().find(|(name, _)| !is_known(name)) else {
+        return Ok(());
+    };
+    let known: Vec<_> = known.iter().map(|it| it.region.as_str()).collect();
+    let known = if known.is_empty() {
+        "none, as no runtime has joined".to_owned()
+    } else {
+        known.join(", ")
+    };
+    Err(Problem::input(format!(
+        "--near {unknown}: there is no such region; known: {known}"
+    )))
+}
+
 async fn routed(client: &Client, asked: Asked) -> Result<wire::Route, Problem> {
+    let session = asked.named.session.as_str();
+    // What is there already may be called anything; what begins is to be typed and read by people.
+    if session.contains(char::is_whitespace) {
+        return Err(Problem::input(format!(
+            "session `{session}`: an id has no blanks: write `{}`",
+            session.split_whitespace().collect::<Vec<_>>().join("-")
+        )));
+    }
+    check_near(client, &asked.near).await?;
     let request = wire::RouteRequest {
         tenant: asked.named.tenant,
-        session: asked.named.session,
+        session: asked.named.session.to_string(),
         transport: asked.transport,
         pipeline: asked.pipeline,
         token_ttl_seconds: asked.ttl,
@@ -288,7 +329,7 @@ fn rows(sessions: &[wire::SessionStatus]) -> String {
 async fn status(remote: &Remote, client: Client, named: Named) -> Result<(), Problem> {
     let request = wire::GetStatusRequest {
         tenant: named.tenant,
-        session: named.session,
+        session: named.session.to_string(),
     };
     let status = client.get_status(request).await.map_err(refused)?;
     remote.print(|| rows(std::slice::from_ref(&status)), || status.shape())
@@ -319,7 +360,7 @@ fn order(
 ) -> wire::MoveSessionRequest {
     wire::MoveSessionRequest {
         tenant: named.tenant,
-        session: named.session,
+        session: named.session.to_string(),
         to,
         why: why.into(),
         request_id: request_id(),

@@ -73,7 +73,7 @@ impl Summary {
         };
         let name = path.display();
         let text = specs::read(path).map_err(|refused| refused.into_problem(""))?;
-        let prices = serde_saphyr::from_str(&text)
+        let prices = rspp_service::yaml::read(&text)
             .map_err(|error| Problem::input(format!("{name}: {error}")))?;
         Ok(Some(prices))
     }

@@ -7,7 +7,7 @@ use serde_json::json;
 use similar::{Algorithm, DiffTag};
 
 use super::{Remote, json_of, pages, refused, request_id, shape::Shape as _, table, when};
-use crate::{problem::Problem, terminal};
+use crate::problem::Problem;
 
 /// `key=value`, as labels are given.
 pub(crate) fn label(text: &str) -> Result<(String, String), String> {
@@ -132,6 +132,7 @@ pub(crate) async fn get(
 
 /// Prints what changed, line by line.
 pub(crate) async fn diff(
+    remote: &Remote,
     client: Client,
     kind: wire::Kind,
     old: &str,
@@ -141,14 +142,27 @@ pub(crate) async fn diff(
         fetch(&client, kind, old).await?,
         fetch(&client, kind, new).await?,
     );
-    terminal::print(unified(old, &before.source, new, &after.source))
+    changed(remote, (old, &before.source), (new, &after.source))
+}
+
+/// Prints what changed from one text to another, each with its name.
+pub(crate) fn changed(
+    remote: &Remote,
+    (old_name, old): (&str, &str),
+    (new_name, new): (&str, &str),
+) -> Result<(), Problem> {
+    let text = unified(old_name, old, new_name, new);
+    remote.print(
+        || text.clone(),
+        || json!({ "old": old_name, "new": new_name, "same": old == new, "diff": text }),
+    )
 }
 
 /// Lines around a change that are shown with it.
 const AROUND: usize = 3;
 
 /// What changed from one text to another, line by line.
-pub(crate) fn unified(old_name: &str, old: &str, new_name: &str, new: &str) -> String {
+fn unified(old_name: &str, old: &str, new_name: &str, new: &str) -> String {
     let (old, new): (Vec<_>, Vec<_>) = (old.lines().collect(), new.lines().collect());
     let ops = similar::capture_diff_slices(Algorithm::Myers, &old, &new);
     let mut text = format!("--- {old_name}\n+++ {new_name}\n");

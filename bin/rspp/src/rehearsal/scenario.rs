@@ -676,7 +676,7 @@ impl Scenario {
     pub(crate) fn load(path: &Path) -> Result<Self, Problem> {
         let name = path.display();
         let text = specs::read(path).map_err(|refused| refused.into_problem(""))?;
-        let mut scenario: Self = serde_saphyr::from_str(&text)
+        let mut scenario: Self = rspp_service::yaml::read(&text)
             .map_err(|error| Problem::input(format!("{name}: {error}")))?;
         path.parent()
             .unwrap_or(Path::new("."))

@@ -777,19 +777,34 @@ pub struct ListEntriesRequest {
     /// Only of this tenant.
     #[prost(string, tag = "6")]
     pub tenant: ::prost::alloc::string::String,
-    /// Only with this outcome.
+    /// Only with this outcome: `done`, `denied`, `refused`.
     #[prost(string, tag = "7")]
     pub outcome: ::prost::alloc::string::String,
+    /// The newest first, from before the end or `before`, instead of those after `after`.
+    #[prost(bool, tag = "8")]
+    pub newest_first: bool,
+    /// Only before this one, with `newest_first`; 0 is from the end.
+    #[prost(uint64, tag = "9")]
+    pub before: u64,
+    /// Only from this moment on, in milliseconds since the Unix epoch.
+    #[prost(uint64, tag = "10")]
+    pub since_ms: u64,
+    /// Only before this moment; 0 is now.
+    #[prost(uint64, tag = "11")]
+    pub until_ms: u64,
 }
 /// A page of entries.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListEntriesResponse {
-    /// By number.
+    /// By number, or the newest first.
     #[prost(message, repeated, tag = "1")]
     pub entries: ::prost::alloc::vec::Vec<AuditEntry>,
     /// The last number that was looked at; 0 at the end.
     #[prost(uint64, tag = "2")]
     pub next_after: u64,
+    /// The same of those that come the newest first.
+    #[prost(uint64, tag = "3")]
+    pub next_before: u64,
 }
 /// Asks to verify.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -5,11 +5,14 @@ use std::pin::Pin;
 use futures::{Stream, StreamExt as _, stream};
 use rspp_controlplane::{
     access::Operation,
-    audit::{self, Entry},
+    audit::{self, Entry, Outcome},
     keys,
-    store::{Key, Query, parse},
+    store::{Key, MAX_PAGE, Query, parse},
 };
-use rspp_controlplane_api::wire::{self, audit_server::Audit};
+use rspp_controlplane_api::{
+    WireError,
+    wire::{self, audit_server::Audit},
+};
 use rspp_controlplane_storage::trail;
 use tonic::{Request, Response, Status};
 
@@ -23,6 +26,8 @@ pub(crate) struct AuditService(pub(crate) Plane);
 
 /// Entries of one chunk of an export.
 const CHUNK: usize = 200;
+/// Entries that are looked at in one step backwards.
+const BACKWARDS: usize = 200;
 
 #[tonic::async_trait]
 impl Audit for AuditService {
@@ -36,6 +41,14 @@ impl Audit for AuditService {
         plane.admit(&request, Operation::ReadAudit, None, "audit")?;
         let asked = request.into_inner();
         let size = page_size(asked.page_size);
+        let outcomes = Outcome::ALL.map(Outcome::as_str);
+        if !asked.outcome.is_empty() && !outcomes.contains(&asked.outcome.as_str()) {
+            let what = format!("is none of {}", outcomes.join(", "));
+            return Err(Failure::from(WireError::new("outcome", what)).into());
+        }
+        if asked.newest_first {
+            return Ok(Response::new(plane.newest_entries(&asked, size).await?));
+        }
         let (mut after, mut found) = (asked.after, Vec::new());
         loop {
             let (entries, more) = plane.entries(after, size).await?;
@@ -53,6 +66,7 @@ impl Audit for AuditService {
                 return Ok(Response::new(wire::ListEntriesResponse {
                     entries: found,
                     next_after: if is_over { 0 } else { after },
+                    next_before: 0,
                 }));
             }
         }
@@ -128,15 +142,61 @@ fn is_wanted(entry: &Entry, asked: &wire::ListEntriesRequest) -> bool {
             record.tenant.as_ref().map(rspp_proto::TenantId::as_str),
         )
         && is(&asked.outcome, Some(record.outcome.as_str()))
+        && record.at.0 >= asked.since_ms
+        && (asked.until_ms == 0 || record.at.0 < asked.until_ms)
 }
 
 impl Plane {
+    /// What is asked for, from the end of the trail backwards.
+    async fn newest_entries(
+        &self,
+        asked: &wire::ListEntriesRequest,
+        size: usize,
+    ) -> Result<wire::ListEntriesResponse, Failure> {
+        let (head, _) = trail::head(self.store()).await?;
+        let end = head.sequence + 1;
+        let mut before = match asked.before {
+            0 => end,
+            before => before.min(end),
+        };
+        let mut found = Vec::new();
+        while before > 1 && found.len() < size {
+            let after = before.saturating_sub(1 + BACKWARDS as u64);
+            let (mut entries, _) = self.entries(after, BACKWARDS).await?;
+            entries.retain(|entry| entry.sequence < before);
+            before = after + 1;
+            // Replicas' clocks differ by less than so many entries take.
+            let is_older = entries
+                .iter()
+                .all(|entry| entry.record.at.0 < asked.since_ms);
+            if is_older {
+                before = 1;
+            }
+            for entry in entries.into_iter().rev() {
+                if !is_wanted(&entry, asked) {
+                    continue;
+                }
+                let sequence = entry.sequence;
+                found.push(to::entry(entry));
+                if found.len() == size {
+                    before = sequence;
+                    break;
+                }
+            }
+        }
+        Ok(wire::ListEntriesResponse {
+            entries: found,
+            next_after: 0,
+            next_before: if before > 1 { before } else { 0 },
+        })
+    }
+
     /// Entries after a number, and whether more follow.
     async fn entries(&self, after: u64, most: usize) -> Result<(Vec<Entry>, bool), Failure> {
         let after: Option<Key> = (after > 0).then(|| keys::audit(after));
         let query = Query {
             after,
-            limit: most.min(rspp_controlplane::store::MAX_PAGE),
+            limit: most.min(MAX_PAGE),
             ..Query::first(keys::audits())
         };
         let page = self.store().list(query).await?;

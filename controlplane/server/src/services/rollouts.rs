@@ -352,11 +352,10 @@ impl Plane {
         mut proposal: Proposal,
         approvals: ApprovalPolicy,
         approve: bool,
-        txn: Txn,
+        mut txn: Txn,
     ) -> Result<Answered, Failure> {
         let (rules, entry) = self.read_governance().await?;
         let (policy, now) = (&rules.approvals, wall_clock());
-        let mut txn = txn;
         let mut detail = json!({ "proposal": proposal.id });
         let operation = if approve {
             proposal.approve(&by.actor, policy, now)?;

@@ -70,6 +70,77 @@ async fn an_altered_entry_is_found() {
     assert_eq!(broken.broken, "entry 2 was altered");
 }
 
+/// F-097: the trail is read backwards as well, page by page, and between two moments; an outcome that there is
+/// none of is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_newest_entries_come_first() {
+    let rig = Rig::start().await;
+    let admin = rig.admin();
+    for minimum in 1..=420_u64 {
+        let request = wire::SetGovernanceRequest {
+            document: format!("error_budget: {{ min_sessions: {minimum} }}"),
+            ..wire::SetGovernanceRequest::default()
+        };
+        admin.set_governance(request).await.unwrap();
+    }
+    let newest = wire::ListEntriesRequest {
+        newest_first: true,
+        page_size: 150,
+        ..wire::ListEntriesRequest::default()
+    };
+    let numbers = |page: &wire::ListEntriesResponse| -> Vec<u64> {
+        page.entries.iter().map(|it| it.sequence).collect()
+    };
+    let (mut all, mut before) = (Vec::new(), 0);
+    loop {
+        let ask = wire::ListEntriesRequest {
+            before,
+            ..newest.clone()
+        };
+        let page = admin.list_entries(ask).await.unwrap();
+        all.extend(numbers(&page));
+        before = page.next_before;
+        if before == 0 {
+            break;
+        }
+    }
+    // The first key, and each change.
+    assert_eq!(all, (1..=421).rev().collect::<Vec<_>>());
+    let first_key = wire::ListEntriesRequest {
+        operation: "first_key".to_owned(),
+        ..newest.clone()
+    };
+    let page = admin.list_entries(first_key).await.unwrap();
+    assert_eq!((numbers(&page), page.next_before), (vec![1], 0));
+    let page = admin.list_entries(newest.clone()).await.unwrap();
+    let at = page.entries[99].at_ms;
+    let since = wire::ListEntriesRequest {
+        since_ms: at,
+        ..newest.clone()
+    };
+    let later = admin.list_entries(since).await.unwrap();
+    assert!(later.entries.len() >= 100 && later.entries.iter().all(|it| it.at_ms >= at));
+    let until = wire::ListEntriesRequest {
+        until_ms: at,
+        ..newest.clone()
+    };
+    let earlier = admin.list_entries(until).await.unwrap();
+    assert!(earlier.entries.iter().all(|it| it.at_ms < at));
+    assert_eq!(
+        earlier.entries[0].sequence,
+        421 - later.entries.len() as u64
+    );
+    let unknown = wire::ListEntriesRequest {
+        outcome: "foo".to_owned(),
+        ..newest
+    };
+    let error = admin.list_entries(unknown).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`outcome` is none of done, denied, refused"
+    );
+}
+
 /// F-119, F-169: keys take turns while tokens are out; a key that nobody here has is not believed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_take_turns() {
