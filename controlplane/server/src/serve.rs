@@ -146,9 +146,7 @@ impl Server {
             });
         }
         let (health, health_service) = tonic_health::server::health_reporter();
-        health
-            .set_service_status("rspp.v1", ServingStatus::Serving)
-            .await;
+        say_health(&health, ServingStatus::Serving).await;
         plane.spawn(follow_health(plane.clone(), health.clone()));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -250,12 +248,7 @@ impl Server {
     /// Says that it goes, ends what is watched, lets calls end within `grace`, and closes the control
     /// plane.
     pub async fn stop(mut self, grace: Duration) {
-        self.health
-            .set_service_status("", ServingStatus::NotServing)
-            .await;
-        self.health
-            .set_service_status("rspp.v1", ServingStatus::NotServing)
-            .await;
+        say_health(&self.health, ServingStatus::NotServing).await;
         self.plane.shared.leaving.cancel();
         self.accepting.cancel();
         if tokio::time::timeout(grace, &mut self.serving)
@@ -278,6 +271,29 @@ impl std::fmt::Debug for Server {
     }
 }
 
+/// Whose health can be asked for: the whole's, the package's, each service's.
+const HEALTHS: [&str; 13] = [
+    "",
+    "rspp.v1",
+    wire::admission_server::SERVICE_NAME,
+    wire::audit_server::SERVICE_NAME,
+    wire::backup_server::SERVICE_NAME,
+    wire::fleet_server::SERVICE_NAME,
+    wire::keys_server::SERVICE_NAME,
+    wire::placements_server::SERVICE_NAME,
+    wire::registry_server::SERVICE_NAME,
+    wire::rollouts_server::SERVICE_NAME,
+    wire::session_state_server::SERVICE_NAME,
+    wire::sessions_server::SERVICE_NAME,
+    wire::snapshots_server::SERVICE_NAME,
+];
+
+async fn say_health(health: &HealthReporter, status: ServingStatus) {
+    for service in HEALTHS {
+        health.set_service_status(service, status).await;
+    }
+}
+
 /// Ready as long as the store answers.
 async fn follow_health(plane: Plane, health: HealthReporter) {
     let mut was = true;
@@ -290,8 +306,7 @@ async fn follow_health(plane: Plane, health: HealthReporter) {
             } else {
                 ServingStatus::NotServing
             };
-            health.set_service_status("", status).await;
-            health.set_service_status("rspp.v1", status).await;
+            say_health(&health, status).await;
             was = is;
         }
     }

@@ -30,21 +30,23 @@ async fn strangers_can_look_around() {
     let rig = Rig::start().await;
     let url = format!("http://{}", rig.plain);
     let channel = Endpoint::from_shared(url).unwrap().connect().await.unwrap();
-    for service in ["", "rspp.v1"] {
+    let health = async |service: &str| {
         let request = HealthCheckRequest {
             service: service.to_owned(),
         };
-        let answer = HealthClient::new(channel.clone())
-            .check(request)
-            .await
-            .unwrap();
-        assert_eq!(answer.into_inner().status, 1, "serving");
+        let answer = HealthClient::new(channel.clone()).check(request).await;
+        answer.map(|it| it.into_inner().status)
+    };
+    for service in ["", "rspp.v1"] {
+        assert_eq!(health(service).await.unwrap(), 1, "serving");
     }
+    let unknown = health("rspp.v1.Nothing").await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
     let request = ServerReflectionRequest {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
-    let mut client = ServerReflectionClient::new(channel);
+    let mut client = ServerReflectionClient::new(channel.clone());
     let answers = client
         .server_reflection_info(tokio_stream::once(request))
         .await
@@ -71,6 +73,10 @@ async fn strangers_can_look_around() {
             names.contains(&&*format!("rspp.v1.{service}")),
             "{service}: {names:?}"
         );
+    }
+    // Each service that is served has a health of its own.
+    for service in names.iter().filter(|it| it.starts_with("rspp.v1.")) {
+        assert_eq!(health(service).await.unwrap(), 1, "{service} is serving");
     }
 }
 
