@@ -194,8 +194,13 @@ pub fn load<S: Settings>(
     let Layers { tree, origins, .. } = layers;
     let settings = serde_path_to_error::deserialize(&tree).map_err(|error| {
         let key = error.path().to_string();
+        let from = match origin(&origins, &key) {
+            // What a part lacks is told to whoever said something of it.
+            Origin::Default => below(&origins, &key).unwrap_or(&Origin::Default),
+            from @ (Origin::File(_) | Origin::Environment(_) | Origin::Flag(_)) => from,
+        };
         SettingsError::Value {
-            origin: origin(&origins, &key).clone(),
+            origin: from.clone(),
             message: error.into_inner().to_string(),
             key,
         }
@@ -244,6 +249,15 @@ fn origin<'a>(origins: &'a BTreeMap<String, Origin>, key: &str) -> &'a Origin {
             None => return &Origin::Default,
         }
     }
+}
+
+/// Where something below a key came from.
+fn below<'a>(origins: &'a BTreeMap<String, Origin>, key: &str) -> Option<&'a Origin> {
+    let below = format!("{key}.");
+    let mut origins = origins.iter();
+    origins
+        .find(|(key, _)| key.starts_with(&below))
+        .map(|(_, origin)| origin)
 }
 
 struct Layers {
@@ -302,6 +316,10 @@ impl Layers {
     fn put(&mut self, key: &str, value: Value, origin: Origin) -> Result<(), SettingsError> {
         let mut place = &mut self.tree;
         for name in key.split('.') {
+            // A part that nobody has said anything of begins with what is said of it here.
+            if place.is_null() {
+                *place = Value::Object(Map::new());
+            }
             let Value::Object(map) = place else {
                 return Err(SettingsError::Value {
                     origin,
@@ -433,6 +451,20 @@ mod tests {
         deadline: Span,
         addresses: Vec<String>,
         labels: BTreeMap<String, String>,
+        store: Store,
+    }
+
+    #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Store {
+        cluster: Option<Cluster>,
+    }
+
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Cluster {
+        members: Vec<String>,
+        user: Option<String>,
     }
 
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -461,13 +493,14 @@ mod tests {
                 deadline: Span::seconds(4),
                 addresses: Vec::new(),
                 labels: BTreeMap::new(),
+                store: Store::default(),
             }
         }
     }
 
     impl Settings for Test {
         const PREFIX: &'static str = "RSPP_TEST_";
-        const FREE: &'static [&'static str] = &["labels"];
+        const FREE: &'static [&'static str] = &["labels", "store.cluster"];
     }
 
     fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -520,6 +553,30 @@ mod tests {
         let again = super::tests::file(&printed);
         let again: Loaded<Test> = load(Some(again.path()), [], &[]).unwrap();
         assert_eq!(&again.settings, settings);
+    }
+
+    /// Parts of a part that is not there by default are set one by one, wherever they are said; what then lacks is
+    /// told with who said the rest.
+    #[test]
+    fn a_part_begins_with_what_is_said_of_it() {
+        let file = file("store:\n  cluster:\n");
+        let env = || env(&[("RSPP_TEST_STORE__CLUSTER__MEMBERS", "[a, b]")]);
+        let flags = [Flag::set("store.cluster.user=otto").unwrap()];
+        for file in [Some(file.path()), None] {
+            let loaded: Loaded<Test> = load(file, env(), &flags).unwrap();
+            let cluster = loaded.settings.store.cluster.as_ref().unwrap();
+            assert_eq!(cluster.members, ["a", "b"]);
+            assert_eq!(cluster.user.as_deref(), Some("otto"));
+            let printed = loaded.print();
+            let line = r#"    user: "otto"  # --set store.cluster.user"#;
+            assert!(printed.contains(line), "{printed}");
+        }
+        assert_eq!(
+            refused("", Vec::new(), &flags),
+            "--set store.cluster.user: `store.cluster`: missing field `members`"
+        );
+        let wrong = refused("", env(), &[Flag::set("store.cluster.usr=x").unwrap()]);
+        assert!(wrong.contains("unknown field `usr`"), "{wrong}");
     }
 
     #[test]
