@@ -388,7 +388,25 @@ impl Gatekeeper {
             at: self.now(),
             kind,
         };
-        tracing::warn!(?event, "capacity");
+        match kind {
+            CapacityKind::Load(change) => tracing::warn!(
+                from = change.from.as_str(),
+                to = change.to.as_str(),
+                resource = change.resource.as_str(),
+                value = change.value,
+                "the load became another"
+            ),
+            CapacityKind::OverheadAboveBudget { p99_us, budget_us } => {
+                tracing::warn!(
+                    p99_us,
+                    budget_us,
+                    "the runtime's own cost is above its budget"
+                );
+            }
+            CapacityKind::OverheadWithinBudget { p99_us } => {
+                tracing::warn!(p99_us, "the runtime's own cost is within its budget again");
+            }
+        }
         let mut events = self.events.lock().expect("no code panics while locked");
         if events.len() == EVENTS {
             events.pop_front();
