@@ -659,9 +659,8 @@ fn samples_in_help_are_taken() {
         let (_, below) = help.split_once(heading).unwrap_or_else(|| panic!("{help}"));
         let (_, below) = below.split_once("\n\n").unwrap();
         let lines = below.lines().take_while(|line| line.starts_with("  "));
-        lines
-            .map(|line| format!("{}\n", &line[2..]))
-            .collect::<String>()
+        let lines: Vec<_> = lines.map(|line| &line[2..]).collect();
+        lines.join("\n") + "\n"
     };
     let (_, help) = place.run("ana", "rules set --help");
     place.file("rules.yaml", &sample(&help, "A file of rules"));

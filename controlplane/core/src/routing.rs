@@ -281,14 +281,16 @@ fn bounds(allowed: &BTreeSet<Region>, closed: &BTreeSet<Region>) -> String {
         let names: Vec<_> = regions.iter().map(Region::as_str).collect();
         names.join(", ")
     };
-    let mut text = String::new();
-    if !allowed.is_empty() {
-        text += &format!("; its tenant may only be in {}", listed(allowed));
+    if allowed.is_empty() {
+        return String::new();
     }
-    if !closed.is_empty() {
-        text += &format!(", and operators keep new sessions from {}", listed(closed));
-    }
-    text
+    let closed = if closed.is_empty() {
+        String::new()
+    } else {
+        format!(", and operators keep new sessions from {}", listed(closed))
+    };
+    let allowed = listed(allowed);
+    format!("; its tenant may only be in {allowed}{closed}")
 }
 
 /// Whether regions that were left for their health are out of question.
