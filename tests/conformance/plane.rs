@@ -380,9 +380,9 @@ async fn a_node_holds_its_sessions_by_one_renewal() {
     node.stop().await;
 }
 
-/// P25, F-095, F-155, F-158: a node that is cut off in the middle of a reply falls silent before anybody
+/// P25, F-095, F-155, F-158, NF-008: a node that is cut off in the middle of a reply falls silent before anybody
 /// else can be granted its session; the other goes on with the same id, the words that were committed
-/// and the keys of events that took effect, and says so.
+/// and the keys of events that took effect, and says so. None of its turns is called as one of before.
 #[tokio::test(start_paused = true)]
 async fn a_session_goes_on_elsewhere_when_its_node_is_cut_off() {
     let (plane, played) = (Plane::default(), Played::default());
@@ -545,7 +545,7 @@ async fn who_does_not_finish_in_time_is_cut_off() {
     a.stop().await;
 }
 
-/// F-096: nobody waits for the end of a reply that nobody hears: a session whose client is away goes at once,
+/// F-096, F-106: nobody waits for the end of a reply that nobody hears: a session whose client is away goes at once,
 /// whatever time it has.
 #[tokio::test(start_paused = true)]
 async fn what_nobody_hears_is_not_waited_for() {
