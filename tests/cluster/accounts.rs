@@ -13,6 +13,8 @@ use crate::processes::{Fleet, Ground, check, reply, says, speaks};
 
 /// Sessions that each runtime has when it goes.
 const EACH: usize = 3;
+/// Sessions that are asked for until so many go to one of three.
+const MOST_ASKED: usize = 200;
 /// How long it may take until the account is what the clients saw.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -20,36 +22,31 @@ type Talks = BTreeMap<String, Client>;
 
 /// Live sessions on one runtime, so many, by id; each has said something. Names begin with the runtime's.
 async fn talks(fleet: &Fleet, runtime: &str) -> Talks {
-    let mut talks = Talks::new();
+    let mut routes = Vec::new();
     for number in 0.. {
-        if talks.len() == EACH {
+        if routes.len() == EACH {
             break;
         }
+        assert!(number < MOST_ASKED, "few go to {runtime} {}", fleet.logs());
         let id = SessionId::new(format!("{runtime}-{number}")).unwrap();
-        // Those of which it is known that they go there.
         let route = fleet.route(&id).await;
-        if route.runtime.as_str() != runtime {
-            continue;
+        if route.runtime.as_str() == runtime {
+            routes.push((id.to_string(), route));
         }
-        // Those who are there already have to stay: whoever answers no ping for long is taken for gone.
-        let there = talks.iter_mut().map(async |(id, client)| {
-            client.attend().await;
-            panic!("{id} ended: {:?} {}", client.closed, fleet.logs());
-        });
-        let there = futures::future::join_all(there);
-        let (at, client) = tokio::select! {
-            connected = fleet.connect(&id) => connected,
-            () = async { drop(there.await); std::future::pending().await } => unreachable!(),
-        };
-        assert_eq!(at, runtime);
-        talks.insert(id.to_string(), client);
     }
-    let each = talks.values_mut().map(async |client| {
-        says(client, "My name is Ada.").await;
-        assert_eq!(reply(client).await.0, "commit");
+    // All at once, by what they were told while nobody was there: who is busier than the others is sent nobody.
+    let each = routes.into_iter().map(async |(id, route)| {
+        let mut client = Fleet::follow(&route.endpoint.url, &route.token.token).await;
+        let ready = client.next().await;
+        assert!(
+            matches!(ready, Some(ServerMessage::Ready(_))),
+            "{id}: {ready:?}"
+        );
+        says(&mut client, "My name is Ada.").await;
+        assert_eq!(reply(&mut client).await.0, "commit", "{id}");
+        (id, client)
     });
-    futures::future::join_all(each).await;
-    talks
+    futures::future::join_all(each).await.into_iter().collect()
 }
 
 async fn account(fleet: &Fleet, runtime: &str) -> wire::DrainAccount {

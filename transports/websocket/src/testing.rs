@@ -179,11 +179,6 @@ impl Client {
             .expect("something comes")
     }
 
-    /// Does nothing but be there: what comes is passed over, pings are answered. Ends when the socket does.
-    pub async fn attend(&mut self) {
-        while self.take().await.is_some() {}
-    }
-
     async fn take(&mut self) -> Option<ServerMessage> {
         loop {
             let message = match self.socket.next().await? {
