@@ -255,12 +255,15 @@ impl Shared {
             let newer = *right.borrow_and_update();
             let newer = newer.filter(|newer| lease.asked.is_none_or(|asked| newer.asked > asked));
             let going = self.rights().going.get(&lease.session).copied();
-            let newer = newer.map(|newer| going.map_or(newer, |going| newer.within(going)));
-            let newer = newer.filter(|newer| {
-                let known = lease.asked.zip(lease.ttl);
-                known
-                    .is_none_or(|(asked, ttl)| newer.silent_at() > Right { asked, ttl }.silent_at())
-            });
+            let newer = match going {
+                None => newer,
+                // Its last is told once; no later renewal prolongs that.
+                Some(last) => newer.map(|newer| newer.within(last)).filter(|newer| {
+                    let known = lease.asked.zip(lease.ttl);
+                    let known = known.map(|(asked, ttl)| Right { asked, ttl });
+                    known.is_none_or(|known| newer.silent_at() > known.silent_at())
+                }),
+            };
             if let Some(Right { asked, ttl }) = newer {
                 return Ok(Lease {
                     ttl: Some(ttl),
