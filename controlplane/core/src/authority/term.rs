@@ -56,13 +56,7 @@ impl Term {
     /// How long the fuse of a holder burns that was told to let go and may take `finish_within` for it,
     /// counted as its leases are; never less than a lease, which it may not have heard the end of.
     pub fn fuse(self, finish_within: Duration) -> Duration {
-        let whole = Duration::from_secs(finish_within.as_secs());
-        let whole = if whole < finish_within {
-            whole + Duration::from_secs(1)
-        } else {
-            whole
-        };
-        self.kept().max(whole + GUARD)
+        self.kept().max(finish_within + GUARD)
     }
 }
 
