@@ -30,6 +30,14 @@ const PARTS_AT_ONCE: usize = 1;
 /// Losses that an entry of the audit trail names; the account names all.
 const MAX_TOLD: usize = 100;
 
+/// An operator's drain that was taken back.
+pub(crate) struct Undone {
+    /// What the trail has of it.
+    pub(crate) detail: serde_json::Value,
+    /// Whether the runtime goes on ending all the same.
+    pub(crate) ends_by_itself: bool,
+}
+
 /// What became of sessions, e.g. `2 moved, 1 ended`.
 fn in_words(sums: &BTreeMap<&'static str, usize>) -> String {
     let words = sums
@@ -129,7 +137,7 @@ impl Plane {
         &self,
         holder: &Holder,
         mut txn: Txn,
-    ) -> Result<(Txn, Option<serde_json::Value>), Failure> {
+    ) -> Result<(Txn, Option<Undone>), Failure> {
         let (keys, known) = self.drain_records(holder).await?;
         let head = Drain::head(&known).filter(|head| head.by.is_some());
         let Some(head) = head else {
@@ -139,13 +147,14 @@ impl Plane {
         let seen = self.shared.loads.get(&keys::load(&holder.runtime));
         let is_ready = seen.is_some_and(|seen| seen.load.ready);
         let own = Drain::own(&known, is_ready).cloned();
-        let undone = json!({
+        let ends_by_itself = own.is_some();
+        let detail = json!({
             "how": head.how,
             "by": head.by,
             "since_ms": head.since.0,
             "had": account.sessions.len(),
             "became": account.sums(),
-            "ends_by_itself": own.is_some(),
+            "ends_by_itself": ends_by_itself,
         });
         // Nobody names more meanwhile, or some of it would be left.
         txn = txn.when(Compare::Absent(keys::drain(holder, keys.len())));
@@ -161,6 +170,10 @@ impl Plane {
                 None => txn.delete(key),
             };
         }
+        let undone = Undone {
+            detail,
+            ends_by_itself,
+        };
         Ok((txn, Some(undone)))
     }
 

@@ -326,12 +326,12 @@ impl Plane {
             Duty::Draining => (txn, None),
         };
         let mut detail = json!({ "duty": duty, "migrate": migrate, "sessions": placed });
-        let ends = undone.as_ref().map(|it| it["ends_by_itself"] == true);
+        let ends_by_itself = undone.as_ref().is_some_and(|it| it.ends_by_itself);
         if let Some(undone) = undone {
-            detail["undone"] = undone;
+            detail["undone"] = undone.detail;
         }
         let mut sight = self.sight(runtime);
-        if ends != Some(true) {
+        if !ends_by_itself {
             // What is followed may not show yet what this changes.
             sight.runtime.duty = duty;
         }
