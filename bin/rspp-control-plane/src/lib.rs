@@ -11,7 +11,10 @@ use std::{
 };
 
 use clap::Parser;
-use rspp_controlplane::{store::Store, token::SigningKey};
+use rspp_controlplane::{
+    store::Store,
+    token::{KeyId, PublicKey, SigningKey},
+};
 use rspp_controlplane_server::{Plane, Server};
 use rspp_controlplane_storage::{Embedded, Etcd};
 use rspp_service::{
@@ -138,13 +141,14 @@ async fn run(config: Config, dev: Option<&Path>) -> Result<(), Failed> {
         Some(cluster) => Arc::new(Etcd::new(&cluster)?),
         None => Arc::new(Embedded::open(&config.store.file)?),
     };
+    let held = publics(&signers);
     let plane = Plane::open(store, behaviour, signers).await?;
     let server = Server::start(plane.clone(), vec![door]).await?;
     let grpc = server.addresses()[0];
     let bound = TcpListener::bind(health_at).await;
     let listener = bound.map_err(|error| format!("cannot listen on {health_at}: {error}"))?;
     let health_at = listener.local_addr()?;
-    let keys = tokio::spawn(follow_keys(config.clone(), plane.clone()));
+    let keys = tokio::spawn(follow_keys(config.clone(), plane.clone(), held));
     let answers = tokio::spawn(health::serve(listener, Arc::new(Answers(plane))));
     tracing::info!(%grpc, health = %health_at, replica = %config.replica, "the control plane serves");
     if let Some(path) = &config.announce {
@@ -164,24 +168,21 @@ async fn run(config: Config, dev: Option<&Path>) -> Result<(), Failed> {
     Ok(())
 }
 
+/// What tells keys from others.
+fn publics(keys: &[SigningKey]) -> Vec<(KeyId, PublicKey)> {
+    let keys = keys.iter();
+    keys.map(|it| (it.id().clone(), it.public())).collect()
+}
+
 /// How often there is looked for keys that have come or gone.
 const LOOK_FOR_KEYS: Duration = Duration::from_secs(2);
 
 /// Holds what keys the directory of them has, without a restart (F-169). While a file of them is broken, all stays as it
 /// was, and it is said once.
-async fn follow_keys(config: Config, plane: Plane) {
+async fn follow_keys(config: Config, plane: Plane, mut held: Vec<(KeyId, PublicKey)>) {
     if config.more_keys.is_none() {
         return;
     }
-    let publics = |keys: &[SigningKey]| -> Vec<_> {
-        keys.iter()
-            .map(|it| (it.id().clone(), it.public()))
-            .collect()
-    };
-    let mut held = config
-        .signers()
-        .map(|keys| publics(&keys))
-        .unwrap_or_default();
     let mut said = None;
     loop {
         tokio::time::sleep(LOOK_FOR_KEYS).await;
@@ -191,7 +192,7 @@ async fn follow_keys(config: Config, plane: Plane) {
                 said = None;
                 let found = publics(&keys);
                 if found != held {
-                    let names: Vec<_> = keys.iter().map(|it| it.id().to_string()).collect();
+                    let names: Vec<_> = found.iter().map(|(id, _)| id.as_str()).collect();
                     tracing::info!(keys = names.join(", "), "other keys are held from now on");
                     held = found;
                     plane.hold_keys(keys);
