@@ -9,7 +9,7 @@ use rspp_controlplane_api::{
 };
 use rspp_proto::SessionId;
 use rspp_tests::link::Weather;
-use rspp_websocket::protocol::ServerMessage;
+use rspp_websocket::{protocol::ServerMessage, testing::Client};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::time::Instant;
@@ -23,19 +23,46 @@ fn session(name: &str) -> SessionId {
     SessionId::new(name).unwrap()
 }
 
-/// P25, F-095, F-155: a runtime is killed in the middle of a reply, and the session resumes on another with
-/// the same id, knowing what was committed; soon after the lease is over.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_runtime_loses_no_conversation() {
-    let mut fleet = Fleet::start(&["a", "b"]).await;
-    let id = session("killed");
-    let (first, mut client) = fleet.connect(&id).await;
+/// A client that the agent knows by name, and tells a long story.
+async fn in_a_story(fleet: &Fleet, id: &SessionId) -> (String, Client) {
+    let (at, mut client) = fleet.connect(id).await;
     says(&mut client, "My name is Ada.").await;
     let (outcome, heard) = reply(&mut client).await;
     assert_eq!(outcome, "commit");
     assert!(!heard.is_empty());
     says(&mut client, "Tell me a long story.").await;
     speaks(&mut client).await;
+    (at, client)
+}
+
+/// What was committed is known, wherever the session runs now.
+async fn assert_knows_ada(client: &mut Client) {
+    says(client, "What is my name?").await;
+    let (outcome, heard) = reply(client).await;
+    assert_eq!(outcome, "commit");
+    assert!(heard.contains("Ada"), "{heard}");
+}
+
+/// Goes where a client was told at the end that its session goes on; how long it was without a line.
+async fn sent_on(fleet: &Fleet, told: &[ServerMessage]) -> (Client, Duration) {
+    let Some(ServerMessage::End(ended)) = told.last() else {
+        panic!("{told:?} {}", fleet.logs());
+    };
+    let moved = Instant::now();
+    let to = ended.elsewhere.clone().expect("it goes on elsewhere");
+    let mut client = Fleet::follow(&to.url, &to.token.expect("with a token")).await;
+    let ready = client.next().await;
+    assert!(matches!(ready, Some(ServerMessage::Ready(_))), "{ready:?}");
+    (client, moved.elapsed())
+}
+
+/// P25, F-095, F-155: a runtime is killed in the middle of a reply, and the session resumes on another with
+/// the same id, knowing what was committed; soon after the lease is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_runtime_loses_no_conversation() {
+    let mut fleet = Fleet::start(&["a", "b"]).await;
+    let id = session("killed");
+    let (first, client) = in_a_story(&fleet, &id).await;
     fleet.runtimes[&first].process.signal(Signal::KILL);
     let killed = Instant::now();
     drop(client);
@@ -43,10 +70,7 @@ async fn a_killed_runtime_loses_no_conversation() {
     let (second, mut client) = fleet.connect(&id).await;
     assert_eq!(second, fleet.other(&first));
     let back = killed.elapsed();
-    says(&mut client, "What is my name?").await;
-    let (outcome, heard) = reply(&mut client).await;
-    assert_eq!(outcome, "commit");
-    assert!(heard.contains("Ada"), "{heard}");
+    assert_knows_ada(&mut client).await;
     assert!(back < TTL + Duration::from_secs(10), "{back:?}");
     println!("back after {back:?}");
     check(&fleet.notes());
@@ -83,20 +107,13 @@ async fn a_frozen_runtime_wakes_up_to_silence() {
 async fn a_runtime_that_is_cut_off_falls_silent_in_time() {
     let fleet = Fleet::start(&["a", "b"]).await;
     let id = session("cut-off");
-    let (first, mut old) = fleet.connect(&id).await;
-    says(&mut old, "My name is Ada.").await;
-    reply(&mut old).await;
-    says(&mut old, "Tell me a long story.").await;
-    speaks(&mut old).await;
+    let (first, mut old) = in_a_story(&fleet, &id).await;
     fleet.set_weather(&first, Weather::Silent);
     // It speaks on for as long as its lease lasts, and then lets its client go.
     old.until(|_| false).await;
     let (second, mut client) = fleet.connect(&id).await;
     assert_eq!(second, fleet.other(&first));
-    says(&mut client, "What is my name?").await;
-    let (outcome, heard) = reply(&mut client).await;
-    assert_eq!(outcome, "commit");
-    assert!(heard.contains("Ada"), "{heard}");
+    assert_knows_ada(&mut client).await;
     fleet.set_weather(&first, Weather::Fair);
     fleet.ready(&first).await;
     check(&fleet.notes());
@@ -170,19 +187,8 @@ async fn a_drained_runtime_hands_its_sessions_over() {
     reply(&mut client).await;
     fleet.runtimes[&first].process.signal(Signal::TERM);
     let told = client.until(|_| false).await;
-    let Some(ServerMessage::End(ended)) = told.last() else {
-        panic!("{told:?} {}", fleet.logs());
-    };
-    let moved = Instant::now();
-    let to = ended.elsewhere.clone().expect("it goes on elsewhere");
-    let mut client = Fleet::follow(&to.url, &to.token.expect("with a token")).await;
-    let ready = client.next().await;
-    assert!(matches!(ready, Some(ServerMessage::Ready(_))), "{ready:?}");
-    let back = moved.elapsed();
-    says(&mut client, "What is my name?").await;
-    let (outcome, heard) = reply(&mut client).await;
-    assert_eq!(outcome, "commit");
-    assert!(heard.contains("Ada"), "{heard}");
+    let (mut client, back) = sent_on(&fleet, &told).await;
+    assert_knows_ada(&mut client).await;
     println!("back after {back:?}");
     assert!(back < Duration::from_secs(2), "{back:?}");
     fleet.ends(&first).await;
@@ -195,11 +201,7 @@ async fn a_drained_runtime_hands_its_sessions_over() {
 async fn a_runtime_that_is_emptied_cuts_no_reply() {
     let fleet = Fleet::start(&["a", "b"]).await;
     let id = session("story");
-    let (first, mut client) = fleet.connect(&id).await;
-    says(&mut client, "My name is Ada.").await;
-    reply(&mut client).await;
-    says(&mut client, "Tell me a long story.").await;
-    speaks(&mut client).await;
+    let (first, mut client) = in_a_story(&fleet, &id).await;
     let request = DrainRuntimeRequest {
         runtime: first.clone(),
         migrate: true,
@@ -213,24 +215,11 @@ async fn a_runtime_that_is_emptied_cuts_no_reply() {
         _another => None,
     });
     assert_eq!(outcome, Some("commit"), "{told:?} {}", fleet.logs());
-    let Some(ServerMessage::End(ended)) = told.last() else {
-        panic!("{told:?} {}", fleet.logs());
-    };
     let said = ordered.elapsed();
     assert!(said > TTL, "no long story: {said:?}");
-    let moved = Instant::now();
-    let to = ended.elsewhere.clone().expect("it goes on elsewhere");
-    let mut client = Fleet::follow(&to.url, &to.token.expect("with a token")).await;
-    let ready = client.next().await;
-    assert!(matches!(ready, Some(ServerMessage::Ready(_))), "{ready:?}");
-    println!(
-        "it was said for {said:?}, and the line was back after {:?}",
-        moved.elapsed()
-    );
-    says(&mut client, "What is my name?").await;
-    let (outcome, heard) = reply(&mut client).await;
-    assert_eq!(outcome, "commit");
-    assert!(heard.contains("Ada"), "{heard}");
+    let (mut client, back) = sent_on(&fleet, &told).await;
+    println!("it was said for {said:?}, and the line was back after {back:?}");
+    assert_knows_ada(&mut client).await;
     assert_eq!(fleet.holder(&id).await.0.as_str(), fleet.other(&first));
     check(&fleet.notes());
 }

@@ -208,6 +208,14 @@ impl Node {
         })
     }
 
+    /// A call in which a story is being told.
+    async fn tells_a_story(&self) -> Talk {
+        let talk = self.open(session()).await.unwrap();
+        talk.types("tell me a story");
+        talk.until(Signal::PlaybackStarted, 1).await;
+        talk
+    }
+
     /// What the model was told last.
     fn told(&self) -> Vec<String> {
         self.asked
@@ -320,6 +328,13 @@ async fn pair(plane: &Plane, played: &Played) -> (Node, Node) {
     a.joined().await;
     b.joined().await;
     (a, b)
+}
+
+/// Nobody holds the session: whoever had it has given it up, and another may have it at once.
+async fn assert_given_up(plane: &Plane) {
+    tokio::time::sleep(ms(200)).await;
+    let standing = plane.placement(&session()).unwrap();
+    assert_eq!(standing.holder(), None, "it is given up, not waited for");
 }
 
 /// A session that came from elsewhere says so once its user is heard: by then it has its lease.
@@ -471,30 +486,23 @@ async fn a_long_reply_is_cut_off_by_the_move() {
     let (plane, played) = (Plane::default(), Played::default());
     let a = Node::start(&plane, "a", &played).await;
     a.joined().await;
-    let old = a.open(session()).await.unwrap();
-    old.types("tell me a story");
-    old.until(Signal::PlaybackStarted, 1).await;
+    let old = a.tells_a_story().await;
     plane.revoke(&session(), WhyRevoked::Region, None);
     let told = Instant::now();
     let report = old.over().await;
     assert!(told.elapsed() < TTL, "{:?}", told.elapsed());
     assert_eq!(report.turns[0].reason.as_deref(), Some("authority_loss"));
-    tokio::time::sleep(ms(200)).await;
-    let standing = plane.placement(&session()).unwrap();
-    assert_eq!(standing.holder(), None, "it is given up, not waited for");
+    assert_given_up(&plane).await;
     a.stop().await;
 }
 
 /// F-096, F-106: a reply that is longer than a lease is said to its end where the session may take so long to
-/// go, under renewals and while the others of its node are moved; its client is told to go on elsewhere
-/// right after it. The fuse of the order burns as long, so nobody else speaks before.
+/// go, under renewal after renewal; it is handed over right after it. The fuse of the order burns as long, so nobody else speaks before.
 #[tokio::test(start_paused = true)]
 async fn a_long_reply_is_said_to_its_end_before_the_move() {
     let (plane, played) = (Plane::default(), Played::default());
     let (a, b) = pair(&plane, &played).await;
-    let old = a.open(session()).await.unwrap();
-    old.types("tell me a story");
-    old.until(Signal::PlaybackStarted, 1).await;
+    let old = a.tells_a_story().await;
     let told = Instant::now();
     plane.revoke_within(&session(), WhyRevoked::Drain, Some("b"), ms(60_000));
     let says = async {
@@ -530,18 +538,14 @@ async fn who_does_not_finish_in_time_is_cut_off() {
     let (plane, played) = (Plane::default(), Played::default());
     let a = Node::start(&plane, "a", &played).await;
     a.joined().await;
-    let old = a.open(session()).await.unwrap();
-    old.types("tell me a story");
-    old.until(Signal::PlaybackStarted, 1).await;
+    let old = a.tells_a_story().await;
     let told = Instant::now();
     plane.revoke_within(&session(), WhyRevoked::Drain, None, ms(8_000));
     let report = old.over().await;
     let took = told.elapsed();
     assert!(took > TTL && took < ms(7_200), "{took:?}");
     assert_eq!(report.turns[0].reason.as_deref(), Some("authority_loss"));
-    tokio::time::sleep(ms(200)).await;
-    let standing = plane.placement(&session()).unwrap();
-    assert_eq!(standing.holder(), None, "it is given up, not waited for");
+    assert_given_up(&plane).await;
     a.stop().await;
 }
 
@@ -553,9 +557,7 @@ async fn what_nobody_hears_is_not_waited_for() {
     let a = Node::start(&plane, "a", &played).await;
     a.joined().await;
     for away_first in [true, false] {
-        let old = a.open(session()).await.unwrap();
-        old.types("tell me a story");
-        old.until(Signal::PlaybackStarted, 1).await;
+        let old = a.tells_a_story().await;
         let gone = || old.client.send(Ingress::Link(Link::Reconnecting)).unwrap();
         if away_first {
             gone();
@@ -574,9 +576,7 @@ async fn what_nobody_hears_is_not_waited_for() {
             turn.reason.as_deref(),
             Some("transport_disconnect_or_stall")
         );
-        tokio::time::sleep(ms(200)).await;
-        let standing = plane.placement(&session()).unwrap();
-        assert_eq!(standing.holder(), None, "another may have it");
+        assert_given_up(&plane).await;
     }
     a.stop().await;
 }
