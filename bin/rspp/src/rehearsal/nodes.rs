@@ -206,8 +206,7 @@ impl Node for Scripted {
                     let number = next_number(kept, &mut self.numbered, cx).await?;
                     text.text = format!("{number} {}", text.text).into();
                 }
-                cx.forward(event);
-                Ok(())
+                self.forward(cx, event)
             })),
             None if self.conduct.takes_ms == 0 => Step::Done(self.forward(cx, event)),
             None => {
