@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use rspp_controlplane_api::millis;
 use serde_json::{Value, json};
 
 /// Who reads what a command has to say when it does not succeed.
@@ -71,7 +72,7 @@ impl Told {
             error["fix"] = json!(fix);
         }
         if let Some(after) = self.retry_after {
-            error["retry_after_ms"] = json!(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+            error["retry_after_ms"] = json!(millis(after));
         }
         if !self.details.is_empty() {
             error["details"] = json!(self.details);

@@ -84,7 +84,8 @@ fn proof(token: String) -> Result<LeaseToken, WireError> {
     LeaseToken::new(token).map_err(|error| WireError::new("proof", error))
 }
 
-fn millis(duration: Duration) -> u64 {
+/// A length of time as messages have it.
+pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -174,7 +175,7 @@ impl From<Beyond> for wire::BeyondTokens {
         };
         Self {
             over: over.to_owned(),
-            for_ms: u64::try_from(beyond.wait.as_millis()).unwrap_or(u64::MAX),
+            for_ms: millis(beyond.wait),
         }
     }
 }

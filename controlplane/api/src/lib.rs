@@ -13,7 +13,7 @@ pub mod tls;
 pub mod wire;
 
 pub use client::{Bearer, Client, ClientConfig, ConfigError, Dial};
-pub use convert::{WireError, optional, text};
+pub use convert::{WireError, millis, optional, text};
 pub use error::{ControlError, DOMAIN};
 pub use lease::{Lease, LeaseError, Leases, LocalLeases, Renewal, Taking, Terms, UsedView};
 pub use link::Link;

@@ -7,6 +7,7 @@ use rspp_controlplane::{
     fleet::{Duty, Presence},
     keys,
 };
+use rspp_controlplane_api::millis;
 use rspp_controlplane_storage::election::Office;
 use rspp_proto::{WallClock, control::Holder};
 use serde_json::{Value, json};
@@ -145,7 +146,7 @@ impl Plane {
             "leader": leader,
             "store": {
                 "kind": shared.store.name(),
-                "seen_ms_ago": u64::try_from(self.fleet_age().as_millis()).unwrap_or(u64::MAX),
+                "seen_ms_ago": millis(self.fleet_age()),
             },
             "sessions": self.about_sessions(),
             "runtimes": self.about_runtimes(),

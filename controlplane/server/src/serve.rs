@@ -11,7 +11,7 @@ use std::{
 
 use rspp_controlplane::access::Principal;
 use rspp_controlplane_api::{
-    Dial, Link,
+    Dial, Link, millis,
     tls::{Reloading, TlsError, TlsFiles},
     wire,
 };
@@ -255,7 +255,7 @@ impl Server {
             .await
             .is_err()
         {
-            let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+            let grace_ms = millis(grace);
             tracing::warn!(grace_ms, "calls were cut off: they took too long");
             self.serving.abort();
         }

@@ -10,7 +10,7 @@ use std::{
 use clap::Args;
 use futures::{StreamExt as _, stream};
 use rspp_actors::Stopwatch;
-use rspp_controlplane_api::Client;
+use rspp_controlplane_api::{Client, millis};
 use rspp_proto::WallClock;
 use serde_json::json;
 
@@ -120,7 +120,6 @@ async fn restore(remote: &Remote, client: Client, path: &Path) -> Result<(), Pro
     let took = watch.elapsed();
     let now: WallClock = SystemTime::now().into();
     let lost = Duration::from_millis(now.0.saturating_sub(restored.at_ms));
-    let millis = |it: Duration| u64::try_from(it.as_millis()).unwrap_or(u64::MAX);
     remote.print(
         || {
             format!(

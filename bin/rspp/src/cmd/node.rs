@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use rspp_controlplane_api::{Client, wire};
+use rspp_controlplane_api::{Client, millis, wire};
 use rspp_service::span::Span;
 use serde_json::json;
 
@@ -86,7 +86,7 @@ impl Node {
                     runtime,
                     serve: undo,
                     migrate,
-                    finish_within_ms: finish_within.map(Span::millis),
+                    finish_within_ms: finish_within.map(|it| millis(it.0)),
                     request_id: request_id(),
                 };
                 remote.run(|client| drain(remote, client, request, wait))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use rspp_controlplane_api::{Client, ControlError, wire};
+use rspp_controlplane_api::{Client, ControlError, millis, wire};
 use rspp_proto::SessionId;
 use rspp_service::span::Span;
 use serde_json::json;
@@ -364,7 +364,7 @@ fn order(
         to,
         why: why.into(),
         request_id: request_id(),
-        finish_within_ms: finish_within.map(Span::millis),
+        finish_within_ms: finish_within.map(|it| millis(it.0)),
     }
 }
 

@@ -16,7 +16,7 @@ use rspp_controlplane::{
     token::SessionClaims,
 };
 use rspp_controlplane_api::{
-    RouteAsk, StatusReport, WireError, optional, text,
+    RouteAsk, StatusReport, WireError, millis, optional, text,
     wire::{self, sessions_server::Sessions},
 };
 use rspp_proto::{
@@ -203,10 +203,6 @@ impl Sessions for SessionsService {
         }
         Ok(Response::new(wire::ReportStatusResponse { stale }))
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn named(tenant: &str, session: &str) -> Result<(TenantId, SessionId), Failure> {
