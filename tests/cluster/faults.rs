@@ -26,6 +26,8 @@ use crate::{
 };
 
 const FAULTS: u64 = 60;
+/// How many there are between two lines of progress.
+const PROGRESS: u64 = 100;
 const RUNTIMES: [&str; 3] = ["a", "b", "c"];
 const PLANES: usize = 2;
 const MEMBERS: usize = 3;
@@ -357,6 +359,9 @@ impl Trouble {
                 let fault = self.dice.pick(&OFTEN);
                 if self.inject(fault).await {
                     left -= 1;
+                    if left > 0 && left.is_multiple_of(PROGRESS) {
+                        println!("{} of {faults} faults", faults - left);
+                    }
                     next = Instant::now() + Duration::from_millis(self.dice.within(100..700));
                 }
             }

@@ -8,7 +8,7 @@ use rspp_controlplane_api::{
     wire::{DrainRuntimeRequest, GetStatusRequest, Kind, SessionPhase},
 };
 use rspp_proto::SessionId;
-use rspp_tests::link::Weather;
+use rspp_tests::{etcd::Cluster, link::Weather};
 use rspp_websocket::{protocol::ServerMessage, testing::Client};
 use rustix::process::Signal;
 use serde_json::json;
@@ -140,6 +140,38 @@ async fn a_restarted_control_plane_is_not_noticed() {
     let (runtime, epoch) = fleet.holder(&id).await;
     assert_eq!((runtime.as_str(), epoch), ("a", Some(1)));
     check(&fleet.notes());
+}
+
+/// Issue 4, 10: a control plane that starts while its cluster of etcd has no majority waits for it, and serves
+/// once there is one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_plane_waits_for_its_store() {
+    let mut cluster = Cluster::start(3).await;
+    let ground = Ground {
+        etcd: (0..cluster.size())
+            .map(|member| cluster.address(member))
+            .collect(),
+        ..Ground::default()
+    };
+    let mut fleet = Fleet::start_on(ground, &[]).await;
+    fleet.planes[ALONE].process.signal(Signal::TERM);
+    fleet.ends(ALONE).await;
+    for member in [0, 1] {
+        cluster.kill(member);
+    }
+    fleet.restart_plane(ALONE);
+    let waiting = "waiting for the store";
+    let by = Instant::now() + Duration::from_secs(30);
+    while !fleet.log(ALONE).contains(waiting) {
+        assert!(Instant::now() < by, "{}", fleet.logs());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cluster.restart(0).await;
+    fleet.plane_serves(ALONE).await;
+    fleet.add("a").await;
+    let (_, mut client) = fleet.connect(&session("patient")).await;
+    says(&mut client, "Hello.").await;
+    assert_eq!(reply(&mut client).await.0, "commit");
 }
 
 /// Issue 4: the clocks on the walls of a runtime and of its control plane jump, an hour ahead and two hours

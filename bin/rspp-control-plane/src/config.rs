@@ -123,6 +123,8 @@ pub(crate) struct Store {
     pub(crate) file: PathBuf,
     /// A cluster, for several.
     pub(crate) etcd: Option<Etcd>,
+    /// How long it may take to answer when the program starts: a cluster may just be electing a leader.
+    pub(crate) wait: Span,
 }
 
 /// A cluster of etcd.
@@ -218,6 +220,17 @@ impl Default for Store {
         Self {
             file: PathBuf::from("rspp-control-plane.db"),
             etcd: None,
+            wait: Span::seconds(60),
+        }
+    }
+}
+
+impl Store {
+    /// Where it is, for people.
+    pub(crate) fn place(&self) -> String {
+        match &self.etcd {
+            Some(etcd) => etcd.endpoints.join(", "),
+            None => self.file.display().to_string(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     error::Error,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use rspp_controlplane::{
     store::Store,
     token::{KeyId, PublicKey, SigningKey},
 };
-use rspp_controlplane_server::{Plane, Server};
+use rspp_controlplane_server::{OpenError, Plane, Server, Settings};
 use rspp_controlplane_storage::{Embedded, Etcd};
 use rspp_service::{
     announce::announce,
@@ -26,7 +26,7 @@ use rspp_service::{
     stop::Asked,
 };
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 
 use crate::config::{Config, Key, Tls};
 
@@ -142,14 +142,26 @@ async fn run(config: Config, dev: Option<&Path>) -> Result<(), Failed> {
         None => Arc::new(Embedded::open(&config.store.file)?),
     };
     let held = publics(&signers);
-    let plane = Plane::open(store, behaviour, signers).await?;
-    let server = Server::start(plane.clone(), vec![door]).await?;
-    let grpc = server.addresses()[0];
     let bound = TcpListener::bind(health_at).await;
     let listener = bound.map_err(|error| format!("cannot listen on {health_at}: {error}"))?;
     let health_at = listener.local_addr()?;
-    let keys = tokio::spawn(follow_keys(config.clone(), plane.clone(), held));
-    let answers = tokio::spawn(health::serve(listener, Arc::new(Answers(plane))));
+    // It is alive from here on, and ready once its store answers.
+    let begun = Arc::new(OnceLock::new());
+    let answers = tokio::spawn(health::serve(
+        listener,
+        Arc::new(Answers(Arc::clone(&begun))),
+    ));
+    let plane = tokio::select! {
+        opened = open(&config, &behaviour, store) => opened?,
+        signal = asked.next() => {
+            tracing::info!(signal, "ended before the store answered");
+            return Ok(());
+        }
+    };
+    let server = Server::start(plane.clone(), vec![door]).await?;
+    let grpc = server.addresses()[0];
+    let _it_is_the_first = begun.set(plane.clone());
+    let keys = tokio::spawn(follow_keys(config.clone(), plane, held));
     tracing::info!(%grpc, health = %health_at, replica = %config.replica, "the control plane serves");
     if let Some(path) = &config.announce {
         announce(path, &json!({"grpc": grpc, "health": health_at}))?;
@@ -166,6 +178,41 @@ async fn run(config: Config, dev: Option<&Path>) -> Result<(), Failed> {
     answers.abort();
     keys.abort();
     Ok(())
+}
+
+/// How long to wait before a store that did not answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+/// Begins on the store as soon as it answers, which is waited for a while: members of a cluster start in any
+/// order, and one may be lost at this very moment.
+async fn open(
+    config: &Config,
+    behaviour: &Settings,
+    store: Arc<dyn Store>,
+) -> Result<Plane, Failed> {
+    let until = Instant::now() + config.store.wait.0;
+    let mut is_said = false;
+    loop {
+        let opened = Plane::open(Arc::clone(&store), behaviour.clone(), config.signers()?);
+        match opened.await {
+            Ok(plane) => return Ok(plane),
+            Err(OpenError::Store(error)) if error.is_transient() => {
+                let (wait, place) = (config.store.wait, config.store.place());
+                if Instant::now() >= until {
+                    return Err(format!(
+                        "{error}; it was asked at {place} for {wait} (store.wait)"
+                    )
+                    .into());
+                }
+                if !is_said {
+                    tracing::warn!(%error, at = place, %wait, "waiting for the store");
+                    is_said = true;
+                }
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// What tells keys from others.
@@ -220,23 +267,25 @@ fn how_to_ask(dir: &Path, grpc: &str) -> String {
     format!("ask it as admin:\n  {exports}\n  rspp pipeline list")
 }
 
-/// What the health endpoints say.
-struct Answers(Plane);
+/// What the health endpoints say; of the control plane once there is one.
+struct Answers(Arc<OnceLock<Plane>>);
 
 impl Health for Answers {
     fn checks(&self) -> Vec<Check> {
-        let check = match self.0.ready() {
-            Ok(()) => Check::new("store", true, "is followed"),
-            Err(why) => Check::new("store", false, why),
+        let check = match self.0.get().map(Plane::ready) {
+            Some(Ok(())) => Check::new("store", true, "is followed"),
+            Some(Err(why)) => Check::new("store", false, why),
+            None => Check::new("store", false, "has not answered yet"),
         };
         vec![check]
     }
 
     fn status(&self) -> Value {
-        self.0.about()
+        self.0.get().map_or_else(|| json!({}), Plane::about)
     }
 
     fn metrics(&self) -> String {
-        rspp_proto::metric::text(&self.0.measured())
+        let measured = self.0.get().map(Plane::measured);
+        rspp_proto::metric::text(&measured.unwrap_or_default())
     }
 }

@@ -126,6 +126,53 @@ fn it_serves_until_it_is_asked_to_end() {
     }
 }
 
+/// F-108: while its store does not answer yet, it is alive and not ready, and says what it waits for; it ends in
+/// order when asked to, and by itself when it has waited for long enough.
+#[test]
+fn it_waits_for_its_store_for_a_while() {
+    let dir = tempfile::tempdir().unwrap();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = nobody.local_addr().unwrap();
+    drop(nobody);
+    let health = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = health.local_addr().unwrap().to_string();
+    drop(health);
+    let begin = |wait: &str| {
+        let mut child = Command::new(PROGRAM)
+            .args(["--dev", dir.path().to_str().unwrap()])
+            .args(["--set", "listen.grpc=127.0.0.1:0"])
+            .args(["--set", &format!("listen.health={at}")])
+            .args([
+                "--set",
+                &format!("store.etcd={{endpoints: ['http://{endpoint}']}}"),
+            ])
+            .args(["--set", &format!("store.wait={wait}")])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        (child, log)
+    };
+    let (mut child, mut log) = begin("1m");
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
+    assert!(line.contains("waiting for the store"), "{line}");
+    assert!(get(&at, "/livez").starts_with("HTTP/1.1 200"));
+    let ready = get(&at, "/readyz");
+    assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
+    assert!(ready.contains("has not answered yet"), "{ready}");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
+    let (mut child, mut log) = begin("500ms");
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(rest.contains("error: the store does not answer"), "{rest}");
+    let fix = format!("it was asked at http://{endpoint} for 500ms (store.wait)");
+    assert!(rest.contains(&fix), "{rest}");
+}
+
 /// F-116: the program removes what is over from a real directory, as the rules say that an admin sets while it
 /// runs, and the trail tells of it.
 #[tokio::test]

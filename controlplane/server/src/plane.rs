@@ -210,6 +210,8 @@ impl Plane {
     ) -> Result<Self, OpenError> {
         let first = signers.first().ok_or(OpenError::NoKey)?;
         let stop = CancellationToken::new();
+        // What follows the store already ends with this call, if the store does not answer to its end.
+        let unless_opened = stop.clone().drop_guard();
         let tasks = TaskTracker::new();
         check_layout(&*store).await?;
         // Before anything is followed: whoever is called knows whom to believe.
@@ -249,6 +251,7 @@ impl Plane {
             stop,
             store,
         };
+        let _goes_on = unless_opened.disarm();
         let plane = Self {
             shared: Arc::new(shared),
         };

@@ -202,7 +202,8 @@ impl Plan {
         let key = authority.signing_key("k1").map_err(credentials)?;
         let store = match &*self.etcd {
             [] => json!({"file": state.join("control-plane.db")}),
-            members => json!({"etcd": {"endpoints": members}}),
+            // Somebody sits and waits.
+            members => json!({"etcd": {"endpoints": members}, "wait": "10s"}),
         };
         Ok(json!({
             "replica": name,
