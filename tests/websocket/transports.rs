@@ -22,7 +22,8 @@ const PAUSE: Duration = Duration::from_millis(400);
 /// What a session has said of itself and of its turns, without when.
 #[derive(Debug, PartialEq)]
 struct Course {
-    /// Control signals in order: whose turn, which, by whom, why, of which pipeline and under which epoch.
+    /// Control signals in order: whose turn, which, by whom, why, of which pipeline and under which epoch. How far a
+    /// queue filled up is not among them: that depends on what else the machine did.
     signals: Vec<[String; 6]>,
     /// What each node emitted of each turn: type and payload class, in the order that it began to.
     events: BTreeMap<(String, String), Vec<String>>,
@@ -46,6 +47,14 @@ fn lengths(recording: &MemoryRecording) -> Vec<u64> {
         .collect()
 }
 
+/// Whether a signal tells how fast one part is beside another.
+fn is_of_pace(signal: Signal) -> bool {
+    matches!(
+        signal,
+        Signal::Watermark | Signal::FlowXoff | Signal::FlowXon
+    )
+}
+
 fn course(recording: &MemoryRecording, turns: Vec<[String; 5]>) -> Course {
     let text = |it: Option<&dyn ToString>| it.map(ToString::to_string).unwrap_or_default();
     let mut signals = Vec::new();
@@ -54,6 +63,7 @@ fn course(recording: &MemoryRecording, turns: Vec<[String; 5]>) -> Course {
         let turn = entry.turn_id().map(|it| it as &dyn ToString);
         let turn = text(turn);
         match &entry {
+            Entry::Signal(signal) if is_of_pace(signal.signal) => {}
             Entry::Signal(signal) => signals.push([
                 turn,
                 signal.signal.to_string(),
