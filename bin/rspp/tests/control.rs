@@ -571,6 +571,11 @@ fn what_was_done_is_proved_and_kept() {
     3   DATE TIME  ana  rollout_direct  pipeline/greeter  done
     ");
     assert_snapshot!(place.ok("ana", "audit list --until 1h"), @"nothing found");
+    assert_snapshot!(place.ok("ana", "audit list --until 2020-02-29T12:00:00Z"), @"nothing found");
+    assert_eq!(
+        place.json("ana", "audit list --since 2020-02-29T12:00:00"),
+        place.json("ana", "audit list")
+    );
     assert_snapshot!(place.ok("ana", "audit verify"), @"3 entries, none altered");
     assert_snapshot!(place.ok("ana", "audit export --out audit.jsonl"), @"3 entries in audit.jsonl");
     assert_snapshot!(place.ok("ana", "audit verify audit.jsonl"), @"3 entries, none altered");

@@ -24,6 +24,8 @@ use crate::{
 Examples:
   rspp audit list --actor ana --outcome denied   What ana tried and may not
   rspp audit list --since 2h                     What was done in the last two hours, the newest first
+  rspp audit list --since '2026-11-01 08:00:00' --until '2026-11-01 09:00:00'
+                                                 What was done in that hour, in UTC
   rspp audit list --after 1200                   What came since entry 1200, the oldest first
   rspp audit verify                              Follow the chain of hashes to its end
   rspp audit export --out audit.jsonl            Everything, its end signed
@@ -50,11 +52,11 @@ enum What {
             value_name = "NR"
         )]
         before: u64,
-        /// Only what was done since so long ago, e.g. 2h, 30d
-        #[arg(long, value_name = "TIME", value_parser = ago)]
+        /// Only what was done since then: so long ago, e.g. 2h, 30d, or a time as the list shows it
+        #[arg(long, value_name = "TIME", value_parser = moment)]
         since: Option<WallClock>,
-        /// Only what was done until so long ago
-        #[arg(long, value_name = "TIME", value_parser = ago)]
+        /// Only what was done until then
+        #[arg(long, value_name = "TIME", value_parser = moment)]
         until: Option<WallClock>,
         /// Most entries
         #[arg(long, default_value_t = 100)]
@@ -171,12 +173,16 @@ async fn list(
     Ok(())
 }
 
-/// The moment that is so long ago.
-fn ago(text: &str) -> Result<WallClock, String> {
+/// A moment: so long ago, or date and time in UTC.
+fn moment(text: &str) -> Result<WallClock, String> {
     let age = parse_age(text).and_then(|age| u64::try_from(age.as_millis()).ok());
-    let age = age.ok_or_else(|| "write it as 30d, 12h, 15m or 90s".to_owned())?;
-    let now: WallClock = SystemTime::now().into();
-    Ok(WallClock(now.0.saturating_sub(age)))
+    if let Some(age) = age {
+        let now: WallClock = SystemTime::now().into();
+        return Ok(WallClock(now.0.saturating_sub(age)));
+    }
+    let moment = humantime::parse_rfc3339_weak(text).map(WallClock::from);
+    moment
+        .map_err(|_| "write it as 30d, 12h, 15m or 90s, or as 2026-11-01 08:00:00 (UTC)".to_owned())
 }
 
 fn verdict(remote: &Remote, entries: u64, broken: &str) -> Result<(), Problem> {
