@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::FutureExt;
-use rspp_controlplane_api::{Client, ClientConfig, tls::TlsFiles};
+use rspp_controlplane_api::{Client, ClientConfig, millis, tls::TlsFiles};
 use rspp_host::{
     Config as HostConfig, Emptying, NodeRegistry, PlaneConfig, PlaneHandle, Pools, Program,
     Reception, Runtime, Step, ToolRegistry, node::Package, scrape,
@@ -172,6 +172,16 @@ pub(crate) async fn serve(config: Config) -> Result<(), Problem> {
     Ok(())
 }
 
+/// The sessions of a runtime, as a log names them.
+fn names(runtime: &Runtime) -> String {
+    let names: Vec<_> = runtime
+        .session_names()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    names.join(", ")
+}
+
 /// Lets sessions go, and says how far that has come.
 async fn drain(
     config: &Config,
@@ -188,7 +198,7 @@ async fn drain(
         (DrainMode::Wait, _) => Emptying::Wait,
     };
     let had = runtime.sessions();
-    tracing::info!(signal, sessions = had, ?how, deadline = %config.drain.deadline, "asked to end");
+    tracing::info!(signal, sessions = had, how = how.as_str(), deadline = %config.drain.deadline, "asked to end");
     if let Some(plane) = plane {
         plane.set_ready(false);
     }
@@ -199,10 +209,10 @@ async fn drain(
     if let Some(plane) = plane
         && let Err(why) = plane.begin_drain(how).await
     {
-        let sessions = runtime.session_names();
+        let sessions = names(runtime);
         tracing::warn!(
             why,
-            ?sessions,
+            sessions,
             "of what becomes of these only this log tells"
         );
     }
@@ -225,17 +235,21 @@ async fn drain(
         }
         let now = Instant::now();
         if now >= until {
-            tracing::warn!(left, sessions = ?runtime.session_names(), "the time is up: they are cut off");
+            tracing::warn!(
+                left,
+                sessions = names(runtime),
+                "the time is up: they are cut off"
+            );
             return;
         }
         if now >= told + PROGRESS {
             told = now;
-            let remaining = until - now;
-            tracing::info!(had, left, ?remaining, "draining");
+            let remaining_ms = millis(until - now);
+            tracing::info!(had, left, remaining_ms, "draining");
         }
         tokio::select! {
             signal = asked.next() => {
-                tracing::warn!(signal, left, sessions = ?runtime.session_names(), "asked again: they are cut off");
+                tracing::warn!(signal, left, sessions = names(runtime), "asked again: they are cut off");
                 return;
             }
             () = tokio::time::sleep(Duration::from_millis(50)) => {}

@@ -201,7 +201,7 @@ impl Timelines {
             let mut became = Vec::new();
             if !removed.is_empty() {
                 tracing::warn!(
-                    recordings = ?removed,
+                    recordings = removed.join(", "),
                     "timelines were over before the archive had all of them, and were removed"
                 );
                 became.push(removal(RemovalStep::Done, removed));

@@ -167,14 +167,8 @@ impl TryFrom<wire::VersionCount> for VersionCount {
 
 impl From<Beyond> for wire::BeyondTokens {
     fn from(beyond: Beyond) -> Self {
-        let over = match beyond.over {
-            OverLimit::Reject => "reject",
-            OverLimit::Defer => "defer",
-            OverLimit::Throttle => "throttle",
-            OverLimit::Degrade => "degrade",
-        };
         Self {
-            over: over.to_owned(),
+            over: beyond.over.as_str().to_owned(),
             for_ms: millis(beyond.wait),
         }
     }
@@ -184,18 +178,11 @@ impl TryFrom<wire::BeyondTokens> for Beyond {
     type Error = WireError;
 
     fn try_from(beyond: wire::BeyondTokens) -> Result<Self, WireError> {
-        let over = match beyond.over.as_str() {
-            "reject" => OverLimit::Reject,
-            "defer" => OverLimit::Defer,
-            "throttle" => OverLimit::Throttle,
-            "degrade" => OverLimit::Degrade,
-            other => {
-                return Err(WireError::new(
-                    "over",
-                    format!("`{other}` is nothing that is done"),
-                ));
-            }
-        };
+        let named = |it: &OverLimit| it.as_str() == beyond.over;
+        let over = OverLimit::ALL.into_iter().find(named).ok_or_else(|| {
+            let nothing = format!("`{}` is nothing that is done", beyond.over);
+            WireError::new("over", nothing)
+        })?;
         Ok(Self {
             over,
             wait: Duration::from_millis(beyond.for_ms),

@@ -83,7 +83,7 @@ impl Tally {
             | Placing::OnlyRegion => {
                 tracing::info!(
                     %tenant,
-                    %session,
+                    session_id = %session,
                     placing = choice.placing.as_str(),
                     %region,
                     runtime = %choice.runtime,

@@ -57,6 +57,21 @@ pub enum OverLimit {
     Degrade,
 }
 
+impl OverLimit {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Reject, Self::Defer, Self::Throttle, Self::Degrade];
+
+    /// Its name, as specs write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reject => "reject",
+            Self::Defer => "defer",
+            Self::Throttle => "throttle",
+            Self::Degrade => "degrade",
+        }
+    }
+}
+
 /// One limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

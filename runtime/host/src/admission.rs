@@ -295,7 +295,7 @@ impl Gatekeeper {
             DecisionOutcome::new(kind, OutcomePhase::PreTurn, scope, emitter, reason, stamp());
         for kept in [recorder.append(signal), recorder.append(outcome.clone())] {
             if let Err(error) = kept {
-                tracing::warn!(session = %who.session, %error, "evidence was not kept");
+                tracing::warn!(session_id = %who.session, %error, "evidence was not kept");
             }
         }
         SessionRefused {

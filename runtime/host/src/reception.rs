@@ -283,7 +283,7 @@ async fn close(recording: Option<Recording>, session: &SessionId) {
     if let Some(recording) = recording
         && let Err(error) = recording.close().await
     {
-        tracing::warn!(%session, %error, "a timeline is not whole");
+        tracing::warn!(session_id = %session, %error, "a timeline is not whole");
     }
 }
 

@@ -348,7 +348,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.roster.leave(&self.lease.session, self.lease.epoch);
         if self.leases.release(&self.lease).is_err() {
-            tracing::debug!(session = %self.lease.session, "the lease had been taken away");
+            tracing::debug!(session_id = %self.lease.session, "the lease had been taken away");
         }
     }
 }
@@ -689,7 +689,7 @@ impl Runtime {
     /// Lets a session go that does not begin here.
     fn give_back(&self, lease: &Lease) {
         if self.config.leases.release(lease).is_err() {
-            tracing::debug!(session = %lease.session, "the lease had been taken away");
+            tracing::debug!(session_id = %lease.session, "the lease had been taken away");
         }
     }
 
@@ -746,7 +746,7 @@ impl Runtime {
                     Ok(kept) => return Ok(Some(Box::new(going_on(kept, lease)))),
                     // Better a conversation that has forgotten than none at all.
                     Err(error) => {
-                        tracing::error!(session = %lease.session, %error, "what was kept cannot be read");
+                        tracing::error!(session_id = %lease.session, %error, "what was kept cannot be read");
                         return Ok(None);
                     }
                 },
@@ -1468,7 +1468,7 @@ impl Actor for Sessions {
         match exit.reason {
             ExitReason::Finished | ExitReason::Stopped(_) => {}
             ExitReason::Failed(_) | ExitReason::Panicked(_) | ExitReason::Killed => {
-                tracing::error!(session = exit.name, reason = %exit.reason, "a session crashed");
+                tracing::error!(session_id = exit.name, reason = %exit.reason, "a session crashed");
             }
         }
         Ok(())

@@ -825,7 +825,7 @@ impl Actor for Session {
         };
         tokio::join!(remembered, self.succession.finish());
         if for_good {
-            tracing::debug!(session = %self.setup.place.lease.session, why = report.ended, "over for good");
+            tracing::debug!(session_id = %self.setup.place.lease.session, why = report.ended, "over for good");
             let lease = &self.setup.place.lease;
             self.state.close(lease, &report.ended).await;
         }

@@ -73,7 +73,7 @@ impl SessionView {
         let message = SessionControl::Command(command);
         if self.control.send_reserved(message).is_err() {
             self.health.refuse_move(SESSION_HAS_ENDED);
-            tracing::debug!(session = %self.session, "the session takes no command");
+            tracing::debug!(session_id = %self.session, "the session takes no command");
         }
     }
 }

@@ -325,7 +325,7 @@ impl Call {
             News::Turn(turn) => ServerMessage::Turn(turn),
         };
         if self.say(message).is_err() {
-            tracing::debug!(session = %self.id, "the client is too slow for news");
+            tracing::debug!(session_id = %self.id, "the client is too slow for news");
         }
     }
 
@@ -337,7 +337,7 @@ impl Call {
     /// Lets it finish what it says, then end.
     pub(crate) fn drain(&self) {
         if self.say(ServerMessage::Draining(Nothing {})).is_err() {
-            tracing::debug!(session = %self.id, "the client is too slow to be told");
+            tracing::debug!(session_id = %self.id, "the client is too slow to be told");
         }
         if let Some(drain) = self.drain.get() {
             drain();

@@ -36,12 +36,12 @@ pub(crate) async fn keep(
     path: PathBuf,
 ) {
     if let Err(error) = written(&crossing, &done, &path).await {
-        tracing::warn!(%session, %error, "the call is not recorded");
+        tracing::warn!(session_id = %session, %error, "the call is not recorded");
     }
     crossing.stop_recording();
     let wire = crossing.report();
     tracing::info!(
-        %session,
+        session_id = %session,
         file = %path.display(),
         frames = wire.frames,
         gaps = wire.gaps,

@@ -82,7 +82,7 @@ pub(crate) async fn serve(
         Over::Gone
     } else {
         if returns && attached.to.send(Ingress::Link(Link::Back)).await.is_err() {
-            tracing::debug!(session = %call.id, "its runtime is gone");
+            tracing::debug!(session_id = %call.id, "its runtime is gone");
         }
         carry(
             &server, &call, &attached, encoding, &mut voice, &mut to, &mut from,
@@ -92,7 +92,7 @@ pub(crate) async fn serve(
     let lost = call.detach(attached.connection) && over.may_come_back();
     // Said before the last words, which may take a while to nobody.
     if lost && attached.to.send(Ingress::Link(Link::Lost)).await.is_err() {
-        tracing::trace!(session = %call.id, "its runtime is gone");
+        tracing::trace!(session_id = %call.id, "its runtime is gone");
     }
     drop(attached);
     match over {
@@ -521,7 +521,7 @@ impl Reader<'_> {
 
     fn say(&self, message: ServerMessage) {
         if self.call.say(message).is_err() {
-            tracing::debug!(session = %self.call.id, "the client is too slow to be answered");
+            tracing::debug!(session_id = %self.call.id, "the client is too slow to be answered");
         }
     }
 }

@@ -86,7 +86,7 @@ impl Placements for PlacementsService {
         if taken_over {
             let from = placement.past.last().map(|it| it.holder.to_string());
             tracing::warn!(
-                session = %ask.session,
+                session_id = %ask.session,
                 tenant = %placement.binding.tenant,
                 epoch = placement.epoch.get(),
                 from,

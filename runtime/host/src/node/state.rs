@@ -54,7 +54,7 @@ impl NodeStates {
     /// The session is over for good: what it has stored is forgotten, unless another has taken it over.
     pub(crate) async fn close(&self, lease: &Lease, why: &str) {
         if let Err(error) = self.store.close(lease, why).await {
-            tracing::debug!(session = %lease.session, %error, "durable state is not ours to forget");
+            tracing::debug!(session_id = %lease.session, %error, "durable state is not ours to forget");
         }
     }
 

@@ -7,7 +7,7 @@ use rspp_actors::{ExitReason, NoData, NoTelemetry, Pump, PumpContext};
 use rspp_controlplane_api::{
     Claimed, ControlError, Duty as NodeDuty, Granted, Joined, Lease, LeaseError, Order, Orders,
     Revocation, Snapshot, SnapshotKind, SnapshotUpdate, Snapshots as SnapshotStream, Terms,
-    Unproven, Wanted,
+    Unproven, Wanted, millis,
 };
 use rspp_kernel::keeper::{Ask, Denial, Duty, Keeper, Parting};
 use rspp_proto::{
@@ -258,7 +258,7 @@ impl ControlPlaneLink {
                 to,
             }) => {
                 let to = to.as_ref().map(tracing::field::display);
-                tracing::info!(%session, %epoch, why = why.as_str(), ?finish_within, to, "a session is to be let go");
+                tracing::info!(session_id = %session, %epoch, why = why.as_str(), finish_within_ms = millis(finish_within), to, "a session is to be let go");
                 let now = self.now();
                 self.keeper
                     .told_to_let_go(now, &session, epoch, finish_within);
@@ -367,7 +367,7 @@ impl ControlPlaneLink {
                         .let_go(&session, epoch, right.silent_at());
                 }
                 Duty::Lost { session, epoch } => {
-                    tracing::warn!(%session, %epoch, "the session is no longer ours");
+                    tracing::warn!(session_id = %session, %epoch, "the session is no longer ours");
                     self.around.shared.lost(&session, epoch);
                     self.around.roster.silence(&session, epoch);
                     self.forget(&session, epoch);
@@ -389,7 +389,7 @@ impl ControlPlaneLink {
         let Some(joined) = self.joined.take() else {
             return;
         };
-        tracing::info!(holder = %joined.holder, ttl = ?joined.ttl, "joined the fleet");
+        tracing::info!(holder = %joined.holder, ttl_ms = millis(joined.ttl), "joined the fleet");
         self.heartbeat = joined.heartbeat;
         self.beat_at = Some(self.now());
         self.carrier.holder = Some(joined.holder.clone());
@@ -436,7 +436,7 @@ impl ControlPlaneLink {
     ) {
         let granted = self.granted.take();
         if let Err(unproven) = self.proven(session, epoch, granted.as_ref()) {
-            tracing::warn!(%session, %epoch, %unproven, "the lease's proof is refused, and so is the lease");
+            tracing::warn!(session_id = %session, %epoch, %unproven, "the lease's proof is refused, and so is the lease");
             let now = self.now();
             self.keeper.part(now, session, epoch, Parting::Release);
             let wish = self.wishes.remove(session);
@@ -451,7 +451,7 @@ impl ControlPlaneLink {
         }
         let degraded = granted.as_ref().is_some_and(|granted| granted.degraded);
         if degraded {
-            tracing::info!(%session, "its tenant is beyond a limit");
+            tracing::info!(session_id = %session, "its tenant is beyond a limit");
         }
         let lease = Lease {
             ttl: Some(ttl),

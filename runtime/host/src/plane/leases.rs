@@ -84,7 +84,7 @@ impl Leases for PlaneLeases {
                 (Err(LeaseError::Unreachable { session, reason }), AwayMode::Availability) => {
                     let own = shared.own(&session);
                     if own.is_some() {
-                        tracing::warn!(%session, reason, mode = mode.as_str(), "taken on without a lease");
+                        tracing::warn!(session_id = %session, reason, mode = mode.as_str(), "taken on without a lease");
                     }
                     own.ok_or(LeaseError::Unreachable { session, reason })
                 }

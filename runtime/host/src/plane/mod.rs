@@ -270,7 +270,7 @@ impl PlaneHandle {
                     Ok(_still_here) => {}
                     Err(error) if error.is_transient() => {}
                     Err(error) => {
-                        tracing::debug!(session = %ask.session, %error, "it can go on nowhere else");
+                        tracing::debug!(session_id = %ask.session, %error, "it can go on nowhere else");
                         return None;
                     }
                 }

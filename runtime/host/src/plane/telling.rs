@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
-use rspp_controlplane_api::{Beyond, ControlError, ControlPlane, UsageReport};
+use rspp_controlplane_api::{Beyond, ControlError, ControlPlane, UsageReport, millis};
 use rspp_kernel::{
     admission::TokenReport,
     reading::{Heard, ReadingsReport},
@@ -97,7 +97,7 @@ impl Teller {
                     Err(error) => (failed(&error, "tokens"), None),
                 };
                 if let Some(Beyond { over, wait }) = beyond {
-                    tracing::info!(%tenant, tokens, ?over, ?wait, "the tenant has used up its tokens");
+                    tracing::info!(%tenant, tokens, over = over.as_str(), wait_ms = millis(wait), "the tenant has used up its tokens");
                 }
                 let beyond = beyond.map(|it| (it.over, it.wait));
                 let now = self.shared.now();
@@ -108,7 +108,8 @@ impl Teller {
                     Ok(()) => Heard::Counted,
                     Err(error) => failed(&error, "readings"),
                 };
-                tracing::trace!(number = report.number, ?heard, "readings were told");
+                let was_counted = heard == Heard::Counted;
+                tracing::trace!(number = report.number, was_counted, "readings were told");
                 self.shared.readings().heard(heard);
             }
         }

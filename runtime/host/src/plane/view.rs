@@ -5,7 +5,7 @@
 
 use std::{fmt, sync::MutexGuard, time::Duration};
 
-use rspp_controlplane_api::{Snapshot, UsedView};
+use rspp_controlplane_api::{Snapshot, UsedView, millis};
 use rspp_proto::Monotonic;
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -140,9 +140,9 @@ impl Shared {
             tracing::info!(
                 %step,
                 was = before.name,
-                was_old = ?before.age,
+                was_old_ms = before.age.map(millis),
                 view = now.name,
-                age = ?now.age,
+                age_ms = now.age.map(millis),
                 "the routing view was refreshed first"
             );
             return Ok(now);

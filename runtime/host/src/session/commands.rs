@@ -95,7 +95,7 @@ impl Session {
             }
             Ok(lease) => lease.ttl,
             Err(LeaseError::Unreachable { session, reason }) => {
-                tracing::warn!(%session, reason, "the lease could not be renewed yet");
+                tracing::warn!(session_id = %session, reason, "the lease could not be renewed yet");
                 None
             }
             Err(

@@ -232,7 +232,7 @@ impl Session {
         };
         let session = &self.setup.place.lease.session;
         let turn = emission.turn.map(tracing::field::display);
-        tracing::info!(%session, turn, reason, "cancelled");
+        tracing::info!(session_id = %session, turn, reason, "cancelled");
         if let Some(meters) = &self.setup.meters {
             meters.accepted(reason);
         }
@@ -282,7 +282,7 @@ impl Session {
             return;
         }
         if !Box::pin(self.keep(true)).await {
-            tracing::warn!(session = %self.setup.place.lease.session, "moves without its last words");
+            tracing::warn!(session_id = %self.setup.place.lease.session, "moves without its last words");
         }
         self.ends_because(MOVED);
         self.kernel.handle(now, Input::HandedOver);
@@ -372,7 +372,7 @@ impl Session {
         let taken = self.setup.recorder.takes_turn();
         if let Err(error) = &taken {
             let session = &self.setup.place.lease.session;
-            tracing::warn!(%session, %error, "a turn is refused: its evidence could not be kept");
+            tracing::warn!(session_id = %session, %error, "a turn is refused: its evidence could not be kept");
         }
         taken.is_ok()
     }
@@ -409,7 +409,7 @@ impl Session {
                 Some(facts)
             }
             Err(error) => {
-                tracing::warn!(session = %self.setup.place.lease.session, %error, "no plan");
+                tracing::warn!(session_id = %self.setup.place.lease.session, %error, "no plan");
                 None
             }
         };
@@ -479,7 +479,7 @@ impl Session {
                 cancel_grace,
             }),
             Err(error) => {
-                tracing::warn!(session = %self.setup.place.lease.session, %turn, %error, "no turn");
+                tracing::warn!(session_id = %self.setup.place.lease.session, %turn, %error, "no turn");
                 None
             }
         }
@@ -563,7 +563,7 @@ impl Session {
 
     pub(super) fn tell_line(&self, message: ConnectionControl) {
         if self.setup.connection.send_reserved(message).is_err() {
-            tracing::debug!(session = %self.setup.place.lease.session, "the connection is gone");
+            tracing::debug!(session_id = %self.setup.place.lease.session, "the connection is gone");
         }
     }
 

@@ -157,7 +157,7 @@ async fn write(
                 return tracing::debug!(%error, key, "a value is another's to write");
             }
             Err(error @ (StoreError::Conflict { .. } | StoreError::Unavailable(_))) => {
-                tracing::warn!(session = %lease.session, %error, key, "a value is not written yet");
+                tracing::warn!(session_id = %lease.session, %error, key, "a value is not written yet");
                 if from.has_changed().is_err()
                     && last_since.get_or_insert_with(Instant::now).elapsed() >= LAST_WORD
                 {

@@ -152,7 +152,7 @@ impl Publisher {
     fn remember(&mut self, kept: Result<(), AppendError>) {
         match (kept, self.kept) {
             (Err(error), Kept::Whole) => {
-                tracing::warn!(session = %self.session, %error, "evidence was not kept");
+                tracing::warn!(session_id = %self.session, %error, "evidence was not kept");
                 self.kept = Kept::Lost;
             }
             // Said once a turn: what follows is lost with it.
@@ -187,7 +187,7 @@ impl Publisher {
         let id = signal.envelope.event_id.clone();
         if let Err(error) = signal.validate() {
             debug_assert!(false, "an invalid signal was made: {error}");
-            tracing::error!(session = %self.session, %error, "an invalid signal was made");
+            tracing::error!(session_id = %self.session, %error, "an invalid signal was made");
         }
         let about = About {
             kind: EventType::Control,

@@ -341,7 +341,7 @@ impl Session {
                 code,
                 message,
             } => {
-                tracing::warn!(session = %self.setup.place.lease.session, %node, %message, "a node failed");
+                tracing::warn!(session_id = %self.setup.place.lease.session, %node, %message, "a node failed");
                 if let Some(turn) = turn {
                     self.node_failures += 1;
                     self.publisher.error(Some(turn), node, code, &message, at);

@@ -352,7 +352,7 @@ async fn wind_up(child: &mut Child, id: u64) -> Result<(), Trouble> {
 }
 
 fn log(settings: &NodeSettings, message: &str) {
-    tracing::info!(session = %settings.session, node = %settings.node(), message, "external node");
+    tracing::info!(session_id = %settings.session, node = %settings.node(), message, "external node");
 }
 
 /// An event as the Event ABI puts it, for a node that cannot look into this process.
