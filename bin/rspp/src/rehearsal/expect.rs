@@ -73,6 +73,34 @@ pub(crate) struct ExpectedTurn {
     pub(crate) plan: BTreeMap<String, Value>,
     /// The one rate that its audio went out in, in hertz.
     pub(crate) carried_at: Option<u32>,
+    /// From the end of the user's speech to the reply's first audio, in milliseconds.
+    pub(crate) first_audio_ms: Option<Between>,
+}
+
+/// Bounds of a number, themselves included.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Between {
+    at_least: Option<f64>,
+    at_most: Option<f64>,
+}
+
+impl Between {
+    fn holds(self, value: f64) -> bool {
+        self.at_least.is_none_or(|least| value >= least)
+            && self.at_most.is_none_or(|most| value <= most)
+    }
+}
+
+impl std::fmt::Display for Between {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.at_least, self.at_most) {
+            (Some(least), Some(most)) => write!(f, "{least} to {most}"),
+            (Some(least), None) => write!(f, "at least {least}"),
+            (None, Some(most)) => write!(f, "at most {most}"),
+            (None, None) => f.write_str("some"),
+        }
+    }
 }
 
 /// A signal, with what it has to say: `provider_switch`, or `2: abort cancelled` for the turn and a part
@@ -368,6 +396,14 @@ fn check_turns(expected: &[ExpectedTurn], found: &[TurnReport]) -> Vec<Finding> 
             &|it| heard.starts_with(it) || it.starts_with(heard),
             heard,
         );
+        if let Some(bounds) = expected.first_audio_ms {
+            let first = turn.first_audio_ms;
+            findings.push(Finding::of(
+                format!("{id} is heard after {bounds} ms"),
+                first.is_some_and(|first| bounds.holds(first)),
+                || first.map_or_else(|| "never".to_owned(), |first| format!("{first} ms")),
+            ));
+        }
     }
     findings
 }
