@@ -59,11 +59,13 @@ async fn route(fleet: &Fleet, session: &str) -> wire::Route {
 }
 
 /// Connects as somebody near `eu`, who is sent to `region`. A machine that is busy with other things may have
-/// its runtime say "later", or be passed by: that is asked again.
-async fn connect(fleet: &Fleet, session: &str, region: &str) -> Client {
+/// its runtime say "later", or be passed by: that is asked again, as another session.
+async fn connect(fleet: &Fleet, name: &str, region: &str) -> Client {
     let began = Instant::now();
+    let mut times = 0;
     loop {
-        let route = route(fleet, session).await;
+        times += 1;
+        let route = route(fleet, &format!("{name}-{times}")).await;
         let (url, token) = (route.endpoint.unwrap().url, route.token.unwrap().token);
         let mut client = Fleet::follow(&url, &token).await;
         let first = client.next().await;
