@@ -27,6 +27,8 @@ use crate::{
 
 /// How long a process may take to say where it serves: a runtime loads its models first.
 const STARTS_WITHIN: Duration = Duration::from_mins(1);
+/// After how long somebody who waits for that is told what it last said.
+const IS_LATE_AFTER: Duration = Duration::from_secs(10);
 /// How long the processes may take to end: their own drains are shorter.
 const ENDS_WITHIN: Duration = Duration::from_secs(15);
 /// How long a control plane is left dead: less than a lease lasts, so that nobody notices.
@@ -510,7 +512,8 @@ impl Starting {
             mut member,
             announced,
         } = self;
-        let until = Instant::now() + STARTS_WITHIN;
+        let began = Instant::now();
+        let mut is_said = false;
         loop {
             if let Ok(text) = fs::read_to_string(&announced)
                 && let Ok(said) = serde_json::from_str::<Value>(&text)
@@ -522,14 +525,20 @@ impl Starting {
                     return Ok(member);
                 }
             }
-            if member.ended().is_some() || Instant::now() >= until {
+            let waited = began.elapsed();
+            let is_over = member.ended().is_some() || waited >= STARTS_WITHIN;
+            if is_over || (waited >= IS_LATE_AFTER && !is_said) {
                 let log = member.launch.log();
                 let said = fs::read_to_string(&log).unwrap_or_default();
                 let last = said.lines().last().unwrap_or("it says nothing");
                 let (name, log) = (&member.launch.name, log.display());
-                return Err(Problem::failure(format!(
-                    "{name} did not start: {last}; see {log}"
-                )));
+                if is_over {
+                    return Err(Problem::failure(format!(
+                        "{name} did not start: {last}; see {log}"
+                    )));
+                }
+                terminal::note(format!("{name} is still starting: {last}"));
+                is_said = true;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
