@@ -12,7 +12,7 @@ use rspp_websocket::{
 };
 use tokio::time::Instant;
 
-use crate::line::Line;
+use crate::line::{Line, is_of_pace};
 
 fn hello() -> Hello {
     Hello {
@@ -211,16 +211,14 @@ async fn both_encodings_carry_the_same_conversation() {
         client.say(typed("good morning")).await;
         let came = client.until(is_turn).await;
         let signals = came.iter().filter_map(|it| match it {
-            ServerMessage::Signal(told) => Some(told.signal.as_str()),
+            ServerMessage::Signal(told) => Some(told.signal),
             _another_message => None,
         });
-        let signals: Vec<_> = signals.map(str::to_owned).collect();
         answers.push((
             texts(&came, Speaker::Agent).join(" "),
             sound(&came),
             signals
-                .into_iter()
-                .filter(|it| it != "connected")
+                .filter(|it| *it != Signal::Connected && !is_of_pace(*it))
                 .collect::<Vec<_>>(),
         ));
         client.bye().await;

@@ -8,7 +8,7 @@ use std::{
 
 use futures::FutureExt;
 use rspp_host::{Config, Pools, Program, Reception, Runtime};
-use rspp_proto::{TenantId, spec::PipelineSpec};
+use rspp_proto::{TenantId, abi::Signal, spec::PipelineSpec};
 use rspp_tests::call::{Cast, bindings};
 use rspp_timeline::Recorder;
 use rspp_transport_api::Guard;
@@ -100,4 +100,12 @@ impl Line {
             "all stop"
         );
     }
+}
+
+/// Whether a signal tells how fast one part is beside another, which depends on what else the machine does.
+pub(crate) fn is_of_pace(signal: Signal) -> bool {
+    matches!(
+        signal,
+        Signal::Watermark | Signal::FlowXoff | Signal::FlowXon
+    )
 }

@@ -14,7 +14,7 @@ use rspp_websocket::{
     testing::Client,
 };
 
-use crate::line::Line;
+use crate::line::{Line, is_of_pace};
 
 /// How long the user waits before the first word, and after the reply before the second.
 const PAUSE: Duration = Duration::from_millis(400);
@@ -46,14 +46,6 @@ fn lengths(recording: &MemoryRecording) -> Vec<u64> {
         .zip(close)
         .map(|(open, close)| close - open)
         .collect()
-}
-
-/// Whether a signal tells how fast one part is beside another.
-fn is_of_pace(signal: Signal) -> bool {
-    matches!(
-        signal,
-        Signal::Watermark | Signal::FlowXoff | Signal::FlowXon
-    )
 }
 
 fn course(recording: &MemoryRecording, turns: Vec<[String; 5]>) -> Course {
