@@ -177,7 +177,8 @@ fn an_interruption_cuts_the_agent_and_its_memory() {
         "Tell me a long story.",
         "--barge-in-at",
         "2s",
-        "Stop, thank you.",
+        // In one breath: after a pause it may be two turns.
+        "Please stop it now.",
         "--out",
         "cut.wav",
         "--timeline",
