@@ -152,7 +152,7 @@ async fn run(config: Config, dev: Option<&Path>) -> Result<(), Failed> {
         Arc::new(Answers(Arc::clone(&begun))),
     ));
     let plane = tokio::select! {
-        opened = open(&config, &behaviour, store) => opened?,
+        opened = open(&config.store, store, &behaviour, &signers) => opened?,
         signal = asked.next() => {
             tracing::info!(signal, "ended before the store answered");
             return Ok(());
@@ -186,18 +186,19 @@ const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// Begins on the store as soon as it answers, which is waited for a while: members of a cluster start in any
 /// order, and one may be lost at this very moment.
 async fn open(
-    config: &Config,
-    behaviour: &Settings,
+    at: &config::Store,
     store: Arc<dyn Store>,
+    behaviour: &Settings,
+    signers: &[SigningKey],
 ) -> Result<Plane, Failed> {
-    let until = Instant::now() + config.store.wait.0;
+    let until = Instant::now() + at.wait.0;
     let mut is_said = false;
     loop {
-        let opened = Plane::open(Arc::clone(&store), behaviour.clone(), config.signers()?);
+        let opened = Plane::open(Arc::clone(&store), behaviour.clone(), signers.to_vec());
         match opened.await {
             Ok(plane) => return Ok(plane),
             Err(OpenError::Store(error)) if error.is_transient() => {
-                let (wait, place) = (config.store.wait, config.store.place());
+                let (wait, place) = (at.wait, at.place());
                 if Instant::now() >= until {
                     return Err(format!(
                         "{error}; it was asked at {place} for {wait} (store.wait)"

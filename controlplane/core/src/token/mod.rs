@@ -7,6 +7,8 @@
 mod claims;
 mod keyring;
 
+use std::sync::Arc;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use rspp_proto::WallClock;
@@ -81,10 +83,11 @@ struct Header {
     typ: String,
 }
 
-/// A private key and its name. Prints redacted.
+/// A private key and its name. Cloning shares it; prints redacted.
+#[derive(Clone)]
 pub struct SigningKey {
     id: KeyId,
-    pair: Ed25519KeyPair,
+    pair: Arc<Ed25519KeyPair>,
 }
 
 impl SigningKey {
@@ -94,6 +97,7 @@ impl SigningKey {
     /// Never: any 32 bytes make a key.
     pub fn from_seed(id: KeyId, seed: &[u8; 32]) -> Self {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed).expect("any 32 bytes make a key");
+        let pair = Arc::new(pair);
         Self { id, pair }
     }
 
