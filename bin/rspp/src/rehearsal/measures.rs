@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rspp_proto::{MetricSample, Payload, abi::EventRecord};
 use serde::Deserialize;
 
-use super::expect::Finding;
+use super::expect::{Between, Finding};
 
 /// Measurements of one call that are looked at; the first ones.
 const MOST: usize = 100_000;
@@ -68,10 +68,11 @@ impl ExpectedMeasure {
         let often = self
             .times
             .map_or(!found.is_empty(), |times| found.len() == times);
-        let within = found.last().is_none_or(|newest| {
-            self.at_least.is_none_or(|least| *newest >= least)
-                && self.at_most.is_none_or(|most| *newest <= most)
-        });
+        let bounds = Between {
+            at_least: self.at_least,
+            at_most: self.at_most,
+        };
+        let within = found.last().is_none_or(|newest| bounds.holds(*newest));
         Finding::of(self.to_string(), often && within, || match found.last() {
             Some(newest) => format!("{} times, at last {newest}", found.len()),
             None => "never".to_owned(),
