@@ -5,7 +5,7 @@
 //! could pause: the first sound then comes after one piece, not after all of them.
 //!
 //! The network draws its noise from a generator that nobody can seed. Equal text therefore gives
-//! equal words but not equal samples, unless the noise is switched off with [`Piper::steady`].
+//! equal words but not equal samples, unless the noise is switched off: `piper-steady` is that voice.
 
 mod pcm;
 mod pieces;
@@ -110,11 +110,19 @@ impl Piper {
         }
     }
 
-    /// Without noise: equal text gives equal samples, a little flatter in tone.
+    /// The same voice without noise, as `piper-steady`: equal text gives equal samples, a little
+    /// flatter in tone. Both share what is loaded.
     #[must_use]
-    pub fn steady(mut self) -> Self {
-        self.noise = Noise::Off;
-        self
+    pub fn steady(self) -> Self {
+        let description = Description {
+            streaming: self.description.streaming,
+            ..describe("piper-steady", &self.description.model)
+        };
+        Self {
+            description,
+            noise: Noise::Off,
+            ..self
+        }
     }
 
     /// Loads everything and speaks a word into nowhere, so that the first caller does not wait.

@@ -34,9 +34,13 @@ struct Context<'a> {
     store: &'a Store,
     runtime: OnnxRuntime,
     pool: &'a InferencePool,
+    piper: Piper,
 }
 
-const ENTRIES: [Entry; 7] = [
+/// Not the dictionary: without it, the voice reads words by their spelling, and says so.
+const PIPER_NEEDS: &[ModelId] = &[ModelId::OnnxRuntime, ModelId::PiperJoe];
+
+const ENTRIES: [Entry; 8] = [
     Entry {
         modality: Modality::Vad,
         id: "energy",
@@ -101,18 +105,14 @@ const ENTRIES: [Entry; 7] = [
     Entry {
         modality: Modality::Tts,
         id: "piper",
-        // Not the dictionary: without it, the voice reads words by their spelling, and says so.
-        needs: &[ModelId::OnnxRuntime, ModelId::PiperJoe],
-        add: |providers, context| {
-            let (runtime, pool) = (context.runtime.clone(), context.pool.clone());
-            let piper = Arc::new(Piper::new(
-                PiperFiles::in_store(context.store),
-                runtime,
-                pool,
-            ));
-            providers.add_tts(Arc::clone(&piper) as _);
-            Some(Box::new(move || piper.warm_up()))
-        },
+        needs: PIPER_NEEDS,
+        add: |providers, context| Some(add_piper(providers, context.piper.clone())),
+    },
+    Entry {
+        modality: Modality::Tts,
+        id: "piper-steady",
+        needs: PIPER_NEEDS,
+        add: |providers, context| Some(add_piper(providers, context.piper.clone().steady())),
     },
 ];
 
@@ -136,6 +136,12 @@ impl fmt::Display for Missing {
             "`{provider}` needs models: run `rspp models pull {models}`"
         )
     }
+}
+
+fn add_piper(providers: &mut Providers, piper: Piper) -> WarmUp {
+    let piper = Arc::new(piper);
+    providers.add_tts(Arc::clone(&piper) as _);
+    Box::new(move || piper.warm_up())
 }
 
 type WarmUp = Box<dyn FnOnce() -> Result<(), Fault> + Send>;
@@ -183,9 +189,11 @@ impl fmt::Debug for Registered {
 /// Adds every local provider whose models are there. Models load when they are first needed, or
 /// by [`Registered::warm_up`].
 pub fn register(providers: &mut Providers, store: &Store, pool: &InferencePool) -> Registered {
+    let runtime = OnnxRuntime::new(store.onnxruntime(), threads());
     let context = Context {
         store,
-        runtime: OnnxRuntime::new(store.onnxruntime(), threads()),
+        piper: Piper::new(PiperFiles::in_store(store), runtime.clone(), pool.clone()),
+        runtime,
         pool,
     };
     let mut registered = Registered {

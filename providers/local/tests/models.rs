@@ -385,7 +385,7 @@ async fn everything_is_offered_and_warms_up() {
     assert_eq!(ids(Modality::Vad), ["earshot", "energy", "silero"]);
     assert_eq!(ids(Modality::EndOfTurn), ["pause", "smart-turn"]);
     assert_eq!(ids(Modality::Stt), ["moonshine"]);
-    assert_eq!(ids(Modality::Tts), ["piper"]);
+    assert_eq!(ids(Modality::Tts), ["piper", "piper-steady"]);
 }
 
 conformance_tests! {

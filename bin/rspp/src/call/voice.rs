@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 use super::said::{Turn, Voice, read_recording};
 use crate::problem::Problem;
 
-/// Who speaks the user's words: the voice that is always local.
-pub(crate) const USER_VOICE: &str = "piper";
+/// Who speaks the user's words: a voice that is local, and says them the same each time, so that what is
+/// rehearsed can be rehearsed again.
+pub(crate) const USER_VOICE: &str = "piper-steady";
 
 /// Silence before the first words, as a caller's.
 const FIRST_WORDS: Duration = Duration::from_millis(400);
