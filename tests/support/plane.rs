@@ -500,7 +500,12 @@ impl ControlPlane for Seer {
         })
     }
 
-    fn begin_drain(&self, by: &Holder, _how: Emptying, sessions: Vec<SessionId>) -> Answer<()> {
+    fn begin_drain(
+        &self,
+        by: &Holder,
+        _how: Option<Emptying>,
+        sessions: Vec<SessionId>,
+    ) -> Answer<()> {
         let by = by.clone();
         self.call("begin_drain", move |state| {
             state.drained.insert(by.runtime.clone(), sessions.clone());

@@ -421,7 +421,7 @@ fn a_pipeline_may_name_a_provider_that_does_not_exist() {
         spec.replace("kind: tts\n", "kind: tts\n    provider: parrot\n"),
     );
     let refusal = place.run(&["loopback", "--pipeline", "p.yaml"]).refusal();
-    assert_snapshot!(refusal, @"error: unknown tts provider `parrot`; known: piper");
+    assert_snapshot!(refusal, @"error: unknown tts provider `parrot`; known: piper, piper-steady");
 }
 
 #[test]

@@ -365,9 +365,14 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// Says how busy a runtime is.
     fn heartbeat(&self, by: &Holder, load: Load) -> Answer<Duty>;
 
-    /// Says that a runtime goes, what becomes of its sessions, and which it has: what becomes of each is
-    /// accounted for (NF-016).
-    fn begin_drain(&self, by: &Holder, how: Emptying, sessions: Vec<SessionId>) -> Answer<()>;
+    /// Says that a runtime goes, what becomes of its sessions (`None`: an operator empties it, and has said that), and
+    /// which it has: what becomes of each is accounted for (NF-016).
+    fn begin_drain(
+        &self,
+        by: &Holder,
+        how: Option<Emptying>,
+        sessions: Vec<SessionId>,
+    ) -> Answer<()>;
 
     /// Puts down in the audit trail what a runtime removes of its timelines because it is over (F-116). Repeating
     /// it may put it down twice.

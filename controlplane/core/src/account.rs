@@ -41,11 +41,19 @@ impl Drain {
         by_people.or(records.first())
     }
 
-    /// What the runtime says that becomes of its sessions as it ends by itself. To wait is what it says as well
-    /// when an operator empties it: that counts as its own word only while it is not `ready` for sessions.
-    pub fn own(records: &[Self], ready: bool) -> Option<&Self> {
-        let ends = |it: &&Self| it.by.is_none() && (it.how != Emptying::Wait || !ready);
-        records.iter().find(ends)
+    /// What the runtime says that becomes of its sessions as it ends by itself.
+    pub fn own(records: &[Self]) -> Option<&Self> {
+        records.iter().find(|it| it.by.is_none())
+    }
+
+    /// The records that follow when a runtime names what it has because somebody empties it: what is not named
+    /// yet, under the word that holds. None, if that was taken back meanwhile.
+    #[must_use]
+    pub fn naming(before: &[Self], sessions: impl IntoIterator<Item = SessionId>) -> Vec<Self> {
+        match Self::head(before) {
+            Some(head) => Self::following(before, head, sessions),
+            None => Vec::new(),
+        }
     }
 
     /// The records that follow those there are: what is not named yet, under the word that holds then. An
@@ -79,13 +87,13 @@ impl Drain {
             records.push(head);
         }
         let is_emptied = holds.is_some_and(|it| it.by.is_some());
-        let ends = word.by.is_none() && word.how != Emptying::Wait;
-        if is_emptied && ends && Self::own(before, true).is_none() {
-            records.push(Self {
+        if is_emptied && word.by.is_none() && Self::own(before).is_none() {
+            let own = Self {
                 sessions: BTreeSet::new(),
                 accounted: false,
                 ..word.clone()
-            });
+            };
+            records.insert(0, own);
         }
         records
     }
@@ -432,8 +440,10 @@ mod tests {
             let by = head.by.as_ref().map(ToString::to_string);
             (by, head.how, head.since.0)
         };
-        let mut records = Drain::following(&[], &word(None, Emptying::Wait, 1), [session("one")]);
-        assert_eq!(head(&records), (None, Emptying::Wait, 1));
+        let own = Drain::following(&[], &word(None, Emptying::Wait, 1), [session("one")]);
+        assert_eq!(head(&own), (None, Emptying::Wait, 1));
+        let first = word(Some("ana"), Emptying::Move, 1);
+        let mut records = Drain::following(&[], &first, [session("one")]);
         let mut said = |by: Option<&str>, how, since, expected: (&str, Emptying, u64), more| {
             let next = Drain::following(&records, &word(by, how, since), [session("one")]);
             assert_eq!(next.len(), more);
@@ -472,12 +482,18 @@ mod tests {
             ("otto", Emptying::Wait, 6),
             1,
         );
-        let own = |ready| Drain::own(&records, ready).map(|it| (it.how, it.since.0));
-        assert_eq!(own(true), Some((Emptying::Finish, 4)));
-        assert_eq!(own(false), Some((Emptying::Wait, 1)));
+        let own = Drain::own(&records).map(|it| (it.how, it.since.0));
+        assert_eq!(own, Some((Emptying::Finish, 4)));
         // What is named later is under the word that holds.
         let late = Drain::following(&records, &word(None, Emptying::Finish, 7), [session("two")]);
         assert_eq!(head(&late), (Some("otto".to_owned()), Emptying::Wait, 6));
+        let named = Drain::naming(&records, ["one", "two"].map(session));
+        assert_eq!(named, late);
+        assert_eq!(
+            Drain::naming(&[], [session("one")]),
+            [],
+            "it was taken back"
+        );
     }
 
     /// NF-016: the account names each session once, adds up, and says what did not go in order.

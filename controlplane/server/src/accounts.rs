@@ -19,7 +19,6 @@ use rspp_proto::{
 use serde_json::json;
 
 use crate::{
-    audit::Note,
     failure::Failure,
     plane::{Plane, wall_clock},
     wire as to,
@@ -29,6 +28,15 @@ use crate::{
 const PARTS_AT_ONCE: usize = 1;
 /// Losses that an entry of the audit trail names; the account names all.
 const MAX_TOLD: usize = 100;
+
+/// That a runtime goes.
+#[derive(Clone)]
+pub(crate) struct Word {
+    /// What is to become of its sessions.
+    pub(crate) how: Emptying,
+    /// Whose word it is; `None`: its own.
+    pub(crate) by: Option<Actor>,
+}
 
 /// An operator's drain that was taken back.
 pub(crate) struct Undone {
@@ -64,35 +72,41 @@ impl Plane {
             let there = placements.values().filter(there);
             there.map(|it| it.session.clone()).collect()
         };
-        self.note_drain(&holder, how, Some(by), sessions).await
+        let by = Some(by);
+        let word = Word { how, by };
+        self.note_drain(&holder, Some(word), sessions).await
     }
 
-    /// Writes down that a life of a runtime goes, and what of this is not known yet. Repeating it changes
-    /// nothing.
+    /// Writes down that a life of a runtime goes, and what of this is not known yet. Without a word of it, the
+    /// runtime only names what it has because an operator empties it. Repeating it changes nothing.
     pub(crate) async fn note_drain(
         &self,
         holder: &Holder,
-        how: Emptying,
-        by: Option<Actor>,
+        word: Option<Word>,
         sessions: Vec<SessionId>,
     ) -> Result<(), Failure> {
         let had = sessions.len();
         let since = wall_clock();
-        let itself = by.is_none();
         let mut is_new = false;
         loop {
-            let missing = self
+            let (wrote, left) = self
                 .settle(|| async {
                     let (keys, known) = self.drain_records(holder).await?;
-                    let word = Drain {
-                        holder: holder.clone(),
-                        how,
-                        by: by.clone(),
-                        since,
-                        sessions: std::collections::BTreeSet::new(),
-                        accounted: false,
+                    let sessions = sessions.iter().cloned();
+                    let next = match word.clone() {
+                        Some(Word { how, by }) => {
+                            let word = Drain {
+                                holder: holder.clone(),
+                                how,
+                                by,
+                                since,
+                                sessions: std::collections::BTreeSet::new(),
+                                accounted: false,
+                            };
+                            Drain::following(&known, &word, sessions)
+                        }
+                        None => Drain::naming(&known, sessions),
                     };
-                    let next = Drain::following(&known, &word, sessions.iter().cloned());
                     if next.is_empty() {
                         return Ok((None, (false, 0)));
                     }
@@ -109,23 +123,26 @@ impl Plane {
                             txn.then.push(Op::Delete(key));
                         }
                     }
+                    // Its own word is the first of what is written for it; an operator's has its entry already.
+                    let own = word.as_ref().filter(|it| it.by.is_none());
+                    let own = own.filter(|_| Drain::own(&known).is_none());
+                    if let Some(Word { how, .. }) = own {
+                        let detail = json!({ "holder": holder, "how": how, "sessions": had });
+                        let name = holder.runtime.as_str();
+                        let record = Record::automatic(since, "runtime_goes", name, detail);
+                        txn = self.with_audit(txn, vec![record]).await?;
+                    }
                     let left = next.len().saturating_sub(PARTS_AT_ONCE);
-                    Ok((Some(txn), (keys.is_empty(), left)))
+                    Ok((Some(txn), (own.is_some() || keys.is_empty(), left)))
                 })
                 .await?;
-            is_new |= missing.0;
-            if missing.1 == 0 {
+            is_new |= wrote;
+            if left == 0 {
                 break;
             }
         }
-        if is_new {
+        if is_new && let Some(Word { how, .. }) = word {
             tracing::info!(%holder, how = how.as_str(), sessions = had, "a runtime goes");
-            if itself {
-                let detail = json!({ "holder": holder, "how": how, "sessions": had });
-                let name = holder.runtime.as_str();
-                let record = Record::automatic(wall_clock(), "runtime_goes", name, detail);
-                self.note(Note::happened(record));
-            }
         }
         Ok(())
     }
@@ -144,9 +161,7 @@ impl Plane {
             return Ok((txn, None));
         };
         let account = self.account(&known, self.seems_alive(holder));
-        let seen = self.shared.loads.get(&keys::load(&holder.runtime));
-        let is_ready = seen.is_some_and(|seen| seen.load.ready);
-        let own = Drain::own(&known, is_ready).cloned();
+        let own = Drain::own(&known).cloned();
         let ends_by_itself = own.is_some();
         let detail = json!({
             "how": head.how,

@@ -498,9 +498,8 @@ impl Plane {
             None => (Load::default(), Duration::ZERO),
         };
         let goes = self.goes_away(&runtime.holder);
-        // Who says that it goes takes nothing any more. One that does was only heard late of a drain that an
-        // operator has undone since.
-        if goes && !load.ready {
+        // Who says that it goes takes nothing any more.
+        if goes {
             runtime.duty = Duty::Draining;
         }
         let presence = fleet::presence(

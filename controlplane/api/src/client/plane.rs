@@ -51,11 +51,16 @@ impl ControlPlane for Client {
         })
     }
 
-    fn begin_drain(&self, by: &Holder, how: Emptying, sessions: Vec<SessionId>) -> Answer<()> {
+    fn begin_drain(
+        &self,
+        by: &Holder,
+        how: Option<Emptying>,
+        sessions: Vec<SessionId>,
+    ) -> Answer<()> {
         let this = self.clone();
         let request = wire::BeginDrainRequest {
             by: Some(by.into()),
-            how: wire::DrainHow::from(how).into(),
+            how: how.map_or(0, |how| wire::DrainHow::from(how).into()),
             sessions: sessions.iter().map(ToString::to_string).collect(),
         };
         Box::pin(async move { this.note_drain(request).await.map(|_| ()) })

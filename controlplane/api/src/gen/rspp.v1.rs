@@ -3822,13 +3822,13 @@ pub struct DrainRuntimeResponse {
     #[prost(uint32, tag = "2")]
     pub left: u32,
 }
-/// A runtime goes.
+/// A runtime goes, or is emptied by an operator.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BeginDrainRequest {
     /// Who.
     #[prost(message, optional, tag = "1")]
     pub by: ::core::option::Option<Holder>,
-    /// What becomes of its sessions.
+    /// What becomes of its sessions; unspecified if it does not go by itself: that is the operator's word.
     #[prost(enumeration = "DrainHow", tag = "2")]
     pub how: i32,
     /// What it has.

@@ -25,6 +25,7 @@ use tonic::{Request, Response, Status};
 
 use super::placements::Mark;
 use crate::{
+    accounts::Word,
     audit::done,
     commit::{Asked, Decided},
     failure::Failure,
@@ -193,11 +194,15 @@ impl Fleet for FleetService {
         let by = wire::Holder::required(request.get_ref().by.clone()).map_err(Failure::from)?;
         plane.admit_holder(&request, Operation::JoinFleet, &by.runtime)?;
         let message = request.into_inner();
-        let how: Emptying = message.how().try_into().map_err(Failure::from)?;
+        let how = match message.how() {
+            wire::DrainHow::Unspecified => None,
+            how => Some(Emptying::try_from(how).map_err(Failure::from)?),
+        };
         let sessions = message.sessions.iter().map(|it| text("sessions", it));
         let sessions: Result<Vec<SessionId>, WireError> = sessions.collect();
         let sessions = sessions.map_err(Failure::from)?;
-        plane.note_drain(&by, how, None, sessions).await?;
+        let word = how.map(|how| Word { how, by: None });
+        plane.note_drain(&by, word, sessions).await?;
         Ok(Response::new(wire::BeginDrainResponse {}))
     }
 

@@ -28,10 +28,10 @@ fn became(account: &wire::DrainAccount) -> BTreeMap<&str, String> {
     each.collect()
 }
 
-/// What the trail has of accounts.
-async fn put_down(rig: &Rig) -> Vec<serde_json::Value> {
+/// The details that the trail has of an operation.
+async fn trail(rig: &Rig, operation: &str) -> Vec<serde_json::Value> {
     let request = wire::ListEntriesRequest {
-        operation: "drain_accounted".to_owned(),
+        operation: operation.to_owned(),
         ..wire::ListEntriesRequest::default()
     };
     let entries = rig.admin().list_entries(request).await.unwrap().entries;
@@ -105,7 +105,7 @@ async fn every_session_of_an_emptied_runtime_is_accounted_for() {
     })
     .await;
     assert_eq!(
-        put_down(&rig).await,
+        trail(&rig, "drain_accounted").await,
         Vec::<serde_json::Value>::new(),
         "two are left"
     );
@@ -129,10 +129,10 @@ async fn every_session_of_an_emptied_runtime_is_accounted_for() {
     })
     .await;
     until("the trail has it", async || {
-        !put_down(&rig).await.is_empty()
+        !trail(&rig, "drain_accounted").await.is_empty()
     })
     .await;
-    let told = put_down(&rig).await;
+    let told = trail(&rig, "drain_accounted").await;
     assert_eq!(told.len(), 1, "once");
     assert_eq!(
         (&told[0]["had"], &told[0]["how"]),
@@ -187,7 +187,9 @@ async fn a_runtime_that_goes_by_itself_says_what_it_has() {
         ]
     };
     for _twice in 0..2 {
-        let told = a.client.begin_drain(&a.holder(), Emptying::Move, names());
+        let told = a
+            .client
+            .begin_drain(&a.holder(), Some(Emptying::Move), names());
         told.await.unwrap();
     }
     a.client
@@ -204,9 +206,9 @@ async fn a_runtime_that_goes_by_itself_says_what_it_has() {
         became(&now) == expected.map(|(it, what)| (it, what.to_owned())).into()
     })
     .await;
-    let foreign = rig
-        .client("runtime/b")
-        .begin_drain(&a.holder(), Emptying::Move, Vec::new());
+    let foreign =
+        rig.client("runtime/b")
+            .begin_drain(&a.holder(), Some(Emptying::Move), Vec::new());
     assert!(matches!(foreign.await, Err(ControlError::Denied { .. })));
     let unknown = account(&rig, "nobody").await.unwrap_err();
     assert!(
@@ -273,28 +275,18 @@ async fn an_account_is_of_the_drain_that_goes_on() {
         !runtimes(&rig).await["a"].draining
     })
     .await;
-    let request = wire::ListEntriesRequest {
-        operation: "drain_runtime".to_owned(),
-        ..wire::ListEntriesRequest::default()
-    };
-    let entries = rig.admin().list_entries(request).await.unwrap().entries;
-    let details = entries.iter().map(|it| it.detail.as_str());
-    let details = details.map(|it| serde_json::from_str::<serde_json::Value>(it).unwrap());
-    let undone: Vec<_> = details.filter(|it| it.get("undone").is_some()).collect();
+    let mut undone = trail(&rig, "drain_runtime").await;
+    undone.retain(|it| it.get("undone").is_some());
     assert_eq!(undone.len(), 1);
     assert_eq!(
         (&undone[0]["undone"]["by"], &undone[0]["undone"]["became"]),
         (&"ana".into(), &serde_json::json!({ "remains": 1 }))
     );
-    // The runtime's own word of the drain that was undone comes late: it serves all the same.
-    let late = a
-        .client
-        .begin_drain(&a.holder(), Emptying::Wait, Vec::new());
+    // What the runtime had in the drain that was undone comes late: it serves all the same.
+    let names = vec![SessionId::new("s").unwrap()];
+    let late = a.client.begin_drain(&a.holder(), None, names.clone());
     late.await.unwrap();
-    until("its word is followed", async || {
-        account(&rig, "a").await.is_ok()
-    })
-    .await;
+    assert!(account(&rig, "a").await.is_err());
     assert!(!runtimes(&rig).await["a"].draining);
     assert_eq!(rig.route("new", "").await.unwrap().runtime, "a");
     // Anew, by somebody else: nothing of the first is left.
@@ -305,13 +297,21 @@ async fn an_account_is_of_the_drain_that_goes_on() {
         (wire::DrainHow::Wait, "ana")
     );
     assert!(third.since_ms > second.since_ms);
+    // What it names then is under that word.
+    let named = a.client.begin_drain(&a.holder(), None, names);
+    named.await.unwrap();
+    let still = account(&rig, "a").await.unwrap();
+    assert_eq!((still.how(), still.by.as_str()), (third.how(), "ana"));
+    // The trail does not say that it went by itself.
+    assert!(trail(&rig, "runtime_goes").await.is_empty());
 }
 
 /// NF-016: an operator takes back their own word only. A runtime that ends by itself goes on doing so, whichever
 /// came first, and its account stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_ends_by_itself_is_not_taken_back() {
-    for operator_first in [true, false] {
+    use Emptying::{Finish, Wait};
+    for (operator_first, how) in [(true, Finish), (true, Wait), (false, Finish), (false, Wait)] {
         let rig = Rig::start().await;
         rig.pipeline("desk-1").await;
         let a = rig.node("a").await;
@@ -320,7 +320,7 @@ async fn who_ends_by_itself_is_not_taken_back() {
         if operator_first {
             drain(&rig, "operator/otto", false, false).await;
         }
-        let told = a.client.begin_drain(&a.holder(), Emptying::Finish, names());
+        let told = a.client.begin_drain(&a.holder(), Some(how), names());
         told.await.unwrap();
         if !operator_first {
             drain(&rig, "operator/otto", false, false).await;
@@ -336,12 +336,13 @@ async fn who_ends_by_itself_is_not_taken_back() {
         assert!(back.runtime.unwrap().draining, "it takes nothing");
         until("its own word holds", async || {
             let now = account(&rig, "a").await.unwrap();
-            (now.how(), now.by.as_str()) == (wire::DrainHow::Finish, "")
+            (now.how(), now.by.as_str()) == (wire::DrainHow::from(how), "")
         })
         .await;
         let now = account(&rig, "a").await.unwrap();
         assert_eq!(became(&now), BTreeMap::from([("s", "remains".to_owned())]));
         assert!(runtimes(&rig).await["a"].draining);
+        assert_eq!(trail(&rig, "runtime_goes").await.len(), 1);
     }
 }
 
@@ -354,7 +355,7 @@ async fn who_goes_in_order_has_left() {
     let _c = rig.node("c").await;
     let told = a
         .client
-        .begin_drain(&a.holder(), Emptying::Move, Vec::new());
+        .begin_drain(&a.holder(), Some(Emptying::Move), Vec::new());
     told.await.unwrap();
     a.fares(Load::default()).await;
     until("it is seen to go", async || {

@@ -450,7 +450,7 @@ async fn a_region_that_is_scaled_in_goes_on_serving() {
     for leaves in [&two, &three] {
         let told = leaves
             .client
-            .begin_drain(&leaves.holder(), Emptying::Finish, Vec::new());
+            .begin_drain(&leaves.holder(), Some(Emptying::Finish), Vec::new());
         told.await.unwrap();
         leaves
             .fares(Load {

@@ -10,10 +10,7 @@ use rspp_controlplane_api::{
     Unproven, Wanted, millis,
 };
 use rspp_kernel::keeper::{Ask, Denial, Duty, Keeper, Parting};
-use rspp_proto::{
-    Epoch, Monotonic, SessionId,
-    control::{Emptying, Load},
-};
+use rspp_proto::{Epoch, Monotonic, SessionId, control::Load};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
@@ -272,10 +269,7 @@ impl ControlPlaneLink {
     fn say_what_is_here(&mut self) {
         if let Some(holder) = &self.carrier.holder {
             let sessions = self.around.shared.held();
-            let told = self
-                .config
-                .plane
-                .begin_drain(holder, Emptying::Wait, sessions);
+            let told = self.config.plane.begin_drain(holder, None, sessions);
             self.under_way
                 .push(Box::pin(async { Told::Going(told.await) }));
         }

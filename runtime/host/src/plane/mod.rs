@@ -190,7 +190,7 @@ impl PlaneHandle {
     /// accounted for (NF-016). Why that could not be said is the error.
     pub async fn begin_drain(&self, how: Emptying) -> Result<(), String> {
         let sessions = self.shared.held();
-        self.tell(|plane, holder| plane.begin_drain(holder, how, sessions))
+        self.tell(|plane, holder| plane.begin_drain(holder, Some(how), sessions))
             .await
     }
 
