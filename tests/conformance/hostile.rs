@@ -268,7 +268,7 @@ async fn a_session_is_open_or_refused_at_once() {
     }
     // Real time, of a machine that does other things too: far from what anybody would notice.
     took.sort_unstable();
-    assert!(took[50] < ms(20), "{:?}", took[50]);
+    assert!(took[50] < ms(100), "{:?}", took[50]);
 }
 
 /// F-095: who is refused for want of room takes nobody's lease.
