@@ -13,6 +13,9 @@ pub struct Continuation {
     pub next_turn: TurnNumber,
     /// What was said and done, oldest first.
     pub said: Vec<Said>,
+    /// What the user said while the session left, which opens the next turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unanswered: Option<String>,
 }
 
 impl Continuation {
@@ -22,7 +25,8 @@ impl Continuation {
             Said::User { text } | Said::Agent { text, .. } => text.len(),
             Said::Tool(exchange) => exchange.arguments.len() + exchange.result.len(),
         };
-        let mut left = bytes;
+        let unanswered = self.unanswered.as_ref().map_or(0, String::len);
+        let mut left = bytes.saturating_sub(unanswered);
         let kept = self.said.iter().rev().take_while(|said| {
             let fits = size(said) <= left;
             left = left.saturating_sub(size(said));
@@ -35,6 +39,9 @@ impl Continuation {
     /// Takes out the words that were said; see [`crate::journal`].
     pub(crate) fn blur(&mut self) {
         use crate::journal::{blurred, blurred_json};
+        if let Some(text) = &mut self.unanswered {
+            *text = blurred(text);
+        }
         for said in &mut self.said {
             match said {
                 Said::User { text } | Said::Agent { text, .. } => *text = blurred(text),
@@ -67,6 +74,7 @@ mod tests {
             let mut kept = Continuation {
                 next_turn: TurnNumber(4),
                 said: vec![user("one"), user("three"), user("five!")],
+                unanswered: None,
             };
             kept.fit(bytes);
             let left: Vec<_> = left.iter().map(|text| user(text)).collect();

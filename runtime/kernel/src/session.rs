@@ -306,9 +306,11 @@ impl Session {
             let interrupted = heard.len() < running.reply.text().len();
             conversation.agent_was_heard(heard, interrupted);
         }
+        let unanswered = self.waiting.as_ref().filter(|_| self.moving);
         Continuation {
             next_turn: self.next_turn,
             said: conversation.iter().cloned().collect(),
+            unanswered: unanswered.map(|waiting| waiting.text.clone()),
         }
     }
 
@@ -586,6 +588,7 @@ impl Session {
         if let Some(signal) = signal {
             self.signal(signal, emitter, None);
         }
+        self.answer_what_waited();
         self.leave_unheard();
     }
 
@@ -736,12 +739,14 @@ impl Session {
     /// Something was said. It opens a turn now, or as soon as the running one has ended; with
     /// barge-in, words are reason enough to end it.
     fn user_turn(&mut self, now: Monotonic, text: String, until: Option<SampleIndex>) {
-        if text.trim().is_empty() || self.state != SessionState::Active {
+        // Nothing is opened where the session leaves; what is said there goes along, and interrupts all the same.
+        let leaves = self.moving && self.state == SessionState::Draining;
+        if text.trim().is_empty() || !(leaves || self.state == SessionState::Active) {
             return;
         }
         self.arrived();
         let Some(running) = &self.running else {
-            if self.throttled.is_some() {
+            if leaves || self.throttled.is_some() {
                 self.discard(Discarded::WordsDiffer);
                 self.keep(text, until);
             } else {
@@ -1313,6 +1318,20 @@ impl Session {
                 said
             });
             self.conversation.go_on(said);
+            let unanswered = continuation.unanswered;
+            self.waiting = unanswered.map(|text| Waiting { text, until: None });
+            self.answer_what_waited();
+        }
+    }
+
+    /// What was said where the session left is answered here, once its user is here too.
+    fn answer_what_waited(&mut self) {
+        let is_free = self.running.is_none() && self.throttled.is_none();
+        if is_free
+            && self.state == SessionState::Active
+            && let Some(Waiting { text, until }) = self.waiting.take()
+        {
+            self.propose(text, until);
         }
     }
 
@@ -1332,7 +1351,6 @@ impl Session {
             return;
         }
         self.moving = true;
-        self.waiting = None;
         let emitter = Emitter::RoutingView;
         self.signal_because(
             Signal::MigrationStart,

@@ -875,6 +875,38 @@ fn a_session_that_moves_is_drained_and_handed_over() {
     assert_eq!(taken.log, [rotated, moved]);
 }
 
+/// F-041, F-157: who speaks over a session that leaves is heard: the turn ends at once, and where the session
+/// goes on their words are answered.
+#[test]
+fn what_is_said_to_a_session_that_moves_is_answered_elsewhere() {
+    let mut left = Rig::talking();
+    left.take(Input::Leaving);
+    left.log.clear();
+    left.say("stop");
+    left.say("what is the time");
+    assert_eq!(
+        left.log,
+        [
+            "FENCE",
+            "barge_in",
+            "cancel(barge_in)",
+            "STOP WORK barge_in",
+            "FENCE",
+            "abort(cancelled)",
+            "close",
+        ]
+    );
+    assert_eq!(left.session.state(), SessionState::Draining);
+    let kept = left.session.continuation();
+    assert_eq!(kept.unanswered.as_deref(), Some("stop what is the time"));
+    let stored = serde_json::to_string(&kept).expect("plain data");
+    let kept = serde_json::from_str(&stored).expect("what was just written");
+    let mut next = Rig::new();
+    next.take(Input::Resumed(Box::new(kept)));
+    assert!(next.log.contains(&"START stop what is the time".to_owned()));
+    assert_eq!(next.session.continuation().unanswered, None);
+}
+
 /// F-155, P25: what a placement leaves at the end of a turn is what the next one goes on with: the words
 /// as they were heard, and the count of turns.
 #[test]
@@ -918,6 +950,7 @@ fn an_order_of_the_placement_before_is_known_once() {
         Input::Resumed(Box::new(Continuation {
             next_turn: TurnNumber(2),
             said: vec![said(end)],
+            unanswered: None,
         }))
     };
     let inherited = Input::Inherited(Box::new(Inheritance {
