@@ -589,8 +589,16 @@ fn what_was_done_is_proved_and_kept() {
     place.ok("ana", "backup --out all.jsonl");
     let (code, said) = place.run("ana", "restore all.jsonl");
     assert_eq!(code, 2, "{said}");
-    assert!(said.contains("not empty"), "{said}");
+    assert_snapshot!(said, @"error: the store is not empty; start a control plane on a new store and restore into that");
     let fresh = Place::new();
+    let kept = fs::read_to_string(place.path("all.jsonl")).unwrap();
+    fresh.file("altered.jsonl", &kept.replacen("greeter-1", "greeter-9", 1));
+    let (code, said) = fresh.run("ana", "restore altered.jsonl");
+    assert_eq!(code, 2, "{said}");
+    assert!(
+        said.ends_with("nothing was restored: take another backup\n"),
+        "{said}"
+    );
     fs::copy(place.path("all.jsonl"), fresh.path("all.jsonl")).unwrap();
     let restored = fresh.ok("ana", "restore all.jsonl");
     for word in ["records, as of", "RPO ", "RTO "] {
@@ -928,6 +936,27 @@ fn fewer_approvals_are_proposed() {
     let (code, said) = place.run("ana", "rules set rules.yaml");
     assert_eq!(code, 2, "{said}");
     assert_snapshot!(said, @"error: `document` approvals.approvals: 1 are in force and 0 asked for, which has to be approved: change that by itself (`rspp rules approvals 0`), or leave it at 1 here");
+}
+
+/// F-165: whoever is to approve a change sees which it is.
+#[test]
+fn what_is_proposed_is_said() {
+    let place = Place::new();
+    place.ok("ana", "pipeline publish greeter-1.yaml");
+    place.ok("ana", "rollout set greeter-1");
+    place.ok("ana", "pipeline publish greeter-2.yaml");
+    place.ok("ana", "rules approvals 1");
+    place.ok("ana", "rollout set greeter-2 --percent 10");
+    place.ok("ana", "rollout set greeter-2");
+    place.ok("ana", "rules approvals 0");
+    let waiting = place.json("alma", "rollout proposals");
+    let told = |nr: usize| (waiting[nr]["of"].as_str(), waiting[nr]["change"].as_str());
+    let of = Some("pipeline greeter");
+    assert_eq!(told(0), (of, Some("greeter-2 to 10 %")));
+    assert_eq!(told(1), (of, Some("greeter-2 to everybody")));
+    assert_eq!(told(2), (Some("rules"), Some("0 approvals")));
+    let said = place.ok("alma", "rollout proposals");
+    assert!(said.contains("greeter-2 to everybody"), "{said}");
 }
 
 /// F-096, F-113, issue 4: regions are seen with their health, left and taken back.

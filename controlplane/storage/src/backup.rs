@@ -67,7 +67,7 @@ pub enum BackupError {
     #[error(transparent)]
     Io(#[from] std::io::Error),
     /// The file is no backup, or not all of it.
-    #[error("line {line}: {what}")]
+    #[error("line {line}: {what}; nothing was restored: take another backup")]
     Malformed {
         /// Its number, from 1.
         line: u64,
@@ -75,7 +75,7 @@ pub enum BackupError {
         what: String,
     },
     /// Something is there already.
-    #[error("the store is not empty; restore into an empty one")]
+    #[error("the store is not empty; start a control plane on a new store and restore into that")]
     NotEmpty,
 }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::{
     control::{
         Remote, json_of, pages, refused, request_id,
-        shape::{Shape as _, who},
+        shape::{Shape as _, proposed, subject, who},
         table, when,
     },
     problem::Problem,
@@ -459,19 +459,17 @@ async fn proposals(remote: &Remote, client: Client) -> Result<(), Problem> {
             let rows: Vec<_> = found
                 .iter()
                 .map(|it| {
-                    let about = it
-                        .approvals
-                        .map_or_else(|| it.line.clone(), |it| format!("{} approvals", it.people));
                     [
                         it.id.clone(),
-                        about,
+                        subject(it),
+                        proposed(it),
                         it.author.clone(),
                         when(it.at_ms),
                         it.approved_by.join(", "),
                     ]
                 })
                 .collect();
-            table(["id", "of", "by", "at", "approved by"], &rows)
+            table(["id", "of", "change", "by", "at", "approved by"], &rows)
         },
         || json_of(&found),
     )

@@ -242,9 +242,6 @@ fn hint(reason: &str) -> Option<&'static str> {
     match reason {
         reason::NOT_FOUND => Some("the `list` commands show what is there"),
         reason::VERSION_CONFLICT => Some("look at what it is now, then decide again"),
-        reason::RESTORE_REFUSED => {
-            Some("start a control plane on a new store and restore into that")
-        }
         _another => None,
     }
 }

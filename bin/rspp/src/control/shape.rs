@@ -130,21 +130,54 @@ impl Shape for wire::LineReadings {
 
 /// Who gets a candidate, in words.
 pub(crate) fn who(candidate: &wire::Candidate) -> String {
-    use wire::strategy::Strategy;
-    let strategy = candidate
-        .strategy
-        .as_ref()
-        .and_then(|it| it.strategy.as_ref());
-    let who = match strategy {
-        Some(Strategy::Allowlist(list)) => list.tenants.join(", "),
-        Some(Strategy::Percent(percent)) => format!("{percent} %"),
-        Some(Strategy::Canary(canary)) => format!("canary {} %", canary.percent),
-        None => "nobody".to_owned(),
-    };
+    let who = whom(candidate.strategy.as_ref());
     if candidate.paused {
         format!("{who}, paused")
     } else {
         who
+    }
+}
+
+fn whom(strategy: Option<&wire::Strategy>) -> String {
+    use wire::strategy::Strategy;
+    match strategy.and_then(|it| it.strategy.as_ref()) {
+        Some(Strategy::Allowlist(list)) => list.tenants.join(", "),
+        Some(Strategy::Percent(percent)) => format!("{percent} %"),
+        Some(Strategy::Canary(canary)) => format!("canary {} %", canary.percent),
+        None => "nobody".to_owned(),
+    }
+}
+
+/// What is proposed, in words: whoever approves has to see it.
+pub(crate) fn proposed(proposal: &wire::Proposal) -> String {
+    use wire::change::Change;
+    if let Some(approvals) = proposal.approvals {
+        return format!("{} approvals", approvals.people);
+    }
+    let change = proposal.change.as_ref().and_then(|it| it.change.as_ref());
+    match change {
+        Some(Change::Direct(version)) => format!("{version} to everybody"),
+        Some(Change::Try(it)) => format!("{} to {}", it.version, whom(it.strategy.as_ref())),
+        Some(Change::Promote(_)) => "promote".to_owned(),
+        Some(Change::Pause(_)) => "pause".to_owned(),
+        Some(Change::Resume(_)) => "resume".to_owned(),
+        Some(Change::RollBack(to)) if to.is_empty() => "roll back".to_owned(),
+        Some(Change::RollBack(to)) => format!("roll back to {to}"),
+        Some(Change::Freeze(_)) => "freeze".to_owned(),
+        Some(Change::Thaw(_)) => "thaw".to_owned(),
+        None => "unknown to this version of rspp".to_owned(),
+    }
+}
+
+/// Of what it is, e.g. `policy greeter`.
+pub(crate) fn subject(proposal: &wire::Proposal) -> String {
+    let line = &proposal.line;
+    match proposal.kind() {
+        wire::Kind::Unspecified => "rules".to_owned(),
+        wire::Kind::Pipeline => format!("pipeline {line}"),
+        wire::Kind::Policy => format!("policy {line}"),
+        wire::Kind::Providers => format!("providers {line}"),
+        wire::Kind::Limits => format!("limits {line}"),
     }
 }
 
@@ -155,7 +188,9 @@ impl Shape for wire::Proposal {
             .map(|it| json!({ "approvals": it.people, "expires_after_ms": it.expires_after_ms }));
         json!({
             "id": self.id,
+            "of": subject(self),
             "line": self.line,
+            "change": proposed(self),
             "author": self.author,
             "at_ms": self.at_ms,
             "approved_by": self.approved_by,
