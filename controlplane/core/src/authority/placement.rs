@@ -243,7 +243,7 @@ pub struct Seen {
     pub holder_alive: bool,
     /// Whether the session's fuse burns.
     pub fuse_burns: bool,
-    /// Whether the runtime that it is reserved for is alive.
+    /// Whether the runtime that it is reserved for is alive, and takes sessions.
     pub reserved_alive: bool,
 }
 

@@ -10,7 +10,7 @@ use rspp_controlplane::{
     access::Operation,
     audit::Record,
     authority::{self, Binding, Placement, Refusal, Revoke, Seen, Standing},
-    fleet::Runtime,
+    fleet::{Duty, Runtime},
     keys,
     registry::{Kind, VersionName},
     routing::{Exclusion, NoRoute},
@@ -209,7 +209,11 @@ impl Plane {
         let Some(current) = current else {
             return Ok(nobody);
         };
-        let reserved = current.reserved().and_then(|it| self.runtime(it));
+        // For one that takes no sessions nobody is kept waiting.
+        let reserved = current
+            .reserved()
+            .and_then(|it| self.runtime(it))
+            .filter(|it| it.duty == Duty::Serving);
         let absent = keys::fuse(session);
         let asked = [
             current

@@ -8,7 +8,7 @@ use rspp_controlplane::{
     access::{Operation, Principal},
     audit::Record,
     authority::{Placement, Refusal, Revoke, Standing, WhyRevoked},
-    fleet::{self, Endpoint, Presence},
+    fleet::{self, Duty, Endpoint, Presence},
     keys,
     routing::{self, Choice},
     status::{self, Report},
@@ -147,14 +147,16 @@ impl Sessions for SessionsService {
             why => why.try_into().map_err(Failure::from)?,
         };
         let to = optional::<RuntimeId>("to", &message.to).map_err(Failure::from)?;
-        if let Some(to) = &to
-            && plane.runtime(to).is_none()
-        {
-            return Err(Failure::NotFound {
+        if let Some(to) = &to {
+            let runtime = plane.runtime(to).ok_or_else(|| Failure::NotFound {
                 what: "runtime",
                 name: to.to_string(),
+            })?;
+            if runtime.duty == Duty::Draining {
+                let why =
+                    format!("`{to}` is being emptied: name another, or nobody for whoever is fit");
+                return Err(Failure::from(WireError::new("to", why)).into());
             }
-            .into());
         }
         let order = Revoke {
             why,
@@ -295,6 +297,13 @@ impl Plane {
         order: &Revoke,
     ) -> Result<Decided<wire::SessionStatus>, Failure> {
         let (placement, unchanged) = self.placement_of(tenant, session).await?;
+        let holder = placement.holder().map(|it| &it.runtime);
+        if let Some(to) = order.to.as_ref().filter(|to| holder == Some(to)) {
+            let why = format!(
+                "the session is on `{to}` already: name another, or nobody for whoever is fit"
+            );
+            return Err(WireError::new("to", why).into());
+        }
         let (txn, after) = Self::order(Some(&placement), unchanged, order)?;
         let operation = Operation::MoveSession.as_str();
         let detail = json!({

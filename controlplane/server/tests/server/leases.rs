@@ -309,6 +309,49 @@ async fn a_session_is_moved_on_order() {
     assert_eq!(renewed.revoked, [], "who has let go is not told again");
 }
 
+/// F-096, F-157: a session moves to who can take it, and nobody waits for one that takes no sessions any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_who_takes_no_sessions() {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let (a, b, c) = (
+        rig.node("a").await,
+        rig.node("b").await,
+        rig.node("c").await,
+    );
+    let lease = a.acquire("s", 1).await.unwrap();
+    let itself = moved(&rig, "s", "a", None).await.unwrap_err();
+    assert!(itself.to_string().contains("on `a` already"), "{itself}");
+    moved(&rig, "s", "b", None).await.unwrap();
+    let drain = wire::DrainRuntimeRequest {
+        runtime: "b".to_owned(),
+        ..wire::DrainRuntimeRequest::default()
+    };
+    rig.client("operator/otto")
+        .drain_runtime(drain)
+        .await
+        .unwrap();
+    let mut emptied = moved(&rig, "s", "b", None).await;
+    for _ in 0..100 {
+        if emptied.is_err() {
+            break; // The drain has come round.
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        emptied = moved(&rig, "s", "b", None).await;
+    }
+    let emptied = emptied.unwrap_err();
+    assert!(
+        emptied.to_string().contains("is being emptied"),
+        "{emptied}"
+    );
+    a.client
+        .release(a.writer(&lease), Leave::Release)
+        .await
+        .unwrap();
+    c.acquire("s", 1).await.unwrap();
+    drop(b);
+}
+
 /// F-106, F-111: a holder that does not let go is not waited for longer than it may believe in its lease or was
 /// given to finish, and no shorter; the order stays for it to find.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
