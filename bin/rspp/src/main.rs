@@ -4,6 +4,7 @@ mod call;
 mod cli;
 mod cmd;
 mod control;
+mod outputs;
 mod problem;
 mod python;
 mod rehearsal;

@@ -1,6 +1,6 @@
 //! The report of a conversation, as programs read it: `rspp.report.v1`.
 
-use std::{collections::BTreeMap, fs, io, path::Path, time::Duration};
+use std::{collections::BTreeMap, io, path::Path, time::Duration};
 
 use rspp_host::report::{SessionReport, TurnReport};
 use rspp_proto::{
@@ -9,6 +9,8 @@ use rspp_proto::{
 use rspp_timeline::{OR02_EVIDENCE_SCHEMA_VERSION, VERSION as TIMELINE_VERSION};
 use rspp_transport_api::{loopback::Moment, wire::WireReport};
 use serde::{Deserialize, Serialize};
+
+use crate::outputs;
 
 /// What the report calls its own format.
 pub(crate) const SCHEMA: &str = "rspp.report.v1";
@@ -173,10 +175,7 @@ impl Report {
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(".part");
-        fs::write(&beside, text)?;
-        fs::rename(&beside, path)
+        outputs::write_whole(path, &text)
     }
 }
 
@@ -234,6 +233,8 @@ fn rounded(ms: f64) -> f64 {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::fs;
+
     use rspp_host::Percentiles;
     use rspp_kernel::SessionState;
     use rspp_proto::{Spending, TurnNumber};

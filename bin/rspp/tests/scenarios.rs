@@ -110,6 +110,27 @@ fn a_kept_call_is_replayed_by_nodes_from_the_command_line() {
     );
     let wrong = ["replay", kept, "--mode", playback, "--scenario", &played];
     assert_eq!(rspp(&wrong).0, Some(2));
+
+    // What is kept takes the place of nothing but an older timeline, and never of the recording itself.
+    let bytes = |name: &str| fs::read(folder.path().join(name)).expect("a file");
+    fs::write(folder.path().join("letter.txt"), "somebody's own").expect("written");
+    let recorded = bytes(kept);
+    for (mode, keep, why) in [
+        (playback, kept, "is the recording itself"),
+        (
+            playback,
+            "./played-back.call.rspp",
+            "is the recording itself",
+        ),
+        (playback, "letter.txt", "exists and is no timeline"),
+        ("replay_decisions", "other.rspp", "--mode re_simulate_nodes"),
+    ] {
+        let (code, _, complaint) = rspp(&["replay", kept, "--mode", mode, "--keep", keep]);
+        assert_eq!(code, Some(2), "{keep}: {complaint}");
+        assert!(complaint.contains(why), "{keep}: {complaint}");
+    }
+    assert!(bytes(kept) == recorded, "the recording is as it was");
+    assert_eq!(bytes("letter.txt"), b"somebody's own");
 }
 
 /// F-075: a session is summed up for the tenant that is accounted for it, from its recording or from all that

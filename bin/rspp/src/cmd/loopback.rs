@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -19,9 +18,7 @@ use rspp_proto::{
     abi::Signal, control::Versions, spec::Modality,
 };
 use rspp_provider_api::{Description, Providers};
-use rspp_timeline::{
-    FileHeader, OpenError, Options, Recorder, Recording, Timeline, export::Exports,
-};
+use rspp_timeline::{FileHeader, OpenError, Options, Recorder, Recording, export::Exports};
 use rspp_tools::HttpTools;
 use rspp_transport_api::{
     loopback::{self, Line, Network, Script},
@@ -38,6 +35,7 @@ use crate::{
         transcript,
         voice::{self, Ready, USER_VOICE},
     },
+    outputs::{is_same_file, make_room},
     problem::Problem,
     report::{Circumstances, Report},
     specs::Setup,
@@ -527,11 +525,6 @@ fn describe(providers: &Providers, modality: Modality, id: &ProviderId) -> Optio
     }
 }
 
-fn is_same_file(one: &Path, other: &Path) -> bool {
-    one == other
-        || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
-}
-
 /// Begins a timeline, in its file or in the spool.
 async fn record(
     path: Option<&Path>,
@@ -556,21 +549,6 @@ async fn record(
             Problem::input(error)
         }
     })
-}
-
-/// An older timeline is replaced, anything else is left alone.
-fn make_room(path: &Path) -> Result<(), Problem> {
-    let name = path.display();
-    let is_empty = fs::metadata(path).is_ok_and(|it| it.len() == 0);
-    if path.exists() {
-        if !is_empty && Timeline::open(path).is_err() {
-            return Err(Problem::input(format!(
-                "{name}: exists and is no timeline; choose another name"
-            )));
-        }
-        fs::remove_file(path).map_err(|error| Problem::input(format!("{name}: {error}")))?;
-    }
-    Ok(())
 }
 
 fn wall_clock() -> WallClock {

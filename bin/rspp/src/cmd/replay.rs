@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::models::StoreOptions;
 use crate::{
     call::{providers::ProviderOptions, rerun, said::parse_duration, transcript::counted},
+    outputs,
     problem::Problem,
     rehearsal, terminal,
 };
@@ -137,6 +138,15 @@ impl ReplayCommand {
                 "--cursor, --save-cursor and --until are for the modes of decisions",
             ));
         }
+        if let Some(keep) = &self.keep {
+            if outputs::is_same_file(keep, &self.file) {
+                return Err(Problem::input(format!(
+                    "--keep {}: is the recording itself; choose another name",
+                    keep.display()
+                )));
+            }
+            outputs::make_room(keep)?;
+        }
         let mode = ReplayMode::from(self.mode);
         let tokio = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -209,6 +219,11 @@ impl ReplayCommand {
     }
 
     fn by_decisions(self, entries: &[Entry]) -> Result<(), Problem> {
+        if self.keep.is_some() || self.scenario.is_some() {
+            return Err(Problem::input(
+                "--keep and --scenario are for modes that run nodes: add --mode re_simulate_nodes",
+            ));
+        }
         let name = self.file.display();
         let session = entries.iter().find_map(|entry| match entry {
             Entry::Header(header) => Some(header.session_id.clone()),
