@@ -638,7 +638,7 @@ fn what_cannot_be_meant_is_refused_with_what_there_is() {
         "rules.yaml",
         "approvals: {approvals: 1}\nresidency: {}\napprovals: {}\n",
     );
-    assert_snapshot!(refused("rules set rules.yaml"), @"error: rules.yaml: line 3: `approvals` stands twice; keep one of the two");
+    assert_snapshot!(refused("rules set rules.yaml"), @"error: rules.yaml: line 3 column 1: `approvals` stands twice; keep one of the two");
 }
 
 /// Issue 4: what changed between versions is told to programs too.
