@@ -127,6 +127,14 @@ impl Problem {
         Self::Failure(Box::new(Told::new(FAILED, message)))
     }
 
+    /// The same, with what it is about in front.
+    pub(crate) fn of(mut self, name: impl Display) -> Self {
+        if let Self::Input(told) | Self::Failure(told) = &mut self {
+            told.message = format!("{name}: {}", told.message);
+        }
+        self
+    }
+
     /// Prints the message and says how the process ends.
     pub(crate) fn report(self, reader: Reader) -> ExitCode {
         match self {

@@ -54,6 +54,27 @@ impl Refused {
     }
 }
 
+/// The first of what is wrong with a part that stands within a file of another kind: the places that a diagnostic
+/// names are those of a text that nobody wrote.
+pub(crate) fn wrong_within(part: &str, Diagnostics(found): &Diagnostics) -> String {
+    let mut errors = found.iter().filter(|it| it.severity == Severity::Error);
+    let Some(first) = errors.next() else {
+        return format!("{part}: is wrong");
+    };
+    let mut told = part.to_owned();
+    if !first.path.is_empty() {
+        told = format!("{told}.{}", first.path);
+    }
+    told = format!("{told}: {}", first.message);
+    if let Some(hint) = &first.hint {
+        told = format!("{told}; {hint}");
+    }
+    match errors.count() {
+        0 => told,
+        n => format!("{told} (and {n} more)"),
+    }
+}
+
 /// Reads a pipeline, and compiles its graph.
 pub(crate) fn pipeline(path: &Path, mode: Mode) -> Result<(Parsed<PipelineSpec>, Graph), Refused> {
     pipeline_of(path, &read(path)?, mode)

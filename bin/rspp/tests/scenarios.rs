@@ -426,6 +426,87 @@ fn what_means_nothing_is_refused() {
     );
     let nobody = refused("hooks: { ghost: { init: 1 } }");
     assert!(nobody.contains("hooks.ghost"), "{nobody}");
+    let unchosen = refused(
+        "settings: { tenant: { providers: { choice: { language: { de: { llm: [] } } } } } }",
+    );
+    assert_eq!(
+        unchosen,
+        "error: wrong.yaml: settings.tenant.providers.choice.language.de.llm: needs at least 1 provider\n"
+    );
+}
+
+/// F-001: what is wrong with a scenario, or with the pipeline and the limits within it, is told on one line, with the
+/// file and the field, and with no place in a text that nobody wrote.
+#[test]
+fn what_is_wrong_is_told_with_its_file_and_field() {
+    let folder = tempfile::tempdir().expect("a directory");
+    for (text, told) in [
+        (
+            "pipeline: { providers: { failure: { voice_retry_ms: -1 } } }",
+            "pipeline.providers.failure.voice_retry_ms: `-1` must be at least 1",
+        ),
+        (
+            "limits: { node: { sessions: { limit: 2000000000 } } }",
+            "limits.node.sessions.limit: `2000000000` must be at most 1000000000; from 0 to 1000000000",
+        ),
+        (
+            "limits: { node: { sessions: { limit: -1 } } }",
+            "line 3 column 38: needs a whole number from 0 to 18446744073709551615",
+        ),
+        (
+            "policy: { schema: rspp.policy.bundle.v1 }",
+            "policy: missing field `policy_resolution_snapshot` (and 1 more)",
+        ),
+    ] {
+        let text = format!("schema: rspp.scenario.v1\ntitle: Wrong\n{text}\ncalls: [{{}}]\n");
+        fs::write(folder.path().join("wrong.yaml"), text).expect("written");
+        let (code, said, complaint) = rspp_in(folder.path(), &["rehearse", "wrong.yaml"]);
+        assert_eq!(complaint, format!("error: wrong.yaml: {told}\n"), "{said}");
+        assert_eq!(code, Some(2));
+    }
+}
+
+/// Timelines that are kept have names of their own: no call goes out of the directory, and no scenario writes over
+/// another's.
+#[test]
+fn kept_timelines_have_names_of_their_own() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let scenario = |id: &str| {
+        format!(
+            "schema: rspp.scenario.v1\ntitle: Kept\ncalls: [{{ id: {id}, says: [{{ words: hello, at_ms: 300 }}] }}]\n"
+        )
+    };
+    for name in ["one", "two"] {
+        let place = folder.path().join(name);
+        fs::create_dir(&place).expect("a directory");
+        fs::write(place.join("same.yaml"), scenario("call")).expect("written");
+    }
+    let twice = [
+        "rehearse",
+        "--timelines",
+        "kept",
+        "one/same.yaml",
+        "two/same.yaml",
+    ];
+    let (code, _, complaint) = rspp_in(folder.path(), &twice);
+    assert_eq!(code, Some(2));
+    assert!(complaint.contains("would have one name"), "{complaint}");
+    let (code, _, complaint) = rspp_in(
+        folder.path(),
+        &["rehearse", "--timelines", "one/same.yaml", "one/same.yaml"],
+    );
+    assert_eq!(code, Some(2));
+    assert_eq!(
+        complaint,
+        "error: one/same.yaml: is no directory; name one\n"
+    );
+    fs::write(folder.path().join("out.yaml"), scenario("../out")).expect("written");
+    let (code, _, complaint) = rspp_in(
+        folder.path(),
+        &["rehearse", "--timelines", "kept", "out.yaml"],
+    );
+    assert_eq!(code, Some(2));
+    assert!(complaint.contains("calls[0].id: `../out`"), "{complaint}");
 }
 
 /// F-034: a cancel says whom it is about, and nobody else: one of a node without the node is not one of

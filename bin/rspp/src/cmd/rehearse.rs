@@ -1,6 +1,12 @@
 //! `rspp rehearse`: what happens if …
 
-use std::{fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
 use rspp_proto::Monotonic;
@@ -75,6 +81,9 @@ impl Rehearse {
             .iter()
             .map(|file| Scenario::load(file).map(|scenario| (file, scenario)))
             .collect::<Result<Vec<_>, _>>()?;
+        if self.timelines.is_some() {
+            self.check_stems()?;
+        }
         let scratch = Scratch::new(self.timelines.as_ref())?;
         let mut all_hold = true;
         let mut told = Vec::new();
@@ -83,7 +92,8 @@ impl Rehearse {
             let stem = file.file_stem().unwrap_or_default().to_string_lossy();
             let performance = perform(&scenario, |call| {
                 scratch.path.join(format!("{stem}.{call}.rspp"))
-            })?;
+            })
+            .map_err(|problem| problem.of(file.display()))?;
             let holds = performance.findings().all(Finding::holds);
             all_hold &= holds;
             if self.json {
@@ -113,6 +123,23 @@ impl Rehearse {
             Err(Problem::Reported)
         }
     }
+
+    /// Timelines that are kept bear the names of their scenarios.
+    fn check_stems(&self) -> Result<(), Problem> {
+        let mut taken: BTreeMap<&OsStr, &Path> = BTreeMap::new();
+        for file in &self.files {
+            let stem = file.file_stem().unwrap_or_default();
+            if let Some(other) = taken.insert(stem, file) {
+                return Err(Problem::input(format!(
+                    "{} and {}: their timelines would have one name; rehearse them one after the other, each with \
+                     a directory of its own",
+                    other.display(),
+                    file.display()
+                )));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where timelines go: kept if somebody asked for them.
@@ -127,8 +154,13 @@ impl Scratch {
             Some(path) => path.clone(),
             None => std::env::temp_dir().join(format!("rspp-rehearsal-{}", std::process::id())),
         };
-        fs::create_dir_all(&path)
-            .map_err(|error| Problem::input(format!("{}: {error}", path.display())))?;
+        fs::create_dir_all(&path).map_err(|error| {
+            let name = path.display();
+            Problem::input(match error.kind() {
+                io::ErrorKind::AlreadyExists => format!("{name}: is no directory; name one"),
+                _ => format!("{name}: {error}"),
+            })
+        })?;
         Ok(Self {
             path,
             kept: wanted.is_some(),
@@ -146,8 +178,15 @@ impl Drop for Scratch {
 
 fn calls(performance: &Performance) -> String {
     let mut lines = Vec::new();
+    let first = performance.calls.iter().map(|call| call.placed_at).min();
     for call in &performance.calls {
-        lines.push(format!("\ncall `{}`", call.id));
+        // A call's times are its own.
+        let later = call.placed_at.since(first.unwrap_or(call.placed_at));
+        let placed = match later {
+            Duration::ZERO => String::new(),
+            later => format!(", placed {:.3} s after the first", later.as_secs_f64()),
+        };
+        lines.push(format!("\ncall `{}`{placed}", call.id));
         lines.extend(call.signals.iter().map(|signal| {
             let envelope = &signal.envelope;
             let at = Monotonic::from_millis(envelope.runtime_timestamp_ms).since(call.placed_at);

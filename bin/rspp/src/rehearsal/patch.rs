@@ -2,13 +2,10 @@
 
 use std::path::Path;
 
-use rspp_proto::spec::{Diagnostics, Mode, PipelineSpec, PolicyBundle};
+use rspp_proto::spec::{Mode, PipelineSpec, PolicyBundle};
 use serde_json::Value;
 
-use crate::{
-    problem::Problem,
-    specs::{self, Refused},
-};
+use crate::{problem::Problem, specs};
 
 /// The pipeline that `given` stands for.
 pub(super) fn pipeline(given: &Value, folder: &Path) -> Result<PipelineSpec, Problem> {
@@ -32,7 +29,7 @@ pub(super) fn pipeline(given: &Value, folder: &Path) -> Result<PipelineSpec, Pro
     let text = value.to_string();
     PipelineSpec::parse("pipeline", &text, Mode::Strict)
         .map(|parsed| parsed.spec)
-        .map_err(|Diagnostics(found)| Refused::Wrong(found).into_problem("rspp validate spec"))
+        .map_err(|wrong| Problem::input(specs::wrong_within("pipeline", &wrong)))
 }
 
 /// The policy that `given` stands for; none without.
@@ -41,8 +38,9 @@ pub(super) fn policy(given: &Value, folder: &Path) -> Result<Option<PolicyBundle
         Value::Null => return Ok(None),
         Value::String(file) => specs::policy(&folder.join(file), Mode::Strict),
         Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
-            PolicyBundle::parse("policy", &given.to_string(), Mode::Strict)
-                .map_err(|Diagnostics(found)| Refused::Wrong(found))
+            return PolicyBundle::parse("policy", &given.to_string(), Mode::Strict)
+                .map(|parsed| Some(parsed.spec))
+                .map_err(|wrong| Problem::input(specs::wrong_within("policy", &wrong)));
         }
     };
     parsed
@@ -123,6 +121,9 @@ mod tests {
             panic!("a misspelt field is no pipeline");
         };
         let message = told.to_string();
-        assert!(message.contains("barge_inn"), "{message}");
+        assert!(
+            message.starts_with("pipeline.turns.barge_inn: "),
+            "{message}"
+        );
     }
 }

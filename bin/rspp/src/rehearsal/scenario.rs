@@ -13,11 +13,11 @@ use rspp_kernel::{
 use rspp_proto::{
     Epoch, IdempotencyKey, InvocationId, NodeId, ProviderId, SampleRate, SessionId, TenantId,
     abi::{CancelScope, Signal},
-    spec::{LimitsSpec, Modality, Mode, Priority, RecordingLevel, ReplayMode},
+    spec::{LimitsSpec, Modality, Mode, PolicyBundle, Priority, RecordingLevel, ReplayMode},
 };
 use rspp_timeline::{Capacity, export::ExportPolicy};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::expect::Expected;
 use crate::{problem::Problem, specs};
@@ -395,6 +395,32 @@ pub(crate) struct Call {
     pub(crate) expect: Expected,
 }
 
+/// What settings say of providers is held to the rules that it is held to when it is published.
+fn providers_of(settings: &LayeredSettings) -> Result<(), String> {
+    let published = settings.published.as_ref().map(|it| &it.providers);
+    let layers = [
+        ("defaults", Some(&settings.defaults.providers)),
+        ("environment", Some(&settings.environment.providers)),
+        ("tenant", Some(&settings.tenant.providers)),
+        ("session", Some(&settings.session.providers)),
+        ("published", published),
+    ];
+    for (layer, providers) in layers {
+        let Some(providers) = providers.filter(|it| !it.is_empty()) else {
+            continue;
+        };
+        let bundle = json!({
+            "schema": "rspp.policy.bundle.v1",
+            "policy_resolution_snapshot": layer,
+            "allowed_adaptive_actions": [],
+            "providers": providers,
+        });
+        PolicyBundle::parse(layer, &bundle.to_string(), Mode::Strict)
+            .map_err(|wrong| specs::wrong_within(&format!("settings.{layer}"), &wrong))?;
+    }
+    Ok(())
+}
+
 /// A rate that a line may carry.
 pub(crate) fn audible(rate: u32) -> Result<SampleRate, String> {
     SampleRate::new(rate)
@@ -701,7 +727,10 @@ impl Scenario {
         scenario.calls = scenario.calls.into_iter().flat_map(Call::copied).collect();
         let limits = serde_json::to_string(&scenario.limits).map_err(Problem::failure)?;
         if let Err(errors) = LimitsSpec::parse("limits", &limits, Mode::Strict) {
-            return wrong(errors.to_string());
+            return wrong(specs::wrong_within("limits", &errors));
+        }
+        if let Err(what) = providers_of(&scenario.settings) {
+            return wrong(what);
         }
         for (at, provider) in scenario.providers.iter().enumerate() {
             if let Err(what) = provider.check() {
@@ -730,6 +759,12 @@ impl Scenario {
                         "calls[{at}].takes_over: `{other}` has moved already"
                     ));
                 }
+            }
+            if call.id.as_str().contains('/') {
+                return wrong(format!(
+                    "calls[{at}].id: `{}` names the file of its timeline; leave out `/`",
+                    call.id
+                ));
             }
             if earlier.iter().any(|other| other.id == call.id) {
                 return wrong(format!("calls[{at}].id: `{}` is taken", call.id));
