@@ -590,13 +590,25 @@ fn what_was_done_is_proved_and_kept() {
     let (code, said) = place.run("ana", "restore all.jsonl");
     assert_eq!(code, 2, "{said}");
     assert_snapshot!(said, @"error: the store is not empty; start a control plane on a new store and restore into that");
+    let (code, said) = place.run("ana", "restore audit.jsonl");
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("a whole file of `rspp backup`"), "{said}");
+    // What is no file stays what it is, and what only looks like an unfinished backup is left alone.
+    place.file("letter.part", "somebody's own");
+    std::os::unix::fs::symlink("letter.part", place.path("link")).unwrap();
+    let (code, said) = place.run("ana", "backup --out link");
+    assert_eq!(code, 2, "{said}");
+    place.ok("ana", "backup --out letter.jsonl");
+    let letter = fs::read_to_string(place.path("letter.part")).unwrap();
+    assert_eq!(letter, "somebody's own");
+    assert!(place.path("link").is_symlink());
     let fresh = Place::new();
     let kept = fs::read_to_string(place.path("all.jsonl")).unwrap();
     fresh.file("altered.jsonl", &kept.replacen("greeter-1", "greeter-9", 1));
     let (code, said) = fresh.run("ana", "restore altered.jsonl");
     assert_eq!(code, 2, "{said}");
     assert!(
-        said.ends_with("nothing was restored: take another backup\n"),
+        said.ends_with("nothing was restored: name a whole file of `rspp backup`\n"),
         "{said}"
     );
     fs::copy(place.path("all.jsonl"), fresh.path("all.jsonl")).unwrap();

@@ -67,7 +67,7 @@ pub enum BackupError {
     #[error(transparent)]
     Io(#[from] std::io::Error),
     /// The file is no backup, or not all of it.
-    #[error("line {line}: {what}; nothing was restored: take another backup")]
+    #[error("line {line}: {what}; nothing was restored: name a whole file of `rspp backup`")]
     Malformed {
         /// Its number, from 1.
         line: u64,

@@ -56,10 +56,19 @@ fn private() -> OpenOptions {
 }
 
 async fn take(remote: &Remote, client: Client, out: &Path) -> Result<(), Problem> {
+    // A device or a link would become a file.
+    if out.symlink_metadata().is_ok_and(|it| !it.is_file()) {
+        let name = out.display();
+        return Err(Problem::input(format!(
+            "{name}: exists and is no file; choose another name"
+        )));
+    }
     let chunks = client.take_backup().await.map_err(refused)?;
     let mut chunks = std::pin::pin!(chunks);
     // Under another name until it is whole: half a backup is none.
-    let part = out.with_extension("part");
+    let mut part = out.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
     let wrong = |error| Problem::input(format!("cannot write {}: {error}", part.display()));
     let mut file = private().open(&part).map_err(wrong)?;
     let mut bytes = 0;
