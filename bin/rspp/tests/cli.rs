@@ -698,6 +698,25 @@ fn a_timeline_is_shown_by_turn_and_kind() {
     "#);
 }
 
+/// What no entry passes is said, where programs do not look for entries.
+#[test]
+fn a_filter_that_nothing_passes_says_so() {
+    let place = Place::new();
+    for more in [
+        &["--turn", "9"][..],
+        &["--node", "no-such", "--json"],
+        &["--turn", "9", "--waterfall"],
+    ] {
+        let ran = place.run(&[&["timeline", "show", TIMELINE], more].concat());
+        assert_eq!((ran.code, ran.out.as_str()), (Some(0), ""), "{more:?}");
+        assert!(
+            ran.err.ends_with(": nothing found\n"),
+            "{more:?}: {}",
+            ran.err
+        );
+    }
+}
+
 #[test]
 fn a_timeline_is_shown_as_an_object_a_line() {
     let ran = Place::new().run(&[

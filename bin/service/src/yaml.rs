@@ -15,6 +15,9 @@ fn wrong(error: &Error) -> String {
             let key = key.as_deref().unwrap_or("a key");
             format!("`{key}` stands twice; keep one of the two")
         }
+        Error::MultipleDocuments { .. } => {
+            "a second document begins here; a file holds one".to_owned()
+        }
         Error::InvalidScalar { ty, .. } => match number(ty) {
             Some(number) => format!("needs {number}"),
             None => format!("is no {ty}"),
@@ -95,6 +98,10 @@ mod tests {
             ("gain: loud", "line 1 column 7: needs a number"),
             ("count: 1\nlist: 3", "line 2 column 7: needs a list"),
             ("[1]", "line 1 column 1: needs a map of keys to values"),
+            (
+                "count: 1\ngain: 1\nlist: []\n---\ncount: 1",
+                "line 5 column 1: a second document begins here; a file holds one",
+            ),
             (
                 "colour: 1",
                 "line 1 column 1: unknown field `colour`, expected one of count, gain, list",

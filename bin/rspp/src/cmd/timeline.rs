@@ -169,7 +169,10 @@ impl Show {
         if self.check {
             return self.check(recording);
         }
-        let mut out = BufWriter::new(io::stdout().lock());
+        let mut out = Counted {
+            out: BufWriter::new(io::stdout().lock()),
+            bytes: 0,
+        };
         if self.waterfall {
             waterfalls(&mut recording, &filter, &mut out)?;
         } else if self.json {
@@ -178,6 +181,9 @@ impl Show {
             show::text(&mut recording, &filter, &mut out)?;
         }
         out.flush()?;
+        if out.bytes == 0 {
+            terminal::note(format!("{name}: nothing found"));
+        }
         if let Ok(Some(behind)) = exported(&self.file)
             && !behind.is_complete
         {
@@ -267,6 +273,24 @@ impl Show {
         } else {
             Err(Problem::Reported)
         }
+    }
+}
+
+/// Counts what goes out.
+struct Counted<W> {
+    out: W,
+    bytes: usize,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.bytes += written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
