@@ -1,6 +1,8 @@
 //! The rehearsals that come with the product.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Every scenario goes as it says that it does, by the command that people run.
 #[test]
@@ -46,6 +48,43 @@ fn what_is_not_as_expected_is_told() {
         "{said}"
     );
     assert!(said.contains("no `commit`: `commit`"), "{said}");
+}
+
+/// Ctrl-C leaves nothing of a rehearsal whose timelines nobody wants.
+#[test]
+fn ctrl_c_leaves_no_scratch_behind() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let text = "schema: rspp.scenario.v1\ntitle: Long\nrealtime: true\n\
+                calls: [{ says: [{ words: hello, at_ms: 60000 }], patience_ms: 90000 }]\n";
+    fs::write(folder.path().join("long.yaml"), text).expect("written");
+    let scratch = folder.path().join("scratch");
+    fs::create_dir(&scratch).expect("a directory");
+    let child = Command::new(env!("CARGO_BIN_EXE_rspp"))
+        .args(["rehearse", "long.yaml"])
+        .current_dir(folder.path())
+        .env("TMPDIR", &scratch)
+        .env("RSPP_LOG", "off")
+        .spawn()
+        .expect("the program starts");
+    let timelines = || {
+        let mut folders = fs::read_dir(&scratch).expect("readable");
+        folders.any(|it| it.is_ok_and(|it| it.path().join("long.call.rspp").exists()))
+    };
+    for _ in 0..100 {
+        if timelines() {
+            break;
+        }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the rehearsal is another process, in real time"
+        )]
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(timelines(), "the call has begun");
+    kill_process(Pid::from_child(&child), Signal::INT).expect("it runs");
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(fs::read_dir(&scratch).expect("readable").count(), 0);
 }
 
 /// What the program says in a folder: its exit code, and the texts of both its outputs.

@@ -5,6 +5,7 @@ use std::{
     ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -161,11 +162,31 @@ impl Scratch {
                 _ => format!("{name}: {error}"),
             })
         })?;
+        if wanted.is_none() {
+            clear_on_ctrl_c(path.clone())?;
+        }
         Ok(Self {
             path,
             kept: wanted.is_some(),
         })
     }
+}
+
+/// Ctrl-C ends the rehearsal in the middle, and nothing of it is left.
+fn clear_on_ctrl_c(path: PathBuf) -> Result<(), Problem> {
+    let tokio = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Problem::failure)?;
+    let wait = move || {
+        if tokio.block_on(tokio::signal::ctrl_c()).is_ok() {
+            let _left_for_the_system = fs::remove_dir_all(path);
+            std::process::exit(130);
+        }
+    };
+    let thread = thread::Builder::new().name("ctrl-c".to_owned()).spawn(wait);
+    thread.map_err(Problem::failure)?;
+    Ok(())
 }
 
 impl Drop for Scratch {
