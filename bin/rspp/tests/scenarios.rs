@@ -87,6 +87,20 @@ fn ctrl_c_leaves_no_scratch_behind() {
     assert_eq!(fs::read_dir(&scratch).expect("readable").count(), 0);
 }
 
+/// F-176: a recording that lost lines under pressure says so where a replay of it differs.
+#[test]
+fn a_replay_of_a_recording_that_lost_lines_says_so() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let text = "schema: rspp.scenario.v1\ntitle: Little room\nrecording: { level: L2, queue_entries: 450 }\n\
+                calls: [{ says: [{ words: one, at_ms: 300 }, { words: two, after_reply_ms: 500 }] }]\n";
+    fs::write(folder.path().join("room.yaml"), text).expect("written");
+    let rehearsed = ["rehearse", "-q", "--timelines", ".", "room.yaml"];
+    assert_eq!(rspp_in(folder.path(), &rehearsed).0, Some(0));
+    let (code, said, complaint) = rspp_in(folder.path(), &["replay", "room.call.rspp"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(complaint.contains("details were dropped"), "{complaint}");
+}
+
 /// What the program says in a folder: its exit code, and the texts of both its outputs.
 fn rspp_in(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_rspp"))

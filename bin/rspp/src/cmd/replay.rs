@@ -256,6 +256,19 @@ impl ReplayCommand {
                 .map_err(|error| Problem::input(format!("{}: {error}", path.display())))?;
         }
         let differs = !divergences.is_empty();
+        let dropped: u64 = entries
+            .iter()
+            .map(|entry| match entry {
+                Entry::Dropped(note) => note.details,
+                _another => 0,
+            })
+            .sum();
+        if differs && dropped > 0 {
+            terminal::note(format!(
+                "{name}: {dropped} details were dropped while it was recorded; if lines of the journal are among \
+                 them, what differs is the recording"
+            ));
+        }
         if self.json {
             terminal::print_json(&Replayed {
                 mode,
