@@ -203,6 +203,25 @@ async fn a_placement_that_cannot_renew_falls_silent_in_time() {
     }
 }
 
+/// F-041, F-157: words end the turn of a session that leaves, and open none there.
+#[tokio::test(start_paused = true)]
+async fn words_over_a_session_that_leaves_end_its_turn() {
+    let wire = Wire::open(&talkative(), Opening::default()).await;
+    wire.types("tell me a story");
+    wire.until(Signal::PlaybackStarted, 1).await;
+    wire.session.leave();
+    wire.until(Signal::MigrationStart, 1).await;
+    wire.types("is anybody there");
+    wire.until(Signal::Abort, 1).await;
+    tokio::time::sleep(ms(500)).await;
+    wire.session.hand_over();
+    let over = wire.end_by_itself().await;
+    assert_eq!(over.endings(), ["cancelled"]);
+    let signals = over.signals();
+    let opened = signals.iter().filter(|signal| **signal == "turn_open");
+    assert_eq!(opened.count(), 1);
+}
+
 /// F-157, F8: a session that moves keeps its id; the placement that it leaves opens nothing more and
 /// ends, the one where it arrives says so and goes on under the newer epoch.
 #[tokio::test(start_paused = true)]
@@ -220,7 +239,6 @@ async fn a_session_moves_from_one_placement_to_another() {
     old.until(Signal::PlaybackStarted, 1).await;
     old.session.leave();
     old.until(Signal::MigrationStart, 1).await;
-    old.types("is anybody there");
     tokio::time::sleep(ms(500)).await;
 
     let new = Wire::open(&Cast::default(), opening()).await;
