@@ -163,7 +163,8 @@ impl Plane {
         if id.len() > MAX_REQUEST_ID {
             return Err(WireError::new("request_id", "is too long").into());
         }
-        let key = keys::request(by.actor.as_str(), id);
+        // What is remembered of it is no answer: it has names of its own.
+        let key = keys::request(by.actor.as_str(), &format!("counted.{id}"));
         for tries in 0..MAX_TRIES {
             if tries > 0 {
                 wait_a_little(tries).await;

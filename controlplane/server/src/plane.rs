@@ -22,6 +22,7 @@ use rspp_controlplane::{
     store::{Entry, Key, LeaseId, Page, Prefix, Query, Store, StoreError, json, list_all, parse},
     token::{AccessClaims, KeyId, Keyring, SigningKey},
 };
+use rspp_controlplane_api::WireError;
 use rspp_controlplane_storage::{counters::Counters, election::Leader};
 use rspp_proto::{
     MetricSample, Monotonic, Region, RuntimeId, TenantId, WallClock,
@@ -334,14 +335,10 @@ impl Plane {
     ) -> Result<(Vec<T>, String), Failure> {
         let limit = page_size(size);
         let query = Query {
-            after: (!after.is_empty()).then(|| Key::stored(after)),
+            after: page_after(&prefix, after)?,
             limit,
-            ..Query::first(prefix.clone())
+            ..Query::first(prefix)
         };
-        if query.after.as_ref().is_some_and(|key| !prefix.holds(key)) {
-            let wrong = rspp_controlplane_api::WireError::new("page_token", "is of another list");
-            return Err(wrong.into());
-        }
         let page = self.store().list(query).await?;
         let next = next_page(&page);
         let values = page.entries.iter().map(parse);
@@ -667,6 +664,15 @@ pub(crate) fn page_size(asked: u32) -> usize {
         0 => most,
         size => size.min(most),
     }
+}
+
+/// The record after which a page begins; its token is a key of the same list.
+pub(crate) fn page_after(prefix: &Prefix, token: &str) -> Result<Option<Key>, WireError> {
+    let after = (!token.is_empty()).then(|| Key::stored(token));
+    if after.as_ref().is_some_and(|key| !prefix.holds(key)) {
+        return Err(WireError::new("page_token", "is of another list"));
+    }
+    Ok(after)
 }
 
 pub(crate) fn next_page(page: &Page) -> String {

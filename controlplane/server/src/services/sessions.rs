@@ -32,7 +32,7 @@ use crate::{
     audit::{Note, done},
     commit::{Asked, Decided},
     failure::Failure,
-    plane::{Plane, next_page, page_size, wall_clock},
+    plane::{Plane, next_page, page_after, page_size, wall_clock},
     wire as to,
 };
 
@@ -101,7 +101,7 @@ impl Sessions for SessionsService {
         // A page is filled from as many pages of the store as it takes.
         loop {
             let query = Query {
-                after: (!after.is_empty()).then(|| rspp_controlplane::store::Key::stored(&*after)),
+                after: page_after(&keys::placements(), &after).map_err(Failure::from)?,
                 ..Query::first(keys::placements())
             };
             let page = plane.store().list(query).await.map_err(Failure::from)?;

@@ -37,6 +37,36 @@ async fn govern(rig: &Rig, document: serde_json::Value) -> wire::Governance {
     panic!("the rules are not followed");
 }
 
+/// NF-013: a request is told from those of another kind that have its name, and no page begins outside of its
+/// list.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_and_pages_are_each_of_their_own_kind() {
+    let rig = Rig::start().await;
+    let report = wire::ReportUsageRequest {
+        tenant: "acme".to_owned(),
+        request_id: "two".to_owned(),
+        ..wire::ReportUsageRequest::default()
+    };
+    rig.admin().count_usage(report).await.unwrap();
+    let rules = wire::SetGovernanceRequest {
+        document: "{}".to_owned(),
+        request_id: "two".to_owned(),
+        ..wire::SetGovernanceRequest::default()
+    };
+    rig.admin().set_governance(rules).await.unwrap();
+    for page_token in ["/rspp/keyring", "/rspp/audit-head", "no key"] {
+        let list = wire::ListSessionsRequest {
+            page_token: page_token.to_owned(),
+            ..wire::ListSessionsRequest::default()
+        };
+        let refused = rig.admin().list_sessions(list).await.unwrap_err();
+        assert!(
+            refused.to_string().contains("is of another list"),
+            "{refused}"
+        );
+    }
+}
+
 /// F-099, F-119: an endpoint, the version that is meant, and a token that says all of it and is good for
 /// nothing else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
