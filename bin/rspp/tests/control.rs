@@ -917,6 +917,9 @@ fn rules_are_shown_and_set() {
     assert_eq!(code, 2, "{said}");
     assert_snapshot!(said, @"error: regions.well_percent: 25 is not below ill_percent, 10: regions would flap");
     place.file("worse.yaml", "approval: {approvals: 1}\n");
+    place.file("good.yaml", "approvals: {approvals: 1}\n");
+    let checked = place.json("ana", "rules set good.yaml --dry-run");
+    assert_eq!(checked["valid"], true);
     let (code, said) = place.run("ana", "rules set worse.yaml --dry-run");
     assert_eq!(code, 2, "{said}");
     assert!(said.contains("approval"), "{said}");

@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 use crate::{
     control::{Remote, artifacts, refused, request_id, shape::Shape as _, table},
     problem::Problem,
-    terminal,
 };
 
 /// See and set the rules for everybody: limits, approvals, regions, error budget.
@@ -244,7 +243,8 @@ impl Rules {
             } => {
                 let rules = read(&file)?;
                 if dry_run {
-                    return terminal::print("they can be set");
+                    let can = || "they can be set".to_owned();
+                    return remote.print(can, || json!({ "valid": true }));
                 }
                 remote.run(async |client| {
                     let answer = set(&client, &rules, if_version).await?;
