@@ -121,15 +121,17 @@ fn made(dir: &Path) -> Result<Vec<Flag>, Failed> {
         key: key.to_owned(),
         value: value.to_string(),
     };
+    let place = |key: &str, path: &Path| Flag {
+        flag: "--dev".to_owned(),
+        key: key.to_owned(),
+        value: path.display().to_string(),
+    };
     let dir = dir.canonicalize()?;
     Ok(vec![
         flag("tls", &json!(tls)),
         flag("keys", &json!([key])),
-        Flag {
-            flag: "--dev".to_owned(),
-            key: "store.file".to_owned(),
-            value: dir.join("control-plane.db").display().to_string(),
-        },
+        place("more_keys", &authority.more_keys()?),
+        place("store.file", &dir.join("control-plane.db")),
     ])
 }
 

@@ -217,9 +217,8 @@ async fn what_is_over_goes_from_a_directory() {
 #[tokio::test]
 async fn a_key_takes_its_turn_without_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let keys = dir.path().join("keys");
-    std::fs::create_dir(&keys).unwrap();
-    let mut running = start_with(dir.path(), &[&format!("more_keys={}", keys.display())]);
+    let mut running = start(dir.path());
+    let keys = dir.path().join("more-keys");
     let client = admin(&running, dir.path());
     let add = |kid: &str| {
         client.add_key(wire::AddKeyRequest {

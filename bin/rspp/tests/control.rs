@@ -761,7 +761,7 @@ fn keys_take_turns() {
     assert_eq!(keys[1]["public"].as_str().unwrap().len(), 64);
     let (code, said) = place.run("ana", "key add k9");
     assert_eq!(code, 2, "{said}");
-    assert_snapshot!(said, @"error: this replica has no private key `k9`: put its file `k9.seed` into the directory that `more_keys` names, or name it under `keys` and start the replica again");
+    assert_snapshot!(said, @"error: this replica has no private key `k9`: put its file `k9.seed` into the directory that `more_keys` names, where it is found within seconds, or name it under `keys` and start the replica again");
     let (code, said) = place.run("otto", "key promote k1");
     assert_eq!(code, 2, "{said}");
     assert_snapshot!(said, @"error: otto is operator, and rotate_keys needs admin; ask somebody who may, or use their credentials");

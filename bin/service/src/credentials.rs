@@ -154,6 +154,13 @@ impl Authority {
         Ok(path)
     }
 
+    /// The directory for keys that are to sign later (F-169): they are put there by hand.
+    pub fn more_keys(&self) -> Result<PathBuf, CredentialsError> {
+        let path = self.dir.join("more-keys");
+        fs::create_dir_all(&path).map_err(failed(&path))?;
+        Ok(path)
+    }
+
     fn issue(
         &self,
         name: &str,

@@ -73,7 +73,7 @@ pub(crate) enum Failure {
     Keyring(#[from] KeyringError),
     #[error(
         "this replica has no private key `{0}`: put its file `{0}.seed` into the directory that `more_keys` names, \
-         or name it under `keys` and start the replica again"
+         where it is found within seconds, or name it under `keys` and start the replica again"
     )]
     NoPrivateKey(String),
     #[error(

@@ -21,7 +21,8 @@ Examples:
   rspp key promote k2        The second; the key before retires when its last token is over
   rspp key retire k1         Trusts k1 no more from now on, whatever it has signed
 
-Every replica of the control plane must have the private half in its settings (`keys`) first.")]
+Every replica of the control plane must have the private half first: `openssl rand -hex 32 > k2.seed` in the
+directory that its setting `more_keys` names (`.rspp/more-keys` of `rspp up --nodes` and `--dev`).")]
 pub(crate) struct Key {
     #[command(flatten)]
     remote: Remote,

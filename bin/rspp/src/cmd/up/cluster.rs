@@ -202,6 +202,7 @@ impl Plan {
     ) -> Result<Value, Problem> {
         let server = authority.server(name).map_err(credentials)?;
         let key = authority.signing_key("k1").map_err(credentials)?;
+        let more_keys = authority.more_keys().map_err(credentials)?;
         let store = match &*self.etcd {
             [] => json!({"file": state.join("control-plane.db")}),
             // Somebody sits and waits.
@@ -218,6 +219,7 @@ impl Plan {
             },
             "store": store,
             "keys": [{"id": "k1", "file": key}],
+            "more_keys": more_keys,
             "archives": self.export.iter().map(|place| json!({"place": place, "region": "local"})).collect::<Vec<_>>(),
             "expire_every": "10s",
             "announce": state.join(format!("{name}.json")),
