@@ -87,18 +87,33 @@ fn ctrl_c_leaves_no_scratch_behind() {
     assert_eq!(fs::read_dir(&scratch).expect("readable").count(), 0);
 }
 
-/// F-176: a recording that lost lines under pressure says so where a replay of it differs.
+/// F-153, F-176: what a replay decides from outlasts other details under pressure; a recording that has no room even
+/// for that says so where a replay of it differs.
 #[test]
-fn a_replay_of_a_recording_that_lost_lines_says_so() {
+fn a_replay_of_a_recording_under_pressure_agrees_or_says_why_not() {
     let folder = tempfile::tempdir().expect("a directory");
-    let text = "schema: rspp.scenario.v1\ntitle: Little room\nrecording: { level: L2, queue_entries: 450 }\n\
-                calls: [{ says: [{ words: one, at_ms: 300 }, { words: two, after_reply_ms: 500 }] }]\n";
-    fs::write(folder.path().join("room.yaml"), text).expect("written");
-    let rehearsed = ["rehearse", "-q", "--timelines", ".", "room.yaml"];
-    assert_eq!(rspp_in(folder.path(), &rehearsed).0, Some(0));
-    let (code, said, complaint) = rspp_in(folder.path(), &["replay", "room.call.rspp"]);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(complaint.contains("details were dropped"), "{complaint}");
+    let replayed = |room: u32| {
+        let text = format!(
+            "schema: rspp.scenario.v1\ntitle: Little room\nrecording: {{ level: L2, queue_entries: {room} }}\n\
+             calls: [{{ says: [{{ words: one, at_ms: 300 }}, {{ words: two, after_reply_ms: 500 }}] }}]\n"
+        );
+        fs::write(folder.path().join("room.yaml"), text).expect("written");
+        let rehearsed = ["rehearse", "-q", "--timelines", ".", "room.yaml"];
+        assert_eq!(rspp_in(folder.path(), &rehearsed).0, Some(0));
+        let counted = rspp_in(
+            folder.path(),
+            &["timeline", "show", "--json", "room.call.rspp"],
+        )
+        .1;
+        assert!(counted.contains("\"kind\":\"dropped\""), "nothing was lost");
+        let (code, said, complaint) = rspp_in(folder.path(), &["replay", "room.call.rspp"]);
+        (code, format!("{said}{complaint}"))
+    };
+    let (code, told) = replayed(450);
+    assert_eq!(code, Some(0), "{told}");
+    let (code, told) = replayed(390);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("details were dropped"), "{told}");
 }
 
 /// What the program says in a folder: its exit code, and the texts of both its outputs.

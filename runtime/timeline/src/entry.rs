@@ -67,8 +67,20 @@ pub enum EntryClass {
     Terminal,
     /// Evidence that OR-02 asks for: losing it fails the turn (T9).
     Baseline,
+    /// What a replay decides from: goes when details are gone, counted.
+    Journal,
     /// Goes first, counted.
     Detail,
+}
+
+impl EntryClass {
+    /// Whether it may not be lost.
+    pub(crate) fn is_evidence(self) -> bool {
+        match self {
+            Self::Terminal | Self::Baseline => true,
+            Self::Journal | Self::Detail => false,
+        }
+    }
 }
 
 /// Declares the frame kinds once: number, name, variant.
@@ -486,11 +498,10 @@ impl Entry {
             | Self::Tool(_)
             | Self::Opening(_)
             | Self::Dropped(_) => EntryClass::Baseline,
-            Self::Event(_)
-            | Self::Attempt(_)
-            | Self::Handoff(_)
-            | Self::Journal(_)
-            | Self::Capture(_) => EntryClass::Detail,
+            Self::Journal(_) => EntryClass::Journal,
+            Self::Event(_) | Self::Attempt(_) | Self::Handoff(_) | Self::Capture(_) => {
+                EntryClass::Detail
+            }
         }
     }
 

@@ -125,7 +125,7 @@ impl Capacity {
         match class {
             EntryClass::Terminal => self.total,
             EntryClass::Baseline => baseline,
-            EntryClass::Detail => minus(baseline, self.baseline_reserve),
+            EntryClass::Journal | EntryClass::Detail => minus(baseline, self.baseline_reserve),
         }
     }
 }
@@ -146,7 +146,7 @@ pub(crate) enum Offer {
     Queued,
     /// Queued in the place of these details.
     Displaced(Room),
-    /// There is no room for its class.
+    /// There is no room for its class; with it goes what made way in vain.
     Full(Room),
 }
 
@@ -158,6 +158,8 @@ pub(crate) struct Queue {
     bytes: usize,
     /// How much of that is details.
     details: Room,
+    /// How much of that is the journal.
+    journal: Room,
 }
 
 impl Queue {
@@ -167,6 +169,7 @@ impl Queue {
             slots: VecDeque::new(),
             bytes: 0,
             details: NONE,
+            journal: NONE,
         }
     }
 
@@ -179,17 +182,17 @@ impl Queue {
         let weight = entry.weight();
         let mut displaced = NONE;
         while !self.fits(class, weight) {
-            if class == EntryClass::Detail || !self.displace(&mut displaced) {
+            if !self.displace(class, &mut displaced) {
                 return Offer::Full(Room {
-                    entries: 1,
-                    bytes: weight,
+                    entries: displaced.entries + 1,
+                    bytes: displaced.bytes + weight,
                 });
             }
         }
         self.bytes += weight;
-        if class == EntryClass::Detail {
-            self.details.entries += 1;
-            self.details.bytes += weight;
+        if let Some(share) = self.share(class) {
+            share.entries += 1;
+            share.bytes += weight;
         }
         self.slots.push_back(Slot {
             entry,
@@ -207,7 +210,7 @@ impl Queue {
     /// Takes everything that waits.
     pub(crate) fn take(&mut self) -> VecDeque<Slot> {
         self.bytes = 0;
-        self.details = NONE;
+        (self.details, self.journal) = (NONE, NONE);
         std::mem::take(&mut self.slots)
     }
 
@@ -224,8 +227,8 @@ impl Queue {
     /// What waits and may not be lost.
     pub(crate) fn evidence(&self) -> Room {
         Room {
-            entries: self.slots.len() - self.details.entries,
-            bytes: self.bytes - self.details.bytes,
+            entries: self.slots.len() - self.details.entries - self.journal.entries,
+            bytes: self.bytes - self.details.bytes - self.journal.bytes,
         }
     }
 
@@ -250,20 +253,36 @@ impl Queue {
         self.slots.len() < limit.entries && self.bytes + weight <= limit.bytes
     }
 
-    /// Drops the oldest detail; `false` if none waits.
-    fn displace(&mut self, displaced: &mut Room) -> bool {
-        if self.details.entries == 0 {
+    /// How much of what may be lost is of `class`.
+    fn share(&mut self, class: EntryClass) -> Option<&mut Room> {
+        match class {
+            EntryClass::Terminal | EntryClass::Baseline => None,
+            EntryClass::Journal => Some(&mut self.journal),
+            EntryClass::Detail => Some(&mut self.details),
+        }
+    }
+
+    /// Drops the oldest of what is less dear than `class`, details before the journal; `false` if nothing of that
+    /// waits.
+    fn displace(&mut self, class: EntryClass, displaced: &mut Room) -> bool {
+        let cheapest = if self.details.entries > 0 {
+            EntryClass::Detail
+        } else if self.journal.entries > 0 {
+            EntryClass::Journal
+        } else {
+            return false;
+        };
+        if cheapest <= class {
             return false;
         }
-        let oldest = self
-            .slots
-            .iter()
-            .position(|slot| slot.class == EntryClass::Detail);
+        let oldest = self.slots.iter().position(|slot| slot.class == cheapest);
         let Some(slot) = oldest.and_then(|index| self.slots.remove(index)) else {
             return false;
         };
-        self.details.entries -= 1;
-        self.details.bytes -= slot.weight;
+        if let Some(share) = self.share(cheapest) {
+            share.entries -= 1;
+            share.bytes -= slot.weight;
+        }
         self.bytes -= slot.weight;
         displaced.entries += 1;
         displaced.bytes += slot.weight;

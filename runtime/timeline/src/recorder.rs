@@ -534,7 +534,7 @@ impl State {
     fn append(&mut self, entry: Entry, class: EntryClass) -> Result<(), AppendError> {
         match (&self.life, class) {
             (Life::Open, _) => {}
-            (Life::Closed | Life::Failed(_), EntryClass::Detail) => {
+            (Life::Closed | Life::Failed(_), EntryClass::Journal | EntryClass::Detail) => {
                 self.drop_detail(Room {
                     entries: 1,
                     bytes: entry.weight(),
@@ -557,7 +557,7 @@ impl State {
             });
         }
         let is_full = self.full.is_some() || self.spool_fill >= 1.0;
-        if class == EntryClass::Detail && is_full {
+        if !class.is_evidence() && is_full {
             self.drop_detail(Room {
                 entries: 1,
                 bytes: entry.weight(),
@@ -581,7 +581,8 @@ impl State {
         self.observe();
         match (offer, class) {
             (Offer::Queued, _) => Ok(()),
-            (Offer::Displaced(room), _) | (Offer::Full(room), EntryClass::Detail) => {
+            (Offer::Displaced(room), _)
+            | (Offer::Full(room), EntryClass::Journal | EntryClass::Detail) => {
                 self.drop_detail(room);
                 Ok(())
             }

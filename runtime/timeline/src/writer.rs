@@ -417,7 +417,7 @@ impl<S: Storage> Writer<S> {
             }
             Err(error) => error,
         };
-        let evidence = begun + weigh(|slot| slot.class != EntryClass::Detail);
+        let evidence = begun + weigh(|slot| slot.class.is_evidence());
         if !self.is_full && self.reserve(evidence + KEPT_FREE)?.is_ok() {
             return Ok(Fit::Evidence);
         }
@@ -448,7 +448,7 @@ impl<S: Storage> Writer<S> {
         let left = self.kept_free.checked_sub(self.buffer.len() as u64);
         let has_room = match (fit, slot.class) {
             (Fit::All, _) | (Fit::Evidence, EntryClass::Baseline | EntryClass::Terminal) => true,
-            (Fit::Evidence | Fit::Endings(_), EntryClass::Detail) => false,
+            (Fit::Evidence | Fit::Endings(_), EntryClass::Journal | EntryClass::Detail) => false,
             (Fit::Endings(_), EntryClass::Baseline) => {
                 left.is_some_and(|left| left >= TURN_BYTES / 2)
             }
@@ -456,11 +456,11 @@ impl<S: Storage> Writer<S> {
         };
         match (encoded, slot.class) {
             (Ok(()), _) if has_room => self.summary.count(&entry),
-            (Err(error), EntryClass::Detail) => {
+            (Err(error), EntryClass::Journal | EntryClass::Detail) => {
                 tracing::warn!(%error, "a detail could not be recorded");
                 self.shared.count_dropped(1);
             }
-            (Ok(()), EntryClass::Detail) => {
+            (Ok(()), EntryClass::Journal | EntryClass::Detail) => {
                 self.buffer.truncate(mark);
                 self.shared.count_dropped(1);
             }
