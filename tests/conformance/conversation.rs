@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rspp_proto::{SampleRate, Speaker, abi::Signal};
+use rspp_proto::{Lane, SampleRate, Speaker, abi::Signal};
 use rspp_tests::call::{Builder, Cast, after_reply, first, says};
 
 /// F-002, F-010, F-014, F-130.
@@ -54,6 +54,21 @@ async fn a_reply_is_heard_to_its_end() {
         heard_ms > spoken_ms * 0.9,
         "{heard_ms} ms of {spoken_ms} ms sound"
     );
+}
+
+/// P29: a runtime that is kept from its work for longer than the peer can bridge goes on where it was: the peer heard
+/// a gap, and is not handed more at once than it has room for.
+#[tokio::test(start_paused = true)]
+async fn a_stall_of_the_runtime_costs_no_word() {
+    let call = Builder::new(&Cast::default(), vec![says(first())])
+        .start()
+        .await;
+    call.log.until(Signal::PlaybackStarted, 1).await;
+    tokio::time::advance(Duration::from_millis(300)).await;
+    let ended = call.end().await;
+    let turn = ended.turn(1);
+    assert_eq!(turn.agent_text_played, turn.agent_text);
+    assert_eq!(turn.dropped[&Lane::Data], 0, "{:?}", turn.dropped);
 }
 
 /// F-025: the order of signals around turns.

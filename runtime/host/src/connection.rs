@@ -906,7 +906,11 @@ impl Line {
                         let late = now.saturating_duration_since(due);
                         self.attachment.scheduling.gatekeeper.output.count(late);
                         self.attachment.line.leaves(late);
-                        self.outbound.due = Some(due + self.watch.pace());
+                        // A peer that had to wait for longer than it can bridge is silent already. It is handed what it
+                        // has room for, and the clock goes on from there.
+                        let lead = self.sink.lead().saturating_sub(FRAME).max(FRAME);
+                        let bridged = now.checked_sub(lead).unwrap_or(now);
+                        self.outbound.due = Some(due.max(bridged) + self.watch.pace());
                         return Ok(());
                     }
                 }
