@@ -83,7 +83,7 @@ async fn one_turn(registry: &NodeRegistry, kind: &str) -> Ended {
     call.end().await
 }
 
-/// What a run came to: the words that were heard, the plan's hash, and the package that it names.
+/// What a run came to: the words that were to be said, the plan's hash, and the package that it names.
 fn came_to(ended: &Ended) -> (String, String, Option<String>) {
     let opening = ended.entries.iter().find_map(|entry| match entry {
         Entry::Opening(opening) => Some(opening),
@@ -98,8 +98,9 @@ fn came_to(ended: &Ended) -> (String, String, Option<String>) {
     let digest = shout.unwrap()["digest"].as_str().map(str::to_owned);
     let turn = ended.turn(1);
     assert_eq!(turn.outcome, "commit", "{:?}", ended.report);
-    let heard = turn.agent_text_played.trim().to_owned();
-    (heard, turn.plan_hash.clone(), digest)
+    // What was made: how much of it a busy machine plays in time is no matter of the package.
+    let said = turn.agent_text.trim().to_owned();
+    (said, turn.plan_hash.clone(), digest)
 }
 
 /// F-121, F-011: two versions of a package; a pipeline that names one runs the same program, with the same plan, to
