@@ -116,22 +116,20 @@ fn made(dir: &Path) -> Result<Vec<Flag>, Failed> {
         certificate: server.certificate,
         key: server.key,
     };
-    let flag = |key: &str, value: &Value| Flag {
+    let flag = |key: &str, value: String| Flag {
         flag: "--dev".to_owned(),
         key: key.to_owned(),
-        value: value.to_string(),
-    };
-    let place = |key: &str, path: &Path| Flag {
-        flag: "--dev".to_owned(),
-        key: key.to_owned(),
-        value: path.display().to_string(),
+        value,
     };
     let dir = dir.canonicalize()?;
     Ok(vec![
-        flag("tls", &json!(tls)),
-        flag("keys", &json!([key])),
-        place("more_keys", &authority.more_keys()?),
-        place("store.file", &dir.join("control-plane.db")),
+        flag("tls", json!(tls).to_string()),
+        flag("keys", json!([key]).to_string()),
+        flag("more_keys", authority.more_keys()?.display().to_string()),
+        flag(
+            "store.file",
+            dir.join("control-plane.db").display().to_string(),
+        ),
     ])
 }
 

@@ -1,6 +1,9 @@
 //! Files that commands write: what is there already is replaced only where it is of the same kind.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use rspp_timeline::Timeline;
 
@@ -20,9 +23,7 @@ pub(crate) fn make_room(path: &Path) -> Result<(), Problem> {
     }
     // A device, a pipe or a link to nothing.
     let Some(file) = fs::metadata(path).ok().filter(fs::Metadata::is_file) else {
-        return Err(Problem::input(format!(
-            "{name}: exists and is no file; choose another name"
-        )));
+        return Err(no_file(path));
     };
     if file.len() > 0 && Timeline::open(path).is_err() {
         return Err(Problem::input(format!(
@@ -32,14 +33,28 @@ pub(crate) fn make_room(path: &Path) -> Result<(), Problem> {
     fs::remove_file(path).map_err(|error| Problem::input(format!("{name}: {error}")))
 }
 
+/// What is there is a device, a pipe, a link or a directory, and would become a file.
+pub(crate) fn no_file(path: &Path) -> Problem {
+    let name = path.display();
+    Problem::input(format!(
+        "{name}: exists and is no file; choose another name"
+    ))
+}
+
+/// The name that a file has until it is whole.
+pub(crate) fn unfinished(path: &Path) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".part");
+    beside.into()
+}
+
 /// Writes a file whole or not at all. A link, a device or a pipe, such as `/dev/stdout`, stays what it is and is
 /// written to.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if path.symlink_metadata().is_ok_and(|it| !it.is_file()) {
         return fs::write(path, bytes);
     }
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".part");
+    let beside = unfinished(path);
     fs::write(&beside, bytes)?;
     fs::rename(&beside, path)
 }

@@ -7,7 +7,7 @@ use rspp_proto::spec::ReplayMode;
 use rspp_replay::{Divergence, Recorded, Rerun, RerunError, Stage, Tolerance, compare, rerun};
 use rspp_timeline::{Entry, Options, Recording, Timeline};
 
-use crate::problem::Problem;
+use crate::{outputs::make_room, problem::Problem};
 
 /// Runs the session of `baseline` again on this thread's paused clock; the timeline of the replay goes to
 /// `file`, which says which mode made it. What differs comes back, in the order of the baseline.
@@ -21,9 +21,7 @@ pub(crate) async fn again(
     let recorded = Recorded::of(baseline).map_err(Problem::input)?;
     let clock = Clock::start();
     let options = Options::under(recorded.recording_policy());
-    if file.exists() {
-        std::fs::remove_file(file).map_err(Problem::failure)?;
-    }
+    make_room(file)?;
     let (recorder, recording) = Recording::create(file, recorded.header(mode, clock), options)
         .await
         .map_err(Problem::failure)?;

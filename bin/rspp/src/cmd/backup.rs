@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::{
     control::{Remote, refused, when},
+    outputs::{no_file, unfinished},
     problem::Problem,
     terminal,
 };
@@ -58,17 +59,12 @@ fn private() -> OpenOptions {
 async fn take(remote: &Remote, client: Client, out: &Path) -> Result<(), Problem> {
     // A device or a link would become a file.
     if out.symlink_metadata().is_ok_and(|it| !it.is_file()) {
-        let name = out.display();
-        return Err(Problem::input(format!(
-            "{name}: exists and is no file; choose another name"
-        )));
+        return Err(no_file(out));
     }
     let chunks = client.take_backup().await.map_err(refused)?;
     let mut chunks = std::pin::pin!(chunks);
     // Under another name until it is whole: half a backup is none.
-    let mut part = out.as_os_str().to_owned();
-    part.push(".part");
-    let part = PathBuf::from(part);
+    let part = unfinished(out);
     let wrong = |error| Problem::input(format!("cannot write {}: {error}", part.display()));
     let mut file = private().open(&part).map_err(wrong)?;
     let mut bytes = 0;

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::models::StoreOptions;
 use crate::{
     call::{providers::ProviderOptions, rerun, said::parse_duration, transcript::counted},
-    outputs,
+    outputs::is_same_file,
     problem::Problem,
     rehearsal, terminal,
 };
@@ -138,14 +138,13 @@ impl ReplayCommand {
                 "--cursor, --save-cursor and --until are for the modes of decisions",
             ));
         }
-        if let Some(keep) = &self.keep {
-            if outputs::is_same_file(keep, &self.file) {
-                return Err(Problem::input(format!(
-                    "--keep {}: is the recording itself; choose another name",
-                    keep.display()
-                )));
-            }
-            outputs::make_room(keep)?;
+        if let Some(keep) = &self.keep
+            && is_same_file(keep, &self.file)
+        {
+            return Err(Problem::input(format!(
+                "--keep {}: is the recording itself; choose another name",
+                keep.display()
+            )));
         }
         let mode = ReplayMode::from(self.mode);
         let tokio = tokio::runtime::Builder::new_current_thread()
@@ -256,18 +255,18 @@ impl ReplayCommand {
                 .map_err(|error| Problem::input(format!("{}: {error}", path.display())))?;
         }
         let differs = !divergences.is_empty();
-        let dropped: u64 = entries
-            .iter()
-            .map(|entry| match entry {
+        if differs {
+            let dropped = entries.iter().map(|entry| match entry {
                 Entry::Dropped(note) => note.details,
                 _another => 0,
-            })
-            .sum();
-        if differs && dropped > 0 {
-            terminal::note(format!(
-                "{name}: {dropped} details were dropped while it was recorded; if lines of the journal are among \
-                 them, what differs is the recording"
-            ));
+            });
+            let dropped: u64 = dropped.sum();
+            if dropped > 0 {
+                terminal::note(format!(
+                    "{name}: {dropped} details were dropped while it was recorded; if lines of the journal are among \
+                     them, what differs is the recording"
+                ));
+            }
         }
         if self.json {
             terminal::print_json(&Replayed {

@@ -8,7 +8,7 @@ use rspp_proto::{
     control::{Emptying, Load},
 };
 
-use crate::rig::{Rig, until};
+use crate::rig::{Rig, emptied, until};
 
 async fn account(rig: &Rig, runtime: &str) -> Result<wire::DrainAccount, ControlError> {
     let request = wire::AccountDrainRequest {
@@ -59,14 +59,7 @@ async fn every_session_of_an_emptied_runtime_is_accounted_for() {
     }
     let not_yet = account(&rig, "a").await.unwrap_err();
     assert!(not_yet.to_string().contains("no drain"), "{not_yet}");
-    let drain = wire::DrainRuntimeRequest {
-        runtime: "a".to_owned(),
-        ..wire::DrainRuntimeRequest::default()
-    };
-    rig.client("operator/otto")
-        .drain_runtime(drain)
-        .await
-        .unwrap();
+    drain(&rig, "operator/otto", false, false).await;
     let mut begun = None;
     until("it is written down", async || {
         begun = account(&rig, "a")
@@ -219,10 +212,9 @@ async fn a_runtime_that_goes_by_itself_says_what_it_has() {
 
 async fn drain(rig: &Rig, by: &str, migrate: bool, undo: bool) -> wire::DrainRuntimeResponse {
     let request = wire::DrainRuntimeRequest {
-        runtime: "a".to_owned(),
         serve: undo,
         migrate,
-        ..wire::DrainRuntimeRequest::default()
+        ..emptied("a")
     };
     rig.client(by).drain_runtime(request).await.unwrap()
 }

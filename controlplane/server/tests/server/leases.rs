@@ -18,7 +18,19 @@ use rspp_proto::{
     control::{Attempt, SessionPhase, WhyRevoked},
 };
 
-use crate::rig::{Node, Rig, TTL, description};
+use crate::rig::{Node, Rig, TTL, description, emptied, until};
+
+/// A pipeline, and three runtimes that may run it.
+async fn three() -> (Rig, [Node; 3]) {
+    let rig = Rig::start().await;
+    rig.pipeline("desk-1").await;
+    let nodes = [
+        rig.node("a").await,
+        rig.node("b").await,
+        rig.node("c").await,
+    ];
+    (rig, nodes)
+}
 
 async fn renew(node: &Node, held: &[(&str, Epoch)]) -> Result<Renewed, ControlError> {
     let held = held.iter().map(|(session, epoch)| HeldSession {
@@ -237,13 +249,7 @@ async fn a_restart_makes_another_holder() {
 /// is kept for gets it, with what it kept.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_is_moved_on_order() {
-    let rig = Rig::start().await;
-    rig.pipeline("desk-1").await;
-    let (a, b, c) = (
-        rig.node("a").await,
-        rig.node("b").await,
-        rig.node("c").await,
-    );
+    let (rig, [a, b, c]) = three().await;
     let lease = a.acquire("s", 1).await.unwrap();
     let mut orders = a.client.orders(&a.holder());
     assert_eq!(orders.next().await.unwrap().unwrap(), Order::Settled);
@@ -312,38 +318,21 @@ async fn a_session_is_moved_on_order() {
 /// F-096, F-157: a session moves to who can take it, and nobody waits for one that takes no sessions any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_waits_for_who_takes_no_sessions() {
-    let rig = Rig::start().await;
-    rig.pipeline("desk-1").await;
-    let (a, b, c) = (
-        rig.node("a").await,
-        rig.node("b").await,
-        rig.node("c").await,
-    );
+    let (rig, [a, b, c]) = three().await;
     let lease = a.acquire("s", 1).await.unwrap();
     let itself = moved(&rig, "s", "a", None).await.unwrap_err();
     assert!(itself.to_string().contains("on `a` already"), "{itself}");
     moved(&rig, "s", "b", None).await.unwrap();
-    let drain = wire::DrainRuntimeRequest {
-        runtime: "b".to_owned(),
-        ..wire::DrainRuntimeRequest::default()
-    };
-    rig.client("operator/otto")
-        .drain_runtime(drain)
-        .await
-        .unwrap();
-    let mut emptied = moved(&rig, "s", "b", None).await;
-    for _ in 0..100 {
-        if emptied.is_err() {
-            break; // The drain has come round.
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        emptied = moved(&rig, "s", "b", None).await;
-    }
-    let emptied = emptied.unwrap_err();
-    assert!(
-        emptied.to_string().contains("is being emptied"),
-        "{emptied}"
-    );
+    let otto = rig.client("operator/otto");
+    otto.drain_runtime(emptied("b")).await.unwrap();
+    let mut refused = String::new();
+    until("the drain has come round", async || {
+        let moved = moved(&rig, "s", "b", None).await;
+        refused = moved.err().map(|it| it.to_string()).unwrap_or_default();
+        !refused.is_empty()
+    })
+    .await;
+    assert!(refused.contains("is being emptied"), "{refused}");
     a.client
         .release(a.writer(&lease), Leave::Release)
         .await

@@ -14,7 +14,7 @@ use rspp_proto::{
     control::{Emptying, Load, PROTOCOL, ProtocolWindow, WhyRevoked},
 };
 
-use crate::rig::{Node, Rig, change, description, only_for, publish, until};
+use crate::rig::{Node, Rig, change, description, emptied, only_for, publish, until};
 
 const READY: Load = Load {
     sessions: 0,
@@ -76,14 +76,8 @@ async fn only_runtimes_that_are_well_and_have_room_get_sessions() {
         ..READY
     })
     .await;
-    let drain = wire::DrainRuntimeRequest {
-        runtime: "leaving".to_owned(),
-        ..wire::DrainRuntimeRequest::default()
-    };
-    rig.client("operator/otto")
-        .drain_runtime(drain)
-        .await
-        .unwrap();
+    let otto = rig.client("operator/otto");
+    otto.drain_runtime(emptied("leaving")).await.unwrap();
     until("only one is fit", async || {
         names(&spread(&rig, 20).await) == BTreeSet::from(["well"])
     })

@@ -419,6 +419,14 @@ pub(crate) async fn direct(client: &Client, version: &str) -> wire::ChangeRollou
     client.change_rollout(change(line, direct)).await.unwrap()
 }
 
+/// An order to empty a runtime, whose sessions wait for their users to go.
+pub(crate) fn emptied(runtime: &str) -> wire::DrainRuntimeRequest {
+    wire::DrainRuntimeRequest {
+        runtime: runtime.to_owned(),
+        ..wire::DrainRuntimeRequest::default()
+    }
+}
+
 /// Waits until something is so.
 pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     for _ in 0..400 {
